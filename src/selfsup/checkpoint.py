@@ -1,0 +1,159 @@
+"""Checkpoints that exist wholly or not at all.
+
+A checkpoint is a directory `step-000001200` with safetensors files, `state.json`, and, written last, a manifest
+with the size and checksum of each. It is written under a temporary name by a thread of its own, so that training
+does not wait for the disk, and takes its name when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.files import checksum, whole_directory
+
+logger = logging.getLogger(__name__)
+NAME = re.compile(r"step-(\d{9})")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One moment of a run: its tensors by file (`model`, `optimizer`) and a JSON-like state."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: where they lie.
+        keep: how many of the newest stay; those marked (`best`, `before-decay`) stay beside them.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3) -> None:
+        self.directory = directory
+        self.keep = keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, checkpoint: Checkpoint, marked: Iterable[int] = ()) -> None:
+        """Copy the tensors and hand them to the writing thread; waits only for the save before this one.
+
+        Args:
+            marked: steps whose checkpoints stay, whatever their age.
+
+        Raises:
+            UserError: the save before this one failed (disk full, directory not writable).
+        """
+        self.wait()
+        copies = {
+            name: {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+            for name, tensors in checkpoint.tensors.items()
+        }
+        snapshot = Checkpoint(checkpoint.step, copies, checkpoint.state)
+        self._pending = self._writer.submit(self._write, snapshot, frozenset(marked))
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except OSError as error:
+            raise UserError(
+                f"The checkpoint in {self.directory} could not be written ({error.strerror or error}); make room or "
+                f"give another --out; the earlier checkpoints are whole, go on with --resume {self.directory.parent}."
+            ) from error
+
+    def close(self) -> None:
+        """Finish what is being written and end the thread; errors of a last save have been raised by `wait`."""
+        self._writer.shutdown(wait=True)
+
+    def _write(self, checkpoint: Checkpoint, marked: frozenset[int]) -> None:
+        target = self.directory / f"step-{checkpoint.step:09d}"
+        if target.exists():
+            if self.problem(checkpoint.step) is None:
+                return
+            shutil.rmtree(target)
+        with whole_directory(target) as temporary:
+            for name, tensors in checkpoint.tensors.items():
+                safetensors.torch.save_file(tensors, temporary / f"{name}.safetensors")
+            (temporary / "state.json").write_text(json.dumps(checkpoint.state), encoding="utf-8")
+            manifest = {
+                file.name: {"size": file.stat().st_size, "checksum": checksum(file)}
+                for file in sorted(temporary.iterdir())
+            }
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        self._forget(marked)
+
+    def _forget(self, marked: frozenset[int]) -> None:
+        newest = self.steps()[-self.keep :]
+        for step in self.steps():
+            if step not in newest and step not in marked:
+                shutil.rmtree(self._path(step))
+        for leftover in self.directory.glob(".step-*"):  # of a killed process; ours has its name by now
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """The steps of which a checkpoint stands, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self.directory.iterdir() if (match := NAME.fullmatch(path.name)))
+
+    def newest(self, before: int | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint (at or before a step); broken ones are passed over, and said."""
+        for step in reversed(self.steps()):
+            if before is not None and step > before:
+                continue
+            problem = self.problem(step)
+            if problem is None:
+                return self.load(step)
+            logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), problem)
+        return None
+
+    def problem(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, judged by its manifest; None for a whole one."""
+        path = self._path(step)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict) or "state.json" not in manifest:
+                return "its manifest is incomplete"
+            for name, entry in manifest.items():
+                if (path / name).stat().st_size != entry["size"]:
+                    return f"{name} has the wrong size"
+                if checksum(path / name) != entry["checksum"]:
+                    return f"{name} has the wrong content"
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "its manifest cannot be read"
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, as it was saved."""
+        path = self._path(step)
+        tensors = {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
+        return Checkpoint(step, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:09d}"

@@ -1,0 +1,293 @@
+"""The one configuration schema, shared by YAML files, `key=value` words on the command line and Python.
+
+A value that is `None` here is chosen before the first step, from the data, the machine or the budget; the
+resolved configuration holds no such gap, and says for every value where it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from selfsup.errors import UserError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: object) -> object:
+    """`"90s"`, `"10m"`, `"1h30m"` or a plain number of seconds, as seconds."""
+    if not isinstance(value, str) or re.fullmatch(r"[\d.]+", value):
+        return value
+    parts = re.findall(r"([\d.]+)([smhd])", value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        raise ValueError(f"'{value}' is no duration; write for example 90s, 10m or 1h30m")
+    return sum(float(number) * UNITS[unit] for number, unit in parts)
+
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    source: str = Field("sample:shakespeare", description="file, folder, glob, hub:NAME or sample:NAME")
+    column: str | None = Field(None, description="the text column; found by itself where it is not named")
+    tokenizer: str = Field("bpe", description="bpe, characters, words, or a tokenizer.json or directory")
+    vocabulary: Count | None = Field(None, description="tokens in the vocabulary of a tokenizer trained here")
+    window: Annotated[int, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
+    validation: Share = Field(0.1, description="share of the documents that is held out")
+    failures: Share = Field(0.01, description="share of unreadable records above which a run is refused")
+    workers: Annotated[int, Field(ge=0)] = Field(1, description="threads that read ahead of the training loop")
+
+
+class ModelConfig(Section):
+    preset: str = Field("auto", description="size by name, or auto: from data and budget")
+    layers: Count | None = None
+    width: Count | None = None
+    heads: Count | None = None
+    kv_heads: Count | None = Field(None, description="key and value heads (grouped queries)")
+    head_dim: Count | None = None
+    mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
+    tied: bool | None = Field(None, description="the output head shares the embedding's weights")
+
+
+class OptimConfig(Section):
+    matrices: Literal["muon", "adamw"] = Field("muon", description="optimizer of the hidden matrices")
+    lr: Rate | None = Field(None, description="peak learning rate of the hidden matrices")
+    adamw_lr: Rate | None = Field(None, description="peak learning rate of everything else")
+    momentum: Share = 0.95
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled; off for vectors")
+    clip: Rate = Field(1.0, description="largest norm of the gradient")
+    warmup: Annotated[int, Field(ge=0)] | None = Field(None, description="steps of linear warm-up")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="last share of the run, decayed to 0")
+
+
+class TrainConfig(Section):
+    steps: Count | None = Field(None, description="optimizer updates")
+    epochs: Rate | None = Field(None, description="passes over the training records")
+    budget: Duration | None = Field(None, description="wall time of the whole run, such as 10m")
+    batch: Count | None = Field(None, description="records per step, over all processes")
+    micro_batch: Count | None = Field(None, description="records computed at once in one process")
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool | None = Field(None, description="torch.compile; measured where it is not said")
+    log_every: Count | None = Field(None, description="steps between two lines of metrics.jsonl")
+
+
+class CheckpointConfig(Section):
+    every: Count | None = Field(None, description="steps between two checkpoints")
+    keep: Count = Field(3, description="newest checkpoints kept, beside the best and the one before the decay")
+
+
+class EvaluateConfig(Section):
+    every: Count | None = Field(None, description="steps between two looks at the validation part")
+    records: Count | None = Field(None, description="validation records looked at during the run")
+    final_records: Count | None = Field(None, description="validation records looked at when it ends")
+
+
+class Config(Section):
+    objective: str = "causal-lm"
+    out: str | None = Field(None, description="the run directory")
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+
+# What everyone sets has a short name: a flag on the command line, a keyword in Python.
+SHORT = {
+    "data": "data.source",
+    "tokenizer": "data.tokenizer",
+    "model": "model.preset",
+    "budget": "train.budget",
+    "steps": "train.steps",
+    "epochs": "train.epochs",
+    "batch": "train.batch",
+    "seed": "train.seed",
+    "device": "train.device",
+    "precision": "train.precision",
+}
+LENGTHS = ("train.steps", "train.epochs", "train.budget")
+
+
+class Settings:
+    """A configuration together with where each of its values came from.
+
+    Args:
+        layers: (where it comes from, values) from the weakest to the strongest; values may be nested, dotted
+            or short (`{"model": {"layers": 8}}`, `{"model.layers": 8}`, `{"budget": "10m"}`).
+
+    Raises:
+        UserError: an unknown key (the nearest known one is named), a value of the wrong type, or more than
+            one of steps, epochs and budget in one layer.
+    """
+
+    def __init__(self, *layers: tuple[str, Mapping[str, Any]]) -> None:
+        values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        for origin, layer in layers:
+            given = dict(flatten(layer))
+            lengths = [key for key in LENGTHS if given.get(key) is not None]
+            if len(lengths) > 1:
+                raise UserError(f"{' and '.join(lengths)} are both given ({origin}); give one of them.")
+            if lengths:
+                for key in LENGTHS:
+                    values.pop(key, None)
+                    self.sources.pop(key, None)
+            values |= given
+            self.sources |= dict.fromkeys(given, origin)
+        try:
+            self.config = Config.model_validate(nest(values))
+        except ValidationError as error:
+            raise UserError(explain(error, self.sources)) from None
+
+    def settle(self, key: str, value: Any, origin: str) -> None:
+        """Fill a gap: a value the user left open, and what it was chosen from. Given values are left alone."""
+        if self[key] is None:
+            self.change(key, value, origin)
+
+    def change(self, key: str, value: Any, origin: str) -> None:
+        """Set one value by its dotted key."""
+        section, name = self._find(key)
+        try:
+            setattr(section, name, value)
+        except ValidationError as error:
+            raise UserError(explain(error, {})) from None
+        self.sources[key] = origin
+
+    def __getitem__(self, key: str) -> Any:
+        section, name = self._find(key)
+        return getattr(section, name)
+
+    def _find(self, key: str) -> tuple[Section, str]:
+        section: Any = self.config
+        *path, name = key.split(".")
+        for part in path:
+            section = getattr(section, part)
+        return section, name
+
+    def origin(self, key: str) -> str:
+        return self.sources.get(key, "default")
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `--config` reads back, each value with its origin as a comment."""
+        lines = []
+        for key, value in self.config.model_dump().items():
+            if not isinstance(value, dict):
+                lines.append(self._line(key, key, value, ""))
+                continue
+            lines.append(f"{key}:")
+            lines += [self._line(f"{key}.{name}", name, leaf, "  ") for name, leaf in value.items()]
+        return "\n".join(lines) + "\n"
+
+    def _line(self, key: str, name: str, value: Any, indent: str) -> str:
+        text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+        text = text.removesuffix("...\n").strip()
+        return f"{indent}{name}: {text}".ljust(40) + f"  # {self.origin(key)}"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested, dotted or short keys as dotted ones; `flatten({"model": {"layers": 8}})` gives `model.layers`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif not prefix and key in SHORT:
+            yield SHORT[key], value
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested dictionaries."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        place = nested
+        for depth, part in enumerate(path):
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"'{key}' goes below '{'.'.join(path[: depth + 1])}', which is a single value.")
+        if isinstance(place.get(name), dict):
+            raise UserError(f"'{key}' is a section; set one of its keys, such as {key}.{next(iter(place[name]))}.")
+        place[name] = value
+    return nested
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
+    """`; did you mean 'x'?` for the closest choice, or nothing where none is close."""
+    names = list(choices)
+    close = difflib.get_close_matches(word, names, 1, 0.5)
+    if not close:  # a bare name that belongs into a section: `layers` for `model.layers`
+        close = [name for name in names if name.rpartition(".")[2] == word]
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}."
+
+
+def explain(error: ValidationError, sources: Mapping[str, str]) -> str:
+    """The first problem of a validation error as one sentence."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
+    origin = f" ({sources[key]})" if key in sources else ""
+    if problem["type"] == "extra_forbidden":
+        return f"Unknown key '{key}'{origin}{nearest(key, known_keys())}"
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    return f"'{key}' cannot be {problem['input']!r}{origin}: {reason[0].lower() + reason[1:]}."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as a mapping.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the configuration {path}: {error}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'.")
+    return {str(key): value for key, value in values.items() if value is not None}
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """`["model.layers=8", "optim.lr=0.01"]` as dotted keys and YAML values.
+
+    Raises:
+        UserError: a word without `=`, or a value that is no YAML.
+    """
+    values = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{word}' is no setting; write key=value, such as model.layers=8.")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"The value of '{key}' is no valid YAML: {text}.") from None
+    return values

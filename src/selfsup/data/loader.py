@@ -1,0 +1,87 @@
+"""Batches of the endless sequence of records, read ahead by threads, in an order that no thread can change."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from selfsup.data.sampler import draw
+from selfsup.data.records import Batch, Records
+
+AHEAD = 2  # micro-batches in preparation per thread
+
+
+def split(start: int, stop: int, rank: int, size: int) -> range:
+    """The part of [start, stop) that belongs to one of `size` processes: contiguous, and within one as long."""
+    length = stop - start
+    return range(start + length * rank // size, start + length * (rank + 1) // size)
+
+
+class Loader:
+    """The micro-batches of each step, from a given step on.
+
+    Args:
+        batch: records per step, over all processes.
+        micro_batch: records per micro-batch, in one process.
+        workers: threads that read; 0 reads when asked.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        seed: int,
+        batch: int,
+        micro_batch: int,
+        workers: int,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        self.records, self.seed, self.batch, self.micro_batch = records, seed, batch, micro_batch
+        self.workers, self.rank, self.size = workers, rank, size
+
+    def places(self, step: int) -> list[range]:
+        """The positions of each micro-batch of a step."""
+        mine = split(step * self.batch, (step + 1) * self.batch, self.rank, self.size)
+        return [
+            range(start, min(start + self.micro_batch, mine.stop))
+            for start in range(mine.start, mine.stop, self.micro_batch)
+        ]
+
+    def read(self, place: range) -> Batch:
+        epochs, indices = draw(self.seed, place.start, place.stop, len(self.records))
+        return Batch(self.records.read(indices), self.seed, epochs, indices)
+
+    def steps(self, first: int) -> Iterator[list[Batch]]:
+        """The micro-batches of step `first`, `first` + 1, … without end; close the iterator to end its threads."""
+        if self.workers == 0:
+            while True:
+                yield [self.read(place) for place in self.places(first)]
+                first += 1
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as threads:
+            queue: deque[list[Future[Batch]]] = deque()
+            try:
+                while True:
+                    while len(queue) <= AHEAD * self.workers:
+                        step = first + len(queue)
+                        queue.append([threads.submit(self.read, place) for place in self.places(step)])
+                    yield [future.result() for future in queue.popleft()]
+                    first += 1
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+
+def in_order(
+    records: Records, count: int, seed: int, batch: int, rank: int = 0, size: int = 1
+) -> Iterator[Batch]:
+    """`count` records spread evenly over all of them, in order: what an evaluation reads.
+
+    The batches are dealt to the processes in turn, so their content does not depend on the number of processes.
+    """
+    chosen = np.arange(count, dtype=np.int64) * len(records) // count
+    for start in range(rank * batch, count, size * batch):
+        indices = chosen[start : start + batch]
+        yield Batch(records.read(indices), seed, np.zeros(len(indices), dtype=np.int64), indices)

@@ -1,0 +1,45 @@
+"""What the data layer hands to the spine: records, and batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Records(Protocol):
+    """A map-style collection of training records."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """The records at `indices` (n,) as tensors whose first dimension is n."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records, and the place that every random draw about them is seeded from.
+
+    Attributes:
+        data: tensors whose first dimension is the record.
+        seed: the run's seed (another one while evaluating, so that evaluation has one fixed task).
+        epochs: (records,) the pass over the data that each record is read in.
+        records: (records,) the index of each record in its source.
+    """
+
+    data: dict[str, Tensor]
+    seed: int
+    epochs: np.ndarray
+    records: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device."""
+        data = {name: tensor.to(device, non_blocking=True) for name, tensor in self.data.items()}
+        return replace(self, data=data)

@@ -1,0 +1,61 @@
+"""The order of the records: a pure function of (seed, epoch, position), never a list that is shuffled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from selfsup.seeding import derive
+
+ROUNDS = 4
+
+
+def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """The record at each position of an epoch: a bijection of range(size) that holds no table.
+
+    A balanced Feistel network over the next even number of bits (Luby and Rackoff 1988), walked until the value
+    falls into range(size) again.
+
+    Args:
+        positions: (n,) int64 in range(size).
+
+    Returns:
+        (n,) int64 in range(size).
+    """
+    half = max(1, (max(1, size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = [np.uint64(derive(seed, "order", epoch, round_)) for round_ in range(ROUNDS)]
+    values = np.asarray(positions, dtype=np.uint64).copy()
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        values[outside] = _feistel(values[outside], np.uint64(half), mask, keys)
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: list[np.uint64]) -> np.ndarray:
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half) | right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw(seed: int, start: int, stop: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The records at positions [start, stop) of the endless sequence of epochs.
+
+    Returns:
+        epochs (n,) and record indices (n,); every record comes once per epoch.
+    """
+    positions = np.arange(start, stop, dtype=np.int64)
+    epochs = positions // size
+    records = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        records[here] = permute(positions[here] % size, size, seed, int(epoch))
+    return epochs, records

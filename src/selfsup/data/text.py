@@ -1,0 +1,508 @@
+"""Text as training data: documents become one stream of tokens per part, cached on disk, read as windows.
+
+A stream is `[end] d1 [end] d2 [end] … dn [end]`. Inputs are `stream[:-1]` and targets `stream[1:]`, so the
+one end token between two documents is both the target that closes the first and the start token of the
+second.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from selfsup.data.sources import Skipped, TextCollection, open_text
+from selfsup.data.tokenizers import Ids, Kind, TextTokenizer, load_tokenizer, open_tokenizer, train_tokenizer
+from selfsup.errors import UserError
+from selfsup.files import whole_directory
+
+FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries
+BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 bytes per token)
+
+Progress = Callable[[int, int | None], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What is known of a prepared corpus, for the plan, the log and the report.
+
+    Bytes are bytes of UTF-8 text. Token counts are lengths of the streams, end tokens included. A part is
+    lossless where its bytes equal the bytes that its targets stand for and no token is unknown: only there
+    are bits per byte defined.
+    """
+
+    documents: int
+    duplicates: int  # documents that equal an earlier one
+    empty: int  # documents without a character that is not white space; left out
+    skipped: Skipped
+    characters: int
+    bytes: int
+    training_documents: int
+    validation_documents: int
+    training_tokens: int
+    validation_tokens: int
+    training_bytes: int
+    validation_bytes: int
+    training_lossless: bool
+    validation_lossless: bool
+    bytes_per_token: float  # over both parts, end tokens included
+    unknown_tokens: int
+    vocabulary: int
+    truncated: int = 0  # documents cut to fit; streams cut none
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """A prepared corpus. The streams are memory-mapped (tokens,) arrays of 16 or 32 unsigned bits; the
+    validation stream is None where no part is held out. The fingerprint stands for content and choices."""
+
+    tokenizer: TextTokenizer
+    train: Ids
+    validation: Ids | None
+    facts: TextFacts
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A whole source as one stream, for evaluation: tokens (n,), which open and close with the end token."""
+
+    tokens: Ids
+    documents: int
+    bytes: int
+    unknown_tokens: int
+    lossless: bool
+    skipped: Skipped
+    empty: int
+
+
+def prepare_text(
+    source: object,
+    tokenizer: str | Path | TextTokenizer = "bpe",
+    vocabulary: int | None = None,
+    column: str | None = None,
+    validation: float = 0.1,
+    cache: str | Path | None = None,
+    failures: float = 0.01,
+    progress: Progress | None = None,
+) -> TextCorpus:
+    """Open, split and encode a corpus, or open what an earlier call with the same content and choices left.
+
+    The split is by document: one belongs to validation where the BLAKE2b hash of its text, as a fraction of
+    2^64, lies below `validation`. So duplicates fall on one side, and documents that are added move none.
+    Where that leaves a side empty, the distinct document with the smallest hash validates (or the one with
+    the largest trains). A single document is cut at character `int(n * (1 - validation))`: its training
+    stream is not closed, and its validation stream begins with the last training token, as context only. Of
+    several copies of a single document, each one's head trains and the tail validates once.
+
+    A tokenizer that is trained here sees the training part only.
+
+    Args:
+        source: anything that `open_text` takes.
+        tokenizer: `bpe`, `characters`, `words`, a path, or an opened tokenizer.
+        vocabulary: size of a tokenizer that is trained here, special tokens included.
+        column, failures: as in `open_text`.
+        validation: share of the documents held out, from 0 (none) to below 1.
+        cache: directory of prepared corpora; by default $SELFSUP_CACHE, else ~/.cache/selfsup.
+        progress: called with the bytes of text done and, where they are known, in all.
+
+    Raises:
+        UserError: a source, tokenizer or value that cannot be used; a cache that cannot be written.
+    """
+    if not 0 <= validation < 1:
+        raise UserError(f"The validation share must be at least 0 and below 1, not {validation:g}.")
+    given = open_tokenizer(tokenizer)
+    if given and vocabulary is not None:
+        raise UserError(
+            "A vocabulary size goes with a tokenizer that is trained on the corpus (bpe, characters, words); "
+            "this one brings its own: leave the size out."
+        )
+    text = open_text(source, column, failures)
+    identity = given.fingerprint if given else tokenizer
+    choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
+    key = hashlib.blake2b(repr(choices).encode(), digest_size=16).hexdigest()
+    entry = _cache_directory(cache) / "text" / key
+    with _writable(entry.parent):
+        if not _is_whole(entry):
+            kind = cast(Kind, tokenizer)
+            with whole_directory(entry) as directory:
+                _build(directory, text, given, kind, vocabulary, validation, progress or _silent)
+        return _open(entry)
+
+
+def encode_documents(
+    source: object, tokenizer: TextTokenizer, column: str | None = None, failures: float = 0.01
+) -> EncodedText:
+    """All documents of a source as one stream in memory, without a split, to evaluate a model on."""
+    text = open_text(source, column, failures)
+    tally = _Tally()
+    stream = _encode(tokenizer, text.documents(), tokenizer.end, True, tally, lambda done: None)
+    return EncodedText(
+        tokens=np.concatenate(list(stream)),
+        documents=tally.documents,
+        bytes=tally.bytes,
+        unknown_tokens=tally.unknown,
+        lossless=tally.lossless,
+        skipped=text.skipped,
+        empty=text.empty,
+    )
+
+
+# -- building ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """One pass over the documents: hashes uint64 (documents,) and bytes int64 (documents,)."""
+
+    hashes: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+    characters: int
+
+    @property
+    def distinct(self) -> int:
+        return len(np.unique(self.hashes))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The two parts as documents that can be read again and again."""
+
+    train: Callable[[], Iterator[str]]
+    validation: Callable[[], Iterator[str]]
+    train_bytes: int
+    continued: bool  # the validation part goes on where the training part ends
+
+
+@dataclass
+class _Tally:
+    """What a stream holds, counted while it is made."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    covered: int = 0  # bytes that the tokens stand for
+    unknown: int = 0
+    last: int = 0  # the last token
+
+    @property
+    def lossless(self) -> bool:
+        return self.covered == self.bytes and self.unknown == 0
+
+
+def _build(
+    directory: Path,
+    text: TextCollection,
+    tokenizer: TextTokenizer | None,
+    kind: Kind,
+    vocabulary: int | None,
+    validation: float,
+    progress: Progress,
+) -> None:
+    """Write an entry: train.bin, validation.bin, tokenizer/ and facts.json."""
+    scan = _scan(text, progress)
+    parts = _split(text, scan, validation)
+    if tokenizer is None:
+        tokenizer = train_tokenizer(kind, parts.train(), vocabulary, parts.train_bytes)
+    tokenizer.save(directory / "tokenizer")
+    total = int(scan.sizes.sum())
+
+    training, held_out = _Tally(), _Tally()
+    stream = _encode(
+        tokenizer,
+        parts.train(),
+        tokenizer.end,
+        not parts.continued,
+        training,
+        lambda done: progress(done, total),
+    )
+    _write(directory / "train.bin", stream)
+    if validation:
+        opening = training.last if parts.continued else tokenizer.end
+        before = training.bytes
+        stream = _encode(
+            tokenizer,
+            parts.validation(),
+            opening,
+            True,
+            held_out,
+            lambda done: progress(before + done, total),
+        )
+        _write(directory / "validation.bin", stream)
+
+    facts = TextFacts(
+        documents=len(scan.hashes),
+        duplicates=len(scan.hashes) - scan.distinct,
+        empty=text.empty,
+        skipped=text.skipped,
+        characters=scan.characters,
+        bytes=total,
+        training_documents=training.documents,
+        validation_documents=held_out.documents,
+        training_tokens=training.tokens,
+        validation_tokens=held_out.tokens,
+        training_bytes=training.bytes,
+        validation_bytes=held_out.bytes,
+        training_lossless=training.lossless,
+        validation_lossless=held_out.lossless,
+        bytes_per_token=(training.bytes + held_out.bytes) / (training.tokens + held_out.tokens),
+        unknown_tokens=training.unknown + held_out.unknown,
+        vocabulary=tokenizer.vocabulary,
+    )
+    _write_facts(directory, facts)
+
+
+def _scan(text: TextCollection, progress: Progress) -> _Scan:
+    hashes, sizes = array("Q"), array("q")
+    characters = done = 0
+    for document in text.documents():
+        data = document.encode()
+        hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
+        sizes.append(len(data))
+        characters += len(document)
+        done += len(data)
+        progress(done, None)
+    return _Scan(np.frombuffer(hashes, np.uint64), np.frombuffer(sizes, np.int64), characters)
+
+
+def _split(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
+    if validation and scan.distinct == 1:
+        return _split_one(text, scan, validation)
+    held_out = _held_out(scan.hashes, validation)
+
+    def part(wanted: bool) -> Iterator[str]:
+        read = -1
+        for read, document in enumerate(text.documents()):
+            if read == len(held_out):
+                break
+            if held_out[read] == wanted:
+                yield document
+        if read + 1 != len(held_out):
+            raise UserError(f"{text.name} changed while it was read: start again when it is complete.")
+
+    train_bytes = int(scan.sizes[~held_out].sum())
+    return _Parts(lambda: part(False), lambda: part(True), train_bytes, continued=False)
+
+
+def _split_one(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
+    """One distinct document, in one or more copies: its head trains, its tail validates."""
+    document = next(text.documents())
+    copies = len(scan.hashes)
+    place = int(len(document) * (1 - validation))
+    head, tail = document[:place], document[place:]
+    return _Parts(
+        lambda: iter([head] * copies), lambda: iter([tail]), copies * len(head.encode()), continued=True
+    )
+
+
+def _held_out(hashes: npt.NDArray[np.uint64], validation: float) -> npt.NDArray[np.bool_]:
+    """Which documents validate: bool (documents,)."""
+    held_out: npt.NDArray[np.bool_] = hashes / 2.0**64 < validation
+    if validation and not held_out.any():
+        return cast("npt.NDArray[np.bool_]", hashes == hashes.min())
+    if held_out.all():
+        return cast("npt.NDArray[np.bool_]", hashes != hashes.max())
+    return held_out
+
+
+def _encode(
+    tokenizer: TextTokenizer,
+    documents: Iterable[str],
+    opening: int,
+    closed: bool,
+    tally: _Tally,
+    progress: Callable[[int], None],
+) -> Iterator[Ids]:
+    """The stream in chunks: the opening token, the documents with an end token between them and, where the
+    stream is closed, behind the last."""
+    sizes = tokenizer.token_bytes()
+    end = np.array([tokenizer.end], tokenizer.dtype)
+
+    def counted(chunk: Ids) -> Ids:
+        tally.tokens += len(chunk)
+        tally.last = int(chunk[-1])
+        return chunk
+
+    yield counted(np.array([opening], tokenizer.dtype))
+    for batch in _batches(tokenizer, documents):
+        runs = []
+        encoded = tokenizer.encode_batch([piece for piece, _ in batch])
+        for ids, (piece, opens) in zip(encoded, batch, strict=True):
+            if opens and tally.documents:
+                runs.append(end)
+            runs.append(ids)
+            tally.documents += opens
+            tally.bytes += len(piece.encode())
+        chunk = np.concatenate(runs)
+        tally.covered += 0 if sizes is None else int(sizes[chunk].sum())
+        if tokenizer.unknown is not None:
+            tally.unknown += int(np.count_nonzero(chunk == tokenizer.unknown))
+        if len(chunk):
+            yield counted(chunk)
+        progress(tally.bytes)
+    if closed:
+        yield counted(end)
+
+
+def _batches(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of documents, each with whether it opens one, in batches of about `BATCH` characters."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for document in documents:
+        for number, piece in enumerate(tokenizer.pieces(document)):
+            batch.append((piece, number == 0))
+            size += len(piece)
+            if size >= BATCH:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _silent(done: int, total: int | None) -> None:
+    """Progress that nobody wants to see."""
+
+
+# -- the cache -----------------------------------------------------------------------------------------------
+
+
+def _cache_directory(cache: str | Path | None) -> Path:
+    return Path(cache or os.environ.get("SELFSUP_CACHE") or "~/.cache/selfsup").expanduser()
+
+
+@contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    """One sentence where the cache cannot be written; other errors of the system are not the cache's."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    closed = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*full, *closed):
+            raise
+        problem = "has no space left" if error.errno in full else f"cannot be written ({error.strerror})"
+        raise UserError(
+            f"The cache {directory} {problem}: make room there or set SELFSUP_CACHE to another directory."
+        ) from error
+
+
+def _write(path: Path, stream: Iterator[Ids]) -> None:
+    with path.open("wb") as file:
+        for chunk in stream:
+            file.write(chunk.data)
+
+
+def _write_facts(directory: Path, facts: TextFacts) -> None:
+    files = {
+        str(file.relative_to(directory)): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+    content = json.dumps({"files": files, "facts": asdict(facts)}, indent=2)
+    (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether the entry is there with all files in their recorded sizes; removes a damaged one, saying so."""
+    if not entry.exists():
+        return False
+    try:
+        files = _read_facts(entry)["files"]
+        damaged = [name for name, size in files.items() if _size(entry / name) != size]
+    except (OSError, ValueError, KeyError, TypeError):
+        damaged = ["facts.json"]
+    if not damaged:
+        return True
+    _log.warning("The prepared text in %s is damaged (%s): preparing it again.", entry, ", ".join(damaged))
+    shutil.rmtree(entry)
+    return False
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def _read_facts(entry: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _open(entry: Path) -> TextCorpus:
+    recorded = _read_facts(entry)["facts"]
+    skipped = Skipped(**{**recorded["skipped"], "names": tuple(recorded["skipped"]["names"])})
+    facts = replace(TextFacts(**recorded), skipped=skipped)
+    tokenizer = load_tokenizer(entry / "tokenizer")
+
+    def stream(name: str) -> Ids | None:
+        file = entry / name
+        return np.memmap(file, tokenizer.dtype, mode="r") if file.exists() else None
+
+    return TextCorpus(
+        tokenizer, cast(Ids, stream("train.bin")), stream("validation.bin"), facts, fingerprint=entry.name
+    )
+
+
+# -- windows -------------------------------------------------------------------------------------------------
+
+
+class Windows:
+    """A stream as records of T = `window` targets each, map-style.
+
+    Of a stream with N + 1 tokens, window i has the inputs `tokens[iT : iT + T]` and the targets one
+    further; there are ceil(N / T). A last window that would be partial starts at N − T instead, and `first`
+    marks where its targets have not been covered yet, so that every target counts exactly once.
+
+    Raises:
+        UserError: the stream is too short for one window.
+    """
+
+    def __init__(self, tokens: Ids, window: int, end: int) -> None:
+        targets = len(tokens) - 1
+        if targets < window:
+            raise UserError(
+                f"The text has {len(tokens)} tokens, too few for one window of {window}: "
+                + (
+                    f"choose a window of at most {targets} or give more text."
+                    if targets > 0
+                    else "give more text."
+                )
+            )
+        self.window = window
+        self.end = end
+        self._length = -(-targets // window)
+        self._last_start = targets - window
+        self._last_first = (self._length - 1) * window - self._last_start
+        # A view of every run of T + 1 tokens; the plain array spares memmap's cost per access.
+        self._runs = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), window + 1)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """Windows by index (B,).
+
+        Returns:
+            `tokens`: int64 (B, T + 1), inputs and the target behind the last; `first`: int64 (B,), index of
+            the first target that counts (0 but for the last window).
+        """
+        starts = np.minimum(indices.astype(np.int64) * self.window, self._last_start)
+        first = np.where(indices == self._length - 1, self._last_first, 0)
+        return {
+            "tokens": torch.from_numpy(self._runs[starts].astype(np.int64)),
+            "first": torch.from_numpy(first.astype(np.int64)),
+        }

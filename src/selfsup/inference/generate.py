@@ -1,0 +1,157 @@
+"""A decoder with its tokenizer: text that continues prompts, and the loss of each token of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.data.tokenizers import TextStream, TextTokenizer, load_tokenizer
+from selfsup.errors import UserError
+from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
+from selfsup.models.decoder import Decoder, KeyValueCache
+from selfsup.models.huggingface import load_decoder
+
+
+class LanguageModel:
+    """A decoder and the tokenizer it was trained with."""
+
+    def __init__(self, decoder: Decoder, tokenizer: TextTokenizer) -> None:
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, directory: str | Path) -> LanguageModel:
+        """From a model directory in Hugging Face's layout; raises UserError where it cannot be opened."""
+        decoder, tokenizer = load_decoder(Path(directory)), load_tokenizer(Path(directory))
+        if tokenizer.vocabulary > decoder.config.vocabulary:
+            raise UserError(
+                f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the decoder "
+                f"{decoder.config.vocabulary}: it belongs to another model; get a whole copy of the model"
+            )
+        return cls(decoder, tokenizer)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        tokens: int = 200,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stream: Callable[[int, str], None] | None = None,
+    ) -> str | list[str]:
+        """The text that follows each prompt, without the prompt: a string for a string, else a list.
+
+        A prompt stands at the beginning of a document (it may be empty). A text ends before the token that
+        closes a document, or after `tokens` tokens. What is drawn depends on the seed, the prompt's number
+        and the place in its text, not on the other prompts. `stream(number, piece)` receives each prompt's
+        text piece by piece as it is written; the pieces join to what is returned. Beyond the trained window
+        the oldest tokens go out of sight (see KeyValueCache). Raises UserError for an argument out of range.
+        """
+        how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            raise UserError("there is no prompt; give at least one (it may be empty)")
+        if tokens < 1:
+            raise UserError(f"tokens is {tokens}; ask for 1 or more")
+        rows = [self.tokenizer.encode(text).tolist() for text in texts]
+        streams = [TextStream(self.tokenizer, row) for row in rows]
+        pieces: list[list[str]] = [[] for _ in rows]
+
+        def write(number: int, piece: str) -> None:
+            pieces[number].append(piece)
+            if stream is not None and piece:
+                stream(number, piece)
+
+        for drawn in self._draw(rows, tokens, how, seed):
+            for number, token in drawn:
+                write(number, streams[number].push([token]))
+        for number, unfinished in enumerate(streams):
+            write(number, unfinished.flush())
+        written = ["".join(parts) for parts in pieces]
+        return written[0] if isinstance(prompts, str) else written
+
+    @torch.inference_mode()
+    def token_losses(self, tokens: Sequence[int]) -> Tensor:
+        """Loss in nats of each token but the first, given those before it (at most the trained window).
+
+        The first token is usually the end token that opens a document. Returns (len(tokens) − 1,), fp32.
+        """
+        if len(tokens) < 2:
+            raise UserError("a loss needs two tokens or more: one to start from and one to predict")
+        weight = self.decoder.output_weight
+        window = self.decoder.config.window
+        row = torch.tensor([list(tokens)], device=weight.device)
+        cache = self._cache(1, len(tokens) - 1, padding=[0])
+        losses = [
+            F.cross_entropy(self.decoder.logits(inputs, cache=cache)[0].float(), targets[0], reduction="none")
+            for inputs, targets in zip(
+                torch.split(row[:, :-1], window, 1), torch.split(row[:, 1:], window, 1), strict=True
+            )
+        ]
+        return torch.cat(losses)
+
+    @torch.inference_mode()
+    def _draw(
+        self, rows: list[list[int]], count: int, how: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Step by step, (prompt number, token) for each text that has not ended."""
+        end = self.tokenizer.end
+        weight = self.decoder.output_weight
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        fresh = torch.tensor(
+            [[end] * (pad + 1) + row for pad, row in zip(padding, rows, strict=True)], device=weight.device
+        )
+        cache = self._cache(len(rows), 1 + longest + count, padding)
+        choose = _Chooser(how, seed, fresh, self.decoder.config.vocabulary)
+        writing = set(range(len(rows)))
+        for position in range(count):
+            chosen = choose(F.linear(self._last_hidden(fresh, cache), weight).float(), position)
+            drawn = [(n, token) for n, token in enumerate(chosen.tolist()) if n in writing and token != end]
+            yield drawn
+            writing = {number for number, _ in drawn}
+            if not writing:
+                return
+            fresh = chosen[:, None]
+
+    def _last_hidden(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """Feed tokens (B, T) by the window; the last one's hidden state (B, width)."""
+        for part in torch.split(tokens, self.decoder.config.window, 1):
+            hidden: Tensor = self.decoder(part, cache=cache)
+        return hidden[:, -1]
+
+    def _cache(self, batch: int, length: int, padding: list[int]) -> KeyValueCache:
+        weight = self.decoder.output_weight
+        return KeyValueCache(self.decoder.config, batch, length, padding, weight.dtype, weight.device)
+
+
+class _Chooser:
+    """The next token of each row, by the logits, the settings and (for the penalty) the tokens met so far."""
+
+    def __init__(self, how: Sampling, seed: int, prompts: Tensor, vocabulary: int) -> None:
+        self.how = how
+        self.seed = seed
+        self.numbers = range(prompts.shape[0])
+        self.seen: Tensor | None = None
+        if how.repetition_penalty != 1:
+            met = torch.zeros(prompts.shape[0], vocabulary, dtype=torch.bool, device=prompts.device)
+            self.seen = met.scatter_(1, prompts, True)
+
+    def __call__(self, logits: Tensor, position: int) -> Tensor:
+        """Tokens (B,) for logits (B, V); position counts the tokens drawn so far."""
+        if self.seen is not None:
+            logits = penalise_repetition(logits, self.seen, self.how.repetition_penalty)
+        if self.how.temperature == 0:
+            chosen = logits.argmax(-1)
+        else:
+            chosen = sample(distribution(logits, self.how), self.seed, self.numbers, position)
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen[:, None], True)
+        return chosen

@@ -1,0 +1,90 @@
+"""From logits to the next token: the filters of `transformers`, and a draw that depends only on its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.seeding import derive
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token. Temperature 0 takes the likeliest; None leaves a filter out.
+
+    Raises UserError for a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or above")
+        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or above")
+        _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        penalty = self.repetition_penalty
+        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1 for none)")
+
+
+def _require(holds: bool, name: str, value: object, range_: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value}; set it {range_}")
+
+
+def distribution(logits: Tensor, how: Sampling) -> Tensor:
+    """Probabilities (B, V) after temperature (above 0), top-k, top-p and min-p, in this order."""
+    logits = logits / how.temperature
+    if how.top_k is not None:
+        logits = keep_top_k(logits, how.top_k)
+    if how.top_p is not None:
+        logits = keep_top_p(logits, how.top_p)
+    if how.min_p is not None:
+        logits = keep_min_p(logits, how.min_p)
+    return logits.softmax(-1)
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Lower the logits (B, V) of tokens where seen (B, V) is true (Keskar et al. 2019, CTRL, section 4.1)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Only the k largest logits of each row, and what ties with the smallest of them."""
+    kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Only the fewest likeliest tokens whose probabilities reach p together (Holtzman et al. 2020)."""
+    ascending, tokens = logits.sort(dim=-1)
+    tail = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    tail[:, -1] = False
+    return logits.masked_fill(tail.scatter(1, tokens, tail), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Only tokens at least p times as likely as the likeliest (Nguyen et al. 2024)."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def sample(probabilities: Tensor, seed: int, prompts: Sequence[int], position: int) -> Tensor:
+    """One token per row of probabilities (B, V), as (B,): a pure function of the row and its place.
+
+    Row b belongs to prompt number prompts[b]; position counts the tokens drawn so far. The draw inverts the
+    cumulative distribution at one uniform number, so rows share nothing.
+    """
+    # 48 bits: below 1 by more than fp64 rounds off, so that a point always lies inside some token's interval.
+    uniforms = [(derive(seed, "sample", prompt, position) >> 15) / 2**48 for prompt in prompts]
+    cumulative = probabilities.double().cumsum(-1)
+    points = torch.tensor(uniforms, dtype=torch.float64, device=probabilities.device)[:, None]
+    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(1)

@@ -1,0 +1,136 @@
+"""The machine at hand: device, precision, memory, and the rate of its matrix products."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from selfsup.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes.
+
+    Attributes:
+        device: the torch device.
+        precision: `fp32` or `bf16` (mixed: weights fp32, matrix products bf16).
+        flops: matrix-multiply rate in that precision, FLOP/s, as measured.
+    """
+
+    device: torch.device
+    precision: str
+    flops: float
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager[object]]:
+        if self.precision == "fp32":
+            return nullcontext
+        return lambda: torch.autocast(self.device.type, torch.bfloat16)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes an accelerator where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"There is no device '{name}' here; use auto, cpu, or an accelerator this torch sees.") from None
+    return device
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return "bf16" if native else "fp32"
+    return "fp32"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for an accelerator's queue, so that a clock reads what was done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device, precision: str, seconds: float = 0.15) -> float:
+    """The rate of square matrix products in FLOP/s: the best of those that fit in `seconds`."""
+    size = 1024 if device.type == "cpu" else 8192
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    best, stop = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        synchronise(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may still take on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: the resident size of this process, or what was allocated on an accelerator."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What a figure needs beside it: processor, memory, versions, command."""
+    from selfsup import __version__
+
+    return {
+        "device": str(machine.device),
+        "accelerator": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else None,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": psutil.virtual_memory().total,
+        "precision": machine.precision,
+        "matrix_flops": round(machine.flops),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "selfsup": __version__,
+        "command": sys.argv,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,320 @@
+"""The causal decoder: arithmetic and parameter names of Qwen3's dense models, so that its weights open there.
+
+Pre-norm blocks of grouped-query attention and SwiGLU, RMSNorm throughout (on each head's queries and keys
+too), rotary positions, no biases (Qwen3 technical report, arXiv:2505.09388, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.models.transformer import (
+    Embedding,
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    attention,
+    compute_dtype,
+    rotary_tables,
+    rotate,
+)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """All that determines a decoder but its weights. `window` is the longest context it is trained on."""
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    window: int
+    tied: bool
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even, for rotary positions turn pairs")
+
+
+class Shape(NamedTuple):
+    """The part of a DecoderConfig that a preset chooses."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+
+
+def _shape(layers: int, width: int, head_dim: int = 64) -> Shape:
+    """SwiGLU's hidden width is 8/3 of the width (as many parameters as a plain MLP of 4), rounded to 64."""
+    heads = width // head_dim
+    return Shape(layers, width, heads, heads, head_dim, mlp=round(width * 8 / 3 / 64) * 64)
+
+
+# Named by the parameters in the blocks (about 12 · layers · width²); embeddings come on top.
+PRESETS: dict[str, Shape] = {
+    "0.2m": _shape(4, 64, head_dim=32),
+    "0.8m": _shape(4, 128, head_dim=32),
+    "3m": _shape(6, 192),
+    "5m": _shape(6, 256),
+    "10m": _shape(6, 384),
+    "25m": _shape(8, 512),
+    "50m": _shape(10, 640),
+    "85m": _shape(12, 768),
+    "200m": _shape(16, 1024),
+    "400m": _shape(20, 1280),
+    "700m": _shape(24, 1536),
+    "1.5b": _shape(30, 2048),
+}
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Parameters of `Decoder(config)`, embeddings included, a tied matrix counted once."""
+    gains = config.layers * (2 * config.width + 2 * config.head_dim) + config.width
+    embeddings = config.vocabulary * config.width * (1 if config.tied else 2)
+    return config.layers * _block_matrices(config) + gains + embeddings
+
+
+def flops_per_token(config: DecoderConfig, window: int) -> int:
+    """Floating-point operations of forward and backward per token, in windows of `window` tokens.
+
+    The convention of PaLM (arXiv:2204.02311, appendix B): 6 per matrix parameter that a token meets (the
+    output head counts, the embedding look-up does not) and 12 · layers · heads · head_dim · window for the
+    two products of attention, the half that causality hides included.
+    """
+    matrices = config.layers * _block_matrices(config) + config.vocabulary * config.width
+    return 6 * matrices + 12 * config.layers * config.heads * config.head_dim * window
+
+
+def _block_matrices(config: DecoderConfig) -> int:
+    projections = 2 * (config.heads + config.kv_heads) * config.head_dim
+    return config.width * (projections + 3 * config.mlp)
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for decoding a batch token by token.
+
+    All memory is taken at the start. It slides: a position attends to the last `config.window` positions,
+    itself included, however many have been fed, so that no distance is met that training did not show.
+    (Through the layers, older positions still reach a new one indirectly.)
+
+    `length` is the number of positions that will be fed in all; no more than two windows are ever held: when
+    they are full, the last window moves to the front.
+
+    `padding` is the number of positions at the start of each row that hold no token: prompts of different
+    lengths are aligned at their end. Nothing attends to a padding position but itself.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        batch: int,
+        length: int,
+        padding: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.window = config.window
+        self.slots = min(length, 2 * config.window)
+        self.first_position = 0  # of what slot 0 holds
+        self.end = 0  # slots in use
+        shape = (config.layers, batch, config.kv_heads, self.slots, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.padding = torch.tensor(padding or [0] * batch, device=device).view(batch, 1, 1, 1)
+        self.longest_padding = max(padding or [0])
+
+    def advance(self, count: int) -> int:
+        """Make room for the next `count` positions (at most a window); returns the first one's number."""
+        if count > self.window:
+            raise ValueError(
+                f"feed a cache at most its window of {self.window} positions at once, not {count}"
+            )
+        if self.end + count > self.slots:
+            self._slide()
+        if self.end + count > self.slots:
+            raise ValueError(f"the cache was built for {self.slots} positions; build it longer")
+        self.end += count
+        self.start = max(0, self.end - count + 1 - self.window)
+        return self.first_position + self.end - count
+
+    def _slide(self) -> None:
+        kept = min(self.end, self.window - 1)
+        for held in (self.keys, self.values):
+            held[:, :, :, :kept] = held[:, :, :, self.end - kept : self.end].clone()
+        self.first_position += self.end - kept
+        self.end = kept
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys and values (B, kv_heads, count, head_dim) in the room made; returns all in sight."""
+        fresh = slice(self.end - keys.shape[2], self.end)
+        self.keys[layer, :, :, fresh] = keys
+        self.values[layer, :, :, fresh] = values
+        seen = slice(self.start, self.end)
+        return self.keys[layer, :, :, seen], self.values[layer, :, :, seen]
+
+    def mask(self, count: int) -> Tensor | None:
+        """What the `count` newest positions see, (B, 1, count, in sight), to add; None for plain causal."""
+        padded = self.first_position + self.start < self.longest_padding
+        if not padded and (count == 1 or self.end == count):
+            return None
+        positions = self.first_position + torch.arange(self.start, self.end, device=self.keys.device)
+        queries = positions[-count:, None]
+        visible = (positions <= queries) & (positions > queries - self.window) & (positions >= self.padding)
+        return additive(visible | (positions == queries), self.keys.dtype)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, −∞ elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+
+
+def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T) to add to scores: a position sees the earlier ones with its own document number (B, T)."""
+    same = documents[:, :, None] == documents[:, None, :]
+    return additive(same.tril_().unsqueeze(1), dtype)
+
+
+@dataclass
+class Context:
+    """What all layers of one forward pass share."""
+
+    dtype: torch.dtype  # in which matrices are multiplied
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    cache: KeyValueCache | None
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = Linear(config.width, config.heads * config.head_dim)
+        self.k_proj = Linear(config.width, config.kv_heads * config.head_dim)
+        self.v_proj = Linear(config.width, config.kv_heads * config.head_dim)
+        self.o_proj = Linear(config.heads * config.head_dim, config.width)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)), context.cos, context.sin).transpose(1, 2)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)), context.cos, context.sin).transpose(1, 2)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        if context.cache is not None:
+            k, v = context.cache.extend(layer, k, v)
+        causal = context.mask is None and x.shape[1] > 1
+        seen = attention(q, k, v, context.mask, causal)
+        output: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
+        return output
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = SwiGLU(config.width, config.mlp)
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        # Under autocast x stays in fp32; one cast here spares one in each projection.
+        x = x + self.self_attn(self.input_layernorm(x).to(context.dtype), layer, context)
+        return x + self.mlp(self.post_attention_layernorm(x).to(context.dtype))  # type: ignore[no-any-return]
+
+
+class Trunk(nn.Module):
+    """The modules that stand under `model.` in the saved names."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Decoder(nn.Module):
+    """Token numbers to hidden states. Parameters are NaN until `initialise` or loading fills them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        if not config.tied:
+            self.lm_head = Linear(config.width, config.vocabulary)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix (vocabulary, width) whose product with a hidden state gives the logits."""
+        return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> Decoder:
+        """Fill the parameters, a pure function of the generator's state; returns self.
+
+        Embeddings are normal with deviation .02 (GPT-2). Matrices are normal with deviation 1/sqrt(inputs),
+        so that unit inputs give unit outputs. The two matrices that write to the residual stream and an
+        untied head start at zero: each block begins as the identity and the loss at ln(vocabulary) exactly,
+        the habit of modded-nanogpt and nanochat, which suits Muon since its steps do not depend on the
+        gradient's scale. Gains are one.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            elif name.endswith("embed_tokens.weight"):
+                parameter.normal_(0.0, 0.02, generator=generator)
+            elif name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        return self
+
+    def forward(
+        self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, width) after the last norm, for tokens (B, T).
+
+        `documents` (B, T) numbers the document of each position: a position sees itself and the earlier ones
+        of its own document; None means one document per row. With a `cache`, tokens continue what it holds
+        (and `documents` must be None). Under autocast the result is fp32.
+        """
+        context = self._context(tokens, documents, cache)
+        x = self.model.embed_tokens(tokens)
+        for number, block in enumerate(self.model.layers):
+            x = block(x, number, context)
+        return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def _context(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> Context:
+        if documents is not None and cache is not None:
+            raise ValueError("documents and cache exclude each other")
+        count, device = tokens.shape[1], tokens.device
+        dtype = compute_dtype(self.output_weight)
+        first = 0 if cache is None else cache.advance(count)
+        positions = torch.arange(first, first + count, device=device)
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        if cache is not None:
+            return Context(dtype, cos, sin, cache.mask(count), cache)
+        mask = None if documents is None else document_mask(documents, dtype)
+        return Context(dtype, cos, sin, mask, None)
+
+    def logits(
+        self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Logits (B, T, vocabulary); training scores the hidden states in chunks instead."""
+        return F.linear(self(tokens, documents, cache), self.output_weight)

@@ -1,0 +1,213 @@
+"""Model directories in Hugging Face's layout, which stock `transformers` opens: written and read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.files import whole_directory
+from selfsup.models.decoder import Decoder, DecoderConfig
+
+
+class Tokenizer(Protocol):
+    """What saving asks of a tokenizer."""
+
+    @property
+    def end(self) -> int:
+        """The token that opens each document and closes it."""
+
+    def save(self, directory: Path, max_length: int | None = None) -> None:
+        """Write tokenizer.json and what goes with it, for a model with windows of max_length tokens."""
+
+
+def save_model(directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: str) -> None:
+    """Write a directory that `AutoModelForCausalLM` and `AutoTokenizer` open; `card` becomes its README.md.
+
+    Weights are fp32. The directory appears wholly or not at all. Raises UserError where it exists already.
+    """
+    if directory.exists():
+        raise UserError(f"{directory} exists already; move it away or save the model elsewhere")
+    weights = {name: tensor.float().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    with whole_directory(directory) as temporary:
+        _write_json(temporary / "config.json", _to_qwen3(decoder.config, tokenizer.end))
+        _write_json(temporary / "generation_config.json", _generation_config(tokenizer.end))
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(temporary, decoder.config.window)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_decoder(directory: Path) -> Decoder:
+    """A decoder in fp32 from a directory of `save_model`, or any dense Qwen3 in Hugging Face's layout.
+
+    Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a
+    variant of this one with different arithmetic, or is incomplete or broken.
+    """
+    config = _from_qwen3(_read_json(directory / "config.json"), directory)
+    weights = _read_weights(directory)
+    if config.tied:
+        weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    expected = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    for name in sorted(expected.keys() | weights.keys()):
+        found = weights[name].shape if name in weights else None
+        if found != expected.get(name):
+            raise UserError(
+                f"{directory} does not fit its config.json: {name} should be {_shape(expected.get(name))} "
+                f"and is {_shape(found)}; get a whole copy of the model"
+            )
+    decoder.load_state_dict(weights, assign=True)
+    return decoder
+
+
+@torch.inference_mode()
+def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> float | None:
+    """max |Δ logits| in fp32 between stock `transformers` on a directory and `decoder`, for tokens (B, T).
+
+    None where transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        return None
+    logging: Any = transformers.utils.logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True
+        )
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    difference = theirs(tokens.cpu()).logits - decoder.logits(tokens).float().cpu()
+    return float(difference.abs().max())
+
+
+def _to_qwen3(config: DecoderConfig, end: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.window,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,  # where transformers 4 looks
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # what transformers 4 calls it
+    }
+
+
+def _generation_config(end: int) -> dict[str, Any]:
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "do_sample": True}
+
+
+def _from_qwen3(saved: dict[str, Any], directory: Path) -> DecoderConfig:
+    _refuse_other_arithmetic(saved, directory)
+    rope = _rope(saved)
+    try:
+        return DecoderConfig(
+            vocabulary=saved["vocab_size"],
+            layers=saved["num_hidden_layers"],
+            width=saved["hidden_size"],
+            heads=saved["num_attention_heads"],
+            kv_heads=saved["num_key_value_heads"],
+            head_dim=saved["head_dim"],
+            mlp=saved["intermediate_size"],
+            window=saved["max_position_embeddings"],
+            tied=saved.get("tie_word_embeddings", False),  # Qwen3's default
+            rope_theta=float(rope["rope_theta"]),
+            norm_eps=saved["rms_norm_eps"],
+        )
+    except KeyError as error:
+        raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
+
+
+def _refuse_other_arithmetic(saved: dict[str, Any], directory: Path) -> None:
+    found = saved.get("model_type")
+    if found != "qwen3":
+        raise UserError(f"{directory} holds a model of type {found!r}; only dense Qwen3 models can be loaded")
+    plain = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+    for key, value in plain.items():
+        if saved.get(key, value) != value:
+            raise UserError(
+                f"{directory} has {key} = {saved[key]!r}; only Qwen3 with {value!r} can be loaded"
+            )
+    kind = _rope(saved).get("rope_type", "default")
+    if kind != "default":
+        raise UserError(
+            f"{directory} scales its rotary positions ({kind}); only Qwen3 without it can be loaded"
+        )
+    if "quantization_config" in saved:
+        raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
+
+
+def _rope(saved: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings, wherever this version of transformers put them."""
+    settings = saved.get("rope_parameters") or saved.get("rope_scaling") or {}
+    flat = {"rope_theta": saved["rope_theta"]} if "rope_theta" in saved else {}
+    renamed = {"rope_type": settings["type"]} if "type" in settings else {}
+    return flat | renamed | settings
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    index = directory / "model.safetensors.index.json"
+    files = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    weights: dict[str, Tensor] = {}
+    for name in files:
+        weights |= _read_safetensors(directory / Path(name).name)
+    return {name: tensor.float() for name, tensor in weights.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it"
+        )
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+    return weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; get a whole copy of it")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "absent" if shape is None else "×".join(map(str, shape))

@@ -1,0 +1,75 @@
+"""Losses that several objectives share; statistics in fp32, whatever the precision of their inputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in fp32, which stays near the processor's caches
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log softmax(hidden · weightᵀ)[target], without the full logits ever standing in memory.
+
+    Args:
+        hidden: (n, width); the matrix products run in its precision, the softmax in fp32.
+        weight: (vocabulary, width).
+        targets: (n,) int64; `IGNORE` where nothing is to be predicted.
+
+    Returns:
+        The sum over the positions that count, a scalar with gradient to `hidden` and `weight`.
+    """
+    if not torch.is_grad_enabled():  # inside a Function gradients always seem to be wanted
+        hidden, weight = hidden.detach(), weight.detach()
+    return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Chunk by chunk: logits, loss, and at once the gradient of both inputs, so that nothing is kept or redone.
+
+    With p = softmax(logits): d loss / d logits = p − onehot(target).
+    """
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        needs_hidden, needs_weight, _ = context.needs_input_grad
+        cast = weight.to(hidden.dtype)
+        rows = max(1, CHUNK_ELEMENTS // len(weight))
+        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
+        weight_grad = torch.zeros_like(weight) if needs_weight else None
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        counts = (targets != IGNORE).to(total.dtype)[:, None]
+        targets = targets.clamp(min=0)[:, None]
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
+            logits = (hidden[chunk] @ cast.T).to(total.dtype)
+            normaliser = logits.logsumexp(1, keepdim=True)
+            total += ((normaliser - logits.gather(1, targets[chunk])) * counts[chunk]).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            slope = logits.sub_(normaliser).exp_()
+            slope.scatter_add_(1, targets[chunk], torch.full_like(normaliser, -1.0))
+            slope = slope.mul_(counts[chunk]).to(hidden.dtype)
+            if hidden_grad is not None:
+                torch.mm(slope, cast, out=hidden_grad[chunk])
+            if weight_grad is not None:
+                weight_grad += slope.T @ hidden[chunk]
+        context.hidden_grad, context.weight_grad = hidden_grad, weight_grad  # type: ignore[attr-defined]
+        return total
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0]
+        hidden_grad, weight_grad = context.hidden_grad, context.weight_grad  # type: ignore[attr-defined]
+        return (
+            None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
+            None if weight_grad is None else weight_grad * scale,
+            None,
+        )
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """−log p of each target: logits (…, vocabulary), targets (…) → (…), in nats."""
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)

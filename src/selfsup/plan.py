@@ -1,0 +1,248 @@
+"""What a run will be, before its first step: sizes, steps, arithmetic, memory and time, and why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsup.config import Settings
+from selfsup.data.loader import Loader
+from selfsup.distributed import Processes
+from selfsup.errors import UserError
+from selfsup.machine import Machine, find_device, find_precision, free_memory, matrix_rate, peak_memory, synchronise
+from selfsup.objectives.base import Effort, Objective, Recipe
+from selfsup.optim import Optimizer
+from selfsup.report import amount, duration
+from selfsup.step import gradients
+
+DEFAULT_BUDGET = 120.0
+UTILISATION = 0.2  # share of the matrix rate that a step is expected to reach, until it is measured
+FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
+EVALUATION_SHARE = 0.05  # of a run's time, for all looks at the validation part
+LOOKS = 10
+CALIBRATION_SECONDS = 2.0
+DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of a run that is about to start; times in seconds, memory in bytes."""
+
+    facts: dict[str, str]
+    parameters: int
+    steps: int
+    records: int
+    flops: float
+    step_seconds: float
+    seconds: tuple[float, float]
+    peak_memory: int
+    matrix_flops: float
+    chance: float
+    settings: dict[str, Any]
+    sources: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rows(self, settings: Settings) -> dict[str, str]:
+        """The plan as a table."""
+        train, optim = settings.config.train, settings.config.optim
+
+        def why(key: str) -> str:
+            return f" ({settings.origin(key)})"
+
+        length = "budget" if train.budget else "steps"
+        about = "about " if train.budget else ""
+        return {
+            **self.facts,
+            "size": f"preset {settings['model.preset']}{why('model.preset')}",
+            "recipe": f"{optim.matrices} at {optim.lr:g}{why('optim.lr')}, AdamW at {optim.adamw_lr:g}"
+            f"{why('optim.adamw_lr')}, warm-up {optim.warmup} steps, decay over the last {optim.decay:.0%}",
+            "batch": f"{train.batch} records{why('train.batch')}, {train.micro_batch} at once"
+            f"{why('train.micro_batch')}, {train.precision}{why('train.precision')} on {train.device}",
+            "steps": f"{about}{self.steps:,}{why(f'train.{length}')}: {self.records:,} records, "
+            f"{self.flops:.3g} FLOPs, {self.step_seconds:.3g} s each, "
+            f"{self.flops / self.steps / self.step_seconds / self.matrix_flops:.0%} of the machine's "
+            f"{amount(self.matrix_flops, 'FLOP/s')}",
+            "memory": f"{amount(self.peak_memory, 'B')} at its peak",
+            "time": f"{duration(self.seconds[0])} to {duration(self.seconds[1])}",
+            "chance": f"a model that knows nothing has a loss of {self.chance:.3f}",
+        }
+
+
+class Clock:
+    """Wall time of a run, counted from the first read of its data, over all its sessions."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._start
+
+    def set(self, elapsed: float) -> None:
+        """Go on where an earlier session stood."""
+        self._start = time.monotonic() - elapsed
+
+
+def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan, Machine]:
+    """Fill every gap of the settings, time a few steps on a throw-away model, and say what the run will be."""
+    machine = find_machine(settings, processes)
+    train = settings.config.train
+    if train.steps is None and train.epochs is None:
+        settings.settle("train.budget", DEFAULT_BUDGET, "default")
+    rate = machine.flops * UTILISATION * processes.size
+    spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
+    recipe.settle(Effort(train.steps, train.epochs, spend))
+    _settle_steps(settings, recipe)
+    step_seconds = _settle_micro_batch_and_time(settings, recipe, machine, processes)
+    steps = train.steps or _steps_in(settings, clock, step_seconds)
+    _settle_intervals(settings, recipe, steps, step_seconds)
+    return _summarise(settings, recipe, machine, processes, clock, steps, step_seconds), machine
+
+
+def find_machine(settings: Settings, processes: Processes) -> Machine:
+    """Device and precision as the settings say, or as the hardware suggests, and the rate of its products."""
+    device = find_device(settings["train.device"])
+    if settings["train.device"] == "auto":
+        settings.change("train.device", str(device), "machine")
+    precision = find_precision(settings["train.precision"], device)
+    if settings["train.precision"] == "auto":
+        settings.change("train.precision", precision, "machine")
+    return Machine(device, precision, processes.share(matrix_rate(device, precision)))
+
+
+def _settle_steps(settings: Settings, recipe: Recipe) -> None:
+    """Epochs are resolved to steps, so that the resolved configuration says one thing once."""
+    epochs, batch = settings["train.epochs"], settings["train.batch"]
+    if epochs is None:
+        return
+    steps = max(1, round(epochs * len(recipe.train) / batch))
+    settings.change("train.steps", steps, f"{epochs:g} epochs ({settings.origin('train.epochs')})")
+    settings.change("train.epochs", None, "resolved to steps")
+
+
+def _settle_micro_batch_and_time(
+    settings: Settings, recipe: Recipe, machine: Machine, processes: Processes
+) -> float:
+    """The largest micro-batch that fits, and the median time of a step with it."""
+    share = -(-settings["train.batch"] // processes.size)
+    if share * processes.size > settings["train.batch"] and settings["train.batch"] < processes.size:
+        raise UserError(
+            f"A batch of {settings['train.batch']} cannot be shared by {processes.size} processes; give a larger --batch."
+        )
+    if settings["train.micro_batch"] is None:
+        fitting = processes.share(_fitting_micro_batch(settings, recipe, machine, share))
+        settings.change("train.micro_batch", fitting, "memory")
+    return _time_step(settings, recipe, machine, processes)
+
+
+def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, most: int) -> int:
+    """The largest halving of `most` whose saved activations take at most half of the free memory."""
+    objective = recipe.build().to(machine.device)
+    batch = Loader(recipe.train, settings["train.seed"], 1, 1, 0).read(range(1)).to(machine.device)
+    held: dict[int, int] = {}
+
+    def weigh(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
+        gradients(objective, [batch], Processes.alone(), machine.autocast)
+    fixed = sum(parameter.nbytes for parameter in objective.parameters())
+    record = max(1, sum(held.values()) - fixed)
+    size = most
+    while size > 1 and size * record > free_memory(machine.device) / 2:
+        size = -(-size // 2)
+    return size
+
+
+def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> float:
+    """The median of a few steps after the first; the model they train is thrown away."""
+    train = settings.config.train
+    objective = recipe.build().to(machine.device).train()
+    optimizer = Optimizer(objective, settings.config.optim)
+    loader = Loader(
+        recipe.train, train.seed, train.batch or 1, train.micro_batch or 1, 0, processes.rank, processes.size
+    )
+    times: list[float] = []
+    for batches in loader.steps(0):
+        start = time.perf_counter()
+        gradients(objective, [batch.to(machine.device) for batch in batches], processes, machine.autocast)
+        optimizer.clip(settings["optim.clip"])
+        optimizer.step(1.0)
+        synchronise(machine.device)
+        times.append(time.perf_counter() - start)
+        enough = len(times) > 3 and sum(times) > CALIBRATION_SECONDS or sum(times) > 10 * CALIBRATION_SECONDS
+        if processes.share(enough):
+            break
+    return float(processes.share(median(times[1:] or times)))
+
+
+def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:
+    left = (settings["train.budget"] - clock.elapsed()) * (1 - EVALUATION_SHARE)
+    if left < 10 * step_seconds:
+        raise UserError(
+            f"The budget of {duration(settings['train.budget'])} leaves no time to train: preparing took "
+            f"{duration(clock.elapsed())} and a step takes {duration(step_seconds)}; give a larger --budget or a smaller model."
+        )
+    return int(left / step_seconds)
+
+
+def _settle_intervals(settings: Settings, recipe: Recipe, steps: int, step_seconds: float) -> None:
+    """Warm-up, log lines, looks at the validation part and checkpoints, in steps."""
+    origin = "length of the run"
+    settings.settle("optim.warmup", min(max(steps // 50, 1), 1000), origin)
+    settings.settle("train.log_every", max(1, steps // 200), origin)
+    settings.settle("evaluate.every", max(1, steps // LOOKS), origin)
+    settings.settle("checkpoint.every", settings["evaluate.every"], origin)
+    if recipe.validation is None:
+        return
+    available = len(recipe.validation)
+    affordable = EVALUATION_SHARE * steps * settings["train.batch"] / FORWARD_SHARE
+    looks = max(1, steps // settings["evaluate.every"])
+    settings.settle("evaluate.final_records", _at_most(affordable / 2, available), "held-out part and time")
+    settings.settle("evaluate.records", _at_most(affordable / 2 / looks, available), "held-out part and time")
+
+
+def _at_most(wanted: float, available: int) -> int:
+    return min(max(int(wanted), 8), available)
+
+
+def _summarise(
+    settings: Settings,
+    recipe: Recipe,
+    machine: Machine,
+    processes: Processes,
+    clock: Clock,
+    steps: int,
+    step_seconds: float,
+) -> Plan:
+    train = settings.config.train
+    objective = recipe.build()
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    work = steps * step_seconds * (1 + EVALUATION_SHARE)
+    seconds = (clock.elapsed() + work * DRIFT[0], clock.elapsed() + work * DRIFT[1] + 10)
+    if train.budget is not None:
+        seconds = (train.budget * 0.95, train.budget * 1.05 + 10)
+    snapshot = 4 * parameters * 3  # what a checkpoint copies: weights and optimizer state
+    return Plan(
+        facts=recipe.facts(),
+        parameters=parameters,
+        steps=steps,
+        records=steps * (train.batch or 1),
+        flops=steps * (train.batch or 1) * recipe.flops_per_record(),
+        step_seconds=step_seconds,
+        seconds=seconds,
+        peak_memory=peak_memory(machine.device) + (snapshot if machine.device.type == "cpu" else 0),
+        matrix_flops=machine.flops,
+        chance=recipe.chance,
+        settings=settings.config.model_dump(mode="json"),
+        sources=settings.sources,
+    )

@@ -1,0 +1,191 @@
+"""A run directory: where each thing lies, and how it is opened.
+
+    RUN/config.yaml        the resolved configuration, each value with its origin
+    RUN/environment.json   machine, versions, command, plan
+    RUN/journal.jsonl      decisions that the clock made, written before they take effect
+    RUN/metrics.jsonl      one object per line
+    RUN/samples/           what the model wrote on the way
+    RUN/checkpoints/       see selfsup.checkpoint
+    RUN/model/             the model, as a Hugging Face directory
+    RUN/summary.json       final figures; a run that has one is finished
+    RUN/earlier/           model and summary of a finished run that was extended since
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfsup.checkpoint import Checkpoints
+from selfsup.config import Settings, read_yaml
+from selfsup.errors import UserError
+from selfsup.files import write_atomically
+
+if TYPE_CHECKING:
+    from selfsup.inference.generate import LanguageModel
+
+
+class Run:
+    """One training, and the directory that holds all of it."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    @classmethod
+    def create(cls, directory: str | Path) -> Run:
+        """A new run.
+
+        Raises:
+            UserError: the directory holds something already, or cannot be written.
+        """
+        run = cls(directory)
+        if run.exists:
+            raise UserError(
+                f"{run.directory} already holds a run; go on with it (--resume {run.directory}) or give another --out."
+            )
+        try:
+            if run.directory.exists() and any(run.directory.iterdir()):
+                raise UserError(f"{run.directory} is not empty and holds no run; give another --out.")
+            run.samples.mkdir(parents=True, exist_ok=True)
+            run.checkpoints_directory.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot write to {run.directory}: {error.strerror}; give another --out.") from None
+        return run
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Run:
+        """An existing run.
+
+        Raises:
+            UserError: there is none.
+        """
+        run = cls(directory)
+        if not run.exists:
+            raise UserError(f"{directory} holds no run (there is no config.yaml in it); give the directory of a run.")
+        return run
+
+    @property
+    def exists(self) -> bool:
+        return (self.directory / "config.yaml").is_file()
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / "config.yaml"
+
+    @property
+    def checkpoints_directory(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.directory / "samples"
+
+    @property
+    def model_directory(self) -> Path:
+        return self.directory / "model"
+
+    @property
+    def model(self) -> LanguageModel:
+        """The trained model, ready to use."""
+        from selfsup.inference.generate import LanguageModel
+
+        if not self.model_directory.is_dir():
+            raise UserError(f"{self.directory} has no model yet; finish it with --resume {self.directory}.")
+        return LanguageModel.load(self.model_directory)
+
+    def checkpoints(self, keep: int = 3) -> Checkpoints:
+        return Checkpoints(self.checkpoints_directory, keep)
+
+    def settings(self) -> Settings:
+        """The resolved configuration, with the origins that were written beside the values."""
+        settings = Settings((str(self.config_file), read_yaml(self.config_file)))
+        settings.sources = self.environment().get("sources", settings.sources)
+        return settings
+
+    def write_settings(self, settings: Settings) -> None:
+        write_atomically(self.config_file, settings.to_yaml())
+
+    def environment(self) -> dict[str, Any]:
+        return self._read("environment.json")
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        self._write("environment.json", environment)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The final figures; empty while the run is not finished."""
+        return self._read("summary.json")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of metrics.jsonl."""
+        return read_lines(self.directory / "metrics.jsonl")
+
+    def journal(self) -> list[dict[str, Any]]:
+        """The decisions of the clock, in the order they were made."""
+        return read_lines(self.directory / "journal.jsonl")
+
+    def note(self, decision: dict[str, Any]) -> None:
+        """Write a decision to the disk before it takes effect."""
+        append_line(self.directory / "journal.jsonl", decision, durable=True)
+
+    def log(self, line: dict[str, Any]) -> None:
+        append_line(self.directory / "metrics.jsonl", line)
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics that were logged after a step, for they are about to be made again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_atomically(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def set_aside(self, step: int) -> None:
+        """Move what lies beyond a step to earlier/, before the run takes another way from there."""
+        checkpoints = [path for path in self.checkpoints_directory.glob("step-*") if int(path.name[5:]) > step]
+        last = max((int(path.name[5:]) for path in checkpoints), default=step)
+        place = self.directory / "earlier" / f"step-{last:09d}"
+        place.mkdir(parents=True, exist_ok=True)
+        for path in (self.directory / "summary.json", self.model_directory, *checkpoints):
+            if path.exists():
+                path.rename(place / path.name)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        if not path.is_file():
+            return {}
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is no valid JSON; restore it from a copy.") from None
+        return content
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        write_atomically(self.directory / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, line: dict[str, Any], durable: bool = False) -> None:
+    """Add one JSON object as a line in a single write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+def new_directory(name: str, parent: Path = Path("runs")) -> Path:
+    """runs/NAME, or runs/NAME-2, … where that is taken."""
+    place, number = parent / name, 1
+    while place.exists():
+        number += 1
+        place = parent / f"{name}-{number}"
+    return place

@@ -1,0 +1,390 @@
+"""The one loop. It knows records, tasks and scores; it knows no objective by name."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from statistics import median
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsup.checkpoint import Checkpoint
+from selfsup.config import Settings
+from selfsup.data.loader import Loader, in_order
+from selfsup.distributed import Processes
+from selfsup.errors import UserError
+from selfsup.machine import Machine, peak_memory
+from selfsup.objectives.base import Objective, Recipe
+from selfsup.optim import Decay, Optimizer, Schedule
+from selfsup.plan import FORWARD_SHARE, Clock
+from selfsup.report import Reporter, duration
+from selfsup.run import Run
+from selfsup.step import evaluate, gradients
+
+MOST_SKIPPED_IN_A_ROW = 10
+REPLAN_SHARE = 0.1  # of a decay, after which its end is reckoned anew
+EVALUATION_SEED = 0  # one fixed task, the same for every run
+SAVING_SECONDS = 4.0
+SAVING_SHARE = 0.03
+ADJUSTED = 0.03  # relative change of what is left that is worth a new decision
+
+
+class Interrupted(Exception):
+    """The user, or the system, asked the run to stop; it has been saved."""
+
+
+class Trainer:
+    """One training from wherever its run stands to its end."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: Settings,
+        run: Run,
+        machine: Machine,
+        processes: Processes,
+        clock: Clock,
+        reporter: Reporter,
+    ) -> None:
+        self.recipe, self.settings, self.run = recipe, settings, run
+        self.machine, self.processes, self.clock, self.reporter = machine, processes, clock, reporter
+        self.objective: Objective = recipe.build().to(machine.device).train()
+        self.optimizer = Optimizer(self.objective, settings.config.optim)
+        self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
+        self.schedule = find_schedule(settings, run)
+        self.step = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.best: dict[str, float] | None = None
+        self.saved: int | None = None
+        self.pace: list[float] = []  # seconds of the latest steps
+        self.estimate = 0  # of the number of steps, where a budget decides it
+
+    # -- where the run stands ------------------------------------------------------------------------------
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand exactly where a checkpoint stood."""
+        self.objective.load_state_dict(checkpoint.tensors["model"])
+        self.optimizer.load_state(checkpoint.tensors["optimizer"])
+        state = checkpoint.state
+        self.step = self.saved = checkpoint.step
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.best = state["best"]
+        self.clock.set(state["elapsed"])
+        if self.processes.leads:
+            self.run.rewind(self.step)
+        self.processes.wait()
+
+    def _save(self) -> None:
+        if self.saved == self.step or not self.processes.leads:
+            return
+        state = {
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "best": self.best,
+            "elapsed": self.clock.elapsed(),
+        }
+        marked = {int(self.best["step"])} if self.best else set()
+        if self.schedule.decays:
+            marked.add(self.schedule.decays[0].start)
+        tensors = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state()}
+        self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
+        self.saved = self.step
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def fit(self, estimate: int) -> dict[str, Any]:
+        """Train to the end and leave the model behind.
+
+        Args:
+            estimate: the number of steps that the plan expects.
+
+        Returns:
+            The summary of the run.
+
+        Raises:
+            UserError: ten steps in a row without a finite loss, or a disk that takes no more.
+            Interrupted: Ctrl-C or SIGTERM; the run is saved.
+        """
+        train = self.settings.config.train
+        self.estimate = estimate
+        loader = Loader(
+            self.recipe.train,
+            train.seed,
+            train.batch or 1,
+            train.micro_batch or 1,
+            self.settings["data.workers"],
+            self.processes.rank,
+            self.processes.size,
+        )
+        try:
+            with interruptions() as interrupted, closing(loader.steps(self.step)) as batches:
+                with self.reporter.bar("training"):
+                    while not self._finished():
+                        self._look_around(bool(interrupted))
+                        self._update([batch.to(self.machine.device) for batch in next(batches)])
+            return self._finish()
+        finally:
+            self.checkpoints.close()
+
+    def _finished(self) -> bool:
+        self._decide()
+        return self.schedule.end is not None and self.step >= self.schedule.end
+
+    def _look_around(self, interrupted: bool) -> None:
+        """What is due between two steps: a look at the validation part, a checkpoint, the user's wish to stop."""
+        decays = self.schedule.decays
+        before_decay = bool(decays) and self.step == decays[0].start
+        if self.step > 0 and self.step % self.settings["evaluate.every"] == 0 and self.saved != self.step:
+            self._evaluate(self.settings["evaluate.records"])
+        interrupted = self.processes.share(interrupted)
+        if interrupted or before_decay or (self.step > 0 and self.step % self.settings["checkpoint.every"] == 0):
+            self._save()
+        if interrupted:
+            self.checkpoints.wait()
+            raise Interrupted(
+                f"Stopped at step {self.step:,}; everything is saved. Go on with: "
+                f"selfsup train --resume {self.run.directory}"
+            )
+
+    def _update(self, batches: list[Any]) -> None:
+        start = time.perf_counter()
+        figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
+        norm = self.optimizer.clip(self.settings["optim.clip"])
+        loss, norm_value = float(figures["loss"]), float(norm)
+        multiplier = self.schedule.multiplier(self.step)
+        if math.isfinite(loss) and math.isfinite(norm_value):
+            self.optimizer.step(multiplier)
+            self.objective.after_step(self.step, self.schedule.end or self.estimate)
+            self.skipped_in_a_row = 0
+        else:
+            self._skip(figures, loss)
+        self.step += 1
+        self.pace = [*self.pace[-20:], time.perf_counter() - start]
+        self._log(figures, norm_value, multiplier)
+
+    def _skip(self, figures: dict[str, Tensor], loss: float) -> None:
+        """Count and name a step without a finite loss or gradient; too many in a row end the run."""
+        culprits = [term for term, value in figures.items() if not torch.isfinite(value)]
+        culprits = culprits or [
+            f"the gradient of {name}"
+            for parameter, name in self.optimizer.names.items()
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        ]
+        self.optimizer.clear()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.reporter.say(f"Step {self.step + 1:,} skipped: {', '.join(culprits[:3])} is not finite.")
+        if self.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+            self.checkpoints.wait()
+            raise UserError(
+                f"{MOST_SKIPPED_IN_A_ROW} steps in a row up to step {self.step + 1:,} gave no finite loss or gradient "
+                f"({culprits[0]}, loss {loss}); the last good checkpoint is step {self.saved or 0}; start anew with a "
+                f"lower optim.lr and optim.adamw_lr (now {self.settings['optim.lr']:g} and "
+                f"{self.settings['optim.adamw_lr']:g}), or with --precision fp32."
+            )
+
+    def _log(self, figures: dict[str, Tensor], norm: float, multiplier: float) -> None:
+        """A line of metrics, and the bar."""
+        due = self.step % self.settings["train.log_every"] == 0 or not math.isfinite(norm) or self.step == 1
+        if not due and not self.reporter.console.is_terminal:
+            return
+        loss = float(figures["loss"])
+        records = self.settings["train.batch"]
+        rate = records / median(self.pace)
+        units = self.recipe.units_per_record
+        line = {
+            "step": self.step,
+            "time": round(self.clock.elapsed(), 3),
+            "split": "train",
+            **{name: float(value) for name, value in figures.items()},
+            **self.recipe.figures(loss, "train"),
+            "lr": self.optimizer.lr if multiplier else 0.0,
+            "grad_norm": norm,
+            "tokens": self.step * records * units,
+            "tokens_per_second": round(rate * units, 1),
+            "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops, 4),
+        }
+        if due and self.processes.leads:
+            self.run.log(finite(line))
+        self.reporter.advance(
+            self._share(), f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} tokens/s  {self._left()}"
+        )
+
+    def _share(self) -> float:
+        budget = self.settings["train.budget"]
+        if budget is not None:
+            return min(1.0, self.clock.elapsed() / budget)
+        return self.step / (self.schedule.end or 1)
+
+    def _left(self) -> str:
+        budget = self.settings["train.budget"]
+        if budget is not None:
+            return f"{duration(max(0.0, budget - self.clock.elapsed()))} left"
+        return f"{duration(((self.schedule.end or 0) - self.step) * median(self.pace))} left"
+
+    # -- the budget ----------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        """Where a budget ends the run: begin the decay, or move its end, when the clock says so.
+
+        The decision is in the journal, on the disk, before it takes effect, so that a run which is killed and
+        resumed repeats it.
+        """
+        budget = self.settings["train.budget"]
+        if budget is None or not self.pace:
+            return
+        decision = self.processes.share(self._decision(budget) if self.processes.leads else None)
+        if decision is None:
+            return
+        if self.processes.leads:
+            self.run.note(decision)
+        self.schedule.decays.append(Decay(decision["start"], decision["end"]))
+
+    def _decision(self, budget: float) -> dict[str, int] | None:
+        decays = self.schedule.decays
+        left = budget - self.clock.elapsed() - self._finishing_seconds()
+        remaining = max(1, int(left / (median(self.pace) * (1 + self._evaluation_overhead()))))
+        if not decays:
+            share = self.settings["optim.decay"]
+            due = left <= share * budget
+            return {"start": self.step, "end": self.step + remaining} if due else None
+        latest = decays[-1]
+        if self.step < latest.start:  # decided before a resume, to be repeated
+            return None
+        planned = latest.end - self.step
+        since = self.step - latest.start
+        due = since >= REPLAN_SHARE * (latest.end - latest.start) or left <= 0
+        if planned <= 1 or not due or abs(remaining - planned) <= ADJUSTED * planned:
+            return None
+        return {"start": self.step, "end": self.step + remaining}
+
+    def _finishing_seconds(self) -> float:
+        """Time to keep for the last look at the held-out part, the last checkpoint and the model directory."""
+        records = self.settings["evaluate.final_records"] or 0
+        look = records / self.settings["train.batch"] * median(self.pace) * FORWARD_SHARE
+        return look + min(SAVING_SECONDS, SAVING_SHARE * self.settings["train.budget"])
+
+    def _evaluation_overhead(self) -> float:
+        """Time for looks at the held-out part, as a share of the time for steps."""
+        records, every = self.settings["evaluate.records"] or 0, self.settings["evaluate.every"]
+        return float(records / (every * self.settings["train.batch"]) * FORWARD_SHARE)
+
+    # -- looks and the end ---------------------------------------------------------------------------------
+
+    def _evaluate(self, records: int | None) -> dict[str, float]:
+        """Score held-out records, log it, leave a sample; {} where nothing is held out."""
+        if self.recipe.validation is None or records is None:
+            return {}
+        batches = in_order(
+            self.recipe.validation,
+            records,
+            EVALUATION_SEED,
+            self.settings["train.micro_batch"],
+            self.processes.rank,
+            self.processes.size,
+        )
+        on_device = (batch.to(self.machine.device) for batch in batches)
+        self.objective.eval()
+        figures = evaluate(self.objective, on_device, self.processes, self.machine.autocast)
+        sample = self.recipe.sample(self.objective) if self.processes.leads else None
+        self.objective.train()
+        figures |= self.recipe.figures(figures["loss"], "validation")
+        if self.best is None or figures["loss"] < self.best["loss"]:
+            self.best = {"step": self.step, "loss": figures["loss"]}
+        if self.processes.leads:
+            time_ = round(self.clock.elapsed(), 3)
+            self.run.log(
+                finite({"step": self.step, "time": time_, "split": "validation", "records": records, **figures})
+            )
+            if sample is not None:
+                (self.run.samples / f"step-{self.step:09d}.txt").write_text(sample, encoding="utf-8")
+        self.reporter.say(f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items()))
+        return figures
+
+    def _finish(self) -> dict[str, Any]:
+        """The last look, the last checkpoint, the model directory, and the summary that says the run is done."""
+        figures = self._evaluate(self.settings["evaluate.final_records"])
+        self._save()
+        self.checkpoints.wait()
+        units = self.step * self.settings["train.batch"] * self.recipe.units_per_record
+        summary = {
+            "objective": self.settings["objective"],
+            **figures,
+            "chance": self.recipe.chance,
+            "best": self.best,
+            "steps": self.step,
+            "tokens": units,
+            "parameters": sum(parameter.numel() for parameter in self.objective.parameters()),
+            "skipped_steps": self.skipped,
+            "validation_records": self.settings["evaluate.final_records"],
+        }
+        if self.processes.leads:
+            shutil.rmtree(self.run.model_directory, ignore_errors=True)  # of an end that was cut short
+            self.recipe.save(self.objective, self.run.model_directory, summary)
+            summary["peak_memory"] = peak_memory(self.machine.device)
+            summary["wall_seconds"] = round(self.clock.elapsed(), 3)
+            self.run.write_summary(summary)
+        self.processes.wait()
+        return summary
+
+
+def find_schedule(settings: Settings, run: Run) -> Schedule:
+    """The schedule as configured, or, where a budget ends the run, as its journal says so far."""
+    steps, optim = settings["train.steps"], settings.config.optim
+    if steps is not None:
+        return Schedule(optim.warmup or 0, [Decay(steps - max(1, round(steps * optim.decay)), steps)])
+    decays: list[Decay] = []
+    for entry in run.journal():
+        if "extended_from" in entry:
+            decays = [decay for decay in decays if decay.start < entry["extended_from"]]
+        else:
+            decays.append(Decay(entry["start"], entry["end"]))
+    return Schedule(optim.warmup or 0, decays)
+
+
+def decay_start(settings: Settings, run: Run) -> int | None:
+    """The step at which the decay begins, where that is decided."""
+    decays = find_schedule(settings, run).decays
+    return decays[0].start if decays else None
+
+
+def brief(figures: dict[str, float]) -> dict[str, float]:
+    """The loss and what it means, without the terms that only repeat it."""
+    return {name: value for name, value in figures.items() if name == "loss" or value != figures["loss"]}
+
+
+def finite(line: dict[str, Any]) -> dict[str, Any]:
+    """A line that JSON can hold: what is not finite becomes null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
+
+
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM, so that the loop stops between two steps; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

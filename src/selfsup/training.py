@@ -1,0 +1,291 @@
+"""`selfsup.train`: from a configuration to a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from selfsup.config import LENGTHS, Settings, flatten, read_yaml
+from selfsup.distributed import Processes, process_group
+from selfsup.errors import UserError
+from selfsup.machine import Machine, describe
+from selfsup.objectives import find_recipe
+from selfsup.objectives.base import Effort, Objective, Recipe
+from selfsup.plan import Clock, Plan, find_machine, make_plan
+from selfsup.report import Reporter, duration
+from selfsup.run import Run, new_directory
+from selfsup.trainer import Trainer, decay_start
+
+
+def train(
+    objective: str | type[Recipe] | type[Objective] | None = None,
+    *,
+    data: object = None,
+    model: object = None,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    resume: str | Path | None = None,
+    reporter: Reporter | None = None,
+    origin: str = "python",
+    **values: Any,
+) -> Run:
+    """Train, and return the finished run.
+
+    Args:
+        objective: a name such as `causal-lm`, a `Recipe`, or an `Objective` of your own: it is built with `model`
+            as its only argument (or none), and `data` then is your own records (`len`, `read`).
+        data: a path, glob, `hub:NAME` or `sample:NAME`; from Python also a list of texts, a `datasets.Dataset`, a
+            source or records of your own.
+        model: a preset by name, settings of the model as a mapping, or a network of your own.
+        out: the run directory; runs/OBJECTIVE-SOURCE where it is not given.
+        config: a YAML file, such as the config.yaml of another run.
+        resume: the directory of a run to go on with; with `steps` or `budget`, beyond its end.
+        values: any other setting, by short name (`budget="10m"`) or by section (`optim={"lr": 0.01}`).
+
+    Raises:
+        UserError: whatever the user can put right.
+    """
+    given = {**values, **_as_settings(objective, data, model)}
+    with process_group() as processes:
+        reporter = reporter or Reporter(processes.leads)
+        if resume is not None:
+            return _resume(resume, objective, data, model, given, out, config, origin, processes, reporter)
+        settings = _settings(given, out, config, origin)
+        recipe = _recipe(settings, objective, data, model)
+        return _start(settings, recipe, processes, reporter)
+
+
+def plan(
+    objective: str | type[Recipe] | type[Objective] | None = None,
+    *,
+    data: object = None,
+    model: object = None,
+    config: str | Path | None = None,
+    reporter: Reporter | None = None,
+    origin: str = "python",
+    **values: Any,
+) -> tuple[Plan, Settings]:
+    """What `train` with the same arguments would do: sizes, arithmetic, memory, time. Trains and writes nothing."""
+    settings = _settings({**values, **_as_settings(objective, data, model)}, None, config, origin)
+    recipe = _recipe(settings, objective, data, model)
+    with process_group() as processes:
+        made, _ = _prepare(settings, recipe, processes, reporter or Reporter(False), Clock())
+    return made, settings
+
+
+def _as_settings(objective: object, data: object, model: object) -> dict[str, Any]:
+    """What of the three can stand in a configuration; objects from Python are named, not kept."""
+    given: dict[str, Any] = {}
+    if isinstance(objective, str):
+        given["objective"] = objective
+    elif isinstance(objective, type):
+        given["objective"] = f"python:{objective.__module__}.{objective.__qualname__}"
+    if isinstance(data, Mapping):
+        given["data"] = data
+    elif isinstance(data, str | Path):
+        given["data.source"] = _absolute(str(data))
+    elif data is not None:
+        given["data.source"] = f"python:{type(data).__name__}"
+    if isinstance(model, str | Mapping):
+        given["model"] = model
+    elif model is not None:
+        given["model.preset"] = f"python:{type(model).__name__}"
+    return given
+
+
+def _absolute(source: str) -> str:
+    """A local path as an absolute one, so that a run can be resumed from anywhere."""
+    if source.partition(":")[0] in ("sample", "hub", "python"):
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
+def _settings(given: Mapping[str, Any], out: str | Path | None, config: str | Path | None, origin: str) -> Settings:
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if config is not None:
+        values = dict(flatten(read_yaml(Path(config))))
+        values.pop("out", None)  # a run directory belongs to one run
+        layers.append((str(config), values))
+    layers.append((origin, given))
+    settings = Settings(*layers)
+    settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
+    if out is not None:
+        settings.change("out", str(Path(out).absolute()), origin)
+    return settings
+
+
+def _recipe(settings: Settings, objective: object, data: object, model: object) -> Recipe:
+    source = None if isinstance(data, str | Path | Mapping) else data
+    module = model if isinstance(model, nn.Module) else None
+    if isinstance(objective, type) and issubclass(objective, Recipe):
+        return objective(settings, source, module)
+    if isinstance(objective, type) and issubclass(objective, Objective):
+        from selfsup.objectives.custom import CustomRecipe
+
+        return CustomRecipe(settings, source, module, objective)
+    return find_recipe(settings["objective"])(settings, source, module)
+
+
+def _start(settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter) -> Run:
+    if settings["out"] is None:
+        source = Path(settings["data.source"].rpartition(":")[2]).name.partition(".")[0]
+        directory = new_directory(f"{settings['objective']}-{source}".replace(":", "-"))
+        settings.change("out", processes.share(str(directory.absolute())), "free name")
+    run = Run(settings["out"])
+    if processes.leads:
+        run = Run.create(settings["out"])
+    clock = Clock()
+    made, machine = _prepare(settings, recipe, processes, reporter, clock)
+    if processes.leads:
+        run.write_environment(
+            {
+                **describe(machine),
+                "processes": processes.size,
+                "data": recipe.fingerprint(),
+                "plan": made.to_json(),
+                "sources": settings.sources,
+            }
+        )
+        run.write_settings(settings)
+    processes.wait()
+    reporter.table(made.rows(settings))
+    return _fit(recipe, settings, run, machine, processes, clock, reporter, made.steps)
+
+
+def _prepare(
+    settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter, clock: Clock
+) -> tuple[Plan, Machine]:
+    _open(recipe, processes, reporter)
+    return make_plan(settings, recipe, processes, clock)
+
+
+def _open(recipe: Recipe, processes: Processes, reporter: Reporter) -> None:
+    """Open the data: the leading process first, so that the others find what it prepared."""
+    with reporter.bar("reading"):
+        if processes.leads:
+            recipe.open(reporter.reading)
+        processes.wait()
+        if not processes.leads:
+            recipe.open(reporter.reading)
+
+
+def _fit(
+    recipe: Recipe,
+    settings: Settings,
+    run: Run,
+    machine: Machine,
+    processes: Processes,
+    clock: Clock,
+    reporter: Reporter,
+    estimate: int,
+    before: int | None = None,
+) -> Run:
+    trainer = Trainer(recipe, settings, run, machine, processes, clock, reporter)
+    checkpoint = trainer.checkpoints.newest(before)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        reporter.say(f"Going on from step {checkpoint.step:,}.")
+    summary = trainer.fit(estimate)
+    reporter.say(f"Done in {duration(summary['wall_seconds'])}; the model lies in {run.model_directory}.")
+    return run
+
+
+FREE = (*LENGTHS, "data.workers")  # what a resumed run may change without computing anything else
+
+
+def _resume(
+    directory: str | Path,
+    objective: object,
+    data: object,
+    model: object,
+    given: Mapping[str, Any],
+    out: str | Path | None,
+    config: str | Path | None,
+    origin: str,
+    processes: Processes,
+    reporter: Reporter,
+) -> Run:
+    """Go on with a run: from its newest whole checkpoint, or, to extend it, from before its decay."""
+    run = Run.open(directory)
+    settings = run.settings()
+    changes = {key: value for key, value in flatten(given) if key in FREE and value is not None}
+    named = ("objective", "data.source", "model.preset")  # repeated from Python, where they are objects
+    others = [key for key, _ in flatten(given) if key not in FREE and not (key in named and origin == "python")]
+    if others or out is not None or config is not None:
+        what = ", ".join(others) or ("--out" if out is not None else "--config")
+        raise UserError(
+            f"A resumed run keeps its configuration, so {what} cannot be given with --resume {directory}; "
+            f"start another run with --config {run.config_file} --out NEW."
+        )
+    length = {key: value for key, value in changes.items() if key in LENGTHS}
+    if run.summary and not length:
+        raise UserError(
+            f"{directory} is finished ({run.summary['steps']:,} steps); extend it with --steps or --budget, "
+            f"or start another with --config {run.config_file} --out NEW."
+        )
+    clock = Clock()
+    before = None
+    if length and processes.leads:
+        before = _extend(run, settings, length, origin)
+    before = processes.share(before)
+    settings = processes.share(settings)
+    if "data.workers" in changes:
+        settings.change("data.workers", changes["data.workers"], origin)
+    recipe = _recipe(settings, objective, data, model)
+    machine = _open_again(run, settings, recipe, processes, reporter)
+    estimate = run.environment()["plan"]["steps"]
+    return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
+
+
+def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str) -> int | None:
+    """Give a run another length; what it made after its decay began is moved to earlier/.
+
+    Returns:
+        The step from before the decay, or None for a run on a budget that has not begun its decay.
+    """
+    asked = Settings((origin, length))
+    if asked["train.epochs"] is not None:
+        raise UserError("A run is extended by --steps or --budget; give one of them.")
+    begun = decay_start(settings, run)
+    steps = run.checkpoints().steps()
+    made = run.summary.get("steps") or (steps[-1] if steps else 0)
+    if asked["train.steps"] is not None and asked["train.steps"] <= made:
+        raise UserError(f"{run.directory} has made {made:,} steps already; give more than that to extend it.")
+    wall = run.summary.get("wall_seconds", 0.0)
+    if asked["train.budget"] is not None and asked["train.budget"] <= wall:
+        raise UserError(
+            f"{run.directory} has taken {duration(wall)} already; give a larger --budget (of the whole run)."
+        )
+    if begun is not None and made > begun:
+        if begun not in steps:
+            raise UserError(
+                f"The checkpoint from before the decay (step {begun:,}) is missing in {run.checkpoints_directory}, "
+                f"so {run.directory} cannot be extended; start another run with --config {run.config_file} --out NEW."
+            )
+        run.set_aside(begun)
+    if begun is not None:
+        run.note({"extended_from": begun})
+    for key in ("train.steps", "train.budget"):
+        settings.change(key, asked[key], f"{origin}, extending step {begun or made:,}")
+    run.write_settings(settings)
+    run.write_environment({**run.environment(), "sources": settings.sources})
+    return begun
+
+
+def _open_again(
+    run: Run, settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter
+) -> Machine:
+    """Open the data of a run again, and make sure that it is the same data."""
+    machine = find_machine(settings, processes)
+    _open(recipe, processes, reporter)
+    recipe.settle(Effort())
+    recorded = run.environment().get("data")
+    if recorded != recipe.fingerprint():
+        raise UserError(
+            f"The data of {run.directory} ({settings['data.source']}) has changed since the run began, so it cannot be "
+            f"resumed; restore it, or start another run with --config {run.config_file} --out NEW."
+        )
+    return machine

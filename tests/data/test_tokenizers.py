@@ -1,0 +1,351 @@
+"""Tokenizers: round trips, parity with transformers, special tokens, foreign files, incremental decoding."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from selfsup.data import tokenizers as module
+from selfsup.data.tokenizers import (
+    END,
+    KINDS,
+    UNKNOWN,
+    TextStream,
+    TextTokenizer,
+    cut,
+    load_tokenizer,
+    open_tokenizer,
+    train_tokenizer,
+    vocabulary_size,
+)
+from selfsup.errors import UserError
+
+CORPUS = [
+    "It was the best of times, it was the worst of times.\nIt's all we've got: 1859!\n\n",
+    "Größe, naïve café — ελληνικά, русский, 日本語, עברית, 👩‍👩‍👧 and e\u0301.\r\n\tIndented   text.",
+    "def f(x):\n    return x ** 2  # code\n\n\n",
+] * 3
+
+UNICODE = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
+SEEN = st.text(st.sampled_from(sorted(set("".join(CORPUS)))), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {kind: train_tokenizer(kind, CORPUS, 400 if kind == "bpe" else None) for kind in KINDS}
+
+
+# -- our three --
+
+
+@given(text=UNICODE)
+@settings(deadline=None)
+def test_bpe_keeps_every_text(trained, text):
+    tokenizer = trained["bpe"]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    assert tokenizer.end not in ids
+
+
+@given(text=SEEN)
+@settings(deadline=None)
+def test_characters_keep_every_text_of_known_characters(trained, text):
+    tokenizer = trained["characters"]
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+
+
+def test_characters(trained):
+    tokenizer = trained["characters"]
+    assert tokenizer.vocabulary == 2 + len(set("".join(CORPUS)))
+    assert tokenizer.tokens([0, 1]) == [END, UNKNOWN]
+    assert tokenizer.tokens(tokenizer.encode("a\n 日")) == ["a", "\\n", " ", "日"]
+    unseen = tokenizer.encode("a\u2603\u2603b")
+    assert unseen[1] == unseen[2] == tokenizer.unknown == 1
+    capped = train_tokenizer("characters", ["aaabbc"], 4)
+    assert [capped.encode(symbol)[0] for symbol in "abc"] == [2, 3, 1]
+
+
+def test_words():
+    tokenizer = train_tokenizer("words", ["Il gatto dorme sul divano. Il gatto mangia."])
+    ids = tokenizer.encode("Il gatto dorme sul divano")
+    assert tokenizer.tokens(ids) == ["Il", "gatto", "dorme", "sul", "divano"]
+    assert tokenizer.decode(ids) == "Il gatto dorme sul divano"
+    assert tokenizer.token_bytes() is None
+    assert tokenizer.encode("Il cane.").tolist() == [ids[0], 1, tokenizer.encode(".")[0]]
+    capped = train_tokenizer("words", ["a a a b b c"], 4)
+    assert capped.vocabulary == 4
+    assert capped.encode("a b c").tolist() == [2, 3, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_ids_and_types(trained, kind):
+    tokenizer = trained[kind]
+    assert tokenizer.end == 0
+    assert tokenizer.unknown == (None if kind == "bpe" else 1)
+    assert tokenizer.special == ({0} if kind == "bpe" else {0, 1})
+    assert tokenizer.encode("It").dtype == tokenizer.dtype == np.uint16
+    assert tokenizer.encode("").shape == (0,)
+    assert tokenizer.decode([0, *tokenizer.encode("It"), 0]) == "It"
+    with pytest.raises(UserError):
+        tokenizer.tokens([tokenizer.vocabulary])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_written_out_are_plain_text(kind):
+    text = f"before {END} after {UNKNOWN} end"
+    tokenizer = train_tokenizer(kind, [*CORPUS, text])
+    ids = tokenizer.encode(text)
+    assert not tokenizer.special & set(ids.tolist())
+    if kind != "words":
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_a_pure_function(kind):
+    once, twice = (train_tokenizer(kind, iter(CORPUS), 300, total=1000) for _ in range(2))
+    assert once.fingerprint == twice.fingerprint
+    assert once.fingerprint != train_tokenizer(kind, CORPUS[:1], 300).fingerprint
+
+
+def test_ids_of_large_vocabularies_take_32_bits():
+    tokenizer = train_tokenizer("characters", ["".join(map(chr, range(0x20000, 0x20000 + 65_535)))])
+    assert tokenizer.vocabulary == 65_537
+    assert tokenizer.encode("a").dtype == np.uint32
+
+
+def test_vocabulary_size():
+    assert vocabulary_size(0) == vocabulary_size(1000) == 384
+    assert vocabulary_size(1_000_000) == 1024
+    assert vocabulary_size(120_000_000) == 8192
+    assert vocabulary_size(10**12) == 65_536
+    sizes = [vocabulary_size(10**power) for power in range(12)]
+    assert all(small <= large for small, large in pairwise(sizes))
+    assert not any(size % 128 for size in sizes)
+    assert train_tokenizer("bpe", CORPUS * 20).vocabulary <= 384
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 256), ("characters", 2), ("words", 0)])
+def test_too_small_a_vocabulary_is_refused(kind, size):
+    with pytest.raises(UserError, match="too small"):
+        train_tokenizer(kind, CORPUS, size)
+
+
+def test_bpe_sample_is_spread_evenly():
+    pieces = [f"{number:04d}" for number in range(1000)]
+    taken = list(module._evenly(pieces, 4000, 400))
+    assert len(taken) in (100, 101)
+    assert np.ptp(np.diff([int(piece) for piece in taken])) <= 1
+    assert list(module._evenly(pieces, 4000, 5000)) == pieces
+
+
+# -- pieces of long documents --
+
+SEAMS = st.lists(
+    st.sampled_from(
+        [*"aZ ß1'.,\n\r\t", " a", "a b", "\n ", "'s", "'S ", "\u3000", "\x1c", "\x85", "日", "\u0301"]
+    )
+).map("".join)
+
+
+@given(text=SEAMS)
+@settings(deadline=None, max_examples=300)
+def test_pieces_encode_as_the_whole(trained, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", 3)
+        for tokenizer in trained.values():
+            pieces = tokenizer.pieces(text)
+            assert "".join(pieces) == text
+            whole = tokenizer.encode(text)
+            assert np.array_equal(np.concatenate(tokenizer.encode_batch(pieces)), whole)
+
+
+def test_pieces_are_of_bounded_length(monkeypatch, trained):
+    monkeypatch.setattr(module, "PIECE", 100)
+    lines = "A line of some words\n" * 100
+    spaces = "one long line of words " * 100
+    for text in (lines, spaces):
+        assert {len(piece) < 130 for piece in cut(text)} == {True}
+    assert cut("x" * 1000) == ["x" * 1000]
+
+
+# -- other people's programs --
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_type", [None, "qwen3"])
+def test_stock_transformers_opens_it(tmp_path, trained, kind, model_type):
+    tokenizer = trained[kind]
+    tokenizer.save(tmp_path, max_length=64)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*CORPUS, "never seen: \u2603 \ue000", ""):
+        ids = tokenizer.encode(text).tolist()
+        assert theirs(text)["input_ids"] == [tokenizer.end, *ids]
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+        assert theirs.decode([0, *ids], skip_special_tokens=True) == tokenizer.decode(ids)
+    assert theirs.bos_token == theirs.eos_token == END
+    assert theirs.bos_token_id == theirs.eos_token_id == 0
+    assert theirs.model_max_length == 64
+    assert len(theirs) == tokenizer.vocabulary
+    assert theirs.unk_token == (None if kind == "bpe" else UNKNOWN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_opened_again(tmp_path, trained, kind):
+    tokenizer = trained[kind]
+    tokenizer.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        again = load_tokenizer(path)
+        assert again.fingerprint == tokenizer.fingerprint
+        assert (again.end, again.unknown) == (tokenizer.end, tokenizer.unknown)
+        assert again._may_cut
+        assert again.encode(CORPUS[1]).tolist() == tokenizer.encode(CORPUS[1]).tolist()
+
+
+def metaspace_unigram():
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS[:1] * 5, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=20)
+    return tokenizer
+
+
+def test_foreign_tokenizer(tmp_path):
+    theirs = metaspace_unigram()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}, "bos_token": "<s>"}')
+    tokenizer = load_tokenizer(tmp_path)
+    theirs.no_truncation()
+    theirs.no_padding()
+    text = "It was the ﬁrst of times, \ue000"
+    ids = tokenizer.encode(text)
+    assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == "It was the first of times, "
+    assert (tokenizer.end, tokenizer.unknown) == (2, 0)
+    assert tokenizer.token_bytes() is None
+    long = "It was the best\nof times " * 5000
+    assert tokenizer.pieces(long) == [long]
+    assert 2 not in tokenizer.encode("plain </s> text")
+    tokenizer.save(tmp_path / "saved")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == [2, *ids]
+    assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
+def test_foreign_byte_level_tokenizer(tmp_path):
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(CORPUS, trainer)
+    theirs.add_tokens(["<tool>"])
+    theirs.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    text = "naïve 日本 <tool> <pad>"
+    ids = tokenizer.encode(text)
+    assert tokenizer.vocabulary - 1 in ids
+    assert tokenizer.end == 1
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    assert not tokenizer._may_cut
+
+
+def test_end_token_that_is_also_text_is_refused_without_an_unknown_token():
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(UserError, match="plain text"):
+        TextTokenizer(tokenizer, "</s>").encode("a </s> a")
+
+
+# -- opening --
+
+
+def test_open_tokenizer(tmp_path, trained):
+    assert all(open_tokenizer(kind) is None for kind in KINDS)
+    assert open_tokenizer(trained["bpe"]) is trained["bpe"]
+    trained["bpe"].save(tmp_path)
+    assert open_tokenizer(str(tmp_path)).fingerprint == trained["bpe"].fingerprint
+    with pytest.raises(UserError, match="did you mean characters"):
+        open_tokenizer("charcters")
+    with pytest.raises(UserError, match="bpe, characters, words"):
+        open_tokenizer("sentencepiece")
+
+
+def test_what_cannot_be_opened(tmp_path):
+    with pytest.raises(UserError, match=r"There is no .*tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="no tokenizer that"):
+        load_tokenizer(tmp_path)
+    Tokenizer(models.WordLevel({"a": 0})).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="no end-of-text token"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": null, "bos_token": "a"}')
+    assert load_tokenizer(tmp_path).end == 0
+
+
+# -- incremental decoding --
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_stream_prints_what_decoding_gives(trained, data):
+    for tokenizer in trained.values():
+        ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1), max_size=20))
+        stream = TextStream(tokenizer)
+        printed = [stream.push([id_]) for id_ in ids]
+        assert "".join(printed) + stream.flush() == tokenizer.decode(ids)
+        assert stream.flush() == ""
+
+
+@given(text=UNICODE)
+@settings(deadline=None)
+def test_stream_never_prints_half_a_character(trained, text):
+    text = text.replace("\ufffd", "")
+    tokenizer = trained["bpe"]
+    stream = TextStream(tokenizer)
+    printed = [stream.push([id_]) for id_ in tokenizer.encode(text)]
+    assert not any("\ufffd" in piece for piece in printed)
+    assert "".join(printed) == text
+
+
+def test_stream_goes_on_behind_a_prompt():
+    tokenizer = train_tokenizer("words", ["it was the best"])
+    prompt = [tokenizer.end, *tokenizer.encode("it was")]
+    stream = TextStream(tokenizer, prompt)
+    assert stream.push(tokenizer.encode("the")) == " the"
+    assert stream.push([tokenizer.end]) == ""
+    assert stream.push(tokenizer.encode("best")) == " best"
+
+
+def test_tokens_shows_half_characters(trained):
+    tokenizer = trained["bpe"]
+    shown = tokenizer.tokens([0, *tokenizer.encode("it \u2603\n")])
+    assert shown[0] == END
+    assert shown[1:] == ["it", " ", "\\xe2", "\\x98", "\\x83", "\\n"]
