@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "train": "selfsup.training",
     "plan": "selfsup.training",
-    "load": "selfsup.inference.generate",
+    "load": "selfsup.run",
     "inspect": "selfsup.inspection",
     "evaluate": "selfsup.evaluate",
     "compare": "selfsup.comparison",
@@ -22,7 +22,7 @@ _PUBLIC = {
     "Recipe": "selfsup.objectives.base",
     "UserError": "selfsup.errors",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -118,7 +118,9 @@ class Checkpoints:
         """The steps of which a checkpoint stands, oldest first."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(match[1]) for path in self.directory.iterdir() if (match := NAME.fullmatch(path.name)))
+        return sorted(
+            int(match[1]) for path in self.directory.iterdir() if (match := NAME.fullmatch(path.name))
+        )
 
     def newest(self, before: int | None = None) -> Checkpoint | None:
         """The newest whole checkpoint (at or before a step); broken ones are passed over, and said."""
@@ -128,7 +130,9 @@ class Checkpoints:
             problem = self.problem(step)
             if problem is None:
                 return self.load(step)
-            logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), problem)
+            logger.warning(
+                "Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), problem
+            )
         return None
 
     def problem(self, step: int) -> str | None:

@@ -48,7 +48,9 @@ class DataConfig(Section):
     window: Annotated[int, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
     validation: Share = Field(0.1, description="share of the documents that is held out")
     failures: Share = Field(0.01, description="share of unreadable records above which a run is refused")
-    workers: Annotated[int, Field(ge=0)] = Field(1, description="threads that read ahead of the training loop")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        1, description="threads that read ahead of the training loop"
+    )
 
 
 class ModelConfig(Section):
@@ -90,7 +92,9 @@ class TrainConfig(Section):
 
 class CheckpointConfig(Section):
     every: Count | None = Field(None, description="steps between two checkpoints")
-    keep: Count = Field(3, description="newest checkpoints kept, beside the best and the one before the decay")
+    keep: Count = Field(
+        3, description="newest checkpoints kept, beside the best and the one before the decay"
+    )
 
 
 class EvaluateConfig(Section):
@@ -222,9 +226,13 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         for depth, part in enumerate(path):
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise UserError(f"'{key}' goes below '{'.'.join(path[: depth + 1])}', which is a single value.")
+                raise UserError(
+                    f"'{key}' goes below '{'.'.join(path[: depth + 1])}', which is a single value."
+                )
         if isinstance(place.get(name), dict):
-            raise UserError(f"'{key}' is a section; set one of its keys, such as {key}.{next(iter(place[name]))}.")
+            raise UserError(
+                f"'{key}' is a section; set one of its keys, such as {key}.{next(iter(place[name]))}."
+            )
         place[name] = value
     return nested
 
@@ -271,7 +279,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'.")
+        raise UserError(
+            f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'."
+        )
     return {str(key): value for key, value in values.items() if value is not None}
 
 

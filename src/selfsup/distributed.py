@@ -37,7 +37,7 @@ class Processes:
         return self.rank == 0
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return _Gather.apply(tensor) if self.active else tensor  # type: ignore[no-any-return,no-untyped-call]
+        return _Gather.apply(tensor) if self.active else tensor  # type: ignore[no-untyped-call]
 
     def sum(self, tensor: Tensor) -> Tensor:
         if not self.active:
@@ -58,7 +58,9 @@ class Processes:
             gradients = [p.grad for p in trained if p.dtype == dtype and p.grad is not None]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             dist.all_reduce(flat)
-            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            for gradient, part in zip(
+                gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
+            ):
                 gradient.copy_(part.view_as(gradient))
 
     def share(self, value: Any) -> Any:
@@ -103,7 +105,7 @@ class _Gather(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous()
         dist.all_reduce(total)
-        return total.split(context.counts)[dist.get_rank()]
+        return torch.split(total, context.counts)[dist.get_rank()]
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""The one kind of error a user can cause: a sentence that says what is wrong, where, and what to do."""
+"""The two ways in which a command ends early on purpose."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
     """Something the user can put right. The command line prints it as one sentence and exits with 2."""
+
+
+class Interrupted(Exception):
+    """The user, or the system, asked a run to stop; it has been saved, and the message says how to go on."""

@@ -53,7 +53,9 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"There is no device '{name}' here; use auto, cpu, or an accelerator this torch sees.") from None
+        raise UserError(
+            f"There is no device '{name}' here; use auto, cpu, or an accelerator this torch sees."
+        ) from None
     return device
 
 

@@ -41,7 +41,9 @@ class Muon(torch.optim.Optimizer):
     Convolutions are taken as (out, in·height·width).
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -54,7 +56,9 @@ class Muon(torch.optim.Optimizer):
             for parameters in shapes.values():
                 self._update(parameters, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update(self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def _update(
+        self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         for parameter in parameters:
             if not self.state[parameter]:
@@ -65,8 +69,8 @@ class Muon(torch.optim.Optimizer):
         matrices = torch.stack(list(ahead)).flatten(2)
         scale = 0.2 * max(matrices.shape[1:]) ** 0.5
         updates = orthogonalize(matrices).to(parameters[0].dtype).view(-1, *parameters[0].shape)
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-lr * scale)
+        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * weight_decay)
+        torch._foreach_add_(list[Tensor](parameters), list(updates.unbind()), alpha=-lr * scale)
 
 
 class Optimizer:
@@ -75,9 +79,13 @@ class Optimizer:
     def __init__(self, objective: Objective, config: OptimConfig) -> None:
         if config.lr is None or config.adamw_lr is None:
             raise ValueError("the learning rates must be settled before the optimizer is built")
-        self.names = {parameter: name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+        self.names = {
+            parameter: name for name, parameter in objective.named_parameters() if parameter.requires_grad
+        }
         if not self.names:
-            raise UserError(f"{type(objective).__name__} has no parameter that can be trained; register its modules.")
+            raise UserError(
+                f"{type(objective).__name__} has no parameter that can be trained; register its modules."
+            )
         vectors = {id(parameter) for parameter in objective.vectors()}
         matrices = [p for p in self.names if p.ndim >= 2 and id(p) not in vectors]
         hidden = {id(parameter) for parameter in matrices}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -16,8 +14,16 @@ from selfsup.config import Settings
 from selfsup.data.loader import Loader
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
-from selfsup.machine import Machine, find_device, find_precision, free_memory, matrix_rate, peak_memory, synchronise
-from selfsup.objectives.base import Effort, Objective, Recipe
+from selfsup.machine import (
+    Machine,
+    find_device,
+    find_precision,
+    free_memory,
+    matrix_rate,
+    peak_memory,
+    synchronise,
+)
+from selfsup.objectives.base import Effort, Recipe
 from selfsup.optim import Optimizer
 from selfsup.report import amount, duration
 from selfsup.step import gradients
@@ -135,7 +141,8 @@ def _settle_micro_batch_and_time(
     share = -(-settings["train.batch"] // processes.size)
     if share * processes.size > settings["train.batch"] and settings["train.batch"] < processes.size:
         raise UserError(
-            f"A batch of {settings['train.batch']} cannot be shared by {processes.size} processes; give a larger --batch."
+            f"A batch of {settings['train.batch']} cannot be shared by {processes.size} processes; "
+            "give a larger --batch."
         )
     if settings["train.micro_batch"] is None:
         fitting = processes.share(_fitting_micro_batch(settings, recipe, machine, share))
@@ -179,7 +186,9 @@ def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: 
         optimizer.step(1.0)
         synchronise(machine.device)
         times.append(time.perf_counter() - start)
-        enough = len(times) > 3 and sum(times) > CALIBRATION_SECONDS or sum(times) > 10 * CALIBRATION_SECONDS
+        enough = (len(times) > 3 and sum(times) > CALIBRATION_SECONDS) or sum(
+            times
+        ) > 10 * CALIBRATION_SECONDS
         if processes.share(enough):
             break
     return float(processes.share(median(times[1:] or times)))
@@ -190,7 +199,8 @@ def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:
     if left < 10 * step_seconds:
         raise UserError(
             f"The budget of {duration(settings['train.budget'])} leaves no time to train: preparing took "
-            f"{duration(clock.elapsed())} and a step takes {duration(step_seconds)}; give a larger --budget or a smaller model."
+            f"{duration(clock.elapsed())} and a step takes {duration(step_seconds)}; "
+            "give a larger --budget or a smaller model."
         )
     return int(left / step_seconds)
 

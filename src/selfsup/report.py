@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -37,8 +38,8 @@ def amount(value: float, unit: str = "") -> str:
 class Reporter:
     """Everything that a training says; silent in every process but the leading one."""
 
-    def __init__(self, speaks: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not speaks, highlight=False)
+    def __init__(self, speaks: bool = True, to: IO[str] | None = None) -> None:
+        self.console = Console(file=to or sys.stderr, quiet=not speaks, highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0

@@ -1,14 +1,14 @@
 """A run directory: where each thing lies, and how it is opened.
 
-    RUN/config.yaml        the resolved configuration, each value with its origin
-    RUN/environment.json   machine, versions, command, plan
-    RUN/journal.jsonl      decisions that the clock made, written before they take effect
-    RUN/metrics.jsonl      one object per line
-    RUN/samples/           what the model wrote on the way
-    RUN/checkpoints/       see selfsup.checkpoint
-    RUN/model/             the model, as a Hugging Face directory
-    RUN/summary.json       final figures; a run that has one is finished
-    RUN/earlier/           model and summary of a finished run that was extended since
+RUN/config.yaml        the resolved configuration, each value with its origin
+RUN/environment.json   machine, versions, command, plan
+RUN/journal.jsonl      decisions that the clock made, written before they take effect
+RUN/metrics.jsonl      one object per line
+RUN/samples/           what the model wrote on the way
+RUN/checkpoints/       see selfsup.checkpoint
+RUN/model/             the model, as a Hugging Face directory
+RUN/summary.json       final figures; a run that has one is finished
+RUN/earlier/           model and summary of a finished run that was extended since
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Run:
             run.samples.mkdir(parents=True, exist_ok=True)
             run.checkpoints_directory.mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"Cannot write to {run.directory}: {error.strerror}; give another --out.") from None
+            raise UserError(
+                f"Cannot write to {run.directory}: {error.strerror}; give another --out."
+            ) from None
         return run
 
     @classmethod
@@ -63,7 +65,9 @@ class Run:
         """
         run = cls(directory)
         if not run.exists:
-            raise UserError(f"{directory} holds no run (there is no config.yaml in it); give the directory of a run.")
+            raise UserError(
+                f"{directory} holds no run (there is no config.yaml in it); give the directory of a run."
+            )
         return run
 
     @property
@@ -143,7 +147,9 @@ class Run:
 
     def set_aside(self, step: int) -> None:
         """Move what lies beyond a step to earlier/, before the run takes another way from there."""
-        checkpoints = [path for path in self.checkpoints_directory.glob("step-*") if int(path.name[5:]) > step]
+        checkpoints = [
+            path for path in self.checkpoints_directory.glob("step-*") if int(path.name[5:]) > step
+        ]
         last = max((int(path.name[5:]) for path in checkpoints), default=step)
         place = self.directory / "earlier" / f"step-{last:09d}"
         place.mkdir(parents=True, exist_ok=True)
@@ -189,3 +195,20 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
         number += 1
         place = parent / f"{name}-{number}"
     return place
+
+
+def load(path: str | Path) -> LanguageModel:
+    """The model of a run, or of a model directory in Hugging Face's layout.
+
+    Raises:
+        UserError: there is neither.
+    """
+    from selfsup.inference.generate import LanguageModel
+
+    if Run(path).exists:
+        return Run(path).model
+    if not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"{path} is neither a run nor a model directory (no config.yaml or config.json in it)."
+        )
+    return LanguageModel.load(path)

@@ -133,7 +133,11 @@ def evaluate(
     parts = processes.collect((sums, counts))
     terms = sorted({term for part, _ in parts for term in part})
     figures = {
-        term: sum(part.get(term, 0.0) for part, _ in parts) / max(1.0, sum(part.get(term, 0.0) for _, part in parts))
+        term: sum(part.get(term, 0.0) for part, _ in parts)
+        / max(1.0, sum(part.get(term, 0.0) for _, part in parts))
         for term in terms
     }
-    return {"loss": sum(objective.weights.get(term, 1.0) * value for term, value in figures.items()), **figures}
+    return {
+        "loss": sum(objective.weights.get(term, 1.0) * value for term, value in figures.items()),
+        **figures,
+    }

@@ -20,7 +20,7 @@ from selfsup.checkpoint import Checkpoint
 from selfsup.config import Settings
 from selfsup.data.loader import Loader, in_order
 from selfsup.distributed import Processes
-from selfsup.errors import UserError
+from selfsup.errors import Interrupted, UserError
 from selfsup.machine import Machine, peak_memory
 from selfsup.objectives.base import Objective, Recipe
 from selfsup.optim import Decay, Optimizer, Schedule
@@ -35,10 +35,6 @@ EVALUATION_SEED = 0  # one fixed task, the same for every run
 SAVING_SECONDS = 4.0
 SAVING_SHARE = 0.03
 ADJUSTED = 0.03  # relative change of what is left that is worth a new decision
-
-
-class Interrupted(Exception):
-    """The user, or the system, asked the run to stop; it has been saved."""
 
 
 class Trainer:
@@ -126,11 +122,14 @@ class Trainer:
             self.processes.size,
         )
         try:
-            with interruptions() as interrupted, closing(loader.steps(self.step)) as batches:
-                with self.reporter.bar("training"):
-                    while not self._finished():
-                        self._look_around(bool(interrupted))
-                        self._update([batch.to(self.machine.device) for batch in next(batches)])
+            with (
+                interruptions() as interrupted,
+                closing(loader.steps(self.step)) as batches,
+                self.reporter.bar("training"),
+            ):
+                while not self._finished():
+                    self._look_around(bool(interrupted))
+                    self._update([batch.to(self.machine.device) for batch in next(batches)])
             return self._finish()
         finally:
             self.checkpoints.close()
@@ -146,7 +145,11 @@ class Trainer:
         if self.step > 0 and self.step % self.settings["evaluate.every"] == 0 and self.saved != self.step:
             self._evaluate(self.settings["evaluate.records"])
         interrupted = self.processes.share(interrupted)
-        if interrupted or before_decay or (self.step > 0 and self.step % self.settings["checkpoint.every"] == 0):
+        if (
+            interrupted
+            or before_decay
+            or (self.step > 0 and self.step % self.settings["checkpoint.every"] == 0)
+        ):
             self._save()
         if interrupted:
             self.checkpoints.wait()
@@ -216,13 +219,14 @@ class Trainer:
         if due and self.processes.leads:
             self.run.log(finite(line))
         self.reporter.advance(
-            self._share(), f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} tokens/s  {self._left()}"
+            self._share(),
+            f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} tokens/s  {self._left()}",
         )
 
     def _share(self) -> float:
         budget = self.settings["train.budget"]
         if budget is not None:
-            return min(1.0, self.clock.elapsed() / budget)
+            return float(min(1.0, self.clock.elapsed() / budget))
         return self.step / (self.schedule.end or 1)
 
     def _left(self) -> str:
@@ -270,8 +274,8 @@ class Trainer:
     def _finishing_seconds(self) -> float:
         """Time to keep for the last look at the held-out part, the last checkpoint and the model directory."""
         records = self.settings["evaluate.final_records"] or 0
-        look = records / self.settings["train.batch"] * median(self.pace) * FORWARD_SHARE
-        return look + min(SAVING_SECONDS, SAVING_SHARE * self.settings["train.budget"])
+        look = float(records / self.settings["train.batch"] * median(self.pace) * FORWARD_SHARE)
+        return look + float(min(SAVING_SECONDS, SAVING_SHARE * self.settings["train.budget"]))
 
     def _evaluation_overhead(self) -> float:
         """Time for looks at the held-out part, as a share of the time for steps."""
@@ -303,11 +307,15 @@ class Trainer:
         if self.processes.leads:
             time_ = round(self.clock.elapsed(), 3)
             self.run.log(
-                finite({"step": self.step, "time": time_, "split": "validation", "records": records, **figures})
+                finite(
+                    {"step": self.step, "time": time_, "split": "validation", "records": records, **figures}
+                )
             )
             if sample is not None:
                 (self.run.samples / f"step-{self.step:09d}.txt").write_text(sample, encoding="utf-8")
-        self.reporter.say(f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items()))
+        self.reporter.say(
+            f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items())
+        )
         return figures
 
     def _finish(self) -> dict[str, Any]:
@@ -365,7 +373,8 @@ def brief(figures: dict[str, float]) -> dict[str, float]:
 def finite(line: dict[str, Any]) -> dict[str, Any]:
     """A line that JSON can hold: what is not finite becomes null."""
     return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
     }
 
 

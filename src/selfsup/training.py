@@ -103,7 +103,9 @@ def _absolute(source: str) -> str:
     return str(Path(source).expanduser().absolute())
 
 
-def _settings(given: Mapping[str, Any], out: str | Path | None, config: str | Path | None, origin: str) -> Settings:
+def _settings(
+    given: Mapping[str, Any], out: str | Path | None, config: str | Path | None, origin: str
+) -> Settings:
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
         values = dict(flatten(read_yaml(Path(config))))
@@ -126,7 +128,8 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
         from selfsup.objectives.custom import CustomRecipe
 
         return CustomRecipe(settings, source, module, objective)
-    return find_recipe(settings["objective"])(settings, source, module)
+    recipe = find_recipe(settings["objective"])
+    return (recipe if module is None else recipe.adapted)(settings, source, module)
 
 
 def _start(settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter) -> Run:
@@ -212,8 +215,8 @@ def _resume(
     run = Run.open(directory)
     settings = run.settings()
     changes = {key: value for key, value in flatten(given) if key in FREE and value is not None}
-    named = ("objective", "data.source", "model.preset")  # repeated from Python, where they are objects
-    others = [key for key, _ in flatten(given) if key not in FREE and not (key in named and origin == "python")]
+    asked = Settings((origin, given))
+    others = [key for key in asked.sources if key not in FREE and asked[key] != settings[key]]
     if others or out is not None or config is not None:
         what = ", ".join(others) or ("--out" if out is not None else "--config")
         raise UserError(

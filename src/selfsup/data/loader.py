@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from selfsup.data.sampler import draw
 from selfsup.data.records import Batch, Records
+from selfsup.data.sampler import draw
 
 AHEAD = 2  # micro-batches in preparation per thread
 
@@ -55,7 +54,7 @@ class Loader:
         epochs, indices = draw(self.seed, place.start, place.stop, len(self.records))
         return Batch(self.records.read(indices), self.seed, epochs, indices)
 
-    def steps(self, first: int) -> Iterator[list[Batch]]:
+    def steps(self, first: int) -> Generator[list[Batch]]:
         """The micro-batches of step `first`, `first` + 1, … without end; close the iterator to end its threads."""
         if self.workers == 0:
             while True:

@@ -132,6 +132,7 @@ class KeyValueCache:
         self.window = config.window
         self.slots = min(length, 2 * config.window)
         self.first_position = 0  # of what slot 0 holds
+        self.start = 0  # the first slot in sight of the newest positions
         self.end = 0  # slots in use
         shape = (config.layers, batch, config.kv_heads, self.slots, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)

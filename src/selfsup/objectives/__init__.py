@@ -18,7 +18,9 @@ def find_recipe(name: str) -> type[Recipe]:
         UserError: there is no objective of that name.
     """
     if name.startswith("python:"):
-        raise UserError(f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train.")
+        raise UserError(
+            f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train."
+        )
     if name not in RECIPES:
         raise UserError(f"There is no objective '{name}'{nearest(name, list(RECIPES))}")
     module, _, attribute = RECIPES[name].partition(":")

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ class Objective(nn.Module, ABC):
 
     def vectors(self) -> Iterable[nn.Parameter]:
         """Matrices that are lists of vectors rather than maps: they belong to AdamW, not to Muon."""
-        return [module.weight for module in self.modules() if isinstance(module, nn.Embedding)]
+        embeddings = (module for module in self.modules() if isinstance(module, nn.Embedding))
+        return [cast(nn.Parameter, module.weight) for module in embeddings]
 
 
 TOKENS_PER_STEP = 8192  # where only the number of steps is said
@@ -137,8 +138,11 @@ class Recipe(ABC):
 
     train: Records
     validation: Records | None = None
+    adapted: ClassVar[type[Recipe]]  # the same for a network from Python in place of the objective's own
 
-    def __init__(self, settings: Settings, source: object | None = None, module: nn.Module | None = None) -> None:
+    def __init__(
+        self, settings: Settings, source: object | None = None, module: nn.Module | None = None
+    ) -> None:
         self.settings, self.source, self.module = settings, source, module
 
     @abstractmethod

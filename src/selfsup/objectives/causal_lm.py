@@ -1,23 +1,24 @@
 """Causal language modelling: every token is predicted from the tokens before it (Radford et al. 2018, eq. 1).
 
-    L = − Σ_t log p(x_t | x_<t)      inputs are the targets shifted right behind the start token
+L = − Σ_t log p(x_t | x_<t)      inputs are the targets shifted right behind the start token
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsup.config import Settings, nearest
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.files import write_atomically
+from selfsup.files import whole_directory, write_atomically
 from selfsup.models.decoder import PRESETS, Decoder, DecoderConfig, flops_per_token, parameter_count
-from selfsup.objectives.base import Collectives, Objective, Outputs, Progress, Recipe, Task
+from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Recipe, Task
 from selfsup.objectives.losses import IGNORE, linear_cross_entropy
 from selfsup.seeding import generator
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LR = 0.01
 ADAMW_LR = 0.01
+SAMPLE_TOKENS = 150
 STEPS = 1500  # updates worth making before a step is made larger
 TOKENS_PER_PARAMETER = 8
 
@@ -112,10 +114,10 @@ class CausalLMRecipe(Recipe):
     def settle(self, effort: Effort) -> None:
         """Size, window, batch and learning rates, from the tokens at hand and what can be spent on them."""
         settings, tokens = self.settings, self.corpus.facts.training_tokens
-        if settings["model.preset"] == "auto":
+        if self.module is None and settings["model.preset"] == "auto":
             settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
         self._settle_shape()
-        blocks = 12 * settings["model.layers"] * settings["model.width"] ** 2
+        blocks = self._block_parameters()
         window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
         settings.settle("data.window", power_of_two(min(window, tokens // 16)), "size and data")
         seen = effort.tokens(blocks, tokens)
@@ -134,9 +136,14 @@ class CausalLMRecipe(Recipe):
         settings.settle("model.width", shape.width, origin)
         settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
         settings.settle("model.kv_heads", settings["model.heads"], origin)
-        settings.settle("model.head_dim", max(2, settings["model.width"] // settings["model.heads"] // 2 * 2), origin)
+        settings.settle(
+            "model.head_dim", max(2, settings["model.width"] // settings["model.heads"] // 2 * 2), origin
+        )
         settings.settle("model.mlp", max(64, round(settings["model.width"] * 8 / 3 / 64) * 64), origin)
         settings.settle("model.tied", False, "recipe")
+
+    def _block_parameters(self) -> float:
+        return float(12 * self.settings["model.layers"] * self.settings["model.width"] ** 2)
 
     def _records(self) -> None:
         from selfsup.data.text import Windows
@@ -157,11 +164,9 @@ class CausalLMRecipe(Recipe):
         return self.corpus.fingerprint
 
     def build(self) -> CausalLM:
-        model = self.module
-        if model is None:
-            decoder = Decoder(self.decoder_config())
-            model = decoder.initialise(generator(self.settings["train.seed"], "weights"))
-        return CausalLM(model, self.corpus.tokenizer.end)
+        decoder = Decoder(self.decoder_config())
+        decoder.initialise(generator(self.settings["train.seed"], "weights"))
+        return CausalLM(decoder, self.corpus.tokenizer.end)
 
     def flops_per_record(self) -> float:
         config = self.decoder_config()
@@ -172,16 +177,28 @@ class CausalLMRecipe(Recipe):
         return int(self.settings["data.window"])
 
     def facts(self) -> dict[str, str]:
-        facts, config = self.corpus.facts, self.decoder_config()
+        facts, window = self.corpus.facts, self.settings["data.window"]
+        left_out = {
+            "duplicate documents": facts.duplicates,
+            "empty ones left out": facts.empty,
+            "unreadable ones left out": facts.skipped.count,
+        }
+        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
         return {
             "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
-            + (f" ({facts.duplicates:,} duplicate documents)" if facts.duplicates else ""),
+            + (f" ({counted})" if counted else ""),
             "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
-            f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {config.vocabulary:,}",
-            "windows": f"{len(self.train):,} of {config.window} tokens",
-            "model": f"{parameter_count(config):,} parameters: {config.layers} layers, width {config.width}, "
-            f"{config.heads} heads, feed-forward {config.mlp}",
+            f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
+            "windows": f"{len(self.train):,} of {window} tokens",
+            "model": self._describe_model(),
         }
+
+    def _describe_model(self) -> str:
+        config = self.decoder_config()
+        return (
+            f"{parameter_count(config):,} parameters: {config.layers} layers, width {config.width}, "
+            f"{config.heads} heads, feed-forward {config.mlp}"
+        )
 
     @property
     def chance(self) -> float:
@@ -196,18 +213,18 @@ class CausalLMRecipe(Recipe):
         }[part]
         return {"bits_per_byte": loss * (tokens - 1) / size / math.log(2)} if lossless else {}
 
-    def sample(self, objective: Objective) -> str:
+    def sample(self, objective: Objective) -> str | None:
         """A short text from nothing but the start token, under one fixed seed."""
         from selfsup.inference.generate import LanguageModel
 
-        model = LanguageModel(objective.model, self.corpus.tokenizer)
-        return model.generate("", tokens=min(200, self.settings["data.window"]), temperature=0.8, seed=0)
+        model = LanguageModel(cast(Decoder, objective.model), self.corpus.tokenizer)
+        return cast(str, model.generate("", tokens=SAMPLE_TOKENS, temperature=0.8))
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The decoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
         from selfsup.models.huggingface import parity, save_model
 
-        decoder = objective.model
+        decoder = cast(Decoder, objective.model)
         save_model(directory, decoder, self.corpus.tokenizer, self._card(summary, None))
         tokens = torch.from_numpy(self.corpus.train[: self.settings["data.window"]].astype("int64"))[None]
         difference = parity(directory, decoder, tokens)
@@ -223,7 +240,11 @@ class CausalLMRecipe(Recipe):
             else f"max |Δ logits| = {difference:.2e} against stock transformers, in fp32"
         )
         bits = f", {summary['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in summary else ""
-        loss = f"{summary['loss']:.4f} nats per token{bits} on the held-out part" if "loss" in summary else "not measured"
+        loss = (
+            f"{summary['loss']:.4f} nats per token{bits} on the held-out part"
+            if "loss" in summary
+            else "not measured"
+        )
         return CARD.format(
             name=Path(source).stem if "/" in source else source,
             parameters=parameter_count(config),
@@ -233,6 +254,46 @@ class CausalLMRecipe(Recipe):
             **{name: summary[name] for name in ("steps", "tokens")},
         )
 
+
+class AdaptedCausalLMRecipe(CausalLMRecipe):
+    """Causal LM on a network of the user's own: see `CausalModel` for what it must offer."""
+
+    def __init__(
+        self, settings: Settings, source: object | None = None, module: nn.Module | None = None
+    ) -> None:
+        super().__init__(settings, source, module)
+        self.network = cast(nn.Module, module)
+        self.start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+
+    def _settle_shape(self) -> None:
+        """The network brings its own."""
+
+    def _block_parameters(self) -> float:
+        return float(sum(parameter.numel() for parameter in self.network.parameters()))
+
+    def build(self) -> CausalLM:
+        self.network.load_state_dict(self.start)  # as it was given, whatever the calibration did to it
+        return CausalLM(self.network, self.corpus.tokenizer.end)
+
+    def flops_per_record(self) -> float:
+        return float(6 * self._block_parameters() * self.settings["data.window"])
+
+    def _describe_model(self) -> str:
+        return f"{self._block_parameters():,.0f} parameters in {type(self.network).__name__}"
+
+    def sample(self, objective: Objective) -> str | None:
+        """Nothing: how a network of the user's own writes is not known here."""
+        return None
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """Its weights under their own names, and the tokenizer."""
+        with whole_directory(directory) as temporary:
+            weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+            save_file(weights, temporary / "model.safetensors")
+            self.corpus.tokenizer.save(temporary, self.settings["data.window"])
+
+
+CausalLMRecipe.adapted = AdaptedCausalLMRecipe
 
 CARD = """\
 ---

@@ -75,7 +75,7 @@ class CustomRecipe(Recipe):
         if self.module is None or self.start is None:
             return self.objective()
         self.module.load_state_dict(self.start)  # as it was given, whatever the calibration did to it
-        return self.objective(self.module)  # type: ignore[call-arg]
+        return self.objective(self.module)
 
     def flops_per_record(self) -> float:
         """Six for each parameter: the floor that any network which uses each of them once per record pays."""
@@ -100,4 +100,7 @@ class CustomRecipe(Recipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """All of the objective's weights as safetensors, under their own names."""
         with whole_directory(directory) as temporary:
-            save_file({k: v.cpu().contiguous() for k, v in objective.state_dict().items()}, temporary / "model.safetensors")
+            save_file(
+                {k: v.cpu().contiguous() for k, v in objective.state_dict().items()},
+                temporary / "model.safetensors",
+            )

@@ -33,8 +33,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        needs_hidden, needs_weight, _ = context.needs_input_grad
+    def forward(
+        context: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor
+    ) -> Tensor:
+        needs_hidden, needs_weight, _ = context.needs_input_grad  # type: ignore[attr-defined]
         cast = weight.to(hidden.dtype)
         rows = max(1, CHUNK_ELEMENTS // len(weight))
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
@@ -60,7 +62,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        context: torch.autograd.function.FunctionCtx, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         scale = gradients[0]
         hidden_grad, weight_grad = context.hidden_grad, context.weight_grad  # type: ignore[attr-defined]
         return (
@@ -72,4 +76,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """−log p of each target: logits (…, vocabulary), targets (…) → (…), in nats."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(
+        targets
+    )

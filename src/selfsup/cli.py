@@ -1,0 +1,297 @@
+"""The command line: one command per public function, thin. What is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from selfsup.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from selfsup.run import Run
+
+app = typer.Typer(
+    help="Self-supervised learning: point it at unlabelled data, leave with a model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[OBJECTIVE] [KEY=VALUE]...", help="such as causal-lm model.layers=8"),
+]
+Data = Annotated[str | None, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")]
+Budget = Annotated[str | None, typer.Option(help="wall time of the whole run: 90s, 10m, 1h30m")]
+Steps = Annotated[int | None, typer.Option(help="optimizer updates")]
+Epochs = Annotated[float | None, typer.Option(help="passes over the data")]
+Batch = Annotated[int | None, typer.Option(help="records per step, over all processes")]
+Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="bpe, characters, words, or a tokenizer.json or directory")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+
+
+@app.command()
+def train(
+    words: Words = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="the run directory")] = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    seed: Seed = None,
+    tokenizer: Tokenizer = None,
+    config: ConfigFile = None,
+    resume: Annotated[Path | None, typer.Option(help="a run to go on with, or to extend")] = None,
+    device: Device = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
+    from selfsup.training import train as run_training
+
+    objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    run = run_training(
+        objective, data=data, out=out, config=config, resume=resume, origin="command line", **settings
+    )
+    if as_json:
+        print_json(run.summary)
+    else:
+        show_end(run)
+
+
+@app.command()
+def plan(
+    words: Words = None,
+    data: Data = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    seed: Seed = None,
+    tokenizer: Tokenizer = None,
+    config: ConfigFile = None,
+    device: Device = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training would be: sizes, arithmetic, memory, time. Trains nothing, writes no run."""
+    from selfsup.report import Reporter
+    from selfsup.training import plan as make
+
+    objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    made, resolved = make(objective, data=data, config=config, origin="command line", **settings)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        Reporter(to=sys.stdout).table(made.rows(resolved))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="two or more run directories")],
+    plot: Annotated[Path | None, typer.Option(help="draw the curves into this .png or .svg")] = None,
+    as_json: Json = False,
+) -> None:
+    """Set runs side by side: curves, final figures, and where their configurations differ."""
+    from selfsup.comparison import compare as set_side_by_side
+    from selfsup.report import to_stdout
+
+    comparison = set_side_by_side(runs)
+    if plot is not None:
+        comparison.plot(plot)
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        comparison.print(to_stdout())
+
+
+@app.command()
+def inspect(
+    objective: Annotated[str, typer.Argument(help="causal-lm")] = "causal-lm",
+    text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
+    data: Data = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, or a path")] = "bpe",
+    run: Annotated[Path | None, typer.Option(help="a run: its tokenizer, and its loss per token")] = None,
+    window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
+    html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the supervision that the data makes: what is shown, what is hidden, who sees what."""
+    from selfsup.inspection import inspect as look
+    from selfsup.report import to_stdout
+
+    inspection = look(objective, text=text, data=data, tokenizer=tokenizer, run=run, window=window)
+    if html is not None:
+        write_new(html, inspection.to_html())
+    if as_json:
+        print_json(inspection.to_json())
+    else:
+        inspection.print(to_stdout())
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="texts to go on from; none starts from nothing")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="most tokens to write")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="draw from the k likeliest")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="draw from the likeliest that hold this probability")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="drop what is below this share of the likeliest")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="above 1 discourages what was written before")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed writes the same text")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Let a model write."""
+    from selfsup.run import load
+
+    starts = prompts or [""]
+    streams = len(starts) == 1 and not as_json
+    if streams:
+        print(starts[0], end="", flush=True)
+    texts = load(run).generate(
+        starts,
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stream=(lambda _, piece: print(piece, end="", flush=True)) if streams else None,
+    )
+    if as_json:
+        print_json([{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)])
+    elif streams:
+        print()
+    else:
+        print("\n\n".join(start + text for start, text in zip(starts, texts, strict=True)))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
+    data: Data = None,
+    protocol: Annotated[str, typer.Option(help="bits-per-byte, perplexity")] = "bits-per-byte",
+    column: Annotated[str | None, typer.Option(help="the text column")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a model by a named protocol, on a run's held-out part or on other data."""
+    from selfsup.evaluate import evaluate as measure
+    from selfsup.report import to_stdout
+
+    score = measure(run, data=data, protocol=protocol, column=column, device=device, seed=seed)
+    if as_json:
+        print_json(score.to_json())
+    else:
+        score.print(to_stdout())
+
+
+def split_words(
+    words: list[str] | None,
+    budget: str | None,
+    steps: int | None,
+    epochs: float | None,
+    batch: int | None,
+    seed: int | None,
+    tokenizer: str | None,
+    device: str | None,
+    precision: str | None,
+) -> tuple[str | None, dict[str, Any]]:
+    """The objective (a first word without `=`), and every setting that was given."""
+    from selfsup.config import parse_overrides
+
+    words = list(words or [])
+    objective = words.pop(0) if words and "=" not in words[0] else None
+    flags = {
+        "budget": budget,
+        "steps": steps,
+        "epochs": epochs,
+        "batch": batch,
+        "seed": seed,
+        "tokenizer": tokenizer,
+        "device": device,
+        "precision": precision,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    return objective, given | parse_overrides(words)
+
+
+def show_end(run: Run) -> None:
+    """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
+    summary = run.summary
+    samples = sorted(run.samples.glob("*.txt"))
+    if samples:
+        print(f"\nWhat it writes:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+    if "loss" in summary:
+        bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
+        print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
+    print(f'Try: selfsup generate {os.path.relpath(run.directory)} "It was a"')
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def write_new(path: Path, content: str) -> None:
+    """Write a file that is not there yet."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError:
+        raise UserError(f"{path} exists already; give another name.") from None
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}; give another name.") from None
+
+
+def fail(message: str, code: int) -> NoReturn:
+    print(f"selfsup: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def describe(error: OSError) -> str:
+    """What the system refused, and where."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"There is no space left on the device{where}; make room, then go on with --resume RUN."
+    return f"{error.strerror or error}{where}; check the path and its permissions."
+
+
+def main() -> None:
+    """Run a command; an error that the user can put right is one sentence and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except UserError as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(describe(error), 2)
+    except Interrupted as interruption:
+        fail(str(interruption), 130)
+    except KeyboardInterrupt:
+        fail("Stopped.", 130)
