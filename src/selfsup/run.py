@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from selfsup.inference.generate import LanguageModel
 
 
+STARTED = {"samples", "checkpoints", "environment.json"}  # all that a start which was cut short leaves
+
+
 class Run:
     """One training, and the directory that holds all of it."""
 
@@ -46,10 +49,12 @@ class Run:
                 f"{run.directory} already holds a run; go on with it (--resume {run.directory}) or give another --out."
             )
         try:
-            if run.directory.exists() and any(run.directory.iterdir()):
-                raise UserError(f"{run.directory} is not empty and holds no run; give another --out.")
             run.samples.mkdir(parents=True, exist_ok=True)
             run.checkpoints_directory.mkdir(exist_ok=True)
+            foreign = {path.name for path in run.directory.iterdir()} - STARTED
+            if foreign:
+                raise UserError(f"{run.directory} holds {min(foreign)}, which is no run; give another --out.")
+            write_atomically(run.directory / "environment.json", "{}")
         except OSError as error:
             raise UserError(
                 f"Cannot write to {run.directory}: {error.strerror}; give another --out."

@@ -19,7 +19,7 @@ from selfsup.errors import UserError
 from selfsup.files import whole_directory, write_atomically
 from selfsup.models.decoder import PRESETS, Decoder, DecoderConfig, flops_per_token, parameter_count
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Recipe, Task
-from selfsup.objectives.losses import IGNORE, linear_cross_entropy
+from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
 from selfsup.seeding import generator
 
 if TYPE_CHECKING:
@@ -80,6 +80,16 @@ class CausalLM(Objective):
         hidden = outputs["hidden"].flatten(0, 1)
         weight: Tensor = self.model.output_weight  # type: ignore[assignment]
         return {"cross_entropy": linear_cross_entropy(hidden, weight, task["targets"].flatten())}
+
+    @torch.inference_mode()
+    def losses(self, task: Task) -> Tensor:
+        """The loss of each target in nats, (B, T); 0 where a target is ignored. Full logits never stand in memory."""
+        weight: Tensor = self.model.output_weight  # type: ignore[assignment]
+        rows = max(1, CHUNK_ELEMENTS // len(weight))  # of logits at once
+        hidden = torch.split(self.predict(task)["hidden"].flatten(0, 1), rows)
+        targets = torch.split(task["targets"].flatten(), rows)
+        parts = [token_losses(h @ weight.T, t) for h, t in zip(hidden, targets, strict=True)]
+        return torch.cat(parts).view_as(task["targets"])
 
     def vectors(self) -> list[nn.Parameter]:
         """Embeddings and the output head."""
