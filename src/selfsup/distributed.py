@@ -103,7 +103,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # others may hold the same tensor
         dist.all_reduce(total)
         return torch.split(total, context.counts)[dist.get_rank()]
 

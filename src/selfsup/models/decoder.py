@@ -269,17 +269,18 @@ class Decoder(nn.Module):
     def initialise(self, generator: torch.Generator) -> Decoder:
         """Fill the parameters, a pure function of the generator's state; returns self.
 
-        Embeddings are normal with deviation .02 (GPT-2). Matrices are normal with deviation 1/sqrt(inputs),
-        so that unit inputs give unit outputs. The two matrices that write to the residual stream and an
-        untied head start at zero: each block begins as the identity and the loss at ln(vocabulary) exactly,
-        the habit of modded-nanogpt and nanochat, which suits Muon since its steps do not depend on the
-        gradient's scale. Gains are one.
+        Embeddings are normal with deviation 1, or .02 where they are the head too (GPT-2), which keeps the
+        first logits small. Matrices are normal with deviation 1/sqrt(inputs): unit in, unit out. The two
+        matrices that write to the residual stream and an untied head start at zero: each block begins as the
+        identity and an untied loss at ln(vocabulary) exactly, the habit of modded-nanogpt and nanochat, which
+        suits Muon since its steps do not depend on the gradient's scale. Gains are one.
         """
+        embedding = 0.02 if self.config.tied else 1.0
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
             elif name.endswith("embed_tokens.weight"):
-                parameter.normal_(0.0, 0.02, generator=generator)
+                parameter.normal_(0.0, embedding, generator=generator)
             elif name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
                 parameter.zero_()
             else:

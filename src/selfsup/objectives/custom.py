@@ -61,6 +61,7 @@ class CustomRecipe(Recipe):
         self.settings.settle("train.batch", min(32, len(self.train)), "recipe")
         self.settings.settle("optim.lr", 0.01, "recipe")
         self.settings.settle("optim.adamw_lr", 0.003, "recipe")
+        self.parameters = sum(parameter.numel() for parameter in self.build().parameters())
 
     def fingerprint(self) -> str:
         """The number of records and the content of the first ones: the rest is the source's own business."""
@@ -79,18 +80,17 @@ class CustomRecipe(Recipe):
 
     def flops_per_record(self) -> float:
         """Six for each parameter: the floor that any network which uses each of them once per record pays."""
-        return 6.0 * sum(parameter.numel() for parameter in self.build().parameters())
+        return 6.0 * self.parameters
 
     @property
     def units_per_record(self) -> int:
         return 1
 
     def facts(self) -> dict[str, str]:
-        parameters = sum(parameter.numel() for parameter in self.build().parameters())
         held_out = len(self.validation) if self.validation is not None else 0
         return {
             "data": f"{len(self.train):,} records for training, {held_out:,} held out",
-            "model": f"{parameters:,} parameters in {self.objective.__name__}",
+            "model": f"{self.parameters:,} parameters in {self.objective.__name__}",
         }
 
     @property

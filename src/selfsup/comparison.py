@@ -1,0 +1,364 @@
+"""Runs side by side: final figures, where their configurations differ, and how their losses fell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from selfsup.config import known_keys
+from selfsup.errors import UserError
+from selfsup.files import checksum
+from selfsup.report import amount, duration
+from selfsup.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Console
+
+# Okabe and Ito's colours, which people with any colour vision tell apart, and what comes near them in a terminal.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("blue", "red", "green", "magenta", "yellow", "cyan")
+MARKS = "●▲■◆✚★"
+CHART_HEIGHT = 14  # lines
+UNITS = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
+OWN = ("out",)  # keys that name a run rather than say what it does
+
+
+@dataclass(frozen=True)
+class Point:
+    """A line of metrics: what a run had spent, and what it had reached."""
+
+    step: int
+    time: float  # seconds
+    tokens: int
+    loss: float
+    bits_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """One run. A figure that is not known is None; those of a run that is not finished are the latest ones.
+
+    `train` and `validation` are its curves, from the first step to the last.
+    """
+
+    name: str
+    finished: bool
+    loss: float | None
+    bits_per_byte: float | None
+    best: float | None
+    steps: int
+    tokens: int
+    parameters: int | None
+    wall_seconds: float | None
+    tokens_per_second: float | None
+    chance: float | None
+    train: list[Point] = field(repr=False)
+    validation: list[Point] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key of the resolved configuration that the runs do not share: value and origin of each run."""
+
+    key: str
+    values: list[Any]
+    origins: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs or more.
+
+    Attributes:
+        measure: the figure that the curves are compared by, `loss` or `bits_per_byte`.
+        notes: what to bear in mind.
+    """
+
+    runs: list[RunFigures]
+    differences: list[Difference]
+    measure: str
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def print(self, console: Console) -> None:
+        """Figures, differences and a chart of the validation curves, for a terminal."""
+        for title, block in (
+            ("figures", self._figures()),
+            ("differences", self._differences() if self.differences else "The configurations are the same."),
+            (f"validation, {UNITS[self.measure]} over time", self._chart(console.width)),
+        ):
+            console.print(title, style="bold")
+            console.print(block)
+            console.print()
+        for note in self.notes:
+            console.print(f"Note: {note}", markup=False)
+
+    def _figures(self) -> Table:
+        table = _table("", self.runs)
+        for title, figure in FIGURES.items():
+            table.add_row(title, *(figure(run) for run in self.runs))
+        return table
+
+    def _differences(self) -> Table:
+        table = _table("key", self.runs)
+        for difference in self.differences:
+            cells = zip(difference.values, difference.origins, strict=True)
+            table.add_row(difference.key, *(Text.assemble(_value(v), (f"  {o}", "dim")) for v, o in cells))
+        return table
+
+    def _chart(self, width: int) -> Text:
+        curves = [[(point.time, y) for point, y in self._curve(run.validation)] for run in self.runs]
+        return chart(curves, width, CHART_HEIGHT)
+
+    def _curve(self, points: list[Point]) -> list[tuple[Point, float]]:
+        """The points where the measure is known, with it."""
+        values = [(point, getattr(point, self.measure)) for point in points]
+        return [(point, value) for point, value in values if value is not None]
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the curves, train faint and validation bold, over wall time and over tokens.
+
+        Args:
+            path: where to; the ending chooses the format, such as .png or .svg.
+
+        Raises:
+            UserError: matplotlib is not installed, does not know the format, or the file cannot be written.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise UserError("Plots need matplotlib; install it with: pip install 'selfsup[plots]'") from None
+        figure = Figure(figsize=(11, 4.5), layout="constrained")
+        over_time, over_tokens = figure.subplots(1, 2, sharey=True)
+        self._draw(over_time, "time")
+        self._draw(over_tokens, "tokens")
+        over_time.set_ylabel(f"loss ({UNITS[self.measure]})")
+        over_tokens.legend(frameon=False)
+        try:
+            figure.savefig(path, dpi=150)
+        except ValueError:
+            known = ", ".join(f".{kind}" for kind in sorted(figure.canvas.get_supported_filetypes()))
+            raise UserError(f"{path} names no format of pictures; let it end with one of {known}.") from None
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror}; give another place.") from None
+
+    def _draw(self, axes: Axes, against: str) -> None:
+        """One panel. Its height is that of the validation curves: a training curve falls into it from chance."""
+        parts = [(run, self._curve(run.train), self._curve(run.validation)) for run in self.runs]
+        everything = [point for _, train, validation in parts for point, _ in (*train, *validation)]
+        scale, unit = _axis(against, max((getattr(point, against) for point in everything), default=1.0))
+        for number, (run, train, validation) in enumerate(parts):
+            colour = COLOURS[number % len(COLOURS)]
+            for curve, style in (
+                (train, {"alpha": 0.3, "linewidth": 1}),
+                (validation, {"linewidth": 2.2, "marker": "o", "markersize": 3.5, "label": run.name}),
+            ):
+                places = [getattr(point, against) / scale for point, _ in curve]
+                axes.plot(places, [y for _, y in curve], color=colour, **style)
+        bounds = [y for _, _, validation in parts for _, y in validation]
+        if bounds:
+            margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
+            axes.set_ylim(min(bounds) - 2 * margin, max(bounds) + margin)
+        axes.set_xlabel(unit)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def compare(runs: Sequence[str | Path]) -> Comparison:
+    """Set two runs or more side by side.
+
+    Raises:
+        UserError: less than two are given, one of them twice, or a directory holds no run.
+    """
+    if len(runs) < 2:
+        raise UserError("A comparison takes two runs or more; give their directories.")
+    opened = [Run.open(directory) for directory in runs]
+    places = [run.directory.resolve() for run in opened]
+    if len(set(places)) < len(places):
+        raise UserError("A run is given twice; give each directory once.")
+    figures = [_figures_of(run, name) for run, name in zip(opened, _names(opened), strict=True)]
+    measure, notes = _judge(opened, figures)
+    return Comparison(figures, _differences_of(opened), measure, notes)
+
+
+def _names(runs: list[Run]) -> list[str]:
+    """Each directory by its last part where those differ, else as it was given."""
+    short = [run.directory.resolve().name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.directory) for run in runs]
+
+
+def _figures_of(run: Run, name: str) -> RunFigures:
+    summary, lines = run.summary, run.metrics()
+    train = [line for line in lines if line["split"] == "train"]
+    per_step = train[-1]["tokens"] / train[-1]["step"] if train else 0.0
+    curves = {
+        split: [_point(line, per_step) for line in lines if line["split"] == split and line["loss"] is not None]
+        for split in ("train", "validation")
+    }
+    validation = curves["validation"]
+    latest = validation[-1] if validation else None
+    last = lines[-1] if lines else {"step": 0, "time": None}
+    steps = summary.get("steps", last["step"])
+    rates = [line["tokens_per_second"] for line in train]
+    return RunFigures(
+        name=name,
+        finished=bool(summary),
+        loss=summary.get("loss", latest and latest.loss),
+        bits_per_byte=summary.get("bits_per_byte", latest and latest.bits_per_byte),
+        best=min((point.loss for point in validation), default=None),
+        steps=steps,
+        tokens=summary.get("tokens", round(steps * per_step)),
+        parameters=run.environment().get("plan", {}).get("parameters"),
+        wall_seconds=summary.get("wall_seconds", last["time"]),
+        tokens_per_second=median(rates) if rates else None,
+        chance=run.environment().get("plan", {}).get("chance"),
+        **curves,
+    )
+
+
+def _point(line: dict[str, Any], tokens_per_step: float) -> Point:
+    return Point(
+        line["step"],
+        line["time"],
+        round(line["step"] * tokens_per_step),
+        line["loss"],
+        line.get("bits_per_byte"),
+    )
+
+
+def _differences_of(runs: list[Run]) -> list[Difference]:
+    settings = [run.settings() for run in runs]
+    return [
+        Difference(key, values, [one.origin(key) for one in settings])
+        for key in known_keys()
+        if key not in OWN and any(a != b for a, b in pairwise(values := [one[key] for one in settings]))
+    ]
+
+
+def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
+    """What the runs can be compared by, and what to bear in mind about it."""
+    notes = [
+        f"{run.name} is not finished; its figures are those of step {run.steps:,}." for run in figures if not run.finished
+    ]
+    objectives = {run.settings()["objective"] for run in runs}
+    if len(objectives) > 1:
+        return "loss", [*notes, f"The runs have different objectives ({', '.join(sorted(objectives))}): their losses do "
+                        "not measure the same."]  # fmt: skip
+    if _same({run.environment().get("data") for run in runs}):
+        return "loss", notes
+    notes.append("The runs were not trained and validated on the same data, so a lower figure may come from easier data.")
+    if _same({_tokenizer(run) for run in runs}):
+        return "loss", notes
+    if all(run.bits_per_byte is not None for run in figures):
+        notes.append("The tokenizers are not known to be the same, so the loss per token does not compare: go by bits per byte.")
+        return "bits_per_byte", notes
+    notes.append(
+        "The tokenizers are not known to be the same and not all keep every byte, so neither the loss per token nor bits "
+        "per byte compares the runs."
+    )
+    return "loss", notes
+
+
+def _same(marks: set[str | None]) -> bool:
+    return len(marks) == 1 and None not in marks
+
+
+def _tokenizer(run: Run) -> str | None:
+    """What a run's tokenizer is told by; None before its model is written."""
+    file = run.model_directory / "tokenizer.json"
+    return checksum(file) if file.is_file() else None
+
+
+# -- how it looks --------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+FIGURES = {
+    "loss (nats per token)": lambda run: _number(run.loss),
+    "bits per byte": lambda run: _number(run.bits_per_byte),
+    "best loss": lambda run: _number(run.best),
+    "chance": lambda run: _number(run.chance),
+    "steps": lambda run: f"{run.steps:,}" + ("" if run.finished else " so far"),
+    "tokens": lambda run: f"{run.tokens:,}",
+    "parameters": lambda run: "–" if run.parameters is None else f"{run.parameters:,}",
+    "wall time": lambda run: "–" if run.wall_seconds is None else duration(run.wall_seconds),
+    "tokens per second": lambda run: "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+}
+
+
+def _table(corner: str, runs: list[RunFigures]) -> Table:
+    """A table with a column for each run, under the mark and colour that the chart gives it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(corner, style="dim", header_style="dim")
+    for number, run in enumerate(runs):
+        table.add_column(Text(f"{_mark(number)} {run.name}", _style(number)), overflow="fold")
+    return table
+
+
+def _mark(number: int) -> str:
+    return MARKS[number % len(MARKS)]
+
+
+def _style(number: int) -> str:
+    return STYLES[number % len(STYLES)]
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def chart(curves: list[list[tuple[float, float]]], width: int, height: int) -> Text:
+    """Curves of (seconds, value) as characters, one mark each, interpolated over the columns of `width`."""
+    points = [point for curve in curves for point in curve]
+    if not points:
+        return Text("nothing was held out")
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    end = max(x for x, _ in points) or 1.0
+    margin = max(len(f"{low:.3f}"), len(f"{high:.3f}")) + 2
+    columns = max(20, width - margin - 1)
+    grid = [[(" ", "")] * columns for _ in range(height)]
+    for number, curve in enumerate(curves):
+        for column in range(columns):
+            y = interpolate(curve, end * column / (columns - 1))
+            if y is not None:
+                row = round((high - y) / ((high - low) or 1.0) * (height - 1))
+                grid[row][column] = (_mark(number), _style(number))
+    lines = []
+    for row, cells in enumerate(grid):
+        value = high - (high - low) * row / (height - 1)
+        label = f"{value:.3f} ┤" if row % 4 == 0 or row == height - 1 else "│"
+        lines.append(Text.assemble((label.rjust(margin), "dim"), *cells))
+    lines.append(Text(" " * (margin - 1) + "└" + "─" * columns, "dim"))
+    lines.append(Text(" " * margin + "0 s" + duration(end).rjust(columns - 3), "dim"))
+    return Text("\n").join(lines)
+
+
+def interpolate(curve: list[tuple[float, float]], x: float) -> float | None:
+    """The value of a curve of straight lines; None before its first point and behind its last."""
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x0 <= x <= x1:
+            return y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return curve[0][1] if len(curve) == 1 and math.isclose(curve[0][0], x) else None
+
+
+def _axis(against: str, largest: float) -> tuple[float, str]:
+    """What an axis is divided by, and its label."""
+    if against == "time":
+        scale, unit = (3600.0, "hours") if largest > 7200 else (60.0, "minutes") if largest > 120 else (1.0, "seconds")
+        return scale, f"wall time ({unit})"
+    scale, unit = (1e9, "billions") if largest > 2e9 else (1e6, "millions") if largest > 2e6 else (1e3, "thousands")
+    return scale, f"tokens ({unit})"

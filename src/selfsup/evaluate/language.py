@@ -1,0 +1,137 @@
+"""What the protocols of language models share: the data as one stream, and the loss of each of its tokens.
+
+All data is measured on, each target once, in windows of the length that the model was trained on. A document is
+opened by the start token, which is given, and closed by the end-of-text token, which is predicted and counts. A
+window that begins inside a document begins with the token before it; documents do not see each other: the task
+is the one of training. Weights and arithmetic are fp32, so that the figure does not depend on the hardware.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from selfsup.data.loader import in_order
+from selfsup.data.sources import open_text
+from selfsup.data.text import TextCorpus, Windows, encode_documents
+from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.errors import UserError
+from selfsup.evaluate.base import Request
+from selfsup.inference.generate import LanguageModel
+from selfsup.machine import find_device
+from selfsup.objectives import find_recipe
+from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
+from selfsup.objectives.losses import IGNORE
+from selfsup.run import Run, load
+
+TOKENS = 8192  # predicted at once
+FEWEST_BLOCKS = 32  # that an interval is taken from
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is measured on: a stream of tokens (n + 1,), the first of which is only given, and its `bytes`.
+
+    `lossless` says that the targets stand for exactly these bytes.
+    """
+
+    name: str
+    tokens: Ids
+    bytes: int
+    lossless: bool
+
+    @property
+    def targets(self) -> Ids:
+        return self.tokens[1:]
+
+
+def open_subject(request: Request) -> tuple[LanguageModel, Text]:
+    """The model of a request, and its data as that model's tokenizer encodes it.
+
+    Raises:
+        UserError: no such model or data; no data is given and the model has none of its own, or it has changed.
+    """
+    model = load(request.model)
+    if request.data is None:
+        return model, _held_out(request)
+    source = open_text(request.data, request.column)
+    encoded = encode_documents(source, model.tokenizer)
+    return model, Text(source.name, encoded.tokens, encoded.bytes, encoded.lossless)
+
+
+def _held_out(request: Request) -> Text:
+    corpus = open_corpus(Run(request.model))
+    if corpus.validation is None:
+        raise UserError(f"{request.model} held no data out (data.validation is 0); name some with --data.")
+    facts = corpus.facts
+    return Text(
+        f"the held-out part of {request.model}",
+        corpus.validation,
+        facts.validation_bytes,
+        facts.validation_lossless,
+    )
+
+
+def open_corpus(run: Run) -> TextCorpus:
+    """The text that a run was trained on, as it was trained on.
+
+    Raises:
+        UserError: it is no run, its data came from Python, is no text, or has changed since.
+    """
+    if not run.exists:
+        raise UserError(f"{run.directory} is a model without a run, so it has no data of its own; name some with --data.")
+    settings = run.settings()
+    if settings["data.source"].startswith("python:"):
+        raise UserError(
+            f"{run.directory} was trained on data given from Python, which it does not hold; give data anew."
+        )
+    recipe = find_recipe(settings["objective"])(settings)
+    if not isinstance(recipe, CausalLMRecipe):
+        raise UserError(
+            f"{run.directory} was trained by {settings['objective']}, which has no text of its own; name some with --data."
+        )
+    recipe.open(lambda done, total: None)
+    if recipe.fingerprint() != run.environment().get("data"):
+        raise UserError(
+            f"The data of {run.directory} ({settings['data.source']}) has changed since it was trained, so what was held "
+            "out is not known any more; restore it, or name other data with --data."
+        )
+    return recipe.corpus
+
+
+def token_losses(model: LanguageModel, text: Text, request: Request) -> npt.NDArray[np.float32]:
+    """Loss in nats of each target of a text, (n,), given what came before it in its window and document."""
+    device = find_device(request.device)
+    objective = CausalLM(model.decoder.to(device), model.tokenizer.end).eval()
+    length = min(model.decoder.config.window, len(text.targets))
+    windows = Windows(text.tokens, length, model.tokenizer.end)
+    losses = np.empty(len(text.targets), np.float32)
+    done = 0
+    for batch in in_order(windows, len(windows), seed=0, batch=max(1, TOKENS // length)):
+        task = objective.hide(batch.to(device))
+        counted = objective.losses(task)[task["targets"] != IGNORE]
+        losses[done : done + len(counted)] = counted.cpu().numpy()
+        done += len(counted)
+        if request.progress is not None:
+            request.progress(done, len(losses))
+    return losses
+
+
+def block_sums(values: npt.NDArray[np.generic], window: int) -> npt.NDArray[np.float64]:
+    """Sums over the units of the bootstrap: runs of consecutive targets, because neighbours are not independent.
+
+    They are as long as a window; shorter where the text has less than `FEWEST_BLOCKS` windows (Carlstein 1986:
+    non-overlapping blocks).
+    """
+    length = min(window, -(-len(values) // FEWEST_BLOCKS))
+    return np.add.reduceat(values.astype(np.float64), np.arange(0, len(values), length))
+
+
+def lost_bytes(tokenizer: TextTokenizer, text: Text) -> str:
+    """Why the tokens of a text that is not lossless do not stand for all of its bytes."""
+    unknown = 0 if tokenizer.unknown is None else int((text.targets == tokenizer.unknown).sum())
+    if unknown:
+        return f"{unknown:,} of its {len(text.targets):,} tokens are unknown to the model"
+    return "its tokens do not say which white space stood between them"
