@@ -284,6 +284,8 @@ def describe(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; an error that the user can put right is one sentence and exit code 2."""
+    # Threads that wait asleep: on a machine that others use too, spinning ones cost a step many times its length.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from selfsup.config import known_keys
 from selfsup.errors import UserError
 from selfsup.files import checksum
-from selfsup.report import amount, duration
+from selfsup.report import duration
 from selfsup.run import Run
 
 if TYPE_CHECKING:
@@ -139,12 +140,12 @@ class Comparison:
             from matplotlib.figure import Figure
         except ImportError:
             raise UserError("Plots need matplotlib; install it with: pip install 'selfsup[plots]'") from None
-        figure = Figure(figsize=(11, 4.5), layout="constrained")
+        figure: Any = Figure(figsize=(11, 4.5), layout="constrained")
         over_time, over_tokens = figure.subplots(1, 2, sharey=True)
         self._draw(over_time, "time")
         self._draw(over_tokens, "tokens")
         over_time.set_ylabel(f"loss ({UNITS[self.measure]})")
-        over_tokens.legend(frameon=False)
+        over_tokens.legend(frameon=False, title="validation bold, training faint")
         try:
             figure.savefig(path, dpi=150)
         except ValueError:
@@ -170,6 +171,7 @@ class Comparison:
         if bounds:
             margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
             axes.set_ylim(min(bounds) - 2 * margin, max(bounds) + margin)
+        axes.set_xlim(left=0)
         axes.set_xlabel(unit)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -201,15 +203,17 @@ def _names(runs: list[Run]) -> list[str]:
 def _figures_of(run: Run, name: str) -> RunFigures:
     summary, lines = run.summary, run.metrics()
     train = [line for line in lines if line["split"] == "train"]
-    per_step = train[-1]["tokens"] / train[-1]["step"] if train else 0.0
+    per_step: float = train[-1]["tokens"] / train[-1]["step"] if train else 0.0
     curves = {
-        split: [_point(line, per_step) for line in lines if line["split"] == split and line["loss"] is not None]
+        split: [
+            _point(line, per_step) for line in lines if line["split"] == split and line["loss"] is not None
+        ]
         for split in ("train", "validation")
     }
     validation = curves["validation"]
     latest = validation[-1] if validation else None
-    last = lines[-1] if lines else {"step": 0, "time": None}
-    steps = summary.get("steps", last["step"])
+    last: dict[str, Any] = lines[-1] if lines else {"step": 0, "time": None}
+    steps: int = summary.get("steps", last["step"])
     rates = [line["tokens_per_second"] for line in train]
     return RunFigures(
         name=name,
@@ -239,33 +243,39 @@ def _point(line: dict[str, Any], tokens_per_step: float) -> Point:
 
 def _differences_of(runs: list[Run]) -> list[Difference]:
     settings = [run.settings() for run in runs]
-    return [
-        Difference(key, values, [one.origin(key) for one in settings])
+    everything = [
+        Difference(key, [one[key] for one in settings], [one.origin(key) for one in settings])
         for key in known_keys()
-        if key not in OWN and any(a != b for a, b in pairwise(values := [one[key] for one in settings]))
+        if key not in OWN
     ]
+    return [difference for difference in everything if any(a != b for a, b in pairwise(difference.values))]
 
 
 def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
     """What the runs can be compared by, and what to bear in mind about it."""
     notes = [
-        f"{run.name} is not finished; its figures are those of step {run.steps:,}." for run in figures if not run.finished
+        f"{run.name} is not finished; its figures are those of step {run.steps:,}."
+        for run in figures
+        if not run.finished
     ]
     objectives = {run.settings()["objective"] for run in runs}
     if len(objectives) > 1:
-        return "loss", [*notes, f"The runs have different objectives ({', '.join(sorted(objectives))}): their losses do "
-                        "not measure the same."]  # fmt: skip
-    if _same({run.environment().get("data") for run in runs}):
+        notes.append(
+            f"The objectives differ ({', '.join(sorted(objectives))}), and their losses measure different things."
+        )
         return "loss", notes
-    notes.append("The runs were not trained and validated on the same data, so a lower figure may come from easier data.")
+    if _same({run.environment().get("data") for run in runs}):  # text, split and tokenizer
+        return "loss", notes
+    notes.append("The data, its split or its tokens differ, so a lower figure may come from easier data.")
     if _same({_tokenizer(run) for run in runs}):
         return "loss", notes
     if all(run.bits_per_byte is not None for run in figures):
-        notes.append("The tokenizers are not known to be the same, so the loss per token does not compare: go by bits per byte.")
+        notes.append(
+            "The tokenizers are not known to be the same: go by bits per byte, not by the loss per token."
+        )
         return "bits_per_byte", notes
     notes.append(
-        "The tokenizers are not known to be the same and not all keep every byte, so neither the loss per token nor bits "
-        "per byte compares the runs."
+        "The tokenizers are not known to be the same, and not all keep every byte: no figure here compares the runs."
     )
     return "loss", notes
 
@@ -287,7 +297,7 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-FIGURES = {
+FIGURES: dict[str, Callable[[RunFigures], str]] = {
     "loss (nats per token)": lambda run: _number(run.loss),
     "bits per byte": lambda run: _number(run.bits_per_byte),
     "best loss": lambda run: _number(run.best),
@@ -296,7 +306,9 @@ FIGURES = {
     "tokens": lambda run: f"{run.tokens:,}",
     "parameters": lambda run: "–" if run.parameters is None else f"{run.parameters:,}",
     "wall time": lambda run: "–" if run.wall_seconds is None else duration(run.wall_seconds),
-    "tokens per second": lambda run: "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+    "tokens per second": lambda run: (
+        "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
+    ),
 }
 
 
@@ -332,11 +344,9 @@ def chart(curves: list[list[tuple[float, float]]], width: int, height: int) -> T
     columns = max(20, width - margin - 1)
     grid = [[(" ", "")] * columns for _ in range(height)]
     for number, curve in enumerate(curves):
-        for column in range(columns):
-            y = interpolate(curve, end * column / (columns - 1))
-            if y is not None:
-                row = round((high - y) / ((high - low) or 1.0) * (height - 1))
-                grid[row][column] = (_mark(number), _style(number))
+        for column, y in _in_columns(curve, end, columns).items():
+            row = round((high - y) / ((high - low) or 1.0) * (height - 1))
+            grid[row][column] = (_mark(number), _style(number))
     lines = []
     for row, cells in enumerate(grid):
         value = high - (high - low) * row / (height - 1)
@@ -347,18 +357,25 @@ def chart(curves: list[list[tuple[float, float]]], width: int, height: int) -> T
     return Text("\n").join(lines)
 
 
-def interpolate(curve: list[tuple[float, float]], x: float) -> float | None:
-    """The value of a curve of straight lines; None before its first point and behind its last."""
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x0 <= x <= x1:
-            return y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return curve[0][1] if len(curve) == 1 and math.isclose(curve[0][0], x) else None
+def _in_columns(curve: list[tuple[float, float]], end: float, columns: int) -> dict[int, float]:
+    """The value of a curve at each column from its first point to its last, straight between two points."""
+    if not curve:
+        return {}
+    places = [x / end * (columns - 1) for x, _ in curve]
+    values = [y for _, y in curve]
+    between = range(math.ceil(places[0]), math.floor(places[-1]) + 1)
+    straight = np.interp(between, places, values).tolist()
+    return dict(zip(between, straight, strict=True)) | dict(zip(map(round, places), values, strict=True))
 
 
 def _axis(against: str, largest: float) -> tuple[float, str]:
     """What an axis is divided by, and its label."""
     if against == "time":
-        scale, unit = (3600.0, "hours") if largest > 7200 else (60.0, "minutes") if largest > 120 else (1.0, "seconds")
+        scale, unit = (
+            (3600.0, "hours") if largest > 7200 else (60.0, "minutes") if largest > 120 else (1.0, "seconds")
+        )
         return scale, f"wall time ({unit})"
-    scale, unit = (1e9, "billions") if largest > 2e9 else (1e6, "millions") if largest > 2e6 else (1e3, "thousands")
+    scale, unit = (
+        (1e9, "billions") if largest > 2e9 else (1e6, "millions") if largest > 2e6 else (1e3, "thousands")
+    )
     return scale, f"tokens ({unit})"

@@ -82,7 +82,8 @@ class Inspection:
     def summary(self) -> str:
         """A line of facts on the window."""
         count, documents = len(self.targets), len(set(self.documents))
-        facts = [self.source, f"{count:,} of {self.length:,} positions" if count < self.length else f"{count:,} positions"]
+        of = f" of {self.length:,}" if count < self.length else ""
+        facts = [self.source, f"{count:,}{of} positions"]
         if documents > 1:
             facts.append(f"{documents} documents")
         if self.losses is not None:
@@ -95,7 +96,9 @@ class Inspection:
         console.print(f"[bold]{self.objective}[/bold]: {self.idea}")
         console.print(self.summary(), style="dim", markup=False)
         if shown < len(self.targets):
-            console.print(f"Shown are the first {shown}: no more fit here (the page and the JSON hold all).", style="dim")
+            console.print(
+                f"Shown are the first {shown}; no more fit here (page and JSON hold all).", style="dim"
+            )
         for title, block in (
             ("tokens", self._strip(shown)),
             ("inputs and targets", self._table(shown)),
@@ -121,7 +124,10 @@ class Inspection:
         for t in range(shown):
             row = [Text(str(t + 1), "dim"), Text(visible(self.inputs[t])), Text(visible(self.targets[t]))]
             if self.losses is not None:
-                row += [Text(f"{self.losses[t]:.2f}"), Text("█" * math.ceil(BAR * self.heat(t)), self._style(t))]
+                row += [
+                    Text(f"{self.losses[t]:.2f}"),
+                    Text("█" * math.ceil(BAR * self.heat(t)), self._style(t)),
+                ]
             table.add_row(*row)
         return table
 
@@ -191,7 +197,9 @@ def inspect(
         UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
     """
     if objective not in INSPECTORS:
-        raise UserError(f"There is no objective '{objective}' to inspect{nearest(objective, list(INSPECTORS))}")
+        raise UserError(
+            f"There is no objective '{objective}' to inspect{nearest(objective, list(INSPECTORS))}"
+        )
     if text is not None and data is not None:
         raise UserError("A text and data are both given; give one of them.")
     if window is not None and window < 1:
@@ -200,7 +208,11 @@ def inspect(
 
 
 def inspect_causal_lm(
-    text: str | None, data: object, tokenizer: str | Path | TextTokenizer, run: str | Path | None, window: int | None
+    text: str | None,
+    data: object,
+    tokenizer: str | Path | TextTokenizer,
+    run: str | Path | None,
+    window: int | None,
 ) -> Inspection:
     """The task comes from the objective itself, so that what is seen here is what is trained."""
     import numpy as np
@@ -215,7 +227,9 @@ def inspect_causal_lm(
     source, stream, cut = _stream(text, data, model.tokenizer if model else tokenizer, run)
     most = model.decoder.config.window if model else WINDOW
     if model and window is not None and window > most:
-        raise UserError(f"{run} was trained on windows of {most} tokens; ask for a window of at most {most}, not {window}.")
+        raise UserError(
+            f"{run} was trained on windows of {most} tokens; ask for a window of at most {most}, not {window}."
+        )
     length = len(stream) - 1
     windows = Windows(stream, min(window or most, length), cut.end)
     first = np.zeros(1, np.int64)
@@ -274,7 +288,9 @@ def _open_window(text: str, tokenizer: str | Path | TextTokenizer) -> tuple[str,
 
 def _names(tokenizer: TextTokenizer, ids: list[int], end: str) -> list[str]:
     """Tokens to look at, the end-of-text token by the part it plays here."""
-    return [end if id_ == tokenizer.end else name for id_, name in zip(ids, tokenizer.tokens(ids), strict=True)]
+    return [
+        end if id_ == tokenizer.end else name for id_, name in zip(ids, tokenizer.tokens(ids), strict=True)
+    ]
 
 
 def _mask(task: Task) -> list[list[int]]:

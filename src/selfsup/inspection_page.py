@@ -96,20 +96,19 @@ def _mask(inspection: Inspection, shown: int) -> str:
             f'<rect x="{margin + start * CELL}" y="{y}" width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
             for start, stop in _runs(inspection.mask[t][:shown])
         )
-        name = (
-            f'<text x="{margin - 6}" y="{y + CELL * 0.72:.1f}">{escape(names[t])}</text>'
-            if margin
-            else ""
-        )
-        parts.append(
-            f'<g data-position="{t}"><rect class="row" y="{y}" width="{margin + side}" height="{CELL}"/>{name}{cells}</g>'
-        )
+        name = f'<text x="{margin - 6}" y="{y + CELL * 0.72:.1f}">{escape(names[t])}</text>' if margin else ""
+        row = f'<rect class="row" y="{y}" width="{margin + side}" height="{CELL}"/>'
+        parts.append(f'<g data-position="{t}">{row}{name}{cells}</g>')
     if shown <= 4 * LABELLED:  # beyond that, lines would be all there is to see
-        lines = "".join(f"M{margin + i * CELL} 0V{side}M{margin} {i * CELL}H{margin + side}" for i in range(shown + 1))
+        lines = "".join(
+            f"M{margin + i * CELL} 0V{side}M{margin} {i * CELL}H{margin + side}" for i in range(shown + 1)
+        )
         parts.append(f'<path class="lines" d="{lines}"/>')
     width = margin + side
     size = f'viewBox="0 0 {width} {side}" style="max-width:{min(620, width * 2)}px"'
-    return f'<svg {size} role="img" aria-label="rows: positions, columns: what they see">{"".join(parts)}</svg>'
+    return (
+        f'<svg {size} role="img" aria-label="rows: positions, columns: what they see">{"".join(parts)}</svg>'
+    )
 
 
 def _short(token: str) -> str:
@@ -135,12 +134,12 @@ PAGE = Template("""\
 :root {
   color-scheme: light dark;
   --paper: #fbfaf8; --ink: #1f2328; --faint: #6b7079; --line: #e3e0da; --chip: #efece6;
-  --seen: #2f6fde; --on-seen: #fff; --wanted: #1f2328; --on-wanted: #fff; --hot: #e8590c; --cell: #2f6fde; --ground: #f0eee9;
+  --seen: #2f6fde; --on-seen: #fff; --wanted: #1f2328; --hot: #e8590c; --ground: #f0eee9;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a; --ink: #e6e4df; --faint: #989da6; --line: #2c3036; --chip: #24282d;
-    --seen: #5b93f5; --on-seen: #0d1117; --wanted: #e6e4df; --on-wanted: #15171a; --hot: #ff7b32; --cell: #5b93f5; --ground: #1d2024;
+    --seen: #5b93f5; --on-seen: #0d1117; --wanted: #e6e4df; --hot: #ff7b32; --ground: #1d2024;
   }
 }
 * { box-sizing: border-box; }
@@ -151,7 +150,8 @@ h2 { font-size: 1rem; margin: 2.2rem 0 .3rem; }
 p { margin: .25rem 0; max-width: 44rem; }
 .quiet, .legend, .hint { color: var(--faint); font-size: .875rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem .6rem; align-items: center; }
-.legend i { width: 7rem; height: .7rem; border-radius: .35rem; background: linear-gradient(90deg, var(--chip), var(--hot)); }
+.legend i { width: 7rem; height: .7rem; border-radius: .35rem;
+  background: linear-gradient(90deg, var(--chip), var(--hot)); }
 .chip { display: block; padding: .12rem .45rem; border-radius: .35rem; background: var(--chip); white-space: pre;
   font: .9rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; text-align: center; }
 .chip s { text-decoration: none; opacity: .45; }
@@ -159,8 +159,8 @@ p { margin: .25rem 0; max-width: 44rem; }
 .target { background: color-mix(in oklab, var(--hot) calc(var(--heat, 0) * 100%), var(--chip)); }
 .target[style], .target.marker[style] { color: var(--ink); }
 #window { display: flex; flex-wrap: wrap; gap: .55rem .3rem; margin-top: .7rem; }
-.position { all: unset; box-sizing: border-box; display: grid; gap: .3rem; cursor: pointer; padding: .2rem; border-radius: .5rem;
-  max-width: 100%; overflow: hidden; }
+.position { all: unset; box-sizing: border-box; display: grid; gap: .3rem; cursor: pointer; padding: .2rem;
+  border-radius: .5rem; max-width: 100%; overflow: hidden; }
 .position:focus-visible { outline: 2px solid var(--seen); }
 .position.opens { border-left: 2px solid var(--line); border-radius: 0 .5rem .5rem 0; padding-left: .5rem; }
 .looking .position:not(.sees) .input { opacity: .3; }
@@ -170,7 +170,7 @@ p { margin: .25rem 0; max-width: 44rem; }
 svg { display: block; width: 100%; height: auto; margin-top: .7rem; }
 svg rect { shape-rendering: crispEdges; }
 svg .ground { fill: var(--ground); }
-svg g rect { fill: var(--cell); opacity: .75; }
+svg g rect { fill: var(--seen); opacity: .75; }
 svg g .row { fill: transparent; opacity: 1; }
 svg .lines { stroke: var(--paper); stroke-width: 1.2; pointer-events: none; }
 svg text { fill: var(--faint); text-anchor: end; font: 8.5px ui-monospace, Menlo, Consolas, monospace; }
@@ -186,14 +186,16 @@ li.now { background: var(--ground); }
 .given, .predict { display: flex; flex-wrap: wrap; gap: .2rem; align-items: center; }
 .predict { color: var(--faint); font-size: .875rem; gap: .6rem; }
 .predict .chip { color: var(--ink); font-weight: 600; }
-.loss { margin-left: auto; display: inline-grid; grid-template-columns: 5rem 2.6rem; align-items: center; gap: .4rem; text-align: right;
-  font-variant-numeric: tabular-nums; }
-.loss i { height: .55rem; border-radius: .3rem; background: linear-gradient(90deg, var(--hot) calc(var(--heat) * 100%), var(--chip) 0); }
+.loss { margin-left: auto; display: inline-grid; grid-template-columns: 5rem 2.6rem; gap: .4rem; align-items: center;
+  text-align: right; font-variant-numeric: tabular-nums; }
+.loss i { height: .55rem; border-radius: .3rem;
+  background: linear-gradient(90deg, var(--hot) calc(var(--heat) * 100%), var(--chip) 0); }
 .more { color: var(--faint); }
-#readout { position: fixed; inset: auto 0 0; padding: .7rem 1rem; background: var(--paper); border-top: 1px solid var(--line);
-  display: none; max-height: 40vh; overflow: auto; }
+#readout { position: fixed; inset: auto 0 0; padding: .7rem 1rem; display: none;
+  background: var(--paper); border-top: 1px solid var(--line); max-height: 40vh; overflow: auto; }
 .looking #readout { display: block; }
-#readout div { max-width: 60rem; margin: 0 auto; display: flex; flex-wrap: wrap; gap: .25rem .35rem; align-items: center; }
+#readout div { max-width: 60rem; margin: 0 auto;
+  display: flex; flex-wrap: wrap; gap: .25rem .35rem; align-items: center; }
 #readout .input { background: var(--seen); color: var(--on-seen); }
 #readout .target { outline: 2px solid var(--wanted); font-weight: 600; }
 </style>
@@ -202,7 +204,8 @@ li.now { background: var(--ground); }
 <p class="quiet">$summary</p>
 
 <h2>Inputs and targets</h2>
-<p class="hint">Above, what is shown; below, what is to be predicted there. Point at a position, or tap it, to see what it sees.</p>
+<p class="hint">Above, what is shown; below, what is to be predicted there. Point at a position, or tap it, to see what
+it sees.</p>
 $legend
 <div id="window">$columns</div>
 
@@ -234,7 +237,8 @@ function look(number) {
   const shown = seen.slice(-40).map(element => element.querySelector(".input").cloneNode(true));
   const more = seen.length > shown.length ? ["… "] : [];
   const loss = "loss" in position.dataset ? [" at a loss of " + position.dataset.loss + " nats"] : [];
-  readout.replaceChildren("given ", ...more, ...shown, " predict ", position.querySelector(".target").cloneNode(true), ...loss);
+  const target = position.querySelector(".target").cloneNode(true);
+  readout.replaceChildren("given ", ...more, ...shown, " predict ", target, ...loss);
 }
 
 function numberAt(event) {

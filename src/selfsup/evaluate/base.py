@@ -70,11 +70,11 @@ class Score:
         """Two lines: the figure with its interval, and what it was measured on."""
         low, high = self.interval
         console.print(
-            f"[bold]{self.protocol} {self.value:.4f}[/bold] {self.unit}, {CONFIDENCE} % between {low:.4f} and {high:.4f}; "
-            f"a model that knows nothing has {self.chance:.4f}"
+            f"[bold]{self.protocol} {self.value:.4f}[/bold] {self.unit}, "
+            f"{CONFIDENCE} % between {low:.4f} and {high:.4f}, chance {self.chance:.4f}"
         )
         console.print(
-            f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} bootstrap resamples, seed {self.seed}",
+            f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}",
             markup=False,
         )
 

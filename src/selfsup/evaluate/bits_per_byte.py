@@ -29,8 +29,8 @@ def bits_per_byte(request: Request) -> Score:
     sizes = model.tokenizer.token_bytes()
     if sizes is None or not text.lossless:
         raise UserError(
-            f"bits-per-byte is not defined for {request.model} on {text.name}: {lost_bytes(model.tokenizer, text)}; use "
-            "--protocol perplexity, or a model with a byte-level tokenizer (bpe), which keeps every byte."
+            f"bits-per-byte is not defined for {request.model} on {text.name}: {lost_bytes(model.tokenizer, text)}; "
+            "use --protocol perplexity, or a model with a byte-level tokenizer (bpe), which keeps every byte."
         )
     losses = token_losses(model, text, request)
     window = model.decoder.config.window

@@ -81,7 +81,9 @@ def open_corpus(run: Run) -> TextCorpus:
         UserError: it is no run, its data came from Python, is no text, or has changed since.
     """
     if not run.exists:
-        raise UserError(f"{run.directory} is a model without a run, so it has no data of its own; name some with --data.")
+        raise UserError(
+            f"{run.directory} is a model without a run, so it has no data of its own; name some with --data."
+        )
     settings = run.settings()
     if settings["data.source"].startswith("python:"):
         raise UserError(
@@ -90,13 +92,14 @@ def open_corpus(run: Run) -> TextCorpus:
     recipe = find_recipe(settings["objective"])(settings)
     if not isinstance(recipe, CausalLMRecipe):
         raise UserError(
-            f"{run.directory} was trained by {settings['objective']}, which has no text of its own; name some with --data."
+            f"{run.directory} was trained by {settings['objective']}, which is no language model's objective; "
+            "give the run of a language model."
         )
     recipe.open(lambda done, total: None)
     if recipe.fingerprint() != run.environment().get("data"):
         raise UserError(
-            f"The data of {run.directory} ({settings['data.source']}) has changed since it was trained, so what was held "
-            "out is not known any more; restore it, or name other data with --data."
+            f"The data of {run.directory} ({settings['data.source']}) has changed since it was trained, so what was "
+            "held out is not known any more; restore it, or name other data with --data."
         )
     return recipe.corpus
 
@@ -125,7 +128,7 @@ def block_sums(values: npt.NDArray[np.generic], window: int) -> npt.NDArray[np.f
     They are as long as a window; shorter where the text has less than `FEWEST_BLOCKS` windows (Carlstein 1986:
     non-overlapping blocks).
     """
-    length = min(window, -(-len(values) // FEWEST_BLOCKS))
+    length = min(window, max(1, len(values) // FEWEST_BLOCKS))
     return np.add.reduceat(values.astype(np.float64), np.arange(0, len(values), length))
 
 

@@ -105,7 +105,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     position t see 0..t. Returns (B, heads, T, dim).
     """
     grouped = q.shape[1] != k.shape[1]
+    if _dense_is_faster(q, grouped):
+        return _dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+
+DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md)
+
+
+def _dense_is_faster(q: Tensor, grouped: bool) -> bool:
+    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= DENSE_WINDOW
+    return short and not grouped and torch.is_grad_enabled()
+
+
+def _dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return torch.softmax(scores if mask is None else scores.add_(mask), -1) @ v
+
+
+def _causal_mask(q: Tensor) -> Tensor:
+    return torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
 
 
 class SwiGLU(nn.Module):

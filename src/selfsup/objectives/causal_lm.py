@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
 
 
-LR = 0.01
+SPECTRAL_LR = 0.0225  # largest singular value of Muon's update, at the width where 0.01 is the learning rate: 128
 ADAMW_LR = 0.01
 SAMPLE_TOKENS = 150
 STEPS = 1500  # updates worth making before a step is made larger
@@ -133,9 +133,13 @@ class CausalLMRecipe(Recipe):
         seen = effort.tokens(blocks, tokens)
         per_step = min(max(seen / STEPS, 4096), 524288)
         settings.settle("train.batch", power_of_two(per_step / settings["data.window"]), "size and data")
-        settings.settle("optim.lr", LR, "recipe")
+        settings.settle("optim.lr", self._lr(), "size")
         settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
         self._records()
+
+    def _lr(self) -> float:
+        """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
+        return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
 
     def _settle_shape(self) -> None:
         settings, preset = self.settings, self.settings["model.preset"]
@@ -277,6 +281,10 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
 
     def _settle_shape(self) -> None:
         """The network brings its own."""
+
+    def _lr(self) -> float:
+        """Of the middle of the presets: what the width of another network means is not known here."""
+        return 0.005
 
     def _block_parameters(self) -> float:
         return float(sum(parameter.numel() for parameter in self.network.parameters()))

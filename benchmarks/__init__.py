@@ -1,0 +1,1 @@
+"""Comparisons and figures; each writes benchmarks/results/NAME.json. Never part of the tests."""

@@ -1,0 +1,27 @@
+"""`python -m benchmarks` lists what can be measured, `python -m benchmarks NAME` measures it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+NAMES = sorted(
+    path.stem
+    for path in Path(__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "__main__", "common")
+)
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        for name in NAMES:
+            print(f"{name:14}{(import_module(f'benchmarks.{name}').__doc__ or '').strip().splitlines()[0]}")
+        return
+    name, *arguments = sys.argv[1:]
+    if name not in NAMES:
+        sys.exit(f"There is no benchmark '{name}'; there are {', '.join(NAMES)}.")
+    import_module(f"benchmarks.{name}").main(arguments)
+
+
+main()

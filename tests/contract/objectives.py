@@ -1,0 +1,148 @@
+"""The objectives that the contract suite is run on, each in fp64 on a few small records."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from suite import Case
+from torch import Tensor, nn
+
+from selfsup.data.records import Batch
+from selfsup.data.text import Windows
+from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.causal_lm import CausalLM
+from selfsup.seeding import derive, generator
+
+# -- causal language modelling -------------------------------------------------------------------------------
+
+END, VOCABULARY, WINDOW = 0, 11, 8
+
+
+def documents_stream() -> np.ndarray:
+    """Documents of 1 to 14 tokens: windows hold several, and the last window overlaps the one before it."""
+    random = np.random.default_rng(5)
+    stream = [END]
+    while len(stream) < 23 * WINDOW + 4:
+        stream += [*random.integers(1, VOCABULARY, random.integers(1, 15)).tolist(), END]
+    return np.array(stream[: 23 * WINDOW + 4], dtype=np.uint16)
+
+
+def windows() -> Windows:
+    return Windows(documents_stream(), WINDOW, END)
+
+
+def causal_lm(seed: int, tied: bool = False) -> CausalLM:
+    """A decoder whose every weight is random: as `initialise` leaves it, most gradients are zero at first."""
+    shape = DecoderConfig(VOCABULARY, 2, 12, 2, 1, 6, 16, WINDOW, tied)
+    decoder = Decoder(shape).double().initialise(generator(seed, "weights"))
+    with torch.no_grad():
+        for number, parameter in enumerate(decoder.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator(seed, "noise", number), dtype=torch.double)
+            parameter.add_(noise, alpha=0.2)
+    return CausalLM(decoder, END)
+
+
+class CachedCausalLM(CausalLM):
+    """Causal LM as if its records met in the score: caching must give what accumulation gives."""
+
+    separable: ClassVar[bool] = False
+
+
+def cached_causal_lm(seed: int) -> CachedCausalLM:
+    """Tied, so that one matrix gets gradients both from the score and from the outputs."""
+    return CachedCausalLM(causal_lm(seed, tied=True).model, END)
+
+
+def uniform_over_tokens(task: Task) -> dict[str, float]:
+    return {"cross_entropy": math.log(VOCABULARY)}
+
+
+# -- a batch-coupled objective -------------------------------------------------------------------------------
+
+
+class Vectors:
+    """23 random vectors of 5 numbers."""
+
+    def __init__(self) -> None:
+        self.x = torch.randn(23, 5, dtype=torch.double, generator=generator(0, "vectors"))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return {"x": self.x[torch.from_numpy(indices)]}
+
+
+class TwoViews(Objective):
+    """InfoNCE between two noised views of each vector, negatives from all processes (van den Oord et al. 2018).
+
+    Each view looks for its other half among the other views of all records; the temperature is learnt.
+    """
+
+    separable: ClassVar[bool] = False
+    weights: ClassVar[dict[str, float]] = {"second_finds_first": 0.5}
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(5, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 4))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(4.0)))
+        self.double()
+
+    def hide(self, batch: Batch) -> Task:
+        views = torch.stack([batch.data["x"] + 0.3 * self._noise(batch, view) for view in (0, 1)], 1)
+        count = torch.tensor(len(batch))
+        return Task({"views": views}, {"first_finds_second": count, "second_finds_first": count})
+
+    def _noise(self, batch: Batch, view: int) -> Tensor:
+        places = zip(batch.epochs.tolist(), batch.records.tolist(), strict=True)
+        return torch.stack(
+            [
+                torch.randn(5, dtype=torch.double, generator=generator(batch.seed, "noise", *place, view))
+                for place in places
+            ]
+        )
+
+    def predict(self, task: Task) -> Outputs:
+        return {"embeddings": self.network(task["views"])}
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        first, second = F.normalize(outputs["embeddings"], dim=-1).unbind(1)
+        ranks = collectives.gather(torch.full((len(first),), collectives.rank))
+        own = (ranks == collectives.rank).nonzero().squeeze(1)  # where my records stand among all
+        scale = self.log_scale.exp()
+        return {
+            "first_finds_second": self._search(first, collectives.gather(second), scale, own),
+            "second_finds_first": self._search(second, collectives.gather(first), scale, own),
+        }
+
+    def _search(self, queries: Tensor, keys: Tensor, scale: Tensor, own: Tensor) -> Tensor:
+        return F.cross_entropy(scale * queries @ keys.T, own, reduction="sum")
+
+    def after_step(self, step: int, steps: int) -> None:
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(4.2))
+
+
+def two_views(seed: int, dropout: float = 0.0) -> TwoViews:
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "weights"))
+        return TwoViews(dropout)
+
+
+def uniform_over_records(task: Task) -> dict[str, float]:
+    return dict.fromkeys(("first_finds_second", "second_finds_first"), math.log(len(task["views"])))
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("causal-lm", windows, causal_lm, uniform_over_tokens, random=False),
+        Case("cached-causal-lm", windows, cached_causal_lm, uniform_over_tokens, random=False),
+        Case("two-views", Vectors, two_views, uniform_over_records, lambda seed: two_views(seed, 0.3)),
+    )
+}
