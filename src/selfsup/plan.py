@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -23,7 +24,7 @@ from selfsup.machine import (
     peak_memory,
     synchronise,
 )
-from selfsup.objectives.base import Effort, Recipe
+from selfsup.objectives.base import Effort, Objective, Recipe
 from selfsup.optim import Optimizer
 from selfsup.report import amount, duration
 from selfsup.step import gradients
@@ -34,6 +35,8 @@ FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
 EVALUATION_SHARE = 0.05  # of a run's time, for all looks at the validation part
 LOOKS = 10
 CALIBRATION_SECONDS = 2.0
+WORTH_COMPILING = 1800.0  # seconds of a run
+COMPILED_GAIN = 0.9  # of the plain step's time, at most, for compiling to be chosen
 DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
 
 
@@ -107,7 +110,8 @@ def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: C
     spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
     recipe.settle(Effort(train.steps, train.epochs, spend))
     _settle_steps(settings, recipe)
-    step_seconds = _settle_micro_batch_and_time(settings, recipe, machine, processes)
+    _settle_micro_batch(settings, recipe, machine, processes)
+    step_seconds = _settle_compile_and_time(settings, recipe, machine, processes)
     steps = train.steps or _steps_in(settings, clock, step_seconds)
     _settle_intervals(settings, recipe, steps, step_seconds)
     return _summarise(settings, recipe, machine, processes, clock, steps, step_seconds), machine
@@ -134,10 +138,16 @@ def _settle_steps(settings: Settings, recipe: Recipe) -> None:
     settings.change("train.epochs", None, "resolved to steps")
 
 
-def _settle_micro_batch_and_time(
-    settings: Settings, recipe: Recipe, machine: Machine, processes: Processes
-) -> float:
-    """The largest micro-batch that fits, and the median time of a step with it."""
+def ready(recipe: Recipe, settings: Settings, machine: Machine) -> Objective:
+    """A fresh objective, where and how it is going to be trained."""
+    objective = recipe.build().to(machine.device).train()
+    if settings["train.compile"]:
+        objective.predict = torch.compile(objective.predict)  # type: ignore[method-assign]
+    return objective
+
+
+def _settle_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> None:
+    """The largest micro-batch that fits."""
     share = -(-settings["train.batch"] // processes.size)
     if share * processes.size > settings["train.batch"] and settings["train.batch"] < processes.size:
         raise UserError(
@@ -147,7 +157,27 @@ def _settle_micro_batch_and_time(
     if settings["train.micro_batch"] is None:
         fitting = processes.share(_fitting_micro_batch(settings, recipe, machine, share))
         settings.change("train.micro_batch", fitting, "memory")
-    return _time_step(settings, recipe, machine, processes)
+
+
+def _settle_compile_and_time(
+    settings: Settings, recipe: Recipe, machine: Machine, processes: Processes
+) -> float:
+    """Whether compiling pays, and the median time of a step.
+
+    Compiling takes a minute or more, so it is tried only where the run is long enough to earn that back.
+    """
+    plain = _time_step(settings, recipe, machine, processes)
+    if settings["train.compile"] is not None:
+        return plain
+    train = settings.config.train
+    expected = train.budget or (train.steps or 0) * plain
+    if expected < WORTH_COMPILING:
+        settings.change("train.compile", False, "short run")
+        return plain
+    settings.change("train.compile", True, "measured")
+    compiled = _time_step(settings, recipe, machine, processes)
+    settings.change("train.compile", compiled < COMPILED_GAIN * plain, "measured")
+    return min(plain, compiled) if settings["train.compile"] else plain
 
 
 def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, most: int) -> int:
@@ -173,25 +203,26 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
 def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """The median of a few steps after the first; the model they train is thrown away."""
     train = settings.config.train
-    objective = recipe.build().to(machine.device).train()
+    objective = ready(recipe, settings, machine)
     optimizer = Optimizer(objective, settings.config.optim)
     loader = Loader(
         recipe.train, train.seed, train.batch or 1, train.micro_batch or 1, 0, processes.rank, processes.size
     )
-    times: list[float] = []
-    for batches in loader.steps(0):
-        start = time.perf_counter()
-        gradients(objective, [batch.to(machine.device) for batch in batches], processes, machine.autocast)
-        optimizer.clip(settings["optim.clip"])
-        optimizer.step(1.0)
-        synchronise(machine.device)
-        times.append(time.perf_counter() - start)
-        enough = (len(times) > 3 and sum(times) > CALIBRATION_SECONDS) or sum(
-            times
-        ) > 10 * CALIBRATION_SECONDS
-        if processes.share(enough):
-            break
-    return float(processes.share(median(times[1:] or times)))
+    times: list[float] = []  # the first one is left out: it compiles, and takes memory for the first time
+    with closing(loader.steps(0)) as steps:
+        for batches in steps:
+            start = time.perf_counter()
+            gradients(objective, [batch.to(machine.device) for batch in batches], processes, machine.autocast)
+            optimizer.clip(settings["optim.clip"])
+            optimizer.step(1.0)
+            synchronise(machine.device)
+            times.append(time.perf_counter() - start)
+            spent = sum(times[1:])
+            if processes.share(
+                (len(times) > 3 and spent > CALIBRATION_SECONDS) or spent > 5 * CALIBRATION_SECONDS
+            ):
+                return float(processes.share(median(times[1:])))
+    raise AssertionError("the steps of a loader do not end")
 
 
 def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:

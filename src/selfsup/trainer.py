@@ -22,9 +22,9 @@ from selfsup.data.loader import Loader, in_order
 from selfsup.distributed import Processes
 from selfsup.errors import Interrupted, UserError
 from selfsup.machine import Machine, peak_memory
-from selfsup.objectives.base import Objective, Recipe
+from selfsup.objectives.base import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule
-from selfsup.plan import FORWARD_SHARE, Clock
+from selfsup.plan import FORWARD_SHARE, Clock, ready
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.step import evaluate, gradients
@@ -52,7 +52,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.settings, self.run = recipe, settings, run
         self.machine, self.processes, self.clock, self.reporter = machine, processes, clock, reporter
-        self.objective: Objective = recipe.build().to(machine.device).train()
+        self.objective = ready(recipe, settings, machine)
         self.optimizer = Optimizer(self.objective, settings.config.optim)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule = find_schedule(settings, run)

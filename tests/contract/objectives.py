@@ -36,9 +36,9 @@ def windows() -> Windows:
     return Windows(documents_stream(), WINDOW, END)
 
 
-def causal_lm(seed: int, tied: bool = False) -> CausalLM:
+def causal_lm(seed: int, layers: int = 2, tied: bool = False) -> CausalLM:
     """A decoder whose every weight is random: as `initialise` leaves it, most gradients are zero at first."""
-    shape = DecoderConfig(VOCABULARY, 2, 12, 2, 1, 6, 16, WINDOW, tied)
+    shape = DecoderConfig(VOCABULARY, layers, 12, 2, 1, 6, 16, WINDOW, tied)
     decoder = Decoder(shape).double().initialise(generator(seed, "weights"))
     with torch.no_grad():
         for number, parameter in enumerate(decoder.parameters()):
@@ -55,7 +55,7 @@ class CachedCausalLM(CausalLM):
 
 def cached_causal_lm(seed: int) -> CachedCausalLM:
     """Tied, so that one matrix gets gradients both from the score and from the outputs."""
-    return CachedCausalLM(causal_lm(seed, tied=True).model, END)
+    return CachedCausalLM(causal_lm(seed, layers=1, tied=True).model, END)
 
 
 def uniform_over_tokens(task: Task) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfsup.distributed import Processes, process_group
 
-SPLITS = [Split(6, 6), Split(6, 2), Split(6, 1), Split(5, 5), Split(5, 2), Split(5, 1)]
+SPLITS = [Split(6, 6), Split(6, 1), Split(5, 5), Split(5, 2)]  # shares of 3 and 3, 2 and 3 records
 RESUMED = Split(5, 2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,11 @@ DOCUMENTS = [
     for animal in ("cat", "dog", "mouse", "hen")
     for place in ("sofa", "mat", "bed")
 ]
-OTHER = ["The red dog is on the mat.", "It sleeps.", "The hen on the sofa is white; the cat is black and sleeps."]
+OTHER = [
+    "The red dog is on the mat.",
+    "The mouse.",
+    "The hen on the sofa is white; the cat is black and sleeps.",
+]
 WINDOW = 32
 
 
@@ -44,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSUP_CACHE", str(place / "cache"))
+        patch.setattr(import_module("selfsup.plan"), "CALIBRATION_SECONDS", 0.05)
         yield selfsup.train(
             "causal-lm",
             data={"source": str(data), "tokenizer": "characters", "window": WINDOW},
@@ -90,7 +96,9 @@ def test_held_out_part_equals_the_summary(run: Run) -> None:
     """The summary is measured under the run's precision, here in fp32; otherwise they are the same figure."""
     score = evaluate(run)
     assert score.value == pytest.approx(run.summary["bits_per_byte"], rel=0.01)
-    assert math.log(evaluate(run, protocol="perplexity").value) == pytest.approx(run.summary["loss"], rel=0.01)
+    assert math.log(evaluate(run, protocol="perplexity").value) == pytest.approx(
+        run.summary["loss"], rel=0.01
+    )
     assert str(run.directory) in score.data
 
 
@@ -197,5 +205,5 @@ def test_bootstrap_agrees_with_the_normal_interval_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(3.0, 1.0, 400)
     low, high = ratio_interval(values, np.ones(400), seed=0)
     error = values.std() / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
 
 
-SPECTRAL_LR = 0.0225  # largest singular value of Muon's update, at the width where 0.01 is the learning rate: 128
+SPECTRAL_LR = (
+    0.0225  # largest singular value of Muon's update, at the width where 0.01 is the learning rate: 128
+)
 ADAMW_LR = 0.01
 SAMPLE_TOKENS = 150
 STEPS = 1500  # updates worth making before a step is made larger

@@ -1,0 +1,86 @@
+"""The order of the records is a pure function: a bijection per epoch, and one that looks drawn at random."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfsup.data.sampler import draw, permute
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
+def test_a_permutation_of_any_size(size: int, seed: int, epoch: int) -> None:
+    order = permute(np.arange(size), size, seed, epoch)
+    assert sorted(order.tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 255, 256, 257, 65536, 65537])
+def test_sizes_around_powers_of_two(size: int) -> None:
+    assert np.array_equal(np.sort(permute(np.arange(size), size, 0, 0)), np.arange(size))
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=st.integers(2, 10**12), data=st.data())
+def test_each_position_by_itself(size: int, data: st.DataObject) -> None:
+    """No table: any positions, in any order, of any size, give what they give alone, inside the size."""
+    positions = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8)))
+    together = permute(positions, size, 5, 2)
+    assert [int(permute(np.array([p]), size, 5, 2)[0]) for p in positions] == together.tolist()
+    assert ((together >= 0) & (together < size)).all()
+
+
+def test_positions_are_left_alone() -> None:
+    positions = np.arange(10)
+    permute(positions, 10, 0, 0)
+    assert positions.tolist() == list(range(10))
+
+
+def test_epochs_and_seeds_have_their_own_order() -> None:
+    orders = {tuple(permute(np.arange(50), 50, seed, epoch)) for seed in range(10) for epoch in range(10)}
+    assert len(orders) == 100
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 13])
+def test_every_record_is_as_likely_at_every_place(size: int) -> None:
+    """χ² over (position, record) with (size − 1)² degrees of freedom; the bound lies 7 deviations out."""
+    draws = 3000
+    counts = np.zeros((size, size))
+    for seed in range(draws):
+        counts[np.arange(size), permute(np.arange(size), size, seed, 0)] += 1
+    statistic = ((counts - draws / size) ** 2 / (draws / size)).sum()
+    freedom = (size - 1) ** 2
+    assert statistic < freedom + 7 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("size", [1000, 1024, 4097])
+def test_neighbours_are_parted(size: int) -> None:
+    """Distances between neighbours, serial correlation and fixed points as a random permutation has them."""
+    order = permute(np.arange(size), size, 1, 1).astype(float)
+    spread = 1 / size**0.5
+    assert np.abs(np.diff(order)).mean() / size == pytest.approx(1 / 3, abs=3 * spread)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 5 * spread
+    assert abs(np.corrcoef(np.arange(size), order)[0, 1]) < 5 * spread
+    assert (order == np.arange(size)).sum() < 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=st.integers(1, 40), cuts=st.lists(st.integers(0, 160), max_size=6))
+def test_draw_does_not_depend_on_how_it_is_cut(size: int, cuts: list[int]) -> None:
+    whole = draw(7, 0, 160, size)
+    borders = [0, *sorted(cuts), 160]
+    parts = [draw(7, start, stop, size) for start, stop in zip(borders, borders[1:], strict=False)]
+    for which in (0, 1):
+        assert np.concatenate([part[which] for part in parts]).tolist() == whole[which].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_every_record_once_per_epoch(size: int) -> None:
+    epochs, records = draw(3, 0, 5 * size, size)
+    assert epochs.tolist() == [epoch for epoch in range(5) for _ in range(size)]
+    for epoch in range(5):
+        here = records[epochs == epoch]
+        assert sorted(here.tolist()) == list(range(size))
+        assert here.tolist() == permute(np.arange(size), size, 3, epoch).tolist()

@@ -1,0 +1,231 @@
+"""What is shown of the supervision: against the example, plain loops, the model's own losses, and hostile texts."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+import selfsup
+from selfsup.data.tokenizers import END, train_tokenizer
+from selfsup.errors import UserError
+from selfsup.inspection import INSPECTORS, Inspection, inspect
+from selfsup.report import Reporter
+from selfsup.run import Run
+
+SENTENCE = "Il gatto dorme sul divano"
+TEXTS = [
+    f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")
+] * 4
+WINDOW = 24
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFSUP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("inspection")
+    data = place / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFSUP_CACHE", str(place / "cache"))
+        patch.setattr(import_module("selfsup.plan"), "CALIBRATION_SECONDS", 0.05)
+        return selfsup.train(
+            "causal-lm",
+            data={"source": str(data), "tokenizer": "characters", "window": WINDOW},
+            model={"layers": 1, "width": 16, "heads": 1},
+            out=place / "run",
+            steps=12,
+            batch=8,
+            reporter=Reporter(False),
+        )
+
+
+def printed(inspection: Inspection, width: int = 80) -> str:
+    file = io.StringIO()
+    inspection.print(Console(file=file, width=width))
+    return file.getvalue()
+
+
+def lower_triangle(size: int) -> list[list[int]]:
+    return [[int(column <= row) for column in range(size)] for row in range(size)]
+
+
+def test_the_example() -> None:
+    inspection = inspect(text=SENTENCE, tokenizer="words")
+    content = json.loads(json.dumps(inspection.to_json()))
+    assert content["tokens"] == ["Il", "gatto", "dorme", "sul", "divano"]
+    assert content["inputs"] == ["<start>", "Il", "gatto", "dorme", "sul"]
+    assert content["targets"] == ["Il", "gatto", "dorme", "sul", "divano"]
+    assert content["mask"] == lower_triangle(5)
+    assert "losses" not in content
+    text = printed(inspection)
+    assert "given <start> Il gatto predict dorme" in text
+    assert text.count("██") == sum(range(6))
+
+
+@pytest.mark.parametrize("kind", ["words", "characters", "bpe"])
+def test_kinds_of_tokenizer(kind: str) -> None:
+    inspection = inspect(text=SENTENCE, tokenizer=kind)
+    joined = " ".join(inspection.targets) if kind == "words" else "".join(inspection.targets)
+    assert joined == SENTENCE
+    assert inspection.inputs == ["<start>", *inspection.targets[:-1]]
+    assert inspection.mask == lower_triangle(len(inspection.targets))
+
+
+def test_documents_do_not_see_each_other() -> None:
+    """Against a plain loop over whole documents: which one a position stands in, and who came before it there."""
+    texts = ["the cat sat", "a dog", "on it lies a very old hat"] * 8
+    inspection = inspect(data=texts, tokenizer="words", window=40)
+    assert len(inspection.targets) == 40 < inspection.length
+    document = 0
+    for position, token in enumerate(inspection.inputs):
+        document += token == "<start>"
+        assert inspection.documents[position] == document
+    for position, row in enumerate(inspection.mask):
+        opened = max(i for i in range(position + 1) if inspection.inputs[i] == "<start>")
+        assert row == [int(opened <= column <= position) for column in range(40)]
+        closes = position + 1 < 40 and inspection.inputs[position + 1] == "<start>"
+        assert (inspection.targets[position] == "<end>") == closes or position == 39
+
+
+def test_end_of_text_written_in_a_text_is_text() -> None:
+    inspection = inspect(text=f"a {END} b", tokenizer="characters")
+    assert "".join(inspection.targets) == f"a {END} b"
+    assert set(inspection.documents) == {1}
+
+
+def test_losses_are_those_of_the_model(run: Run) -> None:
+    text = "The hen is on a mat."
+    inspection = inspect(text=text, run=run.directory)
+    model = run.model
+    expected = model.token_losses([model.tokenizer.end, *model.tokenizer.encode(text).tolist()])
+    assert inspection.losses == pytest.approx(expected.tolist(), abs=1e-4)
+    assert inspection.chance == pytest.approx(run.summary["chance"])
+    assert inspection.to_json()["losses"] == inspection.losses
+    assert "mean loss" in printed(inspection)
+    assert inspect(text=text, run=run.model_directory) == inspection
+
+
+def test_losses_do_not_cross_documents(run: Run) -> None:
+    inspection = inspect(run=run.directory)
+    assert inspection.losses is not None
+    assert len(inspection.targets) == WINDOW
+    starts = [t for t, token in enumerate(inspection.inputs) if token == "<start>"]
+    model = run.model
+    for start, stop in zip(starts, [*starts[1:], WINDOW], strict=True):
+        ids = model.tokenizer.encode(
+            "".join(token for token in inspection.targets[start:stop] if token != "<end>")
+        )
+        losses = model.token_losses([model.tokenizer.end, *ids.tolist()]).tolist()
+        assert inspection.losses[start : start + len(losses)] == pytest.approx(losses, abs=1e-4)
+
+
+def test_long_window_is_cut_to_the_screen_and_says_so() -> None:
+    inspection = inspect(text=" ".join(["word another"] * 300), tokenizer="words")
+    assert len(inspection.targets) == 256 < inspection.length == 600
+    text = printed(inspection, width=60)
+    assert "256 of 600 positions" in text
+    assert "Shown are the first 21" in text
+    assert max(map(len, text.splitlines())) <= 60
+    assert len(inspection.to_json()["mask"]) == 256
+
+
+def test_window_of_a_run_is_not_exceeded(run: Run) -> None:
+    assert len(inspect(text="The cat is on the mat. " * 9, run=run.directory).targets) == WINDOW
+    assert len(inspect(text="The cat is on the mat.", run=run.directory, window=5).targets) == 5
+    with pytest.raises(UserError, match=f"at most {WINDOW}"):
+        inspect(text="The cat", run=run.directory, window=WINDOW + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objective": "causal-ml", "text": "a"}, "did you mean 'causal-lm'"),
+        ({"text": "a", "data": ["b"]}, "give one of them"),
+        ({"text": " \n"}, "empty"),
+        ({"text": "a", "window": 0}, "ask for 1 or more"),
+        ({"text": "a", "tokenizer": "wordz"}, "did you mean words"),
+        ({"text": "a", "run": "nowhere"}, "neither a run nor a model"),
+        ({"data": "nowhere.txt"}, "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        inspect(**arguments)  # type: ignore[arg-type]
+
+
+def test_every_trainable_objective_can_be_inspected() -> None:
+    from selfsup.objectives import RECIPES
+
+    assert INSPECTORS.keys() == RECIPES.keys()
+
+
+class Page(HTMLParser):
+    """The text, attributes and balance of a page."""
+
+    VOID = ("meta", "rect", "path", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_needs_nothing_beside_itself(run: Run) -> None:
+    inspection = inspect(text="The hen is on the mat.", run=run.directory)
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
+    assert "import" not in page.text
+    assert "url(" not in page.text
+    assert (
+        page.tags.count("button") == page.tags.count("li") == page.tags.count("g") == len(inspection.targets)
+    )
+    assert f"{inspection.losses[3]:.2f}" in page.text  # type: ignore[index]
+
+
+@given(st.text(min_size=1, max_size=40).filter(str.strip))
+@settings(max_examples=40, deadline=None)
+def test_page_and_terminal_take_any_text(text: str) -> None:
+    inspection = inspect(text="</script><b onload=x>&amp;[red]" + text, tokenizer="characters")
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert page.tags.count("script") == 1
+    assert not {"b", "red"} & set(page.tags)
+    assert "[ │ r │ e │ d │ ]" in printed(inspection, width=200)
+
+
+def test_page_says_what_it_leaves_out() -> None:
+    words = train_tokenizer("words", ["a b"])
+    inspection = inspect(text="a b " * 400, tokenizer=words, window=700)
+    html = inspection.to_html()
+    assert "700 of 800 positions. The page shows the first 512." in html
+    assert len(html) < 1_500_000
