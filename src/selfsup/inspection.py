@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -135,7 +136,7 @@ class Inspection:
         lines = []
         for t in range(shown):
             target = visible(self.targets[t])
-            given = newest(self.given(t), width - len("given  predict ") - len(target))
+            given = newest(self.given(t), width - len("given  predict ") - cell_len(target))
             lines.append(Text.assemble(("given ", "dim"), given, (" predict ", "dim"), (target, "bold")))
         return Text("\n").join(lines)
 
@@ -143,9 +144,9 @@ class Inspection:
         numbers = (f"{t:<2}" if t < 10 or t % 2 == 0 else "  " for t in range(1, shown + 1))
         lines = [Text(" " * (LABEL + 4) + "".join(numbers), "dim")]
         for t in range(shown):
-            name = visible(self.inputs[t])
-            line = Text(name if len(name) <= LABEL else name[: LABEL - 1] + "…")
-            line.pad_left(LABEL - len(line))
+            line = Text(visible(self.inputs[t]))
+            line.truncate(LABEL, overflow="ellipsis")
+            line.pad_left(LABEL - line.cell_len)
             line.append(f" {t + 1:>2} ", "dim")
             for seen in self.mask[t][:shown]:
                 line.append("██" if seen else "· ", "cyan" if seen else "dim")
@@ -162,7 +163,7 @@ def newest(tokens: list[str], room: int) -> str:
     """The last tokens that fit, and at least one, with a mark where earlier ones were left out."""
     kept = [visible(tokens[-1])]
     for token in map(visible, reversed(tokens[:-1])):
-        if len(" ".join([token, *kept])) + len("… ") > room:
+        if cell_len(" ".join(["…", token, *kept])) > room:
             return " ".join(["…", *kept])
         kept.insert(0, token)
     return " ".join(kept)

@@ -43,7 +43,7 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
     assert len(orders) == 100
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 13])
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 20, 60])
 def test_every_record_is_as_likely_at_every_place(size: int) -> None:
     """χ² over (position, record) with (size − 1)² degrees of freedom; the bound lies 7 deviations out."""
     draws = 3000

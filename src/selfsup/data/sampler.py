@@ -21,7 +21,7 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarr
     Returns:
         (n,) int64 in range(size).
     """
-    half = max(1, (max(1, size - 1).bit_length() + 1) // 2)
+    half = max(3, ((size - 1).bit_length() + 1) // 2)  # on halves of two bits four rounds do not mix well
     mask = np.uint64((1 << half) - 1)
     keys = [np.uint64(derive(seed, "order", epoch, round_)) for round_ in range(ROUNDS)]
     values = np.asarray(positions, dtype=np.uint64).copy()

@@ -87,7 +87,7 @@ def open_corpus(run: Run) -> TextCorpus:
     settings = run.settings()
     if settings["data.source"].startswith("python:"):
         raise UserError(
-            f"{run.directory} was trained on data given from Python, which it does not hold; give data anew."
+            f"{run.directory} was trained on data given from Python, which it does not hold; name data with --data."
         )
     recipe = find_recipe(settings["objective"])(settings)
     if not isinstance(recipe, CausalLMRecipe):
