@@ -21,7 +21,7 @@ import safetensors.torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.files import checksum, whole_directory
+from selfsup.files import checksum, save_tensors, whole_directory
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{9})")
@@ -97,7 +97,7 @@ class Checkpoints:
             shutil.rmtree(target)
         with whole_directory(target) as temporary:
             for name, tensors in checkpoint.tensors.items():
-                safetensors.torch.save_file(tensors, temporary / f"{name}.safetensors")
+                save_tensors(tensors, temporary / f"{name}.safetensors")
             (temporary / "state.json").write_text(json.dumps(checkpoint.state), encoding="utf-8")
             manifest = {
                 file.name: {"size": file.stat().st_size, "checksum": checksum(file)}
@@ -140,7 +140,8 @@ class Checkpoints:
         path = self._path(step)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            if not isinstance(manifest, dict) or "state.json" not in manifest:
+            loaded = {"state.json", *(file.name for file in path.glob("*.safetensors"))}
+            if not isinstance(manifest, dict) or not loaded <= manifest.keys():
                 return "its manifest is incomplete"
             for name, entry in manifest.items():
                 if (path / name).stat().st_size != entry["size"]:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Self-supervised learning: point it at unlabelled data, leave with a model.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+# What typer raises for words that it does not understand.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 Words = Annotated[
     list[str] | None,
@@ -65,8 +67,15 @@ def train(
     from selfsup.training import train as run_training
 
     objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    place = settings.pop("out", None)
     run = run_training(
-        objective, data=data, out=out, config=config, resume=resume, origin="command line", **settings
+        objective,
+        data=data,
+        out=out or place,
+        config=config,
+        resume=resume,
+        origin="command line",
+        **settings,
     )
     if as_json:
         print_json(run.summary)
@@ -223,8 +232,8 @@ def split_words(
     device: str | None,
     precision: str | None,
 ) -> tuple[str | None, dict[str, Any]]:
-    """The objective (a first word without `=`), and every setting that was given."""
-    from selfsup.config import parse_overrides
+    """The objective (a first word without `=`), and every setting that was given, by its dotted key."""
+    from selfsup.config import Settings, flatten, parse_overrides
 
     words = list(words or [])
     objective = words.pop(0) if words and "=" not in words[0] else None
@@ -239,7 +248,12 @@ def split_words(
         "precision": precision,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    return objective, given | parse_overrides(words)
+    settings = dict(flatten(given)) | dict(flatten(parse_overrides(words)))
+    Settings(
+        ("command line", settings)
+    )  # refuses what is no setting, before it can be taken for anything else
+    named = settings.pop("objective", None)
+    return objective or named, settings
 
 
 def show_end(run: Run) -> None:
@@ -270,7 +284,7 @@ def write_new(path: Path, content: str) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    print(f"selfsup: {message}", file=sys.stderr)
+    print(f"selfsup: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -287,13 +301,17 @@ def main() -> None:
     # Threads that wait asleep: on a machine that others use too, spinning ones cost a step many times its length.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UsageError as error:
+        fail(f"{error.format_message().rstrip('.')}; see selfsup --help.", 2)
     except UserError as error:
         fail(str(error), 2)
     except OSError as error:
         fail(describe(error), 2)
     except Interrupted as interruption:
         fail(str(interruption), 130)
-    except KeyboardInterrupt:
+    if code == 130:  # typer's answer to Ctrl-C
         fail("Stopped.", 130)

@@ -7,6 +7,7 @@ resolved configuration holds no such gap, and says for every value where it came
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,18 +23,27 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 def seconds(value: object) -> object:
     """`"90s"`, `"10m"`, `"1h30m"` or a plain number of seconds, as seconds."""
-    if not isinstance(value, str) or re.fullmatch(r"[\d.]+", value):
+    if not isinstance(value, str) or re.fullmatch(r"\d*\.?\d+", value):
         return value
-    parts = re.findall(r"([\d.]+)([smhd])", value)
+    parts = re.findall(r"(\d*\.?\d+)([smhd])", value)
     if not parts or "".join(number + unit for number, unit in parts) != value:
-        raise ValueError(f"'{value}' is no duration; write for example 90s, 10m or 1h30m")
+        raise ValueError("write a duration such as 90s, 10m or 1h30m")
     return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
-Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0)]
+def number(value: object) -> object:
+    """True and false are no numbers, whatever Python makes of them."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(number)]
+Real = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
+Duration = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Rate = Annotated[Real, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -41,14 +51,16 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    source: str = Field("sample:shakespeare", description="file, folder, glob, hub:NAME or sample:NAME")
+    source: str = Field(
+        "sample:shakespeare", min_length=1, description="file, folder, glob, hub:NAME or sample:NAME"
+    )
     column: str | None = Field(None, description="the text column; found by itself where it is not named")
     tokenizer: str = Field("bpe", description="bpe, characters, words, or a tokenizer.json or directory")
     vocabulary: Count | None = Field(None, description="tokens in the vocabulary of a tokenizer trained here")
-    window: Annotated[int, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
+    window: Annotated[Whole, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
     validation: Share = Field(0.1, description="share of the documents that is held out")
     failures: Share = Field(0.01, description="share of unreadable records above which a run is refused")
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: Annotated[Whole, Field(ge=0)] = Field(
         1, description="threads that read ahead of the training loop"
     )
 
@@ -71,10 +83,10 @@ class OptimConfig(Section):
     momentum: Share = 0.95
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled; off for vectors")
+    weight_decay: Annotated[Real, Field(ge=0)] = Field(0.1, description="decoupled; off for vectors")
     clip: Rate = Field(1.0, description="largest norm of the gradient")
-    warmup: Annotated[int, Field(ge=0)] | None = Field(None, description="steps of linear warm-up")
-    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="last share of the run, decayed to 0")
+    warmup: Annotated[Whole, Field(ge=0)] | None = Field(None, description="steps of linear warm-up")
+    decay: Annotated[Real, Field(gt=0, le=1)] = Field(0.5, description="last share of the run, decayed to 0")
 
 
 class TrainConfig(Section):
@@ -83,7 +95,7 @@ class TrainConfig(Section):
     budget: Duration | None = Field(None, description="wall time of the whole run, such as 10m")
     batch: Count | None = Field(None, description="records per step, over all processes")
     micro_batch: Count | None = Field(None, description="records computed at once in one process")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0)] = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | None = Field(None, description="torch.compile; measured where it is not said")
@@ -127,6 +139,7 @@ SHORT = {
     "device": "train.device",
     "precision": "train.precision",
 }
+SECTIONS = {name for name, field in Config.model_fields.items() if field.default_factory is not None}
 LENGTHS = ("train.steps", "train.epochs", "train.budget")
 
 
@@ -172,7 +185,7 @@ class Settings:
         try:
             setattr(section, name, value)
         except ValidationError as error:
-            raise UserError(explain(error, {})) from None
+            raise UserError(explain(error, {}, key.removesuffix(name))) from None
         self.sources[key] = origin
 
     def __getitem__(self, key: str) -> Any:
@@ -201,15 +214,23 @@ class Settings:
         return "\n".join(lines) + "\n"
 
     def _line(self, key: str, name: str, value: Any, indent: str) -> str:
-        text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+        plain = list(value) if isinstance(value, tuple) else value
+        quotes = '"' if isinstance(value, str) and len(value.splitlines()) > 1 else None
+        text = yaml.safe_dump(plain, default_flow_style=True, default_style=quotes, width=math.inf)
         text = text.removesuffix("...\n").strip()
         return f"{indent}{name}: {text}".ljust(40) + f"  # {self.origin(key)}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested, dotted or short keys as dotted ones; `flatten({"model": {"layers": 8}})` gives `model.layers`."""
+    """Nested, dotted or short keys as dotted ones; `flatten({"model": {"layers": 8}})` gives `model.layers`.
+
+    A section that holds nothing says nothing.
+    """
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        empty = value is None or (isinstance(value, Mapping) and not value)
+        if empty and not prefix and key in SECTIONS:
+            continue
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         elif not prefix and key in SHORT:
             yield SHORT[key], value
@@ -227,11 +248,11 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 raise UserError(
-                    f"'{key}' goes below '{'.'.join(path[: depth + 1])}', which is a single value."
+                    f"{key!r} goes below {'.'.join(path[: depth + 1])!r}, which is a single value."
                 )
         if isinstance(place.get(name), dict):
             raise UserError(
-                f"'{key}' is a section; set one of its keys, such as {key}.{next(iter(place[name]))}."
+                f"{key!r} is a section; set one of its keys, such as {key}.{next(iter(place[name]))}."
             )
         place[name] = value
     return nested
@@ -255,15 +276,16 @@ def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}."
 
 
-def explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    """The first problem of a validation error as one sentence."""
+def explain(error: ValidationError, sources: Mapping[str, str], section: str = "") -> str:
+    """The first problem of a validation error as one sentence; its place is below `section` (such as `data.`)."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
+    key = section + ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
+    key = next((full for full in sources if full.startswith(f"{key}.")), key)  # of an unknown section
     origin = f" ({sources[key]})" if key in sources else ""
     if problem["type"] == "extra_forbidden":
-        return f"Unknown key '{key}'{origin}{nearest(key, known_keys())}"
+        return f"Unknown key {key!r}{origin}{nearest(key, [*known_keys(), *SHORT])}"
     reason = str(problem["msg"]).removeprefix("Value error, ")
-    return f"'{key}' cannot be {problem['input']!r}{origin}: {reason[0].lower() + reason[1:]}."
+    return f"{key!r} cannot be {problem['input']!r}{origin}: {reason[0].lower() + reason[1:]}."
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -276,13 +298,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the configuration {path}: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UserError(
             f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'."
         )
-    return {str(key): value for key, value in values.items() if value is not None}
+    return values
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
@@ -298,6 +320,6 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
             raise UserError(f"'{word}' is no setting; write key=value, such as model.layers=8.")
         try:
             values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"The value of '{key}' is no valid YAML: {text}.") from None
     return values

@@ -54,7 +54,7 @@ class Processes:
         for parameter in trained:  # a process whose records did not touch a parameter still takes part
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        for dtype in {parameter.dtype for parameter in trained}:
+        for dtype in dict.fromkeys(parameter.dtype for parameter in trained):  # in one order everywhere
             gradients = [p.grad for p in trained if p.dtype == dtype and p.grad is not None]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             dist.all_reduce(flat)
@@ -114,7 +114,9 @@ def process_group() -> Iterator[Processes]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield Processes()
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes()
     finally:

@@ -51,8 +51,8 @@ def find_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
+        float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, ImportError):
         raise UserError(
             f"There is no device '{name}' here; use auto, cpu, or an accelerator this torch sees."
         ) from None

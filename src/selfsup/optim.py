@@ -124,8 +124,13 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def clip(self, largest: float) -> Tensor:
-        """Scale the gradients so that their joint norm is at most `largest`; the norm before is returned."""
-        return nn.utils.clip_grad_norm_(self.names, largest)
+        """Scale the gradients so that their joint norm is at most `largest`; the norm before is returned.
+
+        Where it is no number, the gradients stay as they are, so that the one to blame can be found.
+        """
+        norm = nn.utils.get_total_norm(p.grad for p in self.names if p.grad is not None)
+        nn.utils.clip_grads_with_norm_(self.names, largest, norm.nan_to_num(posinf=0.0))
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         """{parameter.key: tensor} of every optimizer."""
@@ -143,7 +148,7 @@ class Optimizer:
         for path, tensor in tensors.items():
             name, _, key = path.rpartition(".")
             parameter = parameters[name]
-            owners[id(parameter)].state[parameter][key] = tensor
+            owners[id(parameter)].state[parameter][key] = tensor.to(parameter.device)
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimConfig, lr: float) -> torch.optim.AdamW | None:
@@ -182,11 +187,16 @@ class Schedule:
         """The step after the last one, where it is decided."""
         return self.decays[-1].end if self.decays else None
 
+    def end_by(self, step: int) -> int | None:
+        """The step after the last one, as it was decided when update number `step` was made."""
+        begun = [decay for decay in self.decays if decay.start <= step]
+        return begun[-1].end if begun else None
+
     def multiplier(self, step: int) -> float:
         """The factor of the peak learning rate in update number `step`, counted from 0."""
         begun = [decay for decay in self.decays if decay.start <= step]
         moments = [*(decay.start for decay in begun), step]
-        factor = min(1.0, (moments[0] + 1) / (self.warmup + 1))
+        factor = min(1.0, (step + 1) / (self.warmup + 1))
         for decay, reached in zip(begun, moments[1:], strict=True):
             factor *= max(0, decay.end - reached) / (decay.end - decay.start)
         return factor

@@ -53,7 +53,7 @@ class Plan:
     seconds: tuple[float, float]
     peak_memory: int
     matrix_flops: float
-    chance: float
+    chance: float | None
     settings: dict[str, Any]
     sources: dict[str, str]
 
@@ -67,6 +67,7 @@ class Plan:
         def why(key: str) -> str:
             return f" ({settings.origin(key)})"
 
+        chance = {} if self.chance is None else {"chance": f"a loss of {self.chance:.3f} means knowing nothing"}
         length = "budget" if train.budget else "steps"
         about = "about " if train.budget else ""
         return {
@@ -82,7 +83,7 @@ class Plan:
             f"{amount(self.matrix_flops, 'FLOP/s')}",
             "memory": f"{amount(self.peak_memory, 'B')} at its peak",
             "time": f"{duration(self.seconds[0])} to {duration(self.seconds[1])}",
-            "chance": f"a model that knows nothing has a loss of {self.chance:.3f}",
+            **chance,
         }
 
 
@@ -108,11 +109,12 @@ def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: C
         settings.settle("train.budget", DEFAULT_BUDGET, "default")
     rate = machine.flops * UTILISATION * processes.size
     spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
+    spend = processes.share(spend)  # each process has a clock of its own, and all must settle the same
     recipe.settle(Effort(train.steps, train.epochs, spend))
     _settle_steps(settings, recipe)
     _settle_micro_batch(settings, recipe, machine, processes)
     step_seconds = _settle_compile_and_time(settings, recipe, machine, processes)
-    steps = train.steps or _steps_in(settings, clock, step_seconds)
+    steps = processes.share(train.steps or _steps_in(settings, clock, step_seconds))
     _settle_intervals(settings, recipe, steps, step_seconds)
     return _summarise(settings, recipe, machine, processes, clock, steps, step_seconds), machine
 
@@ -183,6 +185,7 @@ def _settle_compile_and_time(
 def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
     objective = recipe.build().to(machine.device)
+    Optimizer(objective, settings.config.optim)  # says so where there is nothing to train
     batch = Loader(recipe.train, settings["train.seed"], 1, 1, 0).read(range(1)).to(machine.device)
     held: dict[int, int] = {}
 
@@ -250,6 +253,9 @@ def _settle_intervals(settings: Settings, recipe: Recipe, steps: int, step_secon
     looks = max(1, steps // settings["evaluate.every"])
     settings.settle("evaluate.final_records", _at_most(affordable / 2, available), "held-out part and time")
     settings.settle("evaluate.records", _at_most(affordable / 2 / looks, available), "held-out part and time")
+    for key in ("evaluate.final_records", "evaluate.records"):
+        if settings[key] > available:
+            settings.change(key, available, "held-out part")
 
 
 def _at_most(wanted: float, available: int) -> int:

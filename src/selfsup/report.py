@@ -45,7 +45,7 @@ class Reporter:
         self._last_line = 0.0
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def table(self, rows: Mapping[str, str]) -> None:
         """Facts, one a line: what and its value."""

@@ -14,7 +14,10 @@ RUN/earlier/           model and summary of a finished run that was extended sin
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from selfsup.inference.generate import LanguageModel
 
 
+UNFINISHED = (".environment.json.", ".config.yaml.")  # files that a crash left half written
 STARTED = {"samples", "checkpoints", "environment.json"}  # all that a start which was cut short leaves
 
 
@@ -49,17 +53,27 @@ class Run:
                 f"{run.directory} already holds a run; go on with it (--resume {run.directory}) or give another --out."
             )
         try:
-            run.samples.mkdir(parents=True, exist_ok=True)
-            run.checkpoints_directory.mkdir(exist_ok=True)
+            run.directory.mkdir(parents=True, exist_ok=True)
             foreign = {path.name for path in run.directory.iterdir()} - STARTED
+            foreign = {name for name in foreign if not name.startswith(UNFINISHED)}
             if foreign:
                 raise UserError(f"{run.directory} holds {min(foreign)}, which is no run; give another --out.")
+            run.samples.mkdir(exist_ok=True)
+            run.checkpoints_directory.mkdir(exist_ok=True)
             write_atomically(run.directory / "environment.json", "{}")
         except OSError as error:
             raise UserError(
                 f"Cannot write to {run.directory}: {error.strerror}; give another --out."
             ) from None
         return run
+
+    def discard(self) -> None:
+        """Remove a start that came to nothing: a run without a configuration."""
+        for directory in (self.samples, self.checkpoints_directory):
+            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # what is not ours to remove, such as a mount point
+            (self.directory / "environment.json").unlink()
+            self.directory.rmdir()
 
     @classmethod
     def open(cls, directory: str | Path) -> Run:
@@ -145,9 +159,18 @@ class Run:
     def log(self, line: dict[str, Any]) -> None:
         append_line(self.directory / "metrics.jsonl", line)
 
-    def rewind(self, step: int) -> None:
-        """Drop the metrics that were logged after a step, for they are about to be made again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+    def rewind(self, step: int, look_again: bool = False) -> None:
+        """Drop the metrics that were logged after a step, for they are about to be made again.
+
+        Args:
+            look_again: whether the look at the validation part at that very step is among them.
+        """
+        kept = [
+            line
+            for line in self.metrics()
+            if line["step"] < step
+            or (line["step"] == step and not (look_again and line["split"] == "validation"))
+        ]
         write_atomically(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def set_aside(self, step: int) -> None:
@@ -173,13 +196,21 @@ class Run:
         return content
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        write_atomically(self.directory / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(finite(content), indent=2, ensure_ascii=False)
+        write_atomically(self.directory / name, text + "\n")
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold of a value: a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_line(path: Path, line: dict[str, Any], durable: bool = False) -> None:
     """Add one JSON object as a line in a single write."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
         if durable:
             file.flush()
             os.fsync(file.fileno())
@@ -189,8 +220,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line that a crash cut short is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        raise UserError(f"{path} holds a line that is no JSON; remove it, or restore the file.") from None
 
 
 def new_directory(name: str, parent: Path = Path("runs")) -> Path:

@@ -76,7 +76,8 @@ class Trainer:
         self.best = state["best"]
         self.clock.set(state["elapsed"])
         if self.processes.leads:
-            self.run.rewind(self.step)
+            ended = self.schedule.end is not None and self.step >= self.schedule.end
+            self.run.rewind(self.step, look_again=ended)
         self.processes.wait()
 
     def _save(self) -> None:
@@ -166,13 +167,17 @@ class Trainer:
         multiplier = self.schedule.multiplier(self.step)
         if math.isfinite(loss) and math.isfinite(norm_value):
             self.optimizer.step(multiplier)
-            self.objective.after_step(self.step, self.schedule.end or self.estimate)
+            self.objective.after_step(self.step, self._steps_expected())
             self.skipped_in_a_row = 0
         else:
             self._skip(figures, loss)
         self.step += 1
         self.pace = [*self.pace[-20:], time.perf_counter() - start]
         self._log(figures, norm_value, multiplier)
+
+    def _steps_expected(self) -> int:
+        """The length of the run as it was known at this step, be it made for the first time or again."""
+        return self.settings["train.steps"] or self.schedule.end_by(self.step) or self.estimate
 
     def _skip(self, figures: dict[str, Tensor], loss: float) -> None:
         """Count and name a step without a finite loss or gradient; too many in a row end the run."""
@@ -217,7 +222,7 @@ class Trainer:
             "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops, 4),
         }
         if due and self.processes.leads:
-            self.run.log(finite(line))
+            self.run.log(line)
         self.reporter.advance(
             self._share(),
             f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} tokens/s  {self._left()}",
@@ -299,17 +304,16 @@ class Trainer:
         on_device = (batch.to(self.machine.device) for batch in batches)
         self.objective.eval()
         figures = evaluate(self.objective, on_device, self.processes, self.machine.autocast)
-        sample = self.recipe.sample(self.objective) if self.processes.leads else None
+        sound = math.isfinite(figures["loss"])
+        sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
         self.objective.train()
         figures |= self.recipe.figures(figures["loss"], "validation")
-        if self.best is None or figures["loss"] < self.best["loss"]:
+        if sound and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
         if self.processes.leads:
             time_ = round(self.clock.elapsed(), 3)
             self.run.log(
-                finite(
-                    {"step": self.step, "time": time_, "split": "validation", "records": records, **figures}
-                )
+                {"step": self.step, "time": time_, "split": "validation", "records": records, **figures}
             )
             if sample is not None:
                 (self.run.samples / f"step-{self.step:09d}.txt").write_text(sample, encoding="utf-8")
@@ -368,14 +372,6 @@ def decay_start(settings: Settings, run: Run) -> int | None:
 def brief(figures: dict[str, float]) -> dict[str, float]:
     """The loss and what it means, without the terms that only repeat it."""
     return {name: value for name, value in figures.items() if name == "loss" or value != figures["loss"]}
-
-
-def finite(line: dict[str, Any]) -> dict[str, Any]:
-    """A line that JSON can hold: what is not finite becomes null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in line.items()
-    }
 
 
 @contextmanager

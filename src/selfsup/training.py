@@ -98,7 +98,7 @@ def _as_settings(objective: object, data: object, model: object) -> dict[str, An
 
 def _absolute(source: str) -> str:
     """A local path as an absolute one, so that a run can be resumed from anywhere."""
-    if source.partition(":")[0] in ("sample", "hub", "python"):
+    if not source or source.startswith(("sample:", "hub:", "python:")):
         return source
     return str(Path(source).expanduser().absolute())
 
@@ -141,7 +141,12 @@ def _start(settings: Settings, recipe: Recipe, processes: Processes, reporter: R
     if processes.leads:
         run = Run.create(settings["out"])
     clock = Clock()
-    made, machine = _prepare(settings, recipe, processes, reporter, clock)
+    try:
+        made, machine = _prepare(settings, recipe, processes, reporter, clock)
+    except BaseException:
+        if processes.leads:
+            run.discard()
+        raise
     if processes.leads:
         run.write_environment(
             {
@@ -191,8 +196,15 @@ def _fit(
     if checkpoint is not None:
         trainer.restore(checkpoint)
         reporter.say(f"Going on from step {checkpoint.step:,}.")
-    summary = trainer.fit(estimate)
-    reporter.say(f"Done in {duration(summary['wall_seconds'])}; the model lies in {run.model_directory}.")
+    elif trainer.checkpoints.steps():
+        raise UserError(
+            f"All checkpoints in {run.checkpoints_directory} are damaged; restore one from a copy, or start another "
+            f"run with --config {run.config_file} --out NEW."
+        )
+    elif processes.leads:
+        run.rewind(0)
+    trainer.fit(estimate)
+    reporter.say(f"Done in {duration(clock.elapsed())}; the model lies in {run.model_directory}.")
     return run
 
 
@@ -223,22 +235,22 @@ def _resume(
             f"A resumed run keeps its configuration, so {what} cannot be given with --resume {directory}; "
             f"start another run with --config {run.config_file} --out NEW."
         )
-    length = {key: value for key, value in changes.items() if key in LENGTHS}
+    length = {key: asked[key] for key in changes if key in LENGTHS and asked[key] != settings[key]}
     if run.summary and not length:
         raise UserError(
             f"{directory} is finished ({run.summary['steps']:,} steps); extend it with --steps or --budget, "
             f"or start another with --config {run.config_file} --out NEW."
         )
     clock = Clock()
-    before = None
-    if length and processes.leads:
-        before = _extend(run, settings, length, origin)
-    before = processes.share(before)
-    settings = processes.share(settings)
     if "data.workers" in changes:
         settings.change("data.workers", changes["data.workers"], origin)
     recipe = _recipe(settings, objective, data, model)
     machine = _open_again(run, settings, recipe, processes, reporter)
+    before = None
+    if length:
+        before = processes.share(_extend(run, settings, length, origin) if processes.leads else None)
+        for key in LENGTHS:
+            settings.change(key, processes.share(settings[key]), processes.share(settings.origin(key)))
     estimate = run.environment()["plan"]["steps"]
     return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
 
@@ -263,10 +275,11 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
             f"{run.directory} has taken {duration(wall)} already; give a larger --budget (of the whole run)."
         )
     if begun is not None and made > begun:
-        if begun not in steps:
+        problem = run.checkpoints().problem(begun)
+        if problem is not None:
             raise UserError(
-                f"The checkpoint from before the decay (step {begun:,}) is missing in {run.checkpoints_directory}, "
-                f"so {run.directory} cannot be extended; start another run with --config {run.config_file} --out NEW."
+                f"The checkpoint from before the decay (step {begun:,} of {run.directory}) is unusable ({problem}); "
+                f"start another run with --config {run.config_file} --out NEW."
             )
         run.set_aside(begun)
     if begun is not None:

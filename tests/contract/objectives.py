@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from suite import Case
+from suite import RECORDS, Case
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
@@ -27,9 +27,9 @@ def documents_stream() -> np.ndarray:
     """Documents of 1 to 14 tokens: windows hold several, and the last window overlaps the one before it."""
     random = np.random.default_rng(5)
     stream = [END]
-    while len(stream) < 23 * WINDOW + 4:
+    while len(stream) < RECORDS * WINDOW:
         stream += [*random.integers(1, VOCABULARY, random.integers(1, 15)).tolist(), END]
-    return np.array(stream[: 23 * WINDOW + 4], dtype=np.uint16)
+    return np.array(stream[: RECORDS * WINDOW - 4], dtype=np.uint16)
 
 
 def windows() -> Windows:
@@ -42,7 +42,9 @@ def causal_lm(seed: int, layers: int = 2, tied: bool = False) -> CausalLM:
     decoder = Decoder(shape).double().initialise(generator(seed, "weights"))
     with torch.no_grad():
         for number, parameter in enumerate(decoder.parameters()):
-            noise = torch.randn(parameter.shape, generator=generator(seed, "noise", number), dtype=torch.double)
+            noise = torch.randn(
+                parameter.shape, generator=generator(seed, "noise", number), dtype=torch.double
+            )
             parameter.add_(noise, alpha=0.2)
     return CausalLM(decoder, END)
 
@@ -66,10 +68,10 @@ def uniform_over_tokens(task: Task) -> dict[str, float]:
 
 
 class Vectors:
-    """23 random vectors of 5 numbers."""
+    """Random vectors of 5 numbers."""
 
     def __init__(self) -> None:
-        self.x = torch.randn(23, 5, dtype=torch.double, generator=generator(0, "vectors"))
+        self.x = torch.randn(RECORDS, 5, dtype=torch.double, generator=generator(0, "vectors"))
 
     def __len__(self) -> int:
         return len(self.x)

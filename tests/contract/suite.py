@@ -20,12 +20,14 @@ from selfsup.checkpoint import Checkpoint, Checkpoints
 from selfsup.config import OptimConfig
 from selfsup.data.loader import Loader, in_order
 from selfsup.data.records import Batch, Records
+from selfsup.data.sampler import draw
 from selfsup.distributed import Processes
 from selfsup.objectives.base import Objective, Task
 from selfsup.optim import Decay, Optimizer, Schedule
 from selfsup.seeding import seeded
 from selfsup.step import evaluate, gradients
 
+RECORDS = 24
 SEED = 3
 STEPS = 20
 LR = 0.1
@@ -36,7 +38,7 @@ class Case:
     """One objective as the contract meets it.
 
     Attributes:
-        records: at least 20 small ones, among them some with different numbers of predictions if there are any.
+        records: 24 small ones; where they can ask for different numbers of predictions, the last asks for fewer.
         build: a fresh objective in fp64 from a seed, without dropout, with a gradient in every parameter.
         chance: for each term, what one prediction of this task costs where all outputs are zero.
         with_dropout: the same objective with dropout in its network, where it can have some.
@@ -67,11 +69,17 @@ class Split:
 # -- what must be equal, however the records are cut ---------------------------------------------------------
 
 
+def batches_of_step(case: Case, split: Split, processes: Processes) -> list[Batch]:
+    """The micro-batches of the first step that holds the last record."""
+    _, records = draw(SEED, 0, RECORDS, RECORDS)
+    step = int(np.flatnonzero(records == RECORDS - 1)[0]) // split.batch
+    return next(split.loader(case, processes).steps(step))
+
+
 def one_step(case: Case, split: Split, processes: Processes, objective: Objective | None = None) -> dict:
-    """Gradients and figures of the first step, by name."""
+    """Gradients and figures of one step, by name."""
     objective = objective or case.build(SEED)
-    batches = next(split.loader(case, processes).steps(0))
-    figures = gradients(objective.train(), batches, processes)
+    figures = gradients(objective.train(), batches_of_step(case, split, processes), processes)
     return {name: p.grad for name, p in objective.named_parameters()} | figures
 
 
@@ -88,9 +96,9 @@ def descend(case: Case, split: Split, processes: Processes) -> dict[str, Tensor]
     return objective.state_dict()
 
 
-def held_out(case: Case, processes: Processes) -> dict[str, Tensor]:
-    """What an evaluation of 17 records in batches of 4 says."""
-    batches = in_order(case.records(), 17, SEED, 4, processes.rank, processes.size)
+def held_out(case: Case, processes: Processes, batch: int = 5) -> dict[str, Tensor]:
+    """What an evaluation of all records says."""
+    batches = in_order(case.records(), RECORDS, SEED, batch, processes.rank, processes.size)
     figures = evaluate(case.build(SEED).eval(), batches, processes)
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
 
@@ -193,5 +201,9 @@ def assert_equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor], tolera
     for name in left:
         scale = float(right[name].abs().max()) if right[name].is_floating_point() else 0.0
         torch.testing.assert_close(
-            left[name], right[name], rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
+            left[name],
+            right[name],
+            rtol=0,
+            atol=tolerance * scale,
+            msg=lambda text, name=name: f"{name}: {text}",
         )

@@ -15,11 +15,13 @@ import torch
 from objectives import CASES
 from safetensors.torch import load_file
 from suite import (
+    RECORDS,
     SEED,
     Case,
     Split,
     assert_equal,
     batch_of,
+    batches_of_step,
     descend,
     held_out,
     one_step,
@@ -68,7 +70,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Te
 
 @cache
 def step_alone(case: Case, batch: int) -> dict[str, Tensor]:
-    """The first step in one process and one micro-batch."""
+    """One step in one process and one micro-batch."""
     return one_step(case, Split(batch, batch), ALONE)
 
 
@@ -96,7 +98,7 @@ def test_every_parameter_has_a_gradient(case: Case) -> None:
 
 @pytest.mark.parametrize("batch", [5, 6])
 def test_one_micro_batch_equals_the_plain_loss(case: Case, batch: int) -> None:
-    batches = next(Split(batch, batch).loader(case, ALONE).steps(0))
+    batches = batches_of_step(case, Split(batch, batch), ALONE)
     assert_equal(step_alone(case, batch), plain_gradients(case.build(SEED), batches), TOLERANCE)
 
 
@@ -149,6 +151,12 @@ def test_processes_change_no_evaluation(case: Case, two_processes: list[dict[str
         assert_equal(found(tensors, case, "held_out"), expected, TOLERANCE)
 
 
+def test_batches_change_no_evaluation_of_a_separable_objective(case: Case) -> None:
+    if not case.build(SEED).separable:
+        pytest.skip("records meet in the score")
+    assert_equal(held_out(case, ALONE), held_out(case, ALONE, RECORDS), TOLERANCE)
+
+
 # -- dropout -------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +177,7 @@ def test_caching_repeats_the_dropout_of_the_first_pass(case: Case, micro_batch: 
     if case.with_dropout is None:
         pytest.skip("no dropout")
     split = Split(6, micro_batch)
-    plain = plain_gradients(case.with_dropout(SEED).train(), next(split.loader(case, ALONE).steps(0)))
+    plain = plain_gradients(case.with_dropout(SEED).train(), batches_of_step(case, split, ALONE))
     assert_equal(one_step(case, split, ALONE, case.with_dropout(SEED)), plain, TOLERANCE)
 
 
@@ -197,7 +205,7 @@ def test_resuming_is_exact_in_two_processes(case: Case, two_processes: list[dict
 
 # -- hide, predict, score ------------------------------------------------------------------------------------
 
-SOME = [4, 22, 0, 17, 9, 3]
+SOME = [4, RECORDS - 1, 0, 17, 9, 3]
 
 
 def test_hide_is_a_function_of_the_place(case: Case) -> None:
@@ -222,6 +230,10 @@ def test_hide_draws_anew_in_each_epoch_and_for_each_seed(case: Case) -> None:
     for other in others:
         equal = all(torch.equal(first[name], other[name]) for name in first.tensors)
         assert equal != case.random
+
+
+def test_the_records_are_as_the_suite_takes_them(case: Case) -> None:
+    assert len(case.records()) == RECORDS
 
 
 def test_counts_add_up_over_micro_batches(case: Case) -> None:

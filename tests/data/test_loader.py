@@ -142,7 +142,9 @@ def test_reading_ahead_is_bounded() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_in_order_deals_the_same_batches_to_any_processes(batch: int, ranks: int) -> None:
     alone = [b.records.tolist() for b in in_order(Numbers(40), 17, 0, batch)]
-    dealt = [[b.records.tolist() for b in in_order(Numbers(40), 17, 0, batch, r, ranks)] for r in range(ranks)]
+    dealt = [
+        [b.records.tolist() for b in in_order(Numbers(40), 17, 0, batch, r, ranks)] for r in range(ranks)
+    ]
     assert sorted(part for parts in dealt for part in parts) == sorted(alone)
     assert all(dealt[number % ranks][number // ranks] == part for number, part in enumerate(alone))
 

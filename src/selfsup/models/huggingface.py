@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.files import whole_directory
+from selfsup.files import save_tensors, whole_directory
 from selfsup.models.decoder import Decoder, DecoderConfig
 
 
@@ -38,7 +38,7 @@ def save_model(directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: st
     with whole_directory(directory) as temporary:
         _write_json(temporary / "config.json", _to_qwen3(decoder.config, tokenizer.end))
         _write_json(temporary / "generation_config.json", _generation_config(tokenizer.end))
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(weights, temporary / "model.safetensors")
         tokenizer.save(temporary, decoder.config.window)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 

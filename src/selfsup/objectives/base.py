@@ -176,8 +176,8 @@ class Recipe(ABC):
 
     @property
     @abstractmethod
-    def chance(self) -> float:
-        """The loss of a model that knows nothing."""
+    def chance(self) -> float | None:
+        """The loss of a model that knows nothing, where that is known."""
 
     @abstractmethod
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsup.config import Settings, nearest
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.files import whole_directory, write_atomically
+from selfsup.files import save_tensors, separate, whole_directory, write_atomically
 from selfsup.models.decoder import PRESETS, Decoder, DecoderConfig, flops_per_token, parameter_count
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Recipe, Task
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
@@ -172,9 +171,11 @@ class CausalLMRecipe(Recipe):
 
     def decoder_config(self) -> DecoderConfig:
         model = self.settings.config.model.model_dump(exclude={"preset"})
-        return DecoderConfig(
-            vocabulary=self.corpus.tokenizer.vocabulary, window=self.settings["data.window"], **model
-        )
+        vocabulary, window = self.corpus.tokenizer.vocabulary, self.settings["data.window"]
+        try:
+            return DecoderConfig(vocabulary=vocabulary, window=window, **model)
+        except ValueError as error:
+            raise UserError(f"There is no such model: {error}.") from None
 
     def fingerprint(self) -> str:
         return self.corpus.fingerprint
@@ -308,8 +309,7 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """Its weights under their own names, and the tokenizer."""
         with whole_directory(directory) as temporary:
-            weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-            save_file(weights, temporary / "model.safetensors")
+            save_tensors(separate(self.network), temporary / "model.safetensors")
             self.corpus.tokenizer.save(temporary, self.settings["data.window"])
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from selfsup.config import Settings
 from selfsup.data.records import Records
 from selfsup.errors import UserError
-from selfsup.files import whole_directory
+from selfsup.files import save_tensors, separate, whole_directory
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
 from selfsup.seeding import derive
 
@@ -94,13 +92,10 @@ class CustomRecipe(Recipe):
         }
 
     @property
-    def chance(self) -> float:
-        return math.nan
+    def chance(self) -> None:
+        return None
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """All of the objective's weights as safetensors, under their own names."""
         with whole_directory(directory) as temporary:
-            save_file(
-                {k: v.cpu().contiguous() for k, v in objective.state_dict().items()},
-                temporary / "model.safetensors",
-            )
+            save_tensors(separate(objective), temporary / "model.safetensors")

@@ -1,0 +1,166 @@
+"""What most tests share: one cache of prepared text, a small corpus, trainings of a second, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import selfsup
+from selfsup import cli, plan
+from selfsup.report import Reporter
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "tokenizer": "characters",
+    "model": {"layers": 1, "width": 32, "heads": 1},
+    "data.window": 16,
+    "batch": 4,
+    "steps": 12,
+    "precision": "fp32",
+    "train.log_every": 1,
+    "optim.warmup": 2,
+    "checkpoint.every": 3,
+    "evaluate.every": 4,
+    "evaluate.records": 8,
+    "evaluate.final_records": 8,
+}
+TINY_WORDS = [f"model.{name}={value}" for name, value in TINY["model"].items()] + [
+    f"{name}={value}" for name, value in TINY.items() if name != "model"
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared text is kept for the session, and never in the user's own cache."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFSUP_CACHE", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_calibration() -> Iterator[None]:
+    """A training times its steps for seconds before it starts; tests that are not about that need not wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "CALIBRATION_SECONDS", 0.02)
+        yield
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """192 short documents."""
+    animals, verbs, places = ("cat", "dog", "fox", "hen"), ("ran", "sat", "slept", "sang"), ("hill", "sea")
+    return [
+        f"The {animal} {verb} by the {place} on day {day}."
+        for animal in animals
+        for verb in verbs
+        for place in places
+        for day in range(6)
+    ]
+
+
+@pytest.fixture(scope="session")
+def corpus(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documents as JSON lines."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+Train = Callable[..., selfsup.Run]
+
+
+@pytest.fixture(scope="session")
+def train(corpus: Path) -> Train:
+    """`train(out, …)`: causal LM at its smallest on the corpus, with any setting given in place of `TINY`'s."""
+
+    def train_tiny(out: Path, objective: Any = "causal-lm", **given: Any) -> selfsup.Run:
+        lengths = {"steps", "epochs", "budget"}
+        settings = {k: v for k, v in TINY.items() if k not in lengths or not lengths & given.keys()}
+        return selfsup.train(
+            objective, out=out, **{"data": corpus, "reporter": Reporter(False), **settings, **given}
+        )
+
+    return train_tiny
+
+
+@pytest.fixture(scope="session")
+def resume() -> Train:
+    """`resume(out, …)`: go on with a run, silently."""
+
+    def go_on(out: Path, objective: Any = None, **given: Any) -> selfsup.Run:
+        return selfsup.train(objective, resume=out, **{"reporter": Reporter(False), **given})
+
+    return go_on
+
+
+@pytest.fixture(scope="session")
+def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> selfsup.Run:
+    """A finished run that tests look at and leave as it is."""
+    return train(tmp_path_factory.mktemp("finished") / "run")
+
+
+class Answer:
+    """What a command left: its exit code, its standard output and its standard error."""
+
+    def __init__(self, code: int, out: str, error: str) -> None:
+        self.code, self.out, self.error = code, out, error
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}\n{self.out}\n{self.error}"
+
+
+@pytest.fixture
+def selfsup_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """`selfsup_command("train", …)`: the command line in this process."""
+
+    def run(*words: object) -> Answer:
+        monkeypatch.setattr("sys.argv", ["selfsup", *map(str, words)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return Answer(int(str(code)), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(bytes)`: a directory on a file system of that size; skips where none can be mounted."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs to mount a file system")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def tree(directory: Path) -> dict[str, bytes | None]:
+    """Every path below a directory, with the content of files."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in sorted(directory.rglob("*"))
+    }
