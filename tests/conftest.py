@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import selfsup
-from selfsup import cli, plan
+from selfsup import cli, planning
 from selfsup.report import Reporter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other
@@ -51,7 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def short_calibration() -> Iterator[None]:
     """A training times its steps for seconds before it starts; tests that are not about that need not wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "CALIBRATION_SECONDS", 0.02)
+        patch.setattr(planning, "CALIBRATION_SECONDS", 0.02)
         yield
 
 

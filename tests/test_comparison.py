@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     place = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSUP_CACHE", str(place / "cache"))
-        patch.setattr(import_module("selfsup.plan"), "CALIBRATION_SECONDS", 0.05)
+        patch.setattr(import_module("selfsup.planning"), "CALIBRATION_SECONDS", 0.05)
         return [
             selfsup.train(
                 "causal-lm",

@@ -26,7 +26,7 @@ from selfsup.distributed import Processes
 from selfsup.machine import Machine
 from selfsup.objectives.base import Effort, Objective
 from selfsup.objectives.causal_lm import CausalLMRecipe
-from selfsup.plan import Clock
+from selfsup.planning import Clock
 from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.trainer import Trainer

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSUP_CACHE", str(place / "cache"))
-        patch.setattr(import_module("selfsup.plan"), "CALIBRATION_SECONDS", 0.05)
+        patch.setattr(import_module("selfsup.planning"), "CALIBRATION_SECONDS", 0.05)
         return selfsup.train(
             "causal-lm",
             data={"source": str(data), "tokenizer": "characters", "window": WINDOW},

@@ -15,7 +15,7 @@ _PUBLIC = {
     "plan": "selfsup.training",
     "load": "selfsup.run",
     "inspect": "selfsup.inspection",
-    "evaluate": "selfsup.evaluate",
+    "evaluate": "selfsup.evaluation",
     "compare": "selfsup.comparison",
     "Run": "selfsup.run",
     "Objective": "selfsup.objectives.base",

@@ -211,7 +211,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model by a named protocol, on a run's held-out part or on other data."""
-    from selfsup.evaluate import evaluate as measure
+    from selfsup.evaluation import evaluate as measure
     from selfsup.report import to_stdout
 
     score = measure(run, data=data, protocol=protocol, column=column, device=device, seed=seed)

@@ -262,7 +262,7 @@ def _stream(
     if text is not None:
         return _open_window(text, tokenizer)
     if data is None and run is not None:
-        from selfsup.evaluate.language import open_corpus
+        from selfsup.evaluation.language import open_corpus
         from selfsup.run import Run
 
         corpus = open_corpus(Run(run))

@@ -24,7 +24,7 @@ from selfsup.errors import Interrupted, UserError
 from selfsup.machine import Machine, peak_memory
 from selfsup.objectives.base import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule
-from selfsup.plan import FORWARD_SHARE, Clock, ready
+from selfsup.planning import FORWARD_SHARE, Clock, ready
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.step import evaluate, gradients

@@ -14,7 +14,7 @@ from selfsup.errors import UserError
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
-from selfsup.plan import Clock, Plan, find_machine, make_plan
+from selfsup.planning import Clock, Plan, find_machine, make_plan
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
 from selfsup.trainer import Trainer, decay_start

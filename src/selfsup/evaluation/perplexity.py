@@ -15,12 +15,12 @@ import math
 
 import numpy as np
 
-from selfsup.evaluate.base import Request, Score, ratio_interval
-from selfsup.evaluate.language import block_sums, open_subject, token_losses
+from selfsup.evaluation.base import Request, Score, ratio_interval
+from selfsup.evaluation.language import block_sums, open_subject, token_losses
 
 
 def perplexity(request: Request) -> Score:
-    """Measure it; see `selfsup.evaluate.language` for what is predicted from what."""
+    """Measure it; see `selfsup.evaluation.language` for what is predicted from what."""
     model, text = open_subject(request)
     losses = token_losses(model, text, request)
     window = model.decoder.config.window

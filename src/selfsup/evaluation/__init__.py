@@ -8,12 +8,12 @@ from pathlib import Path
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.evaluate.base import Progress, Request, Score
+from selfsup.evaluation.base import Progress, Request, Score
 from selfsup.run import Run
 
 PROTOCOLS = {
-    "bits-per-byte": "selfsup.evaluate.bits_per_byte:bits_per_byte",
-    "perplexity": "selfsup.evaluate.perplexity:perplexity",
+    "bits-per-byte": "selfsup.evaluation.bits_per_byte:bits_per_byte",
+    "perplexity": "selfsup.evaluation.perplexity:perplexity",
 }
 
 

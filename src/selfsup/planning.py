@@ -67,7 +67,9 @@ class Plan:
         def why(key: str) -> str:
             return f" ({settings.origin(key)})"
 
-        chance = {} if self.chance is None else {"chance": f"a loss of {self.chance:.3f} means knowing nothing"}
+        chance = (
+            {} if self.chance is None else {"chance": f"a loss of {self.chance:.3f} means knowing nothing"}
+        )
         length = "budget" if train.budget else "steps"
         about = "about " if train.budget else ""
         return {

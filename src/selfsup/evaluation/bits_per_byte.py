@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 
 from selfsup.errors import UserError
-from selfsup.evaluate.base import Request, Score, ratio_interval
-from selfsup.evaluate.language import block_sums, lost_bytes, open_subject, token_losses
+from selfsup.evaluation.base import Request, Score, ratio_interval
+from selfsup.evaluation.language import block_sums, lost_bytes, open_subject, token_losses
 
 
 def bits_per_byte(request: Request) -> Score:
-    """Measure it; see `selfsup.evaluate.language` for what is predicted from what.
+    """Measure it; see `selfsup.evaluation.language` for what is predicted from what.
 
     Raises:
         UserError: the tokenizer loses bytes of the data.

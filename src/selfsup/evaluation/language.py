@@ -18,7 +18,7 @@ from selfsup.data.sources import open_text
 from selfsup.data.text import TextCorpus, Windows, encode_documents
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.evaluate.base import Request
+from selfsup.evaluation.base import Request
 from selfsup.inference.generate import LanguageModel
 from selfsup.machine import find_device
 from selfsup.objectives import find_recipe

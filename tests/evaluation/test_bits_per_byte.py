@@ -18,9 +18,9 @@ import selfsup
 from selfsup.data.text import encode_documents
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.errors import UserError
-from selfsup.evaluate import PROTOCOLS, Score, evaluate
-from selfsup.evaluate.base import ratio_interval
-from selfsup.evaluate.language import FEWEST_BLOCKS, block_sums
+from selfsup.evaluation import PROTOCOLS, Score, evaluate
+from selfsup.evaluation.base import ratio_interval
+from selfsup.evaluation.language import FEWEST_BLOCKS, block_sums
 from selfsup.inference.generate import LanguageModel
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.huggingface import save_model
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSUP_CACHE", str(place / "cache"))
-        patch.setattr(import_module("selfsup.plan"), "CALIBRATION_SECONDS", 0.05)
+        patch.setattr(import_module("selfsup.planning"), "CALIBRATION_SECONDS", 0.05)
         yield selfsup.train(
             "causal-lm",
             data={"source": str(data), "tokenizer": "characters", "window": WINDOW},
