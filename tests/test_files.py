@@ -68,9 +68,13 @@ def test_a_directory_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), whole_directory(tmp_path / "target") as temporary:
-        (temporary / "file").write_text("half")
-        raise RuntimeError
+    def fail() -> None:
+        with whole_directory(tmp_path / "target") as temporary:
+            (temporary / "file").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

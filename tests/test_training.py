@@ -110,7 +110,7 @@ def crash_after(step: int) -> Callable[[Regression, int, int], None]:
 
 
 def test_an_objective_of_ones_own_learns(tmp_path: Path) -> None:
-    run = fit(tmp_path / "run", steps=300, **{"optim.lr": 0.1})
+    run = fit(tmp_path / "run", steps=300, **{"optim.lr": 0.2, "optim.weight_decay": 0})
     assert run.summary["loss"] < 0.01
     assert run.summary["squared_error"] == run.summary["loss"]
     found = weights(run)["model.weight"]

@@ -262,7 +262,7 @@ def show_end(run: Run) -> None:
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
         print(f"\nWhat it writes:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
-    if "loss" in summary:
+    if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
         print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
     print(f'Try: selfsup generate {os.path.relpath(run.directory)} "It was a"')
@@ -298,8 +298,8 @@ def describe(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; an error that the user can put right is one sentence and exit code 2."""
-    # Threads that wait asleep: on a machine that others use too, spinning ones cost a step many times its length.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Threads that fall asleep soon: on a machine that others use too, spinning ones make a step many times longer.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

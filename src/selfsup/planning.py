@@ -35,7 +35,7 @@ FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
 EVALUATION_SHARE = 0.05  # of a run's time, for all looks at the validation part
 LOOKS = 10
 CALIBRATION_SECONDS = 2.0
-WORTH_COMPILING = 1800.0  # seconds of a run
+WORTH_COMPILING = 7200.0  # seconds of a run
 COMPILED_GAIN = 0.9  # of the plain step's time, at most, for compiling to be chosen
 DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
 

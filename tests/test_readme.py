@@ -1,0 +1,95 @@
+"""The commands and the Python of README, run as they are written, but for their length."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SHORTER = {
+    "--budget 10m": "--budget 15s model.preset=0.2m",
+    "--budget 1h": "--budget 20m",  # plan only
+    "--steps 2000": "--steps 6 model.width=64",
+    "--steps 4000": "--steps 9",
+    'budget="1m"': 'budget="15s", model="0.2m"',
+    "torchrun": f"{sys.executable} -m torch.distributed.run",
+    "--out runs/two": "--out runs/two --steps 4 model.preset=0.2m",
+}
+pytestmark = pytest.mark.readme
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def shortened(text: str) -> str:
+    for written, run in SHORTER.items():
+        text = text.replace(written, run)
+    return text
+
+
+def commands() -> list[str]:
+    """Every line of a plain block that starts selfsup, in the order of the page, without prompts and remarks."""
+    lines = [line.removeprefix("$ ") for block in blocks("") for line in block.splitlines()]
+    started = [line for line in lines if line.startswith(("selfsup ", "torchrun "))]
+    return [re.sub(r"\s{2,}#.*", "", line) for line in started if line != "selfsup train"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what README speaks of: books/, corpus.jsonl.gz, other.txt."""
+    place = tmp_path_factory.mktemp("newcomer")
+    text = files("selfsup").joinpath("data/samples/shakespeare.txt").read_text(encoding="utf-8")
+    (place / "books").mkdir()
+    for number in range(12):
+        (place / "books" / f"{number}.txt").write_text(text[number * 30_000 : (number + 1) * 30_000])
+    with gzip.open(place / "corpus.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text[i : i + 2000]}) + "\n" for i in range(0, 200_000, 2000))
+    (place / "other.txt").write_text(text[-20_000:])
+    return place
+
+
+def start(command: str, place: Path) -> subprocess.CompletedProcess[str]:
+    here = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{here}:{os.environ['PATH']}", "SELFSUP_CACHE": str(place / "cache")}
+    return subprocess.run(command, shell=True, cwd=place, env=environment, text=True, capture_output=True)
+
+
+def test_commands(place: Path) -> None:
+    assert len(commands()) >= 10
+    for command in commands():
+        if command.endswith("--resume runs/c"):  # README resumes what was interrupted; here it had time to finish
+            continue
+        ended = start(shortened(command), place)
+        assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+    from_readme = json.loads((place / "runs/c/summary.json").read_text())
+    assert from_readme["steps"] == 9
+
+
+def test_python(place: Path) -> None:
+    first, second = blocks("python")
+    ended = start(f"{sys.executable} -c '{shortened(first)}'", place)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+    whole = (Path(__file__).parent.parent / "docs" / "own_objective.py").read_text(encoding="utf-8")
+    for line in second.splitlines():  # the shortened example shows the whole one, without its types
+        words = line.strip()
+        if words.startswith(("return {", "self.", "clean =", "torch.randn")):
+            assert words.replace(" ", "").rstrip(",") in whole.replace(" ", ""), words
+
+
+def test_own_objective(place: Path) -> None:
+    example = Path(__file__).parent.parent / "docs" / "own_objective.py"
+    ended = start(f"{sys.executable} {example} runs/denoise", place)
+    assert ended.returncode == 0, ended.stderr
+    figure = re.search(r"mean squared error (\d\.\d+)", ended.stdout)
+    assert figure is not None
+    assert float(figure[1]) < 1.5
