@@ -83,7 +83,7 @@ Train = Callable[..., selfsup.Run]
 def train(corpus: Path) -> Train:
     """`train(out, …)`: causal LM at its smallest on the corpus, with any setting given in place of `TINY`'s."""
 
-    def train_tiny(out: Path, objective: Any = "causal-lm", **given: Any) -> selfsup.Run:
+    def train_tiny(out: Path, /, objective: Any = "causal-lm", **given: Any) -> selfsup.Run:
         lengths = {"steps", "epochs", "budget"}
         settings = {k: v for k, v in TINY.items() if k not in lengths or not lengths & given.keys()}
         return selfsup.train(
@@ -95,10 +95,10 @@ def train(corpus: Path) -> Train:
 
 @pytest.fixture(scope="session")
 def resume() -> Train:
-    """`resume(out, …)`: go on with a run, silently."""
+    """`resume(directory, …)`: go on with a run, silently."""
 
-    def go_on(out: Path, objective: Any = None, **given: Any) -> selfsup.Run:
-        return selfsup.train(objective, resume=out, **{"reporter": Reporter(False), **given})
+    def go_on(directory: Path, /, objective: Any = None, **given: Any) -> selfsup.Run:
+        return selfsup.train(objective, resume=directory, **{"reporter": Reporter(False), **given})
 
     return go_on
 

@@ -136,7 +136,7 @@ def bare() -> Bare:
 
 
 def config(**values: object) -> OptimConfig:
-    return OptimConfig(**{"lr": 0.02, "adamw_lr": 0.003} | values)
+    return OptimConfig(**{"lr": 0.02, "adamw_lr": 0.003, "weight_decay": 0.1} | values)
 
 
 def places(optimizer: Optimizer) -> dict[str, tuple[str, float, float]]:

@@ -66,7 +66,9 @@ def start(command: str, place: Path) -> subprocess.CompletedProcess[str]:
 def test_commands(place: Path) -> None:
     assert len(commands()) >= 10
     for command in commands():
-        if command.endswith("--resume runs/c"):  # README resumes what was interrupted; here it had time to finish
+        if command.endswith(
+            "--resume runs/c"
+        ):  # README resumes what was interrupted; here it had time to finish
             continue
         ended = start(shortened(command), place)
         assert ended.returncode == 0, f"{command}\n{ended.stderr}"

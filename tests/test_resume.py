@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import torch
 from conftest import TINY, TINY_WORDS, Answer, Train, tree
 
 import selfsup
-from selfsup import checkpoint, files, planning
+from selfsup import checkpoint, cli, files, planning
 from selfsup.errors import UserError
 from selfsup.models import huggingface
+from selfsup.optim import Decay
 from selfsup.report import Reporter
 from selfsup.run import Run
-from selfsup.trainer import Trainer
+from selfsup.trainer import Trainer, find_schedule
 
 STEPS = 60
 LONG = {
@@ -54,7 +55,11 @@ def main(specification: dict[str, Any]) -> None:
 
     Trainer._update = slow  # type: ignore[method-assign]
     die_at(specification["die"])
-    selfsup.train(reporter=Reporter(False), **specification["settings"])
+    if "words" in specification:
+        sys.argv = ["selfsup", *specification["words"]]
+        cli.main()
+    else:
+        selfsup.train(reporter=Reporter(False), **specification["settings"])
 
 
 def die_at(moment: str) -> None:
@@ -109,9 +114,10 @@ MOMENTS = [
 ]
 
 
-def start(settings: dict[str, Any], die: str = "never", pause: float = 0.0) -> subprocess.Popen[bytes]:
-    specification = {"settings": settings, "die": die, "pause": pause}
-    return subprocess.Popen([sys.executable, __file__, json.dumps(specification)])
+def start(die: str = "never", pause: float = 0.0, **what: Any) -> subprocess.Popen[str]:
+    """Begin a training with `settings`, or a command with `words`."""
+    specification = json.dumps({"die": die, "pause": pause, **what})
+    return subprocess.Popen([sys.executable, __file__, specification], stderr=subprocess.PIPE, text=True)
 
 
 def settings_of(out: Path, corpus: Path, **given: Any) -> dict[str, Any]:
@@ -127,14 +133,33 @@ def settings_of(out: Path, corpus: Path, **given: Any) -> dict[str, Any]:
     }
 
 
-def kill_when(process: subprocess.Popen[bytes], due: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not due():
-        assert process.poll() is None, f"the training ended by itself with {process.returncode}"
+def signal_when(
+    processes: Sequence[tuple[subprocess.Popen[str], int, Callable[[], bool]]],
+) -> list[tuple[int, str]]:
+    """Send each process a signal when it is due; what each ended with, and its standard error."""
+    waiting, deadline = list(processes), time.monotonic() + 60
+    while waiting:
         assert time.monotonic() < deadline
+        for entry in list(waiting):
+            process, number, due = entry
+            assert process.poll() is None, f"the training ended by itself with {process.returncode}"
+            if due():
+                process.send_signal(number)
+                waiting.remove(entry)
         time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    errors = [process.communicate(timeout=60)[1] for process, _, _ in processes]
+    return [(process.returncode, error) for (process, _, _), error in zip(processes, errors, strict=True)]
+
+
+def kill_at(runs: Sequence[Run], processes: Sequence[subprocess.Popen[str]], steps: Sequence[int]) -> None:
+    due = [reaches(run, step) for run, step in zip(runs, steps, strict=True)]
+    numbers = [signal.SIGKILL] * len(runs)
+    ends = signal_when(list(zip(processes, numbers, due, strict=True)))
+    assert [code for code, _ in ends] == [-signal.SIGKILL] * len(runs)
+
+
+def reaches(run: Run, step: int) -> Callable[[], bool]:
+    return lambda: last_step(run) >= step
 
 
 def last_step(run: Run) -> int:
@@ -200,13 +225,11 @@ def test_killed_at_any_time_twice_in_a_row_with_any_number_of_workers(
     dice = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     print("dice", seed)
     runs = [Run(tmp_path / name) for name in ("a", "b")]
-    first = [start(settings_of(run.directory, corpus), pause=0.02) for run in runs]
-    moments = [(dice.randint(3, 25), dice.randint(30, 50)) for _ in runs]
-    for run, process, (step, _) in zip(runs, first, moments, strict=True):
-        kill_when(process, lambda run=run, step=step: last_step(run) >= step)
-    again = [start({"resume": str(run.directory), "data.workers": 3}, pause=0.02) for run in runs]
-    for run, process, (_, step) in zip(runs, again, moments, strict=True):
-        kill_when(process, lambda run=run, step=step: last_step(run) >= step)
+    processes = [start(pause=0.02, settings=settings_of(run.directory, corpus)) for run in runs]
+    kill_at(runs, processes, [dice.randint(3, 25) for _ in runs])
+    again = [{"resume": str(run.directory), "data.workers": 3} for run in runs]
+    processes = [start(pause=0.02, settings=settings) for settings in again]
+    kill_at(runs, processes, [dice.randint(30, 50) for _ in runs])
     for run, workers in zip(runs, (0, 2), strict=True):
         assert not run.summary
         resume(run.directory, **{"data.workers": workers})
@@ -215,8 +238,7 @@ def test_killed_at_any_time_twice_in_a_row_with_any_number_of_workers(
 
 def test_killed_before_the_first_checkpoint(whole: Run, corpus: Path, resume: Train, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    process = start(settings_of(run.directory, corpus), pause=0.2)
-    kill_when(process, lambda: last_step(run) >= 2)
+    kill_at([run], [start(pause=0.2, settings=settings_of(run.directory, corpus))], [2])
     assert run.checkpoints().steps() == []
     resume(run.directory)
     assert_same(run, whole)
@@ -227,9 +249,10 @@ def dead(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
     """A run for each moment at which a process killed itself; all of them work at once."""
     directory = tmp_path_factory.mktemp("dead")
     runs = {moment: Run(directory / moment.replace(" ", "-")) for moment in MOMENTS}
-    processes = [start(settings_of(run.directory, corpus), moment) for moment, run in runs.items()]
+    processes = [start(moment, settings=settings_of(run.directory, corpus)) for moment, run in runs.items()]
     for process in processes:
-        assert process.wait(timeout=120) == -signal.SIGKILL
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, error
     return runs
 
 
@@ -261,13 +284,14 @@ def multiplier(step: int, warmup: int, decisions: list[dict[str, int]]) -> float
 
 def test_a_journalled_decision_is_repeated(corpus: Path, resume: Train, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    process = start(settings_of(run.directory, corpus, budget=4), pause=0.01)
+    settings = settings_of(run.directory, corpus, budget=4, **{"checkpoint.keep": 1000})
+    process = start(pause=0.01, settings=settings)
 
     def well_into_the_decay() -> bool:
         journal = run.journal()
         return bool(journal) and last_step(run) >= journal[0]["start"] + 30
 
-    kill_when(process, well_into_the_decay)
+    signal_when([(process, signal.SIGKILL, well_into_the_decay)])
     before, journal = timeless(run), run.journal()
     newest = max(run.checkpoints().steps())
     for (
@@ -283,8 +307,7 @@ def test_a_journalled_decision_is_repeated(corpus: Path, resume: Train, tmp_path
     assert run.journal()[: len(journal)] == journal
     lines = [line for line in after if line["split"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, run.summary["steps"] + 1))
-    settings = run.settings()
-    peak, warmup = settings["optim.lr"], settings["optim.warmup"]
+    peak, warmup = run.settings()["optim.lr"], run.settings()["optim.warmup"]
     expected = [peak * multiplier(line["step"] - 1, warmup, run.journal()) for line in lines]
     assert [line["lr"] for line in lines] == pytest.approx(expected)
     assert lines[-1]["lr"] < 0.1 * peak
@@ -294,38 +317,29 @@ def test_a_journalled_decision_is_repeated(corpus: Path, resume: Train, tmp_path
 
 
 def test_signals_save_this_very_step_and_say_how_to_go_on(
-    corpus: Path, train: Train, resume: Train, tmp_path: Path
+    whole: Run, corpus: Path, resume: Train, tmp_path: Path
 ) -> None:
     """The command line, in processes of its own."""
-    length = {"steps": 400, "checkpoint.every": 1000, "evaluate.every": 1000}
-    words = [*TINY_WORDS, *(f"{name}={value}" for name, value in length.items()), "train.precision=auto"]
-    signals = {signal.SIGTERM: Run(tmp_path / "terminated"), signal.SIGINT: Run(tmp_path / "interrupted")}
-    processes = {
-        number: subprocess.Popen(
-            [sys.executable, "-m", "selfsup", "train", "--data", corpus, "--out", run.directory, *words],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, run in signals.items()
-    }
-    for number, run in signals.items():
-        while last_step(run) < 5:
-            assert processes[number].poll() is None
-            time.sleep(0.002)
-        processes[number].send_signal(number)
-    reference = train(tmp_path / "reference", **length, precision="auto")
-    for number, run in signals.items():
-        _, error = processes[number].communicate(timeout=60)
-        assert processes[number].returncode == 130
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    runs = [Run(tmp_path / number.name) for number in numbers]
+    settings = [*TINY_WORDS, *(f"{name}={value}" for name, value in LONG.items()), "checkpoint.every=1000"]
+    processes = [
+        start(pause=0.02, words=["train", "--data", str(corpus), "--out", str(run.directory), *settings])
+        for run in runs
+    ]
+
+    due = [reaches(run, step) for run, step in zip(runs, (5, 25), strict=True)]
+    ends = signal_when(list(zip(processes, numbers, due, strict=True)))
+    for run, (code, error) in zip(runs, ends, strict=True):
+        assert code == 130
         step = last_step(run)
-        assert 5 <= step < 400
+        assert 5 <= step < STEPS
         last = error.splitlines()[-1]
         assert last.startswith(f"selfsup: Stopped at step {step}; ")
         assert last.endswith(f"selfsup train --resume {run.directory}")
         assert "Traceback" not in error
-        assert run.checkpoints().steps() == [step]
-        resume(run.directory)
-        assert_same(run, reference)
+        assert step in run.checkpoints().steps()
+        assert_same(resume(run.directory), whole)
 
 
 # -- damage --------------------------------------------------------------------------------------------------
@@ -356,7 +370,7 @@ def test_where_all_are_damaged_nothing_is_touched(train: Train, resume: Train, t
     for step in run.checkpoints().steps():
         damage(run, step)
     before = tree(run.directory)
-    with pytest.raises(UserError, match="All checkpoints in .* are damaged") as caught:
+    with pytest.raises(UserError, match=r"All checkpoints in .* are damaged") as caught:
         resume(run.directory)
     assert len(str(caught.value).splitlines()) == 1
     assert tree(run.directory) == before
@@ -522,17 +536,17 @@ def test_killed_during_the_extension_and_resumed(
 def test_an_unfinished_run_is_given_another_length(
     twenty: Run, train: Train, resume: Train, tmp_path: Path
 ) -> None:
-    for at in (4, 8):  # before and after the decay of twelve steps began
+    for number, (steps, at) in enumerate([(12, 4), (12, 8), (40, 4)]):  # before, in and before the decay
         with pytest.raises(Crash):
-            train(tmp_path / str(at), reporter=CrashAt(at))
-        run = resume(tmp_path / str(at), steps=20)
+            train(tmp_path / str(number), steps=steps, reporter=CrashAt(at))
+        run = resume(tmp_path / str(number), steps=20)
         assert timeless(run) == timeless(twenty)
         assert tree(run.model_directory) == tree(twenty.model_directory)
 
 
 def test_a_run_is_extended_by_time(finished: Run, resume: Train, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
-    budget = finished.summary["wall_seconds"] + 2
+    budget = finished.summary["wall_seconds"] + 1
     resume(run.directory, budget=budget)
     lines = [line for line in run.metrics() if line["split"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, run.summary["steps"] + 1))
@@ -545,10 +559,9 @@ def test_a_run_is_extended_by_time(finished: Run, resume: Train, tmp_path: Path)
     with pytest.raises(UserError, match="larger --budget"):
         resume(run.directory, budget=0.5)
     steps = run.summary["steps"]
-    resume(run.directory, steps=2 * steps)
-    assert run.summary["steps"] == 2 * steps
+    resume(run.directory, steps=steps + 9)
     trained = [line["step"] for line in run.metrics() if line["split"] == "train"]
-    assert trained == list(range(1, 2 * steps + 1))
+    assert trained == list(range(1, steps + 10))
 
 
 def test_a_run_on_a_budget_is_extended_by_a_few_steps_and_again(
@@ -559,6 +572,20 @@ def test_a_run_on_a_budget_is_extended_by_a_few_steps_and_again(
         more = run.summary["steps"] + 5
         resume(run.directory, steps=more)
         assert run.summary["steps"] == more
+
+
+def test_the_decay_never_begins_before_the_step_that_a_run_was_extended_from(
+    finished: Run, resume: Train, tmp_path: Path
+) -> None:
+    """As on a budget, where the clock may begin the decay later than a number of steps would have."""
+    run = copy_of(finished, tmp_path / "run")
+    run.note({"start": 9, "end": 12})
+    settings = run.settings()
+    assert find_schedule(settings, run).decays == [Decay(6, 12)]
+    run.note({"extended_from": 9})
+    assert find_schedule(settings, run).decays == [Decay(9, 12)]
+    settings.change("train.steps", 30, "test")
+    assert find_schedule(settings, run).decays == [Decay(15, 30)]
 
 
 def test_an_extension_needs_the_checkpoint_from_before_the_decay(

@@ -177,11 +177,12 @@ def generate(
     """Let a model write."""
     from selfsup.run import load
 
+    model = load(run)
     starts = prompts or [""]
     streams = len(starts) == 1 and not as_json
     if streams:
         print(starts[0], end="", flush=True)
-    texts = load(run).generate(
+    texts = model.generate(
         starts,
         tokens=tokens,
         temperature=temperature,
@@ -193,7 +194,8 @@ def generate(
         stream=(lambda _, piece: print(piece, end="", flush=True)) if streams else None,
     )
     if as_json:
-        print_json([{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)])
+        written = [{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)]
+        print_json({"texts": written})
     elif streams:
         print()
     else:
@@ -247,8 +249,11 @@ def split_words(
         "device": device,
         "precision": precision,
     }
-    given = {name: value for name, value in flags.items() if value is not None}
-    settings = dict(flatten(given)) | dict(flatten(parse_overrides(words)))
+    given = dict(flatten({name: value for name, value in flags.items() if value is not None}))
+    overrides = dict(flatten(parse_overrides(words)))
+    if twice := given.keys() & overrides.keys():
+        raise UserError(f"{min(twice)} is given twice, as an option and as key=value; give it once.")
+    settings = given | overrides
     Settings(
         ("command line", settings)
     )  # refuses what is no setting, before it can be taken for anything else

@@ -83,7 +83,7 @@ class OptimConfig(Section):
     momentum: Share = 0.95
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
-    weight_decay: Annotated[Real, Field(ge=0)] = Field(0.1, description="decoupled; off for vectors")
+    weight_decay: Annotated[Real, Field(ge=0)] | None = Field(None, description="decoupled; off for vectors")
     clip: Rate = Field(1.0, description="largest norm of the gradient")
     warmup: Annotated[Whole, Field(ge=0)] | None = Field(None, description="steps of linear warm-up")
     decay: Annotated[Real, Field(gt=0, le=1)] = Field(0.5, description="last share of the run, decayed to 0")

@@ -77,8 +77,8 @@ class Optimizer:
     """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors."""
 
     def __init__(self, objective: Objective, config: OptimConfig) -> None:
-        if config.lr is None or config.adamw_lr is None:
-            raise ValueError("the learning rates must be settled before the optimizer is built")
+        if config.lr is None or config.adamw_lr is None or config.weight_decay is None:
+            raise ValueError("learning rates and weight decay must be settled before the optimizer is built")
         self.names = {
             parameter: name for name, parameter in objective.named_parameters() if parameter.requires_grad
         }
@@ -104,7 +104,7 @@ class Optimizer:
         lr = cast(float, config.lr)
         if config.matrices == "adamw":
             return _adamw(matrices, config, lr)
-        return Muon(matrices, lr, config.momentum, config.weight_decay) if matrices else None
+        return Muon(matrices, lr, config.momentum, cast(float, config.weight_decay)) if matrices else None
 
     @property
     def lr(self) -> float:

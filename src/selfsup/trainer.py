@@ -353,7 +353,9 @@ def find_schedule(settings: Settings, run: Run) -> Schedule:
     """The schedule as configured, or, where a budget ends the run, as its journal says so far."""
     steps, optim = settings["train.steps"], settings.config.optim
     if steps is not None:
-        return Schedule(optim.warmup or 0, [Decay(steps - max(1, round(steps * optim.decay)), steps)])
+        extended = max((entry.get("extended_from", 0) for entry in run.journal()), default=0)
+        start = max(steps - max(1, round(steps * optim.decay)), extended)
+        return Schedule(optim.warmup or 0, [Decay(start, steps)])
     decays: list[Decay] = []
     for entry in run.journal():
         if "extended_from" in entry:

@@ -283,7 +283,7 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
             )
         run.set_aside(begun)
     if begun is not None:
-        run.note({"extended_from": begun})
+        run.note({"extended_from": min(begun, made)})
     for key in ("train.steps", "train.budget"):
         settings.change(key, asked[key], f"{origin}, extending step {begun or made:,}")
     run.write_settings(settings)

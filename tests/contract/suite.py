@@ -144,7 +144,7 @@ def train(
         The weights and the state of the optimizers.
     """
     objective = (case.with_dropout or case.build)(build_seed).train()
-    optimizer = Optimizer(objective, OptimConfig(lr=0.02, adamw_lr=0.01))
+    optimizer = Optimizer(objective, OptimConfig(lr=0.02, adamw_lr=0.01, weight_decay=0.1))
     schedule = Schedule(warmup=3, decays=[Decay(12, STEPS)])
     checkpoints = Checkpoints(directory)
     first = 0

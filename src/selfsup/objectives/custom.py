@@ -59,6 +59,7 @@ class CustomRecipe(Recipe):
         self.settings.settle("train.batch", min(32, len(self.train)), "recipe")
         self.settings.settle("optim.lr", 0.01, "recipe")
         self.settings.settle("optim.adamw_lr", 0.003, "recipe")
+        self.settings.settle("optim.weight_decay", 0.1, "recipe")
         self.parameters = sum(parameter.numel() for parameter in self.build().parameters())
 
     def fingerprint(self) -> str:

@@ -1,0 +1,228 @@
+"""The command line: quick to answer, and one JSON object where a program reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY_WORDS, Answer
+
+import selfsup
+from selfsup import training
+from selfsup.run import Run
+
+Command = Callable[..., Answer]
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "matplotlib",
+    "pyarrow",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "sklearn",
+)
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["generate", "--help"], []])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = f"""
+import sys
+from selfsup import cli
+sys.argv = ["selfsup", *{words!r}]
+try:
+    cli.main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("imported:", *(name for name in {HEAVY!r} if name in sys.modules))
+"""
+    *text, last = python(code).splitlines()
+    assert last == "imported:"
+    assert any("Usage" in line for line in text)
+
+
+def test_importing_the_package_starts_nothing() -> None:
+    code = f"import sys, selfsup; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert python(code).strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in selfsup.__all__:
+        assert getattr(selfsup, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        selfsup.nothing  # noqa: B018
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "selfsup", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("train", "plan", "compare", "inspect", "generate", "evaluate"):
+        assert command in done.stdout
+
+
+# -- one JSON object -----------------------------------------------------------------------------------------
+
+
+def only_json(answer: Answer) -> dict[str, object]:
+    assert answer.code == 0, answer
+    found = json.loads(answer.out)
+    assert isinstance(found, dict)
+    assert len(answer.out.splitlines()) == 1
+    return found
+
+
+def test_train(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
+    words = ["train", "causal-lm", "--data", corpus, "--out", tmp_path / "run", *TINY_WORDS]
+    assert only_json(selfsup_command(*words, "--json")) == Run(tmp_path / "run").summary
+    assert (
+        only_json(selfsup_command("train", "--resume", tmp_path / "run", "--steps", "16", "--json"))["steps"]
+        == 16
+    )
+
+
+def test_plan(corpus: Path, selfsup_command: Command) -> None:
+    assert (
+        only_json(selfsup_command("plan", "causal-lm", "--data", corpus, *TINY_WORDS, "--json"))["steps"]
+        == 12
+    )
+
+
+def test_generate(finished: Run, selfsup_command: Command) -> None:
+    one = only_json(selfsup_command("generate", finished.directory, "The cat", "--tokens", "9", "--json"))
+    (text,) = one["texts"]  # type: ignore[misc]
+    assert text["prompt"] == "The cat"  # type: ignore[has-type]
+    assert text["text"] == finished.model.generate("The cat", tokens=9)  # type: ignore[has-type]
+    two = only_json(selfsup_command("generate", finished.directory, "a", "b", "--tokens", "9", "--json"))
+    assert [text["prompt"] for text in two["texts"]] == ["a", "b"]  # type: ignore[attr-defined]
+
+
+def test_inspect(selfsup_command: Command) -> None:
+    words = ["inspect", "causal-lm", "--text", "Il gatto dorme", "--tokenizer", "words", "--json"]
+    found = only_json(selfsup_command(*words))
+    assert found["targets"] == ["Il", "gatto", "dorme"]
+    assert found["mask"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_evaluate(finished: Run, selfsup_command: Command) -> None:
+    assert only_json(selfsup_command("evaluate", finished.directory, "--json"))
+
+
+def test_compare(finished: Run, tmp_path: Path, selfsup_command: Command) -> None:
+    other = shutil.copytree(finished.directory, tmp_path / "other")
+    assert only_json(selfsup_command("compare", finished.directory, other, "--json"))
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+
+
+def test_a_training_ends_with_what_it_left(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
+    words = ["train", "causal-lm", "--data", corpus, "--out", tmp_path / "run", *TINY_WORDS]
+    answer = selfsup_command(*words)
+    assert answer.code == 0
+    summary = Run(tmp_path / "run").summary
+    assert f"Validation loss {summary['loss']:.3f}" in answer.out
+    assert "What it writes" in answer.out
+    assert "selfsup generate" in answer.out
+    assert "Done in" in answer.error
+
+
+def test_a_training_without_a_finite_loss_ends_without_a_traceback(
+    corpus: Path, tmp_path: Path, selfsup_command: Command
+) -> None:
+    words = ["train", "causal-lm", "--data", corpus, "--out", tmp_path / "run", *TINY_WORDS, "steps=3"]
+    answer = selfsup_command(*words, "optim.lr=1e38", "optim.adamw_lr=1e38", "optim.warmup=0")
+    assert answer.code == 0
+    assert "skipped" in answer.error
+
+
+def test_lines_are_as_long_as_they_are(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
+    """Where no terminal is, a program or a file reads: a line must not be broken at eighty characters."""
+    out = tmp_path / "a directory with a name that is far too long for a line" / "run"
+    answer = selfsup_command("train", "causal-lm", "--data", corpus, "--out", out, *TINY_WORDS, "steps=2")
+    assert any(
+        line.startswith("Done in") and line.endswith(f"{out / 'model'}.")
+        for line in answer.error.splitlines()
+    )
+
+
+def test_generated_text_follows_its_prompt(finished: Run, selfsup_command: Command) -> None:
+    answer = selfsup_command("generate", finished.directory, "The cat", "--tokens", "9", "--seed", "4")
+    assert answer.out == "The cat" + finished.model.generate("The cat", tokens=9, seed=4) + "\n"
+
+
+def test_a_plan_is_a_table(corpus: Path, selfsup_command: Command) -> None:
+    answer = selfsup_command("plan", "causal-lm", "--data", corpus, *TINY_WORDS)
+    assert answer.code == 0
+    for word in (
+        "data",
+        "tokens",
+        "windows",
+        "model",
+        "recipe",
+        "batch",
+        "steps",
+        "memory",
+        "time",
+        "chance",
+    ):
+        assert any(line.startswith(word) for line in answer.out.splitlines()), word
+
+
+# -- Ctrl-C and other ends -----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_before_the_first_step(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selfsup_command: Command
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_prepare", interrupted)
+    answer = selfsup_command("train", "causal-lm", "--data", corpus, "--out", tmp_path / "run")
+    assert (answer.code, answer.out, answer.error) == (130, "", "selfsup: Stopped.\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_the_program_keeps_its_traceback(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selfsup_command: Command
+) -> None:
+    """Only what a user can put right is made one sentence."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(training, "_prepare", broken)
+    with pytest.raises(ZeroDivisionError):
+        selfsup_command("train", "causal-lm", "--data", corpus, "--out", tmp_path / "run")
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours(finished: Run) -> None:
+    command = f"{sys.executable} -m selfsup generate {finished.directory} a b c --tokens 50 | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_short_names_and_words_for_places(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
+    """`data=`, `out=` and `objective=` say the same as the flags."""
+    words = [
+        "train",
+        "objective=causal-lm",
+        f"data={corpus}",
+        f"out={tmp_path / 'run'}",
+        *TINY_WORDS,
+        "steps=2",
+    ]
+    assert selfsup_command(*words).code == 0
+    assert Run(tmp_path / "run").summary["steps"] == 2

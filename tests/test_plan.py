@@ -1,0 +1,210 @@
+"""What a run will be: said before its first step, and then true."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Answer, Train, tree
+
+import selfsup
+from selfsup import planning
+from selfsup.config import Settings
+from selfsup.report import Reporter
+from selfsup.run import Run
+
+SMALL = [
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=1",
+    "data.window=16",
+    "--batch",
+    "4",
+    "--tokenizer",
+    "characters",
+]
+FIELDS = {
+    *("facts", "parameters", "steps", "records", "flops", "step_seconds", "seconds", "peak_memory"),
+    *("matrix_flops", "chance", "settings", "sources"),
+}
+
+
+# -- `selfsup plan` ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answer(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selfsup_command: Callable[..., Answer]
+) -> Answer:
+    monkeypatch.chdir(tmp_path)
+    return selfsup_command("plan", "causal-lm", "--data", corpus, *SMALL, "--steps", "50", "--json")
+
+
+def test_a_plan_writes_nothing_and_is_one_json_object(answer: Answer, tmp_path: Path) -> None:
+    assert answer.code == 0
+    assert tree(tmp_path) == {}
+    assert answer.error == ""
+    plan = json.loads(answer.out)
+    assert plan.keys() == FIELDS
+    assert plan["steps"] == 50
+    assert plan["records"] == 200
+    low, high = plan["seconds"]
+    assert 0 < low < high
+    assert plan["chance"] == pytest.approx(math.log(int(plan["facts"]["tokens"].rpartition(" ")[2])))
+    assert plan["settings"]["train"]["steps"] == 50
+    assert plan["sources"]["train.steps"] == "command line"
+    assert plan["settings"]["model"]["mlp"] is not None
+
+
+def test_a_training_is_what_its_plan_said(
+    answer: Answer, corpus: Path, tmp_path: Path, selfsup_command: Callable[..., Answer]
+) -> None:
+    selfsup_command(
+        "train", "causal-lm", "--data", corpus, *SMALL, "--steps", "50", "--out", tmp_path / "run"
+    )
+    run = Run(tmp_path / "run")
+    said, planned = json.loads(answer.out), run.environment()["plan"]
+    for key in ("facts", "parameters", "steps", "records", "flops", "chance"):
+        assert said[key] == planned[key]
+    assert run.summary["parameters"] == said["parameters"]
+    assert run.summary["steps"] == said["steps"]
+    assert run.summary["tokens"] == said["records"] * 16
+    different = {"out"}
+    assert {k: v for k, v in said["settings"].items() if k not in different} == {
+        k: v for k, v in planned["settings"].items() if k not in different
+    }
+
+
+def test_the_plan_is_said_before_the_first_step(train: Train, tmp_path: Path) -> None:
+    log = StringIO()
+    train(tmp_path / "run", reporter=Reporter(to=log))
+    text = log.getvalue()
+    for word in ("documents", "parameters", "steps", "records", "FLOPs", "memory", "time", "held out"):
+        assert word in text
+    assert text.index("parameters") < text.index("step 4 ") < text.index("Done in")
+
+
+def test_every_choice_has_an_origin(corpus: Path) -> None:
+    plan, settings = selfsup.plan("causal-lm", data=corpus, steps=30)
+    assert plan.sources == settings.sources
+    for key in ("model.layers", "model.width", "data.window", "train.batch", "optim.lr", "train.precision"):
+        assert settings.origin(key) not in ("default", "python"), key
+    assert settings.origin("train.steps") == "python"
+
+
+def test_without_a_length_there_is_a_budget_of_two_minutes(corpus: Path) -> None:
+    plan, settings = selfsup.plan(
+        "causal-lm", data=corpus, model=TINY["model"], batch=4, **{"data.window": 16}
+    )
+    assert (settings["train.budget"], settings.origin("train.budget")) == (120, "default")
+    assert settings["train.steps"] is None
+    low, high = plan.seconds
+    assert low <= 120 <= high
+    assert plan.steps * plan.step_seconds == pytest.approx(120, rel=0.1)
+
+
+def test_a_larger_effort_takes_a_larger_model(documents: list[str]) -> None:
+    def parameters(steps: int) -> int:
+        plan, _ = selfsup.plan("causal-lm", data=documents, steps=steps, tokenizer="characters", batch=1)
+        return plan.parameters
+
+    assert parameters(20) < parameters(2000)
+
+
+def test_the_micro_batch_fits_the_memory(documents: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def micro_batch(free: int) -> int:
+        monkeypatch.setattr(planning, "free_memory", lambda device: free)
+        given: dict[str, Any] = {**TINY, "batch": 64, "steps": 5}
+        _, settings = selfsup.plan("causal-lm", data=documents, **given)
+        assert settings.origin("train.micro_batch") == "memory"
+        return int(settings["train.micro_batch"])
+
+    assert micro_batch(2**40) == 64
+    sizes = [micro_batch(free) for free in (2**24, 2**22, 2**20, 1)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] == 1
+
+
+def test_a_budget_that_leaves_no_time_is_refused(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(selfsup.UserError, match="leaves no time"):
+        train(tmp_path / "run", budget=0.05)
+    assert not (tmp_path / "run").exists()
+
+
+def test_intervals_follow_the_length() -> None:
+    class Held:
+        validation = range(1000)
+
+    settings = Settings(("test", {"train.batch": 8}))
+    planning._settle_intervals(settings, Held(), 5000, 0.01)  # type: ignore[arg-type]
+    assert settings["optim.warmup"] == 100
+    assert settings["train.log_every"] == 25
+    assert settings["evaluate.every"] == settings["checkpoint.every"] == 500
+    assert settings["evaluate.final_records"] == 1000
+    looked = settings["evaluate.records"] * 10 + settings["evaluate.final_records"]
+    assert looked * planning.FORWARD_SHARE <= planning.EVALUATION_SHARE * 5000 * 8
+
+
+# -- the same, measured --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, float]]:
+    """Two trainings in processes of their own, beside each other: by steps and by budget, and how long each took."""
+    lengths = {"steps": ["--steps", "400"], "budget": ["--budget", "15s"]}
+    directory = tmp_path_factory.mktemp("measured")
+    begun, processes = time.monotonic(), {}
+    for name, length in lengths.items():
+        words = ["train", "causal-lm", "--data", str(corpus), "--out", str(directory / name), *SMALL, *length]
+        processes[name] = subprocess.Popen([sys.executable, "-m", "selfsup", *words], stderr=subprocess.PIPE)
+    found = {}
+    for name, process in processes.items():
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        found[name] = (Run(directory / name), time.monotonic() - begun)
+    return found
+
+
+@pytest.mark.parametrize("length", ["steps", "budget"])
+def test_the_time_of_a_run_lies_in_the_interval_that_was_said(
+    length: str, measured: dict[str, tuple[Run, float]]
+) -> None:
+    run, _ = measured[length]
+    low, high = run.environment()["plan"]["seconds"]
+    assert low <= run.summary["wall_seconds"] <= high
+
+
+@pytest.mark.parametrize("length", ["steps", "budget"])
+def test_the_memory_of_a_run_is_within_a_quarter_of_what_was_said(
+    length: str, measured: dict[str, tuple[Run, float]]
+) -> None:
+    run, _ = measured[length]
+    said = run.environment()["plan"]["peak_memory"]
+    assert 0.8 <= run.summary["peak_memory"] / said <= 1.25
+
+
+def test_a_budget_ends_on_time_with_a_schedule_that_has_decayed(
+    measured: dict[str, tuple[Run, float]],
+) -> None:
+    run, seconds = measured["budget"]
+    assert 0.9 * 15 <= run.summary["wall_seconds"] <= 1.25 * 15
+    assert seconds <= run.summary["wall_seconds"] + 10  # the command's own start-up and end
+    journal = run.journal()
+    assert journal
+    assert all(entry.keys() == {"start", "end"} for entry in journal)
+    assert journal[-1]["end"] == run.summary["steps"]
+    rates = {line["step"]: line["lr"] for line in run.metrics() if line["split"] == "train"}
+    peak = run.settings()["optim.lr"]
+    assert max(rates.values()) == peak
+    assert rates[max(rates)] < 0.05 * peak
+    decayed = [rate for step, rate in sorted(rates.items()) if step > journal[0]["start"]]
+    assert decayed == sorted(decayed, reverse=True)
+    assert journal[0]["start"] in run.checkpoints().steps()  # from where it can be extended
