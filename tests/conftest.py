@@ -27,7 +27,8 @@ TINY: dict[str, Any] = {
     "steps": 12,
     "precision": "fp32",
     "train.log_every": 1,
-    "optim.warmup": 2,
+    "optim.warmup": 2,  # these two, where they are left open, depend on the length of the run
+    "optim.weight_decay": 0.1,
     "checkpoint.every": 3,
     "evaluate.every": 4,
     "evaluate.records": 8,

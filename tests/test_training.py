@@ -143,6 +143,31 @@ def test_an_objective_of_ones_own_is_resumed_to_the_same_bits(
     assert [line["step"] for line in lines[0]] == list(range(1, 61))
 
 
+class Worsens(Regression):
+    """Its weights drift away from step 20 on; what `Regression.after_step` does comes after that."""
+
+    def after_step(self, step: int, steps: int) -> None:
+        if step >= 20:
+            with torch.no_grad():
+                self.model.weight += 0.5
+        super().after_step(step, steps)
+
+
+def test_the_best_checkpoint_is_kept_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"checkpoint.every": 5, "evaluate.every": 5, "checkpoint.keep": 1}
+    whole = fit(tmp_path / "whole", Worsens, **settings)
+    assert whole.summary["best"]["step"] == 20
+    assert whole.checkpoints().steps() == [20, 30, 60]  # the best, the one before the decay, the newest
+    with monkeypatch.context() as patch:
+        patch.setattr(Regression, "after_step", crash_after(48))
+        with pytest.raises(Stop):
+            fit(tmp_path / "cut", Worsens, **settings)
+    again = resumed(tmp_path / "cut", Worsens, data=Points())
+    assert again.summary["best"] == whole.summary["best"]
+    assert again.checkpoints().steps() == [20, 30, 60]
+    assert equal(weights(again), weights(whole))
+
+
 def test_a_resumed_run_of_ones_own_must_have_the_same_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +178,7 @@ def test_a_resumed_run_of_ones_own_must_have_the_same_data(
     with pytest.raises(selfsup.UserError, match="has changed since"):
         resumed(tmp_path / "run", data=Points(count=201))
     with pytest.raises(selfsup.UserError, match="go on from Python"):
-        resumed(tmp_path / "run", None)
+        resumed(tmp_path / "run", None, data=Points())
 
 
 def test_records_must_be_readable(tmp_path: Path) -> None:
@@ -308,7 +333,7 @@ def test_a_source_of_ones_own_is_trained_on_and_resumed(
     assert equal(weights(run), weights(whole))
     with pytest.raises(selfsup.UserError, match="has changed since"):
         resume(run.directory, data=Shouted(documents[1:]), steps=20)
-    with pytest.raises(selfsup.UserError):
+    with pytest.raises(selfsup.UserError, match="came from Python"):
         resume(run.directory, steps=20)
     assert run.summary["steps"] == 16
 

@@ -121,6 +121,10 @@ def _settings(
 
 def _recipe(settings: Settings, objective: object, data: object, model: object) -> Recipe:
     source = None if isinstance(data, str | Path | Mapping) else data
+    if source is None and settings["data.source"].startswith("python:"):
+        raise UserError(
+            f"The data ({settings['data.source']}) came from Python; go on from there and pass it again."
+        )
     module = model if isinstance(model, nn.Module) else None
     if isinstance(objective, type) and issubclass(objective, Recipe):
         return objective(settings, source, module)
