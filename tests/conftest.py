@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -18,6 +19,11 @@ from selfsup.report import Reporter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other
 torch.set_num_threads(1)
+
+# Where a pass decides what lands, it is the same examples every time; elsewhere hypothesis looks for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 TINY: dict[str, Any] = {
     "tokenizer": "characters",

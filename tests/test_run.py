@@ -312,3 +312,11 @@ def test_what_is_not_finite_becomes_null() -> None:
     expected = {"a": None, "b": {"c": None, "d": 1.5}, "e": [1], "f": "nan", "g": None, "h": True}
     assert finite(value) == expected
     assert json.loads(json.dumps(finite(value))) == expected
+
+
+def test_two_processes_do_not_train_one_run(train: Train, resume: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    before = tree(run.directory)
+    with run.held(), pytest.raises(UserError, match="being trained by another process"):
+        resume(run.directory, steps=20)
+    assert tree(run.directory) == before

@@ -6,6 +6,9 @@ from __future__ import annotations
 class UserError(Exception):
     """Something the user can put right. The command line prints it as one sentence and exits with 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what a user named may hold line breaks
+
 
 class Interrupted(Exception):
     """The user, or the system, asked a run to stop; it has been saved, and the message says how to go on."""

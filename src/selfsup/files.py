@@ -28,9 +28,16 @@ def checksum(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Ask the disk to hold a file or directory before going on."""
+    with opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file or directory during the block."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -113,6 +113,11 @@ def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: C
     spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
     spend = processes.share(spend)  # each process has a clock of its own, and all must settle the same
     recipe.settle(Effort(train.steps, train.epochs, spend))
+    if settings["train.batch"] > len(recipe.train):
+        raise UserError(
+            f"A batch of {settings['train.batch']:,} is more than the {len(recipe.train):,} records of the training "
+            "part; give a smaller --batch or more data."
+        )
     _settle_steps(settings, recipe)
     _settle_micro_batch(settings, recipe, machine, processes)
     step_seconds = _settle_compile_and_time(settings, recipe, machine, processes)

@@ -13,18 +13,20 @@ RUN/earlier/           model and summary of a finished run that was extended sin
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
-from selfsup.files import write_atomically
+from selfsup.files import opened, write_atomically
 
 if TYPE_CHECKING:
     from selfsup.inference.generate import LanguageModel
@@ -66,6 +68,22 @@ class Run:
                 f"Cannot write to {run.directory}: {error.strerror}; give another --out."
             ) from None
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training this run during the block; a killed process holds nothing.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        with opened(self.directory) as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.directory} is being trained by another process; wait for it, or give another --out."
+                ) from None
+            yield
 
     def discard(self) -> None:
         """Remove a start that came to nothing: a run without a configuration."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,15 @@ def train(
         UserError: whatever the user can put right.
     """
     given = {**values, **_as_settings(objective, data, model)}
-    with process_group() as processes:
+    with process_group() as processes, ExitStack() as held:
         reporter = reporter or Reporter(processes.leads)
         if resume is not None:
-            return _resume(resume, objective, data, model, given, out, config, origin, processes, reporter)
+            return _resume(
+                resume, objective, data, model, given, out, config, origin, processes, reporter, held
+            )
         settings = _settings(given, out, config, origin)
         recipe = _recipe(settings, objective, data, model)
-        return _start(settings, recipe, processes, reporter)
+        return _start(settings, recipe, processes, reporter, held)
 
 
 def plan(
@@ -136,7 +139,9 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
     return (recipe if module is None else recipe.adapted)(settings, source, module)
 
 
-def _start(settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter) -> Run:
+def _start(
+    settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter, held: ExitStack
+) -> Run:
     if settings["out"] is None:
         source = Path(settings["data.source"].rpartition(":")[2]).name.partition(".")[0]
         directory = new_directory(f"{settings['objective']}-{source}".replace(":", "-"))
@@ -144,6 +149,7 @@ def _start(settings: Settings, recipe: Recipe, processes: Processes, reporter: R
     run = Run(settings["out"])
     if processes.leads:
         run = Run.create(settings["out"])
+        held.enter_context(run.held())
     clock = Clock()
     try:
         made, machine = _prepare(settings, recipe, processes, reporter, clock)
@@ -226,9 +232,12 @@ def _resume(
     origin: str,
     processes: Processes,
     reporter: Reporter,
+    held: ExitStack,
 ) -> Run:
     """Go on with a run: from its newest whole checkpoint, or, to extend it, from before its decay."""
     run = Run.open(directory)
+    if processes.leads:
+        held.enter_context(run.held())
     settings = run.settings()
     changes = {key: value for key, value in flatten(given) if key in FREE and value is not None}
     asked = Settings((origin, given))

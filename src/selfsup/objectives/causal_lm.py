@@ -135,12 +135,13 @@ class CausalLMRecipe(Recipe):
         settings.settle("data.window", power_of_two(min(window, tokens // 16)), "size and data")
         seen = effort.tokens(blocks, tokens)
         per_step = min(max(seen / STEPS, 4096), 524288)
-        settings.settle("train.batch", power_of_two(per_step / settings["data.window"]), "size and data")
+        self._records()
+        most = min(per_step / settings["data.window"], len(self.train))
+        settings.settle("train.batch", power_of_two(most), "size and data")
         settings.settle("optim.lr", self._lr(), "size")
         settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
         steps = seen / (settings["train.batch"] * settings["data.window"])
         settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), "length of the run")
-        self._records()
 
     def _lr(self) -> float:
         """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
