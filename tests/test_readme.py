@@ -90,6 +90,7 @@ def test_python(place: Path) -> None:
     first, second = blocks("python")
     assert run_python(shortened(first), place).strip()
     needs = """
+import selfsup
 import torch
 from own_objective import Circle
 from selfsup.objectives.base import Task

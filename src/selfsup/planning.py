@@ -34,7 +34,9 @@ UTILISATION = 0.2  # share of the matrix rate that a step is expected to reach, 
 FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
 EVALUATION_SHARE = 0.05  # of a run's time, for all looks at the validation part
 LOOKS = 10
-CALIBRATION_SECONDS = 2.0
+FORGOTTEN = 5.0  # times that the weights' average over past updates is renewed within a run
+MOST_WEIGHT_DECAY = 1.0
+CALIBRATION_SECONDS = 0.8
 WORTH_COMPILING = 7200.0  # seconds of a run
 COMPILED_GAIN = 0.9  # of the plain step's time, at most, for compiling to be chosen
 DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
@@ -192,7 +194,7 @@ def _settle_compile_and_time(
 def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
     objective = recipe.build().to(machine.device)
-    Optimizer(objective, settings.config.optim)  # says so where there is nothing to train
+    _trial_optimizer(objective, settings)  # says so where there is nothing to train
     batch = Loader(recipe.train, settings["train.seed"], 1, 1, 0).read(range(1)).to(machine.device)
     held: dict[int, int] = {}
 
@@ -210,11 +212,16 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
     return size
 
 
+def _trial_optimizer(objective: Objective, settings: Settings) -> Optimizer:
+    """An optimizer for trials: the weight decay follows from the number of steps, which they are to find."""
+    return Optimizer(objective, settings.config.optim.model_copy(update={"weight_decay": 0.0}))
+
+
 def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """The median of a few steps after the first; the model they train is thrown away."""
     train = settings.config.train
     objective = ready(recipe, settings, machine)
-    optimizer = Optimizer(objective, settings.config.optim)
+    optimizer = _trial_optimizer(objective, settings)
     loader = Loader(
         recipe.train, train.seed, train.batch or 1, train.micro_batch or 1, 0, processes.rank, processes.size
     )
@@ -229,7 +236,7 @@ def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: 
             times.append(time.perf_counter() - start)
             spent = sum(times[1:])
             if processes.share(
-                (len(times) > 3 and spent > CALIBRATION_SECONDS) or spent > 5 * CALIBRATION_SECONDS
+                (len(times) > 2 and spent > CALIBRATION_SECONDS) or spent > 5 * CALIBRATION_SECONDS
             ):
                 return float(processes.share(median(times[1:])))
     raise AssertionError("the steps of a loader do not end")
@@ -246,9 +253,19 @@ def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:
     return int(left / step_seconds)
 
 
+def weight_decay(lr: float, steps: float) -> float:
+    """The decay that forgets a weight's past a few times within the run, whatever its length.
+
+    1 / (lr · decay) is the number of steps that the weights average over (Wang and Aitchison 2024, "How to set
+    AdamW's weight decay as you scale model and dataset size"); here a fifth of the run.
+    """
+    return float(f"{min(FORGOTTEN / (lr * steps), MOST_WEIGHT_DECAY):.2g}")
+
+
 def _settle_intervals(settings: Settings, recipe: Recipe, steps: int, step_seconds: float) -> None:
     """Warm-up, log lines, looks at the validation part and checkpoints, in steps."""
     origin = "length of the run"
+    settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), origin)
     settings.settle("optim.warmup", min(max(steps // 50, 1), 1000), origin)
     settings.settle("train.log_every", max(1, steps // 200), origin)
     settings.settle("evaluate.every", max(1, steps // LOOKS), origin)

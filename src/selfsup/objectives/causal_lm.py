@@ -29,8 +29,6 @@ SPECTRAL_LR = (
     0.0225  # largest singular value of Muon's update, at the width where 0.01 is the learning rate: 128
 )
 ADAMW_LR = 0.01
-FORGOTTEN = 5.0  # times that the weights' average over past updates is renewed within a run
-MOST_WEIGHT_DECAY = 1.0
 SAMPLE_TOKENS = 150
 STEPS = 1500  # updates worth making before a step is made larger
 TOKENS_PER_PARAMETER = 8
@@ -140,8 +138,6 @@ class CausalLMRecipe(Recipe):
         settings.settle("train.batch", power_of_two(most), "size and data")
         settings.settle("optim.lr", self._lr(), "size")
         settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
-        steps = seen / (settings["train.batch"] * settings["data.window"])
-        settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), "length of the run")
 
     def _lr(self) -> float:
         """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
@@ -354,15 +350,6 @@ def _fitting_preset(effort: Effort, tokens: int) -> str:
 def _blocks(preset: str) -> float:
     shape = PRESETS[preset]
     return 12.0 * shape.layers * shape.width**2
-
-
-def weight_decay(lr: float, steps: float) -> float:
-    """The decay that forgets a weight's past a few times within the run, whatever its length.
-
-    1 / (lr · decay) is the number of steps that the weights average over (Wang and Aitchison 2024, "How to set
-    AdamW's weight decay as you scale model and dataset size"); here a fifth of the run.
-    """
-    return float(f"{min(FORGOTTEN / (lr * steps), MOST_WEIGHT_DECAY):.2g}")
 
 
 def power_of_two(value: float) -> int:
