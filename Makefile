@@ -10,7 +10,7 @@ DEV := $(VENV)/.installed-dev
 .PHONY: demo test lint format bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/selfsup train causal-lm --data sample:shakespeare --tokenizer characters --budget 2m
+	$(BIN)/selfsup train
 
 test: $(DEV)
 	$(BIN)/python -m pytest
