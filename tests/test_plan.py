@@ -144,7 +144,7 @@ def test_intervals_follow_the_length() -> None:
         validation = range(1000)
 
     settings = Settings(("test", {"train.batch": 8, "optim.lr": 0.01}))
-    planning._settle_intervals(settings, Held(), 5000, 0.01)  # type: ignore[arg-type]
+    planning._settle_intervals(settings, Held(), 5000)  # type: ignore[arg-type]
     assert settings["optim.weight_decay"] == pytest.approx(planning.FORGOTTEN / (0.01 * 5000))
     assert settings["optim.warmup"] == 100
     assert settings["train.log_every"] == 25

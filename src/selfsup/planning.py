@@ -124,7 +124,7 @@ def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: C
     _settle_micro_batch(settings, recipe, machine, processes)
     step_seconds = _settle_compile_and_time(settings, recipe, machine, processes)
     steps = processes.share(train.steps or _steps_in(settings, clock, step_seconds))
-    _settle_intervals(settings, recipe, steps, step_seconds)
+    _settle_intervals(settings, recipe, steps)
     return _summarise(settings, recipe, machine, processes, clock, steps, step_seconds), machine
 
 
@@ -160,7 +160,7 @@ def ready(recipe: Recipe, settings: Settings, machine: Machine) -> Objective:
 def _settle_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> None:
     """The largest micro-batch that fits."""
     share = -(-settings["train.batch"] // processes.size)
-    if share * processes.size > settings["train.batch"] and settings["train.batch"] < processes.size:
+    if settings["train.batch"] < processes.size:
         raise UserError(
             f"A batch of {settings['train.batch']} cannot be shared by {processes.size} processes; "
             "give a larger --batch."
@@ -262,8 +262,8 @@ def weight_decay(lr: float, steps: float) -> float:
     return float(f"{min(FORGOTTEN / (lr * steps), MOST_WEIGHT_DECAY):.2g}")
 
 
-def _settle_intervals(settings: Settings, recipe: Recipe, steps: int, step_seconds: float) -> None:
-    """Warm-up, log lines, looks at the validation part and checkpoints, in steps."""
+def _settle_intervals(settings: Settings, recipe: Recipe, steps: int) -> None:
+    """Weight decay, warm-up, log lines, looks at the validation part and checkpoints, in steps."""
     origin = "length of the run"
     settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), origin)
     settings.settle("optim.warmup", min(max(steps // 50, 1), 1000), origin)

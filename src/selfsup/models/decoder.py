@@ -60,10 +60,14 @@ class Shape(NamedTuple):
     mlp: int
 
 
+def feed_forward_width(width: int) -> int:
+    """SwiGLU's hidden width: 8/3 of the width (as many parameters as a plain MLP of 4), rounded to 64."""
+    return max(64, round(width * 8 / 3 / 64) * 64)
+
+
 def _shape(layers: int, width: int, head_dim: int = 64) -> Shape:
-    """SwiGLU's hidden width is 8/3 of the width (as many parameters as a plain MLP of 4), rounded to 64."""
     heads = width // head_dim
-    return Shape(layers, width, heads, heads, head_dim, mlp=round(width * 8 / 3 / 64) * 64)
+    return Shape(layers, width, heads, heads, head_dim, mlp=feed_forward_width(width))
 
 
 # Named by the parameters in the blocks (about 12 · layers · width²); embeddings come on top.

@@ -16,7 +16,14 @@ from selfsup.config import Settings, nearest
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
-from selfsup.models.decoder import PRESETS, Decoder, DecoderConfig, flops_per_token, parameter_count
+from selfsup.models.decoder import (
+    PRESETS,
+    Decoder,
+    DecoderConfig,
+    feed_forward_width,
+    flops_per_token,
+    parameter_count,
+)
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Recipe, Task
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
 from selfsup.seeding import generator
@@ -25,9 +32,7 @@ if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
 
 
-SPECTRAL_LR = (
-    0.0225  # largest singular value of Muon's update, at the width where 0.01 is the learning rate: 128
-)
+SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
 ADAMW_LR = 0.01
 SAMPLE_TOKENS = 150
 STEPS = 1500  # updates worth making before a step is made larger
@@ -155,7 +160,7 @@ class CausalLMRecipe(Recipe):
         settings.settle(
             "model.head_dim", max(2, settings["model.width"] // settings["model.heads"] // 2 * 2), origin
         )
-        settings.settle("model.mlp", max(64, round(settings["model.width"] * 8 / 3 / 64) * 64), origin)
+        settings.settle("model.mlp", feed_forward_width(settings["model.width"]), origin)
         settings.settle("model.tied", False, "recipe")
 
     def _block_parameters(self) -> float:

@@ -1,1 +1,0 @@
-"""The other side of a comparison, one small program each: it prints one line of JSON."""
