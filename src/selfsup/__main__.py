@@ -1,3 +1,3 @@
-from selfsup.cli import main
+from selfsup.launch import main
 
 main()

@@ -303,8 +303,6 @@ def describe(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; an error that the user can put right is one sentence and exit code 2."""
-    # Threads that fall asleep soon: on a machine that others use too, spinning ones make a step many times longer.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

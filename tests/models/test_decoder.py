@@ -18,7 +18,7 @@ from selfsup.models.decoder import (
     flops_per_token,
     parameter_count,
 )
-from selfsup.models.transformer import RMSNorm, attention, rotary_tables, rotate
+from selfsup.models.transformer import attention
 
 SMALL = DecoderConfig(
     vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False
@@ -55,41 +55,6 @@ def test_attention_equals_the_plain_formula(kv_heads: int, masked: bool) -> None
     visible = torch.ones(9, 9, dtype=torch.bool).tril()
     mask = torch.zeros(9, 9).masked_fill(~visible, -torch.inf) if masked else None
     torch.testing.assert_close(attention(q, k, v, mask, causal=not masked), plain_attention(q, k, v, visible))
-
-
-def test_rotation_equals_complex_multiplication() -> None:
-    x = torch.randn(2, 5, 3, 8)
-    positions = torch.arange(7, 12)
-    turned = rotate(x, *rotary_tables(positions, 8, 100.0, torch.float32))
-    for pair in range(4):
-        turn = torch.polar(torch.ones(5), positions * 100.0 ** (-2 * pair / 8))[:, None]
-        expected = torch.complex(x[..., pair], x[..., pair + 4]) * turn
-        torch.testing.assert_close(turned[..., pair], expected.real)
-        torch.testing.assert_close(turned[..., pair + 4], expected.imag)
-
-
-def test_norm_and_its_gradient_equal_torch() -> None:
-    norm = RMSNorm(6, 1e-3).double()
-    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
-    with torch.no_grad():
-        norm.weight.normal_()
-    torch.testing.assert_close(norm(x), F.rms_norm(x, (6,), norm.weight, 1e-3))
-    assert torch.autograd.gradcheck(norm, x)
-    upstream = torch.randn(5, 2, 6, dtype=torch.float64).transpose(0, 1)  # as attention's layout has it
-    ours = torch.autograd.grad(norm(x), (x, norm.weight), upstream)
-    theirs = torch.autograd.grad(F.rms_norm(x, (6,), norm.weight, 1e-3), (x, norm.weight), upstream)
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_norm_in_bfloat16_stays_near_fp32() -> None:
-    norm = RMSNorm(64, 1e-6)
-    x = torch.randn(8, 64).mul(1e4).bfloat16().requires_grad_()
-    with torch.no_grad():
-        norm.weight.normal_()
-    y = norm(x)
-    assert y.dtype == torch.bfloat16
-    with torch.no_grad():
-        torch.testing.assert_close(y.float(), norm(x.float()), atol=0.02, rtol=0.02)
 
 
 def test_parameters_are_nan_until_initialised() -> None:

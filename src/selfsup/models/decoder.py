@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.kernels import project, rotary_tables, rotate_heads
 from selfsup.models.transformer import (
     Embedding,
     Linear,
@@ -21,8 +22,6 @@ from selfsup.models.transformer import (
     SwiGLU,
     attention,
     compute_dtype,
-    rotary_tables,
-    rotate,
 )
 
 
@@ -209,7 +208,7 @@ class Context:
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.kv_heads = config.kv_heads
         self.q_proj = Linear(config.width, config.heads * config.head_dim)
         self.k_proj = Linear(config.width, config.kv_heads * config.head_dim)
         self.v_proj = Linear(config.width, config.kv_heads * config.head_dim)
@@ -218,16 +217,15 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)), context.cos, context.sin).transpose(1, 2)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)), context.cos, context.sin).transpose(1, 2)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
+        q, k, v = project(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        q = rotate_heads(q, self.q_norm.weight, context.cos, context.sin, self.q_norm.eps)
+        k = rotate_heads(k, self.k_norm.weight, context.cos, context.sin, self.k_norm.eps)
+        v = v.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         if context.cache is not None:
             k, v = context.cache.extend(layer, k, v)
         causal = context.mask is None and x.shape[1] > 1
         seen = attention(q, k, v, context.mask, causal)
-        output: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
-        return output
+        return project(seen.transpose(1, 2).flatten(2), self.o_proj.weight)[0]
 
 
 class Block(nn.Module):
@@ -239,9 +237,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        # Under autocast x stays in fp32; one cast here spares one in each projection.
-        x = x + self.self_attn(self.input_layernorm(x).to(context.dtype), layer, context)
-        return x + self.mlp(self.post_attention_layernorm(x).to(context.dtype))  # type: ignore[no-any-return]
+        # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
+        x = x + self.self_attn(self.input_layernorm(x, context.dtype), layer, context)
+        return x + self.mlp(self.post_attention_layernorm(x, context.dtype))  # type: ignore[no-any-return]
 
 
 class Trunk(nn.Module):
@@ -304,7 +302,7 @@ class Decoder(nn.Module):
         x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
             x = block(x, number, context)
-        return self.model.norm(x)  # type: ignore[no-any-return]
+        return self.model.norm(x, x.dtype)  # type: ignore[no-any-return]
 
     def _context(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> Context:
         if documents is not None and cache is not None:

@@ -1,0 +1,190 @@
+"""The operations between the matrix products, each with its gradient written out.
+
+A step's matrix products run near the machine's rate; what is left of it is passes over activations. Composed by
+autograd, these operations make two to three times the passes below (docs/LOG.md has the measurements), for it saves
+and differentiates every intermediate result by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """y = weight · x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich 2019, equation 4).
+
+    The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the result.
+    """
+    if x.device.type != "cpu":  # accelerators have a kernel of their own
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
+    return _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With n = x · r, r = 1 / sqrt(mean(x²) + eps), g = d y · weight and C the width:
+
+    d weight = Σ_rows d y · n   and   d x = r · (g − n / C · Σ_columns g · n).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        r = _inverse_rms(x, eps)
+        with torch.autocast(x.device.type, enabled=False):
+            normal = (x * r.to(x.dtype)).to(dtype)
+        ctx.save_for_backward(normal, weight, r)
+        ctx.dtype = x.dtype
+        return normal * weight.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        normal, weight, r = ctx.saved_tensors
+        gain, r = weight.to(dy.dtype), r.to(dy.dtype)
+        product = (normal * dy).flatten(0, -2)
+        d_weight = _sum_rows(product).to(weight.dtype)
+        along = (product @ gain).view_as(r).div_(-weight.numel())
+        dx = (dy * gain).addcmul_(normal, along).mul_(r).to(ctx.dtype)
+        return dx, d_weight, None, None
+
+
+def rotate_heads(x: Tensor, gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """The heads of queries or keys: RMS-normalised, unless gain is None, and rotated.
+
+    Args:
+        x: (B, T, heads · dim).
+        gain: of the normalisation, (dim,).
+        cos, sin: from `rotary_tables`, (T, 1, dim), in the dtype of x.
+        eps: of the normalisation.
+
+    Returns:
+        (B, heads, T, dim), contiguous.
+    """
+    return _RotateHeads.apply(x, gain, cos, sin, eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RotateHeads(torch.autograd.Function):
+    """y = R (gain · n), n = x · r, R the rotation. With z = Rᵀ d y and C the width of a head:
+
+    d gain = Σ_rows z · n   and   d x = r · (g − x · r² / C · Σ_columns g · x), g = gain · z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        x = x.unflatten(-1, (-1, cos.shape[-1]))
+        r = None
+        if gain is None:
+            y = rotate(x, cos, sin).transpose(1, 2).contiguous()
+        else:
+            r = _inverse_rms(x, eps)
+            narrow = gain.to(x.dtype)
+            # The gain goes into the small tables: beside the cosine as it is, beside the sine as its partner's.
+            turned = rotate(x, cos * narrow, sin * narrow.roll(x.shape[-1] // 2))
+            y = x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+            torch.mul(turned, r.to(x.dtype), out=y.transpose(1, 2))
+        ctx.save_for_backward(x, gain, cos, sin, r)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, cos, sin, r = ctx.saved_tensors
+        dy, dim = dy.transpose(1, 2), x.shape[-1]
+        z = (dy * sin).roll(dim // 2, -1).addcmul_(dy, cos)
+        if gain is None:
+            return z.flatten(2), None, None, None, None
+        narrow, inverse = gain.to(x.dtype), r.to(x.dtype)
+        product = x * z
+        along = (product @ narrow).unsqueeze(-1).mul_(inverse.square()).div_(-dim)
+        d_gain = _sum_rows(product.mul_(inverse).flatten(2)).view(-1, dim).sum(0).to(gain.dtype)
+        dx = z.mul_(narrow).addcmul_(x, along).mul_(inverse)
+        return dx.flatten(2), d_gain, None, None, None
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x²) + eps) over the last dimension, which is kept; fp32 or wider."""
+    with torch.autocast(x.device.type, enabled=False):  # which would copy x to fp32 first
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _sum_rows(x: Tensor) -> Tensor:
+    """The sum over all but the last dimension, as a matrix product, which is faster and accumulates in fp32."""
+    rows = x.flatten(0, -2)
+    return (rows.new_ones(1, len(rows)) @ rows).squeeze(0)
+
+
+def rotary_tables(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, each (T, 1, dim), for `rotate` at integer positions (T,).
+
+    Pair i of a head turns by position · theta^(−2i/dim) (Su et al. 2021, RoFormer, equation 15). The angles
+    are fp32. The first half of the sines is negated: see `rotate`.
+    """
+    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
+    angles = torch.outer(positions.float(), 1.0 / theta**exponents)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).unsqueeze(1).to(dtype), torch.cat((-sin, sin), -1).unsqueeze(1).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions for heads (B, T, heads, dim): dimension i pairs with i + dim/2 ("half-split").
+
+    A roll by half a head brings each dimension's partner beside it, and the sign of the rotation sits in the
+    sines, so that three passes over the data do it.
+    """
+    return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up (Shazeer 2020, equation 6)."""
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        active = F.silu(gate)
+        ctx.save_for_backward(gate, up, active)
+        return active * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up, active = ctx.saved_tensors
+        d_active = dy * up
+        return aten.silu_backward.grad_input(d_active, gate, grad_input=d_active), dy * active
+
+
+def project(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """x (…, inputs) times each matrix (outputs, inputs) transposed, in the dtype of x."""
+    return _Project.apply(x, *weights)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Project(torch.autograd.Function):
+    """The gradient of x is summed over the matrices within the products themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        narrow = [weight.to(x.dtype) for weight in weights]
+        ctx.save_for_backward(x, *narrow)
+        ctx.dtype = weights[0].dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return tuple(F.linear(x, weight) for weight in narrow)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        rows = [gradient.flatten(0, -2) for gradient in gradients]
+        dx = rows[0] @ weights[0]
+        for row, weight in zip(rows[1:], weights[1:], strict=True):
+            dx.addmm_(row, weight)
+        d_weights = [(row.t() @ x.flatten(0, -2)).to(ctx.dtype) for row in rows]
+        return dx.view_as(x), *d_weights
