@@ -60,13 +60,13 @@ def follow(
 ) -> None:
     """Ten steps of both on the same random gradients; theirs see everything as matrices."""
     lr = 0.02
-    mine = Muon(ours, lr, momentum, decay)
+    mine = Muon(ours, lr, decay, momentum)
     other = torch_muon(theirs, lr, momentum, decay)
     for step in range(10):
         for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             a.grad = random(*a.shape, seed=100 * step + number)
             b.grad = a.grad.reshape(b.shape).clone()
-        mine.step()
+        mine.step(1.0)
         other.step()
         for a, b in zip(ours, theirs, strict=True):
             # The iteration runs in bf16, so products in another order move an update's entries by a few 2^-8 of
@@ -97,7 +97,7 @@ def test_without_momentum_and_gradient_nothing_but_what_has_one_moves() -> None:
     moving, still = nn.Parameter(random(4, 6)), nn.Parameter(random(4, 6))
     before = still.detach().clone()
     moving.grad = random(4, 6, seed=1)
-    Muon([moving, still], 0.1, 0.9, 0.5).step()
+    Muon([moving, still], 0.1, 0.5, 0.9).step(1.0)
     assert torch.equal(still, before)
 
 
@@ -106,7 +106,7 @@ def test_an_update_is_as_large_as_one_of_adamw(shape: tuple[int, int]) -> None:
     """Root mean square 0.2 for any shape (Liu et al. 2025, eq. 4), up to the spread of the singular values."""
     parameter = nn.Parameter(torch.zeros(shape))
     parameter.grad = random(*shape)
-    Muon([parameter], 1.0, 0.95, 0.0).step()
+    Muon([parameter], 1.0, 0.0, 0.95).step(1.0)
     assert float(parameter.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.2)
 
 
@@ -142,10 +142,9 @@ def config(**values: object) -> OptimConfig:
 def places(optimizer: Optimizer) -> dict[str, tuple[str, float, float]]:
     """Of each parameter: its optimizer, learning rate and weight decay."""
     return {
-        optimizer.names[parameter]: (type(part).__name__, group["lr"], group["weight_decay"])
+        optimizer.names[parameter]: (type(part).__name__, part.lr, part.weight_decay)
         for part in optimizer.parts
-        for group in part.param_groups
-        for parameter in group["params"]
+        for parameter in part.parameters
     }
 
 

@@ -33,6 +33,11 @@ class Machine:
     flops: float
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of matrix products."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+
+    @property
     def autocast(self) -> Callable[[], AbstractContextManager[object]]:
         if self.precision == "fp32":
             return nullcontext

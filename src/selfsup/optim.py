@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
@@ -19,64 +21,141 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def orthogonalize(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """The nearest (semi-)orthogonal matrix of each (n, rows, columns), by Newton-Schulz iteration in bf16."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The nearest (semi-)orthogonal matrix of each (n, rows, columns), rows ≤ columns, by Newton-Schulz in `dtype`."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
+    x = matrices.to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return x
 
 
-class Muon(torch.optim.Optimizer):
+class Part(ABC):
+    """An optimizer of some of the parameters: its peak learning rate, and what it remembers of each of them.
+
+    It does without torch.optim.Optimizer, whose first instance imports torch's compiler, which takes a second.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        self.parameters = list(parameters)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+    def step(self, multiplier: float) -> None:
+        """Update every parameter that has a gradient, at `multiplier` times the peak learning rate."""
+        moving = [parameter for parameter in self.parameters if parameter.grad is not None]
+        for parameter in moving:
+            if parameter not in self.state:
+                self.state[parameter] = self.fresh(parameter)
+        if moving:
+            with torch.no_grad():
+                self.update(moving, self.lr * multiplier)
+
+    @abstractmethod
+    def fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What is remembered before the first update."""
+
+    @abstractmethod
+    def update(self, parameters: list[nn.Parameter], lr: float) -> None:
+        """One update of parameters that have a gradient."""
+
+    def recall(self, parameters: list[nn.Parameter], key: str) -> list[Tensor]:
+        return [self.state[parameter][key] for parameter in parameters]
+
+
+class Muon(Part):
     """Momentum, orthogonalized (Jordan et al. 2024), with all matrices of one shape in one batch.
 
     The update has the root mean square of an AdamW update, 0.2·√max(rows, columns) times an orthogonal matrix
     (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4), so one learning rate suits every shape.
-    Convolutions are taken as (out, in·height·width).
+    Convolutions are taken as (out, in·height·width), and tall matrices as their transposes.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(parameters, lr, weight_decay)
+        self.momentum = momentum
+        self.dtype = dtype
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes.setdefault(tuple(parameter.shape), []).append(parameter)
-            for parameters in shapes.values():
-                self._update(parameters, group["lr"], group["momentum"], group["weight_decay"])
+    def fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {"momentum": torch.zeros_like(parameter)}
 
-    def _update(
-        self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
-    ) -> None:
+    def update(self, parameters: list[nn.Parameter], lr: float) -> None:
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov
-        matrices = torch.stack(list(ahead)).flatten(2)
-        scale = 0.2 * max(matrices.shape[1:]) ** 0.5
-        updates = orthogonalize(matrices).to(parameters[0].dtype).view(-1, *parameters[0].shape)
-        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * weight_decay)
-        torch._foreach_add_(list[Tensor](parameters), list(updates.unbind()), alpha=-lr * scale)
+        buffers = self.recall(parameters, "momentum")
+        torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov
+        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * self.weight_decay)
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for parameter, direction in zip(parameters, ahead, strict=True):
+            pair = parameter.flatten(1), direction.flatten(1)
+            if len(pair[0]) > pair[0].shape[1]:
+                pair = pair[0].mT, pair[1].mT
+            alike.setdefault(tuple(pair[0].shape), []).append(pair)
+        for shape, pairs in alike.items():
+            matrices, directions = zip(*pairs, strict=True)
+            updates = orthogonalize(torch.stack(directions), self.dtype).to(matrices[0].dtype)
+            torch._foreach_add_(list(matrices), list(updates.unbind()), alpha=-lr * 0.2 * max(shape) ** 0.5)
+
+
+class AdamW(Part):
+    """Loshchilov & Hutter 2019, algorithm 2, by torch's fused kernel."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        self.betas = betas
+        self.eps = eps
+
+    def fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def update(self, parameters: list[nn.Parameter], lr: float) -> None:
+        adamw(
+            list[Tensor](parameters),
+            [cast(Tensor, parameter.grad) for parameter in parameters],
+            *(self.recall(parameters, key) for key in ("exp_avg", "exp_avg_sq")),
+            [],
+            self.recall(parameters, "step"),
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
 
 
 class Optimizer:
-    """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors."""
+    """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors.
 
-    def __init__(self, objective: Objective, config: OptimConfig) -> None:
+    `dtype` is that in which the machine multiplies matrices.
+    """
+
+    def __init__(
+        self, objective: Objective, config: OptimConfig, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         if config.lr is None or config.adamw_lr is None or config.weight_decay is None:
             raise ValueError("learning rates and weight decay must be settled before the optimizer is built")
         self.names = {
@@ -86,42 +165,36 @@ class Optimizer:
             raise UserError(
                 f"{type(objective).__name__} has no parameter that can be trained; register its modules."
             )
-        vectors = {id(parameter) for parameter in objective.vectors()}
-        matrices = [p for p in self.names if p.ndim >= 2 and id(p) not in vectors]
-        hidden = {id(parameter) for parameter in matrices}
-        rest = [p for p in self.names if id(p) not in hidden]
-        self.parts = [
-            part
-            for part in (self._hidden(matrices, config), _adamw(rest, config, config.adamw_lr))
-            if part is not None
+        listed = {id(parameter) for parameter in objective.vectors()}
+        hidden = [p for p in self.names if p.ndim >= 2 and id(p) not in listed]
+        tables = [p for p in self.names if p.ndim >= 2 and id(p) in listed]
+        vectors = [p for p in self.names if p.ndim < 2]
+        decay, moments = config.weight_decay, (config.betas, config.eps)
+        self.parts: list[Part] = [
+            Muon(hidden, config.lr, decay, config.momentum, dtype)
+            if config.matrices == "muon"
+            else AdamW(hidden, config.lr, decay, *moments),
+            AdamW(tables, config.adamw_lr, decay, *moments),
+            AdamW(vectors, config.adamw_lr, 0.0, *moments),
         ]
-        for part in self.parts:
-            for group in part.param_groups:
-                group["peak"] = group["lr"]
-
-    @staticmethod
-    def _hidden(matrices: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer | None:
-        lr = cast(float, config.lr)
-        if config.matrices == "adamw":
-            return _adamw(matrices, config, lr)
-        return Muon(matrices, lr, config.momentum, cast(float, config.weight_decay)) if matrices else None
+        self.parts = [part for part in self.parts if part.parameters]
+        self.multiplier = 1.0
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group (the hidden matrices, where there are any)."""
-        return float(self.parts[0].param_groups[0]["lr"])
+        """The latest learning rate of the first part (the hidden matrices, where there are any)."""
+        return self.parts[0].lr * self.multiplier
 
     def step(self, multiplier: float) -> None:
         """One update at `multiplier` times the peak learning rates; the gradients are emptied after it."""
+        self.multiplier = multiplier
         for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = group["peak"] * multiplier
-            part.step()
+            part.step(multiplier)
         self.clear()
 
     def clear(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for parameter in self.names:
+            parameter.grad = None
 
     def clip(self, largest: float) -> Tensor:
         """Scale the gradients so that their joint norm is at most `largest`; the norm before is returned.
@@ -135,7 +208,7 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """{parameter.key: tensor} of every optimizer."""
         return {
-            f"{self.names[cast(nn.Parameter, parameter)]}.{key}": value
+            f"{self.names[parameter]}.{key}": value
             for part in self.parts
             for parameter, state in part.state.items()
             for key, value in state.items()
@@ -144,23 +217,11 @@ class Optimizer:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
         parameters = {name: parameter for parameter, name in self.names.items()}
-        owners = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
+        owners = {parameter: part for part in self.parts for parameter in part.parameters}
         for path, tensor in tensors.items():
             name, _, key = path.rpartition(".")
             parameter = parameters[name]
-            owners[id(parameter)].state[parameter][key] = tensor.to(parameter.device)
-
-
-def _adamw(parameters: list[nn.Parameter], config: OptimConfig, lr: float) -> torch.optim.AdamW | None:
-    """AdamW, without weight decay for vectors (norms, biases, gains)."""
-    if not parameters:
-        return None
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+            owners[parameter].state.setdefault(parameter, {})[key] = tensor.to(parameter.device)
 
 
 @dataclass(frozen=True)

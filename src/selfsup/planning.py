@@ -194,7 +194,7 @@ def _settle_compile_and_time(
 def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
     objective = recipe.build().to(machine.device)
-    _trial_optimizer(objective, settings)  # says so where there is nothing to train
+    _trial_optimizer(objective, settings, machine)  # says so where there is nothing to train
     batch = Loader(recipe.train, settings["train.seed"], 1, 1, 0).read(range(1)).to(machine.device)
     held: dict[int, int] = {}
 
@@ -212,16 +212,16 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
     return size
 
 
-def _trial_optimizer(objective: Objective, settings: Settings) -> Optimizer:
+def _trial_optimizer(objective: Objective, settings: Settings, machine: Machine) -> Optimizer:
     """An optimizer for trials: the weight decay follows from the number of steps, which they are to find."""
-    return Optimizer(objective, settings.config.optim.model_copy(update={"weight_decay": 0.0}))
+    return Optimizer(objective, settings.config.optim.model_copy(update={"weight_decay": 0.0}), machine.dtype)
 
 
 def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """The median of a few steps after the first; the model they train is thrown away."""
     train = settings.config.train
     objective = ready(recipe, settings, machine)
-    optimizer = _trial_optimizer(objective, settings)
+    optimizer = _trial_optimizer(objective, settings, machine)
     loader = Loader(
         recipe.train, train.seed, train.batch or 1, train.micro_batch or 1, 0, processes.rank, processes.size
     )

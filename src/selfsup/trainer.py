@@ -53,7 +53,7 @@ class Trainer:
         self.recipe, self.settings, self.run = recipe, settings, run
         self.machine, self.processes, self.clock, self.reporter = machine, processes, clock, reporter
         self.objective = ready(recipe, settings, machine)
-        self.optimizer = Optimizer(self.objective, settings.config.optim)
+        self.optimizer = Optimizer(self.objective, settings.config.optim, machine.dtype)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule = find_schedule(settings, run)
         self.step = 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import TextStream, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
+from selfsup.inference.decoding import Decoding
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.huggingface import load_decoder
@@ -112,14 +113,17 @@ class LanguageModel:
         cache = self._cache(len(rows), 1 + longest + count, padding)
         choose = _Chooser(how, seed, fresh, self.decoder.config.vocabulary)
         writing = set(range(len(rows)))
+        decode = Decoding(self.decoder, cache.length)
+        logits = F.linear(self._last_hidden(fresh, cache), weight)
         for position in range(count):
-            chosen = choose(F.linear(self._last_hidden(fresh, cache), weight).float(), position)
+            chosen = choose(logits.float(), position)
             drawn = [(n, token) for n, token in enumerate(chosen.tolist()) if n in writing and token != end]
             yield drawn
             writing = {number for number, _ in drawn}
             if not writing:
                 return
-            fresh = chosen[:, None]
+            if position + 1 < count:
+                logits = decode(chosen, cache)
 
     def _last_hidden(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """Feed tokens (B, T) by the window; the last one's hidden state (B, width)."""

@@ -133,6 +133,7 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.window = config.window
+        self.length = length
         self.slots = min(length, 2 * config.window)
         self.first_position = 0  # of what slot 0 holds
         self.start = 0  # the first slot in sight of the newest positions
