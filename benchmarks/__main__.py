@@ -1,10 +1,12 @@
-"""`python -m benchmarks` lists what can be measured, `python -m benchmarks NAME` measures it."""
+"""`python -m benchmarks` lists what can be measured, `python -m benchmarks NAME` measures it, `all` everything."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from benchmarks.common import write_page
 
 NAMES = sorted(
     path.stem
@@ -19,9 +21,11 @@ def main() -> None:
             print(f"{name:14}{(import_module(f'benchmarks.{name}').__doc__ or '').strip().splitlines()[0]}")
         return
     name, *arguments = sys.argv[1:]
-    if name not in NAMES:
-        sys.exit(f"There is no benchmark '{name}'; there are {', '.join(NAMES)}.")
-    import_module(f"benchmarks.{name}").main(arguments)
+    if name not in [*NAMES, "all"]:
+        sys.exit(f"There is no benchmark '{name}'; there are {', '.join(NAMES)}, and all.")
+    for chosen in NAMES if name == "all" else [name]:
+        import_module(f"benchmarks.{chosen}").main(arguments)
+    write_page()
 
 
 main()

@@ -1,62 +1,43 @@
-"""Starting on a large corpus a second time, and reading windows beside a training step. Argument: the corpus."""
+"""Seconds from the command to `selfsup --help` and to the first token of `selfsup generate`."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from benchmarks.common import Figures, selfsup, show, spread, write
 
-from benchmarks.common import spread, write
+REPEATS = 7
+
+
+def seconds_to_output(*arguments: str) -> float:
+    """Until the command writes its first byte; it is stopped then."""
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-m", "selfsup", *arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        process.kill()
+    return seconds
+
+
+def several(*arguments: str) -> Figures:
+    seconds_to_output(*arguments)  # the files come from the disk once
+    return spread([seconds_to_output(*arguments) for _ in range(REPEATS)])
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments:
-        sys.exit("Give a corpus, such as a folder of books: python -m benchmarks start books/")
-    import selfsup
-    from selfsup.data.text import Windows, prepare_text
-    from selfsup.report import Reporter
-
-    start = time.perf_counter()
-    corpus = prepare_text(arguments[0])
-    first_open = time.perf_counter() - start
-    opens = []
-    for _ in range(5):
-        start = time.perf_counter()
-        corpus = prepare_text(arguments[0])
-        opens.append(time.perf_counter() - start)
-    windows = Windows(corpus.train, 256, corpus.tokenizer.end)
-    reads = []
-    for i in range(200):
-        start = time.perf_counter()
-        windows.read(np.random.default_rng(i).integers(0, len(windows), 16))
-        reads.append((time.perf_counter() - start) * 1e3)
     with tempfile.TemporaryDirectory() as directory:
-        start = time.perf_counter()
-        run = selfsup.train(
-            "causal-lm",
-            data=arguments[0],
-            out=Path(directory) / "run",
-            steps=20,
-            model="0.8m",
-            reporter=Reporter(False),
-        )
-        whole = time.perf_counter() - start
-        lines = [line for line in run.metrics() if line["split"] == "train"]
-        first_step = lines[0]["time"]
-        step = run.environment()["plan"]["step_seconds"]
+        run = str(Path(directory) / "run")
+        selfsup("train", "causal-lm", "--steps", "20", "--out", run, "--json", "model.preset=10m")
+        first = several("generate", run, "ROMEO:", "--tokens", "200")
+    help_ = several("--help")
     write(
         "start",
-        {
-            "characters": corpus.facts.characters,
-            "seconds_to_prepare": first_open,
-            "seconds_to_open_again": spread(opens),
-            "seconds_to_first_step": first_step,
-            "ms_to_read_16_windows_of_256": spread(reads),
-            "step_ms": step * 1e3,
-            "reading_share_of_a_step": float(np.median(reads)) / (step * 1e3),
-            "seconds_for_20_steps_and_saving": whole,
-        },
+        "Seconds from the command to its first output.",
+        {"help": help_, "generate": first},
+        [("`selfsup --help`", show(help_)), ("`selfsup generate`, first token, 10m preset", show(first))],
     )

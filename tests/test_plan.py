@@ -143,15 +143,28 @@ def test_intervals_follow_the_length() -> None:
     class Held:
         validation = range(1000)
 
-    settings = Settings(("test", {"train.batch": 8, "optim.lr": 0.01}))
+    settings = Settings(("test", {"train.batch": 8, "train.micro_batch": 2, "optim.lr": 0.01}))
     planning._settle_intervals(settings, Held(), 5000)  # type: ignore[arg-type]
     assert settings["optim.weight_decay"] == pytest.approx(planning.FORGOTTEN / (0.01 * 5000))
     assert settings["optim.warmup"] == 100
     assert settings["train.log_every"] == 25
     assert settings["evaluate.every"] == settings["checkpoint.every"] == 500
     assert settings["evaluate.final_records"] == 1000
-    looked = settings["evaluate.records"] * 10 + settings["evaluate.final_records"]
-    assert looked * planning.FORWARD_SHARE <= planning.EVALUATION_SHARE * 5000 * 8
+    for looked, share in (("records", planning.LOOKS_SHARE / 10), ("final_records", planning.FINAL_SHARE)):
+        assert settings[f"evaluate.{looked}"] * planning.FORWARD_SHARE <= share * 5000 * 8
+    assert settings["evaluate.batch"] == 2 * planning.EVALUATION_BATCHES
+
+
+@pytest.mark.parametrize(("budget", "looks"), [("9s", 1), ("45s", 4), ("1h", 10)])
+def test_a_short_budget_is_not_spent_on_looks(budget: str, looks: int) -> None:
+    class Held:
+        validation = range(1000)
+
+    settings = Settings(
+        ("test", {"train.batch": 8, "train.micro_batch": 2, "optim.lr": 0.01, "budget": budget})
+    )
+    planning._settle_intervals(settings, Held(), 400)  # type: ignore[arg-type]
+    assert 400 // settings["evaluate.every"] == looks
 
 
 # -- the same, measured --------------------------------------------------------------------------------------

@@ -17,14 +17,14 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "own_objective.py"
 SHORTER = {
-    "--budget 10m": "--budget 15s model.preset=0.2m",
+    "--budget 10m": "--budget 15s model.preset=0.1m",
     "--budget 1h": "--budget 20m",  # plan only
     "--steps 2000": "--steps 6 model.width=64",
     "--steps 4000": "--steps 9",
     "steps=1000": "steps=20",
-    'budget="1m"': 'budget="15s", model="0.2m"',
+    'budget="1m"': 'budget="15s", model="0.1m"',
     "torchrun": f"{sys.executable} -m torch.distributed.run",
-    "--out runs/two": "--out runs/two --steps 4 model.preset=0.2m",
+    "--out runs/two": "--out runs/two --steps 4 model.preset=0.1m",
 }
 pytestmark = pytest.mark.readme
 

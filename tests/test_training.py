@@ -264,7 +264,7 @@ def test_causal_lm_trains_a_model_of_ones_own(
     assert equal(weights(whole), model.state_dict())
     assert (whole.model_directory / "tokenizer.json").is_file()
 
-    monkeypatch.setattr(Recurrent, "forward", stopping(Recurrent.forward, after=60))
+    monkeypatch.setattr(Recurrent, "forward", stopping(Recurrent.forward, after=45))
     with pytest.raises(Stop):
         train(tmp_path / "cut", model=recurrent(), steps=40)
     monkeypatch.undo()

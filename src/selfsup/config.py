@@ -113,6 +113,7 @@ class EvaluateConfig(Section):
     every: Count | None = Field(None, description="steps between two looks at the validation part")
     records: Count | None = Field(None, description="validation records looked at during the run")
     final_records: Count | None = Field(None, description="validation records looked at when it ends")
+    batch: Count | None = Field(None, description="validation records scored at once")
 
 
 class Config(Section):

@@ -84,7 +84,7 @@ def synchronise(device: torch.device) -> None:
 
 def matrix_rate(device: torch.device, precision: str, seconds: float = 0.15) -> float:
     """The rate of square matrix products in FLOP/s: the best of those that fit in `seconds`."""
-    size = 1024 if device.type == "cpu" else 8192
+    size = 2048 if device.type == "cpu" else 8192
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)

@@ -22,7 +22,10 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The nearest (semi-)orthogonal matrix of each (n, rows, columns), rows ≤ columns, by Newton-Schulz in `dtype`."""
+    """The nearest (semi-)orthogonal matrix of each (n, rows, columns), by Newton-Schulz iteration in `dtype`.
+
+    Cheapest where there are no more rows than columns.
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -133,7 +136,8 @@ class AdamW(Part):
         adamw(
             list[Tensor](parameters),
             [cast(Tensor, parameter.grad) for parameter in parameters],
-            *(self.recall(parameters, key) for key in ("exp_avg", "exp_avg_sq")),
+            self.recall(parameters, "exp_avg"),
+            self.recall(parameters, "exp_avg_sq"),
             [],
             self.recall(parameters, "step"),
             fused=True,

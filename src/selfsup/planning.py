@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -32,11 +33,18 @@ from selfsup.step import gradients
 DEFAULT_BUDGET = 120.0
 UTILISATION = 0.2  # share of the matrix rate that a step is expected to reach, until it is measured
 FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
-EVALUATION_SHARE = 0.05  # of a run's time, for all looks at the validation part
+LOOKS_SHARE = 0.025  # of a run's time, for looks at the validation part on the way
+FINAL_SHARE = (
+    0.1  # of a run's time, at most, for the last look, which is at the whole part where that suffices
+)
+EVALUATION_SHARE = LOOKS_SHARE + FINAL_SHARE / 4  # of a run's time, expected
 LOOKS = 10
+SECONDS_PER_LOOK = 10.0  # of a budget, at least
+EVALUATION_BATCHES = 4  # micro-batches that are evaluated at once: nothing is kept for a gradient
 FORGOTTEN = 5.0  # times that the weights' average over past updates is renewed within a run
 MOST_WEIGHT_DECAY = 1.0
 CALIBRATION_SECONDS = 0.8
+CALIBRATION_SHARE = 0.02  # of a budget, at most
 WORTH_COMPILING = 7200.0  # seconds of a run
 COMPILED_GAIN = 0.9  # of the plain step's time, at most, for compiling to be chosen
 DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
@@ -225,6 +233,7 @@ def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: 
     loader = Loader(
         recipe.train, train.seed, train.batch or 1, train.micro_batch or 1, 0, processes.rank, processes.size
     )
+    seconds = min(CALIBRATION_SECONDS, CALIBRATION_SHARE * (train.budget or math.inf))
     times: list[float] = []  # the first one is left out: it compiles, and takes memory for the first time
     with closing(loader.steps(0)) as steps:
         for batches in steps:
@@ -235,9 +244,7 @@ def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: 
             synchronise(machine.device)
             times.append(time.perf_counter() - start)
             spent = sum(times[1:])
-            if processes.share(
-                (len(times) > 2 and spent > CALIBRATION_SECONDS) or spent > 5 * CALIBRATION_SECONDS
-            ):
+            if processes.share((len(times) > 2 and spent > seconds) or spent > 5 * seconds):
                 return float(processes.share(median(times[1:])))
     raise AssertionError("the steps of a loader do not end")
 
@@ -268,15 +275,21 @@ def _settle_intervals(settings: Settings, recipe: Recipe, steps: int) -> None:
     settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), origin)
     settings.settle("optim.warmup", min(max(steps // 50, 1), 1000), origin)
     settings.settle("train.log_every", max(1, steps // 200), origin)
-    settings.settle("evaluate.every", max(1, steps // LOOKS), origin)
+    budget = settings["train.budget"]
+    looks = LOOKS if budget is None else max(1, min(LOOKS, int(budget / SECONDS_PER_LOOK)))
+    settings.settle("evaluate.every", max(1, steps // looks), origin)
     settings.settle("checkpoint.every", settings["evaluate.every"], origin)
     if recipe.validation is None:
         return
     available = len(recipe.validation)
-    affordable = EVALUATION_SHARE * steps * settings["train.batch"] / FORWARD_SHARE
+    whole = (
+        steps * settings["train.batch"] / FORWARD_SHARE
+    )  # records that could be looked at in the run's time
     looks = max(1, steps // settings["evaluate.every"])
-    settings.settle("evaluate.final_records", _at_most(affordable / 2, available), "held-out part and time")
-    settings.settle("evaluate.records", _at_most(affordable / 2 / looks, available), "held-out part and time")
+    origin = "held-out part and time"
+    settings.settle("evaluate.final_records", _at_most(FINAL_SHARE * whole, available), origin)
+    settings.settle("evaluate.records", _at_most(LOOKS_SHARE * whole / looks, available), origin)
+    settings.settle("evaluate.batch", EVALUATION_BATCHES * settings["train.micro_batch"], "micro-batch")
     for key in ("evaluate.final_records", "evaluate.records"):
         if settings[key] > available:
             settings.change(key, available, "held-out part")

@@ -297,7 +297,7 @@ class Trainer:
             self.recipe.validation,
             records,
             EVALUATION_SEED,
-            self.settings["train.micro_batch"],
+            self.settings["evaluate.batch"],
             self.processes.rank,
             self.processes.size,
         )

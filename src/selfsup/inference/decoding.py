@@ -37,43 +37,52 @@ class Decoding:
         self.embedding = decoder.model.embed_tokens.weight
         self.blocks = [_pack(block) for block in decoder.model.layers]  # type: ignore[arg-type]
         self.head = _fold(decoder.output_weight, decoder.model.norm.weight)
-        self.eps, self.head_eps = (
-            self.embedding.new_tensor((width * config.norm_eps) ** 0.5) for width in (config.width, config.head_dim)
-        )
         positions = torch.arange(length, device=self.embedding.device)
         tables = rotary_tables(positions, config.head_dim, config.rope_theta, self.embedding.dtype)
         self.cos, self.sin = (list(table.view(length, 2, -1)) for table in tables)
+        self.floor = self._floor(config.width)
+        self.head_floor = self._floor(config.head_dim)
+
+    def _floor(self, width: int) -> Tensor:
+        """What `normalise` adds to the norm of vectors of this width."""
+        return self.embedding.new_tensor((width * self.config.norm_eps) ** 0.5)
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits (B, vocabulary) of what follows `tokens` (B,)."""
-        config, batch = self.config, len(tokens)
         position, mask = cache.advance(1), cache.mask(1)
-        cos, sin = self.cos[position], self.sin[position]
-        heads = config.heads + config.kv_heads
-        together = (batch * config.kv_heads, -1, config.head_dim)  # queries that share keys stand beside each other
         x = self.embedding[tokens]
         for number, block in enumerate(self.blocks):
-            qk, v = torch.mm(normalise(x, self.eps), block.qkv).view(batch, -1, config.head_dim).tensor_split((heads,), 1)
-            pairs = normalise(qk, self.head_eps).view(block.gain.shape if batch == 1 else (batch, *block.gain.shape))
-            pairs = pairs.mul_(block.gain)
-            turned = pairs.flip(-2).mul_(sin).addcmul_(pairs, cos).view(batch, heads, 1, config.head_dim)
-            q, k = turned.tensor_split((config.heads,), 1)
-            k, v = cache.extend(number, k, v.unsqueeze(2))
-            scores = torch.bmm(q.reshape(together), k.flatten(0, 1).mT)
-            if mask is not None:
-                scores = (scores.view(batch, config.kv_heads, -1, scores.shape[-1]) + mask).view_as(scores)
-            seen = torch.bmm(torch.softmax(scores, -1), v.flatten(0, 1))
-            x = torch.addmm(x, seen.view(batch, -1), block.output)
-            gate, up = torch.mm(normalise(x, self.eps), block.gate_up).chunk(2, -1)
+            seen = self._attend(normalise(x, self.floor), block, number, position, mask, cache)
+            x = torch.addmm(x, seen, block.output)
+            gate, up = torch.mm(normalise(x, self.floor), block.gate_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate).mul_(up), block.down)
-        return normalise(x, self.eps) @ self.head
+        return torch.mm(normalise(x, self.floor), self.head)
+
+    def _attend(
+        self, x: Tensor, block: Weights, number: int, position: int, mask: Tensor | None, cache: KeyValueCache
+    ) -> Tensor:
+        """What the heads of one block read, (B, heads · dim)."""
+        config, batch, dim = self.config, len(x), self.config.head_dim
+        turning = config.heads + config.kv_heads
+        qk, v = torch.mm(x, block.qkv).view(batch, -1, dim).tensor_split((turning,), 1)
+        halves = normalise(qk, self.head_floor).view(batch, turning, 2, -1).mul_(block.gain)
+        turned = halves.flip(-2).mul_(self.sin[position]).addcmul_(halves, self.cos[position])
+        q, k = turned.view(batch, turning, 1, dim).tensor_split((config.heads,), 1)
+        k, v = cache.extend(number, k, v.unsqueeze(2))
+        # Queries that share keys stand beside each other.
+        scores = torch.bmm(q.reshape(batch * config.kv_heads, -1, dim), k.flatten(0, 1).mT)
+        if mask is not None:
+            scores = (scores.view(batch, config.kv_heads, -1, k.shape[2]) + mask).view_as(scores)
+        return torch.bmm(torch.softmax(scores, -1), v.flatten(0, 1)).view(batch, -1)
 
 
-def normalise(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm without its gain and without the root of the width C, in three operations: x / sqrt(|x|² + C · eps)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.hypot(norm, eps)
+def normalise(x: Tensor, floor: Tensor) -> Tensor:
+    """RMSNorm without its gain and without the root of the width C, in three operations: x / sqrt(|x|² + floor²).
+
+    With a floor of sqrt(C · eps) this is x / sqrt(mean(x²) + eps) / sqrt(C).
+    """
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
 
 def _pack(block: Block) -> Weights:
@@ -86,7 +95,7 @@ def _pack(block: Block) -> Weights:
     ]
     return Weights(
         qkv=_fold(torch.cat((q, k, v)), block.input_layernorm.weight),
-        gain=torch.cat(gains).unflatten(-1, (2, -1)),
+        gain=torch.cat(gains).view(-1, 2, dim // 2),
         output=attention.o_proj.weight.mT.contiguous(),
         gate_up=_fold(
             torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), block.post_attention_layernorm.weight
@@ -97,4 +106,5 @@ def _pack(block: Block) -> Weights:
 
 def _fold(matrix: Tensor, gain: Tensor) -> Tensor:
     """The transpose of a matrix (outputs, inputs) behind a norm with this gain, for one behind `normalise`."""
-    return (matrix * (gain * len(gain) ** 0.5)).mT.contiguous()
+    folded: Tensor = matrix * (gain * len(gain) ** 0.5)
+    return folded.mT.contiguous()

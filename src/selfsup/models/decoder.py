@@ -71,7 +71,8 @@ def _shape(layers: int, width: int, head_dim: int = 64) -> Shape:
 
 # Named by the parameters in the blocks (about 12 · layers · width²); embeddings come on top.
 PRESETS: dict[str, Shape] = {
-    "0.2m": _shape(4, 64, head_dim=32),
+    "0.1m": _shape(2, 64, head_dim=32),
+    "0.4m": _shape(2, 128, head_dim=32),
     "0.8m": _shape(4, 128, head_dim=32),
     "3m": _shape(6, 192),
     "5m": _shape(6, 256),
@@ -221,7 +222,7 @@ class Attention(nn.Module):
         q, k, v = project(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         q = rotate_heads(q, self.q_norm.weight, context.cos, context.sin, self.q_norm.eps)
         k = rotate_heads(k, self.k_norm.weight, context.cos, context.sin, self.k_norm.eps)
-        v = v.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        v = v.view(*v.shape[:2], self.kv_heads, -1).transpose(1, 2)
         if context.cache is not None:
             k, v = context.cache.extend(layer, k, v)
         causal = context.mask is None and x.shape[1] > 1

@@ -77,7 +77,7 @@ class _RotateHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        x = x.unflatten(-1, (-1, cos.shape[-1]))
+        x = x.view(*x.shape[:2], -1, cos.shape[-1])
         r = None
         if gain is None:
             y = rotate(x, cos, sin).transpose(1, 2).contiguous()
@@ -118,7 +118,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 def _sum_rows(x: Tensor) -> Tensor:
     """The sum over all but the last dimension, as a matrix product, which is faster and accumulates in fp32."""
     rows = x.flatten(0, -2)
-    return (rows.new_ones(1, len(rows)) @ rows).squeeze(0)
+    return torch.mm(rows.new_ones(1, len(rows)), rows).squeeze(0)
 
 
 def rotary_tables(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
 ADAMW_LR = 0.01
 SAMPLE_TOKENS = 150
-STEPS = 1500  # updates worth making before a step is made larger
+TOKENS_PER_STEP = (
+    1024,
+    4096,
+)  # below, a step's overhead outweighs its work; above, further steps are worth more
+STEPS = (
+    500,
+    1500,
+)  # updates worth making before a step grows from the smaller of these, and beyond the larger
+MOST_TOKENS_PER_STEP = 524288
+WINDOWS_PER_STEP = 16  # at least
 TOKENS_PER_PARAMETER = 8
 
 
@@ -135,9 +144,9 @@ class CausalLMRecipe(Recipe):
         self._settle_shape()
         blocks = self._block_parameters()
         window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
-        settings.settle("data.window", power_of_two(min(window, tokens // 16)), "size and data")
-        seen = effort.tokens(blocks, tokens)
-        per_step = min(max(seen / STEPS, 4096), 524288)
+        per_step = _tokens_per_step(effort.tokens(blocks, tokens))
+        window = min(window, tokens // 16, int(per_step / WINDOWS_PER_STEP))
+        settings.settle("data.window", power_of_two(window), "size and data")
         self._records()
         most = min(per_step / settings["data.window"], len(self.train))
         settings.settle("train.batch", power_of_two(most), "size and data")
@@ -350,6 +359,12 @@ def _fitting_preset(effort: Effort, tokens: int) -> str:
     """The preset whose parameters suit what is spent: about a tenth of the tokens seen (Hoffmann et al. 2022)."""
     wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
     return min(PRESETS, key=lambda name: abs(math.log(_blocks(name) / wanted)))
+
+
+def _tokens_per_step(seen: float) -> float:
+    """Of a run that will see so many tokens: more where there are many, after enough updates have been made."""
+    (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
+    return min(max(seen / many, min(max(seen / few, smallest), usual)), MOST_TOKENS_PER_STEP)
 
 
 def _blocks(preset: str) -> float:
