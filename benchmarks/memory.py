@@ -24,7 +24,7 @@ def train(text: Path, directory: Path) -> Figures:
         "train", "causal-lm", "--data", str(text), "--tokenizer", "words", "--steps", "6", "--json",
         "--out", str(directory / "run"), "model.layers=6", "model.width=384", "model.heads=6", "model.tied=true",
         f"data.window={WINDOW}", f"train.batch={BATCH}", f"data.vocabulary={VOCABULARY}", "optim.matrices=adamw",
-        "evaluate.final_records=4", "evaluate.records=4",
+        "evaluate.final_records=4", "evaluate.every=1000", "checkpoint.every=1000",
     )  # fmt: skip
 
 

@@ -41,16 +41,18 @@ def with_gradients(loss, hidden: Tensor, weight: Tensor, targets: Tensor, factor
     width=st.integers(1, 6),
     vocabulary=st.integers(1, 12),
     chunk=st.integers(1, 200),
+    block=st.integers(1, 200),
     ignored=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 1000),
 )
 def test_equals_the_plain_loss_for_any_sizes_and_chunks(
-    n: int, width: int, vocabulary: int, chunk: int, ignored: float, seed: int
+    n: int, width: int, vocabulary: int, chunk: int, block: int, ignored: float, seed: int
 ) -> None:
     inputs = example(n, width, vocabulary, torch.double, seed, ignored)
     expected = with_gradients(plain, *inputs, factor=0.37)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(losses, "BLOCK_ELEMENTS", block)
         found = with_gradients(linear_cross_entropy, *inputs, factor=0.37)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -64,6 +66,13 @@ def test_chunk_borders(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
         with_gradients(linear_cross_entropy, *inputs), with_gradients(plain, *inputs), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_logits_far_apart_cost_what_they_should() -> None:
+    """−log p is right where p itself is too small for a number."""
+    hidden, weight = torch.tensor([[1.0], [1.0]]), torch.tensor([[500.0], [-500.0], [0.0]])
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([1, 0]))
+    torch.testing.assert_close(loss, torch.tensor(1000.0))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

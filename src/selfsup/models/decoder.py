@@ -298,13 +298,13 @@ class Decoder(nn.Module):
 
         `documents` (B, T) numbers the document of each position: a position sees itself and the earlier ones
         of its own document; None means one document per row. With a `cache`, tokens continue what it holds
-        (and `documents` must be None). Under autocast the result is fp32.
+        (and `documents` must be None). Under autocast the result has the narrow dtype.
         """
         context = self._context(tokens, documents, cache)
         x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
             x = block(x, number, context)
-        return self.model.norm(x, x.dtype)  # type: ignore[no-any-return]
+        return self.model.norm(x, context.dtype)  # type: ignore[no-any-return]
 
     def _context(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> Context:
         if documents is not None and cache is not None:

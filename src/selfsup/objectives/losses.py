@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in fp32, which stays near the processor's caches
+BLOCK_ELEMENTS = 1 << 26  # logits' gradient of one block: 128 MiB in bf16
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -28,9 +29,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Chunk by chunk: logits, loss, and at once the gradient of both inputs, so that nothing is kept or redone.
+    """Block by block: loss, and at once the gradient of both inputs, so that nothing is kept or redone.
 
-    With p = softmax(logits): d loss / d logits = p − onehot(target).
+    With p = softmax(logits): d loss / d logits = p − onehot(target). A block of that gradient is as large as its
+    memory allows, for each costs a pass over the gradient of `weight`; within it, logits stay near the caches.
     """
 
     @staticmethod
@@ -39,26 +41,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_hidden, needs_weight, _ = context.needs_input_grad  # type: ignore[attr-defined]
         cast = weight.to(hidden.dtype)
-        rows = max(1, CHUNK_ELEMENTS // len(weight))
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
         weight_grad = torch.zeros_like(weight) if needs_weight else None
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        counts = (targets != IGNORE).to(total.dtype)[:, None]
-        targets = targets.clamp(min=0)[:, None]
+        rows = max(1, BLOCK_ELEMENTS // len(weight))
+        block = (
+            hidden.new_empty(min(rows, len(hidden)), len(weight)) if needs_hidden or needs_weight else None
+        )
         for start in range(0, len(hidden), rows):
-            chunk = slice(start, start + rows)
-            logits = (hidden[chunk] @ cast.T).to(total.dtype)
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += ((normaliser - logits.gather(1, targets[chunk])) * counts[chunk]).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            slope = logits.sub_(normaliser).exp_()
-            slope.scatter_add_(1, targets[chunk], torch.full_like(normaliser, -1.0))
-            slope = slope.mul_(counts[chunk]).to(hidden.dtype)
-            if hidden_grad is not None:
-                torch.mm(slope, cast, out=hidden_grad[chunk])
-            if weight_grad is not None:
-                weight_grad += slope.T @ hidden[chunk]
+            part = slice(start, start + rows)
+            slope = None if block is None else block[: len(hidden[part])]
+            total += _losses(hidden[part], cast, targets[part], slope, total.dtype)
+            if slope is not None and hidden_grad is not None:
+                torch.mm(slope, cast, out=hidden_grad[part])
+            if slope is not None and weight_grad is not None:
+                weight_grad += slope.T @ hidden[part]
         context.hidden_grad, context.weight_grad = hidden_grad, weight_grad  # type: ignore[attr-defined]
         return total
 
@@ -74,6 +71,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if weight_grad is None else weight_grad * scale,
             None,
         )
+
+
+def _losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, slope: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The sum of the losses in `dtype`; the gradient of the logits is written into `slope` (n, vocabulary)."""
+    total = torch.zeros((), dtype=dtype, device=hidden.device)
+    rows = max(1, CHUNK_ELEMENTS // len(weight))
+    for start in range(0, len(hidden), rows):
+        part = slice(start, start + rows)
+        logits, wanted = hidden[part] @ weight.T, targets[part, None]
+        ignored = wanted == IGNORE
+        wanted = wanted.masked_fill(ignored, 0)
+        p = torch.softmax(logits, 1, dtype=dtype)
+        # The likeliest token's p is exp(largest − log Σ exp logits), which cannot underflow.
+        normaliser = logits.amax(1, keepdim=True).to(dtype) - p.amax(1, keepdim=True).log()
+        losses = normaliser - logits.gather(1, wanted).to(dtype)
+        total += losses.masked_fill_(ignored, 0).sum()
+        if slope is not None:
+            p.scatter_add_(1, wanted, torch.full_like(losses, -1.0))
+            slope[part] = p
+            slope[part].masked_fill_(ignored, 0)
+    return total
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
