@@ -3,8 +3,8 @@
 A curve moves when the arithmetic of training changes: the order of the records, the initial weights, the model, the
 loss, the optimizers, the schedule. Such a change may be right, and is then written with the new curve.
 
-Tolerance: kernels add fp32 numbers up in another order on another processor, and so does the iteration of Muon. On one machine
-the curve is the same to the last bit; with other instruction sets (AVX2, none) a loss moved by 4e-5 of itself and a
+Tolerance: kernels add fp32 numbers up in another order on another processor. On one machine the curve is the same to
+the last bit; with other instruction sets (AVX2, none) a loss moved by 4e-5 of itself and a
 gradient norm by 3e-4. The tolerances are ten times that and more. A learning rate that is 2 % off moves a loss by 3e-3,
 another seed by 7e-2.
 """

@@ -75,7 +75,8 @@ PARITY_POSITIONS = 64
 def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> float | None:
     """max |Δ logits| in fp32 between stock `transformers` on a directory and `decoder`, for tokens (B, T).
 
-    Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where transformers is not installed.
+    Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where
+    transformers is not installed.
     """
     try:
         import transformers

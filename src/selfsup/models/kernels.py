@@ -111,7 +111,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x²) + eps) over the last dimension, which is kept; fp32 or wider."""
     with torch.autocast(x.device.type, enabled=False):  # which would copy x to fp32 first
         wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
