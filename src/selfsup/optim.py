@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -200,13 +201,15 @@ class Optimizer:
         for parameter in self.names:
             parameter.grad = None
 
-    def clip(self, largest: float) -> Tensor:
+    def clip(self, largest: float) -> float:
         """Scale the gradients so that their joint norm is at most `largest`; the norm before is returned.
 
         Where it is no number, the gradients stay as they are, so that the one to blame can be found.
         """
-        norm = nn.utils.get_total_norm(p.grad for p in self.names if p.grad is not None)
-        nn.utils.clip_grads_with_norm_(self.names, largest, norm.nan_to_num(posinf=0.0))
+        gradients = [parameter.grad for parameter in self.names if parameter.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
+        if largest < norm < math.inf:
+            torch._foreach_mul_(gradients, largest / norm)
         return norm
 
     def state(self) -> dict[str, Tensor]:

@@ -163,9 +163,9 @@ class Trainer:
         start = time.perf_counter()
         figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
         norm = self.optimizer.clip(self.settings["optim.clip"])
-        loss, norm_value = float(figures["loss"]), float(norm)
+        loss = float(figures["loss"])
         multiplier = self.schedule.multiplier(self.step)
-        if math.isfinite(loss) and math.isfinite(norm_value):
+        if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(multiplier)
             self.objective.after_step(self.step, self._steps_expected())
             self.skipped_in_a_row = 0
@@ -173,7 +173,7 @@ class Trainer:
             self._skip(figures, loss)
         self.step += 1
         self.pace = [*self.pace[-20:], time.perf_counter() - start]
-        self._log(figures, norm_value, multiplier)
+        self._log(figures, norm, multiplier)
 
     def _steps_expected(self) -> int:
         """The length of the run as it was known at this step, be it made for the first time or again."""

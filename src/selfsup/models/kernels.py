@@ -36,8 +36,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         r = _inverse_rms(x, eps)
-        with torch.autocast(x.device.type, enabled=False):
-            normal = (x * r.to(x.dtype)).to(dtype)
+        normal = (x * r.to(x.dtype)).to(dtype)
         ctx.save_for_backward(normal, weight, r)
         ctx.dtype = x.dtype
         return normal * weight.to(dtype)
