@@ -25,7 +25,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix src tests
 
 bench: $(DEV)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks all
 
 clean:
 	rm -rf $(VENV) build

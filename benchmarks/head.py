@@ -15,8 +15,7 @@ from selfsup.objectives.losses import linear_cross_entropy
 SHAPES = [
     (67, 128, 4096),
     (1024, 256, 4096),
-    (8192, 384, 4096),
-    (50304, 384, 2048),
+    (8192, 384, 1024),
 ]  # vocabulary, width, tokens
 ROUNDS = 5
 
