@@ -34,9 +34,7 @@ DEFAULT_BUDGET = 120.0
 UTILISATION = 0.2  # share of the matrix rate that a step is expected to reach, until it is measured
 FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
 LOOKS_SHARE = 0.025  # of a run's time, for looks at the validation part on the way
-FINAL_SHARE = (
-    0.1  # of a run's time, at most, for the last look, which is at the whole part where that suffices
-)
+FINAL_SHARE = 0.1  # of a run's time, at most, for the last look, at the whole part where that suffices
 EVALUATION_SHARE = LOOKS_SHARE + FINAL_SHARE / 4  # of a run's time, expected
 LOOKS = 10
 SECONDS_PER_LOOK = 10.0  # of a budget, at least
@@ -282,9 +280,7 @@ def _settle_intervals(settings: Settings, recipe: Recipe, steps: int) -> None:
     if recipe.validation is None:
         return
     available = len(recipe.validation)
-    whole = (
-        steps * settings["train.batch"] / FORWARD_SHARE
-    )  # records that could be looked at in the run's time
+    whole = steps * settings["train.batch"] / FORWARD_SHARE  # records to look at in all of the run's time
     looks = max(1, steps // settings["evaluate.every"])
     origin = "held-out part and time"
     settings.settle("evaluate.final_records", _at_most(FINAL_SHARE * whole, available), origin)

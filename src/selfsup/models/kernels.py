@@ -1,8 +1,8 @@
 """The operations between the matrix products, each with its gradient written out.
 
 A step's matrix products run near the machine's rate; what is left of it is passes over activations. Composed by
-autograd, these operations make two to three times the passes below (docs/LOG.md has the measurements), for it saves
-and differentiates every intermediate result by itself.
+autograd, these operations make more passes than below (docs/LOG.md has the measurements), for it saves and
+differentiates every intermediate result by itself.
 """
 
 from __future__ import annotations

@@ -35,14 +35,10 @@ if TYPE_CHECKING:
 SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
 ADAMW_LR = 0.01
 SAMPLE_TOKENS = 150
-TOKENS_PER_STEP = (
-    1024,
-    4096,
-)  # below, a step's overhead outweighs its work; above, further steps are worth more
-STEPS = (
-    500,
-    1500,
-)  # updates worth making before a step grows from the smaller of these, and beyond the larger
+# Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
+# once 1,500 do.
+TOKENS_PER_STEP = (1024, 4096)
+STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
 TOKENS_PER_PARAMETER = 8
