@@ -48,7 +48,7 @@ def uniform(
     state = mix(mix(base ^ epochs.astype(np.uint64)) ^ records.astype(np.uint64))
     steps = GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
     bits = mix(state[:, None] + steps)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Passages:
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
         """Records by index (B,): `tokens`, int64 (B, T)."""
         runs = self._runs[np.minimum(indices.astype(np.int64) * self.content, self._last)]
-        start, end, pad = self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad
+        start, end, pad = self.tokenizer.start, self.tokenizer.end, int(self.tokenizer.pad or 0)
         framed = np.empty((len(runs), self.window), np.int64)
         framed[:, 1:-1] = runs
         framed[:, 0] = np.where(runs[:, 0] == start, pad, start)

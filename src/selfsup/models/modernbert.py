@@ -19,9 +19,10 @@ from selfsup.models.huggingface import (
     read_weights,
     write_directory,
 )
-from selfsup.models.packing import Pooling
+from selfsup.models.packing import POOLINGS, Pooling
 
 PREFIX = "model."  # of the encoder's names where a head stands beside it
+ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
 FEATURES = "features.json"
 # What other ModernBERTs may have and the encoder here has not.
 PLAIN = {
@@ -102,22 +103,23 @@ def read_encoder(directory: Path) -> SavedEncoder:
     config = _from_modernbert(read_json(directory / "config.json"), directory)
     weights = read_weights(directory)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
-    encoder = {
-        n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix or tuple(ENCODER))
-    }
-    head = {
-        ("bias" if n == "decoder.bias" else n): w
-        for n, w in weights.items()
-        if n.startswith(("head.", "decoder."))
-    }
+    encoder = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix or ENCODER)}
+    head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
+    if "decoder.bias" in head:
+        head["bias"] = head.pop("decoder.bias")
     if config.tied:
         head.pop("decoder.weight", None)  # some writers store the shared matrix twice
-    features = directory / FEATURES
-    pooling = read_json(features)["pooling"] if features.exists() else "mean"
-    return SavedEncoder(directory, config, encoder, head, Features(pooling))
+    return SavedEncoder(directory, config, encoder, head, read_features(directory))
 
 
-ENCODER = ("embeddings.", "layers.", "final_norm.")
+def read_features(directory: Path) -> Features:
+    """The feature definition of a directory; the mean over a text where it has none."""
+    if not (directory / FEATURES).exists():
+        return Features()
+    pooling = read_json(directory / FEATURES).get("pooling")
+    if pooling not in POOLINGS:
+        raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
+    return Features(pooling)
 
 
 @torch.inference_mode()

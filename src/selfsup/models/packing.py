@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from selfsup.models.encoder import TextEncoder
 
 Pooling = Literal["mean", "cls"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ def embed(encoder: TextEncoder, tokens: Tensor, lengths: Tensor, pooling: Poolin
     rows = lay(lengths)
     laid = tokens.new_zeros(rows.documents.shape)
     laid.view(-1)[rows.places] = tokens
-    hidden = encoder(laid, None if len(lengths) == len(laid) == 1 else rows.documents).flatten(0, 1)
+    hidden: Tensor = encoder(laid, None if len(lengths) == 1 else rows.documents).flatten(0, 1)
     if pooling == "cls":
         return hidden.index_select(0, rows.first).float()
     texts = torch.arange(len(lengths), device=tokens.device)[:, None]
-    share = (rows.documents.view(1, -1) == texts) / lengths[:, None]
     with torch.autocast(hidden.device.type, enabled=False):
+        share: Tensor = (rows.documents.view(1, -1) == texts) / lengths[:, None]
         return share @ hidden.to(share.dtype)

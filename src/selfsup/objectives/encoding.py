@@ -66,7 +66,7 @@ class EncoderRecipe(LanguageRecipe):
             found, given = getattr(config, name), self.settings[f"model.{name}"]
             if given not in (None, found):
                 raise UserError(
-                    f"{self.settings['model.init']} has {name} {found}, so model.{name} cannot be {given}; leave it out."
+                    f"{self.settings['model.init']} has {name} {found}, so model.{name} is not {given}; leave it out."
                 )
             self.settings.settle(f"model.{name}", found, "init")
 
@@ -87,7 +87,7 @@ class EncoderRecipe(LanguageRecipe):
         if self.origin is None:
             return
         model.model.load_state_dict(self.origin.encoder().state_dict())
-        kept, fresh = self._heads(model)
+        kept, _ = self._heads(model)
         model.load_state_dict(kept, strict=False)
 
     def _heads(self, model: MaskedLanguageModel) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -65,7 +65,7 @@ class Masking:
         np.put_along_axis(hidden, order, chosen, 1)
         how = draws[:, 1]
         random = self.ordinary[(draws[:, 2] * len(self.ordinary)).astype(np.int64)]
-        shown[hidden & (how < SHOWN_AS_MASK)] = self.tokenizer.mask
+        shown[hidden & (how < SHOWN_AS_MASK)] = int(self.tokenizer.mask or 0)
         swapped = hidden & (how >= SHOWN_AS_MASK) & (how < SHOWN_AS_MASK + SHOWN_AS_RANDOM)
         shown[swapped] = random[swapped]
         return shown, order, targets
@@ -159,7 +159,8 @@ class MaskedLM(Objective):
 
 def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
     """Which document each position of tokens (B, T) belongs to: how many start tokens have come; −1 on padding."""
-    return (tokens == tokenizer.start).cumsum(1).masked_fill(tokens == tokenizer.pad, -1)
+    opened: Tensor = (tokens == tokenizer.start).cumsum(1)
+    return torch.where(tokens == tokenizer.pad, -1, opened)
 
 
 class MaskedLMRecipe(EncoderRecipe):
@@ -186,7 +187,7 @@ class MaskedLMRecipe(EncoderRecipe):
 
     def flops_per_record(self) -> float:
         config, window = self.encoder_config(), self.settings["data.window"]
-        return flops_per_token(config, window, self.settings["masked_lm.rate"]) * window
+        return float(flops_per_token(config, window, self.settings["masked_lm.rate"]) * window)
 
     @property
     def chance(self) -> float:
@@ -215,7 +216,7 @@ class MaskedLMRecipe(EncoderRecipe):
         return "".join(pieces)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
-        """The encoder with its head and tokenizer as a Hugging Face directory, with a card that says how exact it is."""
+        """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
         self.save_encoder(cast(MaskedLM, objective).model, Features(), directory, summary, HOW)
 
 
