@@ -222,9 +222,9 @@ def inspect_causal_lm(
     from selfsup.data.records import Batch
     from selfsup.data.text import Windows
     from selfsup.objectives.causal_lm import CausalLM
-    from selfsup.run import load
+    from selfsup.run import load_decoder
 
-    model = None if run is None else load(run)
+    model = None if run is None else load_decoder(run)
     source, stream, cut = _stream(text, data, model.tokenizer if model else tokenizer, run)
     most = model.decoder.config.window if model else WINDOW
     if model and window is not None and window > most:

@@ -24,7 +24,7 @@ from selfsup.machine import find_device
 from selfsup.objectives import find_recipe
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.losses import IGNORE
-from selfsup.run import Run, load
+from selfsup.run import Run, load_decoder
 
 TOKENS = 8192  # predicted at once
 FEWEST_BLOCKS = 32  # that an interval is taken from
@@ -53,7 +53,7 @@ def open_subject(request: Request) -> tuple[LanguageModel, Text]:
     Raises:
         UserError: no such model or data; no data is given and the model has none of its own, or it has changed.
     """
-    model = load(request.model)
+    model = load_decoder(request.model)
     if request.data is None:
         return model, _held_out(request)
     source = open_text(request.data, request.column)
