@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ RESAMPLES = 1000
 CONFIDENCE = 95  # percent
 
 Progress = Callable[[int, int | None], None]
+Features = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
+Drawn = npt.NDArray[np.int64]  # numbers of the units in a resample
 
 
 @dataclass(frozen=True)
@@ -79,23 +84,36 @@ class Score:
         )
 
 
-def ratio_interval(
-    numerators: npt.NDArray[np.float64], denominators: npt.NDArray[np.float64], seed: int
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of Σ numerators / Σ denominators (Efron 1979), over units drawn together.
+def bootstrap(units: int, statistic: Callable[[Drawn], float], seed: int) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic (Efron 1979), a pure function of it and the seed.
+
+    Args:
+        units: how many things are drawn from, such as records.
+        statistic: its value for units drawn with replacement, given by their numbers (units,); NaN where such a
+            sample says nothing.
+    """
+    random = np.random.default_rng(derive(seed, "bootstrap"))
+    values = [statistic(random.integers(units, size=units)) for _ in range(RESAMPLES)]
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def ratio_interval(numerators: Floats, denominators: Floats, seed: int) -> tuple[float, float]:
+    """The bootstrap interval of Σ numerators / Σ denominators, over units drawn together.
 
     Args:
         numerators, denominators: (units,) the two sums of each unit, such as a window.
-        seed: the interval is a pure function of the sums and of this.
     """
-    random = np.random.default_rng(derive(seed, "bootstrap"))
-    units = len(numerators)
-    ratios = []
-    for _ in range(RESAMPLES):
-        drawn = random.integers(units, size=units)
+
+    def ratio(drawn: Drawn) -> float:
         total = denominators[drawn].sum()
-        if total > 0:  # a resample of a few units may hold nothing to divide by, and then says nothing
-            ratios.append(numerators[drawn].sum() / total)
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return float(low), float(high)
+        # A resample of a few units may hold nothing to divide by.
+        return float(numerators[drawn].sum() / total) if total > 0 else math.nan
+
+    return bootstrap(len(numerators), ratio, seed)
+
+
+def mean_interval(values: Floats, seed: int) -> tuple[float, float]:
+    """The bootstrap interval of a mean over units (n,)."""
+    return ratio_interval(values, np.ones(len(values)), seed)
