@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from selfsup.evaluation.base import Features, Floats
+from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
+from selfsup.evaluation.features import open_pairs
 from selfsup.evaluation.geometry import normalised
 
 POSITIVE = 0.8  # of the highest score
@@ -38,3 +39,22 @@ def unrelated(first: Features, second: Features) -> float:
     # E ‖x − y‖² = E ‖x‖² + E ‖y‖² − 2 E x · E y
     x, y = (normalised(side).double().numpy() for side in (first, second))
     return float(np.square(x).sum(1).mean() + np.square(y).sum(1).mean() - 2 * x.mean(0) @ y.mean(0))
+
+
+def measure(request: Request) -> Score:
+    """Alignment of the positive pairs of a request's data."""
+    pairs = open_pairs(request)
+    threshold = POSITIVE * pairs.scores.max()
+    positive = pairs.scores >= threshold
+    distances = squared_distances(pairs.first[positive], pairs.second[positive])
+    return Score(
+        protocol="alignment",
+        value=float(distances.mean()),
+        unit="(lower is closer)",
+        n=len(distances),
+        interval=mean_interval(distances, request.seed),
+        chance=unrelated(pairs.first, pairs.second),
+        seed=request.seed,
+        data=pairs.name,
+        details={"pairs": len(pairs.scores), "threshold": threshold},
+    )

@@ -14,9 +14,13 @@ resamples records; see `selfsup.evaluation.spectrum`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from selfsup.evaluation.base import Features, Floats
+from selfsup.errors import UserError
+from selfsup.evaluation.base import Features, Floats, Request, Score
+from selfsup.evaluation.features import embed, read_texts
 from selfsup.evaluation.spectrum import Spectrum
 
 FIRST, LAST = 6, 50  # ranks that the line goes through
@@ -34,8 +38,36 @@ def slope(values: Floats) -> float:
     """α of eigenvalues (d,), largest first."""
     positive = values[values > NOTHING * values[0]][FIRST - 1 : LAST]
     if len(positive) < 2:
-        return float("nan")
+        return math.nan
     ranks = np.arange(FIRST, FIRST + len(positive))
     x, y, weights = np.log(ranks), -np.log(positive), 1.0 / ranks
     x = x - np.average(x, weights=weights)
     return float((weights * x * y).sum() / (weights * x * x).sum())
+
+
+def measure(request: Request) -> Score:
+    """α of the features of a request's data.
+
+    Raises:
+        UserError: the features have too few directions, or too few records show them.
+    """
+    texts, name = read_texts(request)
+    features = embed(request, texts)
+    spectrum = Spectrum.of(features, centred=True)
+    value = slope(spectrum.values)
+    if math.isnan(value):
+        raise UserError(
+            f"{len(features)} records of {name} have features along less than {FIRST + 1} directions, and alpha-req "
+            f"is fitted from the {FIRST}th on; give more records, or use --protocol rankme."
+        )
+    return Score(
+        protocol="alpha-req",
+        value=value,
+        unit="(exponent of the spectrum)",
+        n=len(features),
+        interval=spectrum.interval(features, slope, request.seed),
+        chance=None,
+        seed=request.seed,
+        data=name,
+        details={"ranks": [FIRST, min(LAST, *features.shape)], "width": features.shape[1]},
+    )

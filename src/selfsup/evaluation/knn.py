@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import torch
 
-from selfsup.evaluation.base import Features, Labels
+from selfsup.evaluation.base import Features, Labels, Request, Score
+from selfsup.evaluation.features import accuracy, open_split
 from selfsup.evaluation.geometry import normalised, similarities
 
 
@@ -33,3 +34,17 @@ def knn(bank: Features, labels: Labels, test: Features, neighbours: int, tempera
         votes = torch.zeros(len(block), count).scatter_add_(1, classes[which], weights)
         answers.append(votes.argmax(1))
     return torch.cat(answers).numpy()
+
+
+def knn_20(request: Request) -> Score:
+    return _measure("knn-20", request, neighbours=20, temperature=0.07)
+
+
+def knn_200(request: Request) -> Score:
+    return _measure("knn-200", request, neighbours=200, temperature=0.1)
+
+
+def _measure(protocol: str, request: Request, neighbours: int, temperature: float) -> Score:
+    split = open_split(request)
+    answers = knn(split.bank, split.bank_labels, split.test, neighbours, temperature)
+    return accuracy(protocol, request, split, answers, {})

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfsup.evaluation.base import Features, Floats, Labels
+from selfsup.evaluation.base import Features, Floats, Labels, Request, Score
+from selfsup.evaluation.features import Split, accuracy, open_split
 from selfsup.seeding import derive
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))  # C
@@ -102,3 +103,15 @@ def _path(features: Features, labels: Labels, strengths: tuple[float, ...]) -> l
             LinearClassifier(mean, deviation, weight.copy(), bias.copy(), model.classes_.copy(), strength)
         )
     return path
+
+
+def measure(request: Request) -> Score:
+    """Accuracy of the classifier on the test part of a request's data."""
+    return score(request, open_split(request))
+
+
+def score(request: Request, split: Split) -> Score:
+    """Accuracy of the classifier of a bank on its test part."""
+    classifier = linear(split.bank, split.bank_labels, request.seed)
+    answers = classifier.predict(split.test)
+    return accuracy("linear", request, split, answers, {"C": classifier.strength})

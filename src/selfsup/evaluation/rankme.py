@@ -13,9 +13,13 @@ Each distinct text counts once. The interval resamples records; see `selfsup.eva
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from selfsup.evaluation.base import Features, Floats
+from selfsup.errors import UserError
+from selfsup.evaluation.base import Features, Floats, Request, Score
+from selfsup.evaluation.features import embed, read_texts
 from selfsup.evaluation.spectrum import Spectrum
 
 
@@ -28,6 +32,27 @@ def effective_rank(values: Floats) -> float:
     """exp of the entropy of the normalised singular values, whose squares are the eigenvalues (d,)."""
     singular = np.sqrt(values[values > 0])
     if not len(singular):
-        return float("nan")
+        return math.nan
     shares = singular / singular.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def measure(request: Request) -> Score:
+    """RankMe of the features of a request's data."""
+    texts, name = read_texts(request)
+    features = embed(request, texts)
+    spectrum = Spectrum.of(features, centred=False)
+    value = effective_rank(spectrum.values)
+    if math.isnan(value):
+        raise UserError(f"{request.directory} gives features of zeros, which have no rank; train it first.")
+    return Score(
+        protocol="rankme",
+        value=value,
+        unit=f"of {min(features.shape):,} directions",
+        n=len(features),
+        interval=spectrum.interval(features, effective_rank, request.seed),
+        chance=1.0,
+        seed=request.seed,
+        data=name,
+        details={"width": features.shape[1]},
+    )

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfsup.evaluation.base import Features, Floats
+from selfsup.evaluation.base import Features, Floats, Request, Score, bootstrap
+from selfsup.evaluation.features import open_pairs
 from selfsup.evaluation.geometry import normalised
 
 
@@ -38,3 +39,22 @@ def spearman(x: Floats, y: Floats) -> float:
     from scipy.stats import rankdata
 
     return pearson(rankdata(x), rankdata(y))
+
+
+def measure(request: Request) -> Score:
+    """Spearman's correlation of a request's data."""
+    pairs = open_pairs(request)
+    cosine = cosines(pairs.first, pairs.second)
+    return Score(
+        protocol="sts",
+        value=100 * spearman(cosine, pairs.scores),
+        unit="% Spearman",
+        n=len(cosine),
+        interval=bootstrap(
+            len(cosine), lambda drawn: 100 * spearman(cosine[drawn], pairs.scores[drawn]), request.seed
+        ),
+        chance=0.0,
+        seed=request.seed,
+        data=pairs.name,
+        details={"pearson": 100 * pearson(cosine, pairs.scores)},
+    )

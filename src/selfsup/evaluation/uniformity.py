@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.evaluation.base import Features, Floats, mean_interval
+from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
+from selfsup.evaluation.features import embed, read_texts
 from selfsup.evaluation.geometry import normalised, similarities
 
 SHARPNESS = 2.0  # t
@@ -58,3 +59,21 @@ def ideal(width: int) -> float:
 
     concentration = 2 * SHARPNESS
     return float(np.log(hyp0f1(width / 2, concentration**2 / 4))) - concentration
+
+
+def measure(request: Request) -> Score:
+    """Uniformity of the features of a request's data."""
+    texts, name = read_texts(request)
+    features = embed(request, texts)
+    means = kernel_means(features)
+    return Score(
+        protocol="uniformity",
+        value=math.log(means.mean()),
+        unit="(lower is more even)",
+        n=len(features),
+        interval=interval(means, request.seed),
+        chance=0.0,
+        seed=request.seed,
+        data=name,
+        details={"ideal": ideal(features.shape[1]), "width": features.shape[1]},
+    )
