@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from selfsup.config import nearest
+from selfsup.config import Settings, nearest, read_yaml
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
+from selfsup.run import Run
 
 if TYPE_CHECKING:
     from selfsup.data.tokenizers import TextTokenizer
 
 __all__ = ["INSPECTORS", "Inspection", "inspect"]
 
-INSPECTORS = {"causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm"}
+INSPECTORS = {
+    "causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm",
+    "masked-lm": "selfsup.inspection.masked_lm:inspect_masked_lm",
+}
 
 
 def inspect(
@@ -27,6 +31,7 @@ def inspect(
     tokenizer: str | Path | TextTokenizer = "bpe",
     run: str | Path | None = None,
     window: int | None = None,
+    **settings: Any,
 ) -> Inspection:
     """Show what an objective makes of a text or of the beginning of a training part.
 
@@ -38,6 +43,7 @@ def inspect(
         tokenizer: as in a training; one that is trained, is trained on this text or data.
         run: a run or model directory, whose tokenizer is used and whose loss is told for each target.
         window: positions to look at, at most; by default those of the run, or 256.
+        settings: of a training, by their keys, such as `masked_lm={"unit": "word"}`; by default the run's.
 
     Raises:
         UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
@@ -52,4 +58,10 @@ def inspect(
         raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
     module, _, name = INSPECTORS[objective].partition(":")
     look: Callable[[Request], Inspection] = getattr(import_module(module), name)
-    return look(Request(text, data, tokenizer, run, window))
+    layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
+    if run is not None and Run(run).exists:
+        file = Run(run).config_file
+        layers.insert(0, (str(file), read_yaml(file)))
+    if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
+        tokenizer = Run(tokenizer).model_directory
+    return look(Request(text, data, tokenizer, run, window, Settings(*layers)))

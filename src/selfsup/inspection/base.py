@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from selfsup.config import Settings
     from selfsup.data.tokenizers import TextTokenizer
 
 
@@ -23,6 +24,7 @@ class Request:
     tokenizer: str | Path | TextTokenizer
     run: str | Path | None
     window: int | None
+    settings: Settings
 
 
 @dataclass(frozen=True)

@@ -5,31 +5,37 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+import numpy as np
+import torch
 from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
-from selfsup.errors import UserError
+from selfsup.data.records import Batch
+from selfsup.data.text import Windows
+from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.inspection.base import Part, Request
 from selfsup.inspection.window import (
     BAR,
     END,
-    SAMPLE,
     START,
-    WINDOW,
     WindowInspection,
     chip,
     colour,
+    fitting_window,
     loss_bar,
     newest,
+    open_for,
+    open_training_part,
     visible,
 )
-
-if TYPE_CHECKING:
-    from selfsup.data.tokenizers import Ids, TextTokenizer
-    from selfsup.objectives.base import Task
+from selfsup.models.decoder import document_mask
+from selfsup.objectives.base import Task
+from selfsup.objectives.causal_lm import CausalLM
+from selfsup.run import load
 
 CONTEXT = 12  # tokens of what is given that a line of the page shows
 
@@ -45,6 +51,12 @@ class CausalLMInspection(WindowInspection):
 
     objective: ClassVar[str] = "causal-lm"
     idea: ClassVar[str] = "every token is predicted from the tokens before it"
+    style: ClassVar[str] = (
+        WindowInspection.style
+        + """\
+.position.sees .input, #readout .input { background: var(--seen); color: var(--on-seen); }
+"""
+    )
 
     targets: list[str]
     losses: list[float] | None = None
@@ -152,24 +164,11 @@ class CausalLMInspection(WindowInspection):
 
 def inspect_causal_lm(request: Request) -> CausalLMInspection:
     """The task comes from the objective itself, so that what is seen here is what is trained."""
-    import numpy as np
-    from torch import nn
-
-    from selfsup.data.records import Batch
-    from selfsup.data.text import Windows
-    from selfsup.objectives.causal_lm import CausalLM
-    from selfsup.run import load
-
-    run, window = request.run, request.window
-    model = None if run is None else load(run)
+    model = None if request.run is None else load(request.run)
     source, stream, cut = _stream(request, model.tokenizer if model else request.tokenizer)
-    most = model.decoder.config.window if model else WINDOW
-    if model and window is not None and window > most:
-        raise UserError(
-            f"{run} was trained on windows of {most} tokens; ask for a window of at most {most}, not {window}."
-        )
+    window = fitting_window(request, model.decoder.config.window if model else None)
     length = len(stream) - 1
-    windows = Windows(stream, min(window or most, length), cut.end)
+    windows = Windows(stream, min(window, length), cut.end)
     first = np.zeros(1, np.int64)
     objective = CausalLM(model.decoder if model else nn.Identity(), cut.end).eval()
     task = objective.hide(Batch(windows.read(first), 0, first, first))
@@ -189,34 +188,11 @@ def inspect_causal_lm(request: Request) -> CausalLMInspection:
 
 def _stream(request: Request, tokenizer: str | Path | TextTokenizer) -> tuple[str, Ids, TextTokenizer]:
     """What is looked at: its name, its tokens, the first of which is only given, and the tokenizer."""
-    from selfsup.data.sources import open_text
-    from selfsup.data.text import prepare_text
-
-    if request.text is not None:
-        return _open_window(request.text, tokenizer)
-    if request.data is None and request.run is not None:
-        from selfsup.evaluation.language import open_corpus
-        from selfsup.run import Run
-
-        corpus = open_corpus(Run(request.run))
-        return f"the training part of {request.run}", corpus.train, corpus.tokenizer
-    collection = open_text(SAMPLE if request.data is None else request.data)
-    corpus = prepare_text(collection, tokenizer)
-    return f"the training part of {collection.name}", corpus.train, corpus.tokenizer
-
-
-def _open_window(text: str, tokenizer: str | Path | TextTokenizer) -> tuple[str, Ids, TextTokenizer]:
-    """A text behind its start token; it is not closed, since it may go on."""
-    import numpy as np
-
-    from selfsup.data.tokenizers import open_tokenizer, train_tokenizer
-
-    if not text.strip():
-        raise UserError("The text is empty; give at least one word.")
-    cut = open_tokenizer(tokenizer) or train_tokenizer(tokenizer, [text])  # type: ignore[arg-type]  # a kind
-    ids = cut.encode(text)
-    if not len(ids):
-        raise UserError(f"The tokenizer makes no token of the text {text!r}; give another text or tokenizer.")
+    if request.text is None:
+        source, corpus = open_training_part(request, tokenizer, "decoder")
+        return source, corpus.train, corpus.tokenizer
+    cut = open_for(request.text, tokenizer, "decoder")
+    ids = cut.encode(request.text)  # it is not closed, since it may go on
     return "the text", np.concatenate([np.array([cut.end], cut.dtype), ids]), cut
 
 
@@ -229,10 +205,6 @@ def _names(tokenizer: TextTokenizer, ids: list[int], end: str) -> list[str]:
 
 def _mask(task: Task) -> list[list[int]]:
     """The mask that attention adds to its scores, as 1 where it lets through."""
-    import torch
-
-    from selfsup.models.decoder import document_mask
-
     added = document_mask(task["documents"], torch.float32)[0, 0]
     rows: list[list[int]] = (added == 0).int().tolist()
     return rows

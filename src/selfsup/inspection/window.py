@@ -6,18 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from html import escape
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
 
-from selfsup.inspection.base import Inspection
+from selfsup.data.sources import open_text
+from selfsup.data.text import TextCorpus, prepare_text
+from selfsup.data.tokenizers import Family, TextTokenizer, open_tokenizer, train_tokenizer
+from selfsup.errors import UserError
+from selfsup.evaluation.language import open_corpus
+from selfsup.inspection.base import Inspection, Request
+from selfsup.run import Run
 
 SAMPLE = "sample:shakespeare"
 WINDOW = 256  # tokens, where neither the user nor a run says how many
 
 START, END = "<start>", "<end>"
-MARKERS = (START, END, "[CLS]", "[SEP]", "[MASK]")  # which stand for no text
+MARKERS = (START, END, "[CLS]", "[SEP]", "[MASK]", "[PAD]")  # which stand for no text
 
 SCREEN = 32  # positions whose mask a terminal shows at most
 LABEL = 14  # columns of a token in the margin
@@ -58,7 +65,7 @@ class WindowInspection(Inspection):
 
     def facts(self) -> list[str]:
         """What is known of the window."""
-        count, documents = len(self.inputs), len(set(self.documents))
+        count, documents = len(self.inputs), len({number for number in self.documents if number >= 0})
         of = f" of {self.length:,}" if count < self.length else ""
         several = [f"{documents} documents"] if documents > 1 else []
         return [self.source, f"{count:,}{of} positions", *several]
@@ -85,35 +92,45 @@ class WindowInspection(Inspection):
 
     # -- in a terminal --
 
+    def looked_at(self, width: int) -> list[int]:
+        """The positions whose sight a terminal shows."""
+        return list(range(self.shown(width)))
+
+    def sight(self, t: int, other: int) -> str:
+        """A block of two columns where position t sees another one."""
+        return "██" if self.mask[t][other] else "· "
+
     def who_sees_what(self, width: int) -> Text:
         """Row t has a block for each position that position t sees."""
-        shown = self.shown(width)
-        numbers = (f"{t:<2}" if t < 10 or t % 2 == 0 else "  " for t in range(1, shown + 1))
-        lines = [Text(" " * (LABEL + 4) + "".join(numbers), "dim")]
-        for t in range(shown):
+        positions = self.looked_at(width)
+        digits = len(str(max(10, positions[-1] + 1)))
+        lines = [Text(" " * (LABEL + digits + 2) + _ruler(positions), "dim")]
+        for t in positions:
             line = Text(visible(self.inputs[t]))
             line.truncate(LABEL, overflow="ellipsis")
             line.pad_left(LABEL - line.cell_len)
-            line.append(f" {t + 1:>2} ", "dim")
-            for seen in self.mask[t][:shown]:
-                line.append("██" if seen else "· ", "cyan" if seen else "dim")
+            line.append(f" {t + 1:>{digits}} ", "dim")
+            for other in positions:
+                block = self.sight(t, other)
+                line.append(block, "dim" if block == "· " else "cyan")
             lines.append(line)
         return Text("\n").join(lines)
 
     # -- on a page --
 
-    def column(self, t: int, target: str = "", note: str = "") -> str:
+    def column(self, t: int, target: str = "", note: str = "", role: str = "") -> str:
         """A position to point at: what is shown above what is to be predicted (a chip, or nothing).
 
         Args:
             note: what is said of it when it is pointed at.
+            role: class of what is shown.
         """
         sees = " ".join(f"{start}-{stop}" for start, stop in runs(self.mask[t]))
         opens = " opens" if t and self.documents[t] != self.documents[t - 1] else ""
         said = f' data-note="{escape(note)}"' if note else ""
         return (
             f'<button class="position{opens}" data-position="{t}" data-sees="{sees}"{said}>'
-            f"{chip('input', self.inputs[t])}{target}</button>"
+            f"{chip(f'input {role}'.rstrip(), self.inputs[t])}{target}</button>"
         )
 
     def scale(self) -> str:
@@ -153,7 +170,7 @@ class WindowInspection(Inspection):
         width = margin + side
         size = f'viewBox="0 0 {width} {side}" style="max-width:{min(620, width * 2)}px"'
         return (
-            f'<svg class="mask" {size} role="img" aria-label="rows: positions, columns: what they see">'
+            f'<svg class="sight" {size} role="img" aria-label="rows: positions, columns: what they see">'
             f"{''.join(parts)}</svg>"
         )
 
@@ -175,17 +192,16 @@ class WindowInspection(Inspection):
 .position.opens { border-left: 2px solid var(--line); border-radius: 0 .5rem .5rem 0; padding-left: .5rem; }
 .looking .position:not(.sees) .input { opacity: .3; }
 .looking .position:not(.now) .target { opacity: .3; }
-.position.sees .input { background: var(--seen); color: var(--on-seen); }
 .position.now .target { outline: 2px solid var(--wanted); outline-offset: -2px; }
-.mask .ground { fill: var(--ground); }
-.mask g rect { fill: var(--seen); opacity: .75; }
-.mask g .row { fill: transparent; opacity: 1; }
-.mask .lines { stroke: var(--paper); stroke-width: 1.2; pointer-events: none; }
-.mask text { text-anchor: end; }
-.mask g { cursor: pointer; }
-.looking .mask g:not(.now) rect:not(.row) { opacity: .3; }
-.mask g.now text { fill: var(--ink); font-weight: 700; }
-.mask g.now rect:not(.row) { opacity: 1; }
+.sight .ground { fill: var(--ground); }
+.sight g rect { fill: var(--seen); opacity: .75; }
+.sight g .row { fill: transparent; opacity: 1; }
+.sight .lines { stroke: var(--paper); stroke-width: 1.2; pointer-events: none; }
+.sight text { text-anchor: end; }
+.sight g { cursor: pointer; }
+.looking .sight g:not(.now) rect:not(.row) { opacity: .3; }
+.sight g.now text { fill: var(--ink); font-weight: 700; }
+.sight g.now rect:not(.row) { opacity: 1; }
 ol { list-style: none; margin: .7rem 0 0; padding: 0; max-height: 32rem; overflow: auto;
   border: 1px solid var(--line); border-radius: .6rem; }
 li { display: flex; flex-wrap: wrap; gap: .25rem .6rem; align-items: center; padding: .3rem .6rem; }
@@ -204,7 +220,6 @@ li.now { background: var(--ground); }
 .looking #readout { display: block; }
 #readout div { max-width: 60rem; margin: 0 auto;
   display: flex; flex-wrap: wrap; gap: .25rem .35rem; align-items: center; }
-#readout .input { background: var(--seen); color: var(--on-seen); }
 #readout .target { outline: 2px solid var(--wanted); outline-offset: -2px; font-weight: 600; }
 """
 
@@ -256,6 +271,55 @@ document.addEventListener("click", event => {
 """
 
 
+def fitting_window(request: Request, trained: int | None) -> int:
+    """Positions to look at, at most; `trained` is the window of the run, where there is one.
+
+    Raises:
+        UserError: more are asked for than the run was trained on.
+    """
+    window, most = request.window, trained or WINDOW
+    if window is None:
+        return most
+    if trained is not None and window > trained:
+        raise UserError(
+            f"{request.run} was trained on windows of {most} tokens; ask for a window of at most {most}, not {window}."
+        )
+    return window
+
+
+def open_for(text: str, tokenizer: str | Path | TextTokenizer, family: Family) -> TextTokenizer:
+    """The tokenizer that a text is cut by; one that is trained, is trained on it.
+
+    Raises:
+        UserError: there is no such tokenizer, or nothing in the text to look at.
+    """
+    if not text.strip():
+        raise UserError("The text is empty; give at least one word.")
+    cut = open_tokenizer(tokenizer, family) or train_tokenizer(tokenizer, [text], family=family)  # type: ignore[arg-type]  # a kind
+    if not len(cut.encode(text)):
+        raise UserError(f"The tokenizer makes no token of the text {text!r}; give another text or tokenizer.")
+    return cut
+
+
+def open_training_part(
+    request: Request, tokenizer: str | Path | TextTokenizer, family: Family
+) -> tuple[str, TextCorpus]:
+    """The data of a request, else that of its run, else the bundled text; and its name."""
+    if request.data is None and request.run is not None:
+        return f"the training part of {request.run}", open_corpus(Run(request.run))
+    data = request.settings.config.data
+    collection = open_text(SAMPLE if request.data is None else request.data, data.column, data.failures)
+    corpus = prepare_text(
+        collection,
+        tokenizer,
+        vocabulary=data.vocabulary,
+        validation=data.validation,
+        failures=data.failures,
+        family=family,
+    )
+    return f"the training part of {collection.name}", corpus
+
+
 def visible(token: str) -> str:
     """A token with its spaces as dots."""
     return token.replace(" ", "·")
@@ -264,6 +328,15 @@ def visible(token: str) -> str:
 def colour(share: float) -> str:
     """Of a loss in a terminal, by its share of chance."""
     return ("green", "yellow", "red")[min(2, int(3 * share))]
+
+
+def _ruler(positions: list[int]) -> str:
+    """The numbers of columns two characters wide, where there is room for them."""
+    text = ""
+    for column, t in enumerate(positions):
+        if len(text) <= 2 * column:
+            text = text.ljust(2 * column) + f"{t + 1} "
+    return text
 
 
 def newest(tokens: list[str], room: int) -> str:
