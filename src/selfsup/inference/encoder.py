@@ -142,7 +142,7 @@ class EncoderModel:
         framed = torch.from_numpy(self.tokenizer.frame(ids).astype(np.int64))
         places = torch.arange(1, len(ids) + 1)[:, None]
         parts = []
-        for chosen in places.split(max(1, TOKENS // len(framed))):
+        for chosen in torch.split(places, max(1, TOKENS // len(framed))):
             rows = framed.expand(len(chosen), -1).scatter(1, chosen, int(self.tokenizer.mask or 0))
             parts.append(token_losses(self._logits(rows, chosen)[:, 0].cpu(), framed[chosen[:, 0]]))
         return torch.cat(parts).numpy()
