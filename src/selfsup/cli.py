@@ -223,6 +223,22 @@ def evaluate(
         score.print(to_stdout())
 
 
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Argument(help="a run, finished or not")],
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a run, and what helps."""
+    from selfsup.doctor import diagnose
+    from selfsup.report import to_stdout
+
+    diagnosis = diagnose(run)
+    if as_json:
+        print_json(diagnosis.to_json())
+    else:
+        diagnosis.print(to_stdout())
+
+
 def split_words(
     words: list[str] | None,
     budget: str | None,
