@@ -277,6 +277,7 @@ def evaluate(
 
 
 @app.command()
+<<<<<<< HEAD
 def probe(
     run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
     data: Annotated[str, typer.Option(help="texts with their classes: file, folder, glob or hub:NAME")],
@@ -334,6 +335,21 @@ def classify(
         print(lines, end="")
     else:
         write_atomically(out, lines)
+=======
+def doctor(
+    run: Annotated[Path, typer.Argument(help="a run, finished or not")],
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a run, and what helps."""
+    from selfsup.doctor import diagnose
+    from selfsup.report import to_stdout
+
+    diagnosis = diagnose(run)
+    if as_json:
+        print_json(diagnosis.to_json())
+    else:
+        diagnosis.print(to_stdout())
+>>>>>>> doctor
 
 
 def split_words(

@@ -152,7 +152,8 @@ class EncoderModel:
         """Logits (B, K, vocabulary) at places (B, K) of tokens (B, T)."""
         if self.masked is None:
             raise UserError("The model has no head that predicts hidden tokens; give a run of masked-lm.")
-        return self.masked(tokens.to(self.device), places.to(self.device)) @ self.masked.output_weight.T
+        hidden: Tensor = self.masked(tokens.to(self.device), places.to(self.device))
+        return hidden @ self.masked.output_weight.T
 
     def _check_length(self, count: int, what: str) -> None:
         window = self.encoder.config.window

@@ -35,7 +35,7 @@ from selfsup.inspection.window import (
 from selfsup.models.decoder import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.run import load
+from selfsup.run import load_decoder
 
 CONTEXT = 12  # tokens of what is given that a line of the page shows
 
