@@ -67,7 +67,7 @@ class SimCSE(Objective):
         within = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         flat = tokens[within]
         both = embed(self.encoder, torch.cat((flat, flat)), torch.cat((lengths, lengths)), self.pooling)
-        first, second = self.projection(both).float().chunk(2)
+        first, second = self.projection(both).to(both.dtype).chunk(2)
         return {"first": first, "second": second}
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
