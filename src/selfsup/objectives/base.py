@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
+from selfsup.models.transformer import Stacked
 
 if TYPE_CHECKING:
     from selfsup.doctor import Check
@@ -98,6 +99,11 @@ class Objective(nn.Module, ABC):
         """Matrices that are lists of vectors rather than maps: they belong to AdamW, not to Muon."""
         embeddings = (module for module in self.modules() if isinstance(module, nn.Embedding))
         return [cast(nn.Parameter, module.weight) for module in embeddings]
+
+    def stacks(self) -> Mapping[nn.Parameter, int]:
+        """Matrices that hold several maps, one above the other, and how many: Muon takes each map by itself."""
+        stacked = (module for module in self.modules() if isinstance(module, Stacked))
+        return {cast(nn.Parameter, module.weight): module.parts for module in stacked}
 
 
 TOKENS_PER_STEP = 8192  # where only the number of steps is said
