@@ -15,11 +15,10 @@ The interval resamples pairs.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
+from selfsup.evaluation.base import Features, Request, Score, mean_interval
 from selfsup.evaluation.features import open_pairs
-from selfsup.evaluation.geometry import normalised
+from selfsup.evaluation.geometry import normalised, squared_distances
 
 POSITIVE = 0.8  # of the highest score
 
@@ -27,11 +26,6 @@ POSITIVE = 0.8  # of the highest score
 def alignment(first: Features, second: Features) -> float:
     """Alignment of positive pairs: two features (n, d), row by row."""
     return float(squared_distances(first, second).mean())
-
-
-def squared_distances(first: Features, second: Features) -> Floats:
-    """‖x − y‖² of each pair of normalised features, (n,)."""
-    return torch.square(normalised(first).double() - normalised(second).double()).sum(1).numpy()
 
 
 def unrelated(first: Features, second: Features) -> float:

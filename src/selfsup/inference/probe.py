@@ -181,7 +181,7 @@ class Probe:
 
 def open_encoder(run: str | Path) -> Any:
     """The encoder of a run; raises UserError where it holds another kind of model."""
-    model = load(run)
+    model: object = load(run)
     if isinstance(model, LanguageModel):
         raise UserError(f"{run} holds a language model, and a probe needs an encoder; give the run of one.")
     return model
