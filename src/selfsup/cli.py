@@ -40,6 +40,7 @@ Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
 Tokenizer = Annotated[
     str | None, typer.Option(help="bpe, characters, words, or a tokenizer.json or directory")
 ]
+Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
@@ -59,6 +60,7 @@ def train(
     batch: Batch = None,
     seed: Seed = None,
     tokenizer: Tokenizer = None,
+    init: Init = None,
     config: ConfigFile = None,
     resume: Annotated[Path | None, typer.Option(help="a run to go on with, or to extend")] = None,
     device: Device = None,
@@ -68,7 +70,9 @@ def train(
     """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
     from selfsup.training import train as run_training
 
-    objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    objective, settings = split_words(
+        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+    )
     place = settings.pop("out", None)
     run = run_training(
         objective,
@@ -95,6 +99,7 @@ def plan(
     batch: Batch = None,
     seed: Seed = None,
     tokenizer: Tokenizer = None,
+    init: Init = None,
     config: ConfigFile = None,
     device: Device = None,
     precision: Precision = None,
@@ -104,7 +109,9 @@ def plan(
     from selfsup.report import Reporter
     from selfsup.training import plan as make
 
-    objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    objective, settings = split_words(
+        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+    )
     made, resolved = make(objective, data=data, config=config, origin="command line", **settings)
     if as_json:
         print_json(made.to_json())
@@ -177,9 +184,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Let a model write."""
-    from selfsup.run import load
+    from selfsup.run import load_decoder
 
-    model = load(run)
+    model = load_decoder(run)
     starts = prompts or [""]
     streams = len(starts) == 1 and not as_json
     if streams:
@@ -202,6 +209,28 @@ def generate(
         print()
     else:
         print("\n\n".join(start + text for start, text in zip(starts, texts, strict=True)))
+
+
+@app.command()
+def fill(
+    run: Annotated[Path, typer.Argument(help="a run of masked-lm, or a ModernBERT directory")],
+    text: Annotated[str, typer.Argument(help="with [MASK] where a word is hidden")],
+    top: Annotated[int, typer.Option(help="candidates to show", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Say what stands in the places of a text that say [MASK]."""
+    from selfsup.report import to_stdout
+    from selfsup.run import load_encoder
+
+    places = load_encoder(run).fill(text, top)
+    if as_json:
+        print_json({"text": text, "places": [[vars(candidate) for candidate in place] for place in places]})
+        return
+    for number, place in enumerate(places, 1):
+        if len(places) > 1:
+            to_stdout().print(f"place {number}", style="bold")
+        for candidate in place:
+            to_stdout().print(f"{candidate.probability:6.1%}  {candidate.token}", markup=False)
 
 
 @app.command()
@@ -307,6 +336,22 @@ def classify(
         write_atomically(out, lines)
 
 
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Argument(help="a run, finished or not")],
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a run, and what helps."""
+    from selfsup.doctor import diagnose
+    from selfsup.report import to_stdout
+
+    diagnosis = diagnose(run)
+    if as_json:
+        print_json(diagnosis.to_json())
+    else:
+        diagnosis.print(to_stdout())
+
+
 def split_words(
     words: list[str] | None,
     budget: str | None,
@@ -315,6 +360,7 @@ def split_words(
     batch: int | None,
     seed: int | None,
     tokenizer: str | None,
+    init: str | None,
     device: str | None,
     precision: str | None,
 ) -> tuple[str | None, dict[str, Any]]:
@@ -330,6 +376,7 @@ def split_words(
         "batch": batch,
         "seed": seed,
         "tokenizer": tokenizer,
+        "init": init,
         "device": device,
         "precision": precision,
     }
