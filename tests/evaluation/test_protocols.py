@@ -18,7 +18,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from word_vectors import WordVectors
+from word_vectors import WordVectors, save_tiny_encoder
 
 from selfsup.errors import UserError
 from selfsup.evaluation import ENCODERS, PROTOCOLS, SUPERVISED, evaluate
@@ -101,11 +101,12 @@ def test_json(protocol: str) -> None:
     assert score == run(protocol, FITTING[protocol], seed=3)
 
 
-@pytest.mark.parametrize("protocol", [name for name in ENCODERS if name != "pseudo-perplexity"])
+@pytest.mark.parametrize("protocol", ENCODERS)
 def test_progress_reaches_the_end(protocol: str, model: WordVectors) -> None:
     seen: list[tuple[int, int | None]] = []
     run(protocol, FITTING[protocol], progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (model.embedded, model.embedded)
+    count = model.embedded or len(FITTING[protocol])
+    assert seen[-1] == (count, count)
 
 
 def test_interval_is_a_function_of_the_seed() -> None:
@@ -333,3 +334,15 @@ def test_protocols_are_named_in_the_help() -> None:
 
     text = "".join(CliRunner().invoke(app, ["evaluate", "--help"], terminal_width=400).output.split())
     assert all(name in text for name in PROTOCOLS)
+
+
+@pytest.mark.parametrize("protocol", ENCODERS)
+def test_a_model_directory(protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real encoder; untrained, it guesses tokens about alike."""
+    monkeypatch.undo()
+    data = FITTING[protocol]
+    texts = [value for record in data for value in record.values() if isinstance(value, str)]
+    score = evaluate(save_tiny_encoder(tmp_path / "model", texts), data=data, protocol=protocol)
+    assert score.interval[0] <= score.value <= score.interval[1]
+    if protocol == "pseudo-perplexity":
+        assert score.value == pytest.approx(score.chance, rel=0.2)

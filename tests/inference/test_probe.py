@@ -15,11 +15,12 @@ from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from word_vectors import Pooling, WordVectors
+from word_vectors import WordVectors, save_tiny_encoder
 
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
 from selfsup.inference.probe import Probe, fingerprint
+from selfsup.models.modernbert import Features
 
 Command = Callable[..., Answer]
 TOPICS = {
@@ -49,9 +50,9 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, WordVectors]:
         "other": WordVectors(seed=1),
         "pooled": WordVectors(),
     }
-    models["pooled"].features = Pooling("cls")
-    for module in ("selfsup.inference.probe", "selfsup.evaluation"):
-        monkeypatch.setattr(import_module(module), "load", lambda directory: models[str(directory)])
+    models["pooled"].features = Features("cls")
+    for module, name in (("selfsup.inference.probe", "load_encoder"), ("selfsup.evaluation", "load")):
+        monkeypatch.setattr(import_module(module), name, lambda directory: models[str(directory)])
     return models
 
 
@@ -206,5 +207,17 @@ def test_a_broken_description(content: str, probe: Path) -> None:
 
 def test_a_language_model_is_refused(finished: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    with pytest.raises(UserError, match="holds a language model"):
+    with pytest.raises(UserError, match="holds a decoder"):
         Probe.fit(finished.directory, data)
+
+
+def test_a_model_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = save_tiny_encoder(tmp_path / "model", [note["text"] for note in NOTES])
+    Probe.fit(model, NOTES).save(tmp_path / "probe")
+    answers = Probe.load(tmp_path / "probe").classify(model, [note["text"] for note in NOTES])
+    right = np.mean([answer.label == note["label"] for answer, note in zip(answers, NOTES, strict=True)])
+    assert right > 0.6  # words tell the topic, and untrained features still tell the words
+    other = save_tiny_encoder(tmp_path / "other", NEW)
+    with pytest.raises(UserError, match="another model"):
+        Probe.load(tmp_path / "probe").classify(other, NEW)

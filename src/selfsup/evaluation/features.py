@@ -136,19 +136,28 @@ class LabelledTexts:
 def embed(request: Request, texts: Sequence[str]) -> Features:
     """The model's features (n, dimension) of texts; a text that occurs twice is embedded once.
 
+    The arithmetic is fp32, so that a figure does not depend on the hardware.
+
     Raises:
         UserError: some are not finite.
     """
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    model = request.model
-    model.encoder.to(find_device(request.device))
-    features: Features = model.embed(list(places), progress=request.progress)
+    place(request)
+    features: Features = request.model.embed(list(places), precision="fp32", progress=request.progress)
     if not np.isfinite(features).all():
         raise UserError(
             f"{request.directory} gives features that are not finite numbers: its training has diverged; "
             "train it anew with a lower learning rate."
         )
     return features[[places[text] for text in texts]]
+
+
+def place(request: Request) -> None:
+    """Move the request's model to where it is to compute."""
+    device = find_device(request.device)
+    for module in (request.model.encoder, request.model.masked):
+        if module is not None:
+            module.to(device)
 
 
 def open_split(request: Request) -> Split:
