@@ -85,7 +85,7 @@ def test_it_is_the_logistic_regression_of_all_records(models: dict[str, WordVect
 def test_the_estimate_is_the_protocol_linear() -> None:
     fitted = Probe.fit("run", NOTES, seed=2)
     score = evaluate("run", data=NOTES, protocol="linear", seed=2)
-    assert (fitted.estimate.value, fitted.estimate.interval) == (score.value, score.interval)
+    assert fitted.estimate == score
     assert fitted.estimate.value > 80 > fitted.estimate.chance
 
 

@@ -2,12 +2,11 @@
 
     E ‖x − y‖²
 
-The mean runs over positive pairs; x and y are their features with length 1 (Wang and Isola 2020, section 4.1.1, with
+The mean runs over positive pairs; x and y are their features with length 1 (Wang and Isola 2020, section 4.1, with
 α = 2). Positive are the pairs of sentences that people scored at four fifths of the scale or more, its top being
-the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, section 2.3, take those above 4).
-Lower is closer: 0 is reached where both sentences have one feature, by a collapsed model too, so read
-it beside uniformity. Chance, for features that do not heed the sentence, is the same mean over all pairs of two
-sentences, one from each side.
+the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, "SimCSE", take those above 4). Lower is closer:
+0 is reached where both sentences have one feature, by a collapsed model too, so read it beside uniformity. Chance,
+for pairs that are positive by accident, is the same mean over all pairs of two sentences, one from each side.
 
 The interval resamples pairs.
 """

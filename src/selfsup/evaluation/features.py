@@ -15,7 +15,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -125,11 +125,11 @@ class LabelledTexts:
         places = {label: place for place, label in enumerate(self.classes)}
         return np.array([places[label] for label in self.labels], np.int64)
 
-    def split(self, tested: Tested, features: Features) -> Split:
-        """The parts that `tested` (n,) tells apart, of features (n, d)."""
+    def split(self, tested: Tested, features: Features, name: str) -> Split:
+        """The parts that `tested` (n,) tells apart, of features (n, d), under a name."""
         numbers = self.numbers
         return Split(
-            features[~tested], numbers[~tested], features[tested], numbers[tested], self.classes, self.name
+            features[~tested], numbers[~tested], features[tested], numbers[tested], self.classes, name
         )
 
 
@@ -168,23 +168,22 @@ def open_split(request: Request) -> Split:
     """
     data = read_labelled(request, need_data(request))
     if request.test is None:
-        tested = test_part(data)
-        data = replace(data, name=f"a fifth of {data.name}, by hash")
-    else:
-        test = read_labelled(request, request.test)
-        _require_classes(data.labels, data.name)
-        if not set(data.labels) & set(test.labels):
-            raise UserError(
-                f"{test.name} has no class of {data.name} ({test.labels[0]!r} is none of those, such as "
-                f"{data.labels[0]!r}); name the column of the class with --label."
-            )
-        tested = np.arange(len(data.texts) + len(test.texts)) >= len(data.texts)
-        data = LabelledTexts(data.texts + test.texts, data.labels + test.labels, test.name)
-    return data.split(tested, embed(request, data.texts))
+        tested, name = test_part(data)
+        return data.split(tested, embed(request, data.texts), name)
+    test = read_labelled(request, request.test)
+    _require_classes(data.labels, data.name)
+    if not set(data.labels) & set(test.labels):
+        raise UserError(
+            f"{test.name} has no class of {data.name} ({test.labels[0]!r} is none of those, such as "
+            f"{data.labels[0]!r}); name the column of the class with --label."
+        )
+    both = LabelledTexts(data.texts + test.texts, data.labels + test.labels, data.name)
+    tested = np.arange(len(both.texts)) >= len(data.texts)
+    return both.split(tested, embed(request, both.texts), test.name)
 
 
-def test_part(data: LabelledTexts) -> Tested:
-    """Which records (n,) belong to the test part of data that has none of its own.
+def test_part(data: LabelledTexts) -> tuple[Tested, str]:
+    """Which records (n,) belong to the test part of data that has none of its own, and the name of that part.
 
     Raises:
         UserError: a part is empty, or the bank has one class only.
@@ -198,7 +197,7 @@ def test_part(data: LabelledTexts) -> Tested:
     _require_classes(
         [label for label, is_test in zip(data.labels, tested, strict=True) if not is_test], data.name
     )
-    return tested
+    return tested, f"a fifth of {data.name}, by hash"
 
 
 def _require_classes(labels: Sequence[Label], name: str) -> None:

@@ -2,12 +2,10 @@
 
     exp( mean of −ln p(token | all other tokens of its text) )
 
-Each token of each text is masked in turn, alone, and predicted from all others; special tokens are neither
-masked nor counted (Salazar et al. 2020, equations 2 and 3). A text that is longer than the model's window is cut
-into pieces that fit. It is a figure per token: only models with the same
-tokenizer can be compared by it; the bits per byte among the details, the same sum over the bytes of the
-texts, go some way beyond. Since each token sees what comes after it, it is no probability of the text and is lower
-than a causal model's perplexity.
+Each token of each text is masked in turn, alone, and predicted from all others; special tokens are neither masked
+nor counted (Salazar et al. 2020, "Masked Language Model Scoring"). A text that is longer than the model's window is
+cut into pieces that fit. It is a figure per token: only models with the same tokenizer can be compared by it. Since
+each token sees what comes after it, it is no probability of the text, and lower than a causal model's perplexity.
 
 Chance is a model that gives every token of its vocabulary the same probability: the size of the vocabulary. The
 interval resamples texts.
@@ -40,7 +38,6 @@ def measure(request: Request) -> Score:
         nats[number], tokens[number] = losses.sum(dtype=np.float64), len(losses)
         if request.progress is not None:
             request.progress(number + 1, len(texts))
-    size = sum(len(text.encode()) for text in texts)
     low, high = ratio_interval(nats, tokens, request.seed)
     return Score(
         protocol="pseudo-perplexity",
@@ -51,5 +48,5 @@ def measure(request: Request) -> Score:
         chance=float(request.model.tokenizer.vocabulary),
         seed=request.seed,
         data=table.name,
-        details={"texts": len(texts), "bits_per_byte": float(nats.sum() / math.log(2) / size)},
+        details={"texts": len(texts)},
     )
