@@ -302,7 +302,9 @@ def probe(
         print_json(fitted.to_json())
     else:
         fitted.estimate.print(to_stdout())
-        print(f'{out} is fitted to all of it. Try: selfsup classify {run} --probe {out} "a text"')
+        print(
+            f'{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} "a text"'
+        )
 
 
 @app.command()
