@@ -73,7 +73,9 @@ def _print_finding(finding: Finding, console: Console) -> None:
     """Long lines are left to the terminal, so that commands can be copied."""
     from rich.text import Text
 
-    head = Text.assemble((finding.severity, f"bold {COLOURS[finding.severity]}"), "  ", (finding.check, "bold"))
+    head = Text.assemble(
+        (finding.severity, f"bold {COLOURS[finding.severity]}"), "  ", (finding.check, "bold")
+    )
     reason = f"{finding.value:.4g}, threshold {finding.threshold:.4g}: {finding.why}"
     for text in (head, f"  {finding.seen}", Text(f"  {reason}", "dim"), f"  Remedy: {finding.remedy}"):
         console.print(text, markup=False, soft_wrap=True)
