@@ -277,7 +277,6 @@ def evaluate(
 
 
 @app.command()
-<<<<<<< HEAD
 def probe(
     run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
     data: Annotated[str, typer.Option(help="texts with their classes: file, folder, glob or hub:NAME")],
@@ -335,7 +334,9 @@ def classify(
         print(lines, end="")
     else:
         write_atomically(out, lines)
-=======
+
+
+@app.command()
 def doctor(
     run: Annotated[Path, typer.Argument(help="a run, finished or not")],
     as_json: Json = False,
@@ -349,7 +350,6 @@ def doctor(
         print_json(diagnosis.to_json())
     else:
         diagnosis.print(to_stdout())
->>>>>>> doctor
 
 
 def split_words(

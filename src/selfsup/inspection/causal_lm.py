@@ -164,7 +164,7 @@ class CausalLMInspection(WindowInspection):
 
 def inspect_causal_lm(request: Request) -> CausalLMInspection:
     """The task comes from the objective itself, so that what is seen here is what is trained."""
-    model = None if request.run is None else load(request.run)
+    model = None if request.run is None else load_decoder(request.run)
     source, stream, cut = _stream(request, model.tokenizer if model else request.tokenizer)
     window = fitting_window(request, model.decoder.config.window if model else None)
     length = len(stream) - 1
