@@ -138,19 +138,25 @@ def check_diverging(history: History) -> Finding | None:
     )
 
 
-# Of what the loss has fallen from chance. Looks are at the same records under the same masks, so they differ by what
-# was learnt between them: looks of sound runs rose by less than 0.01.
+# Of what the loss has fallen from chance. Looks are at the same records under the same masks, yet a look at a few dozen
+# predictions wavers: by how much is seen in how crooked the curve of the looks is.
 RISE = 0.02
+RISE_NOISE = 4.0  # robust standard deviations of a look
 RISING_LOOKS = 2  # in a row
+FEWEST_LOOKS = 5  # that show how crooked they are
 
 
 def check_validation_rising(history: History) -> Finding | None:
     """The held-out loss rises while training goes on: the model learns its data by heart."""
-    looks = comparable_looks(history).at_least(RISING_LOOKS + 1)
+    looks = comparable_looks(history).at_least(FEWEST_LOOKS)
     losses, steps = looks.values, looks.steps
     lowest = int(losses.argmin())
-    rises = (losses - losses[lowest]) / learnt(history, losses)[lowest]
-    if lowest >= len(losses) - RISING_LOOKS or rises[-RISING_LOOKS:].min() <= RISE:
+    scale = float(learnt(history, losses)[lowest])
+    noise = (
+        typical(np.diff(losses, 2)) / 6**0.5
+    )  # the second differences of noise have six times its variance
+    rise = losses[-RISING_LOOKS:].min() - losses[lowest]
+    if rise <= max(RISE * scale, RISE_NOISE * noise):
         return None
     return Finding(
         check="validation-rising",
@@ -158,10 +164,10 @@ def check_validation_rising(history: History) -> Finding | None:
         seen=f"the validation loss is {losses[-1]:.3f} at step {steps[-1]:,} after {losses[lowest]:.3f} at step "
         f"{steps[lowest]:,}",
         step=int(steps[-1]),
-        value=float(rises[-1]),
-        threshold=RISE,
-        why=f"{RISING_LOOKS} looks in a row at the same records are above the lowest by more than {RISE:.0%} of what "
-        "had been learnt, which no noise of a sound run does",
+        value=float(rise / scale),
+        threshold=max(RISE, RISE_NOISE * noise / scale),
+        why=f"{RISING_LOOKS} looks in a row are above the lowest by more than {RISE:.0%} of what had been learnt and "
+        f"more than {RISE_NOISE:g} standard deviations of a look at the same records",
         remedy=f"give more data, a smaller model.preset, or stop there: {history.anew(f'--steps {steps[lowest]}')}",
     )
 
@@ -346,7 +352,8 @@ SECONDS = 60.0  # that it takes to tell a slower machine from an accident
 
 def check_throughput(history: History) -> Finding | None:
     """The run became slower and slower."""
-    rates = history.curve("tokens_per_second").at_least(4 * LINES)
+    unit = history.unit
+    rates = history.curve(f"{unit}_per_second").at_least(4 * LINES)
     if history.lines[-1]["time"] < SECONDS:
         raise NotMade(f"it takes {SECONDS:g} seconds before a pace can be judged")
     quarters = [float(np.median(part)) for part in np.array_split(rates.values, 4)]
@@ -356,7 +363,7 @@ def check_throughput(history: History) -> Finding | None:
     return Finding(
         check="throughput",
         severity="warning",
-        seen=f"{quarters[-1]:,.0f} tokens per second towards step {history.step:,}, where it had been "
+        seen=f"{quarters[-1]:,.0f} {unit} per second towards step {history.step:,}, where it had been "
         f"{max(quarters):,.0f}",
         step=history.step,
         value=value,
@@ -393,8 +400,13 @@ def learnt(history: History, levels: Values) -> Values:
 
 
 def deviation(values: Values) -> float:
-    """The standard deviation of a normal distribution that has their median absolute deviation."""
-    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+    """Their standard deviation, by the median, which a few values that are far off do not move."""
+    return typical(values - np.median(values))
+
+
+def typical(values: Values) -> float:
+    """The standard deviation of the normal distribution around 0 with this median size."""
+    return float(1.4826 * np.median(np.abs(values)))
 
 
 def comparable_looks(history: History) -> Curve:
