@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsup.data.passages import Passages
 from selfsup.data.records import Batch, Records
@@ -21,6 +22,7 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.inspection.base import Part, Request
 from selfsup.inspection.window import (
     CELL,
+    MARKERS,
     WindowInspection,
     chip,
     colour,
@@ -28,6 +30,7 @@ from selfsup.inspection.window import (
     loss_bar,
     open_for,
     open_training_part,
+    runs,
     visible,
 )
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
@@ -51,13 +54,13 @@ STRIP_LABEL = len("epoch 0  ")
 
 
 STYLE = """\
-:root { --mask: #7048c8; --random: #cf3f16; --kept: #1d7f4e; --on: #fff; }
-@media (prefers-color-scheme: dark) { :root { --mask: #b195f5; --random: #ff8a5c; --kept: #5fcf96; --on: #14161a; } }
+:root { --mask: #7048c8; --random: #c2185b; --kept: #1d7f4e; --on: #fff; }
+@media (prefers-color-scheme: dark) { :root { --mask: #b195f5; --random: #ff7fb0; --kept: #5fcf96; --on: #14161a; } }
 .chip.mask { background: var(--mask); color: var(--on); }
 .chip.random { background: var(--random); color: var(--on); }
 .chip.kept { background: var(--kept); color: var(--on); }
-.legend i { width: .9rem; height: .9rem; border-radius: .25rem; margin-left: .6rem; }
-.legend i:first-child { margin-left: 0; }
+.legend i:not(.scale) { width: .9rem; height: .9rem; border-radius: .25rem; margin-left: .6rem; }
+.legend i:not(.scale):first-child { margin-left: 0; }
 .legend .mask { background: var(--mask); }
 .legend .random { background: var(--random); }
 .legend .kept { background: var(--kept); }
@@ -73,6 +76,7 @@ th { color: var(--faint); font-weight: normal; font-size: .875rem; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr { border-top: 1px solid var(--line); }
 .sight g .far, .looking .sight g.now .far { opacity: .35; }
+.guesses .loss { color: var(--ink); }
 .guesses { flex-basis: 100%; display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline;
   color: var(--faint); }
 .guesses small { margin-right: .5rem; font-variant-numeric: tabular-nums; }
@@ -137,7 +141,7 @@ class MaskedLMInspection(WindowInspection):
 
     objective: ClassVar[str] = "masked-lm"
     style: ClassVar[str] = WindowInspection.style + STYLE
-    idea: ClassVar[str] = "some tokens are hidden, and predicted from those around them, before and behind"
+    idea: ClassVar[str] = "hidden tokens are predicted from those around them, on both sides"
 
     unit: str
     hidden: list[Hidden]
@@ -208,28 +212,25 @@ class MaskedLMInspection(WindowInspection):
 
     def _union(self) -> str:
         """How much has been hidden at least once."""
-        may = [t for t in range(len(self.tokens)) if self.tokens[t] not in ("[CLS]", "[SEP]")]
+        may = [t for t in range(len(self.tokens)) if self.tokens[t] not in MARKERS]
         met = sum(any(epoch[t] != MARKS[SHOWN] for epoch in self.epochs) for t in may)
         aim = 1 - (1 - self.stated["hidden"]) ** len(self.epochs)
-        return (
-            f"After {len(self.epochs)} epochs {met / max(1, len(may)):.0%} of the tokens have been hidden at least "
-            f"once ({aim:.0%} are to be expected)."
-        )
+        share = met / max(1, len(may))
+        return f"In {len(self.epochs)} epochs {share:.0%} of the tokens are hidden at least once (of many, {aim:.0%})."
 
     def _sight(self) -> str:
-        near = f"; the local layers see the {self.reach} nearest to either side" if self._is_local() else ""
+        local = self.reach < len(self.inputs) - 1
+        near = (
+            f"; faintly where only the layers see it that see more than {self.reach} positions far"
+            if local
+            else ""
+        )
         return f"Each row is a position; it is filled where that position sees another one{near}."
 
-    def _is_local(self) -> bool:
-        return self.reach < len(self.inputs) - 1
-
     def _apart(self) -> str:
-        several = len(set(self.documents)) > 1
-        return (
-            "Several documents share this window; they do not see each other."
-            if several
-            else "One document fills this window: every position sees all of it."
-        )
+        if len(set(self.documents) - {-1}) > 1:
+            return "Several documents share this window; they do not see each other."
+        return "One document fills this window: every position sees all of it."
 
     def _done(self, t: int) -> str:
         mark = self.epochs[0][t]
@@ -282,7 +283,7 @@ class MaskedLMInspection(WindowInspection):
 
     def _count_names(self) -> list[str]:
         windows = ["this window" if c.windows == 1 else f"{c.windows:,} windows" for c in self.counts]
-        return ["", "aim", *windows, *(["mean loss"] if self.chance else [])]
+        return ["", "aim", *windows, *(["loss here"] if self.chance else [])]
 
     def _count_rows(self) -> list[list[str]]:
         names = {"hidden": "hidden, of all tokens", MASK: "of these: [MASK]", RANDOM: "a random token"}
@@ -318,6 +319,13 @@ class MaskedLMInspection(WindowInspection):
         far = self.mask[t][other] and abs(t - other) > self.reach
         return "▒▒" if far else super().sight(t, other)
 
+    def strokes(self, t: int, shown: int) -> Iterator[tuple[int, int, str]]:
+        row = self.mask[t][:shown]
+        near = [seen * (abs(t - other) <= self.reach) for other, seen in enumerate(row)]
+        far = [seen - close for seen, close in zip(row, near, strict=True)]
+        yield from ((start, stop, "") for start, stop in runs(near))
+        yield from ((start, stop, ' class="far"') for start, stop in runs(far))
+
     def _blocks(self, width: int) -> Text:
         return Text.assemble(Text(self._apart() + "\n", "dim"), self.who_sees_what(width))
 
@@ -327,14 +335,15 @@ class MaskedLMInspection(WindowInspection):
         hidden = {h.position: h for h in self.hidden}
         columns = (self._column(t, hidden.get(t)) for t in range(self.shown()))
         legend = "".join(f'<i class="{done}"></i><span>{escape(what)}</span>' for done, what in DONE.items())
-        return f'<p class="legend">{legend}</p><div class="window">{"".join(columns)}</div>'
+        return f'<p class="legend">{legend}</p>{self.scale()}<div class="window">{"".join(columns)}</div>'
 
     def _column(self, t: int, hidden: Hidden | None) -> str:
         if hidden is None:
             return self.column(t, note="(shown, and not predicted)")
         loss = "" if hidden.loss is None else f", loss {hidden.loss:.2f}"
+        heat = 0.0 if hidden.loss is None else self.share_of_chance(hidden.loss)
         note = f"({DONE[hidden.done]}{loss})"
-        return self.column(t, chip("target", hidden.target), note, hidden.done)
+        return self.column(t, chip("target", hidden.target, heat), note, hidden.done)
 
     def _list(self) -> str:
         shown = self.shown()
@@ -344,15 +353,15 @@ class MaskedLMInspection(WindowInspection):
         t = h.position
         before = "".join(chip("input", token) for token in self.inputs[max(0, t - AROUND) : t])
         behind = "".join(chip("input", token) for token in self.inputs[t + 1 : t + 1 + AROUND])
-        guesses = "".join(_guess_html(guess, h.target) for guess in h.guesses or [])
-        if guesses:
-            guesses = f'<span class="guesses">{guesses}</span>'
-        loss = "" if h.loss is None else loss_bar(h.loss, self.share_of_chance(h.loss))
-        return (
-            f'<li data-position="{t}"><span class="given">{before}'
-            f"{chip(f'input {h.done}', h.shown)}{behind}</span>"
-            f'<span class="predict">predict {chip("target", h.target)}</span>{loss}{guesses}</li>'
+        line = (
+            f'<li data-position="{t}"><span class="given">{before}{chip(f"input {h.done}", h.shown)}{behind}</span>'
+            f'<span class="predict">predict {chip("target", h.target)}</span>'
         )
+        if h.loss is None or h.guesses is None:
+            return f"{line}</li>"
+        guesses = "".join(_guess_html(guess, h.target) for guess in h.guesses)
+        bar = loss_bar(h.loss, self.share_of_chance(h.loss))
+        return f'{line}<span class="guesses">{guesses}{bar}</span></li>'
 
     def _counts_html(self) -> str:
         head = "".join(f"<th>{escape(name)}</th>" for name in self._count_names())
@@ -401,14 +410,16 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
     model = None if request.run is None else read_encoder(model_directory(str(request.run))).masked().eval()
     source, length, records, tokenizer = _open_records(request, model)
     masking = Masking(tokenizer, settings["masked_lm.unit"])
-    objective = MaskedLM(model or nn.Identity(), masking, rate, settings["masked_lm.evaluation_rate"])
+    objective = MaskedLM(
+        cast(MaskedLanguageModel, model), masking, rate, settings["masked_lm.evaluation_rate"]
+    )
     looks = [_look(objective, records, 1, epoch, seed) for epoch in range(EPOCHS)]
     many = _look(objective, records, min(WINDOWS, len(records)), 0, seed)
     first = looks[0]
     documents = first.task["documents"][0].tolist()
     return MaskedLMInspection(
-        tokens=tokenizer.tokens(first.tokens[0]),
-        inputs=tokenizer.tokens(first.task["inputs"][0]),
+        tokens=tokenizer.tokens(first.tokens[0].tolist()),
+        inputs=tokenizer.tokens(first.task["inputs"][0].tolist()),
         mask=[[int(number == other >= 0) for other in documents] for number in documents],
         documents=documents,
         source=source,
@@ -480,7 +491,7 @@ def _look(objective: MaskedLM, records: Records, count: int, epoch: int, seed: i
     data = records.read(places)
     task = objective.train().hide(Batch(data, seed, np.full(count, epoch), places))
     tokens, tokenizer = data["tokens"], objective.masking.tokenizer
-    marks = _marks(tokens, task, tokenizer.mask)
+    marks = _marks(tokens, task, cast(int, tokenizer.mask))
     met = Counter("".join(marks))
     ordinary = tokens.numel() - int(torch.isin(tokens, torch.tensor(sorted(tokenizer.special))).sum())
     done = {name: met[MARKS[name]] for name in DONE}
