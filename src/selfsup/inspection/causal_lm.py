@@ -17,7 +17,7 @@ from torch import nn
 from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.data.tokenizers import Ids, TextTokenizer
-from selfsup.inspection.base import Part, Request
+from selfsup.inspection.base import Part, Request, new_table
 from selfsup.inspection.window import (
     BAR,
     END,
@@ -35,7 +35,7 @@ from selfsup.inspection.window import (
 from selfsup.models.decoder import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.run import load
+from selfsup.run import load_decoder
 
 CONTEXT = 12  # tokens of what is given that a line of the page shows
 
@@ -104,7 +104,7 @@ class CausalLMInspection(WindowInspection):
         return Text(" │ ", "dim").join(tokens)
 
     def _table(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table = new_table()
         table.add_column("position", justify="right")
         table.add_column("input")
         table.add_column("target")
@@ -164,7 +164,7 @@ class CausalLMInspection(WindowInspection):
 
 def inspect_causal_lm(request: Request) -> CausalLMInspection:
     """The task comes from the objective itself, so that what is seen here is what is trained."""
-    model = None if request.run is None else load(request.run)
+    model = None if request.run is None else load_decoder(request.run)
     source, stream, cut = _stream(request, model.tokenizer if model else request.tokenizer)
     window = fitting_window(request, model.decoder.config.window if model else None)
     length = len(stream) - 1

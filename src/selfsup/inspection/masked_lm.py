@@ -19,10 +19,11 @@ from torch import Tensor
 from selfsup.data.passages import Passages
 from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import TextTokenizer
-from selfsup.inspection.base import Part, Request
+from selfsup.errors import UserError
+from selfsup.inference.encoder import EncoderModel
+from selfsup.inspection.base import Part, Request, new_table, table_part
 from selfsup.inspection.window import (
     CELL,
-    MARKERS,
     WindowInspection,
     chip,
     colour,
@@ -34,11 +35,10 @@ from selfsup.inspection.window import (
     visible,
 )
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
-from selfsup.models.modernbert import read_encoder
 from selfsup.objectives.base import Task
-from selfsup.objectives.encoding import model_directory
 from selfsup.objectives.losses import IGNORE, token_losses
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
+from selfsup.run import load_encoder
 
 MASK, RANDOM, KEPT, SHOWN = "mask", "random", "kept", "shown"
 DONE = {MASK: "[MASK] is shown instead", RANDOM: "a random token is shown instead", KEPT: "left as it is"}
@@ -50,6 +50,7 @@ GUESSES = 5
 WINDOWS = 64  # over which the shares are counted
 AROUND = 6  # tokens to either side of a hidden one, in the page's list
 TOKENS = 64  # of the text that a terminal shows
+FAR = "▒▒"  # a block where only the layers that see the whole document see
 STRIP_LABEL = len("epoch 0  ")
 
 
@@ -69,12 +70,6 @@ STYLE = """\
 .strips .random { fill: var(--random); }
 .strips .kept { fill: var(--kept); }
 .strips { max-width: none; }
-.wide { overflow-x: auto; margin-top: .7rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem 0 .25rem 1.4rem; white-space: nowrap; }
-th { color: var(--faint); font-weight: normal; font-size: .875rem; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody tr { border-top: 1px solid var(--line); }
 .sight g .far, .looking .sight g.now .far { opacity: .35; }
 .guesses .loss { color: var(--ink); }
 .guesses { flex-basis: 100%; display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline;
@@ -190,11 +185,11 @@ class MaskedLMInspection(WindowInspection):
                 self._table,
                 self._list,
             ),
-            Part(
+            table_part(
                 "how many, and how",
                 "Counted, beside the shares that are aimed at. [CLS] and [SEP] are never hidden.",
-                self._counts,
-                self._counts_html,
+                self._count_names(),
+                self._count_rows(),
             ),
             Part(
                 "another mask in every epoch",
@@ -212,20 +207,17 @@ class MaskedLMInspection(WindowInspection):
 
     def _union(self) -> str:
         """How much has been hidden at least once."""
-        may = [t for t in range(len(self.tokens)) if self.tokens[t] not in MARKERS]
-        met = sum(any(epoch[t] != MARKS[SHOWN] for epoch in self.epochs) for t in may)
-        aim = 1 - (1 - self.stated["hidden"]) ** len(self.epochs)
-        share = met / max(1, len(may))
+        met = sum(any(mark != MARKS[SHOWN] for mark in marks) for marks in zip(*self.epochs, strict=True))
+        share, aim = met / self.counts[0].tokens, 1 - (1 - self.stated["hidden"]) ** len(self.epochs)
         return f"In {len(self.epochs)} epochs {share:.0%} of the tokens are hidden at least once (of many, {aim:.0%})."
 
     def _sight(self) -> str:
-        local = self.reach < len(self.inputs) - 1
-        near = (
-            f"; faintly where only the layers see it that see more than {self.reach} positions far"
-            if local
-            else ""
-        )
+        near = "; faintly where only the layers that see far do" if self._has_far() else ""
         return f"Each row is a position; it is filled where that position sees another one{near}."
+
+    def _has_far(self) -> bool:
+        """Whether any position sees another one beyond the reach of the local layers."""
+        return any(self.sight(t, other) == FAR for t in range(len(self.mask)) for other in range(t))
 
     def _apart(self) -> str:
         if len(set(self.documents) - {-1}) > 1:
@@ -251,7 +243,7 @@ class MaskedLMInspection(WindowInspection):
         return Text.assemble(*legend, Text(" │ ", "dim").join(pieces))
 
     def _table(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table = new_table()
         table.add_column("position", justify="right")
         table.add_column("shown")
         table.add_column("target")
@@ -270,14 +262,6 @@ class MaskedLMInspection(WindowInspection):
             else:
                 row.append(Text(f"{h.loss:.2f}", colour(self.share_of_chance(h.loss))))
                 row.append(Text(", ").join(_guess(guess, h.target) for guess in h.guesses))
-            table.add_row(*row)
-        return table
-
-    def _counts(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-        for number, name in enumerate(self._count_names()):
-            table.add_column(name, justify="right" if number else "left")
-        for row in self._count_rows():
             table.add_row(*row)
         return table
 
@@ -317,7 +301,7 @@ class MaskedLMInspection(WindowInspection):
 
     def sight(self, t: int, other: int) -> str:
         far = self.mask[t][other] and abs(t - other) > self.reach
-        return "▒▒" if far else super().sight(t, other)
+        return FAR if far else super().sight(t, other)
 
     def strokes(self, t: int, shown: int) -> Iterator[tuple[int, int, str]]:
         row = self.mask[t][:shown]
@@ -327,7 +311,12 @@ class MaskedLMInspection(WindowInspection):
         yield from ((start, stop, ' class="far"') for start, stop in runs(far))
 
     def _blocks(self, width: int) -> Text:
-        return Text.assemble(Text(self._apart() + "\n", "dim"), self.who_sees_what(width))
+        far = (
+            f" {FAR}: only the layers that see farther than {self.reach} positions do."
+            if self._has_far()
+            else ""
+        )
+        return Text.assemble(Text(f"{self._apart()}{far}\n", "dim"), self.who_sees_what(width))
 
     # -- on a page --
 
@@ -362,13 +351,6 @@ class MaskedLMInspection(WindowInspection):
         guesses = "".join(_guess_html(guess, h.target) for guess in h.guesses)
         bar = loss_bar(h.loss, self.share_of_chance(h.loss))
         return f'{line}<span class="guesses">{guesses}{bar}</span></li>'
-
-    def _counts_html(self) -> str:
-        head = "".join(f"<th>{escape(name)}</th>" for name in self._count_names())
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self._count_rows()
-        )
-        return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
     def _strips_html(self) -> str:
         """A row of cells for each epoch."""
@@ -407,15 +389,20 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
     """The tasks come from the objective itself, so that what is seen here is what is trained."""
     settings = request.settings
     seed, rate = settings["train.seed"], settings["masked_lm.rate"]
-    model = None if request.run is None else read_encoder(model_directory(str(request.run))).masked().eval()
+    model = None if request.run is None else load_encoder(request.run)
+    if model and model.masked is None:
+        raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
     source, length, records, tokenizer = _open_records(request, model)
     masking = Masking(tokenizer, settings["masked_lm.unit"])
-    objective = MaskedLM(
-        cast(MaskedLanguageModel, model), masking, rate, settings["masked_lm.evaluation_rate"]
-    )
+    network = cast(MaskedLanguageModel, model and model.masked)
+    objective = MaskedLM(network, masking, rate, settings["masked_lm.evaluation_rate"])
     looks = [_look(objective, records, 1, epoch, seed) for epoch in range(EPOCHS)]
     many = _look(objective, records, min(WINDOWS, len(records)), 0, seed)
     first = looks[0]
+    if not first.counts.hidden:
+        raise UserError(
+            f"Of {first.counts.tokens} tokens {rate:.0%}, hidden by the {masking.unit}, is none; give a longer text."
+        )
     documents = first.task["documents"][0].tolist()
     return MaskedLMInspection(
         tokens=tokenizer.tokens(first.tokens[0].tolist()),
@@ -435,7 +422,7 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
             KEPT: round(1 - SHOWN_AS_MASK - SHOWN_AS_RANDOM, 9),
         },
         counts=[first.counts] if len(records) == 1 else [first.counts, many.counts],
-        reach=(model.config if model else EncoderConfig).local_window // 2,
+        reach=(model.encoder.config if model else EncoderConfig).local_window // 2,
     )
 
 
@@ -452,17 +439,17 @@ class _OneText:
         return {"tokens": self.tokens.repeat(len(indices), 1)}
 
 
-def _open_records(
-    request: Request, model: MaskedLanguageModel | None
-) -> tuple[str, int, Records, TextTokenizer]:
+def _open_records(request: Request, model: EncoderModel | None) -> tuple[str, int, Records, TextTokenizer]:
     """What is looked at: its name, its tokens in all, its windows, and the tokenizer."""
-    window = fitting_window(request, model.config.window if model else None)
-    spec = request.tokenizer if request.run is None else model_directory(str(request.run))
+    window = fitting_window(request, model.encoder.config.window if model else None)
+    if window < 3:
+        raise UserError(f"A window of {window} has no room between start and end token; ask for 3 or more.")
+    given = model.tokenizer if model else request.tokenizer
     if request.text is not None:
-        tokenizer = open_for(request.text, spec, "encoder")
+        tokenizer = open_for(request.text, given, "encoder")
         ids = tokenizer.encode(request.text)
         return "the text", len(ids) + 2, _OneText(tokenizer.frame(ids[: window - 2])), tokenizer
-    source, corpus = open_training_part(request, spec, "encoder")
+    source, corpus = open_training_part(request, given, "encoder")
     length = len(corpus.train)
     records = Passages(corpus.train, min(window, length + 2), corpus.tokenizer)
     return source, length, records, corpus.tokenizer

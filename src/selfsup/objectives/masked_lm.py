@@ -159,8 +159,8 @@ class MaskedLM(Objective):
 
 def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
     """Which document each position of tokens (B, T) belongs to: how many start tokens have come; −1 on padding."""
-    opened: Tensor = (tokens == tokenizer.start).cumsum(1)
-    return torch.where(tokens == tokenizer.pad, -1, opened)
+    padding: Tensor = tokens == int(tokenizer.pad or 0)
+    return (tokens == tokenizer.start).cumsum(1).masked_fill(padding, -1)
 
 
 class MaskedLMRecipe(EncoderRecipe):
