@@ -217,15 +217,15 @@ class Trainer:
             **self.recipe.figures(loss, "train"),
             "lr": self.optimizer.lr if multiplier else 0.0,
             "grad_norm": norm,
-            "tokens": self.step * records * units,
-            "tokens_per_second": round(rate * units, 1),
+            self.recipe.unit: self.step * records * units,
+            f"{self.recipe.unit}_per_second": round(rate * units, 1),
             "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops, 4),
         }
         if due and self.processes.leads:
             self.run.log(line)
         self.reporter.advance(
             self._share(),
-            f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} tokens/s  {self._left()}",
+            f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} {self.recipe.unit}/s  {self._left()}",
         )
 
     def _share(self) -> float:
@@ -334,7 +334,7 @@ class Trainer:
             "chance": self.recipe.chance,
             "best": self.best,
             "steps": self.step,
-            "tokens": units,
+            self.recipe.unit: units,
             "parameters": sum(parameter.numel() for parameter in self.objective.parameters()),
             "skipped_steps": self.skipped,
             "validation_records": self.settings["evaluate.final_records"],

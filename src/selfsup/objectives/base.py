@@ -141,6 +141,7 @@ class Recipe(ABC):
 
     train: Records
     validation: Records | None = None
+    unit: ClassVar[str] = "tokens"  # what the pace of training is counted in
     checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
     adapted: ClassVar[type[Recipe]]  # the same for a network from Python in place of the objective's own
 
@@ -172,7 +173,7 @@ class Recipe(ABC):
     @property
     @abstractmethod
     def units_per_record(self) -> int:
-        """Tokens (or images) in a record."""
+        """Units in a record."""
 
     @abstractmethod
     def facts(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,8 @@ class EncoderRecipe(LanguageRecipe):
     """From a text source to a text encoder in ModernBERT's layout."""
 
     family: ClassVar[Family] = "encoder"
-    dropout: ClassVar[float]
+    dropout: ClassVar[float]  # by default
+    keeps_head: ClassVar[bool] = False  # whether a head of masked LM is trained on
 
     @cached_property
     def origin(self) -> SavedEncoder | None:
@@ -48,6 +50,11 @@ class EncoderRecipe(LanguageRecipe):
                 )
             settings.change("data.tokenizer", directory, "init")
         super().open(progress)
+        if self.origin is not None and self.corpus.tokenizer.vocabulary > self.origin.config.vocabulary:
+            raise UserError(
+                f"The tokenizer of {place} has {self.corpus.tokenizer.vocabulary} tokens and its encoder "
+                f"{self.origin.config.vocabulary}: get a whole copy of the model."
+            )
 
     def _choose_preset(self, effort: Any, tokens: int) -> None:
         if self.origin is None:
@@ -73,33 +80,28 @@ class EncoderRecipe(LanguageRecipe):
     def encoder_config(self) -> EncoderConfig:
         settings = self.settings
         if self.origin is not None:
-            shape = {**vars(self.origin.config), "dropout": settings["model.dropout"]}
-        else:
-            shape = {name: settings[f"model.{name}"] for name in (*SHAPE, "dropout")}
-            shape |= {"window": settings["data.window"]}
+            return replace(self.origin.config, dropout=settings["model.dropout"])
+        shape = {name: settings[f"model.{name}"] for name in (*SHAPE, "dropout")}
         try:
-            return EncoderConfig(**{**shape, "vocabulary": self.corpus.tokenizer.vocabulary})
+            return EncoderConfig(
+                vocabulary=self.corpus.tokenizer.vocabulary, window=settings["data.window"], **shape
+            )
         except ValueError as error:
             raise UserError(f"There is no such model: {error}.") from None
 
-    def start(self, model: MaskedLanguageModel) -> None:
-        """Replace fresh weights by those to start from, where some are named; a head only where it matches."""
-        if self.origin is None:
-            return
-        model.model.load_state_dict(self.origin.encoder().state_dict())
-        kept, _ = self._heads(model)
-        model.load_state_dict(kept, strict=False)
+    def start(self, encoder: TextEncoder) -> None:
+        """Replace fresh weights by those to start from, where some are named."""
+        if self.origin is not None:
+            encoder.load_state_dict(self.origin.encoder().state_dict())
 
-    def _heads(self, model: MaskedLanguageModel) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """What of the saved head fits, and the names of what does not and starts afresh."""
-        found = {} if self.origin is None else self.origin.head
-        wanted = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("model.")}
-        kept = {
-            name: found[name]
-            for name, shape in wanted.items()
-            if name in found and found[name].shape == shape
-        }
-        return kept, sorted(wanted.keys() - kept.keys())
+    def facts(self) -> dict[str, str]:
+        """Where weights are started from, it says which of them have no place here."""
+        if self.origin is None:
+            return super().facts()
+        head = sorted(self.origin.head)
+        kept = "encoder, head and tokenizer" if head and self.keeps_head else "encoder and tokenizer"
+        left = "" if self.keeps_head or not head else f"; not kept: {', '.join(head)}"
+        return super().facts() | {"start": f"{kept} of {self.settings['model.init']}{left}"}
 
     def _describe_model(self) -> str:
         config = self.encoder_config()

@@ -167,6 +167,7 @@ class MaskedLMRecipe(EncoderRecipe):
     """From a text source to an encoder that understands."""
 
     dropout: ClassVar[float] = 0.0
+    keeps_head: ClassVar[bool] = True
 
     def _records(self) -> None:
         from selfsup.data.passages import Passages
@@ -181,7 +182,9 @@ class MaskedLMRecipe(EncoderRecipe):
         options = self.settings.config.masked_lm
         model = MaskedLanguageModel(self.encoder_config())
         model.initialise(generator(self.settings["train.seed"], "weights"))
-        self.start(model)
+        self.start(model.model)
+        if self.origin is not None:
+            model.load_state_dict(self.origin.head, strict=False)
         masking = Masking(self.corpus.tokenizer, options.unit)
         return MaskedLM(model, masking, options.rate, options.evaluation_rate)
 
