@@ -24,6 +24,7 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inspection.base import Part, Request, new_table, table_part
 from selfsup.inspection.window import (
     CELL,
+    LABEL,
     WindowInspection,
     chip,
     colour,
@@ -49,6 +50,7 @@ EPOCHS = 3  # whose masks are set side by side
 GUESSES = 5
 WINDOWS = 64  # over which the shares are counted
 AROUND = 6  # tokens to either side of a hidden one, in the page's list
+PAGE_WIDTH = 900  # pixels for a strip
 TOKENS = 64  # of the text that a terminal shows
 FAR = "▒▒"  # a block where only the layers that see the whole document see
 STRIP_LABEL = len("epoch 0  ")
@@ -296,7 +298,8 @@ class MaskedLMInspection(WindowInspection):
 
     def looked_at(self, width: int) -> list[int]:
         """Positions all over the window, evenly spaced: there is little to see in its beginning."""
-        count, most = len(self.inputs), self.shown(width)
+        count = len(self.inputs)
+        most = min(self.shown(width), (width - LABEL - 2 - len(str(count))) // 2)
         return [t * count // most for t in range(most)]
 
     def sight(self, t: int, other: int) -> str:
@@ -311,12 +314,9 @@ class MaskedLMInspection(WindowInspection):
         yield from ((start, stop, ' class="far"') for start, stop in runs(far))
 
     def _blocks(self, width: int) -> Text:
-        far = (
-            f" {FAR}: only the layers that see farther than {self.reach} positions do."
-            if self._has_far()
-            else ""
-        )
-        return Text.assemble(Text(f"{self._apart()}{far}\n", "dim"), self.who_sees_what(width))
+        far = f"{FAR}: only the layers that see farther than {self.reach} positions do.\n"
+        hint = f"{self._apart()}\n{far if self._has_far() else ''}"
+        return Text.assemble(Text(hint, "dim"), self.who_sees_what(width))
 
     # -- on a page --
 
@@ -353,24 +353,23 @@ class MaskedLMInspection(WindowInspection):
         return f'{line}<span class="guesses">{guesses}{bar}</span></li>'
 
     def _strips_html(self) -> str:
-        """A row of cells for each epoch."""
-        shown, margin, height = self.shown(), 52, CELL
-        parts = []
+        """A row of cells for each epoch, as wide as the page where the window is long."""
+        shown, margin = self.shown(), 52
+        cell = max(2, min(CELL, PAGE_WIDTH // shown))
         names = {mark: done for done, mark in MARKS.items()}
+        parts = []
         for number, epoch in enumerate(self.epochs):
-            y = number * (height + 4)
-            parts.append(f'<text x="0" y="{y + height * 0.72:.1f}">epoch {number}</text>')
-            parts.append(
-                f'<rect class="shown" x="{margin}" y="{y}" width="{shown * CELL}" height="{height}"/>'
-            )
+            place = f'y="{number * (CELL + 4)}" height="{CELL}"'
+            parts.append(f'<text x="0" y="{number * (CELL + 4) + CELL * 0.72:.1f}">epoch {number}</text>')
+            parts.append(f'<rect class="shown" x="{margin}" {place} width="{shown * cell}"/>')
             parts += [
-                f'<rect class="{names[mark]}" x="{margin + t * CELL}" y="{y}" width="{CELL - 1}" height="{height}"/>'
+                f'<rect class="{names[mark]}" x="{margin + t * cell}" {place} width="{cell - cell // 8}"/>'
                 for t, mark in enumerate(epoch[:shown])
                 if mark != MARKS[SHOWN]
             ]
-        width, whole = margin + shown * CELL, len(self.epochs) * (height + 4)
+        width, height = margin + shown * cell, len(self.epochs) * (CELL + 4)
         return (
-            f'<div class="wide"><svg class="strips" viewBox="0 0 {width} {whole}" style="width:{width}px" role="img" '
+            f'<div class="wide"><svg class="strips" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
             f'aria-label="rows: epochs, columns: positions">{"".join(parts)}</svg></div>'
         )
 
