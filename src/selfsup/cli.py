@@ -140,11 +140,13 @@ def compare(
 
 @app.command()
 def inspect(
-    objective: Annotated[str, typer.Argument(help="causal-lm")] = "causal-lm",
+    words: Words = None,
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
     data: Data = None,
-    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, or a path")] = "bpe",
-    run: Annotated[Path | None, typer.Option(help="a run: its tokenizer, and its loss per token")] = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, a run, or a path")] = "bpe",
+    run: Annotated[
+        Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
     html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
     as_json: Json = False,
@@ -153,7 +155,16 @@ def inspect(
     from selfsup.inspection import inspect as look
     from selfsup.report import to_stdout
 
-    inspection = look(objective, text=text, data=data, tokenizer=tokenizer, run=run, window=window)
+    objective, settings = split_words(words)
+    inspection = look(
+        objective,
+        text=text,
+        data=data,
+        tokenizer=tokenizer,
+        run=run,
+        window=window,
+        **settings,
+    )
     if html is not None:
         write_new(html, inspection.to_html())
     if as_json:
@@ -356,15 +367,15 @@ def doctor(
 
 def split_words(
     words: list[str] | None,
-    budget: str | None,
-    steps: int | None,
-    epochs: float | None,
-    batch: int | None,
-    seed: int | None,
-    tokenizer: str | None,
-    init: str | None,
-    device: str | None,
-    precision: str | None,
+    budget: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    tokenizer: str | None = None,
+    init: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The objective (a first word without `=`), and every setting that was given, by its dotted key."""
     from selfsup.config import Settings, flatten, parse_overrides
