@@ -17,6 +17,7 @@ _PUBLIC = {
     "inspect": "selfsup.inspection",
     "evaluate": "selfsup.evaluation",
     "compare": "selfsup.comparison",
+    "diagnose": "selfsup.doctor",
     "Run": "selfsup.run",
     "Objective": "selfsup.objectives.base",
     "Recipe": "selfsup.objectives.base",

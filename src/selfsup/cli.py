@@ -40,9 +40,12 @@ Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
 Tokenizer = Annotated[
     str | None, typer.Option(help="bpe, characters, words, or a tokenizer.json or directory")
 ]
+Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
+Column = Annotated[str | None, typer.Option(help="the text column")]
+Label = Annotated[str | None, typer.Option(help="the column of the class")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 
@@ -57,6 +60,7 @@ def train(
     batch: Batch = None,
     seed: Seed = None,
     tokenizer: Tokenizer = None,
+    init: Init = None,
     config: ConfigFile = None,
     resume: Annotated[Path | None, typer.Option(help="a run to go on with, or to extend")] = None,
     device: Device = None,
@@ -66,7 +70,9 @@ def train(
     """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
     from selfsup.training import train as run_training
 
-    objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    objective, settings = split_words(
+        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+    )
     place = settings.pop("out", None)
     run = run_training(
         objective,
@@ -93,6 +99,7 @@ def plan(
     batch: Batch = None,
     seed: Seed = None,
     tokenizer: Tokenizer = None,
+    init: Init = None,
     config: ConfigFile = None,
     device: Device = None,
     precision: Precision = None,
@@ -102,7 +109,9 @@ def plan(
     from selfsup.report import Reporter
     from selfsup.training import plan as make
 
-    objective, settings = split_words(words, budget, steps, epochs, batch, seed, tokenizer, device, precision)
+    objective, settings = split_words(
+        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+    )
     made, resolved = make(objective, data=data, config=config, origin="command line", **settings)
     if as_json:
         print_json(made.to_json())
@@ -175,9 +184,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Let a model write."""
-    from selfsup.run import load
+    from selfsup.run import load_decoder
 
-    model = load(run)
+    model = load_decoder(run)
     starts = prompts or [""]
     streams = len(starts) == 1 and not as_json
     if streams:
@@ -203,24 +212,144 @@ def generate(
 
 
 @app.command()
+def fill(
+    run: Annotated[Path, typer.Argument(help="a run of masked-lm, or a ModernBERT directory")],
+    text: Annotated[str, typer.Argument(help="with [MASK] where a word is hidden")],
+    top: Annotated[int, typer.Option(help="candidates to show", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Say what stands in the places of a text that say [MASK]."""
+    from selfsup.report import to_stdout
+    from selfsup.run import load_encoder
+
+    places = load_encoder(run).fill(text, top)
+    if as_json:
+        print_json({"text": text, "places": [[vars(candidate) for candidate in place] for place in places]})
+        return
+    for number, place in enumerate(places, 1):
+        if len(places) > 1:
+            to_stdout().print(f"place {number}", style="bold")
+        for candidate in place:
+            to_stdout().print(f"{candidate.probability:6.1%}  {candidate.token}", markup=False)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
     data: Data = None,
-    protocol: Annotated[str, typer.Option(help="bits-per-byte, perplexity")] = "bits-per-byte",
-    column: Annotated[str | None, typer.Option(help="the text column")] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="of language models: bits-per-byte, perplexity; of encoders: sts, linear, knn-20, knn-200, rankme, "
+            "alpha-req, uniformity, alignment, pseudo-perplexity"
+        ),
+    ] = "bits-per-byte",
+    test: Annotated[
+        str | None, typer.Option(help="what linear and knn measure on; a fifth of the data without")
+    ] = None,
+    column: Column = None,
+    label: Label = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a model by a named protocol, on a run's held-out part or on other data."""
     from selfsup.evaluation import evaluate as measure
-    from selfsup.report import to_stdout
+    from selfsup.report import Reporter, to_stdout
 
-    score = measure(run, data=data, protocol=protocol, column=column, device=device, seed=seed)
+    reporter = Reporter()
+    with reporter.bar("Measuring"):
+        score = measure(
+            run,
+            data=data,
+            protocol=protocol,
+            test=test,
+            column=column,
+            label=label,
+            device=device,
+            seed=seed,
+            progress=reporter.counting,
+        )
     if as_json:
         print_json(score.to_json())
     else:
         score.print(to_stdout())
+
+
+@app.command()
+def probe(
+    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
+    data: Annotated[str, typer.Option(help="texts with their classes: file, folder, glob or hub:NAME")],
+    out: Annotated[Path, typer.Option(help="the directory of the probe")],
+    column: Column = None,
+    label: Label = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="of folds and bootstrap")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a linear classifier to an encoder's features of labelled texts, and keep it."""
+    from selfsup.inference.probe import Probe, refuse_taken
+    from selfsup.report import Reporter, to_stdout
+
+    refuse_taken(out)
+    reporter = Reporter()
+    with reporter.bar("Embedding"):
+        fitted = Probe.fit(
+            run, data, column=column, label=label, device=device, seed=seed, progress=reporter.counting
+        )
+    fitted.save(out)
+    if as_json:
+        print_json(fitted.to_json())
+    else:
+        fitted.estimate.print(to_stdout())
+        print(f'{out} is fitted to all of it. Try: selfsup classify {run} --probe {out} "a text"')
+
+
+@app.command()
+def classify(
+    run: Annotated[Path, typer.Argument(help="the run, or model directory, that the probe was fitted to")],
+    probe: Annotated[Path, typer.Option(help="a directory that `selfsup probe` wrote")],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify, in place of --data")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="write the JSON lines here")] = None,
+    column: Column = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+) -> None:
+    """Tell the class of texts: a JSON line for each, with its label and the probability of it."""
+    from selfsup.files import write_atomically
+    from selfsup.inference.probe import Probe, refuse_taken
+    from selfsup.report import Reporter
+
+    if bool(texts) == (data is not None):
+        raise UserError("Give what is to be classified either as texts or with --data.")
+    if out is not None:
+        refuse_taken(out)
+    reporter = Reporter()
+    with reporter.bar("Classifying"):
+        answers = Probe.load(probe).classify(
+            run, texts or data, column=column, device=device, progress=reporter.counting
+        )
+    lines = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
+    if out is None:
+        print(lines, end="")
+    else:
+        write_atomically(out, lines)
+
+
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Argument(help="a run, finished or not")],
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a run, and what helps."""
+    from selfsup.doctor import diagnose
+    from selfsup.report import to_stdout
+
+    diagnosis = diagnose(run)
+    if as_json:
+        print_json(diagnosis.to_json())
+    else:
+        diagnosis.print(to_stdout())
 
 
 def split_words(
@@ -231,6 +360,7 @@ def split_words(
     batch: int | None,
     seed: int | None,
     tokenizer: str | None,
+    init: str | None,
     device: str | None,
     precision: str | None,
 ) -> tuple[str | None, dict[str, Any]]:
@@ -246,6 +376,7 @@ def split_words(
         "batch": batch,
         "seed": seed,
         "tokenizer": tokenizer,
+        "init": init,
         "device": device,
         "precision": precision,
     }

@@ -74,6 +74,8 @@ class ModelConfig(Section):
     head_dim: Count | None = None
     mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
     tied: bool | None = Field(None, description="the output head shares the embedding's weights")
+    dropout: Share | None = Field(None, description="share of activations an encoder drops in training")
+    init: str | None = Field(None, description="a run or Hugging Face directory whose weights to start from")
 
 
 class OptimConfig(Section):
@@ -116,6 +118,17 @@ class EvaluateConfig(Section):
     batch: Count | None = Field(None, description="validation records scored at once")
 
 
+class MaskedLMConfig(Section):
+    rate: Annotated[Real, Field(gt=0, lt=1)] = Field(0.3, description="share of tokens hidden in training")
+    evaluation_rate: Annotated[Real, Field(gt=0, lt=1)] = Field(0.15, description="and in evaluation")
+    unit: Literal["token", "word", "span"] = Field("token", description="what is hidden as a whole")
+
+
+class SimCSEConfig(Section):
+    temperature: Rate = Field(0.05, description="by which cosine similarities are divided")
+    pooling: Literal["mean", "cls"] = Field("mean", description="how a sentence becomes one vector")
+
+
 class Config(Section):
     objective: str = "causal-lm"
     out: str | None = Field(None, description="the run directory")
@@ -125,6 +138,8 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    masked_lm: MaskedLMConfig = Field(default_factory=MaskedLMConfig)
+    simcse: SimCSEConfig = Field(default_factory=SimCSEConfig)
 
 
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
@@ -139,8 +154,10 @@ SHORT = {
     "seed": "train.seed",
     "device": "train.device",
     "precision": "train.precision",
+    "init": "model.init",
 }
 SECTIONS = {name for name, field in Config.model_fields.items() if field.default_factory is not None}
+OBJECTIVES = {"masked_lm": "masked-lm", "simcse": "simcse"}  # sections that only one objective reads
 LENGTHS = ("train.steps", "train.epochs", "train.budget")
 
 
@@ -207,6 +224,8 @@ class Settings:
         """The configuration as YAML that `--config` reads back, each value with its origin as a comment."""
         lines = []
         for key, value in self.config.model_dump().items():
+            if OBJECTIVES.get(key, self["objective"]) != self["objective"]:
+                continue
             if not isinstance(value, dict):
                 lines.append(self._line(key, key, value, ""))
                 continue

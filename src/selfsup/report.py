@@ -89,6 +89,11 @@ class Reporter:
         of = f" of {amount(total, 'B')}" if total else ""
         self.advance(done / total if total else 0.0, f"{amount(done, 'B')}{of}")
 
+    def counting(self, done: int, total: int | None) -> None:
+        """Progress of anything that is counted."""
+        of = f" of {total:,}" if total else ""
+        self.advance(done / total if total else 0.0, f"{done:,}{of}")
+
 
 def to_stdout() -> Console:
     """The console for results, as opposed to progress."""

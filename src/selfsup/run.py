@@ -28,6 +28,7 @@ from selfsup.errors import UserError
 from selfsup.files import held, write_atomically
 
 if TYPE_CHECKING:
+    from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
 
 
@@ -122,13 +123,11 @@ class Run:
         return self.directory / "model"
 
     @property
-    def model(self) -> LanguageModel:
+    def model(self) -> LanguageModel | EncoderModel:
         """The trained model, ready to use."""
-        from selfsup.inference.generate import LanguageModel
-
         if not self.model_directory.is_dir():
             raise UserError(f"{self.directory} has no model yet; finish it with --resume {self.directory}.")
-        return LanguageModel.load(self.model_directory)
+        return open_model(self.model_directory)
 
     def checkpoints(self, keep: int = 3) -> Checkpoints:
         return Checkpoints(self.checkpoints_directory, keep)
@@ -248,18 +247,48 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
     return place
 
 
-def load(path: str | Path) -> LanguageModel:
-    """The model of a run, or of a model directory in Hugging Face's layout.
+def load(path: str | Path) -> LanguageModel | EncoderModel:
+    """The model of a run, or of a model directory in Hugging Face's layout: a decoder's, or an encoder's.
 
     Raises:
         UserError: there is neither.
     """
-    from selfsup.inference.generate import LanguageModel
-
     if Run(path).exists:
         return Run(path).model
     if not (Path(path) / "config.json").is_file():
         raise UserError(
             f"{path} is neither a run nor a model directory (no config.yaml or config.json in it)."
         )
-    return LanguageModel.load(path)
+    return open_model(Path(path))
+
+
+def open_model(directory: Path) -> LanguageModel | EncoderModel:
+    """What a model directory holds, by the architecture that its config.json names."""
+    from selfsup.inference.encoder import EncoderModel
+    from selfsup.inference.generate import LanguageModel
+    from selfsup.models.huggingface import read_json
+
+    kind = read_json(directory / "config.json").get("model_type")
+    return EncoderModel.load(directory) if kind == "modernbert" else LanguageModel.load(directory)
+
+
+def load_decoder(path: str | Path) -> LanguageModel:
+    """As `load`, where only a model that writes will do."""
+    from selfsup.inference.generate import LanguageModel
+
+    model = load(path)
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{path} holds an encoder, which does not write; give a run of causal-lm.")
+    return model
+
+
+def load_encoder(path: str | Path) -> EncoderModel:
+    """As `load`, where only an encoder will do."""
+    from selfsup.inference.encoder import EncoderModel
+
+    model = load(path)
+    if not isinstance(model, EncoderModel):
+        raise UserError(
+            f"{path} holds a decoder; give a run of masked-lm or simcse, or a ModernBERT directory."
+        )
+    return model

@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -22,6 +24,31 @@ def derive(seed: int, purpose: str, *place: int) -> int:
 def generator(seed: int, purpose: str, *place: int, device: str = "cpu") -> torch.Generator:
     """A torch generator that stands at the given place."""
     return torch.Generator(device).manual_seed(derive(seed, purpose, *place))
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014) on uint64: every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the increment of SplitMix64
+
+
+def uniform(
+    seed: int, purpose: str, epochs: np.ndarray, records: np.ndarray, count: int
+) -> npt.NDArray[np.float64]:
+    """`count` numbers in [0, 1) for each record, (n, count): SplitMix64 from a state of its own for each.
+
+    Args:
+        epochs, records: (n,) the place of each; equal places give equal numbers, whatever stands beside them.
+    """
+    base = np.uint64(derive(seed, purpose))
+    state = mix(mix(base ^ epochs.astype(np.uint64)) ^ records.astype(np.uint64))
+    steps = GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+    bits = mix(state[:, None] + steps)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from selfsup.data.tokenizers import (
     END,
     KINDS,
     UNKNOWN,
+    Marks,
     TextStream,
     TextTokenizer,
     cut,
@@ -277,7 +278,7 @@ def test_end_token_that_is_also_text_is_refused_without_an_unknown_token():
     tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     with pytest.raises(UserError, match="plain text"):
-        TextTokenizer(tokenizer, "</s>").encode("a </s> a")
+        TextTokenizer(tokenizer, Marks("</s>", "</s>")).encode("a </s> a")
 
 
 # -- opening --

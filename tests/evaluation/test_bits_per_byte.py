@@ -18,7 +18,7 @@ import selfsup
 from selfsup.data.text import encode_documents
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.errors import UserError
-from selfsup.evaluation import PROTOCOLS, Score, evaluate
+from selfsup.evaluation import LANGUAGE_MODELS, Score, evaluate
 from selfsup.evaluation.base import ratio_interval
 from selfsup.evaluation.language import FEWEST_BLOCKS, block_sums
 from selfsup.inference.generate import LanguageModel
@@ -107,11 +107,21 @@ def test_run_directory_and_model_directory_alike(run: Run) -> None:
     assert scores[0] == scores[1] == scores[2]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", LANGUAGE_MODELS)
 def test_json(run: Run, protocol: str) -> None:
     score = evaluate(run, data=OTHER, protocol=protocol, seed=3)
     content = json.loads(json.dumps(score.to_json()))
-    assert list(content) == ["protocol", "value", "unit", "n", "interval", "chance", "seed", "data"]
+    assert list(content) == [
+        "protocol",
+        "value",
+        "unit",
+        "n",
+        "interval",
+        "chance",
+        "seed",
+        "data",
+        "details",
+    ]
     low, high = content["interval"]
     assert low < content["value"] < high
     assert (content["protocol"], content["seed"]) == (protocol, 3)
@@ -148,7 +158,7 @@ def random_model(directory: Path, kind: str) -> Path:
 
 def test_untrained_model_is_at_chance(tmp_path: Path) -> None:
     model = random_model(tmp_path / "model", "bpe")
-    for protocol in PROTOCOLS:
+    for protocol in LANGUAGE_MODELS:
         score = evaluate(model, data=OTHER, protocol=protocol)
         assert score.value == pytest.approx(score.chance, rel=1e-5)
 
@@ -170,6 +180,12 @@ def test_bits_per_byte_is_refused_where_bytes_are_lost(tmp_path: Path, kind: str
     ("call", "message"),
     [
         (lambda run: evaluate(run, protocol="bits-per-bite"), "did you mean 'bits-per-byte'"),
+        (
+            lambda run: evaluate(run, data=OTHER, protocol="sts"),
+            "holds a language model.*: bits-per-byte, perplexity",
+        ),
+        (lambda run: evaluate(run, test=OTHER), "no use for --test"),
+        (lambda run: evaluate(run, label="class"), "no use for --label"),
         (lambda run: evaluate(run.model_directory), "no data of its own"),
         (lambda run: evaluate(run.directory / "samples"), "neither a run nor a model"),
         (lambda run: evaluate(run, data="nowhere.txt"), "nowhere.txt"),

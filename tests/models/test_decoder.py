@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selfsup.models.decoder import (
-    PRESETS,
     Decoder,
     DecoderConfig,
     KeyValueCache,
     flops_per_token,
     parameter_count,
 )
+from selfsup.models.presets import PRESETS
 from selfsup.models.transformer import attention
 
 SMALL = DecoderConfig(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfsup.seeding import derive
+from selfsup.seeding import derive, mix
 
 ROUNDS = 4
 
@@ -35,15 +35,8 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarr
 def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: list[np.uint64]) -> np.ndarray:
     left, right = values >> half, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        left, right = right, left ^ (mix(right ^ key) & mask)
     return (left << half) | right
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def draw(seed: int, start: int, stop: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 
 A stream is `[end] d1 [end] d2 [end] … dn [end]`. Inputs are `stream[:-1]` and targets `stream[1:]`, so the
 one end token between two documents is both the target that closes the first and the start token of the
-second.
+second. For an encoder, whose documents stand between two tokens, it is
+`[start] d1 [end] [start] d2 [end] … dn [end]`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.sources import Skipped, TextCollection, open_text
-from selfsup.data.tokenizers import Ids, Kind, TextTokenizer, load_tokenizer, open_tokenizer, train_tokenizer
+from selfsup.data.tokenizers import (
+    Family,
+    Ids,
+    Kind,
+    TextTokenizer,
+    load_tokenizer,
+    open_tokenizer,
+    train_tokenizer,
+)
 from selfsup.errors import UserError
 from selfsup.files import whole_directory
 
@@ -100,6 +109,7 @@ def prepare_text(
     cache: str | Path | None = None,
     failures: float = 0.01,
     progress: Progress | None = None,
+    family: Family = "decoder",
 ) -> TextCorpus:
     """Open, split and encode a corpus, or open what an earlier call with the same content and choices left.
 
@@ -120,20 +130,21 @@ def prepare_text(
         validation: share of the documents held out, from 0 (none) to below 1.
         cache: directory of prepared corpora; by default $SELFSUP_CACHE, else ~/.cache/selfsup.
         progress: called with the bytes of text done and, where they are known, in all.
+        family: whose special tokens stand around the documents.
 
     Raises:
         UserError: a source, tokenizer or value that cannot be used; a cache that cannot be written.
     """
     if not 0 <= validation < 1:
         raise UserError(f"The validation share must be at least 0 and below 1, not {validation:g}.")
-    given = open_tokenizer(tokenizer)
+    given = open_tokenizer(tokenizer, family)
     if given and vocabulary is not None:
         raise UserError(
             "A vocabulary size goes with a tokenizer that is trained on the corpus (bpe, characters, words); "
             "this one brings its own: leave the size out."
         )
     text = open_text(source, column, failures)
-    identity = given.fingerprint if given else tokenizer
+    identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
     key = hashlib.blake2b(repr(choices).encode(), digest_size=16).hexdigest()
     entry = _cache_directory(cache) / "text" / key
@@ -141,8 +152,8 @@ def prepare_text(
         if not _is_whole(entry):
             kind = cast(Kind, tokenizer)
             with whole_directory(entry) as directory:
-                _build(directory, text, given, kind, vocabulary, validation, progress or _silent)
-        return _open(entry)
+                _build(directory, text, given, kind, family, vocabulary, validation, progress or _silent)
+        return _open(entry, family)
 
 
 def encode_documents(
@@ -151,7 +162,7 @@ def encode_documents(
     """All documents of a source as one stream in memory, without a split, to evaluate a model on."""
     text = open_text(source, column, failures)
     tally = _Tally()
-    stream = _encode(tokenizer, text.documents(), tokenizer.end, True, tally, lambda done: None)
+    stream = _encode(tokenizer, text.documents(), tokenizer.start, True, tally, lambda done: None)
     return EncodedText(
         tokens=np.concatenate(list(stream)),
         documents=tally.documents,
@@ -210,6 +221,7 @@ def _build(
     text: TextCollection,
     tokenizer: TextTokenizer | None,
     kind: Kind,
+    family: Family,
     vocabulary: int | None,
     validation: float,
     progress: Progress,
@@ -218,7 +230,7 @@ def _build(
     scan = _scan(text, progress)
     parts = _split(text, scan, validation)
     if tokenizer is None:
-        tokenizer = train_tokenizer(kind, parts.train(), vocabulary, parts.train_bytes)
+        tokenizer = train_tokenizer(kind, parts.train(), vocabulary, parts.train_bytes, family)
     tokenizer.save(directory / "tokenizer")
     total = int(scan.sizes.sum())
 
@@ -226,14 +238,14 @@ def _build(
     stream = _encode(
         tokenizer,
         parts.train(),
-        tokenizer.end,
+        tokenizer.start,
         not parts.continued,
         training,
         lambda done: progress(done, total),
     )
     _write(directory / "train.bin", stream)
     if validation:
-        opening = training.last if parts.continued else tokenizer.end
+        opening = training.last if parts.continued else tokenizer.start
         before = training.bytes
         stream = _encode(
             tokenizer,
@@ -328,10 +340,10 @@ def _encode(
     tally: _Tally,
     progress: Callable[[int], None],
 ) -> Iterator[Ids]:
-    """The stream in chunks: the opening token, the documents with an end token between them and, where the
-    stream is closed, behind the last."""
+    """The stream in chunks: the opening token, the documents with special tokens between them and, where the
+    stream is closed, the end token behind the last."""
     sizes = tokenizer.token_bytes()
-    end = np.array([tokenizer.end], tokenizer.dtype)
+    between = np.array(tokenizer.between, tokenizer.dtype)
 
     def counted(chunk: Ids) -> Ids:
         tally.tokens += len(chunk)
@@ -344,7 +356,7 @@ def _encode(
         encoded = tokenizer.encode_batch([piece for piece, _ in batch])
         for ids, (piece, opens) in zip(encoded, batch, strict=True):
             if opens and tally.documents:
-                runs.append(end)
+                runs.append(between)
             runs.append(ids)
             tally.documents += opens
             tally.bytes += len(piece.encode())
@@ -356,7 +368,7 @@ def _encode(
             yield counted(chunk)
         progress(tally.bytes)
     if closed:
-        yield counted(end)
+        yield counted(between[:1])
 
 
 def _batches(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
@@ -442,11 +454,11 @@ def _read_facts(entry: Path) -> dict[str, Any]:
     return content
 
 
-def _open(entry: Path) -> TextCorpus:
+def _open(entry: Path, family: Family) -> TextCorpus:
     recorded = _read_facts(entry)["facts"]
     skipped = Skipped(**{**recorded["skipped"], "names": tuple(recorded["skipped"]["names"])})
     facts = replace(TextFacts(**recorded), skipped=skipped)
-    tokenizer = load_tokenizer(entry / "tokenizer")
+    tokenizer = load_tokenizer(entry / "tokenizer", family)
 
     def stream(name: str) -> Ids | None:
         file = entry / name

@@ -6,9 +6,10 @@
 - `words`: runs of word characters and runs of punctuation; white space is lost, and decoding joins with
   spaces.
 
-The special token `<|endoftext|>` stands before each document (the start token) and behind it (the end);
-here its id is always 0. `characters` and `words` have `<|unk|>` as id 1 for what their vocabulary does not
-hold.
+For a decoder the special token `<|endoftext|>` stands before each document (the start token) and behind it (the
+end); here its id is always 0. For an encoder a document stands between `[CLS]` and `[SEP]`, `[MASK]` stands for a
+hidden token and `[PAD]` for none. `characters` and `words` have `<|unk|>` (`[UNK]`) for what their vocabulary does
+not hold.
 """
 
 from __future__ import annotations
@@ -20,18 +21,42 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from selfsup.errors import UserError
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The special tokens of a tokenizer, by the part they play; those of a decoder start and end alike."""
+
+    start: str
+    end: str
+    unknown: str | None = None
+    mask: str | None = None
+    pad: str | None = None
+
+    def listed(self) -> list[str]:
+        """Each special token once, in the order of their ids."""
+        named = [self.pad, self.start, self.end, self.unknown, self.mask]
+        return list(dict.fromkeys(token for token in named if token))
+
+
+Family = Literal["decoder", "encoder"]
+MARKS: dict[Family, Marks] = {
+    "decoder": Marks(END, END, UNKNOWN),
+    "encoder": Marks("[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"),
+}
 
 Kind = Literal["bpe", "characters", "words"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -42,13 +67,18 @@ QWEN2_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-SMALLEST_BPE = 256 + 1  # every byte and the end of text
 LARGEST = 1 << 16  # ids fit 16 bits
 WORDS = 1 << 15  # the most frequent words that are kept by default
 BPE_SAMPLE = 32_000_000  # bytes of text that a BPE learns from
 
-# Names that end-of-text tokens go by, for tokenizers whose files do not say.
-KNOWN_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+# Names that special tokens go by, for tokenizers whose files do not say.
+KNOWN = {
+    "eos_token": (END, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]"),
+    "cls_token": ("[CLS]", "<s>", "<cls>"),
+    "sep_token": ("[SEP]", "</s>", "<sep>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "pad_token": ("[PAD]", "<pad>"),
+}
 
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
 # Places where neither our BPE, nor words, nor characters can have a token across: behind a line break that no
@@ -59,33 +89,40 @@ Ids = npt.NDArray[Any]
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` together with its end-of-text token.
+    """A `tokenizers.Tokenizer` together with the special tokens that stand around documents.
 
     It takes the given tokenizer over and makes it ready to encode documents: no truncation, no padding,
-    special tokens written out in a text are plain text, and a post-processor that puts the end-of-text
-    token in front, so that whoever opens the saved tokenizer gets the start token that the model was
-    trained with. Our own encoding never adds it.
+    special tokens written out in a text are plain text, and a post-processor that puts the start token (and an
+    encoder's end token) around a text, so that whoever opens the saved tokenizer gets what the model was
+    trained with. Our own encoding never adds them. Special tokens that the vocabulary lacks are added to it.
 
     Attributes:
         vocabulary: number of ids, added tokens included (the largest id + 1).
-        end: id of the end-of-text token.
-        unknown: id of the token for what the vocabulary does not hold, if there is one.
+        start, end: ids of the tokens that open and close a document, the same one for a decoder.
+        unknown, mask, pad: ids of the tokens for what the vocabulary does not hold, for what is hidden, for
+            nothing, where there are such.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end: str = END, unknown: str | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, marks: Marks = Marks(END, END)) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.add_special_tokens([token for token in (end, unknown) if token])
-        tokenizer.encode_special_tokens = True
-        self.end = cast(int, tokenizer.token_to_id(end))
-        self.unknown = tokenizer.token_to_id(unknown) if unknown else None
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[end, "$A"], pair=[end, "$A", end, "$B"], special_tokens=[(end, self.end)]
+        # A hidden word hides the space before it, for a byte-level token holds that space.
+        tokenizer.add_special_tokens(
+            [AddedToken(token, lstrip=token == marks.mask, special=True) for token in marks.listed()]
         )
+        tokenizer.encode_special_tokens = True
+        ids = {role: token and tokenizer.token_to_id(token) for role, token in vars(marks).items()}
+        self.start, self.end = cast(int, ids["start"]), cast(int, ids["end"])
+        self.unknown, self.mask, self.pad = ids["unknown"], ids["mask"], ids["pad"]
+        tokenizer.post_processor = _template(marks, self.start, self.end)
         self.vocabulary: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.marks = marks
         self._tokenizer = tokenizer
-        self._end = end
-        self._unknown = unknown
+
+    @property
+    def between(self) -> list[int]:
+        """What stands between two documents: one token may close the one and open the other."""
+        return [self.end] if self.start == self.end else [self.end, self.start]
 
     @cached_property
     def special(self) -> frozenset[int]:
@@ -112,7 +149,7 @@ class TextTokenizer:
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         """The ids of each text, in parallel, without special tokens; arrays of `dtype`.
 
-        A foreign model may have its end-of-text token as an ordinary piece of text as well; it then becomes
+        A foreign model may have its start or end token as an ordinary piece of text as well; it then becomes
         the unknown token, since it would end the document.
         """
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -122,15 +159,28 @@ class TextTokenizer:
         return batch
 
     def _replace_ends(self, ids: Ids) -> None:
-        false_ends = ids == self.end
+        false_ends = (ids == self.end) | (ids == self.start)
         if not false_ends.any():
             return
-        if self.unknown is None or self.unknown == self.end:
+        if self.unknown in (None, self.end, self.start):
             raise UserError(
-                f"The data holds {self._end!r} as plain text, which this tokenizer cannot tell from its "
+                f"The data holds {self.marks.end!r} as plain text, which this tokenizer cannot tell from its "
                 "end-of-text token: take it out of the data or choose another tokenizer."
             )
         ids[false_ends] = self.unknown
+
+    def encode_marked(self, text: str) -> Ids:
+        """The ids of a text in which special tokens, such as [MASK], are what they say; none is added."""
+        self._tokenizer.encode_special_tokens = False
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+        return np.array(encoding.ids, self.dtype)
+
+    def frame(self, ids: Sequence[int] | Ids) -> Ids:
+        """The ids of a text between start and end token, as an encoder reads it."""
+        return np.concatenate([[self.start], np.asarray(ids), [self.end]]).astype(self.dtype)
 
     def pieces(self, document: str) -> list[str]:
         """A long document in pieces whose encodings, joined, are the document's; else the document alone.
@@ -205,22 +255,39 @@ class TextTokenizer:
             sizes[id_] = 0 if token.special else len(token.content.encode())
         return sizes
 
+    def word_parts(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """For each id, bool (vocabulary,): whether its text may go on a word, and whether a word may go on after it.
+
+        A token belongs to the word of the token before it where the first holds for it and the second for the
+        other: both texts meet in letters (or within a character), or the token's file marks it (`##`, no `▁`).
+        """
+        goes_on = np.zeros(self.vocabulary, np.bool_)
+        open_ended = np.zeros(self.vocabulary, np.bool_)
+        decoder = (self._structure["decoder"] or {}).get("type")
+        for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if id_ in self._added or self._structure["model"]["type"] == "WordLevel":
+                continue
+            if self._bytewise:
+                text = bytes(_BYTE_OF[symbol] for symbol in token).decode(errors="surrogateescape")
+            else:
+                text = token.removeprefix("##")
+            goes_on[id_] = token.startswith("##") if decoder == "WordPiece" else _in_word(text[0])
+            open_ended[id_] = _in_word(text[-1])
+        return goes_on, open_ended
+
     # -- files --
 
     def save(self, directory: Path, max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json, which stock `transformers` opens as they are.
 
-        Opened there, the tokenizer puts the end-of-text token in front of each text, as the model saw it.
+        Opened there, the tokenizer puts the special tokens around each text, as the model saw it.
         `max_length` is the model's window in tokens.
         """
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self._end,
-            "eos_token": self._end,
             "clean_up_tokenization_spaces": False,
+            **{role: token for role, token in _roles(self.marks).items() if token},
         }
-        if self._unknown:
-            config["unk_token"] = self._unknown
         if max_length is not None:
             config["model_max_length"] = max_length
         directory.mkdir(parents=True, exist_ok=True)
@@ -229,6 +296,33 @@ class TextTokenizer:
         (directory / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8"
         )
+
+
+def _in_word(symbol: str) -> bool:
+    """A letter, or a byte of an unfinished character."""
+    return symbol.isalpha() or "\udc80" <= symbol <= "\udcff"
+
+
+def _roles(marks: Marks) -> dict[str, str | None]:
+    """The special tokens under the names of `transformers`."""
+    if marks.start == marks.end:
+        return {"bos_token": marks.start, "eos_token": marks.end, "unk_token": marks.unknown}
+    return {
+        "cls_token": marks.start,
+        "sep_token": marks.end,
+        "mask_token": marks.mask,
+        "pad_token": marks.pad,
+        "unk_token": marks.unknown,
+    }
+
+
+def _template(marks: Marks, start: int, end: int) -> Any:
+    if marks.start == marks.end:
+        single, pair = [marks.start, "$A"], [marks.start, "$A", marks.end, "$B"]
+    else:
+        single, pair = [marks.start, "$A", marks.end], [marks.start, "$A", marks.end, "$B", marks.end]
+    ids = list({marks.start: start, marks.end: end}.items())
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
 class TextStream:
@@ -281,7 +375,11 @@ def vocabulary_size(size: int) -> int:
 
 
 def train_tokenizer(
-    kind: Kind, documents: Iterable[str], size: int | None = None, total: int | None = None
+    kind: Kind,
+    documents: Iterable[str],
+    size: int | None = None,
+    total: int | None = None,
+    family: Family = "decoder",
 ) -> TextTokenizer:
     """Train a tokenizer on documents; a pure function of its arguments.
 
@@ -291,57 +389,60 @@ def train_tokenizer(
         size: the largest vocabulary, special tokens included. By default `vocabulary_size` for a BPE, all
             characters, the 32,768 most frequent words.
         total: bytes of the text in UTF-8, which BPE needs; without it, BPE holds all documents to count.
+        family: whether it is for a decoder or an encoder, which decides on the special tokens.
 
     A BPE learns from at most 32 MB: pieces of about 64 Ki characters, evenly spread over the text.
     """
-    smallest = SMALLEST_BPE if kind == "bpe" else len((END, UNKNOWN)) + 1
+    marks = MARKS[family] if kind != "bpe" else replace(MARKS[family], unknown=None)
+    smallest = len(marks.listed()) + (256 if kind == "bpe" else 1)
     if size is not None and size < smallest:
         raise UserError(
             f"A vocabulary of {size} is too small for {kind}: it takes at least {smallest} tokens."
         )
     if kind == "characters":
-        return _train_characters(documents, size)
+        return _train_characters(documents, size, marks)
     if kind == "words":
-        return _train_words(documents, size or WORDS)
+        return _train_words(documents, size or WORDS, marks)
     if total is None:
         documents = list(documents)
         total = sum(len(document.encode()) for document in documents)
-    return _train_bpe(documents, total, size or vocabulary_size(total))
+    return _train_bpe(documents, total, size or vocabulary_size(total), marks)
 
 
-def _train_bpe(documents: Iterable[str], total: int, size: int) -> TextTokenizer:
+def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _qwen2()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[END],
+        special_tokens=marks.listed(),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_evenly(_pieces(documents), total, BPE_SAMPLE), trainer)
-    return TextTokenizer(tokenizer)
+    return TextTokenizer(tokenizer, marks)
 
 
-def _train_characters(documents: Iterable[str], size: int | None) -> TextTokenizer:
+def _train_characters(documents: Iterable[str], size: int | None, marks: Marks) -> TextTokenizer:
     counts: Counter[str] = Counter()
     for document in documents:
         counts.update(document)
-    kept = counts.most_common(None if size is None else size - 2)
-    symbols = [END, UNKNOWN, *sorted(symbol for symbol, _ in kept)]
+    special = marks.listed()
+    kept = counts.most_common(None if size is None else size - len(special))
+    symbols = [*special, *sorted(symbol for symbol, _ in kept)]
     # A BPE without merges is a vocabulary of characters; it is five times as fast as WordLevel over a split.
     vocabulary = {symbol: id_ for id_, symbol in enumerate(symbols)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=marks.unknown))
     tokenizer.decoder = decoders.Fuse()
-    return TextTokenizer(tokenizer, unknown=UNKNOWN)
+    return TextTokenizer(tokenizer, marks)
 
 
-def _train_words(documents: Iterable[str], size: int) -> TextTokenizer:
-    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+def _train_words(documents: Iterable[str], size: int, marks: Marks) -> TextTokenizer:
+    tokenizer = Tokenizer(models.WordLevel(unk_token=marks.unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=[END, UNKNOWN], show_progress=False)
+    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=marks.listed(), show_progress=False)
     tokenizer.train_from_iterator(_pieces(documents), trainer)
-    return TextTokenizer(tokenizer, unknown=UNKNOWN)
+    return TextTokenizer(tokenizer, marks)
 
 
 def cut(document: str) -> list[str]:
@@ -397,7 +498,7 @@ _BYTE_OF = _byte_of_symbol()
 # -- opening -------------------------------------------------------------------------------------------------
 
 
-def open_tokenizer(spec: str | Path | TextTokenizer) -> TextTokenizer | None:
+def open_tokenizer(spec: str | Path | TextTokenizer, family: Family = "decoder") -> TextTokenizer | None:
     """The tokenizer that `spec` names, or None where it is a kind (`KINDS`) that is trained on the corpus.
 
     Raises:
@@ -408,24 +509,27 @@ def open_tokenizer(spec: str | Path | TextTokenizer) -> TextTokenizer | None:
     if spec in KINDS:
         return None
     if Path(spec).expanduser().exists():
-        return load_tokenizer(Path(spec).expanduser())
+        return load_tokenizer(Path(spec).expanduser(), family)
     near = difflib.get_close_matches(str(spec), KINDS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
         f"There is no tokenizer {str(spec)!r}: {hint}choose {', '.join(KINDS)}, or the path of a "
-        "tokenizer.json or of a Hugging Face directory."
+        "tokenizer.json, of a Hugging Face directory or of a run."
     )
 
 
-def load_tokenizer(path: Path) -> TextTokenizer:
-    """Open a tokenizer.json, or a directory that holds one.
+def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
+    """Open a tokenizer.json, or a directory that holds one (itself, or in model/, as a run does).
 
-    Its end-of-text token is the eos_token, else the bos_token, of the tokenizer_config.json or
-    special_tokens_map.json beside it, else a token with a usual name (`KNOWN_ENDS`).
+    Its special tokens are those that the tokenizer_config.json or special_tokens_map.json beside it name, else
+    tokens of its vocabulary with a usual name (`KNOWN`). A decoder's start and end is the eos_token, else the
+    bos_token. What an encoder lacks of its special tokens is added to the vocabulary.
 
     Raises:
-        UserError: no such file, not readable, no end-of-text token.
+        UserError: no such file, not readable, no end-of-text token for a decoder.
     """
+    if (path / "model" / "tokenizer.json").is_file():
+        path = path / "model"
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"There is no {file}: give a tokenizer.json or a directory that holds one.")
@@ -433,29 +537,48 @@ def load_tokenizer(path: Path) -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{file} is no tokenizer that the tokenizers library opens ({error}).") from error
-    named = _named_ends(file.parent)
-    end = next((token for token in (*named, *KNOWN_ENDS) if tokenizer.token_to_id(token) is not None), None)
-    if end is None:
+    marks = _find_marks(tokenizer, _named_tokens(file.parent), family)
+    if marks is None:
         raise UserError(
             f"{file} has no end-of-text token: name it as eos_token in a tokenizer_config.json beside it."
         )
-    return TextTokenizer(tokenizer, end, _unknown_token(tokenizer))
+    return TextTokenizer(tokenizer, marks)
 
 
-def _named_ends(directory: Path) -> list[str]:
-    """eos_token and bos_token as the files beside a tokenizer.json name them."""
-    named = []
-    for file in (directory / "tokenizer_config.json", directory / "special_tokens_map.json"):
+def _find_marks(tokenizer: Tokenizer, named: dict[str, str], family: Family) -> Marks | None:
+    """The special tokens of a tokenizer: as they are named, else those with a usual name."""
+
+    def find(*roles: str) -> str | None:
+        candidates = [*(named[role] for role in roles if role in named), *KNOWN[roles[0]]]
+        return next((token for token in candidates if tokenizer.token_to_id(token) is not None), None)
+
+    unknown = _unknown_token(tokenizer)
+    if family == "decoder":
+        end = find("eos_token", "bos_token")
+        return None if end is None else Marks(end, end, unknown)
+    usual = MARKS["encoder"]
+    start, end = find("cls_token", "bos_token"), find("sep_token", "eos_token")
+    if start == end:  # a decoder's tokenizer, whose one token cannot play both parts
+        start = end = None
+    mask, pad = find("mask_token") or usual.mask, find("pad_token") or usual.pad
+    return Marks(start or usual.start, end or usual.end, unknown, mask, pad)
+
+
+def _named_tokens(directory: Path) -> dict[str, str]:
+    """Special tokens by role (`eos_token`) as the files beside a tokenizer.json name them."""
+    named: dict[str, str] = {}
+    for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
         if not file.is_file():
             continue
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file} is not JSON ({error}): mend it or take it away.") from error
-        for role in ("eos_token", "bos_token"):
-            token = config.get(role)
-            named.append(token["content"] if isinstance(token, dict) else token)
-    return [token for token in named if token]
+        for role, token in config.items():
+            content = token.get("content") if isinstance(token, dict) else token
+            if role.endswith("_token") and isinstance(content, str):
+                named[role] = content
+    return named
 
 
 def _unknown_token(tokenizer: Tokenizer) -> str | None:

@@ -9,12 +9,25 @@ from pathlib import Path
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Progress, Request, Score
-from selfsup.run import Run
+from selfsup.run import Run, load
 
-PROTOCOLS = {
+LANGUAGE_MODELS = {
     "bits-per-byte": "selfsup.evaluation.bits_per_byte:bits_per_byte",
     "perplexity": "selfsup.evaluation.perplexity:perplexity",
 }
+ENCODERS = {
+    "sts": "selfsup.evaluation.sts:measure",
+    "linear": "selfsup.evaluation.linear:measure",
+    "knn-20": "selfsup.evaluation.knn:knn_20",
+    "knn-200": "selfsup.evaluation.knn:knn_200",
+    "rankme": "selfsup.evaluation.rankme:measure",
+    "alpha-req": "selfsup.evaluation.alpha_req:measure",
+    "uniformity": "selfsup.evaluation.uniformity:measure",
+    "alignment": "selfsup.evaluation.alignment:measure",
+    "pseudo-perplexity": "selfsup.evaluation.pseudo_perplexity:measure",
+}
+PROTOCOLS = LANGUAGE_MODELS | ENCODERS
+SUPERVISED = ("linear", "knn-20", "knn-200")  # what learns from a part of the data, by its classes
 
 
 def evaluate(
@@ -22,7 +35,9 @@ def evaluate(
     *,
     data: object = None,
     protocol: str = "bits-per-byte",
+    test: object = None,
     column: str | None = None,
+    label: str | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
@@ -31,17 +46,41 @@ def evaluate(
 
     Args:
         run: a run, its directory, or a model directory in Hugging Face's layout.
-        data: whatever a training takes; all of it is measured on. None is the run's own held-out part.
+        data: whatever a training takes; all of it is measured on, but where a protocol learns from a part of it.
+            None is the run's own held-out part, for a language model.
+        test: for `linear`, `knn-20` and `knn-200`, what is measured on; then all of `data` is learnt from.
         column: the column of the data that holds the text.
-        seed: of the bootstrap behind the interval.
-        progress: called with the predictions scored so far, and all of them.
+        label: for the same, the column that holds the class.
+        seed: of the bootstrap behind the interval, and of what a protocol draws.
+        progress: called with the predictions or records done so far, and all of them.
 
     Raises:
         UserError: no such protocol, model or data, or the protocol is not defined for them.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
+    for name, given in (("test", test), ("label", label)):
+        if given is not None and protocol not in SUPERVISED:
+            raise UserError(
+                f"{protocol} has no use for --{name}; leave it out, or take {', '.join(SUPERVISED)}."
+            )
     directory = run.directory if isinstance(run, Run) else Path(run)
+    model = load(directory)
+    require_kind(directory, model, protocol)
     module, _, name = PROTOCOLS[protocol].partition(":")
     measure: Callable[[Request], Score] = getattr(import_module(module), name)
-    return measure(Request(directory, data, column, device, seed, progress))
+    return measure(Request(directory, model, data, column, device, seed, progress, test, label))
+
+
+def require_kind(directory: Path, model: object, protocol: str) -> None:
+    """Raise a UserError where a protocol is not defined for the kind of model that a directory holds."""
+    from selfsup.inference.generate import LanguageModel
+
+    kind, fitting = ("an encoder", ENCODERS)
+    if isinstance(model, LanguageModel):
+        kind, fitting = ("a language model", LANGUAGE_MODELS)
+    if protocol not in fitting:
+        raise UserError(
+            f"{directory} holds {kind}, for which {protocol} is not defined; "
+            f"choose another --protocol: {', '.join(fitting)}."
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ RESAMPLES = 1000
 CONFIDENCE = 95  # percent
 
 Progress = Callable[[int, int | None], None]
+Features = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
+Drawn = npt.NDArray[np.int64]  # numbers of the units in a resample
 
 
 @dataclass(frozen=True)
@@ -26,19 +31,26 @@ class Request:
     """What is to be measured.
 
     Attributes:
-        model: a run directory, or a model directory in Hugging Face's layout.
+        directory: a run directory, or a model directory in Hugging Face's layout.
+        model: what was opened there; a protocol is only asked about models that it is defined for.
         data: a source; None is the run's own held-out part.
         column: the column of the data that holds the text; found by itself where it is None.
-        seed: of the resamples.
-        progress: called with the predictions scored so far, and all of them.
+        device: where the model computes.
+        seed: of the resamples, and of what a protocol draws.
+        progress: called with the predictions or records done so far, and all of them.
+        test: a source of test records; where it is None they are a part of the data.
+        label: the column of the data that holds the class; found by itself where it is None.
     """
 
-    model: Path
+    directory: Path
+    model: Any
     data: object
-    column: str | None
-    device: str
-    seed: int
-    progress: Progress | None
+    column: str | None = None
+    device: str = "auto"
+    seed: int = 0
+    progress: Progress | None = None
+    test: object = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,12 @@ class Score:
 
     Attributes:
         protocol: name of the definition that it follows.
-        n: predictions that it is made of.
+        n: predictions, records or pairs that it is made of.
         interval: where the figure lies with a confidence of 95 %, by `RESAMPLES` bootstrap resamples.
-        chance: the value of a model that knows nothing.
+        chance: the value of a model that knows nothing; None where the protocol has none.
         seed: of the resamples.
         data: name of what was measured on.
+        details: figures of this protocol alone, see its module.
     """
 
     protocol: str
@@ -59,43 +72,66 @@ class Score:
     unit: str
     n: int
     interval: tuple[float, float]
-    chance: float
+    chance: float | None
     seed: int
     data: str
+    details: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"interval": list(self.interval)}
 
     def print(self, console: Console) -> None:
-        """Two lines: the figure with its interval, and what it was measured on."""
+        """The figure with its interval, what it was measured on, and the details."""
         low, high = self.interval
+        chance = "" if self.chance is None else f", chance {self.chance:.4f}"
         console.print(
             f"[bold]{self.protocol} {self.value:.4f}[/bold] {self.unit}, "
-            f"{CONFIDENCE} % between {low:.4f} and {high:.4f}, chance {self.chance:.4f}"
+            f"{CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}"
         )
         console.print(
             f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}",
             markup=False,
         )
+        if self.details:
+            console.print(
+                "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items()), markup=False
+            )
 
 
-def ratio_interval(
-    numerators: npt.NDArray[np.float64], denominators: npt.NDArray[np.float64], seed: int
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of Σ numerators / Σ denominators (Efron 1979), over units drawn together.
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def bootstrap(units: int, statistic: Callable[[Drawn], float], seed: int) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic (Efron 1979), a pure function of it and the seed.
+
+    Args:
+        units: how many things are drawn from, such as records.
+        statistic: its value for units drawn with replacement, given by their numbers (units,); NaN where such a
+            sample says nothing.
+    """
+    random = np.random.default_rng(derive(seed, "bootstrap"))
+    values = [statistic(random.integers(units, size=units)) for _ in range(RESAMPLES)]
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def ratio_interval(numerators: Floats, denominators: Floats, seed: int) -> tuple[float, float]:
+    """The bootstrap interval of Σ numerators / Σ denominators, over units drawn together.
 
     Args:
         numerators, denominators: (units,) the two sums of each unit, such as a window.
-        seed: the interval is a pure function of the sums and of this.
     """
-    random = np.random.default_rng(derive(seed, "bootstrap"))
-    units = len(numerators)
-    ratios = []
-    for _ in range(RESAMPLES):
-        drawn = random.integers(units, size=units)
+
+    def ratio(drawn: Drawn) -> float:
         total = denominators[drawn].sum()
-        if total > 0:  # a resample of a few units may hold nothing to divide by, and then says nothing
-            ratios.append(numerators[drawn].sum() / total)
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return float(low), float(high)
+        # A resample of a few units may hold nothing to divide by.
+        return float(numerators[drawn].sum() / total) if total > 0 else math.nan
+
+    return bootstrap(len(numerators), ratio, seed)
+
+
+def mean_interval(values: Floats, seed: int) -> tuple[float, float]:
+    """The bootstrap interval of a mean over units (n,)."""
+    return ratio_interval(values, np.ones(len(values)), seed)

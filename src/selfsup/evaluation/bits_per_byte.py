@@ -28,8 +28,9 @@ def bits_per_byte(request: Request) -> Score:
     model, text = open_subject(request)
     sizes = model.tokenizer.token_bytes()
     if sizes is None or not text.lossless:
+        reason = lost_bytes(model.tokenizer, text)
         raise UserError(
-            f"bits-per-byte is not defined for {request.model} on {text.name}: {lost_bytes(model.tokenizer, text)}; "
+            f"bits-per-byte is not defined for {request.directory} on {text.name}: {reason}; "
             "use --protocol perplexity, or a model with a byte-level tokenizer (bpe), which keeps every byte."
         )
     losses = token_losses(model, text, request)

@@ -24,7 +24,7 @@ from selfsup.machine import find_device
 from selfsup.objectives import find_recipe
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.losses import IGNORE
-from selfsup.run import Run, load
+from selfsup.run import Run
 
 TOKENS = 8192  # predicted at once
 FEWEST_BLOCKS = 32  # that an interval is taken from
@@ -51,9 +51,9 @@ def open_subject(request: Request) -> tuple[LanguageModel, Text]:
     """The model of a request, and its data as that model's tokenizer encodes it.
 
     Raises:
-        UserError: no such model or data; no data is given and the model has none of its own, or it has changed.
+        UserError: no such data; no data is given and the model has none of its own, or it has changed.
     """
-    model = load(request.model)
+    model: LanguageModel = request.model
     if request.data is None:
         return model, _held_out(request)
     source = open_text(request.data, request.column)
@@ -62,12 +62,14 @@ def open_subject(request: Request) -> tuple[LanguageModel, Text]:
 
 
 def _held_out(request: Request) -> Text:
-    corpus = open_corpus(Run(request.model))
+    corpus = open_corpus(Run(request.directory))
     if corpus.validation is None:
-        raise UserError(f"{request.model} held no data out (data.validation is 0); name some with --data.")
+        raise UserError(
+            f"{request.directory} held no data out (data.validation is 0); name some with --data."
+        )
     facts = corpus.facts
     return Text(
-        f"the held-out part of {request.model}",
+        f"the held-out part of {request.directory}",
         corpus.validation,
         facts.validation_bytes,
         facts.validation_lossless,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from selfsup.models.transformer import (
     Linear,
     RMSNorm,
     SwiGLU,
+    additive,
     attention,
     compute_dtype,
 )
@@ -46,45 +46,6 @@ class DecoderConfig:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even, for rotary positions turn pairs")
-
-
-class Shape(NamedTuple):
-    """The part of a DecoderConfig that a preset chooses."""
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-
-
-def feed_forward_width(width: int) -> int:
-    """SwiGLU's hidden width: 8/3 of the width (as many parameters as a plain MLP of 4), rounded to 64."""
-    return max(64, round(width * 8 / 3 / 64) * 64)
-
-
-def _shape(layers: int, width: int, head_dim: int = 64) -> Shape:
-    heads = width // head_dim
-    return Shape(layers, width, heads, heads, head_dim, mlp=feed_forward_width(width))
-
-
-# Named by the parameters in the blocks (about 12 · layers · width²); embeddings come on top.
-PRESETS: dict[str, Shape] = {
-    "0.1m": _shape(2, 64, head_dim=32),
-    "0.4m": _shape(2, 128, head_dim=32),
-    "0.8m": _shape(4, 128, head_dim=32),
-    "3m": _shape(6, 192),
-    "5m": _shape(6, 256),
-    "10m": _shape(6, 384),
-    "25m": _shape(8, 512),
-    "50m": _shape(10, 640),
-    "85m": _shape(12, 768),
-    "200m": _shape(16, 1024),
-    "400m": _shape(20, 1280),
-    "700m": _shape(24, 1536),
-    "1.5b": _shape(30, 2048),
-}
 
 
 def parameter_count(config: DecoderConfig) -> int:
@@ -183,11 +144,6 @@ class KeyValueCache:
         queries = positions[-count:, None]
         visible = (positions <= queries) & (positions > queries - self.window) & (positions >= self.padding)
         return additive(visible | (positions == queries), self.keys.dtype)
-
-
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, −∞ elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
 def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:

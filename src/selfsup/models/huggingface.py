@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
@@ -20,9 +20,9 @@ from selfsup.models.decoder import Decoder, DecoderConfig
 class Tokenizer(Protocol):
     """What saving asks of a tokenizer."""
 
-    @property
-    def end(self) -> int:
-        """The token that opens each document and closes it."""
+    start: int
+    end: int
+    pad: int | None
 
     def save(self, directory: Path, max_length: int | None = None) -> None:
         """Write tokenizer.json and what goes with it, for a model with windows of max_length tokens."""
@@ -33,14 +33,34 @@ def save_model(directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: st
 
     Weights are fp32. The directory appears wholly or not at all. Raises UserError where it exists already.
     """
+    end = tokenizer.end
+    documents = {
+        "config.json": _to_qwen3(decoder.config, end),
+        "generation_config.json": _generation_config(end),
+    }
+    write_directory(directory, decoder.state_dict(), documents, tokenizer, decoder.config.window, card)
+
+
+def write_directory(
+    directory: Path,
+    weights: dict[str, Tensor],
+    documents: dict[str, dict[str, Any]],
+    tokenizer: Tokenizer,
+    window: int,
+    card: str,
+) -> None:
+    """Weights in fp32, JSON documents by file name, the tokenizer and the card, wholly or not at all.
+
+    Raises UserError where the directory exists already.
+    """
     if directory.exists():
         raise UserError(f"{directory} exists already; move it away or save the model elsewhere")
-    weights = {name: tensor.float().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     with whole_directory(directory) as temporary:
-        _write_json(temporary / "config.json", _to_qwen3(decoder.config, tokenizer.end))
-        _write_json(temporary / "generation_config.json", _generation_config(tokenizer.end))
-        save_tensors(weights, temporary / "model.safetensors")
-        tokenizer.save(temporary, decoder.config.window)
+        for name, content in documents.items():
+            write_json(temporary / name, content)
+        wide = {name: tensor.float().cpu().contiguous() for name, tensor in weights.items()}
+        save_tensors(wide, temporary / "model.safetensors")
+        tokenizer.save(temporary, window)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -50,13 +70,19 @@ def load_decoder(directory: Path) -> Decoder:
     Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a
     variant of this one with different arithmetic, or is incomplete or broken.
     """
-    config = _from_qwen3(_read_json(directory / "config.json"), directory)
-    weights = _read_weights(directory)
+    config = _from_qwen3(read_json(directory / "config.json"), directory)
+    weights = read_weights(directory)
     if config.tied:
         weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
     with torch.device("meta"):
         decoder = Decoder(config)
-    expected = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    fill(decoder, weights, directory)
+    return decoder
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
+    """Give a module on the meta device its weights; raises UserError where they are not exactly what it has."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     for name in sorted(expected.keys() | weights.keys()):
         found = weights[name].shape if name in weights else None
         if found != expected.get(name):
@@ -64,8 +90,7 @@ def load_decoder(directory: Path) -> Decoder:
                 f"{directory} does not fit its config.json: {name} should be {_shape(expected.get(name))} "
                 f"and is {_shape(found)}; get a whole copy of the model"
             )
-    decoder.load_state_dict(weights, assign=True)
-    return decoder
+    module.load_state_dict(weights, assign=True)
 
 
 PARITY_POSITIONS = 64
@@ -78,6 +103,16 @@ def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> float | None:
     Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where
     transformers is not installed.
     """
+    theirs = open_with_transformers("AutoModelForCausalLM", directory)
+    if theirs is None:
+        return None
+    logits = theirs(tokens.cpu(), logits_to_keep=PARITY_POSITIONS).logits
+    ours = F.linear(decoder(tokens)[:, -PARITY_POSITIONS:], decoder.output_weight)
+    return float((logits - ours.float().cpu()).abs().max())
+
+
+def open_with_transformers(kind: str, directory: Path) -> Any:
+    """The model of a directory as stock `transformers` opens it in fp32; None where that is not installed."""
     try:
         import transformers
     except ImportError:
@@ -86,15 +121,11 @@ def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> float | None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True
-        )
+        opened = getattr(transformers, kind).from_pretrained
+        return opened(directory, dtype=torch.float32, local_files_only=True)
     finally:
         if bars:
             logging.enable_progress_bar()
-    logits = theirs(tokens.cpu(), logits_to_keep=PARITY_POSITIONS).logits
-    ours = F.linear(decoder(tokens)[:, -PARITY_POSITIONS:], decoder.output_weight)
-    return float((logits - ours.float().cpu()).abs().max())
 
 
 def _to_qwen3(config: DecoderConfig, end: int) -> dict[str, Any]:
@@ -132,7 +163,7 @@ def _generation_config(end: int) -> dict[str, Any]:
 
 def _from_qwen3(saved: dict[str, Any], directory: Path) -> DecoderConfig:
     _refuse_other_arithmetic(saved, directory)
-    rope = _rope(saved)
+    rope = read_rope(saved)
     try:
         return DecoderConfig(
             vocabulary=saved["vocab_size"],
@@ -161,7 +192,7 @@ def _refuse_other_arithmetic(saved: dict[str, Any], directory: Path) -> None:
             raise UserError(
                 f"{directory} has {key} = {saved[key]!r}; only Qwen3 with {value!r} can be loaded"
             )
-    kind = _rope(saved).get("rope_type", "default")
+    kind = read_rope(saved).get("rope_type", "default")
     if kind != "default":
         raise UserError(
             f"{directory} scales its rotary positions ({kind}); only Qwen3 without it can be loaded"
@@ -170,7 +201,7 @@ def _refuse_other_arithmetic(saved: dict[str, Any], directory: Path) -> None:
         raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
 
 
-def _rope(saved: dict[str, Any]) -> dict[str, Any]:
+def read_rope(saved: dict[str, Any]) -> dict[str, Any]:
     """The rotary settings, wherever this version of transformers put them."""
     settings = saved.get("rope_parameters") or saved.get("rope_scaling") or {}
     flat = {"rope_theta": saved["rope_theta"]} if "rope_theta" in saved else {}
@@ -178,9 +209,9 @@ def _rope(saved: dict[str, Any]) -> dict[str, Any]:
     return flat | renamed | settings
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
+def read_weights(directory: Path) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
-    files = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    files = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     weights: dict[str, Tensor] = {}
     for name in files:
         weights |= _read_safetensors(directory / Path(name).name)
@@ -199,7 +230,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -211,7 +242,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

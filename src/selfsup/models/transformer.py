@@ -30,6 +30,34 @@ class Embedding(nn.Embedding):
         nn.init.constant_(self.weight, torch.nan)
 
 
+class Stacked(Linear):
+    """Several maps of one input, one above the other in a single matrix; weight (parts · outputs, inputs)."""
+
+    def __init__(self, inputs: int, outputs: int, parts: int) -> None:
+        super().__init__(inputs, parts * outputs)
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """One result per map, (…, outputs) each."""
+        return project(x, *self.weight.chunk(self.parts))
+
+
+class LayerNorm(nn.Module):
+    """weight · (x − mean) / sqrt(variance + eps) over the last dimension, without bias (Ba et al. 2016, equation 4).
+
+    The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the result.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.full((width,), torch.nan))
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps).to(dtype)
+
+
 class RMSNorm(nn.Module):
     """`kernels.rms_norm` with its gain."""
 
@@ -40,6 +68,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return rms_norm(x, self.weight, self.eps, dtype)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, −∞ elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -75,6 +108,21 @@ def _dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 def _causal_mask(q: Tensor) -> Tensor:
     return torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+
+
+class GeGLU(nn.Module):
+    """Wo(gelu(a) · b) with a, b = Wi x, without biases (Shazeer 2020, equation 6), under ModernBERT's names."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.Wi = Stacked(width, hidden, 2)
+        self.Wo = Linear(hidden, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.Wi(x)
+        inner = F.dropout(F.gelu(gate) * up, self.dropout, self.training)
+        return project(inner, self.Wo.weight)[0]
 
 
 class SwiGLU(nn.Module):

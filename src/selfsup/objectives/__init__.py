@@ -8,7 +8,11 @@ from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.objectives.base import Recipe
 
-RECIPES = {"causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe"}
+RECIPES = {
+    "causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe",
+    "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
+    "simcse": "selfsup.objectives.simcse:SimCSERecipe",
+}
 
 
 def find_recipe(name: str) -> type[Recipe]:

@@ -15,13 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
+
+if TYPE_CHECKING:
+    from selfsup.doctor import Check
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Recipe(ABC):
 
     train: Records
     validation: Records | None = None
+    checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
     adapted: ClassVar[type[Recipe]]  # the same for a network from Python in place of the objective's own
 
     def __init__(

@@ -7,41 +7,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from selfsup.config import Settings, nearest
+from selfsup.config import Settings
 from selfsup.data.records import Batch
+from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
-from selfsup.models.decoder import (
-    PRESETS,
-    Decoder,
-    DecoderConfig,
-    feed_forward_width,
-    flops_per_token,
-    parameter_count,
-)
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Recipe, Task
+from selfsup.models.decoder import Decoder, DecoderConfig, flops_per_token, parameter_count
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
 from selfsup.seeding import generator
 
-if TYPE_CHECKING:
-    from selfsup.data.text import TextCorpus
-
-
-SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
-ADAMW_LR = 0.01
 SAMPLE_TOKENS = 150
-# Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
-# once 1,500 do.
-TOKENS_PER_STEP = (1024, 4096)
-STEPS = (500, 1500)
-MOST_TOKENS_PER_STEP = 524288
-WINDOWS_PER_STEP = 16  # at least
-TOKENS_PER_PARAMETER = 8
 
 
 class CausalModel(Protocol):
@@ -113,63 +95,18 @@ def _several(documents: Tensor) -> bool:
     return bool((documents[:, -1] != documents[:, 0]).any())
 
 
-class CausalLMRecipe(Recipe):
+class CausalLMRecipe(LanguageRecipe):
     """From a text source to a decoder that writes."""
 
-    corpus: TextCorpus
-
-    def open(self, progress: Progress) -> None:
-        from selfsup.data.text import prepare_text
-
-        data = self.settings.config.data
-        self.corpus = prepare_text(
-            self.source if self.source is not None else data.source,
-            tokenizer=data.tokenizer,
-            vocabulary=data.vocabulary,
-            column=data.column,
-            validation=data.validation,
-            failures=data.failures,
-            progress=progress,
-        )
-
-    def settle(self, effort: Effort) -> None:
-        """Size, window, batch and learning rates, from the tokens at hand and what can be spent on them."""
-        settings, tokens = self.settings, self.corpus.facts.training_tokens
-        if self.module is None and settings["model.preset"] == "auto":
-            settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
-        self._settle_shape()
-        blocks = self._block_parameters()
-        window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
-        per_step = _tokens_per_step(effort.tokens(blocks, tokens))
-        window = min(window, tokens // 16, int(per_step / WINDOWS_PER_STEP))
-        settings.settle("data.window", power_of_two(window), "size and data")
-        self._records()
-        most = min(per_step / settings["data.window"], len(self.train))
-        settings.settle("train.batch", power_of_two(most), "size and data")
-        settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
-
-    def _lr(self) -> float:
-        """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
-        return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
+    family: ClassVar[Family] = "decoder"
 
     def _settle_shape(self) -> None:
-        settings, preset = self.settings, self.settings["model.preset"]
-        if preset not in PRESETS:
-            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
-        shape, origin = PRESETS[preset], f"preset {preset}"
-        settings.settle("model.layers", shape.layers, origin)
-        settings.settle("model.width", shape.width, origin)
-        settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
-        settings.settle("model.kv_heads", settings["model.heads"], origin)
-        settings.settle(
-            "model.head_dim", max(2, settings["model.width"] // settings["model.heads"] // 2 * 2), origin
-        )
-        settings.settle("model.mlp", feed_forward_width(settings["model.width"]), origin)
-        settings.settle("model.tied", False, "recipe")
-
-    def _block_parameters(self) -> float:
-        return float(12 * self.settings["model.layers"] * self.settings["model.width"] ** 2)
+        super()._settle_shape()
+        settings = self.settings
+        width, heads = settings["model.width"], settings["model.heads"]
+        origin = settings.origin("model.heads")
+        settings.settle("model.kv_heads", heads, origin)
+        settings.settle("model.head_dim", max(2, width // heads // 2 * 2), origin)
 
     def _records(self) -> None:
         from selfsup.data.text import Windows
@@ -181,15 +118,13 @@ class CausalLMRecipe(Recipe):
             self.validation = Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
 
     def decoder_config(self) -> DecoderConfig:
-        model = self.settings.config.model.model_dump(exclude={"preset"})
+        named = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied")
+        shape = {name: self.settings[f"model.{name}"] for name in named}
         vocabulary, window = self.corpus.tokenizer.vocabulary, self.settings["data.window"]
         try:
-            return DecoderConfig(vocabulary=vocabulary, window=window, **model)
+            return DecoderConfig(vocabulary=vocabulary, window=window, **shape)
         except ValueError as error:
             raise UserError(f"There is no such model: {error}.") from None
-
-    def fingerprint(self) -> str:
-        return self.corpus.fingerprint
 
     def build(self) -> CausalLM:
         decoder = Decoder(self.decoder_config())
@@ -200,37 +135,12 @@ class CausalLMRecipe(Recipe):
         config = self.decoder_config()
         return float(flops_per_token(config, config.window) * config.window)
 
-    @property
-    def units_per_record(self) -> int:
-        return int(self.settings["data.window"])
-
-    def facts(self) -> dict[str, str]:
-        facts, window = self.corpus.facts, self.settings["data.window"]
-        left_out = {
-            "duplicate documents": facts.duplicates,
-            "empty ones left out": facts.empty,
-            "unreadable ones left out": facts.skipped.count,
-        }
-        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
-        return {
-            "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
-            + (f" ({counted})" if counted else ""),
-            "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
-            f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
-            "windows": f"{len(self.train):,} of {window} tokens",
-            "model": self._describe_model(),
-        }
-
     def _describe_model(self) -> str:
         config = self.decoder_config()
         return (
             f"{parameter_count(config):,} parameters: {config.layers} layers, width {config.width}, "
             f"{config.heads} heads, feed-forward {config.mlp}"
         )
-
-    @property
-    def chance(self) -> float:
-        return math.log(self.corpus.tokenizer.vocabulary)
 
     def figures(self, loss: float, part: str) -> dict[str, float]:
         """bits_per_byte, where the tokens hold every byte of the text."""
@@ -349,25 +259,3 @@ inputs = tokenizer("It was a", return_tensors="pt")  # the tokenizer puts the st
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 """
-
-
-def _fitting_preset(effort: Effort, tokens: int) -> str:
-    """The preset whose parameters suit what is spent: about a tenth of the tokens seen (Hoffmann et al. 2022)."""
-    wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
-    return min(PRESETS, key=lambda name: abs(math.log(_blocks(name) / wanted)))
-
-
-def _tokens_per_step(seen: float) -> float:
-    """Of a run that will see so many tokens: more where there are many, after enough updates have been made."""
-    (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
-    return min(max(seen / many, min(max(seen / few, smallest), usual)), MOST_TOKENS_PER_STEP)
-
-
-def _blocks(preset: str) -> float:
-    shape = PRESETS[preset]
-    return 12.0 * shape.layers * shape.width**2
-
-
-def power_of_two(value: float) -> int:
-    """The largest power of two up to `value`, at least 1."""
-    return 1 << max(0, int(value).bit_length() - 1)

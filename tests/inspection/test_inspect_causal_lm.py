@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
-from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
+from looking import Page, printed
 
 import selfsup
 from selfsup.data.tokenizers import END, train_tokenizer
 from selfsup.errors import UserError
-from selfsup.inspection import INSPECTORS, Inspection, inspect
+from selfsup.inspection import INSPECTORS, inspect
 from selfsup.report import Reporter
 from selfsup.run import Run
 
@@ -49,12 +47,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             batch=8,
             reporter=Reporter(False),
         )
-
-
-def printed(inspection: Inspection, width: int = 80) -> str:
-    file = io.StringIO()
-    inspection.print(Console(file=file, width=width))
-    return file.getvalue()
 
 
 def lower_triangle(size: int) -> list[list[int]]:
@@ -169,34 +161,6 @@ def test_every_trainable_objective_can_be_inspected() -> None:
     from selfsup.objectives import RECIPES
 
     assert INSPECTORS.keys() == RECIPES.keys()
-
-
-class Page(HTMLParser):
-    """The text, attributes and balance of a page."""
-
-    VOID = ("meta", "rect", "path", "br")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_page_needs_nothing_beside_itself(run: Run) -> None:

@@ -1,0 +1,160 @@
+"""The doctor: what a run's own figures say of its health, each finding with its remedy, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfsup.doctor.base import SEVERITIES, Check, Finding, History, Line, NotMade, name
+from selfsup.doctor.checks import CHECKS
+from selfsup.errors import UserError
+from selfsup.run import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from selfsup.config import Settings
+
+__all__ = ["Check", "Diagnosis", "Finding", "History", "Monitor", "NotMade", "diagnose", "examine"]
+
+COLOURS = {"problem": "red", "warning": "yellow", "note": "cyan"}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found, and what was looked for.
+
+    Attributes:
+        run: its directory.
+        step: how far it has come.
+        finished: whether it has ended.
+        findings: the worst first.
+        made: names of the checks that were made.
+        not_made: names of those that were not, and what they lacked.
+    """
+
+    run: str
+    step: int
+    finished: bool
+    findings: list[Finding]
+    made: list[str]
+    not_made: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "step": self.step,
+            "finished": self.finished,
+            "findings": [finding.to_json() for finding in self.findings],
+            "made": self.made,
+            "not_made": self.not_made,
+        }
+
+    def print(self, console: Console) -> None:
+        """Each finding with its threshold and remedy, then what was looked for without finding anything."""
+        state = "finished after" if self.finished else "at"
+        console.print(f"[bold]{self.run}[/bold], {state} step {self.step:,}")
+        for finding in self.findings:
+            console.print()
+            _print_finding(finding, console)
+        found = {finding.check for finding in self.findings}
+        sound = [check for check in self.made if check not in found]
+        if sound:
+            console.print(f"\nChecked, nothing found: {', '.join(sound)}.")
+        if self.not_made:
+            console.print("\nNot checked:", style="dim")
+        for check, lack in self.not_made.items():
+            console.print(f"  {check}: {lack}", style="dim", markup=False)
+
+
+def _print_finding(finding: Finding, console: Console) -> None:
+    """Long lines are left to the terminal, so that commands can be copied."""
+    from rich.text import Text
+
+    head = Text.assemble(
+        (finding.severity, f"bold {COLOURS[finding.severity]}"), "  ", (finding.check, "bold")
+    )
+    reason = f"{finding.value:.4g}, threshold {finding.threshold:.4g}: {finding.why}"
+    for text in (head, f"  {finding.seen}", Text(f"  {reason}", "dim"), f"  Remedy: {finding.remedy}"):
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def diagnose(run: str | Path | Run) -> Diagnosis:
+    """Look at a run, finished or not, for what its configuration, its data and its metrics say is wrong.
+
+    Raises:
+        UserError: the directory holds no run, or its files are damaged.
+    """
+    opened = run if isinstance(run, Run) else Run.open(run)
+    history = History.of(opened)
+    checks = (*CHECKS, *_checks_of(history.settings["objective"]))
+    findings, not_made = examine(history, checks)
+    made = [name(check) for check in checks if name(check) not in not_made]
+    return Diagnosis(str(opened.directory), history.step, bool(history.summary), findings, made, not_made)
+
+
+def _checks_of(objective: str) -> tuple[Check, ...]:
+    """What an objective adds; one from Python is not known here by its name."""
+    from selfsup.objectives import find_recipe
+
+    try:
+        return find_recipe(objective).checks
+    except UserError:
+        return ()
+
+
+def examine(history: History, checks: Sequence[Check]) -> tuple[list[Finding], dict[str, str]]:
+    """The findings, the worst first, and the checks that could not be made, each with what it lacked."""
+    findings, not_made = [], {}
+    for check in checks:
+        try:
+            finding = check(history)
+        except NotMade as lack:
+            not_made[name(check)] = str(lack)
+            continue
+        if finding is not None:
+            findings.append(finding)
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)), not_made
+
+
+class Monitor:
+    """Watches a training: tells each finding once, as soon as a look shows it.
+
+    What it tells is a function of the metrics alone. A run that is resumed has none of it told again: the looks
+    that were taken before (at every multiple of `evaluate.every`) are gone through in silence first.
+
+    Args:
+        checks: those that the objective adds to the general ones.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        environment: Mapping[str, Any],
+        checks: Sequence[Check] = (),
+    ) -> None:
+        self.history = History(directory, settings, environment, [])
+        self.checks = (*CHECKS, *checks)
+        self.told: set[str] = set()
+        self.looked = 0
+
+    def look(self, lines: Sequence[Line], step: int) -> list[Finding]:
+        """What is found at a step and was not found before.
+
+        Args:
+            lines: the metrics of the run so far.
+        """
+        every = self.history.settings["evaluate.every"]
+        for earlier in range(self.looked // every * every + every, step, every):
+            self._find(lines, earlier)
+        self.looked = step
+        return self._find(lines, step)
+
+    def _find(self, lines: Sequence[Line], step: int) -> list[Finding]:
+        history = replace(self.history, lines=lines).until(step)
+        findings = [found for found in examine(history, self.checks)[0] if found.check not in self.told]
+        self.told |= {finding.check for finding in findings}
+        return findings

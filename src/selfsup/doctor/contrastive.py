@@ -1,0 +1,46 @@
+"""What objectives look for whose loss is contrastive: their recipes name these checks in `Recipe.checks`."""
+
+from __future__ import annotations
+
+from selfsup.doctor.base import Finding, History
+
+
+def check_dropout_off(history: History) -> Finding | None:
+    """Two views that only dropout tells apart, and no dropout: for objectives that encode a record twice."""
+    dropout = history.setting("model.dropout")
+    if dropout > 0:
+        return None
+    return Finding(
+        check="dropout-off",
+        severity="problem",
+        seen="model.dropout is 0, so both views of a record are the same",
+        step=0,
+        value=dropout,
+        threshold=0.0,
+        why="dropout is all that this objective hides: without it the views agree before anything is learnt "
+        "(Gao et al. 2021, SimCSE, table 3)",
+        remedy=f"give it dropout: {history.anew('model.dropout=0.1')}",
+    )
+
+
+# Half of the smallest batch that Gao et al. (2021, SimCSE, appendix A) tried.
+FEWEST_RECORDS = 32
+
+
+def check_small_batch(history: History) -> Finding | None:
+    """A batch of too few records to be told apart: for losses in which the others of the batch are the negatives."""
+    batch = history.setting("train.batch")
+    if batch >= FEWEST_RECORDS:
+        return None
+    return Finding(
+        check="small-batch",
+        severity="warning",
+        seen=f"a batch of {batch} gives each record {batch - 1} others to be told from",
+        step=0,
+        value=float(batch),
+        threshold=float(FEWEST_RECORDS),
+        why="a loss over a batch of B can only ask for ln B nats (van den Oord et al. 2018, section 2.3), and is "
+        "solved too soon",
+        remedy="a larger batch costs no memory, since it is computed in micro-batches: "
+        + history.anew(f"--batch {4 * FEWEST_RECORDS}"),
+    )

@@ -1,0 +1,60 @@
+"""alignment: how close the features of two sentences lie that mean the same.
+
+    E ‖x − y‖²
+
+The mean runs over positive pairs; x and y are their features with length 1 (Wang and Isola 2020, section 4.1.1, with
+α = 2). Positive are the pairs of sentences that people scored at four fifths of the scale or more, its top being
+the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, section 2.3, take those above 4).
+Lower is closer: 0 is reached where both sentences have one feature, by a collapsed model too, so read
+it beside uniformity. Chance, for features that do not heed the sentence, is the same mean over all pairs of two
+sentences, one from each side.
+
+The interval resamples pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
+from selfsup.evaluation.features import open_pairs
+from selfsup.evaluation.geometry import normalised
+
+POSITIVE = 0.8  # of the highest score
+
+
+def alignment(first: Features, second: Features) -> float:
+    """Alignment of positive pairs: two features (n, d), row by row."""
+    return float(squared_distances(first, second).mean())
+
+
+def squared_distances(first: Features, second: Features) -> Floats:
+    """‖x − y‖² of each pair of normalised features, (n,)."""
+    return torch.square(normalised(first).double() - normalised(second).double()).sum(1).numpy()
+
+
+def unrelated(first: Features, second: Features) -> float:
+    """The mean of ‖x − y‖² over every x of the first and every y of the second side."""
+    # E ‖x − y‖² = E ‖x‖² + E ‖y‖² − 2 E x · E y
+    x, y = (normalised(side).double().numpy() for side in (first, second))
+    return float(np.square(x).sum(1).mean() + np.square(y).sum(1).mean() - 2 * x.mean(0) @ y.mean(0))
+
+
+def measure(request: Request) -> Score:
+    """Alignment of the positive pairs of a request's data."""
+    pairs = open_pairs(request)
+    threshold = POSITIVE * pairs.scores.max()
+    positive = pairs.scores >= threshold
+    distances = squared_distances(pairs.first[positive], pairs.second[positive])
+    return Score(
+        protocol="alignment",
+        value=float(distances.mean()),
+        unit="(lower is closer)",
+        n=len(distances),
+        interval=mean_interval(distances, request.seed),
+        chance=unrelated(pairs.first, pairs.second),
+        seed=request.seed,
+        data=pairs.name,
+        details={"pairs": len(pairs.scores), "threshold": threshold},
+    )

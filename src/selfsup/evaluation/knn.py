@@ -1,0 +1,50 @@
+"""knn-20 and knn-200: the share of test records whose class their nearest neighbours in the bank tell.
+
+Neighbours are the 20 (200) records of the bank with the highest cosine similarity s of features, all of them where the
+bank is smaller. Each votes for its class with the weight exp(s / τ); the class with the largest sum is the
+answer. knn-20 has τ = .07: Wu et al. 2018, section 3.4, with the number of neighbours that DINO reports (Caron et
+al. 2021, section 4.1). knn-200 has τ = .1, as it is commonly used to follow a training (Chen and He 2021).
+
+In percent. Chance is a model that always answers the commonest class of the bank, which the details name. The
+interval resamples test records.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from selfsup.evaluation.base import Features, Labels, Request, Score
+from selfsup.evaluation.features import accuracy, open_split
+from selfsup.evaluation.geometry import normalised, similarities
+
+
+def knn(bank: Features, labels: Labels, test: Features, neighbours: int, temperature: float) -> Labels:
+    """The class of each test record (m,), by its neighbours in the bank.
+
+    Args:
+        bank: (n, d) features; labels: (n,) their classes, from 0; test: (m, d).
+    """
+    points = normalised(bank)
+    classes = torch.from_numpy(labels)
+    count = int(labels.max()) + 1
+    answers = []
+    for block in similarities(normalised(test), points):
+        near, which = block.topk(min(neighbours, len(points)))
+        weights = torch.exp((near - near[:, :1]) / temperature)  # relative to the nearest: the same answer
+        votes = torch.zeros(len(block), count).scatter_add_(1, classes[which], weights)
+        answers.append(votes.argmax(1))
+    return torch.cat(answers).numpy()
+
+
+def knn_20(request: Request) -> Score:
+    return _measure("knn-20", request, neighbours=20, temperature=0.07)
+
+
+def knn_200(request: Request) -> Score:
+    return _measure("knn-200", request, neighbours=200, temperature=0.1)
+
+
+def _measure(protocol: str, request: Request, neighbours: int, temperature: float) -> Score:
+    split = open_split(request)
+    answers = knn(split.bank, split.bank_labels, split.test, neighbours, temperature)
+    return accuracy(protocol, request, split, answers, {})

@@ -1,0 +1,60 @@
+"""sts: how well the similarity of two sentences' features follows the similarity that people gave them.
+
+Spearman's rank correlation, times 100, of the cosine similarity of the two sentences' features with the scores, over
+all pairs; ranks that tie share their mean rank (semantic textual similarity: Agirre et al. 2012; Cer et al. 2017;
+Reimers et al. 2016 on why the rank correlation). Pearson's correlation is among the details.
+
+Chance is 0. A model that gives all pairs the same similarity tells nothing of them and has a correlation of 0, too.
+The interval resamples pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from selfsup.evaluation.base import Features, Floats, Request, Score, bootstrap
+from selfsup.evaluation.features import open_pairs
+from selfsup.evaluation.geometry import normalised
+
+
+def sts(first: Features, second: Features, scores: Floats) -> float:
+    """Spearman's correlation in percent, of pairs of features (n, d) with scores (n,)."""
+    return 100 * spearman(cosines(first, second), scores)
+
+
+def cosines(first: Features, second: Features) -> Floats:
+    """Cosine similarity of each pair, (n,)."""
+    return (normalised(first).double() * normalised(second).double()).sum(1).numpy()
+
+
+def pearson(x: Floats, y: Floats) -> float:
+    """Pearson's correlation of x and y (n,); 0 where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    spread = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / spread) if spread > 0 else 0.0
+
+
+def spearman(x: Floats, y: Floats) -> float:
+    """Spearman's correlation of x and y (n,); 0 where one of them is constant."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(x), rankdata(y))
+
+
+def measure(request: Request) -> Score:
+    """Spearman's correlation of a request's data."""
+    pairs = open_pairs(request)
+    cosine = cosines(pairs.first, pairs.second)
+    return Score(
+        protocol="sts",
+        value=100 * spearman(cosine, pairs.scores),
+        unit="% Spearman",
+        n=len(cosine),
+        interval=bootstrap(
+            len(cosine), lambda drawn: 100 * spearman(cosine[drawn], pairs.scores[drawn]), request.seed
+        ),
+        chance=0.0,
+        seed=request.seed,
+        data=pairs.name,
+        details={"pearson": 100 * pearson(cosine, pairs.scores)},
+    )

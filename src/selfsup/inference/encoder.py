@@ -1,0 +1,175 @@
+"""An encoder with its tokenizer: vectors of texts, and what stands in the place of a hidden token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
+from selfsup.errors import UserError
+from selfsup.machine import Machine, find_device, find_precision
+from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
+from selfsup.models.modernbert import Features, read_encoder
+from selfsup.models.packing import embed
+from selfsup.objectives.losses import token_losses
+
+TOKENS = 4096  # that are encoded at once
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may stand in a hidden place."""
+
+    token: str
+    probability: float
+
+
+class EncoderModel:
+    """An encoder, the tokenizer it was trained with, and what a vector of it is.
+
+    Attributes:
+        masked: the encoder with its head of masked LM, where it has one.
+        truncated: texts of the last `embed` that were longer than the window and lost their end.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        tokenizer: TextTokenizer,
+        features: Features,
+        masked: MaskedLanguageModel | None = None,
+    ) -> None:
+        self.encoder = encoder.eval()
+        self.tokenizer = tokenizer
+        self.features = features
+        self.masked = masked
+        self.truncated = 0
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> EncoderModel:
+        """From a model directory in ModernBERT's layout; raises UserError where it cannot be opened."""
+        saved, tokenizer = read_encoder(Path(directory)), load_tokenizer(Path(directory), "encoder")
+        if tokenizer.vocabulary > saved.config.vocabulary:
+            raise UserError(
+                f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the encoder "
+                f"{saved.config.vocabulary}: it belongs to another model; get a whole copy of the model"
+            )
+        place = find_device(device)
+        masked = saved.masked().to(place).eval() if saved.head else None
+        encoder = masked.model if masked else saved.encoder().to(place)
+        return cls(encoder, tokenizer, saved.features, masked)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return self.encoder.config.width
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.final_norm.weight.device
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        texts: Sequence[str],
+        precision: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """The vector of each text, (n, dimension), not normalised.
+
+        Texts are taken in the order of their lengths, several to a row, so that nothing is computed on padding. A text
+        that is longer than the window loses its end (`truncated` counts them). `progress` receives the number of texts
+        done and in all.
+        """
+        room = self.encoder.config.window - 2
+        ids = self.tokenizer.encode_batch(list(texts))
+        self.truncated = sum(len(row) > room for row in ids)
+        framed = [self.tokenizer.frame(row[:room]) for row in ids]
+        autocast = Machine(self.device, find_precision(precision, self.device), 0.0).autocast
+        vectors = np.empty((len(framed), self.dimension), np.float32)
+        done = 0
+        for numbers in by_length(framed):
+            rows = [framed[number] for number in numbers]
+            tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(self.device)
+            lengths = torch.tensor([len(row) for row in rows], device=self.device)
+            with autocast():
+                found = embed(self.encoder, tokens, lengths, self.features.pooling)
+            vectors[numbers] = found.cpu().numpy()
+            done += len(numbers)
+            if progress is not None:
+                progress(done, len(framed))
+        return vectors
+
+    def fill(self, text: str, top: int = 5) -> list[list[Candidate]]:
+        """The likeliest tokens in each place of the text that says [MASK], likeliest first.
+
+        Raises:
+            UserError: the model has no head for it, the text hides nothing, or is longer than the window.
+        """
+        ids = self.tokenizer.frame(self.tokenizer.encode_marked(text))
+        places = np.flatnonzero(ids == self.tokenizer.mask)
+        if not len(places):
+            raise UserError(
+                f"Nothing is hidden in {text!r}; write {self.tokenizer.marks.mask} where a word is."
+            )
+        self._check_length(len(ids), "the text")
+        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        logits = self._logits(tokens, torch.from_numpy(places)[None])[0]
+        best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
+        return [
+            [Candidate(self.tokenizer.decode([token]).strip(), p) for token, p in zip(row, ps, strict=True)]
+            for row, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def pseudo_losses(self, text: str) -> npt.NDArray[np.float32]:
+        """The loss in nats of each token of a text, hidden alone while all others are shown, (tokens,).
+
+        (Salazar et al. 2020, "Masked Language Model Scoring", equation 1.) A text that is longer than the window is
+        cut into pieces that fit, each by itself.
+        """
+        room = self.encoder.config.window - 2
+        ids = self.tokenizer.encode(text)
+        pieces = [ids[start : start + room] for start in range(0, len(ids), room)]
+        return np.concatenate([self._losses(piece) for piece in pieces] or [np.empty(0, np.float32)])
+
+    def _losses(self, ids: Ids) -> npt.NDArray[np.float32]:
+        framed = torch.from_numpy(self.tokenizer.frame(ids).astype(np.int64))
+        places = torch.arange(1, len(ids) + 1)[:, None]
+        parts = []
+        for chosen in torch.split(places, max(1, TOKENS // len(framed))):
+            rows = framed.expand(len(chosen), -1).scatter(1, chosen, int(self.tokenizer.mask or 0))
+            parts.append(token_losses(self._logits(rows, chosen)[:, 0].cpu(), framed[chosen[:, 0]]))
+        return torch.cat(parts).numpy()
+
+    @torch.inference_mode()
+    def _logits(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Logits (B, K, vocabulary) at places (B, K) of tokens (B, T)."""
+        if self.masked is None:
+            raise UserError("The model has no head that predicts hidden tokens; give a run of masked-lm.")
+        hidden: Tensor = self.masked(tokens.to(self.device), places.to(self.device))
+        return hidden @ self.masked.output_weight.T
+
+    def _check_length(self, count: int, what: str) -> None:
+        window = self.encoder.config.window
+        if count > window:
+            raise UserError(
+                f"{what} has {count} tokens and the model a window of {window}; give a shorter one."
+            )
+
+
+def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:
+    """The numbers of the texts in batches of at most `TOKENS` tokens, the longest first."""
+    lengths = np.array([len(row) for row in framed], np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        within = np.cumsum(lengths[order[start:]]) <= TOKENS
+        count = max(1, int(within.sum()))
+        yield order[start : start + count]
+        start += count

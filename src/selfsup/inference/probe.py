@@ -1,0 +1,202 @@
+"""A linear classifier on top of an encoder that stays as it is: fitted to few labelled texts, kept, applied.
+
+PROBE/probe.safetensors   mean and deviation (d,) of the features, weight (classes, d), bias (classes,)
+PROBE/probe.json          the classes, C, how often it is right on records it has not seen, and what tells the
+                          model that it belongs to
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsup.data.tables import open_table
+from selfsup.errors import UserError
+from selfsup.evaluation.base import Request, Score
+from selfsup.evaluation.features import Label, embed, read_labelled, report_skipped, test_part
+from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
+from selfsup.files import save_tensors, whole_directory
+from selfsup.inference.generate import LanguageModel
+from selfsup.run import load
+
+Progress = Callable[[int, int | None], None]
+
+TENSORS = ("mean", "deviation", "weight", "bias")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a probe says of a record.
+
+    Attributes:
+        record: where it stands.
+        label: the likeliest class; probability: how likely, to the probe.
+    """
+
+    record: str
+    text: str
+    label: Label
+    probability: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier with the model it belongs to.
+
+    Attributes:
+        classes: what each row of the classifier stands for.
+        estimate: the score of protocol `linear` on the same data: fitted to four fifths, measured on a fifth. The
+            classifier itself is fitted to all.
+        model: fingerprint of the model's weights.
+        records: that it is fitted to.
+    """
+
+    classifier: LinearClassifier
+    classes: tuple[Label, ...]
+    estimate: Score
+    model: str
+    records: int
+
+    @classmethod
+    def fit(
+        cls,
+        run: str | Path,
+        data: object,
+        *,
+        column: str | None = None,
+        label: str | None = None,
+        device: str = "auto",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Probe:
+        """Fit to all records of labelled data, C chosen by cross-validation over five folds of them.
+
+        Args:
+            run: a run of an encoder, or its model directory.
+            column, label: the columns of the text and of its class; found by themselves where they are None.
+            seed: of the folds and of the estimate's interval.
+            progress: called with the texts embedded so far, and all of them.
+
+        Raises:
+            UserError: no such model or data, no classes, too few records, features that are not finite.
+        """
+        model = open_encoder(run)
+        request = Request(Path(run), model, data, column, device, seed, progress, label=label)
+        labelled = read_labelled(request, data)
+        tested = test_part(labelled)
+        features = embed(request, labelled.texts)
+        estimate = score(request, labelled.split(tested, features))
+        strength = best_strength(features, labelled.numbers, seed)
+        classifier = fit(features, labelled.numbers, strength)
+        return cls(classifier, labelled.classes, estimate, fingerprint(model), len(features))
+
+    def classify(
+        self,
+        run: str | Path,
+        data: object,
+        *,
+        column: str | None = None,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """The class of each readable text of a source, such as a list of strings, in its order.
+
+        Raises:
+            UserError: the model is not the one that the probe was fitted to; no such data.
+        """
+        model = open_encoder(run)
+        if fingerprint(model) != self.model:
+            raise UserError(
+                f"The probe was fitted to another model than {run} (their weights differ); give the model that it "
+                f"belongs to, or fit a new one with: selfsup probe {run}"
+            )
+        table = open_table(data)
+        found = [(row.where, text) for text, row in table.documents(column, optional=())]
+        report_skipped(table)
+        texts = [text for _, text in found]
+        features = embed(Request(Path(run), model, data, column, device, progress=progress), texts)
+        probabilities = self.classifier.probabilities(features)
+        return [
+            Answer(where, text, self.classes[int(row.argmax())], float(row.max()))
+            for (where, text), row in zip(found, probabilities, strict=True)
+        ]
+
+    def save(self, directory: str | Path) -> None:
+        """Write a new directory; raises UserError where something is there already."""
+        refuse_taken(Path(directory))
+        with whole_directory(Path(directory)) as place:
+            tensors = {
+                name: torch.from_numpy(getattr(self.classifier, name)).contiguous() for name in TENSORS
+            }
+            save_tensors(tensors, place / "probe.safetensors")
+            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
+            (place / "probe.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Probe:
+        """A saved probe; raises UserError where there is none, or a damaged one."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        place = Path(directory)
+        if not (place / "probe.json").is_file():
+            raise UserError(
+                f"{place} holds no probe (there is no probe.json in it); make one with: selfsup probe"
+            )
+        try:
+            facts = json.loads((place / "probe.json").read_text(encoding="utf-8"))
+            tensors = {name: value.numpy() for name, value in load_file(place / "probe.safetensors").items()}
+            classes = tuple(facts["classes"])
+            classifier = LinearClassifier(
+                **{name: tensors[name] for name in TENSORS},
+                classes=torch.arange(len(classes)).numpy(),
+                strength=facts["C"],
+            )
+            if classifier.weight.shape != (len(classes), len(classifier.mean)):
+                raise ValueError("its weights do not belong to its classes")
+            estimate = Score(**(facts["estimate"] | {"interval": tuple(facts["estimate"]["interval"])}))
+            return cls(classifier, classes, estimate, facts["model"], facts["records"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{place} is damaged ({reason}); fit the probe anew: selfsup probe") from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.classes),
+            "C": self.classifier.strength,
+            "records": self.records,
+            "estimate": self.estimate.to_json(),
+            "model": self.model,
+        }
+
+
+def open_encoder(run: str | Path) -> Any:
+    """The encoder of a run; raises UserError where it holds another kind of model."""
+    model = load(run)
+    if isinstance(model, LanguageModel):
+        raise UserError(f"{run} holds a language model, and a probe needs an encoder; give the run of one.")
+    return model
+
+
+def fingerprint(model: Any) -> str:
+    """32 hex digits of an encoder's weights and of what it takes as a text's feature."""
+    digest = hashlib.blake2b(repr(model.features).encode(), digest_size=16)
+    for name, tensor in sorted(model.encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_taken(place: Path) -> None:
+    """Raise a UserError where something lies already, so that long work is not done for a place that is taken."""
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise UserError(f"{place} exists already; give another --out.")

@@ -1,0 +1,67 @@
+"""The supervision that the data makes, made visible: one file per objective, imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfsup.config import Settings, nearest, read_yaml
+from selfsup.errors import UserError
+from selfsup.inspection.base import Inspection, Request
+from selfsup.run import Run
+
+if TYPE_CHECKING:
+    from selfsup.data.tokenizers import TextTokenizer
+
+__all__ = ["INSPECTORS", "Inspection", "inspect"]
+
+INSPECTORS = {
+    "causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm",
+    "masked-lm": "selfsup.inspection.masked_lm:inspect_masked_lm",
+}
+
+
+def inspect(
+    objective: str = "causal-lm",
+    *,
+    text: str | None = None,
+    data: object = None,
+    tokenizer: str | Path | TextTokenizer = "bpe",
+    run: str | Path | None = None,
+    window: int | None = None,
+    **settings: Any,
+) -> Inspection:
+    """Show what an objective makes of a text or of the beginning of a training part.
+
+    Args:
+        objective: its name.
+        text: a text to look at: one document, left open behind its last token.
+        data: in place of a text, a source, whose training part is looked at; without either, the data of the
+            run, or else the bundled text.
+        tokenizer: as in a training; one that is trained, is trained on this text or data.
+        run: a run or model directory, whose tokenizer is used and whose loss is told for each target.
+        window: positions to look at, at most; by default those of the run, or 256.
+        settings: of a training, by their keys, such as `masked_lm={"unit": "word"}`; by default the run's.
+
+    Raises:
+        UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
+    """
+    if objective not in INSPECTORS:
+        raise UserError(
+            f"There is no objective '{objective}' to inspect{nearest(objective, list(INSPECTORS))}"
+        )
+    if text is not None and data is not None:
+        raise UserError("A text and data are both given; give one of them.")
+    if window is not None and window < 1:
+        raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
+    module, _, name = INSPECTORS[objective].partition(":")
+    look: Callable[[Request], Inspection] = getattr(import_module(module), name)
+    layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
+    if run is not None and Run(run).exists:
+        file = Run(run).config_file
+        layers.insert(0, (str(file), read_yaml(file)))
+    if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
+        tokenizer = Run(tokenizer).model_directory
+    return look(Request(text, data, tokenizer, run, window, Settings(*layers)))

@@ -1,0 +1,92 @@
+"""What the inspections of all objectives have in common: an idea, some facts, and parts to look at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from selfsup.config import Settings
+    from selfsup.data.tokenizers import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be looked at; see `selfsup.inspect`."""
+
+    text: str | None
+    data: object
+    tokenizer: str | Path | TextTokenizer
+    run: str | Path | None
+    window: int | None
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to look at, in two forms.
+
+    Attributes:
+        title: what it is.
+        hint: how the page's form is read.
+        screen: the form for a terminal of so many columns.
+        html: the form for a page; whatever comes from the data is escaped.
+    """
+
+    title: str
+    hint: str
+    screen: Callable[[int], RenderableType]
+    html: Callable[[], str]
+
+
+class Inspection(ABC):
+    """What an objective makes of some data.
+
+    Attributes:
+        objective: name of the objective.
+        idea: what it hides and what it shows, in a sentence without its full stop.
+        style, script: CSS and JavaScript that its parts need on a page.
+    """
+
+    objective: ClassVar[str]
+    idea: ClassVar[str]
+    style: ClassVar[str] = ""
+    script: ClassVar[str] = ""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """A line of facts on what is looked at."""
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """What there is to look at, in reading order."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+
+    def limits(self, width: int | None = None) -> str:
+        """What a terminal of so many columns (or a page, without) leaves out, as a sentence; empty for nothing."""
+        return ""
+
+    def print(self, console: Console) -> None:
+        """Every part, for a terminal."""
+        console.print(f"[bold]{self.objective}[/bold]: {self.idea}")
+        console.print(self.summary(), style="dim", markup=False)
+        if limits := self.limits(console.width):
+            console.print(limits, style="dim", markup=False)
+        for part in self.parts():
+            console.print()
+            console.print(part.title, style="bold")
+            console.print(part.screen(console.width))
+
+    def to_html(self) -> str:
+        """One small page that needs nothing beside itself."""
+        from selfsup.inspection.page import page
+
+        return page(self)

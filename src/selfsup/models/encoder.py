@@ -1,0 +1,247 @@
+"""The text encoder: arithmetic and parameter names of ModernBERT, so that its weights open there.
+
+Pre-norm blocks of attention in both directions and GeGLU, LayerNorm without bias (none before the first attention, for
+the embeddings have one), rotary positions, no biases; every third layer sees the whole document, the others 64
+positions to either side (Warner et al. 2024, "Smarter, Better, Faster, Longer", section 2.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.models.kernels import project, rotary_tables, rotate_heads
+from selfsup.models.transformer import (
+    Embedding,
+    GeGLU,
+    LayerNorm,
+    Linear,
+    Stacked,
+    additive,
+    attention,
+    compute_dtype,
+)
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """All that determines an encoder but its weights. `window` is the longest text it is trained on."""
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    window: int
+    tied: bool  # the head of masked LM shares the embedding's weights
+    bias: bool = False  # of the head of masked LM, which other people's models have
+    dropout: float = 0.0  # of embeddings, attention and feed-forward, while training
+    local_window: int = 128  # positions that a local layer sees, half of them to either side
+    global_every: int = 3  # layers from one that sees everything to the next
+    rope_theta: float = 160000.0  # of layers that see everything
+    local_rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width ({self.width}) must be an even multiple of heads ({self.heads}): rotary positions turn pairs"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    def kind(self, layer: int) -> str:
+        """`full_attention` or `sliding_attention`."""
+        return LOCAL if layer % self.global_every else GLOBAL
+
+
+def parameter_count(config: EncoderConfig) -> int:
+    """Parameters of `TextEncoder(config)`, without heads."""
+    gains = (2 * config.layers - 1) * config.width + 2 * config.width
+    return config.layers * _block_matrices(config) + gains + config.vocabulary * config.width
+
+
+def flops_per_token(config: EncoderConfig, window: int, predicted: float) -> float:
+    """Floating-point operations of forward and backward per token, in windows of `window` tokens.
+
+    6 per matrix parameter that a token meets and 12 · layers · width · window for the two products of attention, as in
+    `decoder.flops_per_token`; of the head only for the share of tokens that is `predicted`.
+    """
+    head = (config.vocabulary * config.width + config.width**2) * predicted
+    blocks = config.layers * _block_matrices(config)
+    return 6 * (blocks + head) + 12 * config.layers * config.width * window
+
+
+def _block_matrices(config: EncoderConfig) -> int:
+    return config.width * (4 * config.width + 3 * config.mlp)
+
+
+@dataclass
+class Sight:
+    """What the layers of one kind share: the rotation, and the mask to add to scores (None: all see all)."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+
+
+class Attention(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.Wqkv = Stacked(config.width, config.width, 3)
+        self.Wo = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        q, k, v = self.Wqkv(x)
+        q = rotate_heads(q, None, sight.cos, sight.sin, 0.0)
+        k = rotate_heads(k, None, sight.cos, sight.sin, 0.0)
+        v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
+        seen = attention(q, k, v, sight.mask, causal=False)
+        out = project(seen.transpose(1, 2).flatten(2), self.Wo.weight)[0]
+        return F.dropout(out, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = LayerNorm(config.width, config.norm_eps) if layer else None
+        self.attn = Attention(config)
+        self.mlp_norm = LayerNorm(config.width, config.norm_eps)
+        self.mlp = GeGLU(config.width, config.mlp, config.dropout)
+
+    def forward(self, x: Tensor, sight: Sight, dtype: torch.dtype) -> Tensor:
+        # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
+        normal = x.to(dtype) if self.attn_norm is None else self.attn_norm(x, dtype)
+        x = x + self.attn(normal, sight)
+        return x + self.mlp(self.mlp_norm(x, dtype))  # type: ignore[no-any-return]
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = Embedding(config.vocabulary, config.width)
+        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.dropout = config.dropout
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tok_embeddings(tokens)
+        return F.dropout(self.norm(x, x.dtype), self.dropout, self.training)
+
+
+class TextEncoder(nn.Module):
+    """Token numbers to hidden states. Parameters are NaN until `initialise` or loading fills them."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_norm = LayerNorm(config.width, config.norm_eps)
+
+    def initialise(self, generator: torch.Generator) -> TextEncoder:
+        """Fill the parameters, a pure function of the generator's state; returns self.
+
+        As `Decoder.initialise`: matrices are unit in, unit out, those that write to the residual stream zero, gains
+        one. The deviation of the embeddings, which are normalised at once, is that of a tied head: .02.
+        """
+        initialise(self, generator)
+        return self
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, width) after the last norm, for tokens (B, T).
+
+        `documents` (B, T) numbers the document of each position: positions see their own document only; None means
+        one document per row. Under autocast the result has the narrow dtype.
+        """
+        dtype = compute_dtype(self.final_norm.weight)
+        sights = {kind: self._sight(kind, tokens, documents, dtype) for kind in (GLOBAL, LOCAL)}
+        x = self.embeddings(tokens)
+        for layer, block in enumerate(self.layers):
+            x = block(x, sights[self.config.kind(layer)], dtype)
+        return self.final_norm(x, dtype)  # type: ignore[no-any-return]
+
+    def _sight(self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Sight:
+        config, local = self.config, kind == LOCAL
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        theta = config.local_rope_theta if local else config.rope_theta
+        cos, sin = rotary_tables(positions, config.head_dim, theta, dtype)
+        visible = None if documents is None else (documents[:, :, None] == documents[:, None, :])[:, None]
+        if local and tokens.shape[1] > config.local_window // 2 + 1:
+            near = (positions[:, None] - positions).abs() <= config.local_window // 2
+            visible = near if visible is None else visible & near
+        return Sight(cos, sin, None if visible is None else additive(visible, dtype))
+
+
+class MaskedHead(nn.Module):
+    """norm(gelu(dense(x))), the prediction head of BERT."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.width, config.width)
+        self.norm = LayerNorm(config.width, config.norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = F.gelu(project(hidden, self.dense.weight)[0])
+        return self.norm(x, hidden.dtype)  # type: ignore[no-any-return]
+
+
+class MaskedLanguageModel(nn.Module):
+    """An encoder with the head of masked LM, under the names of `ModernBertForMaskedLM`."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = TextEncoder(config)
+        self.head = MaskedHead(config)
+        if not config.tied:
+            self.decoder = Linear(config.width, config.vocabulary)
+        if config.bias:
+            self.bias = nn.Parameter(torch.full((config.vocabulary,), torch.nan))
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix whose product with what `forward` returns gives the logits: (vocabulary, width), or one column
+        more for a bias."""
+        weight = self.model.embeddings.tok_embeddings.weight if self.config.tied else self.decoder.weight
+        return torch.cat((weight, self.bias[:, None]), 1) if self.config.bias else weight
+
+    def initialise(self, generator: torch.Generator) -> MaskedLanguageModel:
+        """As `TextEncoder.initialise`; an untied output matrix is zero. Returns self."""
+        initialise(self, generator)
+        return self
+
+    def forward(self, tokens: Tensor, positions: Tensor, documents: Tensor | None = None) -> Tensor:
+        """What the output matrix is multiplied with, at `positions` (B, K) of tokens (B, T): (B, K, width), or one
+        column of ones more for a bias."""
+        hidden = self.model(tokens, documents)
+        first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
+        chosen = hidden.flatten(0, 1).index_select(0, (positions + first).flatten())
+        result: Tensor = self.head(chosen)
+        if self.config.bias:
+            result = F.pad(result, (0, 1), value=1.0)
+        return result.view(*positions.shape, -1)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """See `TextEncoder.initialise`."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        elif name.endswith("tok_embeddings.weight"):
+            parameter.normal_(0.0, 0.02, generator=generator)
+        elif name.endswith(("Wo.weight", "decoder.weight")):
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)

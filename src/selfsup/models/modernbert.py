@@ -1,0 +1,228 @@
+"""Text encoders as model directories in ModernBERT's layout, which stock `transformers` opens: written and read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.huggingface import (
+    Tokenizer,
+    fill,
+    open_with_transformers,
+    read_json,
+    read_weights,
+    write_directory,
+)
+from selfsup.models.packing import POOLINGS, Pooling
+
+PREFIX = "model."  # of the encoder's names where a head stands beside it
+ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
+FEATURES = "features.json"
+# What other ModernBERTs may have and the encoder here has not.
+PLAIN = {
+    "hidden_activation": "gelu",
+    "classifier_activation": "gelu",
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "classifier_bias": False,
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the vector of a text is: its hidden states after the last norm, pooled. Saved with each model."""
+
+    pooling: Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class SavedEncoder:
+    """What a directory holds: the weights by the names of `TextEncoder`, and those of the head of masked LM, if any."""
+
+    directory: Path
+    config: EncoderConfig
+    weights: dict[str, Tensor]
+    head: dict[str, Tensor]
+    features: Features
+
+    def encoder(self) -> TextEncoder:
+        """The encoder, in fp32; raises UserError where the weights do not fit the config."""
+        with torch.device("meta"):
+            encoder = TextEncoder(self.config)
+        fill(encoder, self.weights, self.directory)
+        return encoder
+
+    def masked(self) -> MaskedLanguageModel:
+        """The encoder with its head, in fp32; raises UserError where there is none or it does not fit."""
+        if not self.head:
+            raise UserError(
+                f"{self.directory} has no head that predicts hidden tokens; give a run of masked-lm, or a "
+                "ModernBertForMaskedLM."
+            )
+        with torch.device("meta"):
+            model = MaskedLanguageModel(self.config)
+        named = {PREFIX + name: tensor for name, tensor in self.weights.items()}
+        fill(model, named | self.head, self.directory)
+        return model
+
+
+def save_encoder(
+    directory: Path,
+    model: TextEncoder | MaskedLanguageModel,
+    tokenizer: Tokenizer,
+    features: Features,
+    card: str,
+) -> None:
+    """Write a directory that `AutoModel` (and, with a head, `AutoModelForMaskedLM`) and `AutoTokenizer` open.
+
+    Weights are fp32; `card` becomes README.md. The directory appears wholly or not at all. Raises UserError where it
+    exists already.
+    """
+    kind = "ModernBertForMaskedLM" if isinstance(model, MaskedLanguageModel) else "ModernBertModel"
+    weights = {("decoder.bias" if name == "bias" else name): w for name, w in model.state_dict().items()}
+    documents = {
+        "config.json": {"architectures": [kind], **_to_modernbert(model.config, tokenizer)},
+        FEATURES: asdict(features),
+    }
+    write_directory(directory, weights, documents, tokenizer, model.config.window, card)
+
+
+def read_encoder(directory: Path) -> SavedEncoder:
+    """What a directory of `save_encoder` holds, or any ModernBERT in Hugging Face's layout.
+
+    Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
+    this one with different arithmetic, or is incomplete or broken.
+    """
+    config = _from_modernbert(read_json(directory / "config.json"), directory)
+    weights = read_weights(directory)
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
+    encoder = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix or ENCODER)}
+    head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
+    if "decoder.bias" in head:
+        head["bias"] = head.pop("decoder.bias")
+    if config.tied:
+        head.pop("decoder.weight", None)  # some writers store the shared matrix twice
+    return SavedEncoder(directory, config, encoder, head, read_features(directory))
+
+
+def read_features(directory: Path) -> Features:
+    """The feature definition of a directory; the mean over a text where it has none."""
+    if not (directory / FEATURES).exists():
+        return Features()
+    pooling = read_json(directory / FEATURES).get("pooling")
+    if pooling not in POOLINGS:
+        raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
+    return Features(pooling)
+
+
+@torch.inference_mode()
+def parity(directory: Path, model: TextEncoder | MaskedLanguageModel, tokens: Tensor) -> float | None:
+    """max |Δ| in fp32 between stock `transformers` on a directory and `model`, for tokens (B, T): of the logits, or of
+    the hidden states where there is no head. None where transformers is not installed."""
+    masked = isinstance(model, MaskedLanguageModel)
+    theirs = open_with_transformers("AutoModelForMaskedLM" if masked else "AutoModel", directory)
+    if theirs is None:
+        return None
+    model.eval()
+    if isinstance(model, MaskedLanguageModel):
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens).to(tokens.device)
+        ours, expected = model(tokens, positions) @ model.output_weight.T, theirs(tokens.cpu()).logits
+    else:
+        ours, expected = model(tokens), theirs(tokens.cpu()).last_hidden_state
+    return float((expected - ours.float().cpu()).abs().max())
+
+
+def _to_modernbert(config: EncoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "model_type": "modernbert",
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.window,
+        "norm_eps": config.norm_eps,
+        "local_attention": config.local_window,
+        "global_attn_every_n_layers": config.global_every,
+        "layer_types": [config.kind(layer) for layer in range(config.layers)],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
+        },
+        "global_rope_theta": config.rope_theta,  # where transformers 4 looks
+        "local_rope_theta": config.local_rope_theta,
+        "embedding_dropout": config.dropout,
+        "attention_dropout": config.dropout,
+        "mlp_dropout": config.dropout,
+        "tie_word_embeddings": config.tied,
+        "decoder_bias": config.bias,
+        **PLAIN,
+        "classifier_pooling": "mean",
+        "initializer_range": 0.02,
+        "pad_token_id": tokenizer.pad,
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": tokenizer.end,
+        "cls_token_id": tokenizer.start,
+        "sep_token_id": tokenizer.end,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # what transformers 4 calls it
+    }
+
+
+def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
+    if saved.get("model_type") != "modernbert":
+        raise UserError(
+            f"{directory} holds a model of type {saved.get('model_type')!r}; only ModernBERT encoders can be loaded"
+        )
+    for key, value in PLAIN.items():
+        if saved.get(key, value) != value:
+            raise UserError(
+                f"{directory} has {key} = {saved[key]!r}; only ModernBERT with {value!r} can be loaded"
+            )
+    every = saved.get("global_attn_every_n_layers", 3)
+    rope = saved.get("rope_parameters") or {}
+    try:
+        config = EncoderConfig(
+            vocabulary=saved["vocab_size"],
+            layers=saved["num_hidden_layers"],
+            width=saved["hidden_size"],
+            heads=saved["num_attention_heads"],
+            mlp=saved["intermediate_size"],
+            window=saved["max_position_embeddings"],
+            tied=saved.get("tie_word_embeddings", True),  # ModernBERT's defaults
+            bias=saved.get("decoder_bias", True),
+            dropout=saved.get("mlp_dropout", 0.0),
+            local_window=saved.get("local_attention", 128),
+            global_every=every,
+            rope_theta=_theta(
+                rope.get("full_attention"), saved.get("global_rope_theta", 160000.0), directory
+            ),
+            local_rope_theta=_theta(
+                rope.get("sliding_attention"), saved.get("local_rope_theta", 10000.0), directory
+            ),
+            norm_eps=saved.get("norm_eps", 1e-5),
+        )
+    except KeyError as error:
+        raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
+    kinds = [config.kind(layer) for layer in range(config.layers)]
+    if saved.get("layer_types", kinds) != kinds:
+        raise UserError(
+            f"{directory} has layers of other kinds than every {every}th global; it cannot be loaded"
+        )
+    return config
+
+
+def _theta(rope: dict[str, Any] | None, default: float, directory: Path) -> float:
+    kind = (rope or {}).get("rope_type", "default")
+    if kind != "default":
+        raise UserError(
+            f"{directory} scales its rotary positions ({kind}); only ModernBERT without it can be loaded"
+        )
+    return float((rope or {}).get("rope_theta", default))

@@ -1,0 +1,83 @@
+"""Sequences of different lengths in rows of one length, so that next to nothing is computed on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from selfsup.models.encoder import TextEncoder
+
+Pooling = Literal["mean", "cls"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n sequences laid into rows.
+
+    Attributes:
+        documents: (rows, room), the number of the sequence at each position, −1 on padding.
+        places: (tokens in all,), where the tokens of the sequences, one after the other, lie in the flattened rows.
+        first: (n,), where each sequence begins in the flattened rows.
+    """
+
+    documents: Tensor
+    places: Tensor
+    first: Tensor
+
+
+def pack(lengths: Sequence[int]) -> tuple[list[int], list[int], int]:
+    """The row of each sequence and its place there, in rows as long as the longest: best fit, longest first.
+
+    (Johnson 1973, "Near-optimal bin packing algorithms".) Returns rows, offsets, and the number of rows.
+    """
+    room = max(lengths)
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left in them
+    rows, offsets, count = [0] * len(lengths), [0] * len(lengths), 0
+    for sequence in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[sequence]
+        left = next((left for left in range(length, room) if open_rows[left]), room)
+        if left < room:
+            rows[sequence] = open_rows[left].pop()
+        else:
+            rows[sequence], count = count, count + 1
+        offsets[sequence] = room - left
+        open_rows[left - length].append(rows[sequence])
+    return rows, offsets, count
+
+
+def lay(lengths: Tensor) -> Rows:
+    """Where each of n sequences of these lengths (n,) comes to lie."""
+    sizes = lengths.tolist()
+    rows, offsets, count = pack(sizes)
+    room = max(sizes)
+    first = torch.tensor(rows, device=lengths.device) * room + torch.tensor(offsets, device=lengths.device)
+    numbers = torch.repeat_interleave(torch.arange(len(sizes), device=lengths.device), lengths)
+    begins = lengths.cumsum(0) - lengths  # of each sequence among all tokens
+    places = torch.arange(len(numbers), device=lengths.device) + (first - begins)[numbers]
+    documents = torch.full((count * room,), -1, device=lengths.device)
+    documents[places] = numbers
+    return Rows(documents.view(count, room), places, first)
+
+
+def embed(encoder: TextEncoder, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    """One vector per text, (n, width) in fp32: the mean of its hidden states, or that of its first token.
+
+    Args:
+        tokens: (tokens in all,), the texts one after the other, each with its start and end token.
+        lengths: (n,) tokens of each.
+    """
+    rows = lay(lengths)
+    laid = tokens.new_zeros(rows.documents.shape)
+    laid.view(-1)[rows.places] = tokens
+    hidden: Tensor = encoder(laid, None if len(lengths) == 1 else rows.documents).flatten(0, 1)
+    if pooling == "cls":
+        return hidden.index_select(0, rows.first).float()
+    texts = torch.arange(len(lengths), device=tokens.device)[:, None]
+    with torch.autocast(hidden.device.type, enabled=False):
+        share: Tensor = (rows.documents.view(1, -1) == texts) / lengths[:, None]
+        return share @ hidden.to(share.dtype)

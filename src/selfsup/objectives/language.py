@@ -1,0 +1,140 @@
+"""What recipes of language models share: the text, the sizes that follow from it and from what may be spent."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from selfsup.config import nearest
+from selfsup.data.tokenizers import Family
+from selfsup.errors import UserError
+from selfsup.models.presets import PRESETS, feed_forward_width
+from selfsup.objectives.base import Effort, Progress, Recipe
+
+if TYPE_CHECKING:
+    from selfsup.data.text import TextCorpus
+
+SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
+ADAMW_LR = 0.01
+# Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
+# once 1,500 do.
+TOKENS_PER_STEP = (1024, 4096)
+STEPS = (500, 1500)
+MOST_TOKENS_PER_STEP = 524288
+WINDOWS_PER_STEP = 16  # at least
+TOKENS_PER_PARAMETER = 8
+
+
+class LanguageRecipe(Recipe):
+    """From a text source to a language model; what depends on its kind is left to the recipes of each."""
+
+    family: ClassVar[Family]
+    corpus: TextCorpus
+
+    def open(self, progress: Progress) -> None:
+        from selfsup.data.text import prepare_text
+
+        data = self.settings.config.data
+        self.corpus = prepare_text(
+            self.source if self.source is not None else data.source,
+            tokenizer=data.tokenizer,
+            vocabulary=data.vocabulary,
+            column=data.column,
+            validation=data.validation,
+            failures=data.failures,
+            progress=progress,
+            family=self.family,
+        )
+
+    def settle(self, effort: Effort) -> None:
+        """Size, window, batch and learning rates, from the tokens at hand and what can be spent on them."""
+        settings, tokens = self.settings, self.corpus.facts.training_tokens
+        self._choose_preset(effort, tokens)
+        self._settle_shape()
+        blocks = self._block_parameters()
+        window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
+        per_step = _tokens_per_step(effort.tokens(blocks, tokens))
+        window = min(window, tokens // 16, int(per_step / WINDOWS_PER_STEP))
+        settings.settle("data.window", power_of_two(window), "size and data")
+        self._records()
+        most = min(per_step / settings["data.window"], len(self.train))
+        settings.settle("train.batch", power_of_two(most), "size and data")
+        settings.settle("optim.lr", self._lr(), "size")
+        settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
+
+    def _choose_preset(self, effort: Effort, tokens: int) -> None:
+        """A size that suits what can be spent."""
+        if self.module is None and self.settings["model.preset"] == "auto":
+            self.settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
+
+    def _lr(self) -> float:
+        """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
+        return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
+
+    def _settle_shape(self) -> None:
+        settings, preset = self.settings, self.settings["model.preset"]
+        if preset not in PRESETS:
+            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
+        shape, origin = PRESETS[preset], f"preset {preset}"
+        settings.settle("model.layers", shape.layers, origin)
+        settings.settle("model.width", shape.width, origin)
+        settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
+        settings.settle("model.mlp", feed_forward_width(settings["model.width"]), origin)
+        settings.settle("model.tied", False, "recipe")
+
+    def _block_parameters(self) -> float:
+        return float(12 * self.settings["model.layers"] * self.settings["model.width"] ** 2)
+
+    @abstractmethod
+    def _records(self) -> None:
+        """Cut the parts of the corpus into records of `data.window` tokens."""
+
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint
+
+    @property
+    def units_per_record(self) -> int:
+        return int(self.settings["data.window"])
+
+    def facts(self) -> dict[str, str]:
+        facts, window = self.corpus.facts, self.settings["data.window"]
+        left_out = {
+            "duplicate documents": facts.duplicates,
+            "empty ones left out": facts.empty,
+            "unreadable ones left out": facts.skipped.count,
+        }
+        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        return {
+            "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
+            + (f" ({counted})" if counted else ""),
+            "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
+            f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
+            "windows": f"{len(self.train):,} of {window} tokens",
+            "model": self._describe_model(),
+        }
+
+    @abstractmethod
+    def _describe_model(self) -> str:
+        """Its parameters and shape."""
+
+    @property
+    def chance(self) -> float:
+        return math.log(self.corpus.tokenizer.vocabulary)
+
+
+def _fitting_preset(effort: Effort, tokens: int) -> str:
+    """The preset whose parameters suit what is spent: about a tenth of the tokens seen (Hoffmann et al. 2022)."""
+    wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
+    return min(PRESETS, key=lambda name: abs(math.log(PRESETS[name].blocks / wanted)))
+
+
+def _tokens_per_step(seen: float) -> float:
+    """Of a run that will see so many tokens: more where there are many, after enough updates have been made."""
+    (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
+    return min(max(seen / many, min(max(seen / few, smallest), usual)), MOST_TOKENS_PER_STEP)
+
+
+def power_of_two(value: float) -> int:
+    """The largest power of two up to `value`, at least 1."""
+    return 1 << max(0, int(value).bit_length() - 1)

@@ -1,0 +1,232 @@
+"""Masked language modelling: some tokens are hidden and predicted from all others (Devlin et al. 2019, section 3.1).
+
+L = − Σ_{t hidden} log p(x_t | the tokens that are shown)
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from selfsup.data.loader import in_order
+from selfsup.data.records import Batch
+from selfsup.data.tokenizers import TextTokenizer
+from selfsup.models.encoder import MaskedLanguageModel, flops_per_token
+from selfsup.models.modernbert import Features
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.encoding import EncoderRecipe
+from selfsup.objectives.losses import IGNORE, linear_cross_entropy
+from selfsup.seeding import generator, uniform
+
+SHOWN_AS_MASK, SHOWN_AS_RANDOM = 0.8, 0.1  # of the hidden tokens; the others are shown as they are
+SAMPLE_TOKENS = 80
+WORDS_PER_SPAN = 3.8  # in the mean (Joshi et al. 2020, SpanBERT, section 3.1)
+
+
+class Masking:
+    """Which tokens are hidden, and what is shown in their places: a pure function of (seed, epoch, record).
+
+    Of the n tokens of a record that are not special, round(rate · n) are hidden. `unit` says what is hidden as a
+    whole: single tokens, words, or spans of words, whose number is geometric (SpanBERT); then as many whole units as
+    fit are hidden. Each hidden token is shown as the mask with probability .8, as a random token with .1, as it is
+    with .1 (Devlin et al. 2019).
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, unit: str) -> None:
+        self.tokenizer = tokenizer
+        self.unit = unit
+        ordinary = np.ones(tokenizer.vocabulary, np.bool_)
+        ordinary[list(tokenizer.special)] = False
+        self.ordinary = np.flatnonzero(ordinary)
+        self._maskable = ordinary
+        self._goes_on, self._open_ended = tokenizer.word_parts()
+
+    def __call__(
+        self, tokens: npt.NDArray[np.int64], rate: float, seed: int, epochs: np.ndarray, records: np.ndarray
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Hide some of the tokens (B, T).
+
+        Returns:
+            shown (B, T); hidden positions (B, K); targets (B, K), `IGNORE` where a record hides fewer than K.
+        """
+        count = tokens.shape[1]
+        draws = uniform(seed, "masking", epochs, records, 4 * count).reshape(len(tokens), 4, count)
+        maskable = self._maskable[tokens]
+        order, chosen = self._choose(tokens, maskable, rate, draws[:, 0], draws[:, 3])
+        targets = np.where(chosen, np.take_along_axis(tokens, order, 1), IGNORE)
+        shown = tokens.copy()
+        hidden = np.zeros_like(maskable)
+        np.put_along_axis(hidden, order, chosen, 1)
+        how = draws[:, 1]
+        random = self.ordinary[(draws[:, 2] * len(self.ordinary)).astype(np.int64)]
+        shown[hidden & (how < SHOWN_AS_MASK)] = int(self.tokenizer.mask or 0)
+        swapped = hidden & (how >= SHOWN_AS_MASK) & (how < SHOWN_AS_MASK + SHOWN_AS_RANDOM)
+        shown[swapped] = random[swapped]
+        return shown, order, targets
+
+    def _choose(
+        self,
+        tokens: npt.NDArray[np.int64],
+        maskable: npt.NDArray[np.bool_],
+        rate: float,
+        scores: npt.NDArray[np.float64],
+        starts: npt.NDArray[np.float64],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Candidates (B, K), the units in the order of their scores, and whether each is hidden (B, K)."""
+        group = np.cumsum(self._begins(tokens, maskable, starts), 1) - 1
+        scores = np.where(maskable, np.take_along_axis(scores, group, 1), np.inf)  # each unit has one score
+        order = np.argsort(scores, 1, kind="stable")
+        wanted = np.rint(rate * maskable.sum(1)).astype(np.int64)
+        most = max(1, int(wanted.max()))
+        ordered = np.take_along_axis(group, order, 1)
+        last = np.ones(tokens.shape, np.bool_)  # whether a unit ends here
+        last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+        ends = np.where(last, np.arange(tokens.shape[1]), tokens.shape[1])
+        ends = np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]  # of the unit at each place
+        return order[:, :most], ends[:, :most] < wanted[:, None]
+
+    def _begins(
+        self, tokens: npt.NDArray[np.int64], maskable: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each token begins a unit, (B, T)."""
+        begins = np.ones(tokens.shape, np.bool_)
+        if self.unit == "token":
+            return begins
+        begins[:, 1:] = ~(self._goes_on[tokens[:, 1:]] & self._open_ended[tokens[:, :-1]])
+        if self.unit == "span":
+            cut = draws < 1 / WORDS_PER_SPAN
+            border = ~maskable
+            border[:, 1:] |= ~maskable[:, :-1]
+            border[:, 0] = True
+            begins = (begins & cut) | border
+        return begins
+
+
+class MaskedLM(Objective):
+    """Cross-entropy of hidden tokens; only they go through the head.
+
+    Args:
+        model: tokens (B, T), positions (B, K) and document numbers (B, T) to what the output matrix is multiplied
+            with, (B, K, width).
+        masking: what is hidden.
+        rate: share of the tokens that is hidden in training.
+        evaluation_rate: and in evaluation.
+    """
+
+    def __init__(
+        self,
+        model: MaskedLanguageModel,
+        masking: Masking,
+        rate: float,
+        evaluation_rate: float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.masking = masking
+        self.rate = rate
+        self.evaluation_rate = evaluation_rate
+
+    def hide(self, batch: Batch) -> Task:
+        """The tokens as they are shown (B, T), the hidden ones' positions (B, K) and targets (B, K), and documents."""
+        tokens = batch.data["tokens"]
+        rate = self.rate if self.training else self.evaluation_rate
+        made = self.masking(tokens.cpu().numpy(), rate, batch.seed, batch.epochs, batch.records)
+        shown, positions, targets = (torch.from_numpy(part).to(tokens.device) for part in made)
+        tensors = {
+            "inputs": shown,
+            "positions": positions,
+            "targets": targets,
+            "documents": document_numbers(tokens, self.masking.tokenizer),
+        }
+        return Task(tensors, {"cross_entropy": (targets != IGNORE).sum()})
+
+    def predict(self, task: Task) -> Outputs:
+        documents: Tensor | None = task["documents"]
+        if documents is not None and bool((documents == documents[:, :1]).all()):
+            documents = None  # without a mask it is the same, and costs less
+        return {"hidden": self.model(task["inputs"], task["positions"], documents)}
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        hidden, targets = outputs["hidden"].flatten(0, 1), task["targets"].flatten()
+        return {"cross_entropy": linear_cross_entropy(hidden, self.model.output_weight, targets)}
+
+
+def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
+    """Which document each position of tokens (B, T) belongs to: how many start tokens have come; −1 on padding."""
+    padding: Tensor = tokens == int(tokenizer.pad or 0)
+    return (tokens == tokenizer.start).cumsum(1).masked_fill(padding, -1)
+
+
+class MaskedLMRecipe(EncoderRecipe):
+    """From a text source to an encoder that understands."""
+
+    dropout: ClassVar[float] = 0.0
+
+    def _records(self) -> None:
+        from selfsup.data.passages import Passages
+
+        window, tokenizer = self.settings["data.window"], self.corpus.tokenizer
+        self.train = Passages(self.corpus.train, window, tokenizer)
+        held_out = self.corpus.validation
+        if held_out is not None:
+            self.validation = Passages(held_out, min(window, len(held_out) + 2), tokenizer)
+
+    def build(self) -> MaskedLM:
+        options = self.settings.config.masked_lm
+        model = MaskedLanguageModel(self.encoder_config())
+        model.initialise(generator(self.settings["train.seed"], "weights"))
+        self.start(model)
+        masking = Masking(self.corpus.tokenizer, options.unit)
+        return MaskedLM(model, masking, options.rate, options.evaluation_rate)
+
+    def flops_per_record(self) -> float:
+        config, window = self.encoder_config(), self.settings["data.window"]
+        return float(flops_per_token(config, window, self.settings["masked_lm.rate"]) * window)
+
+    @property
+    def chance(self) -> float:
+        return math.log(self.corpus.tokenizer.vocabulary)
+
+    def figures(self, loss: float, part: str) -> dict[str, float]:
+        return {"bits_per_hidden_token": loss / math.log(2)}
+
+    def sample(self, objective: Objective) -> str | None:
+        """The beginning of the held-out part with each hidden token as [truth → best guess]."""
+        if self.validation is None:
+            return None
+        task = objective.hide(next(in_order(self.validation, 1, 0, 1)))
+        model, tokenizer = cast(MaskedLM, objective).model, self.corpus.tokenizer
+        device = model.output_weight.device
+        hidden = objective.predict(Task({n: t.to(device) for n, t in task.tensors.items()}, {}))["hidden"][0]
+        guesses = (hidden.float() @ model.output_weight.float().T).argmax(-1).tolist()
+        places = dict(zip(task["positions"][0].tolist(), guesses, strict=True))
+        truth = dict(zip(task["positions"][0].tolist(), task["targets"][0].tolist(), strict=True))
+        pieces = []
+        for place, token in enumerate(task["inputs"][0].tolist()[:SAMPLE_TOKENS]):
+            if truth.get(place, IGNORE) == IGNORE:
+                pieces.append(tokenizer.decode([token]))
+            else:
+                pieces.append(f"[{tokenizer.decode([truth[place]])} → {tokenizer.decode([places[place]])}]")
+        return "".join(pieces)
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
+        self.save_encoder(cast(MaskedLM, objective).model, Features(), directory, summary, HOW)
+
+
+HOW = """\
+masked language modelling
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", "path/to/this/directory")
+fill("The old man sat by the [MASK] and smoked his pipe.")
+```
+"""
