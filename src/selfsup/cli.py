@@ -407,14 +407,17 @@ def split_words(
 
 def show_end(run: Run) -> None:
     """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
-    summary = run.summary
+    from selfsup.objectives import find_recipe
+
+    summary, recipe = run.summary, find_recipe(run.settings()["objective"])
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
-        print(f"\nWhat it writes:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+        print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
     if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
         print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
-    print(f'Try: selfsup generate {os.path.relpath(run.directory)} "It was a"')
+    if recipe.useful is not None:
+        print(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")
 
 
 def print_json(value: object) -> None:

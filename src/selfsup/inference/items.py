@@ -138,7 +138,7 @@ class Embedder:
         Raises:
             UserError: a vector holds a number that is not finite.
         """
-        vectors = self._model.embed([item.text for item in items], progress)
+        vectors = self._model.embed([item.text for item in items], progress=progress)
         if not np.isfinite(vectors).all():
             raise UserError(
                 f"{self.path} gives vectors that are not finite: its weights are damaged; train it anew."
@@ -147,7 +147,8 @@ class Embedder:
 
     def query(self, text: str) -> npt.NDArray[np.float32]:
         """(dimension,)."""
-        return self([Item("", text, "", {})])[0]
+        vector: Vectors = self([Item("", text, "", {})])[0]
+        return vector
 
     def truncated(self, items: Sequence[Item]) -> int:
         """How many of the items are longer than the window, the start and end token included."""
