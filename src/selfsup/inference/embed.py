@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from selfsup.inference.items import (
     Item,
     Progress,
     chunks,
+    left_out,
     open_embedder,
     read_items,
     shifted,
@@ -60,6 +61,12 @@ class Embeddings:
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}
 
+    def rows(self) -> dict[str, str]:
+        """What to tell of it, and what there is of each."""
+        return {"written": f"{self.path}, {self.records:,} vectors of {self.dimension} numbers"} | left_out(
+            self.truncated, self.skipped, self.empty
+        )
+
 
 def embed(
     run: str | Path,
@@ -77,8 +84,8 @@ def embed(
     """Embed every text of a source into a parquet file with the columns id, text and vector.
 
     A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
-    object with the model, its fingerprint, pooling and dimension, the data and its fingerprint. The same call
-    after an interruption goes on where it stood.
+    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and texts.
+    The same call after an interruption goes on where it stood.
 
     Args:
         run: a run of an encoder, or a model directory.
@@ -101,10 +108,10 @@ def embed(
     _require_free(out, work)
     embedder = open_embedder(run, device)
     table = open_table(data, failures)
-    total = survey(read_items(table, column, id_column), id_column, progress)
+    total, fingerprint = survey(read_items(table, column, id_column), id_column, progress)
     plan = embedder.description() | {
         "data": table.name,
-        "data_fingerprint": table.fingerprint(),
+        "data_fingerprint": fingerprint,
         "column": column,
         "id": id_column,
         "half": half,
@@ -121,7 +128,6 @@ def embed(
             if not file.exists():
                 _write_chunk(file, items, embedder, schema, shifted(progress, done, total))
             done += len(items)
-            progress(done, total)
         if done != total:
             raise UserError(
                 f"{table.name} has changed while it was being embedded; run the same command again."
@@ -203,7 +209,7 @@ def _write_chunk(
     items: list[Item],
     embedder: Embedder,
     schema: pa.Schema,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     kind = schema.field("vector").type.value_type.to_pandas_dtype()
     numbers = embedder(items, progress).astype(kind).reshape(-1)
@@ -211,9 +217,9 @@ def _write_chunk(
         raise UserError(f"The vectors of {embedder.path} do not fit half precision; leave out --half.")
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
     columns = [[item.id for item in items], [item.text for item in items], vectors]
-    counts = schema.with_metadata({TRUNCATED: str(embedder.truncated(items))})
+    counted = schema.with_metadata({TRUNCATED: str(embedder.truncated)})
     with whole_file(file) as temporary:
-        pq.write_table(pa.table(columns, schema=counts), temporary)
+        pq.write_table(pa.table(columns, schema=counted), temporary)
 
 
 def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> int:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from selfsup.data.tables import Row, Table
 from selfsup.errors import UserError
-from selfsup.files import checksum
 
 if TYPE_CHECKING:
     from selfsup.inference.encoder import EncoderModel
@@ -85,14 +84,15 @@ def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> int:
-    """Read a source once before work on it begins: the number of its items.
+def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> tuple[int, str]:
+    """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and texts.
 
     Raises:
         UserError: an id occurs twice.
     """
     count = 0
     ids: set[str] = set()
+    digest = hashlib.blake2b(digest_size=16)
     for count, item in enumerate(items, 1):
         if id_column is not None:  # places differ by themselves
             if item.id in ids:
@@ -101,16 +101,28 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
                     "give a column of ids that differ, or none to go by the place of each record."
                 )
             ids.add(item.id)
+        for value in (item.id.encode(), item.text.encode()):
+            digest.update(f"{len(value)} ".encode() + value)
         if count % 1000 == 0:
             progress(count, None)
-    return count
+    return count, digest.hexdigest()
+
+
+def left_out(truncated: int, skipped: int, empty: int) -> dict[str, str]:
+    """What to tell of texts that are not there, or not wholly."""
+    told = {
+        "truncated": (truncated, "longer than the model's window and embedded by their beginning"),
+        "skipped": (skipped, "records that cannot be read"),
+        "empty": (empty, "records without text"),
+    }
+    return {name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count}
 
 
 def silent(done: int, total: int | None) -> None:
     """Progress that nobody looks at."""
 
 
-def shifted(progress: Progress, done: int, total: int) -> Callable[[int, int], None]:
+def shifted(progress: Progress, done: int, total: int) -> Progress:
     """Progress within a chunk, as progress in all."""
     return lambda within, _: progress(done + within, total)
 
@@ -120,20 +132,22 @@ class Embedder:
 
     Attributes:
         path: absolute, of the run or model directory.
-        fingerprint: 32 hex digits that depend on weights, tokenizer and feature definition.
-        pooling: `mean` or `cls`.
+        pooling: how the vector of an item comes from the model's hidden states.
         dimension: of the vectors.
+        fingerprint: 32 hex digits that change with anything that may change a vector.
+        truncated: items of the last call that the window was too short for.
     """
 
-    def __init__(self, model: EncoderModel, path: Path, fingerprint: str) -> None:
+    def __init__(self, model: EncoderModel, path: str | Path) -> None:
         self.path = os.path.abspath(path)
-        self.fingerprint = fingerprint
         self.pooling: str = model.features.pooling
         self.dimension = model.dimension
+        self.fingerprint = _fingerprint(model)
+        self.truncated = 0
         self._model = model
 
     def __call__(self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None) -> Vectors:
-        """(n, dimension), in the order of the items.
+        """(n, dimension), not normalised, in the order of the items.
 
         Raises:
             UserError: a vector holds a number that is not finite.
@@ -141,21 +155,16 @@ class Embedder:
         vectors = self._model.embed([item.text for item in items], progress=progress)
         if not np.isfinite(vectors).all():
             raise UserError(
-                f"{self.path} gives vectors that are not finite: its weights are damaged; train it anew."
+                f"{self.path} gives vectors that are not finite numbers: its training has diverged; train it anew "
+                "with a lower learning rate."
             )
+        self.truncated = self._model.truncated
         return vectors
 
-    def query(self, text: str) -> npt.NDArray[np.float32]:
+    def query(self, text: str) -> Vectors:
         """(dimension,)."""
         vector: Vectors = self([Item("", text, "", {})])[0]
         return vector
-
-    def truncated(self, items: Sequence[Item]) -> int:
-        """How many of the items are longer than the window, the start and end token included."""
-        room = self._model.encoder.config.window - 2
-        # A token stands for at least one byte (one more may open the text), so most need no counting.
-        longer = (item.text for item in items if len(item.text.encode()) >= room)
-        return sum(len(self._model.tokenizer.encode(text)) > room for text in longer)
 
     def description(self) -> dict[str, Any]:
         """What is stored beside the vectors."""
@@ -171,27 +180,18 @@ def open_embedder(path: str | Path, device: str = "auto") -> Embedder:
     """The model of a run or of a model directory.
 
     Raises:
-        UserError: there is none, or it is one that does not embed.
+        UserError: there is none, or it is one that does not embed, or no such device.
     """
-    from selfsup.inference.generate import LanguageModel
     from selfsup.machine import find_device
-    from selfsup.run import Run, load
+    from selfsup.run import load_encoder
 
-    model: Any = load(path)
-    if isinstance(model, LanguageModel):
-        raise UserError(
-            f"{path} is a language model, which has no vectors of texts; give a run of masked-lm or simcse."
-        )
+    model = load_encoder(path)
     model.encoder.to(find_device(device))
-    run = Run(path)
-    return Embedder(model, Path(path), _fingerprint(run.model_directory if run.exists else Path(path)))
+    return Embedder(model, path)
 
 
-def _fingerprint(directory: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("config.json", "features.json", "tokenizer.json"):
-        if (directory / name).is_file():
-            digest.update(checksum(directory / name).encode())
-    for file in sorted(directory.glob("*.safetensors")):
-        digest.update(checksum(file).encode())
-    return digest.hexdigest()
+def _fingerprint(model: EncoderModel) -> str:
+    from selfsup.inference.probe import fingerprint
+
+    parts = (fingerprint(model), model.tokenizer.fingerprint, model.encoder.config.window)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
