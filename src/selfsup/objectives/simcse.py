@@ -65,7 +65,7 @@ class SimCSE(Objective):
         tokens, lengths = task["tokens"], task["lengths"]
         flat = flattened(tokens, lengths)
         both = embed(self.encoder, torch.cat((flat, flat)), torch.cat((lengths, lengths)), self.pooling)
-        first, second = self.projection(both).float().chunk(2)
+        first, second = self.projection(both).to(both.dtype).chunk(2)
         return {"first": first, "second": second}
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
