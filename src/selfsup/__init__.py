@@ -17,6 +17,7 @@ _PUBLIC = {
     "inspect": "selfsup.inspection",
     "evaluate": "selfsup.evaluation",
     "compare": "selfsup.comparison",
+    "export": "selfsup.exporting",
     "diagnose": "selfsup.doctor",
     "Run": "selfsup.run",
     "Objective": "selfsup.objectives.base",
