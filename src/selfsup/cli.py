@@ -144,11 +144,13 @@ def compare(
 
 @app.command()
 def inspect(
-    objective: Annotated[str, typer.Argument(help="causal-lm")] = "causal-lm",
+    words: Words = None,
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
     data: Data = None,
-    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, or a path")] = "bpe",
-    run: Annotated[Path | None, typer.Option(help="a run: its tokenizer, and its loss per token")] = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, a run, or a path")] = "bpe",
+    run: Annotated[
+        Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
     html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
     as_json: Json = False,
@@ -157,7 +159,16 @@ def inspect(
     from selfsup.inspection import inspect as look
     from selfsup.report import to_stdout
 
-    inspection = look(objective, text=text, data=data, tokenizer=tokenizer, run=run, window=window)
+    objective, settings = split_words(words)
+    inspection = look(
+        objective,
+        text=text,
+        data=data,
+        tokenizer=tokenizer,
+        run=run,
+        window=window,
+        **settings,
+    )
     if html is not None:
         write_new(html, inspection.to_html())
     if as_json:
@@ -306,7 +317,9 @@ def probe(
         print_json(fitted.to_json())
     else:
         fitted.estimate.print(to_stdout())
-        print(f'{out} is fitted to all of it. Try: selfsup classify {run} --probe {out} "a text"')
+        print(
+            f'{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} "a text"'
+        )
 
 
 @app.command()
@@ -466,15 +479,15 @@ def doctor(
 
 def split_words(
     words: list[str] | None,
-    budget: str | None,
-    steps: int | None,
-    epochs: float | None,
-    batch: int | None,
-    seed: int | None,
-    tokenizer: str | None,
-    init: str | None,
-    device: str | None,
-    precision: str | None,
+    budget: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    tokenizer: str | None = None,
+    init: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The objective (a first word without `=`), and every setting that was given, by its dotted key."""
     from selfsup.config import Settings, flatten, parse_overrides
@@ -506,14 +519,17 @@ def split_words(
 
 def show_end(run: Run) -> None:
     """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
-    summary = run.summary
+    from selfsup.objectives import find_recipe
+
+    summary, recipe = run.summary, find_recipe(run.settings()["objective"])
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
-        print(f"\nWhat it writes:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+        print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
     if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
         print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
-    print(f'Try: selfsup generate {os.path.relpath(run.directory)} "It was a"')
+    if recipe.useful is not None:
+        print(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")
 
 
 def print_json(value: object) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -78,19 +78,22 @@ class Part:
         rows: the records in order, with the columns asked for (all for None); a column that a record
             lacks is Malformed there.
         text: the column of the text, where there is nothing to choose.
+        whole_file: whether a record is a whole text file.
     """
 
     name: str
     sample: Callable[[], Sample]
     rows: Callable[[Sequence[str] | None], Rows]
     text: str | None = None
+    whole_file: bool = False
 
 
 def file_part(path: Path, failures: float) -> Part:
     """A file of a readable kind; `failures` is the share of undecodable bytes that a text file may have."""
     kind = cast(str, _kind(path))
     if kind == "text":
-        return text_part(str(path), lambda: [(str(path), _read_text(path, failures))])
+        part = text_part(str(path), lambda: [(str(path), _read_text(path, failures))])
+        return replace(part, whole_file=True)
     sample, rows = {
         "json": (_json_sample, _json_rows),
         "csv": (_csv_sample, _csv_rows),

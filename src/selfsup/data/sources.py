@@ -154,6 +154,10 @@ class TextCollection:
 
     def documents(self) -> Iterator[str]:
         """All readable documents with at least one character that is not white space."""
+        return (document for _, document in self.by_part())
+
+    def by_part(self) -> Iterator[tuple[Part, str]]:
+        """The same, each with the part it came from."""
         tally = Tally(self.name, self._failures)
         kept = empty = 0
         for part in self._source.parts:
@@ -168,7 +172,7 @@ class TextCollection:
                     empty += 1
                     continue
                 kept += 1
-                yield document
+                yield part, document
         self.skipped = tally.close()
         self.empty = empty
         if kept == 0:

@@ -17,7 +17,7 @@ from torch import nn
 from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.data.tokenizers import Ids, TextTokenizer
-from selfsup.inspection.base import Part, Request
+from selfsup.inspection.base import Part, Request, new_table
 from selfsup.inspection.window import (
     BAR,
     END,
@@ -104,7 +104,7 @@ class CausalLMInspection(WindowInspection):
         return Text(" │ ", "dim").join(tokens)
 
     def _table(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table = new_table()
         table.add_column("position", justify="right")
         table.add_column("input")
         table.add_column("target")

@@ -139,8 +139,12 @@ class WindowInspection(Inspection):
             return ""
         return (
             '<p class="legend"><span>0 nats</span><i class="scale"></i>'
-            f"<span>{self.chance:.2f} nats, chance</span></p>"
+            f"<span>{self.chance:.2f} nats, chance: the colour of a target is its loss</span></p>"
         )
+
+    def strokes(self, t: int, shown: int) -> Iterator[tuple[int, int, str]]:
+        """What position t sees of the first `shown`: first and last position of each run, and its attributes."""
+        return ((start, stop, "") for start, stop in runs(self.mask[t][:shown]))
 
     def drawing(self) -> str:
         """The mask: row t is filled where position t sees; a run of cells is one rectangle."""
@@ -152,8 +156,8 @@ class WindowInspection(Inspection):
         for t in range(shown):
             y = t * CELL
             cells = "".join(
-                f'<rect x="{margin + start * CELL}" y="{y}" width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
-                for start, stop in runs(self.mask[t][:shown])
+                f'<rect{role} x="{margin + start * CELL}" y="{y}" width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
+                for start, stop, role in self.strokes(t, shown)
             )
             name = (
                 f'<text x="{margin - 6}" y="{y + CELL * 0.72:.1f}">{escape(names[t])}</text>'

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from selfsup.data.loader import in_order
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import write_atomically
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
 from selfsup.models.modernbert import Features, SavedEncoder, parity, read_encoder, save_encoder
-from selfsup.objectives.base import Progress
+from selfsup.models.packing import Pooling, embed
+from selfsup.objectives.base import Objective, Progress
 from selfsup.objectives.language import LanguageRecipe
 
 SHAPE = ("layers", "width", "heads", "mlp", "tied")
 PARITY_TOKENS = 64
+FEATURE_BATCH = 16  # records
 
 
 class EncoderRecipe(LanguageRecipe):
     """From a text source to a text encoder in ModernBERT's layout."""
 
     family: ClassVar[Family] = "encoder"
-    dropout: ClassVar[float]
+    dropout: ClassVar[float]  # by default
+    keeps_head: ClassVar[bool] = False  # whether a head of masked LM is trained on
 
     @cached_property
     def origin(self) -> SavedEncoder | None:
@@ -48,6 +56,11 @@ class EncoderRecipe(LanguageRecipe):
                 )
             settings.change("data.tokenizer", directory, "init")
         super().open(progress)
+        if self.origin is not None and self.corpus.tokenizer.vocabulary > self.origin.config.vocabulary:
+            raise UserError(
+                f"The tokenizer of {place} has {self.corpus.tokenizer.vocabulary} tokens and its encoder "
+                f"{self.origin.config.vocabulary}: get a whole copy of the model."
+            )
 
     def _choose_preset(self, effort: Any, tokens: int) -> None:
         if self.origin is None:
@@ -73,33 +86,28 @@ class EncoderRecipe(LanguageRecipe):
     def encoder_config(self) -> EncoderConfig:
         settings = self.settings
         if self.origin is not None:
-            shape = {**vars(self.origin.config), "dropout": settings["model.dropout"]}
-        else:
-            shape = {name: settings[f"model.{name}"] for name in (*SHAPE, "dropout")}
-            shape |= {"window": settings["data.window"]}
+            return replace(self.origin.config, dropout=settings["model.dropout"])
+        shape = {name: settings[f"model.{name}"] for name in (*SHAPE, "dropout")}
         try:
-            return EncoderConfig(**{**shape, "vocabulary": self.corpus.tokenizer.vocabulary})
+            return EncoderConfig(
+                vocabulary=self.corpus.tokenizer.vocabulary, window=settings["data.window"], **shape
+            )
         except ValueError as error:
             raise UserError(f"There is no such model: {error}.") from None
 
-    def start(self, model: MaskedLanguageModel) -> None:
-        """Replace fresh weights by those to start from, where some are named; a head only where it matches."""
-        if self.origin is None:
-            return
-        model.model.load_state_dict(self.origin.encoder().state_dict())
-        kept, _ = self._heads(model)
-        model.load_state_dict(kept, strict=False)
+    def start(self, encoder: TextEncoder) -> None:
+        """Replace fresh weights by those to start from, where some are named."""
+        if self.origin is not None:
+            encoder.load_state_dict(self.origin.encoder().state_dict())
 
-    def _heads(self, model: MaskedLanguageModel) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """What of the saved head fits, and the names of what does not and starts afresh."""
-        found = {} if self.origin is None else self.origin.head
-        wanted = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("model.")}
-        kept = {
-            name: found[name]
-            for name, shape in wanted.items()
-            if name in found and found[name].shape == shape
-        }
-        return kept, sorted(wanted.keys() - kept.keys())
+    def facts(self) -> dict[str, str]:
+        """Where weights are started from, it says which of them have no place here."""
+        if self.origin is None:
+            return super().facts()
+        head = sorted(self.origin.head)
+        kept = "encoder, head and tokenizer" if head and self.keeps_head else "encoder and tokenizer"
+        left = "" if self.keeps_head or not head else f"; not kept: {', '.join(head)}"
+        return super().facts() | {"start": f"{kept} of {self.settings['model.init']}{left}"}
 
     def _describe_model(self) -> str:
         config = self.encoder_config()
@@ -108,17 +116,46 @@ class EncoderRecipe(LanguageRecipe):
             f"{config.heads} heads, feed-forward {config.mlp}, dropout {config.dropout:g}"
         )
 
+    @abstractmethod
+    def texts(self, records: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Records as texts: the tokens of all, one after the other, and the number of tokens of each."""
+
+    @abstractmethod
+    def encoder(self, objective: Objective) -> TextEncoder:
+        """What of an objective is kept."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """How a text becomes one vector."""
+        return "mean"
+
+    def model(self, objective: Objective) -> Any:
+        from selfsup.inference.encoder import EncoderModel
+
+        return EncoderModel(self.encoder(objective), self.corpus.tokenizer, Features(self.pooling))
+
+    @torch.inference_mode()
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        if self.validation is None:
+            return None
+        encoder = self.encoder(objective).eval()
+        device = encoder.final_norm.weight.device
+        parts = []
+        for batch in in_order(self.validation, records, 0, FEATURE_BATCH):
+            tokens, lengths = self.texts(batch.to(device).data)
+            parts.append(embed(encoder, tokens, lengths, self.pooling))
+        return torch.cat(parts).cpu().numpy()
+
     def save_encoder(
         self,
         model: TextEncoder | MaskedLanguageModel,
-        features: Features,
         directory: Path,
         summary: dict[str, Any],
         how: str,
     ) -> None:
         """Model, tokenizer and feature definition as a Hugging Face directory, checked against transformers."""
         tokenizer = self.corpus.tokenizer
-        save_encoder(directory, model, tokenizer, features, self._card(summary, None, how))
+        save_encoder(directory, model, tokenizer, Features(self.pooling), self._card(summary, None, how))
         tokens = torch.from_numpy(tokenizer.frame(self.corpus.train[:PARITY_TOKENS]).astype("int64"))[None]
         difference = parity(directory, model, tokens.to(next(model.parameters()).device))
         write_atomically(directory / "README.md", self._card(summary, difference, how))

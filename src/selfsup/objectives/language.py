@@ -37,7 +37,7 @@ class LanguageRecipe(Recipe):
 
         data = self.settings.config.data
         self.corpus = prepare_text(
-            self.source if self.source is not None else data.source,
+            self._documents(),
             tokenizer=data.tokenizer,
             vocabulary=data.vocabulary,
             column=data.column,
@@ -46,6 +46,10 @@ class LanguageRecipe(Recipe):
             progress=progress,
             family=self.family,
         )
+
+    def _documents(self) -> object:
+        """The source of the documents."""
+        return self.source if self.source is not None else self.settings["data.source"]
 
     def settle(self, effort: Effort) -> None:
         """Size, window, batch and learning rates, from the tokens at hand and what can be spent on them."""
@@ -92,6 +96,10 @@ class LanguageRecipe(Recipe):
 
     def fingerprint(self) -> str:
         return self.corpus.fingerprint
+
+    def counts(self) -> dict[str, int]:
+        facts = self.corpus.facts
+        return {"documents": facts.documents, "duplicates": facts.duplicates}
 
     @property
     def units_per_record(self) -> int:

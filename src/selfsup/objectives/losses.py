@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from selfsup.objectives.base import Collectives
+
 IGNORE = -100
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in fp32, which stays near the processor's caches
 BLOCK_ELEMENTS = 1 << 26  # logits' gradient of one block: 128 MiB in bf16
@@ -94,6 +96,26 @@ def _losses(
             slope[part] = p
             slope[part].masked_fill_(ignored, 0)
     return total
+
+
+def info_nce(
+    queries: Tensor, keys: Tensor, identities: Tensor, scale: float | Tensor, collectives: Collectives
+) -> Tensor:
+    """Σ_i −log softmax_j(scale · queries_i · keys_j)[i], the keys of all processes (van den Oord et al. 2018, eq. 4).
+
+    Args:
+        queries, keys: (n, dim), normalised; row i of both belongs together.
+        identities: (n,); other keys with the identity of a query are left out of its sum, for they are no negatives.
+
+    Returns:
+        The sum over the queries of this process, a scalar with gradient; in fp32, or wider.
+    """
+    ranks = collectives.gather(torch.full((len(keys),), collectives.rank, device=keys.device))
+    own = (ranks == collectives.rank).nonzero().squeeze(1)  # where my keys stand among all
+    similar = scale * queries @ collectives.gather(keys).T
+    same = identities[:, None] == collectives.gather(identities)
+    same[torch.arange(len(own), device=own.device), own] = False
+    return F.cross_entropy(similar.masked_fill(same, -torch.inf), own, reduction="sum")
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

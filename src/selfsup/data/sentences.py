@@ -1,0 +1,129 @@
+"""Sentences as training data: where they come from, and how documents are split into them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from selfsup.data.sources import TextCollection, find_source
+from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.errors import UserError
+
+RULE = 1  # of splitting; another one makes other sentences of the same documents
+
+# What may end a sentence: its mark, quotes and brackets that close behind it, and white space; or a full-width mark.
+_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*")
+# Words that a full stop belongs to (English, French, German, Italian, Portuguese, Spanish), and initials.
+_ABBREVIATED = re.compile(
+    r"(?:\b(?:Mrs?|Ms|Mme|Mlle|MM|M|Dr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Gov|Sen|Rep|St|Ste|Sr|Sra|Jr|Sig|Dott|Herr|Fr"
+    r"|vs|etc|cf|viz|e\.g|i\.e|No|Nos|Vol|vol|pp|p|ch|Fig|fig|art|bzw|z\.B|d\.h|Nr|ca)|\b[A-Z])\.$"
+)
+_OPENS = re.compile(
+    r"[\"'“‘«(\[¿¡—–-]*[^\W_]"
+)  # quotes, brackets and dashes before the first letter or digit
+
+
+class SentenceCollection(TextCollection):
+    """A text source whose documents are sentences: the lines of text files, and what other records are split into."""
+
+    def documents(self) -> Iterator[str]:
+        for part, document in self.by_part():
+            if part.whole_file:
+                yield from (line.strip() for line in document.splitlines() if line.strip())
+            else:
+                yield from split_sentences(document)
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(
+            f"sentences {RULE} {super().fingerprint()}".encode(), digest_size=16
+        ).hexdigest()
+
+
+def open_sentences(source: object, column: str | None = None, failures: float = 0.01) -> SentenceCollection:
+    """Open any source that `open_text` takes; each line of a text file is a sentence, other records are split.
+
+    Raises:
+        UserError: as `open_text`.
+    """
+    return SentenceCollection(find_source(source, failures), column, failures)
+
+
+def split_sentences(document: str) -> Iterator[str]:
+    """The sentences of a document, white space within them reduced to single spaces.
+
+    A blank line ends a sentence. Else one ends behind `.`, `!`, `?` or `…` (and what closes there: quotes, brackets)
+    before white space and a word that does not begin with a small letter, but not behind an abbreviation such as
+    `Mr.` or an initial; a full-width mark ends one by itself.
+    """
+    for paragraph in re.split(r"\n\s*\n", document):
+        text = " ".join(paragraph.split())
+        start = 0
+        for end in _END.finditer(text):
+            if end.end() < len(text) and _ends_here(text, start, end):
+                yield text[start : end.end()].strip()
+                start = end.end()
+        if rest := text[start:].strip():
+            yield rest
+
+
+def _ends_here(text: str, start: int, end: re.Match[str]) -> bool:
+    mark = end.group()[0]
+    if mark in "。！？":
+        return True
+    opening = _OPENS.match(text, end.end())
+    if opening is None or opening.group()[-1].islower():
+        return False
+    return mark != "." or _ABBREVIATED.search(text[max(start, end.start() - 8) : end.start() + 1]) is None
+
+
+class Sentences:
+    """A stream `[start] s1 [end] [start] s2 [end] …` as one record per sentence, map-style.
+
+    Sentences longer than `window` tokens lose their end: `truncated` counts them.
+
+    Raises:
+        UserError: there is no sentence.
+    """
+
+    def __init__(self, tokens: Ids, window: int, tokenizer: TextTokenizer) -> None:
+        self.window = window
+        self.tokenizer = tokenizer
+        self._tokens = np.asarray(tokens)
+        self._starts = np.flatnonzero(self._tokens == tokenizer.start)
+        if not len(self._starts):
+            raise UserError("The text holds no sentence; give more text.")
+        lengths = np.diff(self._starts, append=len(self._tokens))
+        self.truncated = int((lengths > window).sum())
+        self._lengths = np.minimum(lengths, window)
+        self.mean_length = float(self._lengths.mean())
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """Sentences by index (B,).
+
+        Returns:
+            `tokens`: int64 (B, T), padded, start and end token included; `lengths`: int64 (B,); `keys`: int64 (B,),
+            equal for sentences of equal tokens (and else, up to a chance of 2^-64, different).
+        """
+        lengths = self._lengths[indices]
+        within = np.arange(self.window) < lengths[:, None]
+        places = np.minimum(self._starts[indices][:, None] + np.arange(self.window), len(self._tokens) - 1)
+        tokens = np.where(within, self._tokens[places], int(self.tokenizer.pad or 0)).astype(np.int64)
+        tokens[np.arange(len(tokens)), lengths - 1] = self.tokenizer.end
+        keys = [
+            hashlib.blake2b(row[:n].tobytes(), digest_size=8).digest()
+            for row, n in zip(tokens, lengths, strict=True)
+        ]
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "lengths": torch.from_numpy(lengths.astype(np.int64)),
+            "keys": torch.from_numpy(np.frombuffer(b"".join(keys), np.int64).copy()),
+        }

@@ -1,0 +1,169 @@
+"""SimCSE: a sentence finds itself, under another dropout, among the other sentences (Gao et al. 2021, equation 4).
+
+L = − Σ_i log ( exp(cos(z_i, z'_i) / τ) / Σ_j exp(cos(z_i, z'_j) / τ) )      z, z' the two encodings of each sentence
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.data.records import Batch
+from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
+from selfsup.models.packing import Pooling, embed
+from selfsup.models.transformer import Linear
+from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.encoding import EncoderRecipe
+from selfsup.objectives.language import ADAMW_LR
+from selfsup.objectives.losses import info_nce
+from selfsup.seeding import generator
+
+BATCH = 128
+SENTENCE = 64  # tokens, at most
+
+
+class Projection(nn.Module):
+    """tanh(dense(x)), which serves training only (section 3.1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x))
+
+
+class SimCSE(Objective):
+    """InfoNCE between two encodings of each sentence; sentences that equal it are no negatives of a sentence."""
+
+    separable: ClassVar[bool] = False
+
+    def __init__(
+        self, encoder: TextEncoder, projection: nn.Module, pooling: Pooling, temperature: float
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection = projection
+        self.pooling = pooling
+        self.temperature = temperature
+
+    def train(self, mode: bool = True) -> SimCSE:
+        """Dropout makes the views, so it runs in evaluation too."""
+        return super().train(True)
+
+    def hide(self, batch: Batch) -> Task:
+        """The sentences, padded (B, T), their lengths (B,) and keys (B,); each is hidden from itself by dropout."""
+        return Task(dict(batch.data), {"info_nce": torch.tensor(len(batch))})
+
+    def predict(self, task: Task) -> Outputs:
+        """Two encodings of each sentence, (B, width) each, under different draws of the dropout."""
+        tokens, lengths = task["tokens"], task["lengths"]
+        flat = flattened(tokens, lengths)
+        both = embed(self.encoder, torch.cat((flat, flat)), torch.cat((lengths, lengths)), self.pooling)
+        first, second = self.projection(both).to(both.dtype).chunk(2)
+        return {"first": first, "second": second}
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        first = F.normalize(outputs["first"], dim=-1)
+        second = F.normalize(outputs["second"], dim=-1)
+        return {"info_nce": info_nce(first, second, task["keys"], 1 / self.temperature, collectives)}
+
+
+def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The tokens of padded sentences (B, T), one after the other."""
+    return tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
+
+
+class SimCSERecipe(EncoderRecipe):
+    """From a source of sentences, or of documents that are split into them, to an encoder of sentences."""
+
+    useful: ClassVar[str | None] = "selfsup index {run} --data docs/ --out library.lance"
+    dropout: ClassVar[float] = 0.1
+    unit: ClassVar[str] = "sentences"
+
+    def _documents(self) -> object:
+        from selfsup.data.sentences import open_sentences
+
+        data = self.settings.config.data
+        source = self.source if self.source is not None else data.source
+        return open_sentences(source, data.column, data.failures)
+
+    def settle(self, effort: Effort) -> None:
+        """Size, batch and learning rates, from the sentences at hand and what can be spent on them."""
+        settings = self.settings
+        self._choose_preset(effort, self.corpus.facts.training_tokens)
+        self._settle_shape()
+        settings.settle("data.window", SENTENCE, "recipe")
+        self._records()
+        settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
+        if self.validation is not None:
+            # Records meet in the score, so a loss is comparable only among as many of them.
+            settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
+        settings.settle("optim.lr", self._lr(), "size")
+        settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
+
+    def _records(self) -> None:
+        from selfsup.data.sentences import Sentences
+
+        window, tokenizer = self.settings["data.window"], self.corpus.tokenizer
+        self.train: Sentences = Sentences(self.corpus.train, window, tokenizer)
+        if self.corpus.validation is not None:
+            self.validation = Sentences(self.corpus.validation, window, tokenizer)
+
+    def build(self) -> SimCSE:
+        options, config = self.settings.config.simcse, self.encoder_config()
+        draws = generator(self.settings["train.seed"], "weights")
+        encoder, projection = TextEncoder(config).initialise(draws), Projection(config.width)
+        initialise(projection, draws)
+        self.start(encoder)
+        return SimCSE(encoder, projection, options.pooling, options.temperature)
+
+    def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return flattened(records["tokens"], records["lengths"]), records["lengths"]
+
+    def encoder(self, objective: Objective) -> TextEncoder:
+        return cast(SimCSE, objective).encoder
+
+    @property
+    def pooling(self) -> Pooling:
+        pooling: Pooling = self.settings["simcse.pooling"]
+        return pooling
+
+    def flops_per_record(self) -> float:
+        """Two views of a sentence of mean length."""
+        length = self.train.mean_length
+        return float(2 * length * flops_per_token(self.encoder_config(), round(length), 0.0))
+
+    @property
+    def units_per_record(self) -> int:
+        return 1
+
+    def facts(self) -> dict[str, str]:
+        return super().facts() | {
+            "windows": f"{len(self.train):,} sentences of {self.train.mean_length:.1f} tokens in the mean, "
+            f"{self.train.truncated:,} longer than {self.settings['data.window']} lose their end"
+        }
+
+    @property
+    def chance(self) -> float:
+        return math.log(self.settings["train.batch"])
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """The encoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
+        self.save_encoder(self.encoder(objective), directory, summary, HOW)
+
+
+HOW = """\
+unsupervised SimCSE
+
+```python
+import selfsup
+
+vectors = selfsup.load("path/to/this/directory").embed(["A cat sleeps.", "The dog barks."])
+```
+"""
