@@ -146,8 +146,10 @@ def _require_free(out: Path, work: Path) -> None:
 
 
 def _is_left_over(work: Path, out: Path) -> bool:
-    """Whether `out` was made from the chunks in `work`, which were about to be removed."""
+    """Whether `out` was made from the chunks in `work`, which were being removed."""
     try:
+        if not any(work.iterdir()):
+            return True
         made = json.loads(pq.read_schema(out).metadata[METADATA])
         plan = json.loads((work / PLAN).read_text(encoding="utf-8"))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
@@ -159,7 +161,7 @@ def _remove(work: Path) -> None:
     """Remove finished work, the plan last, so that what a crash leaves of it is still known for what it is."""
     for file in sorted(work.glob("*.parquet")) + sorted(work.glob(".*")):
         file.unlink()
-    (work / PLAN).unlink()
+    (work / PLAN).unlink(missing_ok=True)
     work.rmdir()
 
 
@@ -174,23 +176,23 @@ def _held(work: Path, out: Path) -> Iterator[None]:
 
 
 def _agreed(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan that the work was begun with: this one, or an earlier one that asks for the same."""
-    file = work / PLAN
-    if not file.exists():
-        if foreign := [path.name for path in work.iterdir() if not path.name.startswith(f".{PLAN}.")]:
+    """The plan that finished chunks belong to: this one, or an earlier one that asks for the same."""
+    names = {path.name for path in work.iterdir()}
+    if foreign := [name for name in names if name != PLAN and not name.startswith(".")]:
+        if PLAN not in names:
             raise UserError(
                 f"{work} holds {min(foreign)}, which no embedding left there; give another --out."
             )
-        write_atomically(file, json.dumps(plan, ensure_ascii=False))
-        return plan
-    begun: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    for key in plan.keys() - {"model", "data"}:  # these two are names; the fingerprints tell
-        if begun.get(key) != plan[key]:
-            raise UserError(
-                f"{work} was begun with another {key.removesuffix('_fingerprint')}: give the same again to go on, "
-                "give another --out, or remove it."
-            )
-    return begun
+        begun: dict[str, Any] = json.loads((work / PLAN).read_text(encoding="utf-8"))
+        for key in plan.keys() - {"model", "data"}:  # these two are names; the fingerprints tell
+            if begun.get(key) != plan[key]:
+                raise UserError(
+                    f"{work} was begun with another {key.removesuffix('_fingerprint')}: give the same again to go "
+                    "on, give another --out, or remove it."
+                )
+        return begun
+    write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
+    return plan
 
 
 def _schema(dimension: int, half: bool) -> pa.Schema:
@@ -212,11 +214,13 @@ def _write_chunk(
     progress: Progress,
 ) -> None:
     kind = schema.field("vector").type.value_type.to_pandas_dtype()
-    numbers = embedder(items, progress).astype(kind).reshape(-1)
+    vectors = embedder(items, progress)
+    with np.errstate(over="ignore"):
+        numbers = vectors.astype(kind).reshape(-1)
     if not np.isfinite(numbers).all():
         raise UserError(f"The vectors of {embedder.path} do not fit half precision; leave out --half.")
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
-    columns = [[item.id for item in items], [item.text for item in items], vectors]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
+    columns = [[item.id for item in items], [item.text for item in items], column]
     counted = schema.with_metadata({TRUNCATED: str(embedder.truncated)})
     with whole_file(file) as temporary:
         pq.write_table(pa.table(columns, schema=counted), temporary)

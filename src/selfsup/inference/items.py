@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,8 @@ class Item:
     """A record to embed.
 
     Attributes:
-        id: the value of the id column, else the place of the record with the file's absolute path.
-        source: that place.
+        id: the value of the id column, else the place of the record.
+        source: that place, with the absolute path of a file.
         values: the other columns of the record.
     """
 
@@ -61,13 +60,8 @@ def read_items(
 
 
 def _place(row: Row) -> str:
-    return _absolute(row.source) + row.where.removeprefix(row.source)
-
-
-@lru_cache(maxsize=1)  # rows of one file follow each other
-def _absolute(source: str) -> str:
-    """A file's absolute path, which is the same from wherever a command runs; the name of anything else."""
-    return os.path.abspath(source) if os.path.isfile(source) else source
+    """Where a record stands, with the absolute path of a file, which is the same wherever a command runs."""
+    return os.path.abspath(row.where) if os.path.isfile(row.source) else row.where
 
 
 def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:

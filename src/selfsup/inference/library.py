@@ -160,21 +160,24 @@ class Library:
     # -- how it is searched --
 
     def settle(self) -> None:
-        """Bring the files in order, and index the vectors where there are many and some are not indexed yet."""
+        """Bring the files in order, and index the vectors where there are many and not all were indexed yet."""
+        rows = len(self)
+        stale = rows >= EXACT_ROWS and not self._is_indexed(rows)
         self._table.optimize()
-        if len(self) < EXACT_ROWS:
-            return
-        index = self._index()
-        statistics = index and self._table.index_stats(index)
-        if statistics and not statistics.num_unindexed_rows and "index" in self.description:
+        if not stale:
             return
         from lancedb.index import IvfSq
 
         self._table.create_index("vector", config=IvfSq(distance_type="cosine"), replace=True)
         self._table.wait_for_index([self._index()])
-        recall = self._recall()
-        measured = {"index": "IVF_SQ", "recall@10": recall, "queries": QUERIES, "rows": len(self)}
+        measured = {"index": "IVF_SQ", "recall@10": self._recall(), "queries": QUERIES, "rows": rows}
         self.describe(self.description | {"index": measured})
+
+    def _is_indexed(self, rows: int) -> bool:
+        index = self._index()
+        if index is None or self.description.get("index", {}).get("rows") != rows:
+            return False
+        return self._table.index_stats(index).num_unindexed_rows == 0  # type: ignore[no-any-return]
 
     def search(self, vector: Vectors, top: int, where: str | None = None) -> list[dict[str, Any]]:
         """The nearest records by cosine distance (`_distance`), nearest first, without their vectors.
