@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
+from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
 from selfsup.models.modernbert import Features
 from selfsup.models.packing import Pooling, embed
@@ -81,6 +82,7 @@ class SimCSERecipe(EncoderRecipe):
 
     dropout: ClassVar[float] = 0.1
     unit: ClassVar[str] = "sentences"
+    checks = (check_dropout_off, check_small_batch)
 
     def _documents(self) -> object:
         from selfsup.data.sentences import open_sentences
