@@ -22,6 +22,7 @@ _PUBLIC = {
     "delete": "selfsup.inference.search",
     "search": "selfsup.inference.search",
     "Searcher": "selfsup.inference.search",
+    "export": "selfsup.exporting",
     "diagnose": "selfsup.doctor",
     "Run": "selfsup.run",
     "Objective": "selfsup.objectives.base",

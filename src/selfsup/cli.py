@@ -462,6 +462,25 @@ def search(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
+    out: Annotated[Path, typer.Option(help="the directory to write")],
+    to: Annotated[str, typer.Option(help="sentence-transformers, or transformers")] = "sentence-transformers",
+    as_json: Json = False,
+) -> None:
+    """Write a model in the layout of another library."""
+    from selfsup.exporting import export as write
+
+    exported = write(run, out=out, to=to)
+    if as_json:
+        print_json(exported.to_json())
+        return
+    if exported.max_difference is not None:
+        print(f"max |Δ| = {exported.max_difference:.2e} in fp32 between its vectors by {to} and by selfsup.")
+    print(f"{out} opens with: {exported.opens_with}")
+
+
+@app.command()
 def doctor(
     run: Annotated[Path, typer.Argument(help="a run, finished or not")],
     as_json: Json = False,

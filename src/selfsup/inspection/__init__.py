@@ -20,6 +20,7 @@ __all__ = ["INSPECTORS", "Inspection", "inspect"]
 INSPECTORS = {
     "causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm",
     "masked-lm": "selfsup.inspection.masked_lm:inspect_masked_lm",
+    "simcse": "selfsup.inspection.simcse:inspect_simcse",
 }
 
 

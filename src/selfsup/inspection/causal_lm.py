@@ -18,20 +18,19 @@ from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.inspection.base import Part, Request, new_table
-from selfsup.inspection.window import (
+from selfsup.inspection.tokens import (
     BAR,
     END,
     START,
-    WindowInspection,
     chip,
     colour,
-    fitting_window,
     loss_bar,
     newest,
     open_for,
     open_training_part,
     visible,
 )
+from selfsup.inspection.window import WindowInspection, fitting_window
 from selfsup.models.decoder import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM

@@ -22,19 +22,8 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inspection.base import Part, Request, new_table, table_part
-from selfsup.inspection.window import (
-    CELL,
-    LABEL,
-    WindowInspection,
-    chip,
-    colour,
-    fitting_window,
-    loss_bar,
-    open_for,
-    open_training_part,
-    runs,
-    visible,
-)
+from selfsup.inspection.tokens import chip, colour, loss_bar, open_for, open_training_part, visible
+from selfsup.inspection.window import CELL, LABEL, WindowInspection, fitting_window, runs
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.objectives.base import Task
 from selfsup.objectives.losses import IGNORE, token_losses
