@@ -242,7 +242,8 @@ def test_an_interrupted_index_goes_on(model, tmp_path, monkeypatch, embedded, ch
 
 
 def test_what_a_crash_left_of_a_beginning_is_no_obstacle(model, tmp_path):
-    (tmp_path / "x.lance" / "_transactions").mkdir(parents=True)
+    for name in ("_transactions", "_versions"):
+        (tmp_path / "x.lance" / name).mkdir(parents=True)
     assert selfsup.index(model, STORIES, tmp_path / "x.lance").records == 4
 
 

@@ -67,7 +67,7 @@ class Library:
         _name(path)
         _database(path)
         if path.exists() and (
-            not path.is_dir() or {child.name for child in path.iterdir()} - {"_transactions"}
+            not path.is_dir() or {child.name for child in path.iterdir()} - {"_transactions", "_versions"}
         ):
             raise UserError(f"{path} exists already and is no library; give another --out.")
 
