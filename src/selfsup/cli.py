@@ -46,6 +46,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
 Column = Annotated[str | None, typer.Option(help="the text column")]
 Label = Annotated[str | None, typer.Option(help="the column of the class")]
+Id = Annotated[
+    str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")
+]
+Chunk = Annotated[int, typer.Option("--batch", help="texts embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 
@@ -140,11 +144,13 @@ def compare(
 
 @app.command()
 def inspect(
-    objective: Annotated[str, typer.Argument(help="causal-lm")] = "causal-lm",
+    words: Words = None,
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
     data: Data = None,
-    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, or a path")] = "bpe",
-    run: Annotated[Path | None, typer.Option(help="a run: its tokenizer, and its loss per token")] = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, a run, or a path")] = "bpe",
+    run: Annotated[
+        Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
     html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
     as_json: Json = False,
@@ -153,7 +159,16 @@ def inspect(
     from selfsup.inspection import inspect as look
     from selfsup.report import to_stdout
 
-    inspection = look(objective, text=text, data=data, tokenizer=tokenizer, run=run, window=window)
+    objective, settings = split_words(words)
+    inspection = look(
+        objective,
+        text=text,
+        data=data,
+        tokenizer=tokenizer,
+        run=run,
+        window=window,
+        **settings,
+    )
     if html is not None:
         write_new(html, inspection.to_html())
     if as_json:
@@ -302,7 +317,9 @@ def probe(
         print_json(fitted.to_json())
     else:
         fitted.estimate.print(to_stdout())
-        print(f'{out} is fitted to all of it. Try: selfsup classify {run} --probe {out} "a text"')
+        print(
+            f'{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} "a text"'
+        )
 
 
 @app.command()
@@ -334,6 +351,114 @@ def classify(
         print(lines, end="")
     else:
         write_atomically(out, lines)
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
+    data: Annotated[str, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")],
+    out: Annotated[Path, typer.Option(help="the parquet file to write")],
+    half: Annotated[bool, typer.Option("--half", help="store float16")] = False,
+    id_column: Id = None,
+    column: Column = None,
+    batch: Chunk = 4096,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Turn every text of a source into a vector, in a parquet file; the same command goes on after a crash."""
+    from selfsup.inference.embed import embed as write
+    from selfsup.report import Reporter
+
+    reporter = Reporter()
+    with reporter.bar("Embedding"):
+        made = write(
+            run,
+            data,
+            out,
+            column=column,
+            id_column=id_column,
+            half=half,
+            batch=batch,
+            device=device,
+            progress=reporter.counting,
+        )
+    if as_json:
+        print_json(made.to_json())
+    else:
+        Reporter(to=sys.stdout).table(made.rows())
+
+
+@app.command()
+def index(
+    out: Annotated[Path, typer.Option(help="the library to make or bring up to date: NAME.lance")],
+    run: Annotated[Path | None, typer.Argument(help="the run, or model directory, of an encoder")] = None,
+    data: Data = None,
+    delete: Annotated[
+        list[str] | None, typer.Option(help="in place of RUN and --data: an id to remove; may be repeated")
+    ] = None,
+    id_column: Id = None,
+    column: Column = None,
+    batch: Chunk = 4096,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make a searchable library of a source, or add, update and delete in one."""
+    from selfsup.inference import search
+    from selfsup.report import Reporter
+
+    if delete:
+        if run is not None or data is not None:
+            raise UserError("--delete removes records by id, without RUN and --data; give two commands.")
+        left = search.delete(out, delete)
+        if as_json:
+            print_json({"library": str(out), "deleted": len(set(delete)), "records": left})
+        else:
+            print(f"{len(set(delete)):,} deleted, {left:,} left in {out}.")
+        return
+    if run is None or data is None:
+        raise UserError(
+            "Say what makes the vectors and of what: selfsup index RUN --data SOURCE --out NAME.lance"
+        )
+    reporter = Reporter()
+    with reporter.bar("Indexing"):
+        made = search.index(
+            run,
+            data,
+            out,
+            column=column,
+            id_column=id_column,
+            batch=batch,
+            device=device,
+            progress=reporter.counting,
+        )
+    if as_json:
+        print_json(made.to_json())
+    else:
+        Reporter(to=sys.stdout).table(made.rows())
+
+
+@app.command()
+def search(
+    library: Annotated[Path, typer.Argument(help="a library that `selfsup index` made")],
+    query: Annotated[str, typer.Argument(help="what to look for")],
+    top: Annotated[int, typer.Option(help="hits to show")] = 10,
+    where: Annotated[
+        str | None, typer.Option(help='a condition on the columns in SQL, such as "year > 1990"')
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="where the library's model is now, if it moved")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find the records of a library that are nearest to a query."""
+    from selfsup.inference.hits import show
+    from selfsup.inference.search import search as find
+    from selfsup.report import to_stdout
+
+    hits = find(library, query, top=top, where=where, model=model, device=device)
+    if as_json:
+        print_json({"library": str(library), "query": query, "hits": [hit.to_json() for hit in hits]})
+    else:
+        show(hits, query, to_stdout())
 
 
 @app.command()
@@ -373,15 +498,15 @@ def doctor(
 
 def split_words(
     words: list[str] | None,
-    budget: str | None,
-    steps: int | None,
-    epochs: float | None,
-    batch: int | None,
-    seed: int | None,
-    tokenizer: str | None,
-    init: str | None,
-    device: str | None,
-    precision: str | None,
+    budget: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    tokenizer: str | None = None,
+    init: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The objective (a first word without `=`), and every setting that was given, by its dotted key."""
     from selfsup.config import Settings, flatten, parse_overrides
@@ -413,14 +538,17 @@ def split_words(
 
 def show_end(run: Run) -> None:
     """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
-    summary = run.summary
+    from selfsup.objectives import find_recipe
+
+    summary, recipe = run.summary, find_recipe(run.settings()["objective"])
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
-        print(f"\nWhat it writes:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+        print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
     if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
         print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
-    print(f'Try: selfsup generate {os.path.relpath(run.directory)} "It was a"')
+    if recipe.useful is not None:
+        print(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")
 
 
 def print_json(value: object) -> None:

@@ -13,7 +13,6 @@ RUN/earlier/           model and summary of a finished run that was extended sin
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
-from selfsup.files import opened, write_atomically
+from selfsup.files import held, write_atomically
 
 if TYPE_CHECKING:
     from selfsup.inference.encoder import EncoderModel
@@ -77,13 +76,8 @@ class Run:
         Raises:
             UserError: another process trains it.
         """
-        with opened(self.directory) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.directory} is being trained by another process; wait for it, or give another --out."
-                ) from None
+        refusal = f"{self.directory} is being trained by another process; wait for it, or give another --out."
+        with held(self.directory, refusal):
             yield
 
     def discard(self) -> None:

@@ -19,6 +19,9 @@ Severity = Literal["problem", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "note")
 
 
+PACE = "_per_second"
+
+
 class NotMade(Exception):
     """A check lacks what it would look at; the message says what."""
 
@@ -138,6 +141,14 @@ class History:
         except NotMade:
             return float(self.curve("loss").values[0])
 
+    @property
+    def unit(self) -> str:
+        """What the pace is counted in, such as tokens."""
+        paces = [key for line in self.lines for key in line if key.endswith(PACE)]
+        if not paces:
+            raise NotMade("no train line holds a pace")
+        return paces[0].removesuffix(PACE)
+
     def curve(self, figure: str, split: str = "train") -> Curve:
         """A figure of the lines of one split, where it is a number."""
         found = [
@@ -184,7 +195,7 @@ Check: TypeAlias = Callable[[History], Finding | None]
 
 def name(check: Check) -> str:
     """`check_loss_spikes` is the check `loss-spikes`."""
-    return check.__name__.removeprefix("check_").replace("_", "-")  # type: ignore[attr-defined,no-any-return]
+    return check.__name__.removeprefix("check_").replace("_", "-")
 
 
 def preceding_medians(values: Values, count: int) -> Values:

@@ -1,0 +1,486 @@
+"""The doctor: each check on runs with and without the ailment, and on real trainings driven into one."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Answer, Train
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+import selfsup
+from selfsup.config import Settings
+from selfsup.doctor import Check, Finding, History, Monitor, NotMade, diagnose, examine
+from selfsup.doctor.base import SEVERITIES, name
+from selfsup.doctor.checks import CHECKS
+from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
+from selfsup.run import Run
+
+EVERY_CHECK: tuple[Check, ...] = (*CHECKS, check_dropout_off, check_small_batch)
+STEPS, EVERY, CHANCE = 200, 20, 4.0
+DOCS = Path(__file__).parents[1] / "docs" / "doctor.md"
+
+
+def sound(seed: int = 0) -> History:
+    """A run that learns: 200 steps of half a second, a look at 100 records every 20, everything logged."""
+    draws = np.random.default_rng(seed)
+    lines: list[dict[str, Any]] = []
+    for step in range(1, STEPS + 1):
+        level = 1.5 + (CHANCE - 1.5) * math.exp(-step / 30)
+        common = {"step": step, "time": step / 2}
+        lines.append(
+            common
+            | {
+                "split": "train",
+                "loss": level + 0.08 * draws.normal(),
+                "grad_norm": 0.5 * math.exp(0.3 * draws.normal()),
+                "sentences_per_second": 5000 * (1 + 0.05 * draws.normal()),
+                "waiting": 0.02 * draws.random(),
+            }
+        )
+        if step % EVERY == 0:
+            lines.append(
+                common
+                | {"split": "validation", "records": 100, "loss": level + 0.1 + 0.005 * draws.normal()}
+                | {"feature_std": 0.4, "rankme": 30.0, "uniformity": -0.6}
+            )
+    values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
+    values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1}
+    environment = {
+        "plan": {"chance": CHANCE, "steps": STEPS},
+        "counts": {"documents": 1000, "duplicates": 30},
+    }
+    return History(Path("runs/x"), Settings(("test", values)), environment, lines)
+
+
+def altered(
+    history: History, split: str, change: Callable[[dict[str, Any]], dict[str, Any]], after: int = 0
+) -> History:
+    """With the lines of a split behind a step changed."""
+    lines = [
+        {**line, **change(dict(line))} if line["split"] == split and line["step"] > after else line
+        for line in history.lines
+    ]
+    return replace(history, lines=lines)
+
+
+def train(change: Callable[[dict[str, Any]], dict[str, Any]], after: int = 0) -> History:
+    return altered(sound(), "train", change, after)
+
+
+def looks(change: Callable[[dict[str, Any]], dict[str, Any]], after: int = 0) -> History:
+    return altered(sound(), "validation", change, after)
+
+
+def setting(key: str, value: Any) -> History:
+    history = sound()
+    history.settings.change(key, value, "test")
+    return history
+
+
+def counted(duplicates: int) -> History:
+    history = sound()
+    return replace(
+        history, environment={**history.environment, "counts": {"documents": 1000, "duplicates": duplicates}}
+    )
+
+
+def at(step: int, figure: str, value: float | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda line: {figure: value} if line["step"] == step else {}
+
+
+@dataclass(frozen=True)
+class Ailment:
+    """A run with it, one with as much of it as a sound run may have, and what is found."""
+
+    ill: Callable[[], History]
+    well: Callable[[], History]
+    severity: str
+    step: int
+    value: float
+    remedy: str
+
+
+AILMENTS = {
+    "beside-chance": Ailment(
+        lambda: train(lambda line: {"loss": 3.95}),
+        lambda: train(lambda line: {"loss": 3.85}),
+        "problem",
+        200,
+        3.95 / 4,
+        "optim.lr",
+    ),
+    "diverging": Ailment(
+        lambda: train(lambda line: {"loss": line["loss"] + 0.02 * (line["step"] - 150)}, after=150),
+        lambda: train(lambda line: {"loss": line["loss"] + 0.01 * (line["step"] - 150)}, after=150),
+        "problem",
+        200,
+        0.36,
+        "optim.lr=0.0033 optim.adamw_lr=0.001",
+    ),
+    "collapse": Ailment(
+        lambda: looks(lambda line: {"feature_std": 0.03}, after=100),
+        lambda: looks(lambda line: {"feature_std": 0.07, "uniformity": -0.019}, after=100),
+        "problem",
+        200,
+        0.03,
+        "--batch",
+    ),
+    "low-rank": Ailment(
+        lambda: looks(lambda line: {"rankme": 3.0}, after=100),
+        lambda: looks(lambda line: {"rankme": 4.0}, after=100),
+        "warning",
+        200,
+        3.0,
+        "optim.lr",
+    ),
+    "clumps": Ailment(
+        lambda: looks(lambda line: {"feature_std": 0.8, "uniformity": -1.0}, after=100),
+        lambda: looks(lambda line: {"feature_std": 0.8, "uniformity": -1.3}, after=100),
+        "warning",
+        200,
+        1 / 2.56,
+        "selfsup inspect",
+    ),
+    "skipped-steps": Ailment(
+        lambda: train(at(50, "grad_norm", None)),
+        sound,
+        "warning",
+        50,
+        1.0,
+        "--precision fp32",
+    ),
+    "validation-rising": Ailment(
+        lambda: looks(lambda line: {"loss": line["loss"] + 0.01 * (line["step"] - 120)}, after=120),
+        lambda: looks(lambda line: {"loss": line["loss"] + 0.02}, after=120),
+        "warning",
+        200,
+        0.25,
+        "--steps 120",
+    ),
+    "above-start": Ailment(
+        lambda: train(at(6, "loss", 5.0)),
+        lambda: train(at(6, "loss", 4.1)),
+        "warning",
+        6,
+        1.25,
+        "optim.lr",
+    ),
+    "loss-spikes": Ailment(
+        lambda: train(at(140, "loss", 3.0)),
+        lambda: train(at(140, "loss", 2.0)),
+        "warning",
+        140,
+        0.60,
+        "optim.lr",
+    ),
+    "gradient-spikes": Ailment(
+        lambda: train(at(140, "grad_norm", 8.0)),
+        lambda: train(at(140, "grad_norm", 3.0)),
+        "warning",
+        140,
+        17.0,
+        "records",
+    ),
+    "duplicates": Ailment(lambda: counted(400), lambda: counted(80), "warning", 0, 0.4, "data.source"),
+    "loader": Ailment(
+        lambda: train(lambda line: {"waiting": 0.4}, after=190),
+        lambda: train(lambda line: {"waiting": 0.4}, after=196),
+        "warning",
+        200,
+        0.4,
+        "data.workers=2",
+    ),
+    "throughput": Ailment(
+        lambda: train(lambda line: {"sentences_per_second": 2000.0}, after=150),
+        lambda: train(lambda line: {"sentences_per_second": 3000.0}, after=150),
+        "warning",
+        200,
+        0.4,
+        "--resume runs/x",
+    ),
+    "dropout-off": Ailment(
+        lambda: setting("model.dropout", 0.0),
+        lambda: setting("model.dropout", 0.05),
+        "problem",
+        0,
+        0.0,
+        "model.dropout=0.1",
+    ),
+    "small-batch": Ailment(
+        lambda: setting("train.batch", 16),
+        lambda: setting("train.batch", 32),
+        "warning",
+        0,
+        16.0,
+        "--batch 128",
+    ),
+}
+
+
+def found(history: History) -> list[Finding]:
+    return examine(history, EVERY_CHECK)[0]
+
+
+# -- each check ----------------------------------------------------------------------------------------------
+
+
+def test_every_check_has_an_ailment_here_and_a_row_in_the_docs() -> None:
+    names = [name(check) for check in EVERY_CHECK]
+    assert names == list(dict.fromkeys(names))
+    assert set(names) == AILMENTS.keys()
+    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert {row.split("`")[1] for row in rows} == set(names)
+
+
+@given(st.integers(0, 10**6))
+def test_a_sound_run_has_nothing(seed: int) -> None:
+    assert examine(sound(seed), EVERY_CHECK) == ([], {})
+
+
+@pytest.mark.parametrize("check", AILMENTS)
+def test_ailment_is_found_and_nothing_else(check: str) -> None:
+    ailment = AILMENTS[check]
+    (finding,) = found(ailment.ill())
+    assert (finding.check, finding.severity, finding.step) == (check, ailment.severity, ailment.step)
+    assert finding.value == pytest.approx(ailment.value, rel=0.25)
+    assert ailment.remedy in finding.remedy
+    assert finding.seen
+    assert finding.why
+    assert "\n" not in finding.line()
+
+
+@pytest.mark.parametrize("check", AILMENTS)
+def test_as_much_of_it_as_a_sound_run_has_is_no_finding(check: str) -> None:
+    assert found(AILMENTS[check].well()) == []
+
+
+@pytest.mark.parametrize("check", EVERY_CHECK, ids=name)
+def test_check_without_its_data_is_not_made(check: Check) -> None:
+    bare = History(Path("runs/x"), Settings(("test", {})), {}, [])
+    assert check is check_small_batch or examine(bare, [check]) == ([], {name(check): _lack(check, bare)})
+
+
+def _lack(check: Check, history: History) -> str:
+    with pytest.raises(NotMade) as lack:
+        check(history)
+    return str(lack.value)
+
+
+def test_a_loss_far_above_chance_asks_for_lower_rates() -> None:
+    finding = found(train(lambda line: {"loss": 9.0}))[0]
+    assert (finding.check, finding.severity) == ("beside-chance", "problem")
+    assert "worse than" in finding.seen
+    assert "--config runs/x/config.yaml --out NEW optim.lr=0.0033 optim.adamw_lr=0.001" in finding.remedy
+
+
+@pytest.mark.parametrize(("step", "made"), [(49, False), (50, True)])
+def test_chance_is_judged_after_a_while(step: int, made: bool) -> None:
+    _, lacking = examine(sound().until(step), CHECKS)
+    assert ("beside-chance" not in lacking) == made
+
+
+def test_chance_is_judged_after_a_share_of_a_long_run() -> None:
+    assert "beside-chance" in examine(setting("train.steps", 2000), CHECKS)[1]
+
+
+def test_many_skipped_steps_are_a_problem_and_the_summary_counts_too() -> None:
+    (finding,) = found(train(lambda line: {"loss": None, "grad_norm": None}, after=190))
+    assert (finding.severity, finding.value, finding.step) == ("problem", 10, 200)
+    (finding,) = found(replace(sound(), summary={"steps": STEPS, "skipped_steps": 1}))
+    assert (finding.check, finding.severity, finding.value) == ("skipped-steps", "warning", 1)
+
+
+def test_one_worse_look_is_not_a_rise_and_neither_is_a_look_at_other_records() -> None:
+    assert found(looks(lambda line: {"loss": line["loss"] + 0.5}, after=180)) == []
+    assert found(looks(lambda line: {"loss": 2.5, "records": 400}, after=140)) == []
+
+
+def test_a_spike_of_a_noisy_loss_is_no_finding() -> None:
+    """Steps on few predictions jump by themselves."""
+    draws = np.random.default_rng(0)
+    noisy = train(lambda line: {"loss": min(CHANCE, line["loss"] + 0.5 * draws.normal())}, after=20)
+    assert found(altered(noisy, "train", at(140, "loss", 3.5))) == []
+
+
+def test_features_of_few_records_have_no_rank_to_judge() -> None:
+    history = looks(lambda line: {"records": 50, "rankme": 2.0})
+    assert found(history) == []
+    assert "low-rank" in examine(history, CHECKS)[1]
+
+
+def test_pace_of_a_short_run_is_not_judged() -> None:
+    history = AILMENTS["throughput"].ill()
+    lines = [{**line, "time": line["step"] / 10} for line in history.lines]
+    assert "throughput" in examine(replace(history, lines=lines), CHECKS)[1]
+
+
+def test_without_chance_the_first_loss_is_what_a_run_began_with() -> None:
+    history = replace(AILMENTS["loss-spikes"].ill(), environment={})
+    assert [finding.check for finding in found(history)] == ["loss-spikes"]
+    assert found(replace(sound(), environment={})) == []
+
+
+def test_the_worst_comes_first() -> None:
+    history = counted(400)
+    history = altered(history, "train", lambda line: {"loss": 3.99})
+    history.settings.change("model.dropout", 0.0, "test")
+    severities = [finding.severity for finding in found(history)]
+    assert severities == sorted(severities, key=SEVERITIES.index)
+    assert [finding.check for finding in found(history)] == ["beside-chance", "dropout-off", "duplicates"]
+
+
+# -- while it trains -----------------------------------------------------------------------------------------
+
+
+def told(history: History, steps: list[int], monitor: Monitor | None = None) -> list[tuple[int, Finding]]:
+    """What a monitor tells at each of some steps."""
+    monitor = monitor or watch(history)
+    return [(step, finding) for step in steps for finding in monitor.look(history.until(step).lines, step)]
+
+
+def watch(history: History) -> Monitor:
+    return Monitor(history.directory, history.settings, history.environment, [check_dropout_off])
+
+
+def ailing() -> History:
+    """Rising validation from step 120 on, features that collapse and recover, and no dropout."""
+    history = AILMENTS["validation-rising"].ill()
+    history = altered(
+        history, "validation", lambda line: {"feature_std": 0.01} if 50 < line["step"] < 90 else {}
+    )
+    history.settings.change("model.dropout", 0.0, "test")
+    return history
+
+
+LOOKS = list(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_each_finding_is_told_once_and_as_soon_as_it_is_there() -> None:
+    said = [(step, finding.check) for step, finding in told(ailing(), LOOKS)]
+    assert said == [(20, "dropout-off"), (60, "collapse"), (180, "validation-rising")]
+
+
+@given(st.sampled_from([0, *LOOKS]))
+def test_a_resumed_training_goes_on_telling_where_it_stopped(stop: int) -> None:
+    history = ailing()
+    before = told(history, [step for step in LOOKS if step <= stop])
+    after = told(history, [step for step in LOOKS if step > stop])
+    assert before + after == told(history, LOOKS)
+
+
+def test_a_look_sees_nothing_of_the_future() -> None:
+    history = ailing()
+    monitor = watch(history)
+    assert [finding.check for finding in monitor.look(history.lines, EVERY)] == ["dropout-off"]
+
+
+# -- real runs -----------------------------------------------------------------------------------------------
+
+REAL = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every": 150, "batch": 8}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm"])
+def test_trainings_that_go_well_have_nothing(train: Train, tmp_path: Path, objective: str, seed: int) -> None:
+    diagnosis = diagnose(train(tmp_path / "run", objective, seed=seed, **REAL))
+    assert diagnosis.findings == []
+    assert {"beside-chance", "validation-rising", "loss-spikes", "gradient-spikes"} <= set(diagnosis.made)
+
+
+def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", **REAL, optim={"lr": 20, "adamw_lr": 20})
+    checks = [finding.check for finding in diagnose(run).findings]
+    assert "beside-chance" in checks or "above-start" in checks
+    first = told(History.of(run), [15])
+    assert [finding.check for _, finding in first] == ["above-start"]
+
+
+def test_training_with_far_too_low_a_learning_rate(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", **REAL, optim={"lr": 1e-7, "adamw_lr": 1e-7})
+    assert [finding.check for finding in diagnose(run).findings] == ["beside-chance"]
+
+
+def test_training_that_learns_its_data_by_heart(train: Train, tmp_path: Path) -> None:
+    letters = random.Random(0)
+    noise = ["".join(letters.choices("abcdefgh", k=40)) for _ in range(24)]
+    run = train(tmp_path / "run", data=noise, **REAL, optim={"lr": 0.03, "adamw_lr": 0.03})
+    findings = {finding.check: finding for finding in diagnose(run).findings}
+    assert findings.keys() == {"validation-rising"}
+    losses = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "validation"}
+    lowest = min(losses, key=losses.__getitem__)
+    assert f"--steps {lowest}" in findings["validation-rising"].remedy
+
+
+def test_run_that_is_not_finished(finished: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(finished.directory, tmp_path / "run"))
+    (run.directory / "summary.json").unlink()
+    diagnosis = diagnose(run.directory)
+    assert (diagnosis.finished, diagnosis.step) == (False, finished.summary["steps"])
+    (run.directory / "metrics.jsonl").unlink()
+    assert diagnose(run.directory).findings == []
+
+
+def test_objective_from_python_is_looked_at_in_general(finished: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(finished.directory, tmp_path / "run"))
+    settings = run.settings()
+    settings.change("objective", "python:mine.Own", "python")
+    run.write_settings(settings)
+    diagnosis = diagnose(run.directory)
+    assert {*diagnosis.made, *diagnosis.not_made} == {name(check) for check in CHECKS}
+
+
+# -- what people see -----------------------------------------------------------------------------------------
+
+
+def ill_run(finished: Run, place: Path) -> Run:
+    run = Run(shutil.copytree(finished.directory, place))
+    run.write_environment({**run.environment(), "counts": {"documents": 100, "duplicates": 50}})
+    return run
+
+
+def test_print(finished: Run, tmp_path: Path) -> None:
+    file = io.StringIO()
+    diagnose(ill_run(finished, tmp_path / "ill")).print(Console(file=file, width=80))
+    text = file.getvalue()
+    for part in (
+        "finished after step 12",
+        "warning  duplicates",
+        "50 of 100",
+        "Remedy: ",
+        "0.5, threshold 0.1",
+    ):
+        assert part in text
+    assert "nothing found: skipped-steps" in text
+    assert "collapse: no validation line holds feature_std" in text
+
+
+def test_command(finished: Run, tmp_path: Path, selfsup_command: Callable[..., Answer]) -> None:
+    run = ill_run(finished, tmp_path / "ill")
+    answer = selfsup_command("doctor", run.directory)
+    assert (answer.code, answer.error) == (0, "")
+    assert "duplicates" in answer.out
+    answer = selfsup_command("doctor", run.directory, "--json")
+    content = json.loads(answer.out)
+    assert content == selfsup.diagnose(run.directory).to_json()
+    assert content.keys() == {"run", "step", "finished", "findings", "made", "not_made"}
+    (finding,) = content["findings"]
+    assert finding.keys() == {*Finding.__dataclass_fields__}
+    assert "duplicates" in content["made"]
+
+
+def test_command_without_a_run(tmp_path: Path, selfsup_command: Callable[..., Answer]) -> None:
+    answer = selfsup_command("doctor", tmp_path)
+    assert (answer.code, answer.out) == (2, "")
+    assert "holds no run" in answer.error
