@@ -52,7 +52,8 @@ class Masking:
         """Hide some of the tokens (B, T).
 
         Returns:
-            shown (B, T); hidden positions (B, K); targets (B, K), `IGNORE` where a record hides fewer than K.
+            shown (B, T); hidden positions (B, K), K = round(rate · T); targets (B, K), `IGNORE` where a record hides
+            fewer than K.
         """
         count = tokens.shape[1]
         draws = uniform(seed, "masking", epochs, records, 4 * count).reshape(len(tokens), 4, count)
@@ -82,7 +83,7 @@ class Masking:
         scores = np.where(maskable, np.take_along_axis(scores, group, 1), np.inf)  # each unit has one score
         order = np.argsort(scores, 1, kind="stable")
         wanted = np.rint(rate * maskable.sum(1)).astype(np.int64)
-        most = max(1, int(wanted.max()))
+        most = max(1, round(rate * tokens.shape[1]))  # the same for every batch of such records
         ordered = np.take_along_axis(group, order, 1)
         last = np.ones(tokens.shape, np.bool_)  # whether a unit ends here
         last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
