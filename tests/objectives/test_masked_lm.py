@@ -299,9 +299,10 @@ def test_whole_words_are_hidden_wholly(unit: str) -> None:
             assert len({hides[place] for place in word}) == 1
 
 
-def test_as_many_whole_words_as_fit_are_hidden() -> None:
-    """The first that does not fit ends it: the share that is missing is less than a word's."""
-    task, special = whole("word"), torch.isin(TOKENS, torch.tensor(sorted(TOKENIZER.special)))
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_as_many_whole_words_as_fit_are_hidden(unit: str) -> None:
+    """The first that does not fit ends it: the share that is missing is less than a word's, for spans as well."""
+    task, special = whole(unit), torch.isin(TOKENS, torch.tensor(sorted(TOKENIZER.special)))
     wanted = (RATE * (~special).sum(1)).round().long()
     found = hidden_of(task).sum(1)
     assert (found <= wanted).all()
@@ -339,7 +340,8 @@ def test_spans_end_at_the_borders_of_documents() -> None:
     row = [START, *ORDINARY[:4], END] * 10
     spans = Masking(TOKENIZER, "span")
     tokens = np.array([row] * 50)
-    begins = spans._begins(tokens, spans._maskable[tokens], np.full(tokens.shape, 0.999))
+    maskable, never = spans._maskable[tokens], np.full(tokens.shape, 0.999)
+    begins = spans._spans(spans._words(tokens), maskable, never)
     assert begins.tolist() == [[True, True, False, False, False, True] * 10] * 50
 
 
