@@ -115,6 +115,13 @@ CASES: dict[str, tuple[list[str], str]] = {
     "top-p above one": (["generate", "run", "--top-p", "2"], "top_p"),
     "evaluate what is no run": (["evaluate", "foreign"], "foreign"),
     "evaluate on missing data": (["evaluate", "run", "--data", "missing.txt"], "missing.txt"),
+    "protocol of encoders": (["evaluate", "run", "--protocol", "sts", "--data", "corpus.jsonl"], "bits-per-byte"),
+    "labels that nobody needs": (["evaluate", "run", "--label", "class"], "no use for --label"),
+    "probe of a decoder": (["probe", "run", "--data", "corpus.jsonl", "--out", "new"], "run holds a decoder"),
+    "probe in a place that is taken": (
+        ["probe", "run", "--data", "corpus.jsonl", "--out", "foreign"], "foreign exists already"),
+    "classify without a probe": (["classify", "run", "--probe", "foreign", "a text"], "foreign holds no probe"),
+    "classify nothing": (["classify", "run", "--probe", "foreign"], "either as texts or with --data"),
     "unknown protocol": (["evaluate", "run", "--protocol", "accuracy"], "accuracy"),
     "compare one with nothing": (["compare", "run", "missing"], "missing"),
     "inspect nothing": (["inspect", "causal-lm", "--data", "missing.txt"], "missing.txt"),

@@ -116,6 +116,8 @@ class EvaluateConfig(Section):
     records: Count | None = Field(None, description="validation records looked at during the run")
     final_records: Count | None = Field(None, description="validation records looked at when it ends")
     batch: Count | None = Field(None, description="validation records scored at once")
+    protocols: tuple[str, ...] = Field((), description="protocols measured at each look, on evaluate.data")
+    data: str | None = Field(None, description="what they are measured on")
 
 
 class MaskedLMConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from selfsup.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,16 +45,38 @@ def opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader (or a crash) sees either the old content or the new one."""
+@contextmanager
+def held(directory: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes from holding a directory during the block; a killed process holds nothing.
+
+    Raises:
+        UserError: another process holds it; `refusal` says so.
+    """
+    with opened(directory) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        yield
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` whose file becomes `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader (or a crash) sees either the old content or the new one."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def separate(module: nn.Module) -> dict[str, Tensor]:

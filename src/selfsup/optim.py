@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -75,7 +75,8 @@ class Muon(Part):
 
     The update has the root mean square of an AdamW update, 0.2·√max(rows, columns) times an orthogonal matrix
     (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4), so one learning rate suits every shape.
-    Convolutions are taken as (out, in·height·width), and tall matrices as their transposes.
+    Convolutions are taken as (out, in·height·width), tall matrices as their transposes, and of matrices that are
+    `stacks` of maps each map by itself.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class Muon(Part):
         weight_decay: float,
         momentum: float,
         dtype: torch.dtype = torch.bfloat16,
+        stacks: Mapping[nn.Parameter, int] | None = None,
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
         self.momentum = momentum
         self.dtype = dtype
+        self.stacks = stacks or {}
 
     def fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)}
@@ -99,12 +102,12 @@ class Muon(Part):
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov
         torch._foreach_mul_(list[Tensor](parameters), 1 - lr * self.weight_decay)
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        alike: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
         for parameter, direction in zip(parameters, ahead, strict=True):
-            pair = parameter.flatten(1), direction.flatten(1)
-            if len(pair[0]) > pair[0].shape[1]:
-                pair = pair[0].mT, pair[1].mT
-            alike.setdefault(tuple(pair[0].shape), []).append(pair)
+            maps = self.stacks.get(parameter, 1)
+            for pair in zip(parameter.flatten(1).chunk(maps), direction.flatten(1).chunk(maps), strict=True):
+                flat = tuple(part.mT for part in pair) if len(pair[0]) > pair[0].shape[1] else pair
+                alike.setdefault(tuple(flat[0].shape), []).append(flat)
         for shape, pairs in alike.items():
             matrices, directions = zip(*pairs, strict=True)
             updates = orthogonalize(torch.stack(directions), self.dtype).to(matrices[0].dtype)
@@ -176,7 +179,7 @@ class Optimizer:
         vectors = [p for p in self.names if p.ndim < 2]
         decay, moments = config.weight_decay, (config.betas, config.eps)
         self.parts: list[Part] = [
-            Muon(hidden, config.lr, decay, config.momentum, dtype)
+            Muon(hidden, config.lr, decay, config.momentum, dtype, objective.stacks())
             if config.matrices == "muon"
             else AdamW(hidden, config.lr, decay, *moments),
             AdamW(tables, config.adamw_lr, decay, *moments),

@@ -43,6 +43,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
+        self._counted: tuple[float, int] | None = None  # when `counting` began, and at what
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -59,6 +60,7 @@ class Reporter:
     @contextmanager
     def bar(self, what: str) -> Iterator[None]:
         """A bar for the block, which `advance` moves; on a terminal only."""
+        self._counted = None
         if not self.console.is_terminal or self.console.quiet:
             self._last_line = time.monotonic()
             yield
@@ -90,9 +92,19 @@ class Reporter:
         self.advance(done / total if total else 0.0, f"{amount(done, 'B')}{of}")
 
     def counting(self, done: int, total: int | None) -> None:
-        """Progress of anything that is counted."""
-        of = f" of {total:,}" if total else ""
-        self.advance(done / total if total else 0.0, f"{done:,}{of}")
+        """Progress of anything that is counted, with its rate since the first count towards this total."""
+        now = time.monotonic()
+        if total is None:
+            self.advance(0.0, f"{done:,}")
+            return
+        if self._counted is None:
+            self._counted = (now, done)
+        since, before = self._counted
+        pace = ""
+        if done > before and now > since:
+            rate = (done - before) / (now - since)
+            pace = f", {amount(rate)}/s" + ("" if self._bar else f", {duration((total - done) / rate)} left")
+        self.advance(done / total if total else 0.0, f"{done:,} of {total:,}{pace}")
 
 
 def to_stdout() -> Console:

@@ -13,7 +13,6 @@ RUN/earlier/           model and summary of a finished run that was extended sin
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
-from selfsup.files import opened, write_atomically
+from selfsup.files import held, write_atomically
 
 if TYPE_CHECKING:
     from selfsup.inference.encoder import EncoderModel
@@ -77,13 +76,8 @@ class Run:
         Raises:
             UserError: another process trains it.
         """
-        with opened(self.directory) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.directory} is being trained by another process; wait for it, or give another --out."
-                ) from None
+        refusal = f"{self.directory} is being trained by another process; wait for it, or give another --out."
+        with held(self.directory, refusal):
             yield
 
     def discard(self) -> None:
@@ -131,9 +125,7 @@ class Run:
     @property
     def model(self) -> LanguageModel | EncoderModel:
         """The trained model, ready to use."""
-        if not self.model_directory.is_dir():
-            raise UserError(f"{self.directory} has no model yet; finish it with --resume {self.directory}.")
-        return open_model(self.model_directory)
+        return load(self.directory)
 
     def checkpoints(self, keep: int = 3) -> Checkpoints:
         return Checkpoints(self.checkpoints_directory, keep)
@@ -256,16 +248,29 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
 def load(path: str | Path) -> LanguageModel | EncoderModel:
     """The model of a run, or of a model directory in Hugging Face's layout: a decoder's, or an encoder's.
 
+    An encoder's may be one of sentence-transformers.
+
     Raises:
         UserError: there is neither.
     """
-    if Run(path).exists:
-        return Run(path).model
-    if not (Path(path) / "config.json").is_file():
+    return open_model(find_model(path))
+
+
+def find_model(path: str | Path) -> Path:
+    """The model directory of a run, or a model directory itself.
+
+    Raises:
+        UserError: it is neither, or the run has no model yet.
+    """
+    run = Run(path)
+    if run.exists and not run.model_directory.is_dir():
+        raise UserError(f"{run.directory} has no model yet; finish it with --resume {run.directory}.")
+    directory = run.model_directory if run.exists else run.directory
+    if not (directory / "config.json").is_file():
         raise UserError(
             f"{path} is neither a run nor a model directory (no config.yaml or config.json in it)."
         )
-    return open_model(Path(path))
+    return directory
 
 
 def open_model(directory: Path) -> LanguageModel | EncoderModel:

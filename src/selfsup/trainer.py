@@ -20,7 +20,11 @@ from selfsup.checkpoint import Checkpoint
 from selfsup.config import Settings
 from selfsup.data.loader import Loader, in_order
 from selfsup.distributed import Processes
+from selfsup.doctor import Monitor
 from selfsup.errors import Interrupted, UserError
+from selfsup.evaluation import measure
+from selfsup.evaluation.base import Request
+from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
 from selfsup.objectives.base import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule
@@ -32,6 +36,7 @@ from selfsup.step import evaluate, gradients
 MOST_SKIPPED_IN_A_ROW = 10
 REPLAN_SHARE = 0.1  # of a decay, after which its end is reckoned anew
 EVALUATION_SEED = 0  # one fixed task, the same for every run
+FEATURE_RECORDS = 512  # of which features are looked at
 SAVING_SECONDS = 4.0
 SAVING_SHARE = 0.03
 ADJUSTED = 0.03  # relative change of what is left that is worth a new decision
@@ -62,6 +67,9 @@ class Trainer:
         self.best: dict[str, float] | None = None
         self.saved: int | None = None
         self.pace: list[float] = []  # seconds of the latest steps
+        self.waited = 0.0  # seconds for records, since the last line of metrics
+        self.logged = 0  # step of that line
+        self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
         self.estimate = 0  # of the number of steps, where a budget decides it
 
     # -- where the run stands ------------------------------------------------------------------------------
@@ -130,7 +138,10 @@ class Trainer:
             ):
                 while not self._finished():
                     self._look_around(bool(interrupted))
-                    self._update([batch.to(self.machine.device) for batch in next(batches)])
+                    start = time.perf_counter()
+                    read = next(batches)
+                    self.waited += time.perf_counter() - start
+                    self._update([batch.to(self.machine.device) for batch in read])
             return self._finish()
         finally:
             self.checkpoints.close()
@@ -219,6 +230,7 @@ class Trainer:
             "grad_norm": norm,
             self.recipe.unit: self.step * records * units,
             f"{self.recipe.unit}_per_second": round(rate * units, 1),
+            "waiting": self._waiting(),
             "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops, 4),
         }
         if due and self.processes.leads:
@@ -227,6 +239,12 @@ class Trainer:
             self._share(),
             f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} {self.recipe.unit}/s  {self._left()}",
         )
+
+    def _waiting(self) -> float:
+        """The share of the time since the last line that was spent waiting for records."""
+        steps, waited = self.step - self.logged, self.waited
+        self.logged, self.waited = self.step, 0.0
+        return round(waited / (steps * median(self.pace) + waited), 4)
 
     def _share(self) -> float:
         budget = self.settings["train.budget"]
@@ -306,8 +324,10 @@ class Trainer:
         figures = evaluate(self.objective, on_device, self.processes, self.machine.autocast)
         sound = math.isfinite(figures["loss"])
         sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
-        self.objective.train()
         figures |= self.recipe.figures(figures["loss"], "validation")
+        if sound and self.processes.leads:
+            figures |= self._measure(records)
+        self.objective.train()
         if sound and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
         if self.processes.leads:
@@ -317,9 +337,22 @@ class Trainer:
             )
             if sample is not None:
                 (self.run.samples / f"step-{self.step:09d}.txt").write_text(sample, encoding="utf-8")
+        for finding in self.monitor.look(self.run.metrics(), self.step) if self.processes.leads else []:
+            self.reporter.say(finding.line())
         self.reporter.say(
             f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items())
         )
+        return figures
+
+    def _measure(self, records: int) -> dict[str, float]:
+        """What needs no label, of the features of held-out records, and the protocols that the user named."""
+        features = self.recipe.features(self.objective, min(records, FEATURE_RECORDS))
+        figures = {} if features is None or len(features) < 2 else spread(features)
+        data, device = self.settings["evaluate.data"], str(self.machine.device)
+        for protocol in self.settings["evaluate.protocols"]:
+            model = self.recipe.model(self.objective)
+            request = Request(self.run.directory, model, data, None, device, EVALUATION_SEED, None)
+            figures[protocol] = measure(request, protocol).value
         return figures
 
     def _finish(self) -> dict[str, Any]:

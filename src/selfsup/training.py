@@ -163,6 +163,7 @@ def _start(
                 **describe(machine),
                 "processes": processes.size,
                 "data": recipe.fingerprint(),
+                "counts": recipe.counts(),
                 "plan": made.to_json(),
                 "sources": settings.sources,
             }

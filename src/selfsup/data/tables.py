@@ -94,7 +94,7 @@ class Table:
 
         Args:
             column: the column of the text; by default it is found in each file, see `open_text`.
-            columns, optional: what the rows hold beside the text, as in `rows`.
+            columns, optional: what the rows hold, as in `rows`; the text is among it only if it is named there.
 
         Raises:
             UserError: a file lacks a column, too many records are bad, there is no text.
@@ -114,6 +114,8 @@ class Table:
                     empty += 1
                     continue
                 kept += 1
+                if name not in columns and name not in (optional or ()):
+                    del values[name]
                 yield text, Row(where, part.name, values)
         self.skipped = tally.close()
         self.empty = empty

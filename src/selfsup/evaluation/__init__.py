@@ -65,11 +65,23 @@ def evaluate(
                 f"{protocol} has no use for --{name}; leave it out, or take {', '.join(SUPERVISED)}."
             )
     directory = run.directory if isinstance(run, Run) else Path(run)
-    model = load(directory)
-    require_kind(directory, model, protocol)
+    return measure(
+        Request(directory, load(directory), data, column, device, seed, progress, test, label), protocol
+    )
+
+
+def measure(request: Request, protocol: str) -> Score:
+    """Measure an opened model by a named protocol.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
+    require_kind(request.directory, request.model, protocol)
     module, _, name = PROTOCOLS[protocol].partition(":")
-    measure: Callable[[Request], Score] = getattr(import_module(module), name)
-    return measure(Request(directory, model, data, column, device, seed, progress, test, label))
+    follow: Callable[[Request], Score] = getattr(import_module(module), name)
+    return follow(request)
 
 
 def require_kind(directory: Path, model: object, protocol: str) -> None:

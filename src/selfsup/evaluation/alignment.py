@@ -2,12 +2,11 @@
 
     E ‖x − y‖²
 
-The mean runs over positive pairs; x and y are their features with length 1 (Wang and Isola 2020, section 4.1.1, with
+The mean runs over positive pairs; x and y are their features with length 1 (Wang and Isola 2020, section 4.1, with
 α = 2). Positive are the pairs of sentences that people scored at four fifths of the scale or more, its top being
-the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, section 2.3, take those above 4).
-Lower is closer: 0 is reached where both sentences have one feature, by a collapsed model too, so read
-it beside uniformity. Chance, for features that do not heed the sentence, is the same mean over all pairs of two
-sentences, one from each side.
+the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, "SimCSE", take those above 4). Lower is closer:
+0 is reached where both sentences have one feature, by a collapsed model too, so read it beside uniformity. Chance,
+for pairs that are positive by accident, is the same mean over all pairs of two sentences, one from each side.
 
 The interval resamples pairs.
 """
@@ -15,11 +14,10 @@ The interval resamples pairs.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
+from selfsup.evaluation.base import Features, Request, Score, mean_interval
 from selfsup.evaluation.features import open_pairs
-from selfsup.evaluation.geometry import normalised
+from selfsup.evaluation.geometry import normalised, squared_distances
 
 POSITIVE = 0.8  # of the highest score
 
@@ -27,11 +25,6 @@ POSITIVE = 0.8  # of the highest score
 def alignment(first: Features, second: Features) -> float:
     """Alignment of positive pairs: two features (n, d), row by row."""
     return float(squared_distances(first, second).mean())
-
-
-def squared_distances(first: Features, second: Features) -> Floats:
-    """‖x − y‖² of each pair of normalised features, (n,)."""
-    return torch.square(normalised(first).double() - normalised(second).double()).sum(1).numpy()
 
 
 def unrelated(first: Features, second: Features) -> float:

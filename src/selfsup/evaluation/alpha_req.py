@@ -4,7 +4,7 @@
 
 λ are the eigenvalues of the covariance of the features (n, d), largest first; α is the slope of a straight line
 through (ln k, −ln λ_k), by least squares with weights 1/k, over ranks k = 6 … 50 (fewer where fewer eigenvalues
-are above zero). Agrawal et al. 2022, "α-ReQ", section 3; the fit is that of Stringer et al. 2019, which they use,
+are above zero). Agrawal et al. 2022, "α-ReQ"; the fit is that of Stringer et al. 2019, which they use,
 with the ranks of their scripts. Representations that generalise had α near 1 in the paper: a larger α
 means that few directions carry all, an α towards 0 that noise is carried along with the rest.
 

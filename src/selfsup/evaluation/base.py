@@ -86,16 +86,17 @@ class Score:
         chance = "" if self.chance is None else f", chance {self.chance:.4f}"
         console.print(
             f"[bold]{self.protocol} {self.value:.4f}[/bold] {self.unit}, "
-            f"{CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}"
+            f"{CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}",
+            soft_wrap=True,
         )
         console.print(
             f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}",
             markup=False,
+            soft_wrap=True,
         )
         if self.details:
-            console.print(
-                "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items()), markup=False
-            )
+            figures = "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items())
+            console.print(figures, markup=False, soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

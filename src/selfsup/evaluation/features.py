@@ -15,7 +15,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -125,30 +125,39 @@ class LabelledTexts:
         places = {label: place for place, label in enumerate(self.classes)}
         return np.array([places[label] for label in self.labels], np.int64)
 
-    def split(self, tested: Tested, features: Features) -> Split:
-        """The parts that `tested` (n,) tells apart, of features (n, d)."""
+    def split(self, tested: Tested, features: Features, name: str) -> Split:
+        """The parts that `tested` (n,) tells apart, of features (n, d), under a name."""
         numbers = self.numbers
         return Split(
-            features[~tested], numbers[~tested], features[tested], numbers[tested], self.classes, self.name
+            features[~tested], numbers[~tested], features[tested], numbers[tested], self.classes, name
         )
 
 
 def embed(request: Request, texts: Sequence[str]) -> Features:
     """The model's features (n, dimension) of texts; a text that occurs twice is embedded once.
 
+    The arithmetic is fp32, so that a figure does not depend on the hardware.
+
     Raises:
         UserError: some are not finite.
     """
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    model = request.model
-    model.encoder.to(find_device(request.device))
-    features: Features = model.embed(list(places), progress=request.progress)
+    place(request)
+    features: Features = request.model.embed(list(places), precision="fp32", progress=request.progress)
     if not np.isfinite(features).all():
         raise UserError(
             f"{request.directory} gives features that are not finite numbers: its training has diverged; "
             "train it anew with a lower learning rate."
         )
     return features[[places[text] for text in texts]]
+
+
+def place(request: Request) -> None:
+    """Move the request's model to where it is to compute."""
+    device = find_device(request.device)
+    for module in (request.model.encoder, request.model.masked):
+        if module is not None:
+            module.to(device)
 
 
 def open_split(request: Request) -> Split:
@@ -159,23 +168,22 @@ def open_split(request: Request) -> Split:
     """
     data = read_labelled(request, need_data(request))
     if request.test is None:
-        tested = test_part(data)
-        data = replace(data, name=f"a fifth of {data.name}, by hash")
-    else:
-        test = read_labelled(request, request.test)
-        _require_classes(data.labels, data.name)
-        if not set(data.labels) & set(test.labels):
-            raise UserError(
-                f"{test.name} has no class of {data.name} ({test.labels[0]!r} is none of those, such as "
-                f"{data.labels[0]!r}); name the column of the class with --label."
-            )
-        tested = np.arange(len(data.texts) + len(test.texts)) >= len(data.texts)
-        data = LabelledTexts(data.texts + test.texts, data.labels + test.labels, test.name)
-    return data.split(tested, embed(request, data.texts))
+        tested, name = test_part(data)
+        return data.split(tested, embed(request, data.texts), name)
+    test = read_labelled(request, request.test)
+    _require_classes(data.labels, data.name)
+    if not set(data.labels) & set(test.labels):
+        raise UserError(
+            f"{test.name} has no class of {data.name} ({test.labels[0]!r} is none of those, such as "
+            f"{data.labels[0]!r}); name the column of the class with --label."
+        )
+    both = LabelledTexts(data.texts + test.texts, data.labels + test.labels, data.name)
+    tested = np.arange(len(both.texts)) >= len(data.texts)
+    return both.split(tested, embed(request, both.texts), test.name)
 
 
-def test_part(data: LabelledTexts) -> Tested:
-    """Which records (n,) belong to the test part of data that has none of its own.
+def test_part(data: LabelledTexts) -> tuple[Tested, str]:
+    """Which records (n,) belong to the test part of data that has none of its own, and the name of that part.
 
     Raises:
         UserError: a part is empty, or the bank has one class only.
@@ -189,7 +197,7 @@ def test_part(data: LabelledTexts) -> Tested:
     _require_classes(
         [label for label, is_test in zip(data.labels, tested, strict=True) if not is_test], data.name
     )
-    return tested
+    return tested, f"a fifth of {data.name}, by hash"
 
 
 def _require_classes(labels: Sequence[Label], name: str) -> None:

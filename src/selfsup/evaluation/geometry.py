@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.evaluation.base import Features
+from selfsup.evaluation.base import Features, Floats
 
 CELLS = 1 << 24  # similarities in memory at once
 
@@ -23,3 +23,8 @@ def similarities(queries: Tensor, points: Tensor) -> Iterator[Tensor]:
     """Scalar products of queries (n, d) with points (m, d): blocks (rows, m) that follow each other."""
     for block in torch.split(queries, max(1, CELLS // len(points))):
         yield block @ points.T
+
+
+def squared_distances(first: Features, second: Features) -> Floats:
+    """‖x − y‖² of each pair of normalised features, (n,)."""
+    return torch.square(normalised(first).double() - normalised(second).double()).sum(1).numpy()

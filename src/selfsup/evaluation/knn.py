@@ -3,7 +3,7 @@
 Neighbours are the 20 (200) records of the bank with the highest cosine similarity s of features, all of them where the
 bank is smaller. Each votes for its class with the weight exp(s / τ); the class with the largest sum is the
 answer. knn-20 has τ = .07: Wu et al. 2018, section 3.4, with the number of neighbours that DINO reports (Caron et
-al. 2021, section 4.1). knn-200 has τ = .1, as it is commonly used to follow a training (Chen and He 2021).
+al. 2021, section 3.2). knn-200 has τ = .1, as it is commonly used to follow a training (Chen and He 2021).
 
 In percent. Chance is a model that always answers the commonest class of the bank, which the details name. The
 interval resamples test records.

@@ -22,7 +22,8 @@ from selfsup.evaluation.base import Request
 from selfsup.inference.generate import LanguageModel
 from selfsup.machine import find_device
 from selfsup.objectives import find_recipe
-from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
+from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.losses import IGNORE
 from selfsup.run import Run
 
@@ -92,7 +93,7 @@ def open_corpus(run: Run) -> TextCorpus:
             f"{run.directory} was trained on data given from Python, which it does not hold; name data with --data."
         )
     recipe = find_recipe(settings["objective"])(settings)
-    if not isinstance(recipe, CausalLMRecipe):
+    if not isinstance(recipe, LanguageRecipe):
         raise UserError(
             f"{run.directory} was trained by {settings['objective']}, which is no language model's objective; "
             "give the run of a language model."

@@ -4,7 +4,7 @@ Multinomial logistic regression with an L2 penalty, ½ ‖W‖² + C Σ −ln p(
 L-BFGS (scikit-learn), on features standardised by the mean and deviation of what it is fitted to. C is the one of
 10⁻⁶, 10⁻⁵ … 10² whose classifier, fitted to four fifths of the bank, is right most often on the last
 fifth (the smallest of those that tie); with it, the classifier is fitted to all of the bank. The test part is seen
-once, by that one. (Kornblith et al. 2019, section 3.2; Radford et al. 2021, appendix A.3, sweep C in this way.)
+once, by that one. (Kornblith et al. 2019; Radford et al. 2021, appendix A.3, sweep C in this way.)
 
 In percent. Chance is a model that always answers the commonest class of the bank, which the details name. The
 interval resamples test records.

@@ -3,7 +3,7 @@
     exp( − Σ_k p_k ln p_k ),  p_k = σ_k / Σ_j σ_j
 
 σ are the singular values of the matrix of features (n, d), which are neither centred nor normalised (Garrido et al.
-2023, "RankMe", equations 1 and 2). The paper adds 10⁻⁷ to p so that no logarithm of zero is taken; here 0 ln 0 = 0.
+2023, "RankMe"). The paper adds 10⁻⁷ to p so that no logarithm of zero is taken; here 0 ln 0 = 0.
 It lies between 1, where all features are multiples of one vector (chance: what a collapsed model has), and
 min(n, d). A run can be compared with another one of the same data, width and number of records; a higher rank
 went along with better linear probes in the paper, over models trained by joint embedding.

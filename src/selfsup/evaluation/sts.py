@@ -14,7 +14,7 @@ import numpy as np
 
 from selfsup.evaluation.base import Features, Floats, Request, Score, bootstrap
 from selfsup.evaluation.features import open_pairs
-from selfsup.evaluation.geometry import normalised
+from selfsup.evaluation.geometry import squared_distances
 
 
 def sts(first: Features, second: Features, scores: Floats) -> float:
@@ -24,7 +24,8 @@ def sts(first: Features, second: Features, scores: Floats) -> float:
 
 def cosines(first: Features, second: Features) -> Floats:
     """Cosine similarity of each pair, (n,)."""
-    return (normalised(first).double() * normalised(second).double()).sum(1).numpy()
+    # As 1 − ½ ‖x − y‖², so that pairs of one and the same feature have exactly the same similarity, and tie.
+    return 1 - squared_distances(first, second) / 2
 
 
 def pearson(x: Floats, y: Floats) -> float:

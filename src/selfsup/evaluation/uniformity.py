@@ -3,7 +3,7 @@
     ln E exp( −2 ‖x − y‖² )
 
 The mean runs over all pairs of two different records; x and y are their features with length 1 (Wang and Isola 2020,
-section 4.1.2, with t = 2). Lower is more even: 0 is a collapsed model, which has one feature for all (chance), and
+section 4.1, with t = 2). Lower is more even: 0 is a collapsed model, which has one feature for all (chance), and
 `ideal` among the details is the figure of points spread evenly over the sphere of that width.
 
 Each distinct text counts once. The interval resamples records to first order: the mean of a pair's kernel moves by

@@ -15,7 +15,7 @@ from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
 from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
-from selfsup.models.modernbert import Features, read_encoder
+from selfsup.models.modernbert import Features, read_encoder, write_encoder
 from selfsup.models.packing import embed
 from selfsup.objectives.losses import token_losses
 
@@ -71,8 +71,17 @@ class EncoderModel:
         return self.encoder.config.width
 
     @property
+    def window(self) -> int:
+        """Tokens of the longest text that it reads to its end, start and end token included."""
+        return self.encoder.config.window
+
+    @property
     def device(self) -> torch.device:
         return self.encoder.final_norm.weight.device
+
+    def write(self, directory: Path) -> None:
+        """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
+        write_encoder(directory, self.encoder, self.tokenizer)
 
     @torch.inference_mode()
     def embed(
@@ -87,7 +96,7 @@ class EncoderModel:
         that is longer than the window loses its end (`truncated` counts them). `progress` receives the number of texts
         done and in all.
         """
-        room = self.encoder.config.window - 2
+        room = self.window - 2
         ids = self.tokenizer.encode_batch(list(texts))
         self.truncated = sum(len(row) > room for row in ids)
         framed = [self.tokenizer.frame(row[:room]) for row in ids]
@@ -123,9 +132,13 @@ class EncoderModel:
         logits = self._logits(tokens, torch.from_numpy(places)[None])[0]
         best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
         return [
-            [Candidate(self.tokenizer.decode([token]).strip(), p) for token, p in zip(row, ps, strict=True)]
+            [Candidate(self._shown(token), p) for token, p in zip(row, ps, strict=True)]
             for row, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def _shown(self, token: int) -> str:
+        """Its text; a special token and white space as something to look at."""
+        return self.tokenizer.decode([token]).strip() or self.tokenizer.tokens([token])[0]
 
     def pseudo_losses(self, text: str) -> npt.NDArray[np.float32]:
         """The loss in nats of each token of a text, hidden alone while all others are shown, (tokens,).
@@ -133,7 +146,7 @@ class EncoderModel:
         (Salazar et al. 2020, "Masked Language Model Scoring", equation 1.) A text that is longer than the window is
         cut into pieces that fit, each by itself.
         """
-        room = self.encoder.config.window - 2
+        room = self.window - 2
         ids = self.tokenizer.encode(text)
         pieces = [ids[start : start + room] for start in range(0, len(ids), room)]
         return np.concatenate([self._losses(piece) for piece in pieces] or [np.empty(0, np.float32)])
@@ -156,7 +169,7 @@ class EncoderModel:
         return hidden @ self.masked.output_weight.T
 
     def _check_length(self, count: int, what: str) -> None:
-        window = self.encoder.config.window
+        window = self.window
         if count > window:
             raise UserError(
                 f"{what} has {count} tokens and the model a window of {window}; give a shorter one."

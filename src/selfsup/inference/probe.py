@@ -22,8 +22,8 @@ from selfsup.evaluation.base import Request, Score
 from selfsup.evaluation.features import Label, embed, read_labelled, report_skipped, test_part
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
 from selfsup.files import save_tensors, whole_directory
-from selfsup.inference.generate import LanguageModel
-from selfsup.run import load
+from selfsup.inference.encoder import EncoderModel
+from selfsup.run import load_encoder
 
 Progress = Callable[[int, int | None], None]
 
@@ -89,12 +89,12 @@ class Probe:
         Raises:
             UserError: no such model or data, no classes, too few records, features that are not finite.
         """
-        model = open_encoder(run)
+        model = load_encoder(run)
         request = Request(Path(run), model, data, column, device, seed, progress, label=label)
         labelled = read_labelled(request, data)
-        tested = test_part(labelled)
+        tested, name = test_part(labelled)
         features = embed(request, labelled.texts)
-        estimate = score(request, labelled.split(tested, features))
+        estimate = score(request, labelled.split(tested, features, name))
         strength = best_strength(features, labelled.numbers, seed)
         classifier = fit(features, labelled.numbers, strength)
         return cls(classifier, labelled.classes, estimate, fingerprint(model), len(features))
@@ -113,7 +113,7 @@ class Probe:
         Raises:
             UserError: the model is not the one that the probe was fitted to; no such data.
         """
-        model = open_encoder(run)
+        model = load_encoder(run)
         if fingerprint(model) != self.model:
             raise UserError(
                 f"The probe was fitted to another model than {run} (their weights differ); give the model that it "
@@ -179,15 +179,7 @@ class Probe:
         }
 
 
-def open_encoder(run: str | Path) -> Any:
-    """The encoder of a run; raises UserError where it holds another kind of model."""
-    model = load(run)
-    if isinstance(model, LanguageModel):
-        raise UserError(f"{run} holds a language model, and a probe needs an encoder; give the run of one.")
-    return model
-
-
-def fingerprint(model: Any) -> str:
+def fingerprint(model: EncoderModel) -> str:
     """32 hex digits of an encoder's weights and of what it takes as a text's feature."""
     digest = hashlib.blake2b(repr(model.features).encode(), digest_size=16)
     for name, tensor in sorted(model.encoder.state_dict().items()):

@@ -20,11 +20,12 @@ __all__ = ["INSPECTORS", "Inspection", "inspect"]
 INSPECTORS = {
     "causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm",
     "masked-lm": "selfsup.inspection.masked_lm:inspect_masked_lm",
+    "simcse": "selfsup.inspection.simcse:inspect_simcse",
 }
 
 
 def inspect(
-    objective: str = "causal-lm",
+    objective: str | None = None,
     *,
     text: str | None = None,
     data: object = None,
@@ -36,7 +37,7 @@ def inspect(
     """Show what an objective makes of a text or of the beginning of a training part.
 
     Args:
-        objective: its name.
+        objective: its name; by default the run's, or causal-lm.
         text: a text to look at: one document, left open behind its last token.
         data: in place of a text, a source, whose training part is looked at; without either, the data of the
             run, or else the bundled text.
@@ -48,20 +49,24 @@ def inspect(
     Raises:
         UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
     """
-    if objective not in INSPECTORS:
-        raise UserError(
-            f"There is no objective '{objective}' to inspect{nearest(objective, list(INSPECTORS))}"
-        )
     if text is not None and data is not None:
         raise UserError("A text and data are both given; give one of them.")
     if window is not None and window < 1:
         raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
-    module, _, name = INSPECTORS[objective].partition(":")
-    look: Callable[[Request], Inspection] = getattr(import_module(module), name)
-    layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
-    if run is not None and Run(run).exists:
-        file = Run(run).config_file
-        layers.insert(0, (str(file), read_yaml(file)))
     if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
         tokenizer = Run(tokenizer).model_directory
-    return look(Request(text, data, tokenizer, run, window, Settings(*layers)))
+    layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
+    if run is not None and Run(run).exists:
+        layers.insert(0, (str(Run(run).config_file), read_yaml(Run(run).config_file)))
+    request = Request(text, data, tokenizer, run, window, Settings(*layers))
+    return _inspector(objective or request.settings["objective"])(request)
+
+
+def _inspector(objective: str) -> Callable[[Request], Inspection]:
+    if objective not in INSPECTORS:
+        raise UserError(
+            f"There is no objective '{objective}' to inspect{nearest(objective, list(INSPECTORS))}"
+        )
+    module, _, name = INSPECTORS[objective].partition(":")
+    inspector: Callable[[Request], Inspection] = getattr(import_module(module), name)
+    return inspector

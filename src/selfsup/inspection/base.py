@@ -5,8 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -42,6 +46,30 @@ class Part:
     hint: str
     screen: Callable[[int], RenderableType]
     html: Callable[[], str]
+
+
+def table_part(title: str, hint: str, names: list[str], rows: list[list[str]]) -> Part:
+    """Figures in rows and columns, under names; the first column says what they are of."""
+
+    def screen(width: int) -> RenderableType:
+        table = new_table()
+        for number, name in enumerate(names):
+            table.add_column(name, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def html() -> str:
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+    return Part(title, hint, screen, html)
+
+
+def new_table() -> Table:
+    """A table without lines, for a terminal."""
+    return Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
 
 
 class Inspection(ABC):

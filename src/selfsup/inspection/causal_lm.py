@@ -17,21 +17,20 @@ from torch import nn
 from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.data.tokenizers import Ids, TextTokenizer
-from selfsup.inspection.base import Part, Request
-from selfsup.inspection.window import (
+from selfsup.inspection.base import Part, Request, new_table
+from selfsup.inspection.tokens import (
     BAR,
     END,
     START,
-    WindowInspection,
     chip,
     colour,
-    fitting_window,
     loss_bar,
     newest,
     open_for,
     open_training_part,
     visible,
 )
+from selfsup.inspection.window import WindowInspection, fitting_window
 from selfsup.models.decoder import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
@@ -104,7 +103,7 @@ class CausalLMInspection(WindowInspection):
         return Text(" │ ", "dim").join(tokens)
 
     def _table(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table = new_table()
         table.add_column("position", justify="right")
         table.add_column("input")
         table.add_column("target")

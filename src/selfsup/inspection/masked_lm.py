@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsup.data.passages import Passages
 from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import TextTokenizer
-from selfsup.inspection.base import Part, Request
-from selfsup.inspection.window import (
-    CELL,
-    WindowInspection,
-    chip,
-    colour,
-    fitting_window,
-    loss_bar,
-    open_for,
-    open_training_part,
-    visible,
-)
+from selfsup.errors import UserError
+from selfsup.inference.encoder import EncoderModel
+from selfsup.inspection.base import Part, Request, new_table, table_part
+from selfsup.inspection.tokens import chip, colour, loss_bar, open_for, open_training_part, visible
+from selfsup.inspection.window import CELL, LABEL, WindowInspection, fitting_window, runs
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
-from selfsup.models.modernbert import read_encoder
 from selfsup.objectives.base import Task
-from selfsup.objectives.encoding import model_directory
 from selfsup.objectives.losses import IGNORE, token_losses
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
+from selfsup.run import load_encoder
 
 MASK, RANDOM, KEPT, SHOWN = "mask", "random", "kept", "shown"
 DONE = {MASK: "[MASK] is shown instead", RANDOM: "a random token is shown instead", KEPT: "left as it is"}
@@ -46,18 +39,20 @@ EPOCHS = 3  # whose masks are set side by side
 GUESSES = 5
 WINDOWS = 64  # over which the shares are counted
 AROUND = 6  # tokens to either side of a hidden one, in the page's list
+PAGE_WIDTH = 900  # pixels for a strip
 TOKENS = 64  # of the text that a terminal shows
+FAR = "▒▒"  # a block where only the layers that see the whole document see
 STRIP_LABEL = len("epoch 0  ")
 
 
 STYLE = """\
-:root { --mask: #7048c8; --random: #cf3f16; --kept: #1d7f4e; --on: #fff; }
-@media (prefers-color-scheme: dark) { :root { --mask: #b195f5; --random: #ff8a5c; --kept: #5fcf96; --on: #14161a; } }
+:root { --mask: #7048c8; --random: #c2185b; --kept: #1d7f4e; --on: #fff; }
+@media (prefers-color-scheme: dark) { :root { --mask: #b195f5; --random: #ff7fb0; --kept: #5fcf96; --on: #14161a; } }
 .chip.mask { background: var(--mask); color: var(--on); }
 .chip.random { background: var(--random); color: var(--on); }
 .chip.kept { background: var(--kept); color: var(--on); }
-.legend i { width: .9rem; height: .9rem; border-radius: .25rem; margin-left: .6rem; }
-.legend i:first-child { margin-left: 0; }
+.legend i:not(.scale) { width: .9rem; height: .9rem; border-radius: .25rem; margin-left: .6rem; }
+.legend i:not(.scale):first-child { margin-left: 0; }
 .legend .mask { background: var(--mask); }
 .legend .random { background: var(--random); }
 .legend .kept { background: var(--kept); }
@@ -66,13 +61,8 @@ STYLE = """\
 .strips .random { fill: var(--random); }
 .strips .kept { fill: var(--kept); }
 .strips { max-width: none; }
-.wide { overflow-x: auto; margin-top: .7rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem 0 .25rem 1.4rem; white-space: nowrap; }
-th { color: var(--faint); font-weight: normal; font-size: .875rem; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody tr { border-top: 1px solid var(--line); }
 .sight g .far, .looking .sight g.now .far { opacity: .35; }
+.guesses .loss { color: var(--ink); }
 .guesses { flex-basis: 100%; display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline;
   color: var(--faint); }
 .guesses small { margin-right: .5rem; font-variant-numeric: tabular-nums; }
@@ -137,7 +127,7 @@ class MaskedLMInspection(WindowInspection):
 
     objective: ClassVar[str] = "masked-lm"
     style: ClassVar[str] = WindowInspection.style + STYLE
-    idea: ClassVar[str] = "some tokens are hidden, and predicted from those around them, before and behind"
+    idea: ClassVar[str] = "hidden tokens are predicted from those around them, on both sides"
 
     unit: str
     hidden: list[Hidden]
@@ -186,11 +176,11 @@ class MaskedLMInspection(WindowInspection):
                 self._table,
                 self._list,
             ),
-            Part(
+            table_part(
                 "how many, and how",
                 "Counted, beside the shares that are aimed at. [CLS] and [SEP] are never hidden.",
-                self._counts,
-                self._counts_html,
+                self._count_names(),
+                self._count_rows(),
             ),
             Part(
                 "another mask in every epoch",
@@ -208,28 +198,22 @@ class MaskedLMInspection(WindowInspection):
 
     def _union(self) -> str:
         """How much has been hidden at least once."""
-        may = [t for t in range(len(self.tokens)) if self.tokens[t] not in ("[CLS]", "[SEP]")]
-        met = sum(any(epoch[t] != MARKS[SHOWN] for epoch in self.epochs) for t in may)
-        aim = 1 - (1 - self.stated["hidden"]) ** len(self.epochs)
-        return (
-            f"After {len(self.epochs)} epochs {met / max(1, len(may)):.0%} of the tokens have been hidden at least "
-            f"once ({aim:.0%} are to be expected)."
-        )
+        met = sum(any(mark != MARKS[SHOWN] for mark in marks) for marks in zip(*self.epochs, strict=True))
+        share, aim = met / self.counts[0].tokens, 1 - (1 - self.stated["hidden"]) ** len(self.epochs)
+        return f"In {len(self.epochs)} epochs {share:.0%} of the tokens are hidden at least once (of many, {aim:.0%})."
 
     def _sight(self) -> str:
-        near = f"; the local layers see the {self.reach} nearest to either side" if self._is_local() else ""
+        near = "; faintly where only the layers that see far do" if self._has_far() else ""
         return f"Each row is a position; it is filled where that position sees another one{near}."
 
-    def _is_local(self) -> bool:
-        return self.reach < len(self.inputs) - 1
+    def _has_far(self) -> bool:
+        """Whether any position sees another one beyond the reach of the local layers."""
+        return any(self.sight(t, other) == FAR for t in range(len(self.mask)) for other in range(t))
 
     def _apart(self) -> str:
-        several = len(set(self.documents)) > 1
-        return (
-            "Several documents share this window; they do not see each other."
-            if several
-            else "One document fills this window: every position sees all of it."
-        )
+        if len(set(self.documents) - {-1}) > 1:
+            return "Several documents share this window; they do not see each other."
+        return "One document fills this window: every position sees all of it."
 
     def _done(self, t: int) -> str:
         mark = self.epochs[0][t]
@@ -250,7 +234,7 @@ class MaskedLMInspection(WindowInspection):
         return Text.assemble(*legend, Text(" │ ", "dim").join(pieces))
 
     def _table(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table = new_table()
         table.add_column("position", justify="right")
         table.add_column("shown")
         table.add_column("target")
@@ -272,17 +256,9 @@ class MaskedLMInspection(WindowInspection):
             table.add_row(*row)
         return table
 
-    def _counts(self, width: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-        for number, name in enumerate(self._count_names()):
-            table.add_column(name, justify="right" if number else "left")
-        for row in self._count_rows():
-            table.add_row(*row)
-        return table
-
     def _count_names(self) -> list[str]:
         windows = ["this window" if c.windows == 1 else f"{c.windows:,} windows" for c in self.counts]
-        return ["", "aim", *windows, *(["mean loss"] if self.chance else [])]
+        return ["", "aim", *windows, *(["loss here"] if self.chance else [])]
 
     def _count_rows(self) -> list[list[str]]:
         names = {"hidden": "hidden, of all tokens", MASK: "of these: [MASK]", RANDOM: "a random token"}
@@ -311,15 +287,25 @@ class MaskedLMInspection(WindowInspection):
 
     def looked_at(self, width: int) -> list[int]:
         """Positions all over the window, evenly spaced: there is little to see in its beginning."""
-        count, most = len(self.inputs), self.shown(width)
+        count = len(self.inputs)
+        most = min(self.shown(width), (width - LABEL - 2 - len(str(count))) // 2)
         return [t * count // most for t in range(most)]
 
     def sight(self, t: int, other: int) -> str:
         far = self.mask[t][other] and abs(t - other) > self.reach
-        return "▒▒" if far else super().sight(t, other)
+        return FAR if far else super().sight(t, other)
+
+    def strokes(self, t: int, shown: int) -> Iterator[tuple[int, int, str]]:
+        row = self.mask[t][:shown]
+        near = [seen * (abs(t - other) <= self.reach) for other, seen in enumerate(row)]
+        far = [seen - close for seen, close in zip(row, near, strict=True)]
+        yield from ((start, stop, "") for start, stop in runs(near))
+        yield from ((start, stop, ' class="far"') for start, stop in runs(far))
 
     def _blocks(self, width: int) -> Text:
-        return Text.assemble(Text(self._apart() + "\n", "dim"), self.who_sees_what(width))
+        far = f"{FAR}: only the layers that see farther than {self.reach} positions do.\n"
+        hint = f"{self._apart()}\n{far if self._has_far() else ''}"
+        return Text.assemble(Text(hint, "dim"), self.who_sees_what(width))
 
     # -- on a page --
 
@@ -327,14 +313,15 @@ class MaskedLMInspection(WindowInspection):
         hidden = {h.position: h for h in self.hidden}
         columns = (self._column(t, hidden.get(t)) for t in range(self.shown()))
         legend = "".join(f'<i class="{done}"></i><span>{escape(what)}</span>' for done, what in DONE.items())
-        return f'<p class="legend">{legend}</p><div class="window">{"".join(columns)}</div>'
+        return f'<p class="legend">{legend}</p>{self.scale()}<div class="window">{"".join(columns)}</div>'
 
     def _column(self, t: int, hidden: Hidden | None) -> str:
         if hidden is None:
             return self.column(t, note="(shown, and not predicted)")
         loss = "" if hidden.loss is None else f", loss {hidden.loss:.2f}"
+        heat = 0.0 if hidden.loss is None else self.share_of_chance(hidden.loss)
         note = f"({DONE[hidden.done]}{loss})"
-        return self.column(t, chip("target", hidden.target), note, hidden.done)
+        return self.column(t, chip("target", hidden.target, heat), note, hidden.done)
 
     def _list(self) -> str:
         shown = self.shown()
@@ -344,42 +331,34 @@ class MaskedLMInspection(WindowInspection):
         t = h.position
         before = "".join(chip("input", token) for token in self.inputs[max(0, t - AROUND) : t])
         behind = "".join(chip("input", token) for token in self.inputs[t + 1 : t + 1 + AROUND])
-        guesses = "".join(_guess_html(guess, h.target) for guess in h.guesses or [])
-        if guesses:
-            guesses = f'<span class="guesses">{guesses}</span>'
-        loss = "" if h.loss is None else loss_bar(h.loss, self.share_of_chance(h.loss))
-        return (
-            f'<li data-position="{t}"><span class="given">{before}'
-            f"{chip(f'input {h.done}', h.shown)}{behind}</span>"
-            f'<span class="predict">predict {chip("target", h.target)}</span>{loss}{guesses}</li>'
+        line = (
+            f'<li data-position="{t}"><span class="given">{before}{chip(f"input {h.done}", h.shown)}{behind}</span>'
+            f'<span class="predict">predict {chip("target", h.target)}</span>'
         )
-
-    def _counts_html(self) -> str:
-        head = "".join(f"<th>{escape(name)}</th>" for name in self._count_names())
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self._count_rows()
-        )
-        return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        if h.loss is None or h.guesses is None:
+            return f"{line}</li>"
+        guesses = "".join(_guess_html(guess, h.target) for guess in h.guesses)
+        bar = loss_bar(h.loss, self.share_of_chance(h.loss))
+        return f'{line}<span class="guesses">{guesses}{bar}</span></li>'
 
     def _strips_html(self) -> str:
-        """A row of cells for each epoch."""
-        shown, margin, height = self.shown(), 52, CELL
-        parts = []
+        """A row of cells for each epoch, as wide as the page where the window is long."""
+        shown, margin = self.shown(), 52
+        cell = max(2, min(CELL, PAGE_WIDTH // shown))
         names = {mark: done for done, mark in MARKS.items()}
+        parts = []
         for number, epoch in enumerate(self.epochs):
-            y = number * (height + 4)
-            parts.append(f'<text x="0" y="{y + height * 0.72:.1f}">epoch {number}</text>')
-            parts.append(
-                f'<rect class="shown" x="{margin}" y="{y}" width="{shown * CELL}" height="{height}"/>'
-            )
+            place = f'y="{number * (CELL + 4)}" height="{CELL}"'
+            parts.append(f'<text x="0" y="{number * (CELL + 4) + CELL * 0.72:.1f}">epoch {number}</text>')
+            parts.append(f'<rect class="shown" x="{margin}" {place} width="{shown * cell}"/>')
             parts += [
-                f'<rect class="{names[mark]}" x="{margin + t * CELL}" y="{y}" width="{CELL - 1}" height="{height}"/>'
+                f'<rect class="{names[mark]}" x="{margin + t * cell}" {place} width="{cell - cell // 8}"/>'
                 for t, mark in enumerate(epoch[:shown])
                 if mark != MARKS[SHOWN]
             ]
-        width, whole = margin + shown * CELL, len(self.epochs) * (height + 4)
+        width, height = margin + shown * cell, len(self.epochs) * (CELL + 4)
         return (
-            f'<div class="wide"><svg class="strips" viewBox="0 0 {width} {whole}" style="width:{width}px" role="img" '
+            f'<div class="wide"><svg class="strips" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
             f'aria-label="rows: epochs, columns: positions">{"".join(parts)}</svg></div>'
         )
 
@@ -398,17 +377,24 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
     """The tasks come from the objective itself, so that what is seen here is what is trained."""
     settings = request.settings
     seed, rate = settings["train.seed"], settings["masked_lm.rate"]
-    model = None if request.run is None else read_encoder(model_directory(str(request.run))).masked().eval()
+    model = None if request.run is None else load_encoder(request.run)
+    if model and model.masked is None:
+        raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
     source, length, records, tokenizer = _open_records(request, model)
     masking = Masking(tokenizer, settings["masked_lm.unit"])
-    objective = MaskedLM(model or nn.Identity(), masking, rate, settings["masked_lm.evaluation_rate"])
+    network = cast(MaskedLanguageModel, model and model.masked)
+    objective = MaskedLM(network, masking, rate, settings["masked_lm.evaluation_rate"])
     looks = [_look(objective, records, 1, epoch, seed) for epoch in range(EPOCHS)]
     many = _look(objective, records, min(WINDOWS, len(records)), 0, seed)
     first = looks[0]
+    if not first.counts.hidden:
+        raise UserError(
+            f"Of {first.counts.tokens} tokens {rate:.0%}, hidden by the {masking.unit}, is none; give a longer text."
+        )
     documents = first.task["documents"][0].tolist()
     return MaskedLMInspection(
-        tokens=tokenizer.tokens(first.tokens[0]),
-        inputs=tokenizer.tokens(first.task["inputs"][0]),
+        tokens=tokenizer.tokens(first.tokens[0].tolist()),
+        inputs=tokenizer.tokens(first.task["inputs"][0].tolist()),
         mask=[[int(number == other >= 0) for other in documents] for number in documents],
         documents=documents,
         source=source,
@@ -424,7 +410,7 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
             KEPT: round(1 - SHOWN_AS_MASK - SHOWN_AS_RANDOM, 9),
         },
         counts=[first.counts] if len(records) == 1 else [first.counts, many.counts],
-        reach=(model.config if model else EncoderConfig).local_window // 2,
+        reach=(model.encoder.config if model else EncoderConfig).local_window // 2,
     )
 
 
@@ -441,17 +427,17 @@ class _OneText:
         return {"tokens": self.tokens.repeat(len(indices), 1)}
 
 
-def _open_records(
-    request: Request, model: MaskedLanguageModel | None
-) -> tuple[str, int, Records, TextTokenizer]:
+def _open_records(request: Request, model: EncoderModel | None) -> tuple[str, int, Records, TextTokenizer]:
     """What is looked at: its name, its tokens in all, its windows, and the tokenizer."""
-    window = fitting_window(request, model.config.window if model else None)
-    spec = request.tokenizer if request.run is None else model_directory(str(request.run))
+    window = fitting_window(request, model.encoder.config.window if model else None)
+    if window < 3:
+        raise UserError(f"A window of {window} has no room between start and end token; ask for 3 or more.")
+    given = model.tokenizer if model else request.tokenizer
     if request.text is not None:
-        tokenizer = open_for(request.text, spec, "encoder")
+        tokenizer = open_for(request.text, given, "encoder")
         ids = tokenizer.encode(request.text)
         return "the text", len(ids) + 2, _OneText(tokenizer.frame(ids[: window - 2])), tokenizer
-    source, corpus = open_training_part(request, spec, "encoder")
+    source, corpus = open_training_part(request, given, "encoder")
     length = len(corpus.train)
     records = Passages(corpus.train, min(window, length + 2), corpus.tokenizer)
     return source, length, records, corpus.tokenizer
@@ -480,7 +466,7 @@ def _look(objective: MaskedLM, records: Records, count: int, epoch: int, seed: i
     data = records.read(places)
     task = objective.train().hide(Batch(data, seed, np.full(count, epoch), places))
     tokens, tokenizer = data["tokens"], objective.masking.tokenizer
-    marks = _marks(tokens, task, tokenizer.mask)
+    marks = _marks(tokens, task, cast(int, tokenizer.mask))
     met = Counter("".join(marks))
     ordinary = tokens.numel() - int(torch.isin(tokens, torch.tensor(sorted(tokenizer.special))).sum())
     done = {name: met[MARKS[name]] for name in DONE}

@@ -61,6 +61,12 @@ p { margin: .25rem 0; max-width: 44rem; }
 svg { display: block; width: 100%; height: auto; margin-top: .7rem; }
 svg rect { shape-rendering: crispEdges; }
 svg text { fill: var(--faint); font: 8.5px ui-monospace, Menlo, Consolas, monospace; }
+.wide { overflow-x: auto; margin-top: .7rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem 0 .25rem 1.4rem; white-space: nowrap; }
+th { color: var(--faint); font-weight: normal; font-size: .875rem; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tbody tr { border-top: 1px solid var(--line); }
 $style</style>
 <h1>What the data teaches: $objective</h1>
 <p>$idea Nobody labels anything: the data itself holds both the question and the answer.</p>

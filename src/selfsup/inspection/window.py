@@ -6,33 +6,106 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from html import escape
 from itertools import groupby
-from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.cells import cell_len
 from rich.text import Text
 
-from selfsup.data.sources import open_text
-from selfsup.data.text import TextCorpus, prepare_text
-from selfsup.data.tokenizers import Family, TextTokenizer, open_tokenizer, train_tokenizer
 from selfsup.errors import UserError
-from selfsup.evaluation.language import open_corpus
 from selfsup.inspection.base import Inspection, Request
-from selfsup.run import Run
+from selfsup.inspection.tokens import TOKEN_STYLE, chip, visible
 
-SAMPLE = "sample:shakespeare"
 WINDOW = 256  # tokens, where neither the user nor a run says how many
-
-START, END = "<start>", "<end>"
-MARKERS = (START, END, "[CLS]", "[SEP]", "[MASK]", "[PAD]")  # which stand for no text
 
 SCREEN = 32  # positions whose mask a terminal shows at most
 LABEL = 14  # columns of a token in the margin
-BAR = 20  # columns of a loss
 
 POSITIONS = 512  # that a page shows at most
 LABELLED = 48  # positions up to which the rows of the mask have names
 CELL, LETTER = 14, 5.2  # width and height of a cell, and width of a letter, in the mask's drawing
+
+STYLE = """\
+.legend { display: flex; flex-wrap: wrap; gap: .25rem .6rem; align-items: center; color: var(--faint);
+  font-size: .875rem; }
+.legend .scale { width: 7rem; height: .7rem; border-radius: .35rem;
+  background: linear-gradient(90deg, var(--chip), var(--hot)); }
+.target { background: color-mix(in oklab, var(--hot) calc(var(--heat, 0) * 100%), var(--chip)); }
+.target[style], .target.marker[style] { color: var(--ink); }
+.window { display: flex; flex-wrap: wrap; gap: .55rem .3rem; margin-top: .7rem; }
+.position { all: unset; box-sizing: border-box; display: grid; gap: .3rem; align-content: start; cursor: pointer;
+  padding: .2rem; border-radius: .5rem; max-width: 100%; overflow: hidden; }
+.position:focus-visible { outline: 2px solid var(--seen); }
+.position.opens { border-left: 2px solid var(--line); border-radius: 0 .5rem .5rem 0; padding-left: .5rem; }
+.looking .position:not(.sees) .input { opacity: .3; }
+.looking .position:not(.now) .target { opacity: .3; }
+.position.now .target { outline: 2px solid var(--wanted); outline-offset: -2px; }
+.sight .ground { fill: var(--ground); }
+.sight g rect { fill: var(--seen); opacity: .75; }
+.sight g .row { fill: transparent; opacity: 1; }
+.sight .lines { stroke: var(--paper); stroke-width: 1.2; pointer-events: none; }
+.sight text { text-anchor: end; }
+.sight g { cursor: pointer; }
+.looking .sight g:not(.now) rect:not(.row) { opacity: .3; }
+.sight g.now text { fill: var(--ink); font-weight: 700; }
+.sight g.now rect:not(.row) { opacity: 1; }
+li.now { background: var(--ground); }
+.given, .predict { display: flex; flex-wrap: wrap; gap: .2rem; align-items: center; }
+.predict { color: var(--faint); font-size: .875rem; gap: .6rem; }
+.predict .chip { color: var(--ink); font-weight: 600; }
+.more { color: var(--faint); }
+#readout { position: fixed; inset: auto 0 0; padding: .7rem 1rem; display: none;
+  background: var(--paper); border-top: 1px solid var(--line); max-height: 40vh; overflow: auto; }
+.looking #readout { display: block; }
+#readout div { max-width: 60rem; margin: 0 auto;
+  display: flex; flex-wrap: wrap; gap: .25rem .35rem; align-items: center; }
+#readout .target { outline: 2px solid var(--wanted); outline-offset: -2px; font-weight: 600; }
+"""
+
+SCRIPT = """\
+const positions = [...document.querySelectorAll(".window .position")];
+const readout = document.createElement("div");
+const frame = document.createElement("div");
+frame.id = "readout";
+frame.setAttribute("aria-live", "polite");
+frame.append(readout);
+document.body.append(frame);
+let pinned = null;
+
+function sees(position) {
+  return position.dataset.sees.split(" ").filter(Boolean).map(run => run.split("-").map(Number))
+    .flatMap(([first, last]) => positions.slice(first, last + 1));
+}
+
+function near(seen, position) {
+  const place = seen.indexOf(position), first = Math.max(0, Math.min(place - 20, seen.length - 40));
+  const shown = seen.slice(first, first + 40).map(element => element.querySelector(".input").cloneNode(true));
+  return [...(first ? ["… "] : []), ...shown, ...(first + 40 < seen.length ? [" …"] : [])];
+}
+
+function look(number) {
+  document.querySelectorAll(".now, .sees").forEach(element => element.classList.remove("now", "sees"));
+  document.body.classList.toggle("looking", number !== null);
+  if (number === null) return;
+  document.querySelectorAll('[data-position="' + number + '"]').forEach(element => element.classList.add("now"));
+  const position = positions[number], seen = sees(position);
+  seen.forEach(element => element.classList.add("sees"));
+  const target = position.querySelector(".target");
+  const wanted = target ? [" predict ", target.cloneNode(true)] : [];
+  readout.replaceChildren("given ", ...near(seen, position), ...wanted, " ", position.dataset.note ?? "");
+}
+
+function numberAt(event) {
+  const element = event.target.closest("[data-position]");
+  return element ? Number(element.dataset.position) : null;
+}
+
+document.addEventListener("pointerover", event => event.pointerType === "mouse" && look(numberAt(event) ?? pinned));
+document.addEventListener("focusin", event => look(numberAt(event) ?? pinned));
+document.addEventListener("click", event => {
+  const number = numberAt(event);
+  pinned = number === pinned ? null : number;
+  look(pinned);
+});
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +121,9 @@ class WindowInspection(Inspection):
         length: positions of all of the source's tokens; the window shows the first T.
         chance: nats of a model that knows nothing, where a run was given.
     """
+
+    style: ClassVar[str] = TOKEN_STYLE + STYLE
+    script: ClassVar[str] = SCRIPT
 
     tokens: list[str]
     inputs: list[str]
@@ -139,8 +215,12 @@ class WindowInspection(Inspection):
             return ""
         return (
             '<p class="legend"><span>0 nats</span><i class="scale"></i>'
-            f"<span>{self.chance:.2f} nats, chance</span></p>"
+            f"<span>{self.chance:.2f} nats, chance: the colour of a target is its loss</span></p>"
         )
+
+    def strokes(self, t: int, shown: int) -> Iterator[tuple[int, int, str]]:
+        """What position t sees of the first `shown`: first and last position of each run, and its attributes."""
+        return ((start, stop, "") for start, stop in runs(self.mask[t][:shown]))
 
     def drawing(self) -> str:
         """The mask: row t is filled where position t sees; a run of cells is one rectangle."""
@@ -152,8 +232,8 @@ class WindowInspection(Inspection):
         for t in range(shown):
             y = t * CELL
             cells = "".join(
-                f'<rect x="{margin + start * CELL}" y="{y}" width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
-                for start, stop in runs(self.mask[t][:shown])
+                f'<rect{role} x="{margin + start * CELL}" y="{y}" width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
+                for start, stop, role in self.strokes(t, shown)
             )
             name = (
                 f'<text x="{margin - 6}" y="{y + CELL * 0.72:.1f}">{escape(names[t])}</text>'
@@ -174,102 +254,6 @@ class WindowInspection(Inspection):
             f"{''.join(parts)}</svg>"
         )
 
-    style: ClassVar[str] = """\
-.legend { display: flex; flex-wrap: wrap; gap: .25rem .6rem; align-items: center; color: var(--faint);
-  font-size: .875rem; }
-.legend .scale { width: 7rem; height: .7rem; border-radius: .35rem;
-  background: linear-gradient(90deg, var(--chip), var(--hot)); }
-.chip { display: inline-block; padding: .12rem .45rem; border-radius: .35rem; background: var(--chip);
-  white-space: pre; font: .9rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; text-align: center; }
-.chip s { text-decoration: none; opacity: .45; }
-.chip.marker { font-style: italic; color: var(--faint); }
-.target { background: color-mix(in oklab, var(--hot) calc(var(--heat, 0) * 100%), var(--chip)); }
-.target[style], .target.marker[style] { color: var(--ink); }
-.window { display: flex; flex-wrap: wrap; gap: .55rem .3rem; margin-top: .7rem; }
-.position { all: unset; box-sizing: border-box; display: grid; gap: .3rem; align-content: start; cursor: pointer;
-  padding: .2rem; border-radius: .5rem; max-width: 100%; overflow: hidden; }
-.position:focus-visible { outline: 2px solid var(--seen); }
-.position.opens { border-left: 2px solid var(--line); border-radius: 0 .5rem .5rem 0; padding-left: .5rem; }
-.looking .position:not(.sees) .input { opacity: .3; }
-.looking .position:not(.now) .target { opacity: .3; }
-.position.now .target { outline: 2px solid var(--wanted); outline-offset: -2px; }
-.sight .ground { fill: var(--ground); }
-.sight g rect { fill: var(--seen); opacity: .75; }
-.sight g .row { fill: transparent; opacity: 1; }
-.sight .lines { stroke: var(--paper); stroke-width: 1.2; pointer-events: none; }
-.sight text { text-anchor: end; }
-.sight g { cursor: pointer; }
-.looking .sight g:not(.now) rect:not(.row) { opacity: .3; }
-.sight g.now text { fill: var(--ink); font-weight: 700; }
-.sight g.now rect:not(.row) { opacity: 1; }
-ol { list-style: none; margin: .7rem 0 0; padding: 0; max-height: 32rem; overflow: auto;
-  border: 1px solid var(--line); border-radius: .6rem; }
-li { display: flex; flex-wrap: wrap; gap: .25rem .6rem; align-items: center; padding: .3rem .6rem; }
-li + li { border-top: 1px solid var(--line); }
-li.now { background: var(--ground); }
-.given, .predict { display: flex; flex-wrap: wrap; gap: .2rem; align-items: center; }
-.predict { color: var(--faint); font-size: .875rem; gap: .6rem; }
-.predict .chip { color: var(--ink); font-weight: 600; }
-.loss { margin-left: auto; display: inline-grid; grid-template-columns: 5rem 2.6rem; gap: .4rem; align-items: center;
-  text-align: right; font-variant-numeric: tabular-nums; }
-.loss i { height: .55rem; border-radius: .3rem;
-  background: linear-gradient(90deg, var(--hot) calc(var(--heat) * 100%), var(--chip) 0); }
-.more { color: var(--faint); }
-#readout { position: fixed; inset: auto 0 0; padding: .7rem 1rem; display: none;
-  background: var(--paper); border-top: 1px solid var(--line); max-height: 40vh; overflow: auto; }
-.looking #readout { display: block; }
-#readout div { max-width: 60rem; margin: 0 auto;
-  display: flex; flex-wrap: wrap; gap: .25rem .35rem; align-items: center; }
-#readout .target { outline: 2px solid var(--wanted); outline-offset: -2px; font-weight: 600; }
-"""
-
-    script: ClassVar[str] = """\
-const positions = [...document.querySelectorAll(".window .position")];
-const readout = document.createElement("div");
-const frame = document.createElement("div");
-frame.id = "readout";
-frame.setAttribute("aria-live", "polite");
-frame.append(readout);
-document.body.append(frame);
-let pinned = null;
-
-function sees(position) {
-  return position.dataset.sees.split(" ").filter(Boolean).map(run => run.split("-").map(Number))
-    .flatMap(([first, last]) => positions.slice(first, last + 1));
-}
-
-function near(seen, position) {
-  const place = seen.indexOf(position), first = Math.max(0, Math.min(place - 20, seen.length - 40));
-  const shown = seen.slice(first, first + 40).map(element => element.querySelector(".input").cloneNode(true));
-  return [...(first ? ["… "] : []), ...shown, ...(first + 40 < seen.length ? [" …"] : [])];
-}
-
-function look(number) {
-  document.querySelectorAll(".now, .sees").forEach(element => element.classList.remove("now", "sees"));
-  document.body.classList.toggle("looking", number !== null);
-  if (number === null) return;
-  document.querySelectorAll('[data-position="' + number + '"]').forEach(element => element.classList.add("now"));
-  const position = positions[number], seen = sees(position);
-  seen.forEach(element => element.classList.add("sees"));
-  const target = position.querySelector(".target");
-  const wanted = target ? [" predict ", target.cloneNode(true)] : [];
-  readout.replaceChildren("given ", ...near(seen, position), ...wanted, " ", position.dataset.note ?? "");
-}
-
-function numberAt(event) {
-  const element = event.target.closest("[data-position]");
-  return element ? Number(element.dataset.position) : null;
-}
-
-document.addEventListener("pointerover", event => event.pointerType === "mouse" && look(numberAt(event) ?? pinned));
-document.addEventListener("focusin", event => look(numberAt(event) ?? pinned));
-document.addEventListener("click", event => {
-  const number = numberAt(event);
-  pinned = number === pinned ? null : number;
-  look(pinned);
-});
-"""
-
 
 def fitting_window(request: Request, trained: int | None) -> int:
     """Positions to look at, at most; `trained` is the window of the run, where there is one.
@@ -287,49 +271,6 @@ def fitting_window(request: Request, trained: int | None) -> int:
     return window
 
 
-def open_for(text: str, tokenizer: str | Path | TextTokenizer, family: Family) -> TextTokenizer:
-    """The tokenizer that a text is cut by; one that is trained, is trained on it.
-
-    Raises:
-        UserError: there is no such tokenizer, or nothing in the text to look at.
-    """
-    if not text.strip():
-        raise UserError("The text is empty; give at least one word.")
-    cut = open_tokenizer(tokenizer, family) or train_tokenizer(tokenizer, [text], family=family)  # type: ignore[arg-type]  # a kind
-    if not len(cut.encode(text)):
-        raise UserError(f"The tokenizer makes no token of the text {text!r}; give another text or tokenizer.")
-    return cut
-
-
-def open_training_part(
-    request: Request, tokenizer: str | Path | TextTokenizer, family: Family
-) -> tuple[str, TextCorpus]:
-    """The data of a request, else that of its run, else the bundled text; and its name."""
-    if request.data is None and request.run is not None:
-        return f"the training part of {request.run}", open_corpus(Run(request.run))
-    data = request.settings.config.data
-    collection = open_text(SAMPLE if request.data is None else request.data, data.column, data.failures)
-    corpus = prepare_text(
-        collection,
-        tokenizer,
-        vocabulary=data.vocabulary,
-        validation=data.validation,
-        failures=data.failures,
-        family=family,
-    )
-    return f"the training part of {collection.name}", corpus
-
-
-def visible(token: str) -> str:
-    """A token with its spaces as dots."""
-    return token.replace(" ", "·")
-
-
-def colour(share: float) -> str:
-    """Of a loss in a terminal, by its share of chance."""
-    return ("green", "yellow", "red")[min(2, int(3 * share))]
-
-
 def _ruler(positions: list[int]) -> str:
     """The numbers of columns two characters wide, where there is room for them."""
     text = ""
@@ -337,29 +278,6 @@ def _ruler(positions: list[int]) -> str:
         if len(text) <= 2 * column:
             text = text.ljust(2 * column) + f"{t + 1} "
     return text
-
-
-def newest(tokens: list[str], room: int) -> str:
-    """The last tokens that fit, and at least one, with a mark where earlier ones were left out."""
-    kept = [visible(tokens[-1])]
-    for token in map(visible, reversed(tokens[:-1])):
-        if cell_len(" ".join(["…", token, *kept])) > room:
-            return " ".join(["…", *kept])
-        kept.insert(0, token)
-    return " ".join(kept)
-
-
-def chip(role: str, token: str, heat: float = 0.0) -> str:
-    """A token on a page; spaces are faint dots, markers in italics."""
-    marker = " marker" if token in MARKERS else ""
-    style = f' style="--heat:{heat:.3f}"' if heat else ""
-    text = escape(token).replace(" ", '<s aria-label="space">·</s>') or "&nbsp;"
-    return f'<span class="chip {role}{marker}"{style}>{text}</span>'
-
-
-def loss_bar(loss: float, share: float) -> str:
-    """A loss on a page, as a bar and in nats."""
-    return f'<span class="loss"><i style="--heat:{share:.3f}"></i>{loss:.2f}</span>'
 
 
 def _short(token: str) -> str:

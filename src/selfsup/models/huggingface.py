@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,12 +58,23 @@ def write_directory(
     if directory.exists():
         raise UserError(f"{directory} exists already; move it away or save the model elsewhere")
     with whole_directory(directory) as temporary:
-        for name, content in documents.items():
-            write_json(temporary / name, content)
-        wide = {name: tensor.float().cpu().contiguous() for name, tensor in weights.items()}
-        save_tensors(wide, temporary / "model.safetensors")
-        tokenizer.save(temporary, window)
+        write_files(temporary, weights, documents, tokenizer, window)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_files(
+    directory: Path,
+    weights: dict[str, Tensor],
+    documents: dict[str, dict[str, Any]],
+    tokenizer: Tokenizer,
+    window: int,
+) -> None:
+    """As `write_directory`, without a card, into a directory that exists."""
+    for name, content in documents.items():
+        write_json(directory / name, content)
+    wide = {name: tensor.float().cpu().contiguous() for name, tensor in weights.items()}
+    save_tensors(wide, directory / "model.safetensors")
+    tokenizer.save(directory, window)
 
 
 def load_decoder(directory: Path) -> Decoder:
@@ -117,12 +130,21 @@ def open_with_transformers(kind: str, directory: Path) -> Any:
         import transformers
     except ImportError:
         return None
+    with without_bars():
+        opened = getattr(transformers, kind).from_pretrained
+        return opened(directory, dtype=torch.float32, local_files_only=True)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Transformers loads weights without progress bars during the block."""
+    import transformers
+
     logging: Any = transformers.utils.logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        opened = getattr(transformers, kind).from_pretrained
-        return opened(directory, dtype=torch.float32, local_files_only=True)
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -231,18 +253,31 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+    """A file that holds a JSON object."""
+    content = _parse(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object; get a whole copy of it")
     return content
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """A file that holds a list of JSON objects."""
+    content = _parse(path)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise UserError(f"{path} is not a list of JSON objects; get a whole copy of it")
+    return content
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+
+
+def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -124,10 +124,11 @@ def rotary_tables(positions: Tensor, dim: int, theta: float, dtype: torch.dtype)
     """Cosines and signed sines, each (T, 1, dim), for `rotate` at integer positions (T,).
 
     Pair i of a head turns by position · theta^(−2i/dim) (Su et al. 2021, RoFormer, equation 15). The angles
-    are fp32. The first half of the sines is negated: see `rotate`.
+    are fp32 (or `dtype`, if wider). The first half of the sines is negated: see `rotate`.
     """
-    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
-    angles = torch.outer(positions.float(), 1.0 / theta**exponents)
+    wide = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=wide) / dim
+    angles = torch.outer(positions.to(wide), 1.0 / theta**exponents)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1).unsqueeze(1).to(dtype), torch.cat((-sin, sin), -1).unsqueeze(1).to(dtype)
 

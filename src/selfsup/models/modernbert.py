@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from selfsup.models.huggingface import (
     read_json,
     read_weights,
     write_directory,
+    write_files,
 )
 from selfsup.models.packing import POOLINGS, Pooling
+from selfsup.models.sentence_transformers import MODULES, read_length, read_pooling
 
 PREFIX = "model."  # of the encoder's names where a head stands beside it
 ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
@@ -85,26 +87,41 @@ def save_encoder(
     Weights are fp32; `card` becomes README.md. The directory appears wholly or not at all. Raises UserError where it
     exists already.
     """
+    documents = {**_documents(model, tokenizer), FEATURES: asdict(features)}
+    write_directory(directory, _named(model), documents, tokenizer, model.config.window, card)
+
+
+def write_encoder(directory: Path, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
+    """Write what `AutoModel` and `AutoTokenizer` open, and nothing else, into a directory that exists."""
+    documents = _documents(encoder, tokenizer)
+    write_files(directory, _named(encoder), documents, tokenizer, encoder.config.window)
+
+
+def _documents(model: TextEncoder | MaskedLanguageModel, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     kind = "ModernBertForMaskedLM" if isinstance(model, MaskedLanguageModel) else "ModernBertModel"
-    weights = {("decoder.bias" if name == "bias" else name): w for name, w in model.state_dict().items()}
-    documents = {
-        "config.json": {"architectures": [kind], **_to_modernbert(model.config, tokenizer)},
-        FEATURES: asdict(features),
-    }
-    write_directory(directory, weights, documents, tokenizer, model.config.window, card)
+    return {"config.json": {"architectures": [kind], **_to_modernbert(model.config, tokenizer)}}
+
+
+def _named(model: TextEncoder | MaskedLanguageModel) -> dict[str, Tensor]:
+    """The weights by their names in the saved file."""
+    return {("decoder.bias" if name == "bias" else name): w for name, w in model.state_dict().items()}
 
 
 def read_encoder(directory: Path) -> SavedEncoder:
-    """What a directory of `save_encoder` holds, or any ModernBERT in Hugging Face's layout.
+    """What a directory of `save_encoder` holds, or any ModernBERT of transformers or sentence-transformers.
 
     Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
     this one with different arithmetic, or is incomplete or broken.
     """
     config = _from_modernbert(read_json(directory / "config.json"), directory)
+    length = read_length(directory) if (directory / MODULES).exists() else None
+    config = replace(config, window=min(config.window, length or config.window))
     weights = read_weights(directory)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
     encoder = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix or ENCODER)}
     head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
+    if any(name.startswith("classifier.") for name in weights):
+        head = {}  # a classifier's, under the same names
     if "decoder.bias" in head:
         head["bias"] = head.pop("decoder.bias")
     if config.tied:
@@ -113,9 +130,9 @@ def read_encoder(directory: Path) -> SavedEncoder:
 
 
 def read_features(directory: Path) -> Features:
-    """The feature definition of a directory; the mean over a text where it has none."""
+    """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none."""
     if not (directory / FEATURES).exists():
-        return Features()
+        return Features(read_pooling(directory) if (directory / MODULES).exists() else "mean")
     pooling = read_json(directory / FEATURES).get("pooling")
     if pooling not in POOLINGS:
         raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
@@ -186,8 +203,11 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
             raise UserError(
                 f"{directory} has {key} = {saved[key]!r}; only ModernBERT with {value!r} can be loaded"
             )
+    if "quantization_config" in saved:
+        raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
     every = saved.get("global_attn_every_n_layers", 3)
-    rope = saved.get("rope_parameters") or {}
+    scaling = saved.get("rope_scaling") or {}  # where transformers 4 puts it
+    rope = saved.get("rope_parameters") or dict.fromkeys(("full_attention", "sliding_attention"), scaling)
     try:
         config = EncoderConfig(
             vocabulary=saved["vocab_size"],
@@ -211,6 +231,10 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
         )
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
+    except ValueError as error:
+        raise UserError(
+            f"{directory / 'config.json'} is broken ({error}); get a whole copy of the model"
+        ) from None
     kinds = [config.kind(layer) for layer in range(config.layers)]
     if saved.get("layer_types", kinds) != kinds:
         raise UserError(
@@ -220,9 +244,10 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
 
 
 def _theta(rope: dict[str, Any] | None, default: float, directory: Path) -> float:
-    kind = (rope or {}).get("rope_type", "default")
+    rope = rope or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(
             f"{directory} scales its rotary positions ({kind}); only ModernBERT without it can be loaded"
         )
-    return float((rope or {}).get("rope_theta", default))
+    return float(rope.get("rope_theta", default))

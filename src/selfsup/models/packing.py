@@ -65,7 +65,7 @@ def lay(lengths: Tensor) -> Rows:
 
 
 def embed(encoder: TextEncoder, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """One vector per text, (n, width) in fp32: the mean of its hidden states, or that of its first token.
+    """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token.
 
     Args:
         tokens: (tokens in all,), the texts one after the other, each with its start and end token.
@@ -75,9 +75,10 @@ def embed(encoder: TextEncoder, tokens: Tensor, lengths: Tensor, pooling: Poolin
     laid = tokens.new_zeros(rows.documents.shape)
     laid.view(-1)[rows.places] = tokens
     hidden: Tensor = encoder(laid, None if len(lengths) == 1 else rows.documents).flatten(0, 1)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
     if pooling == "cls":
-        return hidden.index_select(0, rows.first).float()
+        return hidden.index_select(0, rows.first).to(wide)
     texts = torch.arange(len(lengths), device=tokens.device)[:, None]
     with torch.autocast(hidden.device.type, enabled=False):
-        share: Tensor = (rows.documents.view(1, -1) == texts) / lengths[:, None]
-        return share @ hidden.to(share.dtype)
+        share = (rows.documents.view(1, -1) == texts).to(wide) / lengths[:, None]
+        return share @ hidden.to(wide)

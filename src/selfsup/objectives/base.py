@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
+from selfsup.models.transformer import Stacked
 
 if TYPE_CHECKING:
     from selfsup.doctor import Check
@@ -99,6 +102,11 @@ class Objective(nn.Module, ABC):
         embeddings = (module for module in self.modules() if isinstance(module, nn.Embedding))
         return [cast(nn.Parameter, module.weight) for module in embeddings]
 
+    def stacks(self) -> Mapping[nn.Parameter, int]:
+        """Matrices that hold several maps, one above the other, and how many: Muon takes each map by itself."""
+        stacked = (module for module in self.modules() if isinstance(module, Stacked))
+        return {cast(nn.Parameter, module.weight): module.parts for module in stacked}
+
 
 TOKENS_PER_STEP = 8192  # where only the number of steps is said
 Progress = Callable[[int, int | None], None]
@@ -142,6 +150,8 @@ class Recipe(ABC):
     train: Records
     validation: Records | None = None
     unit: ClassVar[str] = "tokens"  # what the pace of training is counted in
+    shows: ClassVar[str] = "What it makes"  # what a sample is
+    useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
     checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
     adapted: ClassVar[type[Recipe]]  # the same for a network from Python in place of the objective's own
 
@@ -191,6 +201,18 @@ class Recipe(ABC):
     def figures(self, loss: float, part: str) -> dict[str, float]:
         """What a loss means in other units, on the part `train` or `validation`."""
         return {}
+
+    def counts(self) -> dict[str, int]:
+        """Figures of the data that the doctor looks at."""
+        return {}
+
+    def model(self, objective: Objective) -> Any:
+        """The model as it stands and as a user would open it, for protocols; None where there is none to open."""
+        return None
+
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        """Features of held-out records, (records, dim), which say whether they collapse; None where there are none."""
+        return None
 
     def sample(self, objective: Objective) -> str | None:
         """Something to look at, made by the model as it stands."""

@@ -99,6 +99,8 @@ class CausalLMRecipe(LanguageRecipe):
     """From a text source to a decoder that writes."""
 
     family: ClassVar[Family] = "decoder"
+    shows: ClassVar[str] = "What it writes"
+    useful: ClassVar[str | None] = 'selfsup generate {run} "It was a"'
 
     def _settle_shape(self) -> None:
         super()._settle_shape()
@@ -151,12 +153,14 @@ class CausalLMRecipe(LanguageRecipe):
         }[part]
         return {"bits_per_byte": loss * (tokens - 1) / size / math.log(2)} if lossless else {}
 
-    def sample(self, objective: Objective) -> str | None:
-        """A short text from nothing but the start token, under one fixed seed."""
+    def model(self, objective: Objective) -> Any:
         from selfsup.inference.generate import LanguageModel
 
-        model = LanguageModel(cast(Decoder, objective.model), self.corpus.tokenizer)
-        return cast(str, model.generate("", tokens=SAMPLE_TOKENS, temperature=0.8))
+        return LanguageModel(cast(Decoder, objective.model), self.corpus.tokenizer)
+
+    def sample(self, objective: Objective) -> str | None:
+        """A short text from nothing but the start token, under one fixed seed."""
+        return cast(str, self.model(objective).generate("", tokens=SAMPLE_TOKENS, temperature=0.8))
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The decoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from selfsup.data.loader import in_order
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import write_atomically
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
 from selfsup.models.modernbert import Features, SavedEncoder, parity, read_encoder, save_encoder
-from selfsup.objectives.base import Progress
+from selfsup.models.packing import Pooling, embed
+from selfsup.objectives.base import Objective, Progress
 from selfsup.objectives.language import LanguageRecipe
 
 SHAPE = ("layers", "width", "heads", "mlp", "tied")
 PARITY_TOKENS = 64
+FEATURE_BATCH = 16  # records
 
 
 class EncoderRecipe(LanguageRecipe):
@@ -110,17 +116,46 @@ class EncoderRecipe(LanguageRecipe):
             f"{config.heads} heads, feed-forward {config.mlp}, dropout {config.dropout:g}"
         )
 
+    @abstractmethod
+    def texts(self, records: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Records as texts: the tokens of all, one after the other, and the number of tokens of each."""
+
+    @abstractmethod
+    def encoder(self, objective: Objective) -> TextEncoder:
+        """What of an objective is kept."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """How a text becomes one vector."""
+        return "mean"
+
+    def model(self, objective: Objective) -> Any:
+        from selfsup.inference.encoder import EncoderModel
+
+        return EncoderModel(self.encoder(objective), self.corpus.tokenizer, Features(self.pooling))
+
+    @torch.inference_mode()
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        if self.validation is None:
+            return None
+        encoder = self.encoder(objective).eval()
+        device = encoder.final_norm.weight.device
+        parts = []
+        for batch in in_order(self.validation, records, 0, FEATURE_BATCH):
+            tokens, lengths = self.texts(batch.to(device).data)
+            parts.append(embed(encoder, tokens, lengths, self.pooling))
+        return torch.cat(parts).cpu().numpy()
+
     def save_encoder(
         self,
         model: TextEncoder | MaskedLanguageModel,
-        features: Features,
         directory: Path,
         summary: dict[str, Any],
         how: str,
     ) -> None:
         """Model, tokenizer and feature definition as a Hugging Face directory, checked against transformers."""
         tokenizer = self.corpus.tokenizer
-        save_encoder(directory, model, tokenizer, features, self._card(summary, None, how))
+        save_encoder(directory, model, tokenizer, Features(self.pooling), self._card(summary, None, how))
         tokens = torch.from_numpy(tokenizer.frame(self.corpus.train[:PARITY_TOKENS]).astype("int64"))[None]
         difference = parity(directory, model, tokens.to(next(model.parameters()).device))
         write_atomically(directory / "README.md", self._card(summary, difference, how))

@@ -97,6 +97,10 @@ class LanguageRecipe(Recipe):
     def fingerprint(self) -> str:
         return self.corpus.fingerprint
 
+    def counts(self) -> dict[str, int]:
+        facts = self.corpus.facts
+        return {"documents": facts.documents, "duplicates": facts.duplicates}
+
     @property
     def units_per_record(self) -> int:
         return int(self.settings["data.window"])

@@ -17,8 +17,7 @@ from torch import Tensor
 from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import TextTokenizer
-from selfsup.models.encoder import MaskedLanguageModel, flops_per_token
-from selfsup.models.modernbert import Features
+from selfsup.models.encoder import MaskedLanguageModel, TextEncoder, flops_per_token
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
 from selfsup.objectives.losses import IGNORE, linear_cross_entropy
@@ -166,6 +165,8 @@ def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
 class MaskedLMRecipe(EncoderRecipe):
     """From a text source to an encoder that understands."""
 
+    shows: ClassVar[str] = "What it reads in the places of hidden tokens, [truth → guess]"
+    useful: ClassVar[str | None] = 'selfsup fill {run} "The [MASK] was cold."'
     dropout: ClassVar[float] = 0.0
     keeps_head: ClassVar[bool] = True
 
@@ -187,6 +188,13 @@ class MaskedLMRecipe(EncoderRecipe):
             model.load_state_dict(self.origin.head, strict=False)
         masking = Masking(self.corpus.tokenizer, options.unit)
         return MaskedLM(model, masking, options.rate, options.evaluation_rate)
+
+    def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        tokens = records["tokens"]
+        return tokens.flatten(), torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+
+    def encoder(self, objective: Objective) -> TextEncoder:
+        return cast(MaskedLM, objective).model.model
 
     def flops_per_record(self) -> float:
         config, window = self.encoder_config(), self.settings["data.window"]
@@ -220,7 +228,7 @@ class MaskedLMRecipe(EncoderRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
-        self.save_encoder(cast(MaskedLM, objective).model, Features(), directory, summary, HOW)
+        self.save_encoder(cast(MaskedLM, objective).model, directory, summary, HOW)
 
 
 HOW = """\

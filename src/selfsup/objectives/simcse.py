@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
-from selfsup.models.modernbert import Features
 from selfsup.models.packing import Pooling, embed
 from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
@@ -65,10 +64,9 @@ class SimCSE(Objective):
     def predict(self, task: Task) -> Outputs:
         """Two encodings of each sentence, (B, width) each, under different draws of the dropout."""
         tokens, lengths = task["tokens"], task["lengths"]
-        within = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        flat = tokens[within]
+        flat = flattened(tokens, lengths)
         both = embed(self.encoder, torch.cat((flat, flat)), torch.cat((lengths, lengths)), self.pooling)
-        first, second = self.projection(both).float().chunk(2)
+        first, second = self.projection(both).to(both.dtype).chunk(2)
         return {"first": first, "second": second}
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
@@ -77,9 +75,15 @@ class SimCSE(Objective):
         return {"info_nce": info_nce(first, second, task["keys"], 1 / self.temperature, collectives)}
 
 
+def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The tokens of padded sentences (B, T), one after the other."""
+    return tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
+
+
 class SimCSERecipe(EncoderRecipe):
     """From a source of sentences, or of documents that are split into them, to an encoder of sentences."""
 
+    useful: ClassVar[str | None] = "selfsup index {run} --data docs/ --out library.lance"
     dropout: ClassVar[float] = 0.1
     unit: ClassVar[str] = "sentences"
     checks = (check_dropout_off, check_small_batch)
@@ -121,6 +125,17 @@ class SimCSERecipe(EncoderRecipe):
         self.start(encoder)
         return SimCSE(encoder, projection, options.pooling, options.temperature)
 
+    def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return flattened(records["tokens"], records["lengths"]), records["lengths"]
+
+    def encoder(self, objective: Objective) -> TextEncoder:
+        return cast(SimCSE, objective).encoder
+
+    @property
+    def pooling(self) -> Pooling:
+        pooling: Pooling = self.settings["simcse.pooling"]
+        return pooling
+
     def flops_per_record(self) -> float:
         """Two views of a sentence of mean length."""
         length = self.train.mean_length
@@ -142,9 +157,7 @@ class SimCSERecipe(EncoderRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
-        encoder = cast(SimCSE, objective).encoder
-        features = Features(self.settings["simcse.pooling"])
-        self.save_encoder(encoder, features, directory, summary, HOW)
+        self.save_encoder(self.encoder(objective), directory, summary, HOW)
 
 
 HOW = """\

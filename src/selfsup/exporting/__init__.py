@@ -1,0 +1,61 @@
+"""A trained model in the layout of another library, one file per target; imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from selfsup.config import nearest
+from selfsup.errors import UserError
+from selfsup.run import Run
+
+TARGETS = {
+    "sentence-transformers": "selfsup.exporting.sentence_transformers:write",
+    "transformers": "selfsup.exporting.transformers:write",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left.
+
+    Attributes:
+        directory: what was written.
+        to: the target.
+        opens_with: the line of Python that opens it.
+        max_difference: max |Δ| in fp32 between the other library and this one, on texts that are always the same;
+            None where the other library is not installed, or where the files are the model's own.
+    """
+
+    directory: Path
+    to: str
+    opens_with: str
+    max_difference: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"directory": str(self.directory)}
+
+
+def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transformers") -> Exported:
+    """Write the model of a run in the layout of another library.
+
+    Args:
+        run: a run, its directory, or a model directory in Hugging Face's layout.
+        out: the directory to write, which must not exist; it appears wholly or not at all.
+        to: a name of `TARGETS`; the module of each says what it writes.
+
+    Raises:
+        UserError: no such target, no model, one that the target does not take, or `out` exists.
+    """
+    if to not in TARGETS:
+        raise UserError(f"There is no export to '{to}'{nearest(to, list(TARGETS))}")
+    source = run.directory if isinstance(run, Run) else Path(run)
+    directory = Path(out)
+    if directory.exists():
+        raise UserError(f"{directory} exists already; give another --out.")
+    module, _, name = TARGETS[to].partition(":")
+    write: Callable[[Path, Path], Exported] = getattr(import_module(module), name)
+    return write(source, directory)

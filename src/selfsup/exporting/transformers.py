@@ -1,0 +1,21 @@
+"""To transformers: what a run keeps is in its layout already, so this is a copy that leaves the run behind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from selfsup.exporting import Exported
+from selfsup.files import whole_directory
+from selfsup.models.huggingface import read_json
+from selfsup.run import find_model
+
+
+def write(source: Path, directory: Path) -> Exported:
+    """Copy the model directory of `source` to `directory`."""
+    model = find_model(source)
+    architectures = read_json(model / "config.json").get("architectures") or ["AutoModel"]
+    with whole_directory(directory) as temporary:
+        shutil.copytree(model, temporary, dirs_exist_ok=True)
+    opens_with = f"transformers.{architectures[0]}.from_pretrained({str(directory)!r})"
+    return Exported(directory, "transformers", opens_with, None)

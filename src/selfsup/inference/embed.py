@@ -1,0 +1,244 @@
+"""Vectors of a whole source in one parquet file, made chunk by chunk so that a killed process loses one chunk.
+
+Finished chunks lie in `OUT.partial/` beside the output with the plan that they belong to; the same command goes
+on behind them, and at the end they are joined. A chunk's vectors depend on that chunk alone, so the file is the
+same, byte for byte, with and without interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfsup.data.tables import open_table
+from selfsup.errors import UserError
+from selfsup.files import held, sync, whole_file, write_atomically
+from selfsup.inference.items import (
+    CHUNK,
+    Embedder,
+    Item,
+    Progress,
+    chunks,
+    left_out,
+    open_embedder,
+    read_items,
+    shifted,
+    silent,
+    survey,
+)
+
+METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
+TRUNCATED = b"truncated"  # key of a chunk's number of truncated texts
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `embed` made.
+
+    Attributes:
+        records: rows of the file.
+        truncated: those of them that are longer than the model's window, embedded by their beginning.
+        skipped: bad records that were left out; `empty`: blank ones.
+    """
+
+    path: Path
+    records: int
+    dimension: int
+    truncated: int
+    skipped: int
+    empty: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path)}
+
+    def rows(self) -> dict[str, str]:
+        """What to tell of it, and what there is of each."""
+        return {"written": f"{self.path}, {self.records:,} vectors of {self.dimension} numbers"} | left_out(
+            self.truncated, self.skipped, self.empty
+        )
+
+
+def embed(
+    run: str | Path,
+    data: object,
+    out: str | Path,
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    half: bool = False,
+    batch: int = CHUNK,
+    failures: float = 0.01,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Embeddings:
+    """Embed every text of a source into a parquet file with the columns id, text and vector.
+
+    A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
+    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and texts.
+    The same call after an interruption goes on where it stood.
+
+    Args:
+        run: a run of an encoder, or a model directory.
+        data: any source, see `selfsup.data.sources.open_text`.
+        out: the file to write; it must not exist.
+        column: the column of the text; found by itself where it is None.
+        id_column: the column of ids, each of which may occur once; None takes the place of a record.
+        half: store float16.
+        batch: texts that are embedded together, sorted by length, and kept together when interrupted.
+        failures: the share of bad records, from 0 to 1, above which reading stops.
+        progress: called with the texts embedded so far, and all of them (None while they are being counted).
+
+    Raises:
+        UserError: no such model, data or column; an id occurs twice; `out` exists, or was begun otherwise.
+    """
+    out, progress = Path(out), progress or silent
+    work = out.with_name(f"{out.name}.partial")
+    if batch < 1:
+        raise UserError(f"batch is {batch}; embed 1 or more texts together.")
+    _require_free(out, work)
+    embedder = open_embedder(run, device)
+    table = open_table(data, failures)
+    total, fingerprint = survey(read_items(table, column, id_column), id_column, progress)
+    plan = embedder.description() | {
+        "data": table.name,
+        "data_fingerprint": fingerprint,
+        "column": column,
+        "id": id_column,
+        "half": half,
+        "batch": batch,
+        "failures": failures,
+        "records": total,
+    }
+    with _held(work, out):
+        plan = _agreed(work, plan)
+        schema = _schema(embedder.dimension, half)
+        done = 0
+        for number, items in enumerate(chunks(read_items(table, column, id_column), batch)):
+            file = work / f"{number:09d}.parquet"
+            if not file.exists():
+                _write_chunk(file, items, embedder, schema, shifted(progress, done, total))
+            done += len(items)
+        if done != total:
+            raise UserError(
+                f"{table.name} has changed while it was being embedded; run the same command again."
+            )
+        truncated = _join(work, out, schema, plan)
+        _remove(work)
+    return Embeddings(out, done, embedder.dimension, truncated, table.skipped.count, table.empty)
+
+
+def _require_free(out: Path, work: Path) -> None:
+    """Raise a UserError where the output exists; what a process killed in its last moment left is cleared up."""
+    if out.is_file() and _is_left_over(work, out):
+        _remove(work)
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists already; give another --out.")
+
+
+def _is_left_over(work: Path, out: Path) -> bool:
+    """Whether `out` was made from the chunks in `work`, which were being removed."""
+    try:
+        if not any(work.iterdir()):
+            return True
+        made = json.loads(pq.read_schema(out).metadata[METADATA])
+        plan = json.loads((work / PLAN).read_text(encoding="utf-8"))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return False
+    return {key: made.get(key) for key in plan} == plan  # type: ignore[no-any-return]
+
+
+def _remove(work: Path) -> None:
+    """Remove finished work, the plan last, so that what a crash leaves of it is still known for what it is."""
+    for file in sorted(work.glob("*.parquet")) + sorted(work.glob(".*")):
+        file.unlink()
+    (work / PLAN).unlink(missing_ok=True)
+    work.rmdir()
+
+
+@contextmanager
+def _held(work: Path, out: Path) -> Iterator[None]:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {work}: {error.strerror}; give another --out.") from None
+    with held(work, f"{out} is being made by another process; wait for it, or give another --out."):
+        yield
+
+
+def _agreed(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan that finished chunks belong to: this one, or an earlier one that asks for the same."""
+    names = {path.name for path in work.iterdir()}
+    if foreign := [name for name in names if name != PLAN and not name.startswith(".")]:
+        if PLAN not in names:
+            raise UserError(
+                f"{work} holds {min(foreign)}, which no embedding left there; give another --out."
+            )
+        begun: dict[str, Any] = json.loads((work / PLAN).read_text(encoding="utf-8"))
+        for key in plan.keys() - {"model", "data"}:  # these two are names; the fingerprints tell
+            if begun.get(key) != plan[key]:
+                raise UserError(
+                    f"{work} was begun with another {key.removesuffix('_fingerprint')}: give the same again to go "
+                    "on, give another --out, or remove it."
+                )
+        return begun
+    write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
+    return plan
+
+
+def _schema(dimension: int, half: bool) -> pa.Schema:
+    number = pa.float16() if half else pa.float32()
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(number, dimension), nullable=False),
+        ]
+    )
+
+
+def _write_chunk(
+    file: Path,
+    items: list[Item],
+    embedder: Embedder,
+    schema: pa.Schema,
+    progress: Progress,
+) -> None:
+    kind = schema.field("vector").type.value_type.to_pandas_dtype()
+    vectors = embedder(items, progress)
+    with np.errstate(over="ignore"):
+        numbers = vectors.astype(kind).reshape(-1)
+    if not np.isfinite(numbers).all():
+        raise UserError(f"The vectors of {embedder.path} do not fit half precision; leave out --half.")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
+    columns = [[item.id for item in items], [item.text for item in items], column]
+    counted = schema.with_metadata({TRUNCATED: str(embedder.truncated)})
+    with whole_file(file) as temporary:
+        pq.write_table(pa.table(columns, schema=counted), temporary)
+
+
+def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> int:
+    """Write all chunks, in order, into the output; the truncated texts among them."""
+    files = sorted(work.glob("*.parquet"))
+    truncated = sum(int(pq.read_schema(file).metadata[TRUNCATED]) for file in files)
+    described = schema.with_metadata(
+        {METADATA: json.dumps(plan | {"truncated": truncated}, ensure_ascii=False)}
+    )
+    joined = work / ".joined"
+    with pq.ParquetWriter(joined, described) as writer:
+        for file in files:
+            writer.write_table(pq.read_table(file).replace_schema_metadata(described.metadata))
+    sync(joined)
+    _require_free(out, work)
+    joined.rename(out)
+    sync(out.parent)
+    return truncated

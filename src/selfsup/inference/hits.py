@@ -1,0 +1,104 @@
+"""What a search found, and how it is shown: a line for each hit, around the words of the query."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A record that was found.
+
+    Attributes:
+        score: cosine similarity with the query, from −1 to 1.
+        source: where the record stands.
+        values: its other columns.
+    """
+
+    score: float
+    id: str
+    text: str
+    source: str
+    values: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def snippet(text: str, query: str, width: int) -> str:
+    """One line of a text, at most `width` characters: around words of the query where they occur, else its start.
+
+    Shown is the stretch that holds the most letters of different words of the query.
+    """
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    start = _best_start(text, query, width)
+    end = min(len(text), start + width)
+    start = max(0, end - width)
+    shown = text[start:end]
+    if start > 0:
+        shown = "…" + (shown.partition(" ")[2] or shown[1:])
+    if end < len(text):
+        shown = (shown.rpartition(" ")[0] or shown[:-1]) + "…"
+    return shown
+
+
+def _best_start(text: str, query: str, width: int) -> int:
+    """Where the stretch around the words of a query begins: a fifth of it stands before the first of them."""
+    words = [re.escape(word) for word in re.findall(r"\w+", query)]
+    if not words:
+        return 0
+    before = width // 5
+    found = list(re.finditer(rf"\b(?:{'|'.join(words)})\b", text, re.IGNORECASE))
+    inside: Counter[str] = Counter()
+    first = most = start = 0
+    for last in found:
+        inside[last[0].casefold()] += 1
+        while last.end() - found[first].start() > width - before and found[first] is not last:
+            inside[found[first][0].casefold()] -= 1
+            first += 1
+        letters = sum(len(word) for word, count in inside.items() if count)
+        if letters > most:
+            most, start = letters, max(0, found[first].start() - before)
+    return start
+
+
+def show(hits: Sequence[Hit], query: str, console: Console) -> None:
+    """Score, snippet and source of each hit, one line each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not hits:
+        console.print("Nothing found.")
+        return
+    sources = [short(hit.source) for hit in hits]
+    aside = min(max(map(len, sources)), console.width // 3)
+    width = max(20, console.width - aside - 11)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("score", justify="right")
+    table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
+    table.add_column("source", no_wrap=True, width=aside, style="dim")
+    for hit, source in zip(hits, sources, strict=True):
+        line = Text(snippet(hit.text, query, width))
+        line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
+        table.add_row(f"{hit.score:.3f}", line, Text(ending(source, aside)))
+    console.print(table)
+
+
+def short(source: str) -> str:
+    """A place without the part of the path that leads to the working directory."""
+    return source.removeprefix(os.getcwd() + os.sep)
+
+
+def ending(source: str, width: int) -> str:
+    """The end of a place, where the file and the record stand."""
+    return source if len(source) <= width else "…" + source[len(source) - width + 1 :]

@@ -1,0 +1,275 @@
+"""A searchable library of a source: made, kept up to date, and asked for what is nearest to a query.
+
+Whole records are indexed; one that is longer than the model's window is found by its beginning, and counted. A
+record's text is compared by hash with the one in the library, so only what is new or has changed is embedded. Texts
+and vectors are streamed; the ids of the library, with their hashes, stand in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfsup.data.tables import open_table
+from selfsup.errors import UserError
+from selfsup.inference.columns import Column, Kinds
+from selfsup.inference.hits import Hit
+from selfsup.inference.items import (
+    CHUNK,
+    Embedder,
+    Item,
+    Progress,
+    chunks,
+    left_out,
+    open_embedder,
+    read_items,
+    shifted,
+    silent,
+    survey,
+)
+from selfsup.inference.library import OWN, Library
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What `index` did.
+
+    Attributes:
+        records: in the library now.
+        added, updated, unchanged: records of the source; `embedded` of them had a new text.
+        truncated: of the embedded ones, those longer than the model's window, found by their beginning.
+        skipped: bad records that were left out; `empty`: blank ones.
+        index: None for a library that is searched exactly, else LanceDB's index, with its measured `recall@10`.
+    """
+
+    library: Path
+    records: int
+    added: int
+    updated: int
+    unchanged: int
+    embedded: int
+    truncated: int
+    skipped: int
+    empty: int
+    index: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"library": str(self.library)}
+
+    def rows(self) -> dict[str, str]:
+        """What to tell of it, and what there is of each."""
+        changes = f"{self.added:,} added, {self.updated:,} updated, {self.unchanged:,} unchanged"
+        told = {"library": f"{self.library}, {self.records:,} records: {changes}"}
+        if self.index is None:
+            told["search"] = "exact"
+        else:
+            told["search"] = (
+                f"{self.index['index']}, recall@10 {self.index['recall@10']:.3f} beside the exact search "
+                f"({self.index['queries']} records as queries)"
+            )
+        return told | left_out(self.truncated, self.skipped, self.empty)
+
+
+def index(
+    run: str | Path,
+    data: object,
+    out: str | Path,
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    batch: int = CHUNK,
+    failures: float = 0.01,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Indexed:
+    """Bring a library up to date with a source: add new records, replace changed ones, leave the others.
+
+    Records of the library that the source does not hold stay. An interrupted call is made again and goes on: what
+    was put stays put. The other columns of the source are stored too, numbers as numbers (also where a CSV file
+    writes them), names made fit for SQL, so that `search` can filter by them; columns of bytes are left out.
+
+    Args:
+        run: a run of an encoder, or a model directory; the library remembers it.
+        data: any source, see `selfsup.data.sources.open_text`.
+        out: the library, a directory whose name ends in `.lance`.
+        column: the column of the text; found by itself where it is None.
+        id_column: the column of ids, each of which may occur once; None takes the place of a record.
+        batch: texts that are embedded and put together.
+        failures: the share of bad records, from 0 to 1, above which reading stops.
+        progress: called with the records done so far, and all of them (None while they are being counted).
+
+    Raises:
+        UserError: no such model, data or column; an id occurs twice; the library was made by another model, or a
+            column of it holds another kind of value.
+    """
+    path, progress = Path(out), progress or silent
+    if batch < 1:
+        raise UserError(f"batch is {batch}; embed 1 or more texts together.")
+    library = Library.open(path) if Library.exists(path) else None
+    if library is None:
+        Library.require_free(path)
+    embedder = open_embedder(run, device)
+    if library is not None:
+        _require_model(library, embedder)
+    table = open_table(data, failures)
+    kinds = Kinds()
+    total, _ = survey(
+        kinds.watch(read_items(table, column, id_column, with_values=True)), id_column, progress
+    )
+    if library is None:
+        library = Library.create(path, embedder.description())
+    with library.held():
+        columns = kinds.columns(library.kinds)
+        library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
+        update = _Update(library, embedder, columns)
+        for items in chunks(update.changed(read_items(table, column, id_column, with_values=True)), batch):
+            update.put(items, shifted(progress, update.done, total))
+        library.settle()
+    return Indexed(
+        path, library.count(), update.added, update.updated, update.unchanged, update.embedded, update.truncated,
+        table.skipped.count, table.empty, library.description.get("index"),
+    )  # fmt: skip
+
+
+def delete(library: str | Path, ids: Sequence[str]) -> int:
+    """Remove records by id; how many are left.
+
+    Raises:
+        UserError: there is no such library, or no such record in it, and then nothing is removed.
+    """
+    opened = Library.open(Path(library))
+    with opened.held():
+        opened.delete(ids)
+    return opened.count()
+
+
+def search(
+    library: str | Path,
+    query: str,
+    *,
+    top: int = 10,
+    where: str | None = None,
+    model: str | Path | None = None,
+    device: str = "auto",
+) -> list[Hit]:
+    """The records nearest to a query, nearest first; see `Searcher` for several queries."""
+    return Searcher(library, model, device)(query, top, where)
+
+
+class Searcher:
+    """A library with the model that made it, ready for queries.
+
+    Args:
+        model: where the model is now; None is where it was when the library was made.
+
+    Raises:
+        UserError: no such library or model, or it is another one.
+    """
+
+    def __init__(self, library: str | Path, model: str | Path | None = None, device: str = "auto") -> None:
+        self.library = Library.open(Path(library))
+        place = Path(model or self.library.description["model"])
+        if model is None and not place.exists():
+            raise UserError(
+                f"The model of {library} is no longer at {place}; say where it is with --model (made with pooling "
+                f"{self.library.description['pooling']}, fingerprint {self.library.description['model_fingerprint']})."
+            )
+        self._embedder = open_embedder(place, device)
+        _require_model(self.library, self._embedder)
+
+    def __call__(self, query: str, top: int = 10, where: str | None = None) -> list[Hit]:
+        """The `top` records nearest to a query among those that fulfil the SQL condition `where`.
+
+        Raises:
+            UserError: an empty query, no hits asked for, a condition that cannot be used.
+        """
+        if not query.strip():
+            raise UserError("The query is empty; say what to look for.")
+        if top < 1:
+            raise UserError(f"top is {top}; ask for 1 or more.")
+        return [_hit(row) for row in self.library.search(self._embedder.query(query), top, where)]
+
+
+def _hit(row: dict[str, Any]) -> Hit:
+    values = {name: value for name, value in row.items() if name not in (*OWN, "_distance")}
+    return Hit(1 - row["_distance"], row["id"], row["text"], row["source"], values)
+
+
+def _require_model(library: Library, embedder: Embedder) -> None:
+    made = library.description
+    if made["model_fingerprint"] != embedder.fingerprint:
+        raise UserError(
+            f"{library.path} was made by another model ({made['model']}) than {embedder.path}, so their vectors "
+            "cannot be compared; give the one that made it, or make a new library."
+        )
+
+
+# -- what changes --------------------------------------------------------------------------------------------
+
+
+class _Update:
+    """The difference between a source and a library, put into the library."""
+
+    def __init__(self, library: Library, embedder: Embedder, columns: Mapping[str, Column]) -> None:
+        self.added = self.updated = self.unchanged = self.embedded = self.truncated = 0
+        self._library = library
+        self._embedder = embedder
+        self._columns = columns
+        self._known = library.hashes()
+
+    @property
+    def done(self) -> int:
+        return self.added + self.updated + self.unchanged
+
+    def changed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Those that the library does not hold, or not like this."""
+        for item in items:
+            if self._known.get(item.id) == (_text_hash(item), _values_hash(item)):
+                self.unchanged += 1
+            else:
+                yield item
+
+    def put(self, items: list[Item], progress: Progress) -> None:
+        """Add or replace; only a text that the library does not hold is embedded."""
+        new = [item for item in items if not self._holds_text(item)]
+        old = [item for item in items if self._holds_text(item)]
+        parts = []
+        if new:
+            parts.append(self._embedder(new, progress))
+            self.truncated += self._embedder.truncated
+        if old:
+            parts.append(self._library.vectors([item.id for item in old]))
+        self._library.put(self._rows(new + old), np.concatenate(parts))
+        added = sum(item.id not in self._known for item in items)
+        self.added += added
+        self.updated += len(items) - added
+        self.embedded += len(new)
+
+    def _holds_text(self, item: Item) -> bool:
+        return item.id in self._known and self._known[item.id][0] == _text_hash(item)
+
+    def _rows(self, items: list[Item]) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {name: [None] * len(items) for name in self._library.kinds}
+        for name, column in self._columns.items():
+            rows[column.name] = [column.convert(item.values.get(name), item.source) for item in items]
+        return rows | {
+            "id": [item.id for item in items],
+            "text": [item.text for item in items],
+            "source": [item.source for item in items],
+            "text_hash": [_text_hash(item) for item in items],
+            "values_hash": [_values_hash(item) for item in items],
+        }
+
+
+def _text_hash(item: Item) -> str:
+    return hashlib.blake2b(item.text.encode(), digest_size=16).hexdigest()
+
+
+def _values_hash(item: Item) -> str:
+    content = repr((item.source, sorted(item.values.items(), key=lambda pair: pair[0])))
+    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,272 @@
+"""What is shown of masked LM: against the training's own tasks, plain loops, the model's own losses, hostile texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from looking import Page, printed
+
+import selfsup
+from selfsup.data.records import Batch
+from selfsup.errors import UserError
+from selfsup.inspection import inspect
+from selfsup.inspection.masked_lm import MaskedLMInspection
+from selfsup.objectives.masked_lm import MaskedLMRecipe
+from selfsup.report import Reporter
+from selfsup.run import Run
+
+SENTENCE = "The old man sat by the sea and smoked his pipe until the storm came up from the south."
+TEXTS = [
+    f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")
+] * 8
+WINDOW = 24
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("masked")
+    data = place / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return selfsup.train(
+        "masked-lm",
+        data={"source": str(data), "tokenizer": "characters", "window": WINDOW},
+        model={"layers": 2, "width": 16, "heads": 1},
+        masked_lm={"unit": "word"},
+        out=place / "run",
+        steps=12,
+        batch=8,
+        reporter=Reporter(False),
+    )
+
+
+def look(**arguments: object) -> MaskedLMInspection:
+    inspection = inspect("masked-lm", **arguments)  # type: ignore[arg-type]
+    assert isinstance(inspection, MaskedLMInspection)
+    return inspection
+
+
+def check(inspection: MaskedLMInspection) -> None:
+    """Whatever is said of a position agrees with whatever else is said of it."""
+    hidden = {h.position: h for h in inspection.hidden}
+    assert sorted(hidden) == [h.position for h in inspection.hidden]
+    for t, (token, shown) in enumerate(zip(inspection.tokens, inspection.inputs, strict=True)):
+        mark = inspection.epochs[0][t]
+        if t not in hidden:
+            assert shown == token
+            assert mark == "·"
+            continue
+        assert token not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+        assert hidden[t].target == token
+        assert hidden[t].shown == shown
+        assert {"mask": "M", "random": "R", "kept": "K"}[hidden[t].done] == mark
+        assert (shown == "[MASK]") == (mark == "M")
+        if mark == "K":
+            assert shown == token
+    counts = inspection.counts[0]
+    assert counts.hidden == len(hidden) == counts.mask + counts.random + counts.kept
+    assert counts.windows == 1
+
+
+def test_a_sentence() -> None:
+    inspection = look(text=SENTENCE, tokenizer="words", masked_lm={"rate": 0.5})
+    check(inspection)
+    content = json.loads(json.dumps(inspection.to_json()))
+    assert content["tokens"] == ["[CLS]", *SENTENCE.replace(".", " .").split(), "[SEP]"]
+    assert len(content["hidden"]) == 10
+    assert content["counts"][0]["tokens"] == 20
+    assert content["stated"] == {"hidden": 0.5, "mask": 0.8, "random": 0.1, "kept": 0.1}
+    assert not {"losses", "loss", "guesses", "chance"} & (content.keys() | content["hidden"][0].keys())
+    text = printed(inspection)
+    assert "10 hidden by the token" in text
+    for h in inspection.hidden:
+        assert (f"{h.shown}?" if h.done == "kept" else f"{h.shown}→{h.target}") in text
+    assert text.count("██") == 22 * 22
+
+
+@given(text=st.text(min_size=8, max_size=60), unit=st.sampled_from(["token", "word", "span"]))
+@settings(max_examples=40, deadline=None)
+def test_any_text(text: str, unit: str) -> None:
+    text = "</script><b onload=x>&amp;[red]" + text
+    inspection = look(text=text, tokenizer="characters", masked_lm={"unit": unit, "rate": 0.9})
+    check(inspection)
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert page.tags.count("script") == 1
+    assert "red" not in page.tags
+    assert "onload" not in {name for name, _ in page.attributes}
+    assert max(map(len, printed(inspection, width=100).splitlines())) <= 100
+
+
+def test_masks_are_those_of_the_training(run: Run) -> None:
+    inspection = look(run=run.directory)
+    check(inspection)
+    assert inspection == selfsup.inspect(run=run.directory)  # the run names its objective
+    assert inspection.unit == "word"
+    recipe = MaskedLMRecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe._records()
+    objective, first = recipe.build(), np.zeros(1, np.int64)
+    seed = run.settings()["train.seed"]
+    for epoch, marks in enumerate(inspection.epochs):
+        batch = Batch(recipe.train.read(first), seed, first + epoch, first)
+        task = objective.hide(batch)
+        places, targets = task["positions"][0], task["targets"][0]
+        assert {t for t, mark in enumerate(marks) if mark != "·"} == set(places[targets >= 0].tolist())
+        if epoch == 0:
+            assert inspection.inputs == recipe.corpus.tokenizer.tokens(task["inputs"][0].tolist())
+
+
+def test_whole_words_are_hidden() -> None:
+    inspection = look(
+        text=SENTENCE, tokenizer="characters", window=128, masked_lm={"unit": "word", "rate": 0.5}
+    )
+    marks = inspection.epochs[0][1:-1]
+    start = 0
+    for word in SENTENCE.split(" "):
+        letters = marks[start : start + len(word.rstrip("."))]
+        assert len({mark == "·" for mark in letters}) == 1, word
+        start += len(word) + 1
+
+
+def test_documents_do_not_see_each_other() -> None:
+    inspection = look(
+        data=["the cat sat", "a dog", "on it lies a very old hat"] * 8, tokenizer="words", window=40
+    )
+    check(inspection)
+    document, numbers = 0, []
+    for token in inspection.tokens:
+        document += token == "[CLS]"
+        numbers.append(-1 if token == "[PAD]" else document)
+    assert len(set(numbers) - {-1}) > 3
+    for row, own in zip(inspection.mask, numbers, strict=True):
+        assert row == [int(own == other >= 0) for other in numbers]
+    assert "do not see each other" in printed(inspection)
+
+
+def test_local_layers_are_told_apart() -> None:
+    inspection = look(text="word " * 100, tokenizer="words")
+    assert inspection.reach == 64
+    seen, far = (
+        sum(inspection.sight(t, u) == block for t in range(102) for u in range(102)) for block in ("██", "▒▒")
+    )
+    assert seen == 102 + 2 * sum(102 - distance for distance in range(1, 65))
+    assert far == 102 * 102 - seen
+    assert "▒▒: only the layers that see farther than 64 positions do." in printed(inspection)
+    page = Page(inspection.to_html())
+    assert page.attributes.count(("class", "far")) == sum(
+        max(0, t - 64 > 0) + max(0, 101 - t > 64) for t in range(102)
+    )
+
+
+def test_shares_are_those_stated() -> None:
+    inspection = look(data=[SENTENCE + f" {number}" for number in range(400)], tokenizer="words", window=100)
+    here, many = inspection.counts
+    assert (here.windows, many.windows) == (1, 64)
+    assert many.tokens > 64 * 80
+    assert many.share("hidden") == pytest.approx(0.3, abs=0.01)
+    for name, share in (("mask", 0.8), ("random", 0.1), ("kept", 0.1)):
+        spread = (share * (1 - share) / many.hidden) ** 0.5
+        assert many.share(name) == pytest.approx(share, abs=5 * spread)
+    rows = [line.split() for line in printed(inspection, 100).splitlines() if line.startswith("of these")]
+    assert rows == [
+        [
+            "of",
+            "these:",
+            "[MASK]",
+            "80%",
+            str(here.mask),
+            f"({here.share('mask'):.1%})",
+            f"{many.mask:,}",
+            f"({many.share('mask'):.1%})",
+        ]
+    ]
+
+
+def plain_losses(run: Run, inspection: MaskedLMInspection, ids: Sequence[int]) -> torch.Tensor:
+    """log p of every token of the vocabulary at each hidden position, from the whole window's hidden states."""
+    masked = run.model.masked  # type: ignore[union-attr]
+    with torch.inference_mode():
+        every = masked(torch.tensor([ids]), torch.arange(len(ids))[None])
+        logits = every[0] @ masked.output_weight.T
+    return logits[[h.position for h in inspection.hidden]].log_softmax(-1)
+
+
+def test_losses_and_guesses_are_those_of_the_model(run: Run) -> None:
+    inspection = look(text="The hen is on a mat.", run=run.directory)
+    check(inspection)
+    tokenizer = run.model.tokenizer
+    numbers = {name: id_ for id_, name in enumerate(tokenizer.tokens(range(tokenizer.vocabulary)))}
+    log_p = plain_losses(run, inspection, [numbers[name] for name in inspection.inputs])
+    assert inspection.chance == pytest.approx(run.summary["chance"])
+    for h, row in zip(inspection.hidden, log_p, strict=True):
+        assert h.loss == pytest.approx(-row[numbers[h.target]].item(), abs=1e-4)
+        assert h.guesses is not None
+        assert [guess.probability for guess in h.guesses] == pytest.approx(
+            sorted(row.exp().tolist(), reverse=True)[:5], abs=1e-5
+        )
+        for guess in h.guesses:
+            assert guess.probability == pytest.approx(row[numbers[guess.token]].exp().item(), abs=1e-5)
+    mean = sum(h.loss or 0.0 for h in inspection.hidden) / len(inspection.hidden)
+    assert f"mean loss {mean:.3f} nats" in printed(inspection, width=200)
+    assert inspection.to_json()["hidden"][0]["guesses"][0].keys() == {"token", "probability"}
+
+
+def test_page_shows_every_position(run: Run) -> None:
+    inspection = look(run=run.directory)
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
+    assert page.tags.count("button") == page.tags.count("g") == WINDOW
+    assert page.tags.count("li") == len(inspection.hidden)
+    cells = [
+        value for name, value in page.attributes if name == "class" and value in ("mask", "random", "kept")
+    ]
+    legend = 3
+    assert len(cells) == legend + sum(mark != "·" for epoch in inspection.epochs for mark in epoch)
+    assert f"{inspection.hidden[0].loss:.2f}" in page.text
+
+
+def test_tokenizer_of_a_run(run: Run) -> None:
+    inspection = look(text="The hen.", tokenizer=run.directory, masked_lm={"rate": 0.5})
+    assert inspection.tokens == ["[CLS]", *"The hen.", "[SEP]"]
+    assert inspection.chance is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": "one"}, "give a longer text"),
+        ({"text": "one two three", "window": 2}, "ask for 3 or more"),
+        ({"text": "a b c", "masked_lm": {"unit": "wrod"}}, "masked_lm.unit"),
+        ({"text": "a b c", "run": "nowhere"}, "neither a run nor a model"),
+        ({"data": ["a b"], "text": "a"}, "give one of them"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        look(**arguments)
+
+
+def test_models_of_other_kinds_are_refused(run: Run, finished: Run) -> None:
+    with pytest.raises(UserError, match="holds a decoder"):
+        look(run=finished.directory)
+    with pytest.raises(UserError, match="at most 24"):
+        look(run=run.directory, window=25)
+
+
+def test_command(run: Run, tmp_path: Path, selfsup_command: object) -> None:
+    words = ["inspect", "masked-lm", "--text", SENTENCE, "--tokenizer", run.directory, "--json"]
+    page = tmp_path / "page.html"
+    answer = selfsup_command(*words, "--html", page, "masked_lm.unit=span")  # type: ignore[operator]
+    assert answer.code == 0
+    content = json.loads(answer.out)
+    assert content["objective"] == "masked-lm"
+    assert content["unit"] == "span"
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -1,0 +1,64 @@
+"""The smallest encoders there are, in place of trained ones: random word vectors, and an untrained model."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from selfsup.data.tokenizers import train_tokenizer
+from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
+from selfsup.models.modernbert import Features, save_encoder
+
+WORDS = 512
+
+
+class WordVectors:
+    """What protocols need of an encoder: a text's feature is the mean of its words' vectors.
+
+    `embedded` counts the texts that went through.
+    """
+
+    def __init__(self, dimension: int = 16, seed: int = 0) -> None:
+        self.encoder = torch.nn.Embedding(WORDS, dimension)
+        torch.nn.init.normal_(self.encoder.weight, generator=torch.Generator().manual_seed(seed))
+        self.masked = None
+        self.features = Features()
+        self.dimension = dimension
+        self.tokenizer = SimpleNamespace(vocabulary=WORDS)
+        self.embedded = 0
+
+    @torch.no_grad()
+    def embed(
+        self,
+        texts: Sequence[str],
+        precision: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        self.embedded += len(texts)
+        features = torch.zeros(len(texts), self.dimension)
+        for number, text in enumerate(texts):
+            words = [zlib.crc32(word.encode()) % WORDS for word in text.lower().split()]
+            features[number] = self.encoder(torch.tensor(words)).mean(0)
+            if progress is not None:
+                progress(number + 1, len(texts))
+        return features.numpy()
+
+    def pseudo_losses(self, text: str) -> npt.NDArray[np.float32]:
+        """Each word's loss is the logarithm of its length and one."""
+        return np.array([math.log(1 + len(word)) for word in text.split()], np.float32)
+
+
+def save_tiny_encoder(directory: Path, texts: Sequence[str]) -> Path:
+    """A real encoder with its head, untrained, as a model directory."""
+    tokenizer = train_tokenizer("words", texts, family="encoder")
+    config = EncoderConfig(tokenizer.vocabulary, 2, 16, 2, 16, window=32, tied=True)
+    model = MaskedLanguageModel(config).initialise(torch.Generator().manual_seed(0))
+    save_encoder(directory, model, tokenizer, Features(), "")
+    return directory
