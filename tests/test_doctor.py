@@ -400,6 +400,13 @@ def test_a_resumed_training_goes_on_telling_where_it_stopped(stop: int) -> None:
     assert before + after == told(history, LOOKS)
 
 
+def test_looks_lie_ever_further_apart() -> None:
+    due = [step // EVERY for step in range(40 * EVERY) if watch(sound()).due(step)]
+    assert due == [*range(1, 17), *range(18, 33, 2), 36]
+    number = sum(watch(sound()).due(step) for step in range(EVERY, 10000 * EVERY, EVERY))
+    assert number < 8 * math.log2(10000)
+
+
 def test_a_look_sees_nothing_of_the_future() -> None:
     history = ailing()
     monitor = watch(history)

@@ -146,7 +146,7 @@ def check_diverging(history: History) -> Finding | None:
 RISE = 0.02
 RISE_NOISE = 4.0  # robust standard deviations of a look
 RISING_LOOKS = 2  # in a row
-FEWEST_LOOKS = 5  # that show how crooked they are
+FEWEST_LOOKS = 4  # that show how crooked they are
 
 
 def check_validation_rising(history: History) -> Finding | None:
