@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
                 rows.append((f"{what}: {figure}", show(values, digits)))
     write(
         "masked_quality",
-        "Nats per hidden token on one fixed mask (15 % of 1,024 held-out windows of 128 tokens); HF Trainer's masked LM "
+        "Nats per hidden token on one fixed mask (15 % of 1,024 held-out windows of 128 tokens); HF Trainer "
         "(4 layers, width 256, batch 32, 500 AdamW steps at 1e-3 with linear decay, bf16) against "
         "`selfsup train masked-lm --budget`, the same tokenizer and window.",
         {"rounds": measured, **figures},

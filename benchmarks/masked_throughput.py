@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     fp32 = ratios(rounds, "selfsup_fp32", "trainer_fp32", "tokens_per_second")
     write(
         "masked_throughput",
-        "Training steps of masked LM, HF Trainer on ModernBERT (15 % hidden) and selfsup (30 % hidden), the same shape: "
+        "Training steps of masked LM, HF Trainer on ModernBERT (15 % hidden) and selfsup (30 % hidden): "
         "6 layers, 6 heads, width 384, window 128, batch 32, vocabulary 8,192, AdamW.",
         {"rounds": rounds, "rates": rates, "to_fp32": to_fp32, "to_bf16": to_bf16, "fp32": fp32},
         [

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Answer, Train
+from conftest import TINY, Answer, Train
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -22,7 +22,7 @@ from rich.console import Console
 import selfsup
 from selfsup.config import Settings
 from selfsup.doctor import Check, Finding, History, Monitor, NotMade, diagnose, examine
-from selfsup.doctor.base import SEVERITIES, name
+from selfsup.doctor.base import SEVERITIES, name, preceding_medians
 from selfsup.doctor.checks import CHECKS
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.run import Run
@@ -314,6 +314,26 @@ def test_a_spike_of_a_noisy_loss_is_no_finding() -> None:
     assert found(altered(noisy, "train", at(140, "loss", 3.5))) == []
 
 
+def solved(line: dict[str, Any]) -> dict[str, Any]:
+    """A contrastive loss that is solved: near zero, with gradients of any length."""
+    draws = np.random.default_rng(line["step"])
+    return {"loss": 0.002 * math.exp(draws.normal()), "grad_norm": 0.02 * math.exp(1.1 * draws.normal())}
+
+
+def test_a_solved_contrastive_loss_is_no_finding() -> None:
+    history = train(solved)
+    norms = history.curve("grad_norm").values
+    assert (norms[10:] > 10 * preceding_medians(norms, 10)).any()
+    assert found(history) == []
+
+
+def test_a_loss_that_rises_from_its_first_step_diverges() -> None:
+    rising = train(lambda line: {"loss": min(0.02 * line["step"], 3.0) if line["step"] > 1 else 0.01})
+    (finding,) = found(rising)
+    assert (finding.check, finding.step) == ("diverging", 200)
+    assert "after 0.010 at step 1" in finding.seen
+
+
 def test_features_of_few_records_have_no_rank_to_judge() -> None:
     history = looks(lambda line: {"records": 50, "rankme": 2.0})
     assert found(history) == []
@@ -380,6 +400,13 @@ def test_a_resumed_training_goes_on_telling_where_it_stopped(stop: int) -> None:
     assert before + after == told(history, LOOKS)
 
 
+def test_looks_lie_ever_further_apart() -> None:
+    due = [step // EVERY for step in range(40 * EVERY) if watch(sound()).due(step)]
+    assert due == [*range(1, 17), *range(18, 33, 2), 36]
+    number = sum(watch(sound()).due(step) for step in range(EVERY, 10000 * EVERY, EVERY))
+    assert number < 8 * math.log2(10000)
+
+
 def test_a_look_sees_nothing_of_the_future() -> None:
     history = ailing()
     monitor = watch(history)
@@ -391,10 +418,14 @@ def test_a_look_sees_nothing_of_the_future() -> None:
 REAL = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every": 150, "batch": 8}
 
 
+SENTENCES = {**REAL, "batch": 32, "data.window": 32}
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm"])
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
 def test_trainings_that_go_well_have_nothing(train: Train, tmp_path: Path, objective: str, seed: int) -> None:
-    diagnosis = diagnose(train(tmp_path / "run", objective, seed=seed, **REAL))
+    settings = SENTENCES if objective == "simcse" else REAL
+    diagnosis = diagnose(train(tmp_path / "run", objective, seed=seed, **settings))
     assert diagnosis.findings == []
     assert {"beside-chance", "validation-rising", "loss-spikes", "gradient-spikes"} <= set(diagnosis.made)
 
@@ -410,6 +441,12 @@ def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path
 def test_training_with_far_too_low_a_learning_rate(train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run", **REAL, optim={"lr": 1e-7, "adamw_lr": 1e-7})
     assert [finding.check for finding in diagnose(run).findings] == ["beside-chance"]
+
+
+def test_training_of_sentences_without_dropout_in_small_batches(train: Train, tmp_path: Path) -> None:
+    given = {**SENTENCES, "batch": 8, "model": {**TINY["model"], "dropout": 0.0}}
+    run = train(tmp_path / "run", "simcse", **given)
+    assert [finding.check for finding in diagnose(run).findings] == ["dropout-off", "small-batch"]
 
 
 def test_training_that_learns_its_data_by_heart(train: Train, tmp_path: Path) -> None:

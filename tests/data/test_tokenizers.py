@@ -8,7 +8,7 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from selfsup.data import tokenizers as module
 from selfsup.data.tokenizers import (
@@ -350,3 +350,323 @@ def test_tokens_shows_half_characters(trained):
     shown = tokenizer.tokens([0, *tokenizer.encode("it \u2603\n")])
     assert shown[0] == END
     assert shown[1:] == ["it", " ", "\\xe2", "\\x98", "\\x83", "\\n"]
+
+
+# -- the encoder's family --
+
+HIDING = "The old man sat by the [MASK] and smoked."
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return {
+        kind: train_tokenizer(kind, CORPUS, 400 if kind == "bpe" else None, family="encoder")
+        for kind in KINDS
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_has_its_own_special_tokens(encoders, kind):
+    tokenizer = encoders[kind]
+    unknown = [] if kind == "bpe" else ["[UNK]"]
+    names = ["[PAD]", "[CLS]", "[SEP]", *unknown, "[MASK]"]
+    assert tokenizer.tokens(range(len(names))) == names
+    assert (tokenizer.pad, tokenizer.start, tokenizer.end) == (0, 1, 2)
+    assert tokenizer.unknown == (None if kind == "bpe" else 3)
+    assert tokenizer.mask == len(names) - 1
+    assert tokenizer.special == set(range(len(names)))
+    assert tokenizer.between == [2, 1]
+    ids = tokenizer.encode("It was the best")
+    assert not tokenizer.special & set(ids.tolist())
+    assert tokenizer.frame(ids).tolist() == [1, *ids, 2]
+    assert tokenizer.frame([]).tolist() == [1, 2]
+    assert tokenizer.frame(ids).dtype == tokenizer.dtype
+    assert tokenizer.decode(tokenizer.frame(ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_family_changes_nothing_but_special_tokens(trained, encoders, kind):
+    """A decoder's ids are what they always were: its special tokens first, then the same vocabulary."""
+    decoder, encoder = trained[kind], encoders[kind]
+    assert decoder.between == [0]
+    assert (decoder.start, decoder.mask, decoder.pad) == (0, None, None)
+    assert decoder.marks.listed() == ([END] if kind == "bpe" else [END, UNKNOWN])
+    assert decoder.tokens([0]) == [END]
+    if kind != "bpe":  # whose merges stop where the vocabulary is full
+        shift = len(encoder.special) - len(decoder.special)
+        assert encoder.vocabulary == decoder.vocabulary + shift
+        for text in CORPUS:
+            assert (decoder.encode(text) + shift).tolist() == encoder.encode(text).tolist()
+        for id_ in range(2, decoder.vocabulary):
+            assert decoder.tokens([id_]) == encoder.tokens([id_ + shift])
+
+
+def test_ids_of_a_decoders_bpe_are_those_of_the_library_alone():
+    """Held against the tokenizers library without any of our code around it."""
+    for family, special in (("decoder", [END]), ("encoder", ["[PAD]", "[CLS]", "[SEP]", "[MASK]"])):
+        plain = Tokenizer(models.BPE())
+        plain.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(module.QWEN2_PATTERN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        plain.train_from_iterator(CORPUS, trainer)
+        ours = train_tokenizer("bpe", CORPUS, 400, family=family)
+        for text in CORPUS:
+            assert ours.encode(text).tolist() == plain.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_marked_text(encoders, kind):
+    """[MASK] is the mask and takes the space before it; everything else is encoded as ever, and none is added."""
+    tokenizer = encoders[kind]
+    ids = tokenizer.encode_marked("It was [MASK] best [SEP]")
+    pieces = {
+        "bpe": ["It was", tokenizer.mask, " best", tokenizer.end],
+        "characters": ["It was", tokenizer.mask, " best ", tokenizer.end],
+        "words": ["It was", tokenizer.mask, "best", tokenizer.end],
+    }[kind]
+    expected = []
+    for piece in pieces:
+        expected += tokenizer.encode(piece).tolist() if isinstance(piece, str) else [piece]
+    if kind == "bpe":  # whose [SEP] leaves its space to the text before it
+        expected = [*expected[:-1], *tokenizer.encode(" "), tokenizer.end]
+    assert ids.tolist() == expected
+    assert ids.dtype == tokenizer.dtype
+    assert tokenizer.mask not in tokenizer.encode("It was [MASK] best [SEP]")  # where nobody means it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_of_an_encoder_written_out_are_plain_text(kind):
+    text = "before [MASK] and [CLS] after [SEP] then [PAD] end [UNK]"
+    tokenizer = train_tokenizer(kind, [*CORPUS, text], family="encoder")
+    ids = tokenizer.encode(text)
+    assert not tokenizer.special & set(ids.tolist())
+    if kind != "words":
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_transformers_opens_an_encoders(tmp_path, encoders, kind):
+    tokenizer = encoders[kind]
+    tokenizer.save(tmp_path, max_length=64)
+    (tmp_path / "config.json").write_text('{"model_type": "modernbert"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*CORPUS, ""):
+        assert theirs(text)["input_ids"] == tokenizer.frame(tokenizer.encode(text)).tolist()
+    for text in (HIDING, "[MASK]", "a  [MASK][MASK] b"):
+        assert theirs(text)["input_ids"] == tokenizer.frame(tokenizer.encode_marked(text)).tolist()
+    assert theirs("a", "b")["input_ids"] == [1, *tokenizer.encode("a"), 2, *tokenizer.encode("b"), 2]
+    assert (theirs.cls_token, theirs.sep_token, theirs.mask_token) == ("[CLS]", "[SEP]", "[MASK]")
+    assert (theirs.pad_token, theirs.pad_token_id) == ("[PAD]", 0)
+    assert theirs.unk_token == (None if kind == "bpe" else "[UNK]")
+    assert len(theirs) == tokenizer.vocabulary
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoders_is_saved_and_opened_again(tmp_path, encoders, kind):
+    tokenizer = encoders[kind]
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path, "encoder")
+    assert again.marks == tokenizer.marks
+    assert again.fingerprint == tokenizer.fingerprint
+    assert (again.start, again.end, again.unknown) == (tokenizer.start, tokenizer.end, tokenizer.unknown)
+    assert (again.mask, again.pad) == (tokenizer.mask, tokenizer.pad)
+    assert again._may_cut
+    assert again.encode_marked(HIDING).tolist() == tokenizer.encode_marked(HIDING).tolist()
+
+
+def test_an_encoder_takes_over_a_decoders_tokenizer(tmp_path, trained):
+    """What it lacks is added behind its vocabulary; the ids of texts stay."""
+    trained["bpe"].save(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, "encoder")
+    size = trained["bpe"].vocabulary
+    assert tokenizer.tokens(range(size, size + 4)) == ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    assert tokenizer.vocabulary == size + 4
+    for text in CORPUS:
+        assert tokenizer.encode(text).tolist() == trained["bpe"].encode(text).tolist()
+    assert tokenizer.encode_marked("best of [MASK]")[-1] == tokenizer.mask
+    assert load_tokenizer(tmp_path).vocabulary == size
+    tokenizer.save(tmp_path / "encoder")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "encoder")
+    assert theirs(HIDING)["input_ids"] == tokenizer.frame(tokenizer.encode_marked(HIDING)).tolist()
+
+
+def word_piece(tokens=()):
+    """As BERT's, in lower case."""
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "old",
+        "man",
+        "smok",
+        "##ed",
+        "##es",
+        "2019",
+    ]
+    vocabulary += ["##s", "s", ".", "-", "it", "'", *tokens]
+    tokenizer = Tokenizer(models.WordPiece({t: n for n, t in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_bert_brings_its_special_tokens(tmp_path, named):
+    word_piece().save(str(tmp_path / "tokenizer.json"))
+    if named:
+        names = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "mask_token": "[MASK]"}
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
+    tokenizer = load_tokenizer(tmp_path, "encoder")
+    assert tokenizer.vocabulary == 18
+    assert (tokenizer.start, tokenizer.end, tokenizer.mask, tokenizer.pad, tokenizer.unknown) == (
+        2,
+        3,
+        4,
+        0,
+        1,
+    )
+    assert tokenizer.special == {0, 1, 2, 3, 4}
+    text = "The old [MASK] smokes."
+    assert tokenizer.frame(tokenizer.encode_marked(text)).tolist() == [2, 5, 6, 4, 8, 10, 14, 3]
+    assert tokenizer.decode(tokenizer.encode_marked(text)) == "the old smokes."
+
+
+def test_roberta_brings_its_special_tokens(tmp_path):
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(CORPUS, trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path, "encoder")
+    assert tokenizer.vocabulary == 300
+    assert (tokenizer.start, tokenizer.end, tokenizer.mask, tokenizer.pad) == (0, 2, 4, 1)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert load_tokenizer(tmp_path, "encoder").marks == tokenizer.marks
+    assert tokenizer.encode_marked("the <mask>").tolist() == [*tokenizer.encode("the"), 4]
+
+
+def test_one_token_cannot_open_and_close(tmp_path):
+    """A decoder's tokenizer names one token for both; an encoder then gets its own two."""
+    Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "<unk>": 2}, unk_token="<unk>")).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>", "bos_token": "<eos>"}')
+    tokenizer = load_tokenizer(tmp_path, "encoder")
+    assert tokenizer.start != tokenizer.end
+    assert tokenizer.tokens([tokenizer.start, tokenizer.end]) == ["[CLS]", "[SEP]"]
+    assert tokenizer.marks.unknown == "<unk>"
+
+
+# -- words of several tokens --
+
+
+def words_of(tokenizer, text):
+    """The text's tokens, those of one word together."""
+    ids = tokenizer.encode(text)
+    goes_on, open_ended = tokenizer.word_parts()
+    words = []
+    for number, (id_, token) in enumerate(zip(ids, tokenizer.tokens(ids), strict=True)):
+        if number and goes_on[id_] and open_ended[ids[number - 1]]:
+            words[-1] += token
+        else:
+            words.append(token)
+    return words
+
+
+def test_words_of_byte_level_bpe(encoders):
+    words = words_of(encoders["bpe"], "Größe, naïvely 12 o'clock")
+    shown = ["Gr\\xc3\\xb6\\xc3\\x9fe", ",", " na\\xc3\\xafvely", " ", "1", "2", " o", "'", "clock"]
+    joined = [word.encode().decode("unicode_escape").encode("latin1").decode() for word in words if word]
+    wanted = [word.encode().decode("unicode_escape").encode("latin1").decode() for word in shown]
+    assert "".join(joined) == "".join(wanted)
+    assert joined[0] == "Größe"
+    assert joined[2] == " naïvely"
+    assert {"1", "2", "'"} <= {*joined, *(word.strip() for word in joined)}
+
+
+@given(text=st.text(st.sampled_from(sorted({*"".join(CORPUS), *"\x80ÿ№½ª😀"})), max_size=60) | UNICODE)
+@settings(deadline=None)
+def test_words_of_characters_and_bytes_are_runs_of_letters(encoders, text):
+    """Of the decoded text; a character of several tokens counts as a letter, for no token says what it is."""
+    for kind in ("bpe", "characters"):
+        tokenizer = encoders[kind]
+        goes_on, open_ended = tokenizer.word_parts()
+        ids = tokenizer.encode(text)
+        if tokenizer.unknown is not None:
+            ids = ids[ids != tokenizer.unknown]
+        written = tokenizer.decode(ids)
+        seams = tokenizer.token_bytes()[ids].cumsum()
+        sizes = np.array([len(character.encode()) for character in written], np.int64)
+        begins, ends = sizes.cumsum() - sizes, sizes.cumsum()
+        letter = [
+            character.isalpha() or bool(((seams > begin) & (seams < end)).any())
+            for character, begin, end in zip(written, begins, ends, strict=True)
+        ]
+        for seam, (left, right) in zip(seams.tolist(), pairwise(ids), strict=False):
+            after = int(np.searchsorted(ends, seam, "right"))  # the character that goes on or begins here
+            together = letter[after] and letter[after - (begins[after] == seam)]
+            assert bool(goes_on[right] and open_ended[left]) == together
+
+
+def test_every_word_is_one_token(encoders):
+    tokenizer = encoders["words"]
+    goes_on, _ = tokenizer.word_parts()
+    assert not goes_on.any()
+    assert words_of(tokenizer, "it was worst") == ["it", "was", "worst"]
+
+
+def test_words_of_word_pieces(tmp_path):
+    word_piece(tokens=["##"]).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path, "encoder")
+    assert words_of(tokenizer, "The old man smoked - it smokes. 2019s it's") == [
+        "the",
+        "old",
+        "man",
+        "smok##ed",
+        "-",
+        "it",
+        "smok##es",
+        ".",
+        "2019##s",
+        "it",
+        "'",
+        "s",
+    ]
+
+
+def test_words_of_sentencepiece(tmp_path):
+    metaspace_unigram().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path, "encoder")
+    words = words_of(tokenizer, "It was the worst, best times")
+    assert "".join(words) == "▁It▁was▁the▁worst,▁best▁times"
+    assert [word for word in words if word != "▁"] == ["It", "▁was", "▁the", "▁worst", ",", "best", "▁times"]
+    assert len(words) < len(tokenizer.encode("It was the worst, best times"))  # some words are of several
+
+
+def test_special_tokens_belong_to_no_word(encoders):
+    for tokenizer in encoders.values():
+        goes_on, open_ended = tokenizer.word_parts()
+        special = sorted(tokenizer.special)
+        assert not goes_on[special].any()
+        assert not open_ended[special].any()
+        assert len(goes_on) == len(open_ended) == tokenizer.vocabulary

@@ -18,11 +18,12 @@ from selfsup.errors import UserError
 RULE = 1  # of splitting; another one makes other sentences of the same documents
 
 # What may end a sentence: its mark, quotes and brackets that close behind it, and white space; or a full-width mark.
-_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*")
+# (Only the first of several marks begins a match, so that a long row of them takes no longer than any text.)
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+\s+|[。！？]+[”’」』）]*\s*")
 # Words that a full stop belongs to (English, French, German, Italian, Portuguese, Spanish), and initials.
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mrs?|Ms|Mme|Mlle|MM|M|Dr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Gov|Sen|Rep|St|Ste|Sr|Sra|Jr|Sig|Dott|Herr|Fr"
-    r"|vs|etc|cf|viz|e\.g|i\.e|No|Nos|Vol|vol|pp|p|ch|Fig|fig|art|bzw|z\.B|d\.h|Nr|ca)|\b[A-Z])\.$"
+    r"|vs|etc|cf|viz|e\.g|i\.e|No|Nos|Vol|vol|pp|p|ch|Fig|fig|art|bzw|z\.B|d\.h|Nr|ca)|\b[A-ZÀ-ÖØ-ÞΑ-ΩА-Я])\.$"
 )
 _OPENS = re.compile(
     r"[\"'“‘«(\[¿¡—–-]*[^\W_]"

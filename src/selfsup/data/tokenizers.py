@@ -271,8 +271,9 @@ class TextTokenizer:
                 text = bytes(_BYTE_OF[symbol] for symbol in token).decode(errors="surrogateescape")
             else:
                 text = token.removeprefix("##")
-            goes_on[id_] = token.startswith("##") if decoder == "WordPiece" else _in_word(text[0])
-            open_ended[id_] = _in_word(text[-1])
+            marked = decoder == "WordPiece"
+            goes_on[id_] = token.startswith("##") if marked else _in_word(text[:1])
+            open_ended[id_] = marked or _in_word(text[-1:])
         return goes_on, open_ended
 
     # -- files --

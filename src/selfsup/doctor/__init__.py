@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Diagnosis", "Finding", "History", "Monitor", "NotMade", "diagnose", "examine"]
 
+DIGITS = 4  # significant binary digits of the numbers of the looks that a monitor takes: all of the first 16
 COLOURS = {"problem": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -123,7 +124,7 @@ class Monitor:
     """Watches a training: tells each finding once, as soon as a look shows it.
 
     What it tells is a function of the metrics alone. A run that is resumed has none of it told again: the looks
-    that were taken before (at every multiple of `evaluate.every`) are gone through in silence first.
+    that were due before are gone through in silence first.
 
     Args:
         checks: those that the objective adds to the general ones.
@@ -140,6 +141,16 @@ class Monitor:
         self.checks = (*CHECKS, *checks)
         self.told: set[str] = set()
         self.looked = 0
+        self.every: int = settings["evaluate.every"]
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to look: at first with every look at the validation part, then ever more rarely.
+
+        All metrics are read each time, so the looks lie ever further apart, a sixteenth to an eighth of the way so far.
+        """
+        number, rest = divmod(step, self.every)
+        spacing = 1 << max(0, number.bit_length() - DIGITS)
+        return rest == 0 and number > 0 and number % spacing == 0
 
     def look(self, lines: Sequence[Line], step: int) -> list[Finding]:
         """What is found at a step and was not found before.
@@ -147,8 +158,8 @@ class Monitor:
         Args:
             lines: the metrics of the run so far.
         """
-        every = self.history.settings["evaluate.every"]
-        for earlier in range(self.looked // every * every + every, step, every):
+        first = (self.looked // self.every + 1) * self.every
+        for earlier in filter(self.due, range(first, step, self.every)):
             self._find(lines, earlier)
         self.looked = step
         return self._find(lines, step)

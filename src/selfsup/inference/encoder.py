@@ -152,9 +152,13 @@ class EncoderModel:
         logits = self._logits(tokens, torch.from_numpy(places)[None])[0]
         best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
         return [
-            [Candidate(self.tokenizer.decode([token]).strip(), p) for token, p in zip(row, ps, strict=True)]
+            [Candidate(self._shown(token), p) for token, p in zip(row, ps, strict=True)]
             for row, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def _shown(self, token: int) -> str:
+        """Its text; a special token and white space as something to look at."""
+        return self.tokenizer.decode([token]).strip() or self.tokenizer.tokens([token])[0]
 
     def pseudo_losses(self, text: str) -> npt.NDArray[np.float32]:
         """The loss in nats of each token of a text, hidden alone while all others are shown, (tokens,).

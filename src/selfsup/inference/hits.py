@@ -78,7 +78,7 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
     from rich.text import Text
 
     if not hits:
-        console.print("Nothing fulfils the condition.")
+        console.print("Nothing found.")
         return
     sources = [short(hit.source) for hit in hits]
     aside = min(max(map(len, sources)), console.width // 3)
@@ -86,14 +86,19 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("score", justify="right")
     table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
-    table.add_column("source", no_wrap=True, overflow="ellipsis", width=aside, style="dim")
+    table.add_column("source", no_wrap=True, width=aside, style="dim")
     for hit, source in zip(hits, sources, strict=True):
         line = Text(snippet(hit.text, query, width))
         line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
-        table.add_row(f"{hit.score:.3f}", line, Text(source))
+        table.add_row(f"{hit.score:.3f}", line, Text(ending(source, aside)))
     console.print(table)
 
 
 def short(source: str) -> str:
     """A place without the part of the path that leads to the working directory."""
     return source.removeprefix(os.getcwd() + os.sep)
+
+
+def ending(source: str, width: int) -> str:
+    """The end of a place, where the file and the record stand."""
+    return source if len(source) <= width else "…" + source[len(source) - width + 1 :]

@@ -67,7 +67,7 @@ class Library:
         _name(path)
         _database(path)
         if path.exists() and (
-            not path.is_dir() or {child.name for child in path.iterdir()} - {"_transactions"}
+            not path.is_dir() or {child.name for child in path.iterdir()} - {"_transactions", "_versions"}
         ):
             raise UserError(f"{path} exists already and is no library; give another --out.")
 
@@ -121,7 +121,8 @@ class Library:
         if kinds:
             self._table.add_columns([pa.field(name, kind) for name, kind in kinds.items()])
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many records there are."""
         return int(self._table.count_rows())
 
     def hashes(self) -> dict[str, tuple[str, str]]:
@@ -161,7 +162,7 @@ class Library:
 
     def settle(self) -> None:
         """Bring the files in order, and index the vectors where there are many and not all were indexed yet."""
-        rows = len(self)
+        rows = self.count()
         stale = rows >= EXACT_ROWS and not self._is_indexed(rows)
         self._table.optimize()
         if not stale:
@@ -211,7 +212,7 @@ class Library:
     def _recall(self) -> float:
         """The share of the exact ten nearest others that the index finds, over records drawn as queries."""
         random = np.random.default_rng(derive(0, "recall"))
-        places = np.sort(random.choice(len(self), QUERIES, replace=False)).tolist()
+        places = np.sort(random.choice(self.count(), QUERIES, replace=False)).tolist()
         drawn = self._table.take_offsets(places).select(["id", "vector"]).to_arrow()
         shares = []
         for key, vector in zip(drawn.column("id").to_pylist(), _matrix(drawn), strict=True):

@@ -1,7 +1,8 @@
 """A searchable library of a source: made, kept up to date, and asked for what is nearest to a query.
 
 Whole records are indexed; one that is longer than the model's window is found by its beginning, and counted. A
-record's text is compared by hash with the one in the library, so only what is new or has changed is embedded.
+record's text is compared by hash with the one in the library, so only what is new or has changed is embedded. Texts
+and vectors are streamed; the ids of the library, with their hashes, stand in memory.
 """
 
 from __future__ import annotations
@@ -120,14 +121,17 @@ def index(
     total, _ = survey(
         kinds.watch(read_items(table, column, id_column, with_values=True)), id_column, progress
     )
-    library = library or Library.create(path, embedder.description())
+    if library is None:
+        library = Library.create(path, embedder.description())
     with library.held():
-        update = _Update(library, embedder, kinds.columns(library.kinds))
+        columns = kinds.columns(library.kinds)
+        library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
+        update = _Update(library, embedder, columns)
         for items in chunks(update.changed(read_items(table, column, id_column, with_values=True)), batch):
             update.put(items, shifted(progress, update.done, total))
         library.settle()
     return Indexed(
-        path, len(library), update.added, update.updated, update.unchanged, update.embedded, update.truncated,
+        path, library.count(), update.added, update.updated, update.unchanged, update.embedded, update.truncated,
         table.skipped.count, table.empty, library.description.get("index"),
     )  # fmt: skip
 
@@ -141,7 +145,7 @@ def delete(library: str | Path, ids: Sequence[str]) -> int:
     opened = Library.open(Path(library))
     with opened.held():
         opened.delete(ids)
-    return len(opened)
+    return opened.count()
 
 
 def search(
@@ -217,7 +221,6 @@ class _Update:
         self._embedder = embedder
         self._columns = columns
         self._known = library.hashes()
-        library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
 
     @property
     def done(self) -> int:

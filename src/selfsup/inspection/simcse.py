@@ -17,6 +17,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import nn
 
+from selfsup.config import nearest
 from selfsup.data.records import Batch
 from selfsup.data.sampler import draw
 from selfsup.data.sentences import Sentences, open_sentences, split_sentences
@@ -43,6 +44,8 @@ PAIRS = 4  # sentences whose two views are drawn
 
 STYLE = """\
 .sentences li { gap: .25rem; }
+.hardest li { display: grid; grid-template-columns: 1.6rem 1fr auto; }
+.hardest .same { text-align: right; }
 .number { color: var(--faint); font-size: .8rem; min-width: 1.6rem; font-variant-numeric: tabular-nums; }
 .same { color: var(--faint); font-size: .8rem; }
 .alike { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
@@ -190,9 +193,11 @@ class SimCSEInspection(Inspection):
 
     def _figures(self) -> list[list[str]]:
         rows: dict[str, Callable[[Views], float]] = {
-            "cosine with its own other view": lambda views: _mean(self._own(views)),
+            "cosine with its own other view": lambda views: _mean(self._cosines(views, POSITIVE)),
             "with a negative": lambda views: _mean(self._cosines(views, NEGATIVE)),
-            "with the hardest negative": lambda views: _mean([cosine for _, cosine in self.hardest(views)]),
+            "with the hardest negative": lambda views: _mean(
+                [cosine for _, cosine in self.hardest(views).values()]
+            ),
         }
         table = [[name, *(f"{figure(views):.3f}" for views in self.views)] for name, figure in rows.items()]
         found = (f"{_mean(self._found(views)):.0%}" for views in self.views)
@@ -204,32 +209,30 @@ class SimCSEInspection(Inspection):
             [f"loss (chance {chance:.3f})", *losses],
         ]
 
-    def _own(self, views: Views) -> list[float]:
-        return self._cosines(views, POSITIVE)
-
     def _cosines(self, views: Views, role: str) -> list[float]:
         """Of all pairs of a role, row by row."""
         rows = zip(self.roles, views.similarity, strict=True)
         return [cosine for roles, row in rows for is_, cosine in zip(roles, row, strict=True) if is_ == role]
 
-    def hardest(self, views: Views) -> list[tuple[int, float]]:
-        """For each sentence the negative that is most similar to it, and the cosine; itself where it has none."""
-        found = []
+    def hardest(self, views: Views) -> dict[int, tuple[int, float]]:
+        """For each sentence that has negatives, the one that is most similar to it, and the cosine."""
+        found = {}
         for t, (roles, row) in enumerate(zip(self.roles, views.similarity, strict=True)):
-            others = [other for other, role in enumerate(roles) if role == NEGATIVE]
-            worst = max(others, key=row.__getitem__, default=t)
-            found.append((worst, row[worst]))
+            negatives = [other for other, role in enumerate(roles) if role == NEGATIVE]
+            if negatives:
+                worst = max(negatives, key=row.__getitem__)
+                found[t] = worst, row[worst]
         return found
 
     def _found(self, views: Views) -> list[bool]:
-        hardest = (cosine for _, cosine in self.hardest(views))
-        return [own > other for own, other in zip(self._own(views), hardest, strict=True)]
+        return [views.similarity[t][t] > cosine for t, (_, cosine) in self.hardest(views).items()]
 
     def _ranking(self) -> list[tuple[int, int, float, float]]:
         """(sentence, its hardest negative, their cosine, that of its own two views), the hardest first."""
         views = self.views[-1]
-        own = self._own(views)
-        rows = [(t, other, cosine, own[t]) for t, (other, cosine) in enumerate(self.hardest(views))]
+        rows = [
+            (t, other, cosine, views.similarity[t][t]) for t, (other, cosine) in self.hardest(views).items()
+        ]
         return sorted(rows, key=lambda row: row[3] - row[2])
 
     # -- in a terminal --
@@ -259,14 +262,22 @@ class SimCSEInspection(Inspection):
             lines.append(Text(f"    cosine {self.views[-1].similarity[t][t]:.3f}\n", "dim"))
         return Text("\n").join(lines)
 
+    def limits(self, width: int | None = None) -> str:
+        if width is None or self._fitting(width) == len(self.texts):
+            return ""
+        return f"Similarities are shown of {self._fitting(width)} sentences; no more fit here (page and JSON hold all)."
+
+    def _fitting(self, width: int) -> int:
+        return min(len(self.texts), (width - 4) // 4)
+
     def _matrices(self, width: int) -> Group:
-        shown = min(len(self.texts), (width - 4) // 3)
+        shown = self._fitting(width)
         parts: list[Text] = [
             Text("cosine in hundredths; on the diagonal the positive, = an equal sentence", "dim")
         ]
         for views in self.views:
             lines = [Text(views.name, "italic")]
-            lines.append(Text("    " + "".join(f"{number:>3}" for number in range(1, shown + 1)), "dim"))
+            lines.append(Text("    " + "".join(f"{number:>4}" for number in range(1, shown + 1)), "dim"))
             for t in range(shown):
                 lines.append(Text.assemble((f"{t + 1:>3} ", "dim"), *self._cells(views, t, shown)))
             parts.append(Text("\n").join(lines))
@@ -275,9 +286,9 @@ class SimCSEInspection(Inspection):
     def _cells(self, views: Views, t: int, shown: int) -> list[tuple[str, str]]:
         cells = []
         for role, cosine in zip(self.roles[t][:shown], views.similarity[t], strict=False):
-            number = f"{min(99, round(100 * cosine)):>3}"
+            number = f"{round(100 * cosine):>4}"
             style = "bold green" if role == POSITIVE else colour(cosine / max(1e-9, views.similarity[t][t]))
-            cells.append(("  =", "dim") if role == EXCLUDED else (number, style))
+            cells.append(("   =", "dim") if role == EXCLUDED else (number, style))
         return cells
 
     def _hardest(self, width: int) -> Text:
@@ -352,9 +363,10 @@ class SimCSEInspection(Inspection):
 
     def _hardest_html(self) -> str:
         items = "".join(
-            f'<li><span class="number">{t + 1}</span>{escape(self.texts[t])}<span class="number">{other + 1}</span>'
-            f"{escape(self.texts[other])}{loss_bar(cosine, max(0.0, cosine))}"
-            f'<span class="same">its own other view: {own:.2f}</span></li>'
+            f'<li><span class="number">{t + 1}</span><span>{escape(self.texts[t])}</span>'
+            f'<span class="same">its own other view {own:.2f}</span>'
+            f'<span class="number">{other + 1}</span><span>{escape(self.texts[other])}</span>'
+            f"{loss_bar(cosine, max(0.0, cosine))}</li>"
             for t, other, cosine, own in self._ranking()
         )
         return f'<ol class="hardest">{items}</ol>'
@@ -399,7 +411,8 @@ def inspect_simcse(request: Request) -> SimCSEInspection:
     config = replace(begun.native.config if begun else _shape(request, tokenizer), dropout=dropout)
     fresh = TextEncoder(config).initialise(generator(settings["train.seed"], "weights"))
     before = origin.native if origin else fresh
-    encoders = {"before training": before} | ({str(request.run): model.native} if model else {})
+    begins = f"before training ({settings['model.init']})" if origin else "before training"
+    encoders = {begins: before} | ({str(request.run): model.native} if model else {})
     rows = [
         row[:length].tolist() for row, length in zip(batch.data["tokens"], batch.data["lengths"], strict=True)
     ]
@@ -452,7 +465,10 @@ def _first_batch(records: Sentences, size: int, seed: int) -> Batch:
 def _shape(request: Request, tokenizer: TextTokenizer) -> EncoderConfig:
     """Of the encoder that the settings name, else of a small one."""
     model = request.settings.config.model
-    shape = PRESETS[PRESET if model.preset == "auto" else model.preset]
+    preset = PRESET if model.preset == "auto" else model.preset
+    if preset not in PRESETS:
+        raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
+    shape = PRESETS[preset]
     try:
         return EncoderConfig(
             vocabulary=tokenizer.vocabulary,

@@ -120,6 +120,8 @@ def read_encoder(directory: Path) -> SavedEncoder:
     prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
     encoder = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix or ENCODER)}
     head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
+    if any(name.startswith("classifier.") for name in weights):
+        head = {}  # a classifier's, under the same names
     if "decoder.bias" in head:
         head["bias"] = head.pop("decoder.bias")
     if config.tied:
@@ -201,8 +203,11 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
             raise UserError(
                 f"{directory} has {key} = {saved[key]!r}; only ModernBERT with {value!r} can be loaded"
             )
+    if "quantization_config" in saved:
+        raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
     every = saved.get("global_attn_every_n_layers", 3)
-    rope = saved.get("rope_parameters") or {}
+    scaling = saved.get("rope_scaling") or {}  # where transformers 4 puts it
+    rope = saved.get("rope_parameters") or dict.fromkeys(("full_attention", "sliding_attention"), scaling)
     try:
         config = EncoderConfig(
             vocabulary=saved["vocab_size"],
@@ -226,6 +231,10 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
         )
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
+    except ValueError as error:
+        raise UserError(
+            f"{directory / 'config.json'} is broken ({error}); get a whole copy of the model"
+        ) from None
     kinds = [config.kind(layer) for layer in range(config.layers)]
     if saved.get("layer_types", kinds) != kinds:
         raise UserError(
@@ -235,9 +244,10 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
 
 
 def _theta(rope: dict[str, Any] | None, default: float, directory: Path) -> float:
-    kind = (rope or {}).get("rope_type", "default")
+    rope = rope or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(
             f"{directory} scales its rotary positions ({kind}); only ModernBERT without it can be loaded"
         )
-    return float((rope or {}).get("rope_theta", default))
+    return float(rope.get("rope_theta", default))

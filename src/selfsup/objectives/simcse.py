@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
+from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
 from selfsup.models.packing import Pooling, embed
@@ -86,6 +87,7 @@ class SimCSERecipe(EncoderRecipe):
     useful: ClassVar[str | None] = "selfsup index {run} --data docs/ --out library.lance"
     dropout: ClassVar[float] = 0.1
     unit: ClassVar[str] = "sentences"
+    checks = (check_dropout_off, check_small_batch)
 
     def _documents(self) -> object:
         from selfsup.data.sentences import open_sentences

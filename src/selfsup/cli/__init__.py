@@ -1,0 +1,52 @@
+"""The command line: one command per public function, thin. What is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from typing import NoReturn, cast
+
+import typer
+
+from selfsup.cli import runs, using, vectors
+from selfsup.cli.options import app
+from selfsup.errors import Interrupted, UserError
+
+__all__ = ["app", "main", "runs", "using", "vectors"]
+
+# What typer raises for words that it does not understand.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    print(f"selfsup: {' '.join(message.splitlines())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def describe(error: OSError) -> str:
+    """What the system refused, and where."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"There is no space left on the device{where}; make room, then give the same command again, or go on with --resume RUN."
+    return f"{error.strerror or error}{where}; check the path and its permissions."
+
+
+def main() -> None:
+    """Run a command; an error that the user can put right is one sentence and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UsageError as error:
+        fail(f"{error.format_message().rstrip('.')}; see selfsup --help.", 2)
+    except UserError as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(describe(error), 2)
+    except Interrupted as interruption:
+        fail(str(interruption), 130)
+    if code == 130:  # typer's answer to Ctrl-C
+        fail("Stopped.", 130)

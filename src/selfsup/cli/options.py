@@ -1,0 +1,98 @@
+"""What all commands share: their options, and how they answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfsup.errors import UserError
+
+app = typer.Typer(
+    help="Self-supervised learning: point it at unlabelled data, leave with a model.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[OBJECTIVE] [KEY=VALUE]...", help="such as causal-lm model.layers=8"),
+]
+Data = Annotated[str | None, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")]
+Budget = Annotated[str | None, typer.Option(help="wall time of the whole run: 90s, 10m, 1h30m")]
+Steps = Annotated[int | None, typer.Option(help="optimizer updates")]
+Epochs = Annotated[float | None, typer.Option(help="passes over the data")]
+Batch = Annotated[int | None, typer.Option(help="records per step, over all processes")]
+Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="bpe, characters, words, or a tokenizer.json or directory")
+]
+Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
+Column = Annotated[str | None, typer.Option(help="the text column")]
+Label = Annotated[str | None, typer.Option(help="the column of the class")]
+Id = Annotated[
+    str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")
+]
+Chunk = Annotated[int, typer.Option("--batch", help="texts embedded, and kept when interrupted, together")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+
+
+def split_words(
+    words: list[str] | None,
+    budget: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    tokenizer: str | None = None,
+    init: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+) -> tuple[str | None, dict[str, Any]]:
+    """The objective (a first word without `=`), and every setting that was given, by its dotted key."""
+    from selfsup.config import Settings, flatten, parse_overrides
+
+    words = list(words or [])
+    objective = words.pop(0) if words and "=" not in words[0] else None
+    flags = {
+        "budget": budget,
+        "steps": steps,
+        "epochs": epochs,
+        "batch": batch,
+        "seed": seed,
+        "tokenizer": tokenizer,
+        "init": init,
+        "device": device,
+        "precision": precision,
+    }
+    given = dict(flatten({name: value for name, value in flags.items() if value is not None}))
+    overrides = dict(flatten(parse_overrides(words)))
+    if twice := given.keys() & overrides.keys():
+        raise UserError(f"{min(twice)} is given twice, as an option and as key=value; give it once.")
+    settings = given | overrides
+    Settings(
+        ("command line", settings)
+    )  # refuses what is no setting, before it can be taken for anything else
+    named = settings.pop("objective", None)
+    return objective or named, settings
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def write_new(path: Path, content: str) -> None:
+    """Write a file that is not there yet."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError:
+        raise UserError(f"{path} exists already; give another name.") from None
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}; give another name.") from None

@@ -1,0 +1,189 @@
+"""Commands of a training: make it, plan it, look at its data and at itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfsup.cli.options import (
+    Batch,
+    Budget,
+    ConfigFile,
+    Data,
+    Device,
+    Epochs,
+    Init,
+    Json,
+    Precision,
+    Seed,
+    Steps,
+    Tokenizer,
+    Words,
+    app,
+    print_json,
+    split_words,
+    write_new,
+)
+
+if TYPE_CHECKING:
+    from selfsup.run import Run
+
+
+@app.command()
+def train(
+    words: Words = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="the run directory")] = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    seed: Seed = None,
+    tokenizer: Tokenizer = None,
+    init: Init = None,
+    config: ConfigFile = None,
+    resume: Annotated[Path | None, typer.Option(help="a run to go on with, or to extend")] = None,
+    device: Device = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
+    from selfsup.training import train as run_training
+
+    objective, settings = split_words(
+        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+    )
+    place = settings.pop("out", None)
+    run = run_training(
+        objective,
+        data=data,
+        out=out or place,
+        config=config,
+        resume=resume,
+        origin="command line",
+        **settings,
+    )
+    if as_json:
+        print_json(run.summary)
+    else:
+        show_end(run)
+
+
+@app.command()
+def plan(
+    words: Words = None,
+    data: Data = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    seed: Seed = None,
+    tokenizer: Tokenizer = None,
+    init: Init = None,
+    config: ConfigFile = None,
+    device: Device = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training would be: sizes, arithmetic, memory, time. Trains nothing, writes no run."""
+    from selfsup.report import Reporter
+    from selfsup.training import plan as make
+
+    objective, settings = split_words(
+        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+    )
+    made, resolved = make(objective, data=data, config=config, origin="command line", **settings)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        Reporter(to=sys.stdout).table(made.rows(resolved))
+
+
+@app.command()
+def inspect(
+    words: Words = None,
+    text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
+    data: Data = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, a run, or a path")] = "bpe",
+    run: Annotated[
+        Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
+    html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the supervision that the data makes: what is shown, what is hidden, who sees what."""
+    from selfsup.inspection import inspect as look
+    from selfsup.report import to_stdout
+
+    objective, settings = split_words(words)
+    inspection = look(
+        objective,
+        text=text,
+        data=data,
+        tokenizer=tokenizer,
+        run=run,
+        window=window,
+        **settings,
+    )
+    if html is not None:
+        write_new(html, inspection.to_html())
+    if as_json:
+        print_json(inspection.to_json())
+    else:
+        inspection.print(to_stdout())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="two or more run directories")],
+    plot: Annotated[Path | None, typer.Option(help="draw the curves into this .png or .svg")] = None,
+    as_json: Json = False,
+) -> None:
+    """Set runs side by side: curves, final figures, and where their configurations differ."""
+    from selfsup.comparison import compare as set_side_by_side
+    from selfsup.report import to_stdout
+
+    comparison = set_side_by_side(runs)
+    if plot is not None:
+        comparison.plot(plot)
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        comparison.print(to_stdout())
+
+
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Argument(help="a run, finished or not")],
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a run, and what helps."""
+    from selfsup.doctor import diagnose
+    from selfsup.report import to_stdout
+
+    diagnosis = diagnose(run)
+    if as_json:
+        print_json(diagnosis.to_json())
+    else:
+        diagnosis.print(to_stdout())
+
+
+def show_end(run: Run) -> None:
+    """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
+    from selfsup.objectives import find_recipe
+
+    summary, settings = run.summary, run.settings()
+    recipe = find_recipe(settings["objective"], settings["model.preset"])
+    samples = sorted(run.samples.glob("*.txt"))
+    if samples:
+        print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+    if summary.get("loss") is not None:
+        bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
+        print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
+    if recipe.useful is not None:
+        print(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")

@@ -1,0 +1,210 @@
+"""Commands of a trained model: use it, measure it, hand it on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfsup.cli.options import Column, Data, Json, Label, app, print_json
+from selfsup.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="texts to go on from; none starts from nothing")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="most tokens to write")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="draw from the k likeliest")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="draw from the likeliest that hold this probability")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="drop what is below this share of the likeliest")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="above 1 discourages what was written before")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed writes the same text")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Let a model write."""
+    from selfsup.run import load_decoder
+
+    model = load_decoder(run)
+    starts = prompts or [""]
+    streams = len(starts) == 1 and not as_json
+    if streams:
+        print(starts[0], end="", flush=True)
+    texts = model.generate(
+        starts,
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stream=(lambda _, piece: print(piece, end="", flush=True)) if streams else None,
+    )
+    if as_json:
+        written = [{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)]
+        print_json({"texts": written})
+    elif streams:
+        print()
+    else:
+        print("\n\n".join(start + text for start, text in zip(starts, texts, strict=True)))
+
+
+@app.command()
+def fill(
+    run: Annotated[Path, typer.Argument(help="a run of masked-lm, or a ModernBERT directory")],
+    text: Annotated[str, typer.Argument(help="with [MASK] where a word is hidden")],
+    top: Annotated[int, typer.Option(help="candidates to show", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Say what stands in the places of a text that say [MASK]."""
+    from selfsup.report import to_stdout
+    from selfsup.run import load_encoder
+
+    places = load_encoder(run).fill(text, top)
+    if as_json:
+        print_json({"text": text, "places": [[vars(candidate) for candidate in place] for place in places]})
+        return
+    for number, place in enumerate(places, 1):
+        if len(places) > 1:
+            to_stdout().print(f"place {number}", style="bold")
+        for candidate in place:
+            to_stdout().print(f"{candidate.probability:6.1%}  {candidate.token}", markup=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
+    data: Data = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="of language models: bits-per-byte, perplexity; of encoders: sts, linear, knn-20, knn-200, rankme, "
+            "alpha-req, uniformity, alignment, pseudo-perplexity"
+        ),
+    ] = "bits-per-byte",
+    test: Annotated[
+        str | None, typer.Option(help="what linear and knn measure on; a fifth of the data without")
+    ] = None,
+    column: Column = None,
+    label: Label = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a model by a named protocol, on a run's held-out part or on other data."""
+    from selfsup.evaluation import evaluate as measure
+    from selfsup.report import Reporter, to_stdout
+
+    reporter = Reporter()
+    with reporter.bar("Measuring"):
+        score = measure(
+            run,
+            data=data,
+            protocol=protocol,
+            test=test,
+            column=column,
+            label=label,
+            device=device,
+            seed=seed,
+            progress=reporter.counting,
+        )
+    if as_json:
+        print_json(score.to_json())
+    else:
+        score.print(to_stdout())
+
+
+@app.command()
+def probe(
+    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
+    data: Annotated[str, typer.Option(help="texts with their classes: file, folder, glob or hub:NAME")],
+    out: Annotated[Path, typer.Option(help="the directory of the probe")],
+    column: Column = None,
+    label: Label = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="of folds and bootstrap")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a linear classifier to an encoder's features of labelled texts, and keep it."""
+    from selfsup.inference.probe import Probe, refuse_taken
+    from selfsup.report import Reporter, to_stdout
+
+    refuse_taken(out)
+    reporter = Reporter()
+    with reporter.bar("Embedding"):
+        fitted = Probe.fit(
+            run, data, column=column, label=label, device=device, seed=seed, progress=reporter.counting
+        )
+    fitted.save(out)
+    if as_json:
+        print_json(fitted.to_json())
+    else:
+        fitted.estimate.print(to_stdout())
+        print(
+            f'{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} "a text"'
+        )
+
+
+@app.command()
+def classify(
+    run: Annotated[Path, typer.Argument(help="the run, or model directory, that the probe was fitted to")],
+    probe: Annotated[Path, typer.Option(help="a directory that `selfsup probe` wrote")],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify, in place of --data")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="write the JSON lines here")] = None,
+    column: Column = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+) -> None:
+    """Tell the class of texts: a JSON line for each, with its label and the probability of it."""
+    from selfsup.files import write_atomically
+    from selfsup.inference.probe import Probe, refuse_taken
+    from selfsup.report import Reporter
+
+    if bool(texts) == (data is not None):
+        raise UserError("Give what is to be classified either as texts or with --data.")
+    if out is not None:
+        refuse_taken(out)
+    reporter = Reporter()
+    with reporter.bar("Classifying"):
+        answers = Probe.load(probe).classify(
+            run, texts or data, column=column, device=device, progress=reporter.counting
+        )
+    lines = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
+    if out is None:
+        print(lines, end="")
+    else:
+        write_atomically(out, lines)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
+    out: Annotated[Path, typer.Option(help="the directory to write")],
+    to: Annotated[str, typer.Option(help="sentence-transformers, or transformers")] = "sentence-transformers",
+    as_json: Json = False,
+) -> None:
+    """Write a model in the layout of another library."""
+    from selfsup.exporting import export as write
+
+    exported = write(run, out=out, to=to)
+    if as_json:
+        print_json(exported.to_json())
+        return
+    if exported.max_difference is not None:
+        print(f"max |Δ| = {exported.max_difference:.2e} in fp32 between its vectors by {to} and by selfsup.")
+    print(f"{out} opens with: {exported.opens_with}")

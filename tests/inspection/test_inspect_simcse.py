@@ -1,0 +1,221 @@
+"""What is shown of SimCSE: against the training's own batch and loss, the saved encoder, plain loops; hostile texts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from looking import Page, printed
+
+import selfsup
+from selfsup.data.records import Batch
+from selfsup.data.sampler import draw
+from selfsup.distributed import Processes
+from selfsup.errors import UserError
+from selfsup.inspection import inspect
+from selfsup.inspection.simcse import SimCSEInspection
+from selfsup.objectives.simcse import SimCSERecipe
+from selfsup.report import Reporter
+from selfsup.run import Run
+from selfsup.seeding import seeded
+
+TEXT = (
+    "A cat sleeps. The dog barks at the door. Nobody came. A cat sleeps. It rained all night. A cat sleeps."
+)
+SENTENCES = [
+    f"The {animal} {verb} on the {place}."
+    for animal in ("cat", "dog", "hen")
+    for verb in ("sits", "sleeps", "sings")
+    for place in ("mat", "bed", "sofa")
+]
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("simcse")
+    data = place / "sentences.txt"
+    data.write_text("\n".join(SENTENCES + SENTENCES[:9]) + "\n")
+    return selfsup.train(
+        "simcse",
+        data={"source": str(data), "tokenizer": "words"},
+        model={"layers": 2, "width": 16, "heads": 1},
+        out=place / "run",
+        steps=8,
+        batch=SIZE,
+        precision="fp32",
+        reporter=Reporter(False),
+    )
+
+
+def look(**arguments: object) -> SimCSEInspection:
+    inspection = inspect("simcse", **arguments)  # type: ignore[arg-type]
+    assert isinstance(inspection, SimCSEInspection)
+    return inspection
+
+
+def test_a_text() -> None:
+    inspection = look(text=TEXT, tokenizer="words", batch=5)
+    content = json.loads(json.dumps(inspection.to_json()))
+    assert content["objective"] == "simcse"
+    assert (content["length"], len(content["texts"])) == (6, 5)
+    assert all(tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" for tokens in content["tokens"])
+    assert [" ".join(tokens[1:-1]) for tokens in content["tokens"]] == content["texts"]
+    for t, text in enumerate(content["texts"]):
+        for other, twin in enumerate(content["texts"]):
+            expected = "+" if t == other else "=" if text == twin else "-"
+            assert content["roles"][t][other] == expected
+    assert [views["name"] for views in content["views"]] == ["before training"]
+    shown = printed(inspection, width=120)
+    assert "(equal to" in shown
+    assert f"{inspection.count('=')} pairs of equal sentences left out" in shown
+    assert max(map(len, printed(inspection, width=60).splitlines())) <= 60
+
+
+def test_sentences_are_those_of_the_first_step(run: Run) -> None:
+    inspection = look(run=run.directory)
+    assert inspection == selfsup.inspect(run=run.directory)  # the run names its objective
+    recipe = SimCSERecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe._records()
+    _, places = draw(run.settings()["train.seed"], 0, SIZE, len(recipe.train))
+    data = recipe.train.read(places)
+    tokenizer = recipe.corpus.tokenizer
+    assert inspection.tokens == [
+        tokenizer.tokens(row[:length].tolist())
+        for row, length in zip(data["tokens"], data["lengths"], strict=True)
+    ]
+    assert (inspection.temperature, inspection.dropout, inspection.pooling) == (0.05, 0.1, "mean")
+    assert [views.name for views in inspection.views] == ["before training", str(run.directory)]
+
+
+def test_without_dropout_the_vectors_are_those_of_the_saved_encoder(run: Run) -> None:
+    inspection = look(run=run.directory, model={"dropout": 0.0})
+    vectors = run.model.embed(inspection.texts, precision="fp32")  # type: ignore[union-attr]
+    normal = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    trained = inspection.views[-1]
+    np.testing.assert_allclose(trained.similarity, normal @ normal.T, atol=1e-5)
+    np.testing.assert_allclose(trained.first, vectors[:, :32], atol=1e-5)
+    np.testing.assert_allclose(trained.second, vectors[:, :32], atol=1e-5)
+
+
+def test_dropout_tells_the_views_apart(run: Run) -> None:
+    for views in look(run=run.directory).views:
+        for t, (first, second) in enumerate(zip(views.first, views.second, strict=True)):
+            assert views.similarity[t][t] < 0.9999
+            cosine = np.dot(first, second) / (np.linalg.norm(first) * np.linalg.norm(second))
+            assert views.similarity[t][t] == pytest.approx(cosine, abs=1e-5)  # all 16 numbers are among them
+
+
+def test_what_it_begins_with_is_what_the_training_began_with(run: Run) -> None:
+    """Encoder and dropout of the recipe; the loss is the objective's own, without the projection."""
+    inspection = look(run=run.directory)
+    recipe = SimCSERecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe._records()
+    objective = recipe.build()
+    objective.projection = torch.nn.Identity()
+    seed = run.settings()["train.seed"]
+    epochs, places = draw(seed, 0, SIZE, len(recipe.train))
+    task = objective.hide(Batch(recipe.train.read(places), seed, epochs, places))
+    with torch.inference_mode(), seeded(seed, "dropout", 0, int(places[0])):
+        outputs = objective.predict(task)
+        loss = objective.score(outputs, task, Processes())["info_nce"].item()
+    np.testing.assert_allclose(inspection.views[0].first, outputs["first"][:, :32], atol=1e-5)
+    assert sum(inspection.views[0].losses) == pytest.approx(loss, abs=1e-3)
+
+
+def test_losses_against_plain_loops(run: Run) -> None:
+    inspection = look(run=run.directory)
+    assert "=" in "".join(inspection.roles)
+    for views in inspection.views:
+        for t, row in enumerate(views.similarity):
+            among = [
+                math.exp(cosine / inspection.temperature)
+                for role, cosine in zip(inspection.roles[t], row, strict=True)
+                if role != "="
+            ]
+            expected = math.log(sum(among)) - row[t] / inspection.temperature
+            assert views.losses[t] == pytest.approx(expected, abs=1e-3)
+            worst, cosine = inspection.hardest(views)[t]
+            assert inspection.roles[t][worst] == "-"
+            assert cosine == max(c for role, c in zip(inspection.roles[t], row, strict=True) if role == "-")
+    mean = sum(inspection.views[-1].losses) / SIZE
+    assert f"{mean:.3f}" in printed(inspection, width=200)
+
+
+def test_a_training_that_goes_on_begins_with_what_it_is_given(run: Run) -> None:
+    inspection = look(data=SENTENCES, init=str(run.directory), model={"dropout": 0.0})
+    assert [views.name for views in inspection.views] == [f"before training ({run.directory})"]
+    vectors = run.model.embed(inspection.texts, precision="fp32")  # type: ignore[union-attr]
+    np.testing.assert_allclose(inspection.views[0].first, vectors[:, :32], atol=1e-5)
+
+
+@given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_any_text(parts: list[str]) -> None:
+    text = "\n\n".join(["</script><b onload=x>&amp;[red] \"'", *parts])
+    inspection = look(text=text, tokenizer="characters", model={"layers": 1, "width": 16, "heads": 1})
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert page.tags.count("script") == 1
+    assert not {"b", "red"} & set(page.tags)
+    assert "onload" not in {name for name, _ in page.attributes}
+    assert "[red]" in "".join(inspection.texts)
+    printed(inspection)
+
+
+def test_equal_sentences_alone_have_no_negatives() -> None:
+    inspection = look(text="It rains.\n\n" * 3, tokenizer="words")
+    assert inspection.roles == ["+==", "=+=", "==+"]
+    assert inspection.views[0].losses == pytest.approx([0.0] * 3, abs=1e-6)
+    printed(inspection)
+    assert not Page(inspection.to_html()).open
+
+
+def test_page(run: Run) -> None:
+    inspection = look(run=run.directory)
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
+    roles = [json.loads(value or "") for name, value in page.attributes if name == "data-roles"]
+    assert roles == [inspection.roles] * 2
+    cells, out, framed = (page.attributes.count(("class", name)) for name in ("cell", "out", "self"))
+    assert framed == 2 * SIZE
+    assert out == 2 * inspection.count("=") > 0
+    assert cells + out == 2 * SIZE * SIZE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": "One sentence alone."}, "give two or more"),
+        ({"text": " "}, "empty"),
+        ({"text": "One is here. Two are here.", "model": {"width": 30, "heads": 4}}, "no such model"),
+        ({"text": "One is here. Two are here.", "model": "3n"}, "did you mean '3m'"),
+        ({"text": "One is here. Two are here.", "simcse": {"pooling": "max"}}, "simcse.pooling"),
+        ({"data": "nowhere.txt"}, "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        look(**arguments)
+
+
+def test_models_of_other_kinds_are_refused(finished: Run) -> None:
+    with pytest.raises(UserError, match="holds a decoder"):
+        look(run=finished.directory)
+
+
+def test_command(run: Run, tmp_path: Path, selfsup_command: object) -> None:
+    page = tmp_path / "page.html"
+    answer = selfsup_command("inspect", "--run", run.directory, "--html", page, "--json")  # type: ignore[operator]
+    assert answer.code == 0
+    assert json.loads(answer.out)["objective"] == "simcse"
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
