@@ -68,7 +68,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    preset: str = Field("auto", description="size by name, or auto: from data and budget")
+    preset: str = Field("auto", description="size by name, auto (from data and budget), or hf:DIR")
     layers: Count | None = None
     width: Count | None = None
     heads: Count | None = None

@@ -179,7 +179,8 @@ def show_end(run: Run) -> None:
     """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
     from selfsup.objectives import find_recipe
 
-    summary, recipe = run.summary, find_recipe(run.settings()["objective"])
+    summary, settings = run.summary, run.settings()
+    recipe = find_recipe(settings["objective"], settings["model.preset"])
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
         print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
