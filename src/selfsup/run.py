@@ -277,10 +277,9 @@ def open_model(directory: Path) -> LanguageModel | EncoderModel:
     """What a model directory holds, by the architecture that its config.json names."""
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
-    from selfsup.models.huggingface import read_json
+    from selfsup.models.adapters import writes
 
-    kind = read_json(directory / "config.json").get("model_type")
-    return EncoderModel.load(directory) if kind == "modernbert" else LanguageModel.load(directory)
+    return (LanguageModel if writes(directory) else EncoderModel).load(directory)
 
 
 def load_decoder(path: str | Path) -> LanguageModel:

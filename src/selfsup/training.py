@@ -135,7 +135,7 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
         from selfsup.objectives.custom import CustomRecipe
 
         return CustomRecipe(settings, source, module, objective)
-    recipe = find_recipe(settings["objective"])
+    recipe = find_recipe(settings["objective"], settings["model.preset"])
     return (recipe if module is None else recipe.adapted)(settings, source, module)
 
 

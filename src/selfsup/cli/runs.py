@@ -108,7 +108,9 @@ def inspect(
     words: Words = None,
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
     data: Data = None,
-    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, a run, or a path")] = "bpe",
+    tokenizer: Annotated[
+        str, typer.Option(help="bpe, wordpiece, characters, words, a run, or a path")
+    ] = "bpe",
     run: Annotated[
         Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
     ] = None,
@@ -177,7 +179,8 @@ def show_end(run: Run) -> None:
     """What a finished run leaves to look at: its last sample, its figures, and what to do next."""
     from selfsup.objectives import find_recipe
 
-    summary, recipe = run.summary, find_recipe(run.settings()["objective"])
+    summary, settings = run.summary, run.settings()
+    recipe = find_recipe(settings["objective"], settings["model.preset"])
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
         print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")

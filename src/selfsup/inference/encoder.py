@@ -14,8 +14,10 @@ from torch import Tensor
 from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
 from selfsup.machine import Machine, find_device, find_precision
-from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
-from selfsup.models.modernbert import Features, read_encoder, write_encoder
+from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
+from selfsup.models.encoder import TextEncoder
+from selfsup.models.huggingface import read_json
+from selfsup.models.modernbert import Features, read_encoder, read_features, write_encoder
 from selfsup.models.packing import embed
 from selfsup.objectives.losses import token_losses
 
@@ -40,10 +42,10 @@ class EncoderModel:
 
     def __init__(
         self,
-        encoder: TextEncoder,
+        encoder: AnyEncoder,
         tokenizer: TextTokenizer,
         features: Features,
-        masked: MaskedLanguageModel | None = None,
+        masked: AnyMaskedLM | None = None,
     ) -> None:
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
@@ -53,17 +55,32 @@ class EncoderModel:
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> EncoderModel:
-        """From a model directory in ModernBERT's layout; raises UserError where it cannot be opened."""
-        saved, tokenizer = read_encoder(Path(directory)), load_tokenizer(Path(directory), "encoder")
-        if tokenizer.vocabulary > saved.config.vocabulary:
+        """From a model directory in ModernBERT's layout, or, by transformers, in that of another encoder.
+
+        Raises:
+            UserError: it cannot be opened, or its tokenizer belongs to another model.
+        """
+        directory = Path(directory)
+        encoder, masked = _open(directory)
+        features, tokenizer = read_features(directory), load_tokenizer(directory, "encoder")
+        if tokenizer.vocabulary > encoder.config.vocabulary:
             raise UserError(
                 f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the encoder "
-                f"{saved.config.vocabulary}: it belongs to another model; get a whole copy of the model"
+                f"{encoder.config.vocabulary}: it belongs to another model; get a whole copy of the model"
             )
-        place = find_device(device)
-        masked = saved.masked().to(place).eval() if saved.head else None
-        encoder = masked.model if masked else saved.encoder().to(place)
-        return cls(encoder, tokenizer, saved.features, masked)
+        (masked or encoder).to(find_device(device)).eval()
+        return cls(encoder, tokenizer, features, masked)
+
+    @property
+    def native(self) -> TextEncoder:
+        """The encoder, where it is one of ModernBERT's layout; raises UserError where it is another one."""
+        if isinstance(self.encoder, TextEncoder):
+            return self.encoder
+        opened = self.encoder.opened
+        raise UserError(
+            f"{opened.directory} holds a {opened.name}, into which one cannot look here; give an encoder of "
+            "ModernBERT's layout."
+        )
 
     @property
     def dimension(self) -> int:
@@ -77,11 +94,14 @@ class EncoderModel:
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.final_norm.weight.device
+        return next(self.encoder.parameters()).device
 
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
-        write_encoder(directory, self.encoder, self.tokenizer)
+        if isinstance(self.encoder, TextEncoder):
+            write_encoder(directory, self.encoder, self.tokenizer)
+        else:
+            self.encoder.opened.save(directory, heads=False)
 
     @torch.inference_mode()
     def embed(
@@ -174,6 +194,17 @@ class EncoderModel:
             raise UserError(
                 f"{what} has {count} tokens and the model a window of {window}; give a shorter one."
             )
+
+
+def _open(
+    directory: Path,
+) -> tuple[AnyEncoder, AnyMaskedLM | None]:
+    """The encoder of a directory, and the same with its head of masked LM, where there is one."""
+    if read_json(directory / "config.json").get("model_type") != "modernbert":
+        return open_encoder(directory)
+    saved = read_encoder(directory)
+    masked = saved.masked() if saved.head else None
+    return masked.model if masked else saved.encoder(), masked
 
 
 def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:

@@ -13,21 +13,29 @@ from selfsup.data.tokenizers import TextStream, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
 from selfsup.inference.decoding import Decoding
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
+from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
-from selfsup.models.huggingface import load_decoder
+from selfsup.models.huggingface import load_decoder, read_json
 
 
 class LanguageModel:
     """A decoder and the tokenizer it was trained with."""
 
-    def __init__(self, decoder: Decoder, tokenizer: TextTokenizer) -> None:
+    def __init__(self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
 
     @classmethod
     def load(cls, directory: str | Path) -> LanguageModel:
-        """From a model directory in Hugging Face's layout; raises UserError where it cannot be opened."""
-        decoder, tokenizer = load_decoder(Path(directory)), load_tokenizer(Path(directory))
+        """From a model directory in Qwen3's layout, or, by transformers and not to write with, another decoder's.
+
+        Raises:
+            UserError: it cannot be opened, or its tokenizer belongs to another model.
+        """
+        directory = Path(directory)
+        native = read_json(directory / "config.json").get("model_type") == "qwen3"
+        decoder = load_decoder(directory) if native else open_decoder(directory)
+        tokenizer = load_tokenizer(directory)
         if tokenizer.vocabulary > decoder.config.vocabulary:
             raise UserError(
                 f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the decoder "
@@ -55,6 +63,7 @@ class LanguageModel:
         text piece by piece as it is written; the pieces join to what is returned. Beyond the trained window
         the oldest tokens go out of sight (see KeyValueCache). Raises UserError for an argument out of range.
         """
+        self._native()
         how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
@@ -86,12 +95,13 @@ class LanguageModel:
         """
         if len(tokens) < 2:
             raise UserError("a loss needs two tokens or more: one to start from and one to predict")
-        weight = self.decoder.output_weight
-        window = self.decoder.config.window
+        decoder = self._native()
+        weight = decoder.output_weight
+        window = decoder.config.window
         row = torch.tensor([list(tokens)], device=weight.device)
         cache = self._cache(1, len(tokens) - 1, padding=[0])
         losses = [
-            F.cross_entropy(self.decoder.logits(inputs, cache=cache)[0].float(), targets[0], reduction="none")
+            F.cross_entropy(decoder.logits(inputs, cache=cache)[0].float(), targets[0], reduction="none")
             for inputs, targets in zip(
                 torch.split(row[:, :-1], window, 1), torch.split(row[:, 1:], window, 1), strict=True
             )
@@ -103,17 +113,17 @@ class LanguageModel:
         self, rows: list[list[int]], count: int, how: Sampling, seed: int
     ) -> Iterator[list[tuple[int, int]]]:
         """Step by step, (prompt number, token) for each text that has not ended."""
-        end = self.tokenizer.end
-        weight = self.decoder.output_weight
+        end, decoder = self.tokenizer.end, self._native()
+        weight = decoder.output_weight
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         fresh = torch.tensor(
             [[end] * (pad + 1) + row for pad, row in zip(padding, rows, strict=True)], device=weight.device
         )
         cache = self._cache(len(rows), 1 + longest + count, padding)
-        choose = _Chooser(how, seed, fresh, self.decoder.config.vocabulary)
+        choose = _Chooser(how, seed, fresh, decoder.config.vocabulary)
         writing = set(range(len(rows)))
-        decode = Decoding(self.decoder, cache.length)
+        decode = Decoding(decoder, cache.length)
         logits = F.linear(self._last_hidden(fresh, cache), weight)
         for position in range(count):
             chosen = choose(logits.float(), position)
@@ -132,8 +142,19 @@ class LanguageModel:
         return hidden[:, -1]
 
     def _cache(self, batch: int, length: int, padding: list[int]) -> KeyValueCache:
-        weight = self.decoder.output_weight
-        return KeyValueCache(self.decoder.config, batch, length, padding, weight.dtype, weight.device)
+        decoder = self._native()
+        weight = decoder.output_weight
+        return KeyValueCache(decoder.config, batch, length, padding, weight.dtype, weight.device)
+
+    def _native(self) -> Decoder:
+        """The decoder, where it is one that can write here."""
+        if isinstance(self.decoder, Decoder):
+            return self.decoder
+        opened = self.decoder.opened
+        raise UserError(
+            f"{opened.directory} holds a {opened.name}, which writes by transformers only: "
+            f'pipeline("text-generation", "{opened.directory}").'
+        )
 
 
 class _Chooser:

@@ -410,7 +410,7 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
             KEPT: round(1 - SHOWN_AS_MASK - SHOWN_AS_RANDOM, 9),
         },
         counts=[first.counts] if len(records) == 1 else [first.counts, many.counts],
-        reach=(model.encoder.config if model else EncoderConfig).local_window // 2,
+        reach=(model.native.config if model else EncoderConfig).local_window // 2,
     )
 
 

@@ -408,11 +408,11 @@ def inspect_simcse(request: Request) -> SimCSEInspection:
     tokenizer, options = records.tokenizer, settings.config.simcse
     batch = _first_batch(records, min(BATCH, settings["train.batch"] or BATCH), settings["train.seed"])
     dropout = SimCSERecipe.dropout if settings["model.dropout"] is None else settings["model.dropout"]
-    config = replace(begun.encoder.config if begun else _shape(request, tokenizer), dropout=dropout)
+    config = replace(begun.native.config if begun else _shape(request, tokenizer), dropout=dropout)
     fresh = TextEncoder(config).initialise(generator(settings["train.seed"], "weights"))
-    before = origin.encoder if origin else fresh
+    before = origin.native if origin else fresh
     begins = f"before training ({settings['model.init']})" if origin else "before training"
-    encoders = {begins: before} | ({str(request.run): model.encoder} if model else {})
+    encoders = {begins: before} | ({str(request.run): model.native} if model else {})
     rows = [
         row[:length].tolist() for row, length in zip(batch.data["tokens"], batch.data["lengths"], strict=True)
     ]

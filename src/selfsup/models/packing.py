@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
-
-from selfsup.models.encoder import TextEncoder
+from torch import Tensor, nn
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -64,10 +62,11 @@ def lay(lengths: Tensor) -> Rows:
     return Rows(documents.view(count, room), places, first)
 
 
-def embed(encoder: TextEncoder, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token.
 
     Args:
+        encoder: tokens (B, T) and document numbers (B, T) to hidden states (B, T, width).
         tokens: (tokens in all,), the texts one after the other, each with its start and end token.
         lengths: (n,) tokens of each.
     """

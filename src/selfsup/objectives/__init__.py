@@ -14,12 +14,19 @@ RECIPES = {
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
 }
 
+# The same on a network that transformers opens.
+PRETRAINED = {
+    "causal-lm": "selfsup.objectives.pretrained:PretrainedCausalLMRecipe",
+    "masked-lm": "selfsup.objectives.pretrained:PretrainedMaskedLMRecipe",
+    "simcse": "selfsup.objectives.pretrained:PretrainedSimCSERecipe",
+}
 
-def find_recipe(name: str) -> type[Recipe]:
-    """The recipe of an objective.
+
+def find_recipe(name: str, model: str = "auto") -> type[Recipe]:
+    """The recipe of an objective, for the model that a configuration names (`model.preset`).
 
     Raises:
-        UserError: there is no objective of that name.
+        UserError: there is no objective of that name, or none for such a model.
     """
     if name.startswith("python:"):
         raise UserError(
@@ -27,6 +34,9 @@ def find_recipe(name: str) -> type[Recipe]:
         )
     if name not in RECIPES:
         raise UserError(f"There is no objective '{name}'{nearest(name, list(RECIPES))}")
-    module, _, attribute = RECIPES[name].partition(":")
+    recipes = PRETRAINED if model.startswith("hf:") else RECIPES
+    if name not in recipes:
+        raise UserError(f"{name} does not train {model}; {', '.join(recipes)} do.")
+    module, _, attribute = recipes[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
     return recipe

@@ -16,6 +16,7 @@ from selfsup.data.loader import in_order
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import write_atomically
+from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
 from selfsup.models.modernbert import Features, SavedEncoder, parity, read_encoder, save_encoder
 from selfsup.models.packing import Pooling, embed
@@ -121,7 +122,7 @@ class EncoderRecipe(LanguageRecipe):
         """Records as texts: the tokens of all, one after the other, and the number of tokens of each."""
 
     @abstractmethod
-    def encoder(self, objective: Objective) -> TextEncoder:
+    def encoder(self, objective: Objective) -> AnyEncoder:
         """What of an objective is kept."""
 
     @property
@@ -139,7 +140,7 @@ class EncoderRecipe(LanguageRecipe):
         if self.validation is None:
             return None
         encoder = self.encoder(objective).eval()
-        device = encoder.final_norm.weight.device
+        device = next(encoder.parameters()).device
         parts = []
         for batch in in_order(self.validation, records, 0, FEATURE_BATCH):
             tokens, lengths = self.texts(batch.to(device).data)

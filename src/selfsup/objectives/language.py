@@ -59,7 +59,7 @@ class LanguageRecipe(Recipe):
         blocks = self._block_parameters()
         window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
         per_step = _tokens_per_step(effort.tokens(blocks, tokens))
-        window = min(window, tokens // 16, int(per_step / WINDOWS_PER_STEP))
+        window = min(window, tokens // 16, int(per_step / WINDOWS_PER_STEP), self._longest_window())
         settings.settle("data.window", power_of_two(window), "size and data")
         self._records()
         most = min(per_step / settings["data.window"], len(self.train))
@@ -86,6 +86,10 @@ class LanguageRecipe(Recipe):
         settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
         settings.settle("model.mlp", feed_forward_width(settings["model.width"]), origin)
         settings.settle("model.tied", False, "recipe")
+
+    def _longest_window(self) -> int:
+        """Tokens that a window may hold."""
+        return MOST_TOKENS_PER_STEP
 
     def _block_parameters(self) -> float:
         return float(12 * self.settings["model.layers"] * self.settings["model.width"] ** 2)

@@ -17,7 +17,8 @@ from torch import Tensor
 from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import TextTokenizer
-from selfsup.models.encoder import MaskedLanguageModel, TextEncoder, flops_per_token
+from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
+from selfsup.models.encoder import MaskedLanguageModel, flops_per_token
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
 from selfsup.objectives.losses import IGNORE, linear_cross_entropy
@@ -123,7 +124,7 @@ class MaskedLM(Objective):
 
     def __init__(
         self,
-        model: MaskedLanguageModel,
+        model: AnyMaskedLM,
         masking: Masking,
         rate: float,
         evaluation_rate: float,
@@ -196,7 +197,7 @@ class MaskedLMRecipe(EncoderRecipe):
         tokens = records["tokens"]
         return tokens.flatten(), torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
 
-    def encoder(self, objective: Objective) -> TextEncoder:
+    def encoder(self, objective: Objective) -> AnyEncoder:
         return cast(MaskedLM, objective).model.model
 
     def flops_per_record(self) -> float:
@@ -231,7 +232,8 @@ class MaskedLMRecipe(EncoderRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
-        self.save_encoder(cast(MaskedLM, objective).model, directory, summary, HOW)
+        model = cast(MaskedLanguageModel, cast(MaskedLM, objective).model)
+        self.save_encoder(model, directory, summary, HOW)
 
 
 HOW = """\

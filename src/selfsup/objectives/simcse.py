@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
+from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
 from selfsup.models.packing import Pooling, embed
 from selfsup.models.transformer import Linear
@@ -45,7 +46,7 @@ class SimCSE(Objective):
     separable: ClassVar[bool] = False
 
     def __init__(
-        self, encoder: TextEncoder, projection: nn.Module, pooling: Pooling, temperature: float
+        self, encoder: AnyEncoder, projection: nn.Module, pooling: Pooling, temperature: float
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -100,7 +101,7 @@ class SimCSERecipe(EncoderRecipe):
         settings = self.settings
         self._choose_preset(effort, self.corpus.facts.training_tokens)
         self._settle_shape()
-        settings.settle("data.window", SENTENCE, "recipe")
+        settings.settle("data.window", min(SENTENCE, self._longest_window()), "recipe")
         self._records()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
         if self.validation is not None:
@@ -128,7 +129,7 @@ class SimCSERecipe(EncoderRecipe):
     def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return flattened(records["tokens"], records["lengths"]), records["lengths"]
 
-    def encoder(self, objective: Objective) -> TextEncoder:
+    def encoder(self, objective: Objective) -> AnyEncoder:
         return cast(SimCSE, objective).encoder
 
     @property
@@ -157,7 +158,7 @@ class SimCSERecipe(EncoderRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
-        self.save_encoder(self.encoder(objective), directory, summary, HOW)
+        self.save_encoder(cast(TextEncoder, self.encoder(objective)), directory, summary, HOW)
 
 
 HOW = """\

@@ -1,0 +1,388 @@
+"""Networks of `transformers` behind the interface of the ones here, so that objectives train them as their own.
+
+The documents of a row do not see each other. Where a network takes a mask between all positions, and the positions
+within each document, rows stay as they are; whether it does is tried once, on two short documents, against each of them
+alone. Any other one (with local attention, ALiBi, recurrence) gets each document in a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.errors import UserError
+from selfsup.models.decoder import document_mask
+from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
+from selfsup.models.huggingface import read_json, without_bars
+from selfsup.models.sentence_transformers import MODULES, read_length
+from selfsup.models.transformer import additive, compute_dtype
+
+UNLIMITED = 1 << 20  # tokens
+INSTALL = "pip install transformers"
+SAFE = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+]  # what is fetched from the hub: nothing that runs
+HEADS_THAT_WRITE = ("ForCausalLM", "LMHeadModel")
+PROBE = (5, 4)  # tokens of the two documents
+CLOSE = 1e-4  # of the largest number, between a document in a row and the same one alone
+LOCAL = (
+    "sliding_window",
+    "local_attention",
+    "attention_window",
+)  # settings of attention that does not see all
+
+
+@dataclass(frozen=True)
+class AdaptedConfig:
+    """What is asked of a network's shape; `window` is the longest text it can read."""
+
+    vocabulary: int
+    width: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network as `transformers` opens it, in fp32.
+
+    Attributes:
+        fresh: weights that its directory lacks, which are random.
+        unused: weights that its directory holds and the network has not.
+    """
+
+    directory: Path
+    network: Any
+    fresh: list[str]
+    unused: list[str]
+
+    @property
+    def name(self) -> str:
+        return type(self.network).__name__
+
+    def save(self, directory: Path, heads: bool = True) -> None:
+        """Write the network under its own names, and its tokenizer, into a directory that exists."""
+        with transformers_at_work(str(self.directory)):
+            from transformers import AutoTokenizer
+
+            (self.network if heads else self.network.base_model).save_pretrained(directory)
+            tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            tokenizer.save_pretrained(directory)
+
+
+def fetch(name: str) -> Path:
+    """A local directory as it is, anything else from the hub.
+
+    Raises:
+        UserError: there is no such model, or transformers is not installed.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local.absolute()
+    with transformers_at_work(name):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=SAFE))
+
+
+def open_network(kind: str, directory: Path) -> Opened:
+    """What an auto class of `transformers` (`AutoModel`, …) makes of a directory; only safetensors are read.
+
+    Weights that the directory lacks are drawn from torch's global generator.
+
+    Raises:
+        UserError: it cannot be opened so, or transformers is not installed.
+    """
+    with transformers_at_work(str(directory)):
+        import transformers
+
+        network, report = getattr(transformers, kind).from_pretrained(
+            directory,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if network.config.is_encoder_decoder:
+        raise UserError(f"{directory} holds an encoder with a decoder; give a model that is one of them.")
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    return Opened(directory, network, sorted(fresh), sorted(report["unexpected_keys"]))
+
+
+def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | None]:
+    """The encoder of a directory, and the same with its head of masked LM, where there is one.
+
+    Raises:
+        UserError: it cannot be opened, or lacks weights.
+    """
+    names = read_json(directory / "config.json").get("architectures") or []
+    has_head = any(name.endswith("ForMaskedLM") for name in names)
+    opened = open_network("AutoModelForMaskedLM" if has_head else "AutoModel", directory)
+    _require_weights(opened)
+    masked = AdaptedMaskedLM(opened) if has_head else None
+    encoder = masked.model if masked else AdaptedEncoder(opened)
+    if (directory / MODULES).exists():
+        window = min(encoder.config.window, read_length(directory) or encoder.config.window)
+        encoder.config = replace(encoder.config, window=window)
+    return encoder, masked
+
+
+def open_decoder(directory: Path) -> AdaptedDecoder:
+    """The decoder of a directory.
+
+    Raises:
+        UserError: it cannot be opened, or lacks weights.
+    """
+    opened = open_network("AutoModelForCausalLM", directory)
+    _require_weights(opened)
+    return AdaptedDecoder(opened)
+
+
+def writes(directory: Path) -> bool:
+    """Whether a directory holds a decoder with its head."""
+    config = read_json(directory / "config.json")
+    names = config.get("architectures") or []
+    return config.get("model_type") == "qwen3" or any(name.endswith(HEADS_THAT_WRITE) for name in names)
+
+
+def _require_weights(opened: Opened) -> None:
+    lost = [name for name in opened.fresh if "pooler" not in name]  # which serves classifiers only
+    if lost:
+        raise UserError(f"{opened.directory} lacks {lost[0]}; get a whole copy of the model.")
+
+
+@contextmanager
+def transformers_at_work(place: str) -> Iterator[None]:
+    """What transformers refuses in the block becomes a UserError; it shows no bars and prints no report."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"Opening {place} takes transformers; install it with: {INSTALL}") from None
+    logging: Any = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_bars():
+            yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"transformers cannot open {place}: {reason}.") from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def set_dropout(network: nn.Module, share: float) -> bool:
+    """Give every dropout layer of a network this share; False where it has none."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    for layer in layers:
+        layer.p = share
+    return bool(layers)
+
+
+class Adapted(nn.Module):
+    """What the adapted encoder and decoder have in common: how a network is run on rows of several documents.
+
+    Attributes:
+        packs: whether rows of several documents stay as they are.
+    """
+
+    causal: ClassVar[bool]
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__()
+        self.opened = opened
+        self.network = opened.network
+        found, table = self.network.config, _position_table(self.network)
+        self.first = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+        window = getattr(found, "max_position_embeddings", None) or UNLIMITED
+        self.config = AdaptedConfig(found.vocab_size, found.hidden_size, window - self.first)
+        self.pad = found.pad_token_id or 0
+        self.packs = not _is_local(found) and self._documents_stay_apart()
+
+    def run(self, module: Any, tokens: Tensor, documents: Tensor | None) -> Tensor:
+        """What a module of the network makes of tokens (B, T): (B, T, …)."""
+        if documents is None:
+            return self._call(module, tokens)
+        return (self._masked if self.packs else self._apart)(module, tokens, documents)
+
+    def _masked(self, module: Any, tokens: Tensor, documents: Tensor) -> Tensor:
+        """Under a mask between all positions."""
+        dtype = compute_dtype(next(self.network.parameters()))
+        if self.causal:
+            mask = document_mask(documents, dtype)
+        else:
+            mask = additive((documents[:, :, None] == documents[:, None, :]).unsqueeze(1), dtype)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        begun = positions.where(_begins(documents), 0).cummax(1).values
+        return self._call(module, tokens, attention_mask=mask, position_ids=positions - begun + self.first)
+
+    def _apart(self, module: Any, tokens: Tensor, documents: Tensor) -> Tensor:
+        """Each document in a row of its own, padded."""
+        starts = _begins(documents).flatten().nonzero().squeeze(1)
+        lengths = starts.diff(append=starts.new_tensor([tokens.numel()]))
+        steps = torch.arange(int(lengths.max()), device=tokens.device)
+        within = steps < lengths[:, None]
+        places = (starts[:, None] + steps).clamp(max=tokens.numel() - 1)
+        rows = tokens.flatten()[places].masked_fill(~within, self.pad)
+        out = self._call(module, rows, attention_mask=within.long())
+        return out[within].view(*tokens.shape, -1)
+
+    def _call(self, module: Any, tokens: Tensor, **given: Tensor) -> Tensor:
+        """Logits where the module has a head, else its last hidden states."""
+        made = module(input_ids=tokens, **given, **({"use_cache": False} if self.causal else {}))
+        tensor: Tensor = made.logits if "logits" in made else made.last_hidden_state
+        return tensor
+
+    @torch.no_grad()
+    def _documents_stay_apart(self) -> bool:
+        """Whether `_masked` gives what `_apart` gives."""
+        base, tokens = self.network.base_model, self._ordinary(sum(PROBE))
+        documents = torch.arange(len(PROBE)).repeat_interleave(torch.tensor(PROBE))[None]
+        expected = self._apart(base, tokens, documents)
+        try:
+            return _close(expected, self._masked(base, tokens, documents))
+        except (TypeError, ValueError, RuntimeError, IndexError):  # it does not take such masks or positions
+            return False
+
+    def _ordinary(self, count: int) -> Tensor:
+        """A row (1, count) of different tokens, without the one that stands for nothing."""
+        tokens = [token for token in range(count + 1) if token != self.pad]
+        return torch.tensor([tokens[:count]])
+
+
+class AdaptedEncoder(Adapted):
+    """Tokens to hidden states, as `TextEncoder`; heads of the network are left aside."""
+
+    causal = False
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, width) of tokens (B, T); positions see their own document (B, T) only."""
+        return self.run(self.network.base_model, tokens, documents)
+
+
+class AdaptedMaskedLM(nn.Module):
+    """An encoder with its head of masked LM, as `MaskedLanguageModel`."""
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__()
+        self.model = AdaptedEncoder(opened)
+        _open_end(self.model)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(vocabulary, width), or one column more for a bias."""
+        return _with_bias(self.model.network.get_output_embeddings())
+
+    def forward(self, tokens: Tensor, positions: Tensor, documents: Tensor | None = None) -> Tensor:
+        """What the output matrix is multiplied with, at `positions` (B, K) of tokens (B, T): (B, K, width), or one
+        column of ones more for a bias."""
+        hidden = self.model.run(self.model.network, tokens, documents)
+        chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        return _with_one(chosen, self.model.network.get_output_embeddings())
+
+
+class AdaptedDecoder(Adapted):
+    """Tokens to hidden states, as `Decoder`.
+
+    Raises:
+        UserError: it sees the tokens that it is to predict.
+    """
+
+    causal = True
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self._refuse_foresight()
+        _open_end(self)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(vocabulary, width), or one column more for a bias."""
+        return _with_bias(self.network.get_output_embeddings())
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, width) of tokens (B, T), or one column of ones more for a bias."""
+        return _with_one(self.run(self.network, tokens, documents), self.network.get_output_embeddings())
+
+    @torch.no_grad()
+    def _refuse_foresight(self) -> None:
+        tokens = self._ordinary(3)
+        changed = tokens.clone()
+        changed[0, -1] = tokens[0, 0]
+        before, after = (self._call(self.network, row)[:, :-1] for row in (tokens, changed))
+        if not _close(before, after):
+            raise UserError(
+                f"{self.opened.directory} holds a {self.opened.name}, which sees what comes after a token; "
+                "train it by masked-lm."
+            )
+
+
+AnyEncoder = TextEncoder | AdaptedEncoder
+AnyMaskedLM = MaskedLanguageModel | AdaptedMaskedLM
+
+
+@torch.no_grad()
+def _open_end(adapted: Adapted) -> None:
+    """Make a network return what its output matrix would be multiplied with, in place of logits.
+
+    Raises:
+        UserError: its logits are not just that product.
+    """
+    network, tokens = adapted.network, adapted._ordinary(4)
+    output = network.get_output_embeddings()
+    fits = isinstance(output, nn.Linear)
+    if fits:
+        expected = adapted._call(network, tokens)
+        output.forward = _unchanged
+        fits = _close(expected, F.linear(adapted._call(network, tokens), output.weight, output.bias))
+    if not fits:
+        raise UserError(
+            f"{adapted.opened.directory} holds a {adapted.opened.name}, whose logits are not just hidden states times a "
+            "matrix; it cannot be trained here."
+        )
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    return bool((expected - found).abs().max() <= CLOSE * expected.abs().max())
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _with_bias(output: nn.Linear) -> Tensor:
+    return output.weight if output.bias is None else torch.cat((output.weight, output.bias[:, None]), 1)
+
+
+def _with_one(hidden: Tensor, output: nn.Linear) -> Tensor:
+    return hidden if output.bias is None else F.pad(hidden, (0, 1), value=1.0)
+
+
+def _begins(documents: Tensor) -> Tensor:
+    """Whether another document begins at each position (B, T); one does at the first of each row."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return begins
+
+
+def _position_table(network: nn.Module) -> nn.Embedding | None:
+    """The table of learnt positions; one with a padding index (RoBERTa) counts from behind it."""
+    named = (m for name, m in network.named_modules() if name.endswith("position_embeddings"))
+    return next((module for module in named if isinstance(module, nn.Embedding)), None)
+
+
+def _is_local(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None) or []
+    return any(getattr(config, name, None) for name in LOCAL) or any(
+        kind != "full_attention" for kind in kinds
+    )
