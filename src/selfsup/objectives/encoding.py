@@ -47,8 +47,10 @@ class EncoderRecipe(LanguageRecipe):
 
     def open(self, progress: Progress) -> None:
         """With weights to start from come their tokenizer and shape."""
-        place, settings = self.settings["model.init"], self.settings
-        if place is not None:
+        settings = self.settings
+        if settings["model.init"] is not None:
+            place = Path(settings["model.init"]).expanduser().absolute()  # for a resume from anywhere
+            settings.change("model.init", str(place), settings.origin("model.init"))
             directory = str(model_directory(place))
             if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
                 raise UserError(
@@ -56,11 +58,12 @@ class EncoderRecipe(LanguageRecipe):
                     "leave it out."
                 )
             settings.change("data.tokenizer", directory, "init")
+        origin = self.origin  # read before its tokenizer, which says less of what is wrong with it
         super().open(progress)
-        if self.origin is not None and self.corpus.tokenizer.vocabulary > self.origin.config.vocabulary:
+        if origin is not None and self.corpus.tokenizer.vocabulary > origin.config.vocabulary:
             raise UserError(
-                f"The tokenizer of {place} has {self.corpus.tokenizer.vocabulary} tokens and its encoder "
-                f"{self.origin.config.vocabulary}: get a whole copy of the model."
+                f"The tokenizer of {settings['model.init']} has {self.corpus.tokenizer.vocabulary} tokens and its "
+                f"encoder {origin.config.vocabulary}: get a whole copy of the model."
             )
 
     def _choose_preset(self, effort: Any, tokens: int) -> None:
@@ -76,18 +79,20 @@ class EncoderRecipe(LanguageRecipe):
         settings.settle("model.dropout", self.dropout, "recipe")
 
     def _take_shape(self, config: EncoderConfig) -> None:
+        settings, place = self.settings, self.settings["model.init"]
+        if settings["model.preset"] != "auto" and settings["model.layers"] is None:
+            raise UserError(f"{place} brings its own shape, so leave model.preset out.")
         for name in SHAPE:
-            found, given = getattr(config, name), self.settings[f"model.{name}"]
+            found, given = getattr(config, name), settings[f"model.{name}"]
             if given not in (None, found):
-                raise UserError(
-                    f"{self.settings['model.init']} has {name} {found}, so model.{name} is not {given}; leave it out."
-                )
-            self.settings.settle(f"model.{name}", found, "init")
+                raise UserError(f"{place} has {name} {found}, so model.{name} is not {given}; leave it out.")
+            settings.settle(f"model.{name}", found, "init")
 
     def encoder_config(self) -> EncoderConfig:
         settings = self.settings
         if self.origin is not None:
-            return replace(self.origin.config, dropout=settings["model.dropout"])
+            window = max(self.origin.config.window, settings["data.window"])
+            return replace(self.origin.config, window=window, dropout=settings["model.dropout"])
         shape = {name: settings[f"model.{name}"] for name in (*SHAPE, "dropout")}
         try:
             return EncoderConfig(
@@ -184,7 +189,7 @@ class EncoderRecipe(LanguageRecipe):
         )
 
 
-def model_directory(place: str) -> Path:
+def model_directory(place: str | Path) -> Path:
     """The model of a run, or the directory itself."""
     inside = Path(place) / "model"
     return inside if (inside / "config.json").is_file() else Path(place)

@@ -188,8 +188,8 @@ class MaskedLMRecipe(EncoderRecipe):
         model = MaskedLanguageModel(self.encoder_config())
         model.initialise(generator(self.settings["train.seed"], "weights"))
         self.start(model.model)
-        if self.origin is not None:
-            model.load_state_dict(self.origin.head, strict=False)
+        if self.origin is not None and self.origin.head:
+            model.load_state_dict(self.origin.masked().state_dict())
         masking = Masking(self.corpus.tokenizer, options.unit)
         return MaskedLM(model, masking, options.rate, options.evaluation_rate)
 
