@@ -37,7 +37,7 @@ LONG = {
     "checkpoint.every": 7,
     "evaluate.every": 20,
 }
-OF_THE_CLOCK = ("time", "tokens_per_second", "utilisation")
+OF_THE_CLOCK = ("time", "tokens_per_second", "sentences_per_second", "utilisation", "waiting")
 
 
 # -- the training that is killed -----------------------------------------------------------------------------
@@ -242,6 +242,33 @@ def test_killed_before_the_first_checkpoint(whole: Run, corpus: Path, resume: Tr
     assert run.checkpoints().steps() == []
     resume(run.directory)
     assert_same(run, whole)
+
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "masked-lm": {"model.dropout": 0.1, "masked_lm.unit": "word"},
+    "simcse": {"data.window": 40, "batch": 8, "train.micro_batch": 3},  # unequal parts, and dropout
+}
+
+
+@pytest.mark.parametrize("objective", ENCODERS)
+def test_encoders_are_killed_and_resumed(
+    objective: str, train: Train, corpus: Path, resume: Train, tmp_path: Path
+) -> None:
+    """Twice: before the decay and in it."""
+    dice = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
+    print("dice", seed)
+    given = {**LONG, **ENCODERS[objective], "objective": objective}
+    run = Run(tmp_path / "killed")
+    kill_at(
+        [run],
+        [start(pause=0.02, settings=settings_of(run.directory, corpus, **given))],
+        [dice.randint(3, 25)],
+    )
+    again = {"resume": str(run.directory), "data.workers": 3}
+    kill_at([run], [start(pause=0.02, settings=again)], [dice.randint(30, 50)])
+    assert not run.summary
+    resume(run.directory, **{"data.workers": 0})
+    assert_same(run, train(tmp_path / "whole", **given))
 
 
 @pytest.fixture(scope="module")
