@@ -250,25 +250,25 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("objective", ENCODERS)
-def test_encoders_are_killed_and_resumed(
-    objective: str, train: Train, corpus: Path, resume: Train, tmp_path: Path
-) -> None:
-    """Twice: before the decay and in it."""
+def test_encoders_are_killed_and_resumed(train: Train, corpus: Path, resume: Train, tmp_path: Path) -> None:
+    """Both beside each other, twice: before the decay and in it."""
     dice = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     print("dice", seed)
-    given = {**LONG, **ENCODERS[objective], "objective": objective}
-    run = Run(tmp_path / "killed")
+    given = [{**LONG, "steps": 40, "objective": name, **more} for name, more in ENCODERS.items()]
+    runs = [Run(tmp_path / name) for name in ENCODERS]
+    first = [settings_of(run.directory, corpus, **more) for run, more in zip(runs, given, strict=True)]
+    processes = [start(pause=0.02, settings=settings) for settings in first]
+    kill_at(runs, processes, [dice.randint(3, 15) for _ in runs])
+    again = [{"resume": str(run.directory), "data.workers": 3} for run in runs]
     kill_at(
-        [run],
-        [start(pause=0.02, settings=settings_of(run.directory, corpus, **given))],
-        [dice.randint(3, 25)],
+        runs,
+        [start(pause=0.02, settings=settings) for settings in again],
+        [dice.randint(21, 33) for _ in runs],
     )
-    again = {"resume": str(run.directory), "data.workers": 3}
-    kill_at([run], [start(pause=0.02, settings=again)], [dice.randint(30, 50)])
-    assert not run.summary
-    resume(run.directory, **{"data.workers": 0})
-    assert_same(run, train(tmp_path / "whole", **given))
+    for run, more in zip(runs, given, strict=True):
+        assert not run.summary
+        resume(run.directory, **{"data.workers": 0})
+        assert_same(run, train(tmp_path / f"whole-{run.directory.name}", **more))
 
 
 @pytest.fixture(scope="module")
