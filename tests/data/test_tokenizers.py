@@ -33,6 +33,7 @@ CORPUS = [
 ] * 3
 
 UNICODE = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
+KEEPS = ("bpe", "characters")  # every text it knows the characters of
 SEEN = st.text(st.sampled_from(sorted(set("".join(CORPUS)))), max_size=60)
 
 
@@ -95,7 +96,7 @@ def test_special_ids_and_types(trained, kind):
     assert tokenizer.special == ({0} if kind == "bpe" else {0, 1})
     assert tokenizer.encode("It").dtype == tokenizer.dtype == np.uint16
     assert tokenizer.encode("").shape == (0,)
-    assert tokenizer.decode([0, *tokenizer.encode("It"), 0]) == "It"
+    assert tokenizer.decode([0, *tokenizer.encode("It"), 0]) == ("it" if kind == "wordpiece" else "It")
     with pytest.raises(UserError):
         tokenizer.tokens([tokenizer.vocabulary])
 
@@ -106,7 +107,7 @@ def test_special_tokens_written_out_are_plain_text(kind):
     tokenizer = train_tokenizer(kind, [*CORPUS, text])
     ids = tokenizer.encode(text)
     assert not tokenizer.special & set(ids.tolist())
-    if kind != "words":
+    if kind in KEEPS:
         assert tokenizer.decode(ids) == text
 
 
@@ -134,7 +135,7 @@ def test_vocabulary_size():
     assert train_tokenizer("bpe", CORPUS * 20).vocabulary <= 384
 
 
-@pytest.mark.parametrize(("kind", "size"), [("bpe", 256), ("characters", 2), ("words", 0)])
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 256), ("characters", 2), ("words", 0), ("wordpiece", 3)])
 def test_too_small_a_vocabulary_is_refused(kind, size):
     with pytest.raises(UserError, match="too small"):
         train_tokenizer(kind, CORPUS, size)
@@ -146,6 +147,26 @@ def test_bpe_sample_is_spread_evenly():
     assert len(taken) in (100, 101)
     assert np.ptp(np.diff([int(piece) for piece in taken])) <= 1
     assert list(module._evenly(pieces, 4000, 5000)) == pieces
+
+
+def test_word_pieces():
+    """In lower case without accents; a word that is not in the vocabulary goes in pieces."""
+    tokenizer = train_tokenizer("wordpiece", ["The naïve cat sat, the cats sat."] * 5, family="encoder")
+    shown = tokenizer.tokens(tokenizer.encode("the NAIVE cats: tats"))
+    assert shown[:3] == ["the", "naive", "cats"]
+    assert shown[3] == "[UNK]"  # a colon was never seen
+    assert "".join(shown[4:]).replace("##", "") == "tats"
+    assert tokenizer.decode(tokenizer.encode("The cats sat, naïve.")) == "the cats sat, naive."
+    assert tokenizer.token_bytes() is None
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=30), max_size=5))
+@settings(deadline=None, max_examples=30)
+def test_word_pieces_are_a_pure_function_and_as_many_as_asked_for(texts):
+    for size in (4, 10, 40):
+        once, twice = (train_tokenizer("wordpiece", texts, size) for _ in range(2))
+        assert once.fingerprint == twice.fingerprint
+        assert once.vocabulary <= size
 
 
 # -- pieces of long documents --
@@ -209,7 +230,7 @@ def test_saved_and_opened_again(tmp_path, trained, kind):
         again = load_tokenizer(path)
         assert again.fingerprint == tokenizer.fingerprint
         assert (again.end, again.unknown) == (tokenizer.end, tokenizer.unknown)
-        assert again._may_cut
+        assert again._may_cut == (kind != "wordpiece")
         assert again.encode(CORPUS[1]).tolist() == tokenizer.encode(CORPUS[1]).tolist()
 
 
@@ -392,7 +413,7 @@ def test_the_family_changes_nothing_but_special_tokens(trained, encoders, kind):
     assert (decoder.start, decoder.mask, decoder.pad) == (0, None, None)
     assert decoder.marks.listed() == ([END] if kind == "bpe" else [END, UNKNOWN])
     assert decoder.tokens([0]) == [END]
-    if kind != "bpe":  # whose merges stop where the vocabulary is full
+    if kind not in ("bpe", "wordpiece"):  # whose merges stop where the vocabulary is full
         shift = len(encoder.special) - len(decoder.special)
         assert encoder.vocabulary == decoder.vocabulary + shift
         for text in CORPUS:
@@ -432,6 +453,7 @@ def test_marked_text(encoders, kind):
         "bpe": ["It was", tokenizer.mask, " best", tokenizer.end],
         "characters": ["It was", tokenizer.mask, " best ", tokenizer.end],
         "words": ["It was", tokenizer.mask, "best", tokenizer.end],
+        "wordpiece": ["It was", tokenizer.mask, "best", tokenizer.end],
     }[kind]
     expected = []
     for piece in pieces:
@@ -449,7 +471,7 @@ def test_special_tokens_of_an_encoder_written_out_are_plain_text(kind):
     tokenizer = train_tokenizer(kind, [*CORPUS, text], family="encoder")
     ids = tokenizer.encode(text)
     assert not tokenizer.special & set(ids.tolist())
-    if kind != "words":
+    if kind in KEEPS:
         assert tokenizer.decode(ids) == text
 
 
@@ -479,7 +501,7 @@ def test_an_encoders_is_saved_and_opened_again(tmp_path, encoders, kind):
     assert again.fingerprint == tokenizer.fingerprint
     assert (again.start, again.end, again.unknown) == (tokenizer.start, tokenizer.end, tokenizer.unknown)
     assert (again.mask, again.pad) == (tokenizer.mask, tokenizer.pad)
-    assert again._may_cut
+    assert again._may_cut == (kind != "wordpiece")
     assert again.encode_marked(HIDING).tolist() == tokenizer.encode_marked(HIDING).tolist()
 
 

@@ -80,6 +80,7 @@ QWEN2_PATTERN = (
 
 LARGEST = 1 << 16  # ids fit 16 bits
 WORDS = 1 << 15  # the most frequent words that are kept by default
+ALPHABET = 1000  # characters that word pieces begin from, at most
 BPE_SAMPLE = 32_000_000  # bytes of text that a BPE learns from
 
 # Names that special tokens go by, for tokenizers whose files do not say.
@@ -406,7 +407,7 @@ def train_tokenizer(
     A BPE learns from at most 32 MB: pieces of about 64 Ki characters, evenly spread over the text.
     """
     marks = MARKS[family] if kind != "bpe" else replace(MARKS[family], unknown=None)
-    smallest = len(marks.listed()) + (256 if kind == "bpe" else 1)
+    smallest = len(marks.listed()) + {"bpe": 256, "wordpiece": 2}.get(kind, 1)
     if size is not None and size < smallest:
         raise UserError(
             f"A vocabulary of {size} is too small for {kind}: it takes at least {smallest} tokens."
@@ -441,9 +442,37 @@ def _train_wordpiece(documents: Iterable[str], total: int, size: int, marks: Mar
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=marks.listed(), show_progress=False)
-    tokenizer.train_from_iterator(_evenly(_pieces(documents), total, BPE_SAMPLE), trainer)
-    return TextTokenizer(tokenizer, marks)
+    sample = list(_evenly(_pieces(documents), total, BPE_SAMPLE))
+    most = min(ALPHABET, (size - len(marks.listed())) // 2)
+    alphabet, inner = _alphabet(tokenizer, sample, most)
+    # The library numbers what goes on a word as it meets it, in an order that is never the same; named as special
+    # tokens these have their ids, and so ties their winners, before it begins.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=[*marks.listed(), *(f"##{symbol}" for symbol in inner)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    plain = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=marks.unknown))
+    plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    plain.decoder = tokenizer.decoder
+    return TextTokenizer(plain, marks)
+
+
+def _alphabet(tokenizer: Tokenizer, sample: Iterable[str], most: int) -> tuple[list[str], list[str]]:
+    """The `most` frequent characters of normalised texts, and those of them that stand within words; both sorted."""
+    counts: Counter[str] = Counter()
+    runs: set[str] = set()
+    for text in sample:
+        normal = tokenizer.normalizer.normalize_str(text)
+        counts.update(normal)
+        runs.update(normal.split())
+    kept = [symbol for symbol, _ in counts.most_common() if not symbol.isspace()][:most]
+    words = (word for run in runs for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(run))
+    inner = {symbol for word in words for symbol in word[1:]}
+    return sorted(kept), sorted(inner.intersection(kept))
 
 
 def _train_characters(documents: Iterable[str], size: int | None, marks: Marks) -> TextTokenizer:
