@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from selfsup import cli, training
 from selfsup.config import (
     LENGTHS,
+    OBJECTIVES,
     SHORT,
     Config,
     Settings,
@@ -29,7 +30,7 @@ from selfsup.config import (
 from selfsup.errors import UserError
 
 KEYS = sorted(known_keys())
-SECTIONS = ("data", "model", "optim", "train", "checkpoint", "evaluate")
+SECTIONS = ("data", "model", "optim", "train", "checkpoint", "evaluate", *OBJECTIVES)
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 likely = st.sampled_from([1, 8, 0.5, "8", "10m", "1e-3", "auto", "fp32", True, [0.9, 0.95], "muon", -1, 0])
 json_like = st.recursive(
@@ -41,6 +42,11 @@ keys = (
     st.sampled_from([*KEYS, *SHORT, *SECTIONS]) | st.text(max_size=8) | st.sampled_from(["model.", ".", ""])
 )
 mappings = st.dictionaries(keys, json_like, max_size=4)
+
+
+def keys_of(objective: str) -> list[str]:
+    """The keys that an objective has a use for."""
+    return [key for key in KEYS if OBJECTIVES.get(key.partition(".")[0], objective) == objective]
 
 
 def leaves(config: Config) -> dict[str, Any]:
@@ -81,6 +87,8 @@ def legal(key: str) -> st.SearchStrategy[Any]:
             "adamw",
             "fp32",
             "bf16",
+            "word",
+            "cls",
             "auto",
             "cuda:1",
             "a: b # c",
@@ -90,7 +98,7 @@ def legal(key: str) -> st.SearchStrategy[Any]:
             "é\t√",
             "two\nlines",
         ),
-        *(" spaces " * 20, "- x", "'quoted\"", "\x07", True, False, [0.1, 0.2], None),
+        *(" spaces " * 20, "- x", "'quoted\"", "\x07", True, False, [0.1, 0.2], ["sts"], None),
     )
 
     def takes(value: Any) -> bool:
@@ -108,9 +116,10 @@ LEGAL = {key: legal(key) for key in KEYS}
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    chosen = draw(st.lists(st.sampled_from(KEYS), unique=True, max_size=12))
+    objective = draw(st.sampled_from(["causal-lm", "masked-lm", "simcse", "my own"]))
+    chosen = draw(st.lists(st.sampled_from(keys_of(objective)), unique=True, max_size=12))
     lengths = [key for key in chosen if key in LENGTHS]
-    return {key: draw(LEGAL[key]) for key in chosen if key not in lengths[1:]}
+    return {key: draw(LEGAL[key]) for key in chosen if key not in lengths[1:]} | {"objective": objective}
 
 
 @hypothesis(max_examples=200, deadline=None)
@@ -195,17 +204,20 @@ def comments(text: str) -> Iterator[tuple[str, str]]:
             yield (f"{section}.{key}" if line.startswith(" ") else key), comment.strip()
 
 
-def test_the_yaml_says_of_every_value_where_it_came_from() -> None:
-    settings = Settings(("a.yaml", {"model": {"layers": 2}}), ("command line", {"budget": "90s"}))
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
+def test_the_yaml_says_of_every_value_where_it_came_from(objective: str) -> None:
+    """And nothing of what another objective has."""
+    given_there = {"model": {"layers": 2}, "objective": objective}
+    settings = Settings(("a.yaml", given_there), ("command line", {"budget": "90s"}))
     settings.settle("data.window", 64, "size and data")
     origins = dict(comments(settings.to_yaml()))
-    assert set(origins) == set(KEYS)
     special = {
+        "objective": "a.yaml",
         "model.layers": "a.yaml",
         "train.budget": "command line",
         "data.window": "size and data",
     }
-    assert origins == {**dict.fromkeys(KEYS, "default"), **special}
+    assert origins == {**dict.fromkeys(keys_of(objective), "default"), **special}
 
 
 # -- lengths and durations -----------------------------------------------------------------------------------
