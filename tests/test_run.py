@@ -108,7 +108,8 @@ def test_the_configuration_is_resolved_and_reads_back(finished: Run) -> None:
     comments = dict(re.findall(r"^ +(\w+): .*  # (.+)$", finished.config_file.read_text(), re.MULTILINE))
     assert comments["layers"] == "python"
     assert comments["keep"] == "default"
-    assert comments["kv_heads"].startswith("preset")
+    assert comments["mlp"].startswith("preset")
+    assert comments["kv_heads"] == "heads"
 
 
 def test_the_environment_says_what_a_figure_needs_beside_it(finished: Run) -> None:

@@ -265,12 +265,13 @@ def find_model(path: str | Path) -> Path:
     run = Run(path)
     if run.exists and not run.model_directory.is_dir():
         raise UserError(f"{run.directory} has no model yet; finish it with --resume {run.directory}.")
-    directory = run.model_directory if run.exists else run.directory
-    if not (directory / "config.json").is_file():
+    if run.exists:
+        return run.model_directory
+    if not (run.directory / "config.json").is_file():
         raise UserError(
             f"{path} is neither a run nor a model directory (no config.yaml or config.json in it)."
         )
-    return directory
+    return run.directory
 
 
 def open_model(directory: Path) -> LanguageModel | EncoderModel:

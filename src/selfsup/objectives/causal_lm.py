@@ -106,9 +106,8 @@ class CausalLMRecipe(LanguageRecipe):
         super()._settle_shape()
         settings = self.settings
         width, heads = settings["model.width"], settings["model.heads"]
-        origin = settings.origin("model.heads")
-        settings.settle("model.kv_heads", heads, origin)
-        settings.settle("model.head_dim", max(2, width // heads // 2 * 2), origin)
+        settings.settle("model.kv_heads", heads, "heads")
+        settings.settle("model.head_dim", max(2, width // heads // 2 * 2), "width and heads")
 
     def _records(self) -> None:
         from selfsup.data.text import Windows
