@@ -151,9 +151,10 @@ class TextEncoder(nn.Module):
         """Fill the parameters, a pure function of the generator's state; returns self.
 
         As `Decoder.initialise`: matrices are unit in, unit out, those that write to the residual stream zero, gains
-        one. The deviation of the embeddings, which are normalised at once, is that of a tied head: .02.
+        one, embeddings of deviation 1, or .02 where they are the head too. (They are normalised at once, so their scale
+        decides only on how far an update turns them.)
         """
-        initialise(self, generator)
+        initialise(self, generator, self.config.tied)
         return self
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -216,7 +217,7 @@ class MaskedLanguageModel(nn.Module):
 
     def initialise(self, generator: torch.Generator) -> MaskedLanguageModel:
         """As `TextEncoder.initialise`; an untied output matrix is zero. Returns self."""
-        initialise(self, generator)
+        initialise(self, generator, self.config.tied)
         return self
 
     def forward(self, tokens: Tensor, positions: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -232,7 +233,7 @@ class MaskedLanguageModel(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
+def initialise(module: nn.Module, generator: torch.Generator, tied: bool = False) -> None:
     """See `TextEncoder.initialise`."""
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):
@@ -240,7 +241,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
         elif name.endswith("tok_embeddings.weight"):
-            parameter.normal_(0.0, 0.02, generator=generator)
+            parameter.normal_(0.0, 0.02 if tied else 1.0, generator=generator)
         elif name.endswith(("Wo.weight", "decoder.weight")):
             parameter.zero_()
         else:

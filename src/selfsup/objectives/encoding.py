@@ -32,6 +32,8 @@ class EncoderRecipe(LanguageRecipe):
     """From a text source to a text encoder in ModernBERT's layout."""
 
     family: ClassVar[Family] = "encoder"
+    tied: ClassVar[bool] = True
+    adamw_lr: ClassVar[float] = 0.005
     dropout: ClassVar[float]  # by default
     keeps_head: ClassVar[bool] = False  # whether a head of masked LM is trained on
 

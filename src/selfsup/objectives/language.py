@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
 
 SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
-ADAMW_LR = 0.01
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
 # once 1,500 do.
 TOKENS_PER_STEP = (1024, 4096)
@@ -30,6 +29,8 @@ class LanguageRecipe(Recipe):
     """From a text source to a language model; what depends on its kind is left to the recipes of each."""
 
     family: ClassVar[Family]
+    tied: ClassVar[bool] = False  # by default, the output matrix and the embeddings
+    adamw_lr: ClassVar[float] = 0.01
     corpus: TextCorpus
 
     def open(self, progress: Progress) -> None:
@@ -65,7 +66,7 @@ class LanguageRecipe(Recipe):
         most = min(per_step / settings["data.window"], len(self.train))
         settings.settle("train.batch", power_of_two(most), "size and data")
         settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
+        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
 
     def _choose_preset(self, effort: Effort, tokens: int) -> None:
         """A size that suits what can be spent."""
@@ -85,7 +86,7 @@ class LanguageRecipe(Recipe):
         settings.settle("model.width", shape.width, origin)
         settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
         settings.settle("model.mlp", feed_forward_width(settings["model.width"]), origin)
-        settings.settle("model.tied", False, "recipe")
+        settings.settle("model.tied", self.tied, "recipe")
 
     def _longest_window(self) -> int:
         """Tokens that a window may hold."""

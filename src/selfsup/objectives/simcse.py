@@ -21,7 +21,6 @@ from selfsup.models.packing import Pooling, embed
 from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
-from selfsup.objectives.language import ADAMW_LR
 from selfsup.objectives.losses import info_nce
 from selfsup.seeding import generator
 
@@ -108,7 +107,7 @@ class SimCSERecipe(EncoderRecipe):
             # Records meet in the score, so a loss is comparable only among as many of them.
             settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
         settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", ADAMW_LR, "recipe")
+        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
 
     def _records(self) -> None:
         from selfsup.data.sentences import Sentences
