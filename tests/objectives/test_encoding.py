@@ -29,7 +29,8 @@ HEAD = "decoder.weight, head.dense.weight, head.norm.weight"
 
 @pytest.fixture(scope="module")
 def bert(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tmp_path_factory.mktemp("bert") / "run", objective="masked-lm")
+    """With a head that is not tied to its embeddings, so that there is something to lose."""
+    return train(tmp_path_factory.mktemp("bert") / "run", objective="masked-lm", **{"model.tied": False})
 
 
 @pytest.fixture(scope="module")
