@@ -76,9 +76,9 @@ CURVES = {
     ),
     "masked_lm": Curve(
         MaskedLMRecipe,
-        {"model": {"dropout": 0.1}},
-        (4.248, 0.001),  # ln of the characters and five special tokens: a fresh head is zero
-        4.0,
+        {"model": {"dropout": 0.1, "tied": True}},
+        (4.248, 0.05),  # ln of the characters and five special tokens: a fresh tied head says next to nothing
+        3.7,
     ),
     "simcse": Curve(
         SimCSERecipe,
