@@ -55,7 +55,9 @@ class DataConfig(Section):
         "sample:shakespeare", min_length=1, description="file, folder, glob, hub:NAME or sample:NAME"
     )
     column: str | None = Field(None, description="the text column; found by itself where it is not named")
-    tokenizer: str = Field("bpe", description="bpe, characters, words, or a tokenizer.json or directory")
+    tokenizer: str = Field(
+        "bpe", description="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run"
+    )
     vocabulary: Count | None = Field(None, description="tokens in the vocabulary of a tokenizer trained here")
     window: Annotated[Whole, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
     validation: Share = Field(0.1, description="share of the documents that is held out")

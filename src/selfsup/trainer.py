@@ -156,6 +156,8 @@ class Trainer:
         before_decay = bool(decays) and self.step == decays[0].start
         if self.step > 0 and self.step % self.settings["evaluate.every"] == 0 and self.saved != self.step:
             self._evaluate(self.settings["evaluate.records"])
+            if self.monitor.due(self.step):
+                self._diagnose()
         interrupted = self.processes.share(interrupted)
         if (
             interrupted
@@ -337,8 +339,6 @@ class Trainer:
             )
             if sample is not None:
                 (self.run.samples / f"step-{self.step:09d}.txt").write_text(sample, encoding="utf-8")
-        for finding in self.monitor.look(self.run.metrics(), self.step) if self.processes.leads else []:
-            self.reporter.say(finding.line())
         self.reporter.say(
             f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items())
         )
@@ -355,9 +355,16 @@ class Trainer:
             figures[protocol] = measure(request, protocol).value
         return figures
 
+    def _diagnose(self) -> None:
+        """Say what the figures so far show to be wrong, and did not show before."""
+        if self.processes.leads:
+            for finding in self.monitor.look(self.run.metrics(), self.step):
+                self.reporter.say(finding.line())
+
     def _finish(self) -> dict[str, Any]:
         """The last look, the last checkpoint, the model directory, and the summary that says the run is done."""
         figures = self._evaluate(self.settings["evaluate.final_records"])
+        self._diagnose()
         self._save()
         self.checkpoints.wait()
         units = self.step * self.settings["train.batch"] * self.recipe.units_per_record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,11 +11,17 @@ import torch.nn.functional as F
 from suite import RECORDS, Case
 from torch import Tensor, nn
 
+from selfsup.data.passages import Passages
 from selfsup.data.records import Batch
+from selfsup.data.sentences import Sentences
 from selfsup.data.text import Windows
+from selfsup.data.tokenizers import train_tokenizer
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.masked_lm import MaskedLM, Masking
+from selfsup.objectives.simcse import Projection, SimCSE
 from selfsup.seeding import derive, generator
 
 # -- causal language modelling -------------------------------------------------------------------------------
@@ -40,13 +46,17 @@ def causal_lm(seed: int, layers: int = 2, tied: bool = False) -> CausalLM:
     """A decoder whose every weight is random: as `initialise` leaves it, most gradients are zero at first."""
     shape = DecoderConfig(VOCABULARY, layers, 12, 2, 1, 6, 16, WINDOW, tied)
     decoder = Decoder(shape).double().initialise(generator(seed, "weights"))
+    return CausalLM(shaken(decoder, seed), END)
+
+
+def shaken(module: nn.Module, seed: int) -> Any:
     with torch.no_grad():
-        for number, parameter in enumerate(decoder.parameters()):
+        for number, parameter in enumerate(module.parameters()):
             noise = torch.randn(
                 parameter.shape, generator=generator(seed, "noise", number), dtype=torch.double
             )
             parameter.add_(noise, alpha=0.2)
-    return CausalLM(decoder, END)
+    return module
 
 
 class CachedCausalLM(CausalLM):
@@ -62,6 +72,77 @@ def cached_causal_lm(seed: int) -> CachedCausalLM:
 
 def uniform_over_tokens(task: Task) -> dict[str, float]:
     return {"cross_entropy": math.log(VOCABULARY)}
+
+
+# -- masked language modelling -------------------------------------------------------------------------------
+
+TOKENIZER = train_tokenizer("characters", ["abcdefgh"], family="encoder")
+PASSAGE = 14
+
+
+def passages() -> Passages:
+    """Documents of 1 to 20 tokens, so that passages hold several; the last one is of special tokens for the most."""
+    random = np.random.default_rng(5)
+    content = (PASSAGE - 2) * RECORDS
+    stream: list[int] = []
+    while len(stream) < content - 10:
+        text = random.integers(len(TOKENIZER.special), TOKENIZER.vocabulary, random.integers(1, 21))
+        stream += TOKENIZER.frame(text).tolist()
+    stream = [*stream[: content - 10], *TOKENIZER.frame([]).tolist() * 4, int(TOKENIZER.start)]
+    return Passages(np.array(stream, dtype=np.uint16), PASSAGE, TOKENIZER)
+
+
+def encoder_config(dropout: float, layers: int = 2) -> EncoderConfig:
+    return EncoderConfig(
+        vocabulary=TOKENIZER.vocabulary,
+        layers=layers,
+        width=12,
+        heads=2,
+        mlp=16,
+        window=PASSAGE,
+        tied=False,
+        bias=True,
+        dropout=dropout,
+        local_window=6,
+    )
+
+
+def masked_lm(seed: int, dropout: float = 0.0) -> MaskedLM:
+    """Spans, so that records of as many tokens hide different numbers of them."""
+    model = MaskedLanguageModel(encoder_config(dropout)).double().initialise(generator(seed, "weights"))
+    return MaskedLM(shaken(model, seed), Masking(TOKENIZER, "span"), rate=0.4, evaluation_rate=0.3)
+
+
+def uniform_over_vocabulary(task: Task) -> dict[str, float]:
+    return {"cross_entropy": math.log(TOKENIZER.vocabulary)}
+
+
+# -- SimCSE --------------------------------------------------------------------------------------------------
+
+
+def sentences() -> Sentences:
+    """Of 1 to 14 tokens, packed differently in every micro-batch; some are there several times."""
+    random = np.random.default_rng(6)
+    special, vocabulary = len(TOKENIZER.special), TOKENIZER.vocabulary
+    texts = [random.integers(special, vocabulary, random.integers(1, 15)) for _ in range(RECORDS)]
+    for place, original in {9: 4, 17: 4, 21: 0, 22: 23, 5: 6}.items():
+        texts[place] = texts[original]
+    return Sentences(np.concatenate([TOKENIZER.frame(text) for text in texts]), PASSAGE, TOKENIZER)
+
+
+def simcse(seed: int, dropout: float = 0.0) -> SimCSE:
+    """A higher temperature than the recipe's: at that one, descent at the suite's learning rate leaps."""
+    encoder = TextEncoder(encoder_config(dropout))
+    objective = SimCSE(encoder, Projection(encoder.config.width), "mean", temperature=0.5).double()
+    initialise(objective, generator(seed, "weights"))
+    return shaken(objective, seed)
+
+
+def uniform_over_others(task: Task) -> dict[str, float]:
+    """The mean over the sentences: one that is there several times has fewer others."""
+    keys = task["keys"]
+    others = (keys[:, None] != keys).sum(1) + 1
+    return {"info_nce": float(others.double().log().mean())}
 
 
 # -- a batch-coupled objective -------------------------------------------------------------------------------
@@ -145,6 +226,8 @@ CASES = {
     for case in (
         Case("causal-lm", windows, causal_lm, uniform_over_tokens, random=False),
         Case("cached-causal-lm", windows, cached_causal_lm, uniform_over_tokens, random=False),
+        Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
+        Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3), random=False),
         Case("two-views", Vectors, two_views, uniform_over_records, lambda seed: two_views(seed, 0.3)),
     )
 }

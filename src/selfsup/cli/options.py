@@ -28,7 +28,7 @@ Epochs = Annotated[float | None, typer.Option(help="passes over the data")]
 Batch = Annotated[int | None, typer.Option(help="records per step, over all processes")]
 Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
 Tokenizer = Annotated[
-    str | None, typer.Option(help="bpe, characters, words, or a tokenizer.json or directory")
+    str | None, typer.Option(help="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run")
 ]
 Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]

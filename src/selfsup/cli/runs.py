@@ -108,7 +108,9 @@ def inspect(
     words: Words = None,
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
     data: Data = None,
-    tokenizer: Annotated[str, typer.Option(help="bpe, characters, words, a run, or a path")] = "bpe",
+    tokenizer: Annotated[
+        str, typer.Option(help="bpe, wordpiece, characters, words, a run, or a path")
+    ] = "bpe",
     run: Annotated[
         Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
     ] = None,

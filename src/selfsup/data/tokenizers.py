@@ -3,6 +3,7 @@
 - `bpe`: byte-level byte-pair encoding with the pre-tokenizer pattern of Qwen2, which llama.cpp knows too.
   Every text has an encoding and decodes to itself, byte for byte.
 - `characters`: one token per Unicode code point of the training text.
+- `wordpiece`: BERT's, for encoders that need not tell case: text in lower case without accents, words cut into pieces.
 - `words`: runs of word characters and runs of punctuation; white space is lost, and decoding joins with
   spaces.
 
@@ -28,7 +29,17 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from selfsup.errors import UserError
 
@@ -58,7 +69,7 @@ MARKS: dict[Family, Marks] = {
     "encoder": Marks("[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"),
 }
 
-Kind = Literal["bpe", "characters", "words"]
+Kind = Literal["bpe", "characters", "words", "wordpiece"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # The split pattern of Qwen2 (huggingface.co/Qwen/Qwen2-0.5B, tokenizer.json).
@@ -407,7 +418,8 @@ def train_tokenizer(
     if total is None:
         documents = list(documents)
         total = sum(len(document.encode()) for document in documents)
-    return _train_bpe(documents, total, size or vocabulary_size(total), marks)
+    train = _train_wordpiece if kind == "wordpiece" else _train_bpe
+    return train(documents, total, size or vocabulary_size(total), marks)
 
 
 def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
@@ -420,6 +432,16 @@ def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) ->
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    tokenizer.train_from_iterator(_evenly(_pieces(documents), total, BPE_SAMPLE), trainer)
+    return TextTokenizer(tokenizer, marks)
+
+
+def _train_wordpiece(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token=marks.unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=marks.listed(), show_progress=False)
     tokenizer.train_from_iterator(_evenly(_pieces(documents), total, BPE_SAMPLE), trainer)
     return TextTokenizer(tokenizer, marks)
 

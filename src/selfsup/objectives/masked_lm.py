@@ -33,9 +33,9 @@ class Masking:
     """Which tokens are hidden, and what is shown in their places: a pure function of (seed, epoch, record).
 
     Of the n tokens of a record that are not special, round(rate · n) are hidden. `unit` says what is hidden as a
-    whole: single tokens, words, or spans of words, whose number is geometric (SpanBERT); then as many whole units as
-    fit are hidden. Each hidden token is shown as the mask with probability .8, as a random token with .1, as it is
-    with .1 (Devlin et al. 2019).
+    whole: single tokens, words, or spans of words, whose number is geometric (SpanBERT); then as many whole words as
+    fit are hidden, so that the last span may be shorter. Each hidden token is shown as the mask with probability .8,
+    as a random token with .1, as it is with .1 (Devlin et al. 2019).
     """
 
     def __init__(self, tokenizer: TextTokenizer, unit: str) -> None:
@@ -53,7 +53,8 @@ class Masking:
         """Hide some of the tokens (B, T).
 
         Returns:
-            shown (B, T); hidden positions (B, K); targets (B, K), `IGNORE` where a record hides fewer than K.
+            shown (B, T); hidden positions (B, K), K = round(rate · T); targets (B, K), `IGNORE` where a record hides
+            fewer than K.
         """
         count = tokens.shape[1]
         draws = uniform(seed, "masking", epochs, records, 4 * count).reshape(len(tokens), 4, count)
@@ -79,33 +80,35 @@ class Masking:
         starts: npt.NDArray[np.float64],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Candidates (B, K), the units in the order of their scores, and whether each is hidden (B, K)."""
-        group = np.cumsum(self._begins(tokens, maskable, starts), 1) - 1
+        words = self._words(tokens)
+        units = self._spans(words, maskable, starts) if self.unit == "span" else words
+        group = np.cumsum(units, 1) - 1
         scores = np.where(maskable, np.take_along_axis(scores, group, 1), np.inf)  # each unit has one score
         order = np.argsort(scores, 1, kind="stable")
         wanted = np.rint(rate * maskable.sum(1)).astype(np.int64)
-        most = max(1, int(wanted.max()))
-        ordered = np.take_along_axis(group, order, 1)
-        last = np.ones(tokens.shape, np.bool_)  # whether a unit ends here
+        most = max(1, round(rate * tokens.shape[1]))  # the same for every batch of such records
+        ordered = np.take_along_axis(np.cumsum(words, 1), order, 1)
+        last = np.ones(tokens.shape, np.bool_)  # whether a word ends here
         last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
         ends = np.where(last, np.arange(tokens.shape[1]), tokens.shape[1])
-        ends = np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]  # of the unit at each place
+        ends = np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]  # of the word at each place
         return order[:, :most], ends[:, :most] < wanted[:, None]
 
-    def _begins(
-        self, tokens: npt.NDArray[np.int64], maskable: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.bool_]:
-        """Whether each token begins a unit, (B, T)."""
+    def _words(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether each token begins what is never hidden in part, (B, T): every token, or a word's first."""
         begins = np.ones(tokens.shape, np.bool_)
-        if self.unit == "token":
-            return begins
-        begins[:, 1:] = ~(self._goes_on[tokens[:, 1:]] & self._open_ended[tokens[:, :-1]])
-        if self.unit == "span":
-            cut = draws < 1 / WORDS_PER_SPAN
-            border = ~maskable
-            border[:, 1:] |= ~maskable[:, :-1]
-            border[:, 0] = True
-            begins = (begins & cut) | border
+        if self.unit != "token":
+            begins[:, 1:] = ~(self._goes_on[tokens[:, 1:]] & self._open_ended[tokens[:, :-1]])
         return begins
+
+    def _spans(
+        self, words: npt.NDArray[np.bool_], maskable: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each token begins a span of words, (B, T); special tokens stand between spans."""
+        border = ~maskable
+        border[:, 1:] |= ~maskable[:, :-1]
+        border[:, 0] = True
+        return (words & (draws < 1 / WORDS_PER_SPAN)) | border
 
 
 class MaskedLM(Objective):
