@@ -123,7 +123,8 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     embeddings = masked.model.network.get_input_embeddings().weight
     assert masked.model.network.get_output_embeddings().weight is embeddings
     names = [name for name, _ in masked.named_parameters()]
-    assert len(names) == len(set(names)) == len(list(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).parameters()))  # fmt: skip
+    stock = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert len(names) == len(set(names)) == len(list(stock.parameters()))
 
 
 def test_dropout_is_set_in_every_layer(tmp_path: Path) -> None:

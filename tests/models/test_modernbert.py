@@ -378,6 +378,13 @@ def assert_refused(directory: Path, message: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_other_kinds_are_not_read_as_this_one(kind: str, copy: Path) -> None:
+    edit(copy / "config.json", model_type=kind)
+    with pytest.raises(UserError, match=f"type '{kind}'; only ModernBERT encoders"):
+        read_encoder(copy)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

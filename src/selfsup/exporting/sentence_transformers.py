@@ -15,7 +15,7 @@ import numpy as np
 from selfsup.exporting import Exported
 from selfsup.files import whole_directory
 from selfsup.inference.encoder import EncoderModel
-from selfsup.models.huggingface import without_bars, write_json
+from selfsup.models.huggingface import quiet_transformers, write_json
 from selfsup.models.modernbert import FEATURES
 from selfsup.models.sentence_transformers import write_modules
 from selfsup.run import find_model, load_encoder
@@ -58,7 +58,7 @@ def compare(directory: Path, model: EncoderModel) -> float | None:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         return None
-    with without_bars():
+    with quiet_transformers():
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
     expected = theirs.encode(list(SAMPLES), show_progress_bar=False)
     return float(np.abs(expected - model.embed(SAMPLES, precision="fp32")).max())

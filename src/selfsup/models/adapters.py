@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.models.decoder import document_mask
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
-from selfsup.models.huggingface import read_json, without_bars
+from selfsup.models.huggingface import quiet_transformers, read_json
 from selfsup.models.sentence_transformers import MODULES, read_length
 from selfsup.models.transformer import additive, compute_dtype
 
@@ -89,7 +89,7 @@ def fetch(name: str) -> Path:
     local = Path(name).expanduser()
     if local.is_dir():
         return local.absolute()
-    with transformers_at_work(name):
+    with transformers_at_work(f"{name} (no directory here)"):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, allow_patterns=SAFE))
@@ -163,22 +163,17 @@ def _require_weights(opened: Opened) -> None:
 
 @contextmanager
 def transformers_at_work(place: str) -> Iterator[None]:
-    """What transformers refuses in the block becomes a UserError; it shows no bars and prints no report."""
+    """What transformers refuses in the block becomes a UserError."""
     try:
-        import transformers
+        import transformers  # noqa: F401
     except ImportError:
-        raise UserError(f"Opening {place} takes transformers; install it with: {INSTALL}") from None
-    logging: Any = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+        raise UserError(f"Opening {place} takes transformers; install it with {INSTALL}.") from None
     try:
-        with without_bars():
+        with quiet_transformers():
             yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"transformers cannot open {place}: {reason}.") from None
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def set_dropout(network: nn.Module, share: float) -> bool:
@@ -347,8 +342,8 @@ def _open_end(adapted: Adapted) -> None:
         fits = _close(expected, F.linear(adapted._call(network, tokens), output.weight, output.bias))
     if not fits:
         raise UserError(
-            f"{adapted.opened.directory} holds a {adapted.opened.name}, whose logits are not just hidden states times a "
-            "matrix; it cannot be trained here."
+            f"{adapted.opened.directory} holds a {adapted.opened.name}, whose logits are not just hidden states "
+            "times a matrix; it cannot be trained here."
         )
 
 

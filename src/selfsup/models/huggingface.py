@@ -130,22 +130,24 @@ def open_with_transformers(kind: str, directory: Path) -> Any:
         import transformers
     except ImportError:
         return None
-    with without_bars():
+    with quiet_transformers():
         opened = getattr(transformers, kind).from_pretrained
         return opened(directory, dtype=torch.float32, local_files_only=True)
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Transformers loads weights without progress bars during the block."""
+def quiet_transformers() -> Iterator[None]:
+    """Transformers loads weights without bars and reports during the block."""
     import transformers
 
     logging: Any = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
 

@@ -104,6 +104,7 @@ class PretrainedRecipe(LanguageRecipe):
             )
         if settings.origin("optim.matrices") == "default":
             settings.change("optim.matrices", "adamw", "recipe")
+        settings.settle("optim.lr", LR, "recipe")
         settings.settle("optim.adamw_lr", LR, "recipe")
         settings.settle("optim.weight_decay", WEIGHT_DECAY, "recipe")
 

@@ -7,31 +7,9 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-WORDS = [
-    "the",
-    "cat",
-    "dog",
-    "fox",
-    "hen",
-    "ran",
-    "sat",
-    "slept",
-    "sang",
-    "by",
-    "hill",
-    "sea",
-    "on",
-    "day",
-    "0",
-    "1",
-    "2",
-    "3",
-    "4",
-    "5",
-    ".",
-]
+WORDS = tuple("the cat dog fox hen ran sat slept sang by hill sea on day 0 1 2 3 4 5 .".split())  # noqa: SIM905
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -68,7 +46,8 @@ def llama(directory: Path) -> Path:
 
 def mistral(directory: Path) -> Path:
     """Whose positions see the last three only."""
-    return _save(directory, "MistralForCausalLM", "MistralConfig", _bytewise(), **SHAPE, num_key_value_heads=2, sliding_window=3)  # fmt: skip
+    local = {"num_key_value_heads": 2, "sliding_window": 3}
+    return _save(directory, "MistralForCausalLM", "MistralConfig", _bytewise(), **SHAPE, **local)
 
 
 def bloom(directory: Path) -> Path:
@@ -108,7 +87,7 @@ def _wordpiece() -> Any:
 def _trained(special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = transformers.convert_slow_tokenizer.decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
