@@ -99,6 +99,16 @@ def test_training_begins_with_the_weights_that_are_there(
             torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
 
 
+def test_simcse_leaves_the_pooler_as_it_is(go: Train, tmp_path: Path) -> None:
+    """It makes no part of the vectors, so that not even the decay of weights may touch it."""
+    place = foreign.bert(tmp_path / "bert", "BertModel")
+    before, after = weights(place), weights(go(tmp_path / "run", "simcse", place).model_directory)
+    assert {name for name in before if before[name].equal(after[name])} == {
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+    }
+
+
 def test_it_learns(go: Train, tmp_path: Path) -> None:
     for objective in MAKE:
         run = go(tmp_path / objective, objective, steps=60, **{"evaluate.every": 60})

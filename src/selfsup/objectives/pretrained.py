@@ -201,6 +201,10 @@ class PretrainedSimCSERecipe(PretrainedEncoderRecipe, SimCSERecipe):
 
     def build(self) -> SimCSE:
         encoder = AdaptedEncoder(self._open())
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(
+                "pooler" not in name
+            )  # which makes no part of the vectors, and stays as it is
         projection = Projection(encoder.config.width)
         initialise(projection, generator(self.settings["train.seed"], "weights"))
         return SimCSE(encoder, projection, self.pooling, self.settings["simcse.temperature"])
