@@ -14,7 +14,8 @@ import torch
 
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
-from selfsup.models.modernbert import Features, save_encoder
+from selfsup.models.features import Features
+from selfsup.models.modernbert import save_encoder
 
 WORDS = 512
 

@@ -1,6 +1,6 @@
 """HF Trainer's masked LM on prepared windows; prints its loss on a fixed mask, and wall time.
 
-Arguments: bert or modernbert, a safetensors file, a seed. The file holds `windows` (n, T), and `inputs` (m, T), `labels`
+Arguments: bert or modernbert, a safetensors file, a seed. It holds `windows` (n, T), and `inputs` (m, T), `labels`
 (m, T, −100 where nothing was hidden) to validate on. 4 layers, 4 heads, width 256, batch 32, 15 % hidden, AdamW at 1e-3
 with 6 % warm-up and linear decay, weight decay .01, bf16, no dropout. The clock runs while Trainer.train does.
 """

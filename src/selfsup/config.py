@@ -77,6 +77,9 @@ class ModelConfig(Section):
     mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
     tied: bool | None = Field(None, description="the output head shares the embedding's weights")
     dropout: Share | None = Field(None, description="share of activations an encoder drops in training")
+    whiten: bool | None = Field(
+        None, description="an encoder's features get a whitening map when it is saved"
+    )
     init: str | None = Field(None, description="a run or Hugging Face directory whose weights to start from")
 
 

@@ -14,7 +14,8 @@ from selfsup.errors import UserError
 from selfsup.inference import encoder as module
 from selfsup.inference.encoder import EncoderModel, by_length
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
-from selfsup.models.modernbert import Features, save_encoder
+from selfsup.models.features import Features
+from selfsup.models.modernbert import save_encoder
 from selfsup.models.packing import POOLINGS, Pooling
 from selfsup.run import load, load_decoder, load_encoder
 

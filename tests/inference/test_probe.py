@@ -20,7 +20,7 @@ from word_vectors import WordVectors, save_tiny_encoder
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
 from selfsup.inference.probe import Probe, fingerprint
-from selfsup.models.modernbert import Features
+from selfsup.models.features import Features
 
 Command = Callable[..., Answer]
 TOPICS = {

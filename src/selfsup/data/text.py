@@ -140,8 +140,8 @@ def prepare_text(
     given = open_tokenizer(tokenizer, family)
     if given and vocabulary is not None:
         raise UserError(
-            "A vocabulary size goes with a tokenizer that is trained on the corpus (bpe, wordpiece, characters, words); "
-            "this one brings its own: leave the size out."
+            "A vocabulary size goes with a tokenizer that is trained on the corpus (bpe, wordpiece, characters, words) "
+            "and this one brings its own: leave the size out."
         )
     text = open_text(source, column, failures)
     identity = given.fingerprint if given else (tokenizer, family)

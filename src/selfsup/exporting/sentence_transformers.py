@@ -7,7 +7,6 @@ says how far the vectors of the two libraries differ. It opens here again, too.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,7 @@ import numpy as np
 from selfsup.exporting import Exported
 from selfsup.files import whole_directory
 from selfsup.inference.encoder import EncoderModel
-from selfsup.models.huggingface import quiet_transformers, write_json
-from selfsup.models.modernbert import FEATURES
+from selfsup.models.huggingface import quiet_transformers
 from selfsup.models.sentence_transformers import write_modules
 from selfsup.run import find_model, load_encoder
 
@@ -39,8 +37,16 @@ def write(source: Path, directory: Path) -> Exported:
     model, card = load_encoder(source), find_model(source) / CARD_FILE
     with whole_directory(directory) as temporary:
         model.write(temporary)
-        write_json(temporary / FEATURES, asdict(model.features))
-        write_modules(temporary, model.features.pooling, model.dimension, model.window)
+        features = model.features
+        features.write(temporary)
+        write_modules(
+            temporary,
+            features.pooling,
+            features.weight,
+            features.bias,
+            model.encoder.config.width,
+            model.window,
+        )
         difference = compare(temporary, model)
         (temporary / CARD_FILE).write_text(_card(card, model, difference), encoding="utf-8")
     if difference is not None and difference > EXACT:
@@ -78,7 +84,7 @@ def _card(own: Path, model: EncoderModel, difference: float | None) -> str:
     return CARD.format(
         own=_body(own),
         dimension=model.dimension,
-        pooling=pooling[model.features.pooling],
+        pooling=pooling[model.features.pooling] + (", whitened" if model.features.weight is not None else ""),
         window=model.window,
         parity=parity,
     )

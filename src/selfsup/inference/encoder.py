@@ -16,8 +16,9 @@ from selfsup.errors import UserError
 from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
 from selfsup.models.encoder import TextEncoder
+from selfsup.models.features import Features, read_features
 from selfsup.models.huggingface import read_json
-from selfsup.models.modernbert import Features, read_encoder, read_features, write_encoder
+from selfsup.models.modernbert import read_encoder, write_encoder
 from selfsup.models.packing import embed
 from selfsup.objectives.losses import token_losses
 
@@ -129,7 +130,7 @@ class EncoderModel:
             lengths = torch.tensor([len(row) for row in rows], device=self.device)
             with autocast():
                 found = embed(self.encoder, tokens, lengths, self.features.pooling)
-            vectors[numbers] = found.cpu().numpy()
+            vectors[numbers] = self.features.map(found).cpu().numpy()
             done += len(numbers)
             if progress is not None:
                 progress(done, len(framed))

@@ -181,7 +181,7 @@ class Probe:
 
 def fingerprint(model: EncoderModel) -> str:
     """32 hex digits of an encoder's weights and of what it takes as a text's feature."""
-    digest = hashlib.blake2b(repr(model.features).encode(), digest_size=16)
+    digest = hashlib.blake2b(model.features.fingerprint.encode(), digest_size=16)
     for name, tensor in sorted(model.encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -40,26 +40,16 @@ def save_model(directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: st
         "config.json": _to_qwen3(decoder.config, end),
         "generation_config.json": _generation_config(end),
     }
-    write_directory(directory, decoder.state_dict(), documents, tokenizer, decoder.config.window, card)
+    refuse_taken(directory)
+    with whole_directory(directory) as temporary:
+        write_files(temporary, decoder.state_dict(), documents, tokenizer, decoder.config.window)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_directory(
-    directory: Path,
-    weights: dict[str, Tensor],
-    documents: dict[str, dict[str, Any]],
-    tokenizer: Tokenizer,
-    window: int,
-    card: str,
-) -> None:
-    """Weights in fp32, JSON documents by file name, the tokenizer and the card, wholly or not at all.
-
-    Raises UserError where the directory exists already.
-    """
+def refuse_taken(directory: Path) -> None:
+    """Raise a UserError where a directory exists already."""
     if directory.exists():
         raise UserError(f"{directory} exists already; move it away or save the model elsewhere")
-    with whole_directory(directory) as temporary:
-        write_files(temporary, weights, documents, tokenizer, window)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_files(
@@ -69,7 +59,7 @@ def write_files(
     tokenizer: Tokenizer,
     window: int,
 ) -> None:
-    """As `write_directory`, without a card, into a directory that exists."""
+    """Weights in fp32, JSON documents by file name, and the tokenizer, into a directory that exists."""
     for name, content in documents.items():
         write_json(directory / name, content)
     wide = {name: tensor.float().cpu().contiguous() for name, tensor in weights.items()}
@@ -238,11 +228,11 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     files = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     weights: dict[str, Tensor] = {}
     for name in files:
-        weights |= _read_safetensors(directory / Path(name).name)
+        weights |= read_safetensors(directory / Path(name).name)
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise UserError(
             f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it"

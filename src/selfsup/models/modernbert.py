@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
+from selfsup.files import whole_directory
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.features import Features, read_features
 from selfsup.models.huggingface import (
     Tokenizer,
     fill,
     open_with_transformers,
     read_json,
     read_weights,
-    write_directory,
+    refuse_taken,
     write_files,
 )
-from selfsup.models.packing import POOLINGS, Pooling
-from selfsup.models.sentence_transformers import MODULES, read_length, read_pooling
+from selfsup.models.sentence_transformers import MODULES, read_length
 
 PREFIX = "model."  # of the encoder's names where a head stands beside it
 ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
-FEATURES = "features.json"
 # What other ModernBERTs may have and the encoder here has not.
 PLAIN = {
     "hidden_activation": "gelu",
@@ -35,13 +35,6 @@ PLAIN = {
     "mlp_bias": False,
     "classifier_bias": False,
 }
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the vector of a text is: its hidden states after the last norm, pooled. Saved with each model."""
-
-    pooling: Pooling = "mean"
 
 
 @dataclass(frozen=True)
@@ -87,14 +80,16 @@ def save_encoder(
     Weights are fp32; `card` becomes README.md. The directory appears wholly or not at all. Raises UserError where it
     exists already.
     """
-    documents = {**_documents(model, tokenizer), FEATURES: asdict(features)}
-    write_directory(directory, _named(model), documents, tokenizer, model.config.window, card)
+    refuse_taken(directory)
+    with whole_directory(directory) as temporary:
+        write_encoder(temporary, model, tokenizer)
+        features.write(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_encoder(directory: Path, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
+def write_encoder(directory: Path, model: TextEncoder | MaskedLanguageModel, tokenizer: Tokenizer) -> None:
     """Write what `AutoModel` and `AutoTokenizer` open, and nothing else, into a directory that exists."""
-    documents = _documents(encoder, tokenizer)
-    write_files(directory, _named(encoder), documents, tokenizer, encoder.config.window)
+    write_files(directory, _named(model), _documents(model, tokenizer), tokenizer, model.config.window)
 
 
 def _documents(model: TextEncoder | MaskedLanguageModel, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
@@ -127,16 +122,6 @@ def read_encoder(directory: Path) -> SavedEncoder:
     if config.tied:
         head.pop("decoder.weight", None)  # some writers store the shared matrix twice
     return SavedEncoder(directory, config, encoder, head, read_features(directory))
-
-
-def read_features(directory: Path) -> Features:
-    """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none."""
-    if not (directory / FEATURES).exists():
-        return Features(read_pooling(directory) if (directory / MODULES).exists() else "mean")
-    pooling = read_json(directory / FEATURES).get("pooling")
-    if pooling not in POOLINGS:
-        raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
-    return Features(pooling)
 
 
 @torch.inference_mode()

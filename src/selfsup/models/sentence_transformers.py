@@ -2,6 +2,7 @@
 
 DIR/modules.json                        the steps from text to vector, in their order
 DIR/1_Pooling/config.json               how hidden states become one vector
+DIR/2_Dense/                            the linear map that follows, where there is one
 DIR/sentence_bert_config.json           tokens that are read of a text
 DIR/config_sentence_transformers.json   how two vectors are compared
 
@@ -13,21 +14,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from selfsup.errors import UserError
-from selfsup.models.huggingface import read_json, read_json_list, write_json
+from selfsup.files import save_tensors
+from selfsup.models.huggingface import read_json, read_json_list, read_safetensors, write_json
 from selfsup.models.packing import POOLINGS, Pooling
 
 MODULES = "modules.json"
+IDENTITY = "torch.nn.modules.linear.Identity"
 LENGTH = "sentence_bert_config.json"
 POOLING_KEYS: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
 
-def write_modules(directory: Path, pooling: Pooling, width: int, window: int) -> None:
+def write_modules(
+    directory: Path, pooling: Pooling, weight: Tensor | None, bias: Tensor | None, width: int, window: int
+) -> None:
     """Beside the files of a model, what makes of them a sentence-transformers directory.
 
     No step normalises the vectors, for ours are not; the cosine that compares them does not need it.
+
+    Args:
+        weight, bias: of the linear map behind the pooling, where there is one.
     """
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    if weight is not None and bias is not None:
+        kinds["2_Dense"] = "Dense"
+        _write_dense(directory / "2_Dense", weight, bias)
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(kinds.items())
@@ -43,8 +56,17 @@ def write_modules(directory: Path, pooling: Pooling, width: int, window: int) ->
     )
 
 
-def read_pooling(directory: Path) -> Pooling:
-    """How a sentence-transformers directory makes one vector of hidden states.
+def _write_dense(directory: Path, weight: Tensor, bias: Tensor) -> None:
+    directory.mkdir()
+    outputs, inputs = weight.shape
+    config = {"in_features": inputs, "out_features": outputs, "bias": True, "activation_function": IDENTITY}
+    write_json(directory / "config.json", config)
+    tensors = {"linear.weight": weight.float().cpu(), "linear.bias": bias.float().cpu()}
+    save_tensors(tensors, directory / "model.safetensors")
+
+
+def read_modules(directory: Path) -> tuple[Pooling, Tensor | None, Tensor | None]:
+    """How a sentence-transformers directory makes one vector of hidden states: pooling, and a linear map behind it.
 
     A step that normalises is passed over: it changes lengths only.
 
@@ -52,17 +74,29 @@ def read_pooling(directory: Path) -> Pooling:
         UserError: it does so in a way that an encoder here does not know.
     """
     pooling: Any = "mean"
+    weight: Tensor | None = None
+    bias: Tensor | None = None
     for module in read_json_list(directory / MODULES):
         kind = str(module.get("type")).rpartition(".")[2]
         if kind == "Pooling":
             pooling = _mode(read_json(directory / str(module.get("path")) / "config.json"))
+        elif kind == "Dense" and weight is None:
+            weight, bias = _read_dense(directory / str(module.get("path")))
         elif kind not in ("Transformer", "Normalize"):
             raise UserError(
-                f"{directory} has a step {kind!r} behind its encoder; only those with nothing but pooling can be loaded"
+                f"{directory} has a step {kind!r} behind its encoder; only pooling and a linear map can be loaded"
             )
     if pooling not in POOLINGS:
         raise UserError(f"{directory} pools by {pooling!r}; only {' and '.join(POOLINGS)} can be loaded")
-    return pooling  # type: ignore[no-any-return]
+    return pooling, weight, bias
+
+
+def _read_dense(directory: Path) -> tuple[Tensor, Tensor | None]:
+    activation = read_json(directory / "config.json").get("activation_function", IDENTITY)
+    if activation != IDENTITY:
+        raise UserError(f"{directory} applies {activation}; only a linear map can be loaded")
+    tensors = read_safetensors(directory / "model.safetensors")
+    return tensors["linear.weight"], tensors.get("linear.bias")
 
 
 def _mode(saved: dict[str, Any]) -> object:

@@ -13,19 +13,25 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.loader import in_order
+from selfsup.data.records import Records
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import write_atomically
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
-from selfsup.models.modernbert import Features, SavedEncoder, parity, read_encoder, save_encoder
+from selfsup.models.features import Features, whitening
+from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_encoder
 from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.base import Objective, Progress
 from selfsup.objectives.language import LanguageRecipe
 
 SHAPE = ("layers", "width", "heads", "mlp", "tied")
 PARITY_TOKENS = 64
-FEATURE_BATCH = 16  # records
+FEATURE_BATCH = 64  # records
+WHITENED, FEWEST_WHITENED = (
+    4096,
+    256,
+)  # texts that features are whitened over; no more than a short run has steps
 
 
 class EncoderRecipe(LanguageRecipe):
@@ -79,6 +85,7 @@ class EncoderRecipe(LanguageRecipe):
         else:
             self._take_shape(self.origin.config)
         settings.settle("model.dropout", self.dropout, "recipe")
+        settings.settle("model.whiten", True, "recipe")
 
     def _take_shape(self, config: EncoderConfig) -> None:
         settings, place = self.settings, self.settings["model.init"]
@@ -133,6 +140,11 @@ class EncoderRecipe(LanguageRecipe):
         """What of an objective is kept."""
 
     @property
+    def texts_per_record(self) -> int:
+        """How many texts `texts` makes of a record."""
+        return 1
+
+    @property
     def pooling(self) -> Pooling:
         """How a text becomes one vector."""
         return "mean"
@@ -140,16 +152,26 @@ class EncoderRecipe(LanguageRecipe):
     def model(self, objective: Objective) -> Any:
         from selfsup.inference.encoder import EncoderModel
 
-        return EncoderModel(self.encoder(objective), self.corpus.tokenizer, Features(self.pooling))
+        return EncoderModel(self.encoder(objective), self.corpus.tokenizer, self.definition(objective))
+
+    def definition(self, objective: Objective) -> Features:
+        """What the vector of a text is: pooled, and whitened over texts of the training part."""
+        if not self.settings["model.whiten"]:
+            return Features(self.pooling)
+        texts = min(WHITENED, max(FEWEST_WHITENED, self.settings["train.steps"] or WHITENED))
+        count = min(len(self.train), -(-texts // self.texts_per_record))
+        return Features(self.pooling, *whitening(self._embed(objective, self.train, count)))
+
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        return None if self.validation is None else self._embed(objective, self.validation, records)
 
     @torch.inference_mode()
-    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
-        if self.validation is None:
-            return None
+    def _embed(self, objective: Objective, source: Records, records: int) -> npt.NDArray[np.float32]:
+        """The pooled vectors of texts of records spread evenly over a source."""
         encoder = self.encoder(objective).eval()
         device = next(encoder.parameters()).device
         parts = []
-        for batch in in_order(self.validation, records, 0, FEATURE_BATCH):
+        for batch in in_order(source, records, 0, FEATURE_BATCH):
             tokens, lengths = self.texts(batch.to(device).data)
             parts.append(embed(encoder, tokens, lengths, self.pooling))
         return torch.cat(parts).cpu().numpy()
@@ -157,13 +179,14 @@ class EncoderRecipe(LanguageRecipe):
     def save_encoder(
         self,
         model: TextEncoder | MaskedLanguageModel,
+        features: Features,
         directory: Path,
         summary: dict[str, Any],
         how: str,
     ) -> None:
         """Model, tokenizer and feature definition as a Hugging Face directory, checked against transformers."""
         tokenizer = self.corpus.tokenizer
-        save_encoder(directory, model, tokenizer, Features(self.pooling), self._card(summary, None, how))
+        save_encoder(directory, model, tokenizer, features, self._card(summary, None, how))
         tokens = torch.from_numpy(tokenizer.frame(self.corpus.train[:PARITY_TOKENS]).astype("int64"))[None]
         difference = parity(directory, model, tokens.to(next(model.parameters()).device))
         write_atomically(directory / "README.md", self._card(summary, difference, how))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.data.loader import in_order
@@ -26,6 +27,7 @@ from selfsup.seeding import generator, uniform
 
 SHOWN_AS_MASK, SHOWN_AS_RANDOM = 0.8, 0.1  # of the hidden tokens; the others are shown as they are
 SAMPLE_TOKENS = 80
+PIECE = 30  # tokens of a text that features are looked at with
 WORDS_PER_SPAN = 3.8  # in the mean (Joshi et al. 2020, SpanBERT, section 3.1)
 
 
@@ -194,8 +196,17 @@ class MaskedLMRecipe(EncoderRecipe):
         return MaskedLM(model, masking, options.rate, options.evaluation_rate)
 
     def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        tokens = records["tokens"]
-        return tokens.flatten(), torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+        """Pieces of the length of a sentence, each between start and end token."""
+        tokens, marks = records["tokens"], self.corpus.tokenizer
+        content = min(PIECE, tokens.shape[1] - 2)
+        pieces = tokens[:, 1:-1].unfold(1, content, content).flatten(0, 1)
+        framed = F.pad(F.pad(pieces, (1, 0), value=marks.start), (0, 1), value=marks.end)
+        return framed.flatten(), torch.full((len(framed),), content + 2, device=tokens.device)
+
+    @property
+    def texts_per_record(self) -> int:
+        content = int(self.settings["data.window"]) - 2
+        return content // min(PIECE, content)
 
     def encoder(self, objective: Objective) -> AnyEncoder:
         return cast(MaskedLM, objective).model.model
@@ -233,7 +244,7 @@ class MaskedLMRecipe(EncoderRecipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
         model = cast(MaskedLanguageModel, cast(MaskedLM, objective).model)
-        self.save_encoder(model, directory, summary, HOW)
+        self.save_encoder(model, self.definition(objective), directory, summary, HOW)
 
 
 HOW = """\

@@ -7,7 +7,6 @@ directory must still be there for the rest.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -25,8 +24,7 @@ from selfsup.models.adapters import (
     set_dropout,
 )
 from selfsup.models.encoder import initialise
-from selfsup.models.huggingface import write_json
-from selfsup.models.modernbert import FEATURES, Features
+from selfsup.models.features import Features
 from selfsup.objectives.base import Effort, Objective, Progress
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.encoding import EncoderRecipe, model_directory
@@ -139,7 +137,7 @@ class PretrainedRecipe(LanguageRecipe):
         return super().facts() | {"start": start, "rows": rows}
 
     def save_network(
-        self, adapted: Adapted, directory: Path, summary: dict[str, Any], documents: dict[str, Any]
+        self, adapted: Adapted, directory: Path, summary: dict[str, Any], features: Features | None = None
     ) -> None:
         """The network as transformers saves it, the tokenizer of its directory, and a card."""
         loss = f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured"
@@ -155,8 +153,8 @@ class PretrainedRecipe(LanguageRecipe):
         )
         with whole_directory(directory) as temporary:
             adapted.opened.save(temporary)
-            for name, content in documents.items():
-                write_json(temporary / name, content)
+            if features is not None:
+                features.write(temporary)
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -180,7 +178,7 @@ class PretrainedEncoderRecipe(PretrainedRecipe, EncoderRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         encoder = cast(Adapted, self.encoder(objective))
-        self.save_network(encoder, directory, summary, {FEATURES: asdict(Features(self.pooling))})
+        self.save_network(encoder, directory, summary, self.definition(objective))
 
 
 class PretrainedMaskedLMRecipe(PretrainedEncoderRecipe, MaskedLMRecipe):
@@ -228,7 +226,7 @@ class PretrainedCausalLMRecipe(PretrainedRecipe, CausalLMRecipe):
         return None
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
-        self.save_network(cast(Adapted, objective.model), directory, summary, {})
+        self.save_network(cast(Adapted, objective.model), directory, summary)
 
 
 CARD = """\

@@ -157,7 +157,8 @@ class SimCSERecipe(EncoderRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
-        self.save_encoder(cast(TextEncoder, self.encoder(objective)), directory, summary, HOW)
+        encoder = cast(TextEncoder, self.encoder(objective))
+        self.save_encoder(encoder, self.definition(objective), directory, summary, HOW)
 
 
 HOW = """\

@@ -1,0 +1,97 @@
+"""What the vector of a text is: its hidden states after the last norm, pooled, then whitened. Saved with each model.
+
+DIR/features.json          the pooling, and whether a map follows it
+DIR/features.safetensors   the map: `weight` (width, width) and `bias` (width,)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.files import save_tensors
+from selfsup.models.huggingface import read_json, read_safetensors, write_json
+from selfsup.models.packing import POOLINGS, Pooling
+from selfsup.models.sentence_transformers import MODULES, read_modules
+
+FEATURES, MAP = "features.json", "features.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """How a text's hidden states become its vector: pooled, then mapped by weight · x + bias where these are given."""
+
+    pooling: Pooling = "mean"
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def map(self, pooled: Tensor) -> Tensor:
+        """The vectors (n, width) of texts whose hidden states were pooled to (n, width)."""
+        if self.weight is None:
+            return pooled
+        bias = None if self.bias is None else self.bias.to(pooled)
+        return F.linear(pooled, self.weight.to(pooled), bias)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with anything that may change a vector."""
+        digest = hashlib.blake2b(self.pooling.encode(), digest_size=16)
+        for tensor in (self.weight, self.bias):
+            digest.update(b"-" if tensor is None else tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def write(self, directory: Path) -> None:
+        """Put the definition into a directory that exists."""
+        write_json(directory / FEATURES, {"pooling": self.pooling, "mapped": self.weight is not None})
+        if self.weight is not None and self.bias is not None:
+            tensors = {"weight": self.weight.float().cpu(), "bias": self.bias.float().cpu()}
+            save_tensors(tensors, directory / MAP)
+
+
+def read_features(directory: Path) -> Features:
+    """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none.
+
+    Raises:
+        UserError: it is damaged, or one that an encoder here does not know.
+    """
+    if not (directory / FEATURES).exists():
+        return Features(*read_modules(directory)) if (directory / MODULES).exists() else Features()
+    saved = read_json(directory / FEATURES)
+    pooling = saved.get("pooling")
+    if pooling not in POOLINGS:
+        raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
+    if not saved.get("mapped"):
+        return Features(pooling)
+    tensors = read_safetensors(directory / MAP)
+    if tensors.keys() != {"weight", "bias"}:
+        raise UserError(f"{directory / MAP} holds no weight and bias; get a whole copy of the model")
+    return Features(pooling, tensors["weight"], tensors["bias"])
+
+
+def whitening(vectors: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Weight (d, d) and bias (d,) of the map after which vectors (n, d) have mean 0 and, nearly, covariance 1.
+
+    (Su et al. 2021, "Whitening Sentence Representations for Better Semantics and Faster Retrieval", equation 5; of the
+    maps that do so, the symmetric one, which moves vectors least.) Directions that all texts share, such as that of
+    their most frequent words, then weigh no more than any other. The covariance is shrunk towards a multiple of 1 as
+    far as the number of vectors demands (Ledoit and Wolf 2004).
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    mean = vectors.mean(0, dtype=np.float64)
+    covariance, _ = ledoit_wolf(vectors - mean, assume_centered=True)
+    values, directions = np.linalg.eigh(covariance)
+    values = np.maximum(values, SMALLEST * values[-1])
+    weight = (directions * values**-0.5) @ directions.T
+    return torch.from_numpy(weight).float(), torch.from_numpy(-weight @ mean).float()
+
+
+SMALLEST = 1e-4  # of the largest variance: below it a direction holds rounding
