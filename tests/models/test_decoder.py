@@ -222,7 +222,9 @@ def test_counts_equal_the_built_model(config: DecoderConfig) -> None:
 def test_presets_grow_and_are_named_by_their_blocks() -> None:
     counts = []
     for name, shape in PRESETS.items():
-        config = DecoderConfig(vocabulary=256, window=256, tied=False, **shape._asdict())
+        config = DecoderConfig(
+            vocabulary=256, window=256, tied=False, kv_heads=shape.heads, **shape._asdict()
+        )
         blocks = parameter_count(config) - 2 * 256 * config.width
         said = float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]]
         assert blocks == pytest.approx(said, rel=0.15), name

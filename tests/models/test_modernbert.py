@@ -220,7 +220,7 @@ def test_what_the_directory_holds(saved: Path) -> None:
         "README.md",
     }
     assert (saved / "README.md").read_text() == "# A card\n"
-    assert json.loads((saved / "features.json").read_text()) == {"pooling": "mean"}
+    assert json.loads((saved / "features.json").read_text()) == {"pooling": "mean", "mapped": False}
 
 
 @CONFIGS

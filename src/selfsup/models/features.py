@@ -48,6 +48,12 @@ class Features:
             digest.update(b"-" if tensor is None else tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Features) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def write(self, directory: Path) -> None:
         """Put the definition into a directory that exists."""
         write_json(directory / FEATURES, {"pooling": self.pooling, "mapped": self.weight is not None})
@@ -77,7 +83,7 @@ def read_features(directory: Path) -> Features:
 
 
 def whitening(vectors: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """Weight (d, d) and bias (d,) of the map after which vectors (n, d) have mean 0 and, nearly, covariance 1.
+    """Weight (d, d) and bias (d,) of the map after which vectors (n, d) have mean 0 and, nearly, covariance 1 / d.
 
     (Su et al. 2021, "Whitening Sentence Representations for Better Semantics and Faster Retrieval", equation 5; of the
     maps that do so, the symmetric one, which moves vectors least.) Directions that all texts share, such as that of
@@ -89,9 +95,11 @@ def whitening(vectors: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     mean = vectors.mean(0, dtype=np.float64)
     covariance, _ = ledoit_wolf(vectors - mean, assume_centered=True)
     values, directions = np.linalg.eigh(covariance)
-    values = np.maximum(values, SMALLEST * values[-1])
-    weight = (directions * values**-0.5) @ directions.T
+    values = np.maximum(values, max(SMALLEST * values[-1], ROUNDING * np.square(vectors).mean(), TINY))
+    weight = (directions * (values * len(mean)) ** -0.5) @ directions.T
     return torch.from_numpy(weight).float(), torch.from_numpy(-weight @ mean).float()
 
 
-SMALLEST = 1e-4  # of the largest variance: below it a direction holds rounding
+SMALLEST = 1e-3  # of the largest variance: what varies less is no more than noise
+TINY = 1e-30  # for vectors of zeros
+ROUNDING = 1e-12  # of the mean square: what varies less is rounding in fp32, as in features that collapsed

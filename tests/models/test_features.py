@@ -1,0 +1,73 @@
+"""What the vector of a text is: pooling, whitening, and its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfsup.errors import UserError
+from selfsup.models.features import Features, read_features, whitening
+
+
+def correlated(count: int, width: int, seed: int = 0) -> np.ndarray:
+    """Vectors with a mean and a covariance far from plain."""
+    random = np.random.default_rng(seed)
+    mixing = random.standard_normal((width, width)) * np.linspace(1, 2, width)
+    return (random.standard_normal((count, width)) @ mixing + 5).astype(np.float32)
+
+
+def test_whitened_vectors_have_no_mean_and_a_plain_covariance() -> None:
+    vectors = correlated(20_000, 8)
+    weight, bias = whitening(vectors)
+    white = Features("mean", weight, bias).map(torch.from_numpy(vectors)).double().numpy()
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(white.T) * 8, np.eye(8), atol=0.05)
+    assert np.square(white).sum(1).mean() == pytest.approx(1, rel=0.01)
+
+
+def test_it_is_the_plain_formula_where_data_abounds() -> None:
+    vectors = correlated(50_000, 6)
+    weight, bias = whitening(vectors)
+    values, directions = np.linalg.eigh(np.cov(vectors.T))
+    plain = directions @ np.diag(values**-0.5) @ directions.T / np.sqrt(6)
+    np.testing.assert_allclose(weight.numpy(), plain, rtol=0.02, atol=0.002)
+    np.testing.assert_allclose(bias.numpy(), -plain @ vectors.mean(0), rtol=0.02, atol=0.02)
+
+
+def test_few_texts_are_whitened_less() -> None:
+    """With fewer texts than dimensions the covariance is shrunk, so that nothing is blown up."""
+    vectors = correlated(12, 32)
+    weight, bias = whitening(vectors)
+    white = Features("mean", weight, bias).map(torch.from_numpy(vectors))
+    fresh = Features("mean", weight, bias).map(torch.from_numpy(correlated(12, 32, seed=0)[::-1].copy()))
+    assert torch.isfinite(white).all()
+    assert float(fresh.norm(dim=1).max()) < 3
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-20])
+def test_collapsed_features_stay_finite(value: float) -> None:
+    vectors = np.full((50, 4), value, np.float32)
+    weight, bias = whitening(vectors)
+    assert torch.isfinite(Features("mean", weight, bias).map(torch.from_numpy(vectors))).all()
+
+
+def test_files(tmp_path: Path) -> None:
+    weight, bias = whitening(correlated(100, 4))
+    for features in (Features(), Features("cls"), Features("mean", weight, bias)):
+        features.write(tmp_path)
+        assert read_features(tmp_path) == features
+    assert Features() != Features("cls")
+    assert Features("mean", weight, bias) != Features("mean", weight, bias + 1e-3)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    Features("mean", *whitening(correlated(100, 4))).write(tmp_path)
+    (tmp_path / "features.safetensors").unlink()
+    with pytest.raises(UserError, match=r"features\.safetensors is missing"):
+        read_features(tmp_path)
+    (tmp_path / "features.json").write_text('{"pooling": "median"}')
+    with pytest.raises(UserError, match="median"):
+        read_features(tmp_path)
