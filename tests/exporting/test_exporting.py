@@ -234,7 +234,9 @@ def test_older_files_are_read(exported: Path, tmp_path: Path) -> None:
 def test_training_starts_from_such_a_directory(exported: Path, train: Train, tmp_path: Path) -> None:
     still = {"steps": 1, "optim.lr": 1e-9, "optim.adamw_lr": 1e-9}
     directory = str(exported)
-    run = train(tmp_path / "run", "simcse", init=directory, tokenizer=directory, model={"whiten": False}, **still)
+    run = train(
+        tmp_path / "run", "simcse", init=directory, tokenizer=directory, model={"whiten": False}, **still
+    )
     started = selfsup.load(exported)
     started.features = Features(started.features.pooling)
     expected = started.embed(TEXTS, precision="fp32")
