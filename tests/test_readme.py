@@ -10,13 +10,18 @@ import shutil
 import subprocess
 import sys
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "own_objective.py"
 SHORTER = {
+    "--out runs/bert --budget 20m": "--out runs/bert --steps 8 model.preset=0.1m",
+    "--init runs/bert --out runs/emb": "--init runs/bert --out runs/emb --steps 3 --batch 16",
     "--budget 10m": "--budget 15s model.preset=0.1m",
     "--budget 1h": "--budget 20m",  # plan only
     "--steps 2000": "--steps 6 model.width=64",
@@ -48,7 +53,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with what README speaks of: books/, corpus.jsonl.gz, other.txt."""
+    """A directory with what README speaks of: books/, docs/, corpus.jsonl.gz, other.txt, sentences, pairs, reviews."""
     place = tmp_path_factory.mktemp("newcomer")
     text = files("selfsup").joinpath("data/samples/shakespeare.txt").read_text(encoding="utf-8")
     (place / "books").mkdir()
@@ -57,6 +62,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with gzip.open(place / "corpus.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text[i : i + 2000]}) + "\n" for i in range(0, 200_000, 2000))
     (place / "other.txt").write_text(text[-20_000:])
+    shutil.copytree(place / "books", place / "docs")
+    lines = [line for line in text.splitlines() if len(line) > 20]
+    (place / "sentences.txt").write_text("\n".join(lines[:500]))
+    pairs = [{"sentence1": a, "sentence2": b, "score": float(len(a) % 6)} for a, b in pairwise(lines[:40])]
+    pq.write_table(pa.Table.from_pylist(pairs), place / "stsb-en-test.parquet")
+    reviews = [{"text": line, "label": len(line) % 2} for line in lines[:80]]
+    pq.write_table(pa.Table.from_pylist(reviews), place / "movie-reviews.parquet")
     return place
 
 
