@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from selfsup.config import LENGTHS, Settings, flatten, read_yaml
+from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
 from selfsup.machine import Machine, describe
@@ -116,6 +116,10 @@ def _settings(
         layers.append((str(config), values))
     layers.append((origin, given))
     settings = Settings(*layers)
+    for key in settings.sources:
+        owner = OBJECTIVES.get(key.partition(".")[0], settings["objective"])
+        if owner != settings["objective"]:
+            raise UserError(f"{key} is a setting of {owner}, not of {settings['objective']}; leave it out.")
     settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
     if out is not None:
         settings.change("out", str(Path(out).absolute()), origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import selfsup
 from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.distributed import Processes
+from selfsup.errors import UserError
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.objectives import losses as losses_module
 from selfsup.objectives.base import Task
@@ -217,3 +221,37 @@ def test_a_network_of_ones_own_starts_at_chance_and_its_head_is_no_matrix_for_mu
     assert float(value.detach()) == pytest.approx(chance, rel=1e-5)
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     assert {names[id(p)] for p in objective.vectors()} == {"model.table.weight", "model.output_weight"}
+
+
+# -- continued pretraining -----------------------------------------------------------------------------------
+
+
+def test_a_run_is_started_from_another(tmp_path: Path) -> None:
+    """Weights, shape and tokenizer are kept; a step that changes nothing leaves the same model."""
+    text = [
+        "the cat sat on the mat and the dog lay by the door of the old house. " * 40,
+        "a bird sings. " * 60,
+    ]
+    shape = {"layers": 1, "width": 16, "heads": 2, "mlp": 32}
+    first = selfsup.train("causal-lm", data=text, out=tmp_path / "first", steps=3, model=shape)
+    still = {"optim.lr": 1e-30, "optim.adamw_lr": 1e-30, "optim.weight_decay": 0.0}
+    second = selfsup.train(
+        "causal-lm", data=text[::-1], out=tmp_path / "second", steps=1, init=str(first.directory), **still
+    )
+    before, after = (load_file(run.model_directory / "model.safetensors") for run in (first, second))
+    assert before.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(before[name], after[name])
+    assert second.settings()["model.width"] == 16
+    with pytest.raises(UserError, match="width 16"):
+        selfsup.train(
+            "causal-lm", data=text, out=tmp_path / "third", init=str(first.directory), model={"width": 32}
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.dropout", 0.1), ("model.whiten", True), ("simcse.temperature", 1)]
+)
+def test_settings_of_others_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=key):
+        selfsup.train("causal-lm", data=["a text " * 400], out=tmp_path / "run", steps=1, **{key: value})

@@ -262,7 +262,7 @@ def test_weights_that_do_not_fit_are_refused(
 def test_a_tokenizer_of_another_model_is_refused(bert: Run, corpus: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bert.model_directory, tmp_path / "copy"))
     train_tokenizer("characters", ["".join(map(chr, range(300, 400)))], family="encoder").save(copy)
-    with pytest.raises(UserError, match="has 105 tokens and its encoder 32: get a whole copy"):
+    with pytest.raises(UserError, match="has 105 tokens and its model 32: get a whole copy"):
         plan("masked-lm", copy, corpus)
 
 

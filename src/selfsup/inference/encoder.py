@@ -212,9 +212,9 @@ def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:
     """The numbers of the texts in batches of at most `TOKENS` tokens, the longest first."""
     lengths = np.array([len(row) for row in framed], np.int64)
     order = np.argsort(-lengths, kind="stable")
-    start = 0
+    ends = np.cumsum(lengths[order])
+    start = before = 0
     while start < len(order):
-        within = np.cumsum(lengths[order[start:]]) <= TOKENS
-        count = max(1, int(within.sum()))
-        yield order[start : start + count]
-        start += count
+        stop = max(start + 1, int(np.searchsorted(ends, before + TOKENS, side="right")))
+        yield order[start:stop]
+        start, before = stop, int(ends[stop - 1])

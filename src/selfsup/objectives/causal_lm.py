@@ -6,6 +6,7 @@ L = − Σ_t log p(x_t | x_<t)      inputs are the targets shifted right behind 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -99,8 +100,17 @@ class CausalLMRecipe(LanguageRecipe):
     """From a text source to a decoder that writes."""
 
     family: ClassVar[Family] = "decoder"
+    unused: ClassVar[tuple[str, ...]] = ("dropout", "whiten")
+    shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied")
     shows: ClassVar[str] = "What it writes"
     useful: ClassVar[str | None] = 'selfsup generate {run} "It was a"'
+
+    origin: Decoder | None
+
+    def _read_origin(self, directory: Path) -> Decoder:
+        from selfsup.models.huggingface import load_decoder
+
+        return load_decoder(directory)
 
     def _settle_shape(self) -> None:
         super()._settle_shape()
@@ -119,9 +129,10 @@ class CausalLMRecipe(LanguageRecipe):
             self.validation = Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
 
     def decoder_config(self) -> DecoderConfig:
-        named = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied")
-        shape = {name: self.settings[f"model.{name}"] for name in named}
         vocabulary, window = self.corpus.tokenizer.vocabulary, self.settings["data.window"]
+        if self.origin is not None:
+            return replace(self.origin.config, window=max(window, self.origin.config.window))
+        shape = {name: self.settings[f"model.{name}"] for name in self.shape}
         try:
             return DecoderConfig(vocabulary=vocabulary, window=window, **shape)
         except ValueError as error:
@@ -130,11 +141,22 @@ class CausalLMRecipe(LanguageRecipe):
     def build(self) -> CausalLM:
         decoder = Decoder(self.decoder_config())
         decoder.initialise(generator(self.settings["train.seed"], "weights"))
+        if self.origin is not None:
+            decoder.load_state_dict(self.origin.state_dict())
         return CausalLM(decoder, self.corpus.tokenizer.end)
 
     def flops_per_record(self) -> float:
         config = self.decoder_config()
-        return float(flops_per_token(config, config.window) * config.window)
+        window = self.settings["data.window"]
+        return float(flops_per_token(config, window) * window)
+
+    def facts(self) -> dict[str, str]:
+        start = (
+            {}
+            if self.origin is None
+            else {"start": f"decoder and tokenizer of {self.settings['model.init']}"}
+        )
+        return super().facts() | start
 
     def _describe_model(self) -> str:
         config = self.decoder_config()
@@ -188,6 +210,7 @@ class CausalLMRecipe(LanguageRecipe):
         )
         return CARD.format(
             name=Path(source).stem if "/" in source else source,
+            start="from scratch" if self.origin is None else f"from {Path(self.settings['model.init']).name}",
             parameters=parameter_count(config),
             config=config,
             loss=loss,
@@ -247,7 +270,7 @@ tags: [selfsup, causal-lm]
 ---
 # A decoder trained on {name}
 
-{parameters:,} parameters ({config.layers} layers, width {config.width}, {config.heads} heads), trained from scratch by
+{parameters:,} parameters ({config.layers} layers, width {config.width}, {config.heads} heads), trained {start} by
 causal language modelling with selfsup: {steps:,} steps, {tokens:,} tokens, windows of {config.window} tokens.
 
 - Validation loss: {loss}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,87 +21,42 @@ from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncod
 from selfsup.models.features import Features, whitening
 from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_encoder
 from selfsup.models.packing import Pooling, embed
-from selfsup.objectives.base import Objective, Progress
+from selfsup.objectives.base import Objective
 from selfsup.objectives.language import LanguageRecipe
 
-SHAPE = ("layers", "width", "heads", "mlp", "tied")
 PARITY_TOKENS = 64
 FEATURE_BATCH = 64  # records
-WHITENED, FEWEST_WHITENED = (
-    4096,
-    256,
-)  # texts that features are whitened over; no more than a short run has steps
+WHITENED = 4096  # texts that features are whitened over
+FEWEST_WHITENED = 256  # of a run that has fewer steps than that
 
 
 class EncoderRecipe(LanguageRecipe):
     """From a text source to a text encoder in ModernBERT's layout."""
 
     family: ClassVar[Family] = "encoder"
+    unused: ClassVar[tuple[str, ...]] = ("kv_heads", "head_dim")
+    shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "mlp", "tied")
     tied: ClassVar[bool] = True
     adamw_lr: ClassVar[float] = 0.005
     dropout: ClassVar[float]  # by default
     keeps_head: ClassVar[bool] = False  # whether a head of masked LM is trained on
 
-    @cached_property
-    def origin(self) -> SavedEncoder | None:
-        """The encoder to start from, where one is named.
+    origin: SavedEncoder | None
 
-        Raises:
-            UserError: there is none, or it is of another architecture.
-        """
-        place = self.settings["model.init"]
-        return None if place is None else read_encoder(model_directory(place))
-
-    def open(self, progress: Progress) -> None:
-        """With weights to start from come their tokenizer and shape."""
-        settings = self.settings
-        if settings["model.init"] is not None:
-            place = Path(settings["model.init"]).expanduser().absolute()  # for a resume from anywhere
-            settings.change("model.init", str(place), settings.origin("model.init"))
-            directory = str(model_directory(place))
-            if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
-                raise UserError(
-                    f"{place} brings its own tokenizer, so data.tokenizer cannot be {settings['data.tokenizer']!r}; "
-                    "leave it out."
-                )
-            settings.change("data.tokenizer", directory, "init")
-        origin = self.origin  # read before its tokenizer, which says less of what is wrong with it
-        super().open(progress)
-        if origin is not None and self.corpus.tokenizer.vocabulary > origin.config.vocabulary:
-            raise UserError(
-                f"The tokenizer of {settings['model.init']} has {self.corpus.tokenizer.vocabulary} tokens and its "
-                f"encoder {origin.config.vocabulary}: get a whole copy of the model."
-            )
-
-    def _choose_preset(self, effort: Any, tokens: int) -> None:
-        if self.origin is None:
-            super()._choose_preset(effort, tokens)
+    def _read_origin(self, directory: Path) -> SavedEncoder:
+        return read_encoder(directory)
 
     def _settle_shape(self) -> None:
-        settings = self.settings
-        if self.origin is None:
-            super()._settle_shape()
-        else:
-            self._take_shape(self.origin.config)
-        settings.settle("model.dropout", self.dropout, "recipe")
-        settings.settle("model.whiten", True, "recipe")
-
-    def _take_shape(self, config: EncoderConfig) -> None:
-        settings, place = self.settings, self.settings["model.init"]
-        if settings["model.preset"] != "auto" and settings["model.layers"] is None:
-            raise UserError(f"{place} brings its own shape, so leave model.preset out.")
-        for name in SHAPE:
-            found, given = getattr(config, name), settings[f"model.{name}"]
-            if given not in (None, found):
-                raise UserError(f"{place} has {name} {found}, so model.{name} is not {given}; leave it out.")
-            settings.settle(f"model.{name}", found, "init")
+        super()._settle_shape()
+        self.settings.settle("model.dropout", self.dropout, "recipe")
+        self.settings.settle("model.whiten", True, "recipe")
 
     def encoder_config(self) -> EncoderConfig:
         settings = self.settings
         if self.origin is not None:
             window = max(self.origin.config.window, settings["data.window"])
             return replace(self.origin.config, window=window, dropout=settings["model.dropout"])
-        shape = {name: settings[f"model.{name}"] for name in (*SHAPE, "dropout")}
+        shape = {name: settings[f"model.{name}"] for name in (*self.shape, "dropout")}
         try:
             return EncoderConfig(
                 vocabulary=self.corpus.tokenizer.vocabulary, window=settings["data.window"], **shape
@@ -212,12 +166,6 @@ class EncoderRecipe(LanguageRecipe):
             use=use.strip(),
             steps=summary["steps"],
         )
-
-
-def model_directory(place: str | Path) -> Path:
-    """The model of a run, or the directory itself."""
-    inside = Path(place) / "model"
-    return inside if (inside / "config.json").is_file() else Path(place)
 
 
 CARD = """\

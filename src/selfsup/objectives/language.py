@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfsup.config import nearest
 from selfsup.data.tokenizers import Family
@@ -31,9 +33,49 @@ class LanguageRecipe(Recipe):
     family: ClassVar[Family]
     tied: ClassVar[bool] = False  # by default, the output matrix and the embeddings
     adamw_lr: ClassVar[float] = 0.01
+    shape: ClassVar[tuple[str, ...]]  # settings of the model that its weights decide
+    unused: ClassVar[tuple[str, ...]]  # and those that mean nothing here
     corpus: TextCorpus
 
+    @cached_property
+    def origin(self) -> Any:
+        """The model to start from, with its `config`, where one is named.
+
+        Raises:
+            UserError: there is none, or it is of another architecture.
+        """
+        place = self.settings["model.init"]
+        return None if place is None else self._read_origin(model_directory(place))
+
+    @abstractmethod
+    def _read_origin(self, directory: Path) -> Any:
+        """The model of a directory."""
+
     def open(self, progress: Progress) -> None:
+        """Open the text; with weights to start from comes their tokenizer."""
+        if self.settings["model.init"] is not None:
+            self._take_tokenizer()
+        origin = self.origin  # read before its tokenizer, which says less of what is wrong with it
+        self._open_text(progress)
+        if origin is not None and self.corpus.tokenizer.vocabulary > origin.config.vocabulary:
+            raise UserError(
+                f"The tokenizer of {self.settings['model.init']} has {self.corpus.tokenizer.vocabulary} tokens and its "
+                f"model {origin.config.vocabulary}: get a whole copy of the model."
+            )
+
+    def _take_tokenizer(self) -> None:
+        settings = self.settings
+        place = Path(settings["model.init"]).expanduser().absolute()  # for a resume from anywhere
+        settings.change("model.init", str(place), settings.origin("model.init"))
+        directory = str(model_directory(place))
+        if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
+            raise UserError(
+                f"{place} brings its own tokenizer, so data.tokenizer cannot be {settings['data.tokenizer']!r}; "
+                "leave it out."
+            )
+        settings.change("data.tokenizer", directory, "init")
+
+    def _open_text(self, progress: Progress) -> None:
         from selfsup.data.text import prepare_text
 
         data = self.settings.config.data
@@ -70,7 +112,7 @@ class LanguageRecipe(Recipe):
 
     def _choose_preset(self, effort: Effort, tokens: int) -> None:
         """A size that suits what can be spent."""
-        if self.module is None and self.settings["model.preset"] == "auto":
+        if self.module is None and self.origin is None and self.settings["model.preset"] == "auto":
             self.settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
 
     def _lr(self) -> float:
@@ -78,6 +120,25 @@ class LanguageRecipe(Recipe):
         return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
 
     def _settle_shape(self) -> None:
+        for name in self.unused:
+            if self.settings[f"model.{name}"] is not None:
+                raise UserError(f"{self.settings['objective']} has no use for model.{name}; leave it out.")
+        if self.origin is None:
+            self._take_preset()
+        else:
+            self._take_shape()
+
+    def _take_shape(self) -> None:
+        settings, place = self.settings, self.settings["model.init"]
+        if settings["model.preset"] != "auto" and settings["model.layers"] is None:
+            raise UserError(f"{place} brings its own shape, so leave model.preset out.")
+        for name in self.shape:
+            found, given = getattr(self.origin.config, name), settings[f"model.{name}"]
+            if given not in (None, found):
+                raise UserError(f"{place} has {name} {found}, so model.{name} is not {given}; leave it out.")
+            settings.settle(f"model.{name}", found, "init")
+
+    def _take_preset(self) -> None:
         settings, preset = self.settings, self.settings["model.preset"]
         if preset not in PRESETS:
             raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
@@ -134,6 +195,12 @@ class LanguageRecipe(Recipe):
     @property
     def chance(self) -> float:
         return math.log(self.corpus.tokenizer.vocabulary)
+
+
+def model_directory(place: str | Path) -> Path:
+    """The model of a run, or the directory itself."""
+    inside = Path(place) / "model"
+    return inside if (inside / "config.json").is_file() else Path(place)
 
 
 def _fitting_preset(effort: Effort, tokens: int) -> str:

@@ -27,8 +27,8 @@ from selfsup.models.encoder import initialise
 from selfsup.models.features import Features
 from selfsup.objectives.base import Effort, Objective, Progress
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
-from selfsup.objectives.encoding import EncoderRecipe, model_directory
-from selfsup.objectives.language import LanguageRecipe
+from selfsup.objectives.encoding import EncoderRecipe
+from selfsup.objectives.language import LanguageRecipe, model_directory
 from selfsup.objectives.masked_lm import MaskedLM, MaskedLMRecipe, Masking
 from selfsup.objectives.simcse import Projection, SimCSE, SimCSERecipe
 from selfsup.seeding import generator, seeded
