@@ -101,7 +101,7 @@ def test_the_configuration_is_resolved_and_reads_back(finished: Run) -> None:
     settings = Settings(("file", read_yaml(finished.config_file)))
     assert settings.config == finished.settings().config
     open_still = {key for key in known_keys() if settings[key] is None}
-    of_encoders = {"model.init", "model.dropout"}
+    of_encoders = {"model.init", "model.dropout", "model.whiten"}
     never_settled = {"data.column", "data.vocabulary", "train.epochs", "train.budget", "evaluate.data"}
     assert open_still == never_settled | of_encoders
     assert content["out"] == str(finished.directory)

@@ -18,8 +18,10 @@ from selfsup.data.records import Batch
 from selfsup.data.sampler import draw
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
+from selfsup.inference.encoder import EncoderModel
 from selfsup.inspection import inspect
 from selfsup.inspection.simcse import SimCSEInspection
+from selfsup.models.features import Features
 from selfsup.objectives.simcse import SimCSERecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
@@ -95,9 +97,17 @@ def test_sentences_are_those_of_the_first_step(run: Run) -> None:
     assert [views.name for views in inspection.views] == ["before training", str(run.directory)]
 
 
+def pooled(run: Run, texts: list[str]) -> np.ndarray:
+    """The vectors of a run before they are whitened."""
+    model = run.model
+    assert isinstance(model, EncoderModel)
+    model.features = Features(model.features.pooling)
+    return model.embed(texts, precision="fp32")
+
+
 def test_without_dropout_the_vectors_are_those_of_the_saved_encoder(run: Run) -> None:
     inspection = look(run=run.directory, model={"dropout": 0.0})
-    vectors = run.model.embed(inspection.texts, precision="fp32")  # type: ignore[union-attr]
+    vectors = pooled(run, inspection.texts)
     normal = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     trained = inspection.views[-1]
     np.testing.assert_allclose(trained.similarity, normal @ normal.T, atol=1e-5)
@@ -153,7 +163,7 @@ def test_losses_against_plain_loops(run: Run) -> None:
 def test_a_training_that_goes_on_begins_with_what_it_is_given(run: Run) -> None:
     inspection = look(data=SENTENCES, init=str(run.directory), model={"dropout": 0.0})
     assert [views.name for views in inspection.views] == [f"before training ({run.directory})"]
-    vectors = run.model.embed(inspection.texts, precision="fp32")  # type: ignore[union-attr]
+    vectors = pooled(run, inspection.texts)
     np.testing.assert_allclose(inspection.views[0].first, vectors[:, :32], atol=1e-5)
 
 

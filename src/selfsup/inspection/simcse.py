@@ -177,7 +177,7 @@ class SimCSEInspection(Inspection):
             ),
             table_part(
                 "how well a sentence is found",
-                "Before the projection head, which serves training only.",
+                "Before the projection head, which serves training only, and before whitening.",
                 ["", *(views.name for views in self.views)],
                 self._figures(),
             ),
