@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,54 +18,66 @@ FLOPS_PER_TOKEN = 6 * (6 * 12 * 384**2 + 65 * 384) + 12 * 6 * 384 * 256
 
 
 def train(precision: str) -> Figures:
-    """Steps of a run as a user starts it; the last ones' median."""
+    """Steps of causal LM as a user starts it."""
+    return steps("causal-lm", TEXT, precision, 16 * 256, "--tokenizer", "characters", *SHAPE)
+
+
+def steps(objective: str, text: Path, precision: str, tokens: int, *options: str) -> Figures:
+    """The median of the last steps of a run, each of so many tokens."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
         summary = selfsup(
-            "train", "causal-lm", "--data", str(TEXT), "--tokenizer", "characters", "--steps", str(STEPS),
-            "--precision", precision, "--out", str(out), "--json", *SHAPE, "optim.matrices=adamw",
-            "evaluate.every=1000", "evaluate.final_records=8", "train.log_every=1",
+            "train", objective, "--data", str(text), "--steps", str(STEPS), "--precision", precision, "--out", str(out),
+            "--json", *options, "optim.matrices=adamw", "evaluate.every=1000", "evaluate.final_records=8",
+            "train.log_every=1",
         )  # fmt: skip
         lines = [
             json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         ]
     times = [line["time"] for line in lines if line["split"] == "train"]
     step = median(b - a for a, b in pairwise(times[4:]))
-    return {"tokens_per_second": 16 * 256 / step, "seconds": step, "peak_memory": summary["peak_memory"]}
+    return {"tokens_per_second": tokens / step, "seconds": step, "peak_memory": summary["peak_memory"]}
+
+
+def beside_trainer(
+    rounds: int, script: str, ours: Callable[[str], Figures]
+) -> tuple[list[Figures], Figures, list[tuple[str, str]]]:
+    """HF Trainer by a script of peers/ and selfsup in both precisions: the rounds, their figures, the table."""
+    measured = alternate(
+        rounds,
+        trainer_fp32=lambda: peer(script, "fp32"),
+        selfsup_fp32=lambda: ours("fp32"),
+        trainer_bf16=lambda: peer(script, "bf16"),
+        selfsup_bf16=lambda: ours("bf16"),
+    )
+    names = {
+        "trainer_fp32": "HF Trainer fp32 (its default): tokens/s",
+        "trainer_bf16": "HF Trainer bf16: tokens/s",
+        "selfsup_fp32": "selfsup fp32: tokens/s",
+        "selfsup_bf16": "selfsup bf16 (its default here): tokens/s",
+    }
+    pairs = {
+        "to_fp32": ("selfsup bf16 / HF Trainer fp32", "selfsup_bf16", "trainer_fp32"),
+        "to_bf16": ("selfsup bf16 / HF Trainer bf16", "selfsup_bf16", "trainer_bf16"),
+        "fp32": ("selfsup fp32 / HF Trainer fp32", "selfsup_fp32", "trainer_fp32"),
+    }
+    rates = {side: spread([one[side]["tokens_per_second"] for one in measured]) for side in names}
+    compared = {key: ratios(measured, *sides, "tokens_per_second") for key, (_, *sides) in pairs.items()}
+    rows = [(what, show(rates[side], 0)) for side, what in names.items()]
+    rows += [(what, show(compared[key])) for key, (what, *_) in pairs.items()]
+    return measured, {"rates": rates, **compared}, rows
 
 
 def main(arguments: list[str]) -> None:
-    rounds = alternate(
-        int(arguments[0]) if arguments else 3,
-        trainer_fp32=lambda: peer("hf_step", "fp32"),
-        selfsup_fp32=lambda: train("fp32"),
-        trainer_bf16=lambda: peer("hf_step", "bf16"),
-        selfsup_bf16=lambda: train("bf16"),
-    )
-    sides = ("trainer_fp32", "selfsup_fp32", "trainer_bf16", "selfsup_bf16")
-    rates = {side: spread([one[side]["tokens_per_second"] for one in rounds]) for side in sides}
-    use = spread(
-        [
-            one["selfsup_bf16"]["tokens_per_second"] * FLOPS_PER_TOKEN / 1e9 / one["gflops_bf16"]
-            for one in rounds
-        ]
-    )
-    to_fp32 = ratios(rounds, "selfsup_bf16", "trainer_fp32", "tokens_per_second")
-    to_bf16 = ratios(rounds, "selfsup_bf16", "trainer_bf16", "tokens_per_second")
-    fp32 = ratios(rounds, "selfsup_fp32", "trainer_fp32", "tokens_per_second")
+    rounds, figures, rows = beside_trainer(int(arguments[0]) if arguments else 3, "hf_step", train)
+    rates = [
+        one["selfsup_bf16"]["tokens_per_second"] * FLOPS_PER_TOKEN / 1e9 / one["gflops_bf16"]
+        for one in rounds
+    ]
     write(
         "throughput",
         "Training steps of HF Trainer on GPT-2 and of selfsup on its decoder, as many parameters, 6 layers, 6 heads, "
         "width 384, window 256, batch 16, 65 tokens, AdamW.",
-        {"rounds": rounds, "rates": rates, "utilisation": use, "to_fp32": to_fp32, "to_bf16": to_bf16},
-        [
-            ("HF Trainer fp32 (its default): tokens/s", show(rates["trainer_fp32"], 0)),
-            ("HF Trainer bf16: tokens/s", show(rates["trainer_bf16"], 0)),
-            ("selfsup fp32: tokens/s", show(rates["selfsup_fp32"], 0)),
-            ("selfsup bf16 (its default here): tokens/s", show(rates["selfsup_bf16"], 0)),
-            ("selfsup bf16 / HF Trainer fp32", show(to_fp32)),
-            ("selfsup bf16 / HF Trainer bf16", show(to_bf16)),
-            ("selfsup fp32 / HF Trainer fp32", show(fp32)),
-            ("selfsup bf16: share of the bf16 matrix rate", show(use)),
-        ],
+        {"rounds": rounds, **figures, "utilisation": spread(rates)},
+        [*rows, ("selfsup bf16: share of the bf16 matrix rate", show(spread(rates)))],
     )
