@@ -91,7 +91,7 @@ def write(name: str, what: str, figures: Figures, rows: list[tuple[str, str]]) -
     """
     result = {
         "what": what,
-        "command": f"python -m benchmarks {' '.join([name, *sys.argv[2:]])}",
+        "command": f"python -m benchmarks {' '.join([name, *(Path(word).name for word in sys.argv[2:])])}",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "table": rows,

@@ -43,6 +43,9 @@ def train(precision: str, text: Path, out: Path) -> Figures:
 
 
 def main(arguments: list[str]) -> None:
+    if not arguments:
+        print("sentences is left out: give it STS-B: python -m benchmarks sentences sentences/")
+        return
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         text, some = place / "sentences.txt", place / "some.txt"

@@ -60,12 +60,9 @@ def test_a_seeded_block_leaves_no_trace() -> None:
 
 def test_a_seeded_block_that_fails_leaves_no_trace() -> None:
     before = torch.get_rng_state()
-    try:
-        with seeded(0, "dropout", 4):
-            torch.rand(4)
-            raise RuntimeError
-    except RuntimeError:
-        pass
+    with pytest.raises(RuntimeError), seeded(0, "dropout", 4):
+        torch.rand(4)
+        raise RuntimeError
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -348,12 +348,13 @@ class Trainer:
         """What needs no label, of the features of held-out records, and the protocols that the user named."""
         features = self.recipe.features(self.objective, min(records, FEATURE_RECORDS))
         figures = {} if features is None or len(features) < 2 else spread(features)
+        protocols = self.settings["evaluate.protocols"]
+        if not protocols:
+            return figures
         data, device = self.settings["evaluate.data"], str(self.machine.device)
-        for protocol in self.settings["evaluate.protocols"]:
-            model = self.recipe.model(self.objective)
-            request = Request(self.run.directory, model, data, None, device, EVALUATION_SEED, None)
-            figures[protocol] = measure(request, protocol).value
-        return figures
+        model = self.recipe.model(self.objective)
+        request = Request(self.run.directory, model, data, None, device, EVALUATION_SEED, None)
+        return figures | {protocol: measure(request, protocol).value for protocol in protocols}
 
     def _diagnose(self) -> None:
         """Say what the figures so far show to be wrong, and did not show before."""

@@ -279,3 +279,35 @@ def test_the_command_line_says_what_is_kept(
     said = " ".join(answer.error.replace("│", " ").split())
     assert "not kept: decoder.weight" in said
     assert json.loads((out / "summary.json").read_text())["steps"] == 2
+
+
+# -- protocols during training -------------------------------------------------------------------------------
+
+
+def test_protocols_are_measured_at_each_look(train: Train, tmp_path: Path) -> None:
+    """One that asks for the head among them; the figures of the last look are those of the saved model."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"The cat sat by hill {n}."}) + "\n" for n in range(6)))
+    measured = {"evaluate.protocols": ("rankme", "pseudo-perplexity"), "evaluate.data": str(texts)}
+    run = train(tmp_path / "run", objective="masked-lm", **measured)
+    looks = [line for line in run.metrics() if line["split"] == "validation"]
+    assert looks
+    for protocol in measured["evaluate.protocols"]:
+        assert all(protocol in line for line in looks)
+        score = selfsup.evaluate(run, data=str(texts), protocol=protocol)
+        assert looks[-1][protocol] == pytest.approx(score.value, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"evaluate.protocols": ("rankmee",), "evaluate.data": "x.jsonl"}, "did you mean 'rankme'"),
+        ({"evaluate.protocols": ("sts",)}, "evaluate.data"),
+    ],
+)
+def test_protocols_that_cannot_be_measured_are_refused_at_once(
+    train: Train, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        train(tmp_path / "run", objective="masked-lm", **settings)
+    assert not (tmp_path / "run").exists()

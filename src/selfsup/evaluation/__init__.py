@@ -57,8 +57,7 @@ def evaluate(
     Raises:
         UserError: no such protocol, model or data, or the protocol is not defined for them.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
+    require_known(protocol)
     for name, given in (("test", test), ("label", label)):
         if given is not None and protocol not in SUPERVISED:
             raise UserError(
@@ -76,12 +75,17 @@ def measure(request: Request, protocol: str) -> Score:
     Raises:
         UserError: as `evaluate`.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
+    require_known(protocol)
     require_kind(request.directory, request.model, protocol)
     module, _, name = PROTOCOLS[protocol].partition(":")
     follow: Callable[[Request], Score] = getattr(import_module(module), name)
     return follow(request)
+
+
+def require_known(protocol: str) -> None:
+    """Raise a UserError where there is no such protocol."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
 
 
 def require_kind(directory: Path, model: object, protocol: str) -> None:

@@ -222,6 +222,12 @@ class MaskedLMRecipe(EncoderRecipe):
     def figures(self, loss: float, part: str) -> dict[str, float]:
         return {"bits_per_hidden_token": loss / math.log(2)}
 
+    def model(self, objective: Objective) -> Any:
+        """With its head, which some protocols ask for."""
+        model = super().model(objective)
+        model.masked = cast(MaskedLM, objective).model
+        return model
+
     def sample(self, objective: Objective) -> str | None:
         """The beginning of the held-out part with each hidden token as [truth → best guess]."""
         if self.validation is None:
