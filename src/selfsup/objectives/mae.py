@@ -5,11 +5,12 @@ L = Σ_{p hidden} mean over its values of (x̂_p − (x_p − mean(x_p)) / sqrt(
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.models.pixel_decoder import PixelDecoder, patches, select
@@ -37,6 +38,7 @@ class MAE(Objective):
         self.encoder = encoder
         self.decoder = decoder
         self.view = view
+        encoder.embeddings.mask_token.requires_grad_(False)  # the encoder is shown no hidden patch
 
     def hide(self, batch: Batch) -> Task:
         """Pixels (B, 3, S, S); places of visible patches (B, K), of hidden ones (B, M); targets (B, M, 3 · patch²)."""
@@ -59,6 +61,9 @@ class MAE(Objective):
         wide = torch.promote_types(values.dtype, targets.dtype)
         total = F.mse_loss(values.to(wide), targets.to(wide), reduction="sum")
         return {"mse": total / targets.shape[-1]}
+
+    def vectors(self) -> Iterable[nn.Parameter]:
+        return self.encoder.vectors()
 
 
 def normalised(values: Tensor) -> Tensor:
