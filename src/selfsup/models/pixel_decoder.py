@@ -115,11 +115,12 @@ class PixelDecoder(nn.Module):
         """
         dtype = compute_dtype(self.norm.weight)
         places = sin_cos(grid, self.config.width, self.norm.weight.dtype, encoded.device)
-        shown = project(encoded.to(dtype), self.embed.weight)[0] + places[visible]
-        x = torch.cat((shown, self.mask_token + places[hidden]), 1)
-        for block in self.blocks:
-            x = block(x, dtype)
-        return project(self.norm(x[:, visible.shape[1] :], dtype), self.head.weight)[0]
+        with torch.autocast(encoded.device.type, enabled=False):  # from here on each dtype is chosen by hand
+            shown = project(encoded.to(dtype), self.embed.weight)[0] + places[visible]
+            x = torch.cat((shown, self.mask_token + places[hidden]), 1)
+            for block in self.blocks:
+                x = block(x, dtype)
+            return project(self.norm(x[:, visible.shape[1] :], dtype), self.head.weight)[0]
 
 
 def sin_cos(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -153,8 +154,8 @@ def select(values: Tensor, places: Tensor) -> Tensor:
 
 def save_decoder(decoder: PixelDecoder, directory: Path) -> None:
     """Put a decoder beside its encoder, into a directory that exists."""
-    write_json(directory / CONFIG, asdict(decoder.config))
     save_tensors({k: v.float() for k, v in separate(decoder).items()}, directory / WEIGHTS)
+    write_json(directory / CONFIG, asdict(decoder.config))
 
 
 def read_decoder(directory: Path) -> PixelDecoder:
