@@ -149,7 +149,9 @@ class SimCLRConfig(Section):
 
 
 class MAEConfig(Section):
-    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(0.75, description="share of the patches that is hidden")
+    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(
+        0.75, description="share of the patches that is hidden"
+    )
     decoder_layers: Count = Field(4, description="of the decoder, which serves training only")
     decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
 

@@ -23,28 +23,29 @@ NEARNESS = 4.0  # the power of the distance with which what is visible counts le
 def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> tuple[Picture, Picture]:
     """An image (H, W, 3) with its hidden patches in grey, and with what the model fills in there: (S, S, 3) each.
 
-    It is brought to the size S that the model was trained on, and as large a share of it is hidden as in training; which
-    patches is a function of the seed. No hidden pixel plays a part in what is filled in: brightness and contrast of a
-    hidden patch, which the target of training leaves out, are those of the visible patches around it.
+    It is brought to the size S that the model was trained on, and as large a share of it is hidden as in training:
+    which patches is a function of the seed. No hidden pixel plays a part in what is filled in: brightness and contrast
+    of a hidden patch, which the target of training leaves out, are those of the visible patches around it.
 
     Raises:
         UserError: the directory holds no masked autoencoder, or a damaged one.
     """
-    decoder, encoder = read_decoder(directory), read_vision(directory).eval()
-    patch, side = decoder.config.patch, encoder.config.size // decoder.config.patch
-    sizes = torch.tensor([pixels.shape[:2]])
-    image = centred(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], sizes, encoder.config.size)
-    first = np.zeros(1, np.int64)
-    visible, hidden = random_patches(seed, first, first, side**2, decoder.config.hidden)
-    states = encoder(image, visible=visible)[:, -visible.shape[1] :]
+    decoder, encoder = read_decoder(directory), read_vision(directory).model().eval()
+    size, patch = encoder.config.size, decoder.config.patch
+    side, place = size // patch, np.zeros(1, np.int64)
+    image = centred(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([pixels.shape[:2]]), size)
+    visible, hidden = random_patches(seed, place, place, side**2, decoder.config.hidden)
+    states = encoder(image, visible=visible)[:, encoder.config.prefix :]
     values = decoder(states, visible, hidden, (side, side))
     shown = select(patches(image, patch), visible)
     moments = torch.stack((shown.mean(-1), shown.std(-1, correction=0)), -1)
-    mean, deviation = spread(moments, visible, hidden, side).split(1, -1)
+    mean, deviation = spread(moments, visible, hidden, side).chunk(2, -1)
     filled = values * deviation + mean
     grey = (GREY - torch.tensor(MEAN)) / torch.tensor(STD)
     blank = grey.repeat_interleave(patch**2).expand_as(filled)
-    return tuple(_picture(shown, visible, rest, hidden, patch, side) for rest in (blank, filled))
+    places = torch.cat((visible, hidden), 1).argsort(1)
+    blanked, whole = (select(torch.cat((shown, rest), 1), places) for rest in (blank, filled))
+    return _picture(assembled(blanked, patch, (side, side))), _picture(assembled(whole, patch, (side, side)))
 
 
 def spread(values: Tensor, visible: Tensor, hidden: Tensor, columns: int) -> Tensor:
@@ -58,9 +59,7 @@ def spread(values: Tensor, visible: Tensor, hidden: Tensor, columns: int) -> Ten
     return weights / weights.sum(-1, keepdim=True) @ values
 
 
-def _picture(shown: Tensor, visible: Tensor, rest: Tensor, hidden: Tensor, patch: int, side: int) -> Picture:
-    """One image (S, S, 3) of 8 bits, of visible and of hidden patches."""
-    places = torch.cat((visible, hidden), 1).argsort(1)
-    image = assembled(select(torch.cat((shown, rest), 1), places), patch, (side, side))[0]
-    levels = image.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
+def _picture(image: Tensor) -> Picture:
+    """Normalised pixels (1, 3, S, S) as levels (S, S, 3)."""
+    levels = image[0].permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
     return levels.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
