@@ -168,8 +168,8 @@ REGISTER = 32  # numbers of bf16 in a vector register: shorter rows are worked o
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q kᵀ / sqrt(dim) + mask) v by plain products.
 
-    q, k, v (B, heads, T, dim), the mask (T, T) or one that expands to (B, heads, T, T). Scores have the dtype of q; their
-    softmax is computed in fp32 (or that of q, if wider).
+    q, k, v (B, heads, T, dim), the mask (T, T) or one that expands to (B, heads, T, T). Scores have the dtype of q;
+    their softmax is computed in fp32 (or that of q, if wider).
     """
     return _DenseAttention.apply(q, k, v, mask)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -203,10 +203,9 @@ class _DenseAttention(torch.autograd.Function):
         shape, rows = do.shape, do.flatten(0, 1)
         dv = torch.bmm(p.mT, rows)
         dp = torch.bmm(rows, v.mT)
-        if _short(dp):
-            ds = aten._softmax_backward_data(dp.float(), p.float(), -1, torch.float32).to(dp.dtype)
-        else:
-            ds = aten._softmax_backward_data(dp, p, -1, dp.dtype)
+        if _short(p):
+            dp, p = dp.float(), p.float()
+        ds = aten._softmax_backward_data(dp, p, -1, p.dtype).to(q.dtype)
         zero = q.new_zeros(())
         dq = torch.baddbmm(zero, ds, k, alpha=ctx.scale)
         dk = torch.baddbmm(zero, ds.mT, q, alpha=ctx.scale)
