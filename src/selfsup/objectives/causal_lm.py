@@ -22,9 +22,11 @@ from selfsup.models.decoder import Decoder, DecoderConfig, flops_per_token, para
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
+from selfsup.objectives.sizes import settle_rates
 from selfsup.seeding import generator
 
 SAMPLE_TOKENS = 150
+MIDDLE = 512  # width of the middle of the presets
 
 
 class CausalModel(Protocol):
@@ -232,9 +234,9 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
     def _settle_shape(self) -> None:
         """The network brings its own."""
 
-    def _lr(self) -> float:
+    def _settle_rates(self) -> None:
         """Of the middle of the presets: what the width of another network means is not known here."""
-        return 0.005
+        settle_rates(self.settings, MIDDLE, self.adamw_lr)
 
     def _block_parameters(self) -> float:
         return float(sum(parameter.numel() for parameter in self.network.parameters()))

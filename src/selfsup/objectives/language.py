@@ -13,18 +13,18 @@ from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.base import Effort, Progress, Recipe
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
 
 if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
 
-SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
 # once 1,500 do.
 TOKENS_PER_STEP = (1024, 4096)
 STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
-TOKENS_PER_PARAMETER = 8
+IMAGE_ONLY = ("data.size", "model.patch", "model.registers")
 
 
 class LanguageRecipe(Recipe):
@@ -107,22 +107,20 @@ class LanguageRecipe(Recipe):
         self._records()
         most = min(per_step / settings["data.window"], len(self.train))
         settings.settle("train.batch", power_of_two(most), "size and data")
-        settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
+        self._settle_rates()
+
+    def _settle_rates(self) -> None:
+        settle_rates(self.settings, self.settings["model.width"], self.adamw_lr)
 
     def _choose_preset(self, effort: Effort, tokens: int) -> None:
         """A size that suits what can be spent."""
         if self.module is None and self.origin is None and self.settings["model.preset"] == "auto":
             self.settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
 
-    def _lr(self) -> float:
-        """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
-        return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
-
     def _settle_shape(self) -> None:
-        for name in self.unused:
-            if self.settings[f"model.{name}"] is not None:
-                raise UserError(f"{self.settings['objective']} has no use for model.{name}; leave it out.")
+        for key in (*(f"model.{name}" for name in self.unused), *IMAGE_ONLY):
+            if self.settings[key] is not None:
+                raise UserError(f"{self.settings['objective']} has no use for {key}; leave it out.")
         if self.origin is None:
             self._take_preset()
         else:
@@ -213,8 +211,3 @@ def _tokens_per_step(seen: float) -> float:
     """Of a run that will see so many tokens: more where there are many, after enough updates have been made."""
     (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
     return min(max(seen / many, min(max(seen / few, smallest), usual)), MOST_TOKENS_PER_STEP)
-
-
-def power_of_two(value: float) -> int:
-    """The largest power of two up to `value`, at least 1."""
-    return 1 << max(0, int(value).bit_length() - 1)
