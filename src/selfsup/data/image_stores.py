@@ -93,7 +93,7 @@ def of_spans(
 def folders(paths: Sequence[str]) -> list[str] | None:
     """The name of the folder that each path lies in, where there are several and none lies above the others."""
     folders = [os.path.dirname(path) for path in paths]
-    distinct = set(folders)
+    distinct = set(map(os.path.abspath, set(folders)))
     if len(distinct) < 2 or os.path.commonpath(distinct) in distinct:
         return None
     return [os.path.basename(folder) for folder in folders]
