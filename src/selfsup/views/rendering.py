@@ -82,6 +82,8 @@ def render(
 def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     """The middle of each image, for evaluation: the short side resized to `size`, the long one cropped.
 
+    Both are rounded as `ViTImageProcessor` of transformers does it.
+
     Args:
         pixels: (n, 3, H, W) uint8, each image at the top left; what stands in the rest is never looked at.
         sizes: (n, 2) int64 height and width of each image.
@@ -91,7 +93,7 @@ def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     """
     resized = size * sizes // sizes.amin(1, keepdim=True)
     step = sizes.double() / resized
-    start, extent = ((resized - size) / 2).round() * step, size * step
+    start, extent = ((resized - size) / 2).floor() * step, size * step
     none = torch.zeros_like(sizes)
     rows, columns = (
         line(start[:, d], extent[:, d], none[:, d], sizes[:, d], pixels.shape[2 + d], size) for d in (0, 1)
