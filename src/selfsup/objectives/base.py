@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
 from selfsup.models.transformer import Stacked
+from selfsup.models.vision import VisionTransformer
 
 if TYPE_CHECKING:
     from selfsup.doctor import Check
@@ -100,7 +101,9 @@ class Objective(nn.Module, ABC):
     def vectors(self) -> Iterable[nn.Parameter]:
         """Matrices that are lists of vectors rather than maps: they belong to AdamW, not to Muon."""
         embeddings = (module for module in self.modules() if isinstance(module, nn.Embedding))
-        return [cast(nn.Parameter, module.weight) for module in embeddings]
+        tokens = (module for module in self.modules() if isinstance(module, VisionTransformer))
+        lists = [cast(nn.Parameter, module.weight) for module in embeddings]
+        return lists + [vector for module in tokens for vector in module.vectors()]
 
     def stacks(self) -> Mapping[nn.Parameter, int]:
         """Matrices that hold several maps, one above the other, and how many: Muon takes each map by itself."""
@@ -150,10 +153,11 @@ class Recipe(ABC):
     train: Records
     validation: Records | None = None
     unit: ClassVar[str] = "tokens"  # what the pace of training is counted in
+    example: ClassVar[str] = "sample:shakespeare"  # what is trained on where no data is named
     shows: ClassVar[str] = "What it makes"  # what a sample is
     useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
     checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
-    adapted: ClassVar[type[Recipe]]  # the same for a network from Python in place of the objective's own
+    adapted: ClassVar[type[Recipe] | None] = None  # the same for a network from Python, where there is one
 
     def __init__(
         self, settings: Settings, source: object | None = None, module: nn.Module | None = None
