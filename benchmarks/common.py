@@ -88,6 +88,15 @@ def step_seconds(run_directory: Path, skipped: int = 4) -> float:
     return median(b - a for a, b in pairwise(times[skipped:]))
 
 
+def first_images(source: Path, count: int, place: Path) -> Path:
+    """A parquet file of the first images of another."""
+    import pyarrow.parquet as pq
+
+    file = place / f"first-{count}.parquet"
+    pq.write_table(pq.read_table(source).slice(0, count), file)
+    return file
+
+
 def alternate(rounds: int, **sides: Callable[[], Figures]) -> list[Figures]:
     """Every side once per round, one after the other, and the machine's rates in each round."""
     measured = []

@@ -10,15 +10,26 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.common import Figures, alternate, has_lightly, lightly, peer, ratios, show, spread, write
+from benchmarks.common import (
+    Figures,
+    alternate,
+    first_images,
+    has_lightly,
+    lightly,
+    peer,
+    ratios,
+    show,
+    spread,
+    write,
+)
 
 CORES = (1, 2)
+IMAGES = 4096
 # Of JPEG files: number, width, height, magnification of the images they are pieced together from, quality. The first
 # kind is about as large as ImageNet's files (110 KB), the second as photos of 3 megapixels (0.8 MB).
-FILES = {"512 × 384": (384, 512, 384, 1, 95), "2,048 × 1,536": (96, 2048, 1536, 2, 90)}
+FILES = {"512 × 384": (192, 512, 384, 1, 95), "2,048 × 1,536": (48, 2048, 1536, 2, 90)}
 
 
 def write_files(images: Path, directory: Path, count: int, width: int, height: int, zoom: int, quality: int) -> None:
@@ -43,8 +54,9 @@ def main(arguments: list[str]) -> None:
     if not arguments or not has_lightly():
         print("views is left out: give it lightly and images: python -m benchmarks views FILE.parquet")
         return
-    source, rounds = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 3
+    rounds = int(arguments[1]) if len(arguments) > 1 else 3
     with tempfile.TemporaryDirectory() as name:
+        source = first_images(Path(arguments[0]), IMAGES, Path(name))
         sources = {"SimCLR, 32 pixels": ("simclr", source), "DINO, 2 × 32 and 6 × 16 pixels": ("dino", source)}
         for number, (size, shape) in enumerate(FILES.items()):
             directory = Path(name) / str(number)

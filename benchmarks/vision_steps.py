@@ -10,11 +10,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from benchmarks.common import (
     Figures,
     alternate,
+    first_images,
     has_lightly,
     lightly,
     peer,
@@ -48,13 +47,6 @@ WHAT = {
     "mae": "MAE on ViT-Ti/4, 75 % hidden, batch 256, a decoder of one block of width 512 (with `as it comes`: "
     "selfsup's own)",
 }
-
-
-def first_images(source: Path, count: int, place: Path) -> Path:
-    """A parquet file of the first images of another."""
-    file = place / f"first-{count}.parquet"
-    pq.write_table(pq.read_table(source).slice(0, count), file)
-    return file
 
 
 def train(objective: str, images: Path, precision: str, settings: Figures) -> Figures:

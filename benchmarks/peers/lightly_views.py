@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightly_parts import Files, InMemory, allow_torchvision, batches, read_pixels
 
-BATCH, SECONDS = 64, 8.0
+BATCH, SECONDS = 64, 4.0
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         "simclr-224": lambda: SimCLRTransform(input_size=224),
     }[kind]()
     files = kind == "simclr-224"
-    images = Files(source, transform) if files else InMemory(read_pixels(source, 10_000), transform)
+    images = Files(source, transform) if files else InMemory(read_pixels(source), transform)
     made = batches(images, BATCH, workers)
     for _ in range(4 * workers + 1):  # what the workers had made before
         next(made)
