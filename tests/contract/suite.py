@@ -43,6 +43,7 @@ class Case:
         chance: for each term, what one prediction of this task costs where all outputs are zero.
         with_dropout: the same objective with dropout in its network, where it can have some.
         random: whether hide draws (noise, masks, crops).
+        still: weights that it has no use for.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     chance: Callable[[Task], Mapping[str, float]]
     with_dropout: Callable[[int], Objective] | None = None
     random: bool = True
+    still: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ def one_step(case: Case, split: Split, processes: Processes, objective: Objectiv
     """Gradients and figures of one step, by name."""
     objective = objective or case.build(SEED)
     figures = gradients(objective.train(), batches_of_step(case, split, processes), processes)
-    return {name: p.grad for name, p in objective.named_parameters()} | figures
+    return trained_gradients(objective) | figures
+
+
+def trained_gradients(objective: Objective) -> dict:
+    """By name, of what is trained: not of a teacher."""
+    return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
 
 
 def descend(case: Case, split: Split, processes: Processes) -> dict[str, Tensor]:
@@ -120,7 +127,7 @@ def plain_gradients(objective: Objective, batches: Sequence[Batch]) -> dict[str,
     loss = sum(objective.weights.get(term, 1.0) * value for term, value in figures.items())
     loss.backward()
     detached = {name: value.detach() for name, value in {"loss": loss, **figures}.items()}
-    return {name: p.grad for name, p in objective.named_parameters()} | detached
+    return trained_gradients(objective) | detached
 
 
 # -- killed and resumed --------------------------------------------------------------------------------------

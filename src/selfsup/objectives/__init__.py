@@ -13,6 +13,8 @@ RECIPES = {
     "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
+    "dino": "selfsup.objectives.dino:DINORecipe",
+    "mae": "selfsup.objectives.mae:MAERecipe",
 }
 
 # The same on a network that transformers opens.
