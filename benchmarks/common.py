@@ -18,7 +18,9 @@ RESULTS = Path(__file__).parent / "results"
 PEERS = Path(__file__).parent / "peers"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 LONGEST = 1200.0  # seconds of one side
-LIGHTLY = os.environ.get("LIGHTLY_PYTHON", sys.executable)  # an interpreter that has lightly, see peers/lightly_parts.py
+LIGHTLY = os.environ.get(
+    "LIGHTLY_PYTHON", sys.executable
+)  # an interpreter that has lightly, see peers/lightly_parts.py
 
 Figures = dict[str, Any]
 

@@ -32,7 +32,9 @@ IMAGES = 4096
 FILES = {"512 × 384": (192, 512, 384, 1, 95), "2,048 × 1,536": (48, 2048, 1536, 2, 90)}
 
 
-def write_files(images: Path, directory: Path, count: int, width: int, height: int, zoom: int, quality: int) -> None:
+def write_files(
+    images: Path, directory: Path, count: int, width: int, height: int, zoom: int, quality: int
+) -> None:
     """JPEG files, each pieced together from other small images."""
     from selfsup.data.images import open_images
 
@@ -57,7 +59,10 @@ def main(arguments: list[str]) -> None:
     rounds = int(arguments[1]) if len(arguments) > 1 else 3
     with tempfile.TemporaryDirectory() as name:
         source = first_images(Path(arguments[0]), IMAGES, Path(name))
-        sources = {"SimCLR, 32 pixels": ("simclr", source), "DINO, 2 × 32 and 6 × 16 pixels": ("dino", source)}
+        sources = {
+            "SimCLR, 32 pixels": ("simclr", source),
+            "DINO, 2 × 32 and 6 × 16 pixels": ("dino", source),
+        }
         for number, (size, shape) in enumerate(FILES.items()):
             directory = Path(name) / str(number)
             write_files(source, directory, *shape)
@@ -72,7 +77,9 @@ def main(arguments: list[str]) -> None:
                     selfsup=lambda given=given: peer("selfsup_views", *given),
                 )
     rates = {
-        what: {side: spread([one[side]["images_per_second"] for one in some]) for side in ("lightly", "selfsup")}
+        what: {
+            side: spread([one[side]["images_per_second"] for one in some]) for side in ("lightly", "selfsup")
+        }
         for what, some in measured.items()
     }
     compared = {

@@ -62,9 +62,7 @@ def train(objective: str, images: Path, precision: str, settings: Figures) -> Fi
             summary = peer("train_network", "resnet-18", objective, json.dumps(given))
         else:
             words = [f"{name}={value}" for name, value in given.items() if name not in ("data", "out")]
-            summary = selfsup(
-                "train", objective, "--data", str(images), "--out", str(out), "--json", *words
-            )
+            summary = selfsup("train", objective, "--data", str(images), "--out", str(out), "--json", *words)
         seconds = step_seconds(out, SKIPPED)
     rate = BATCH[objective] / seconds
     return {"images_per_second": rate, "seconds": seconds, "peak_memory": summary["peak_memory"]}
@@ -109,7 +107,9 @@ def compare(objective: str, images: Path, rounds: int) -> None:
 
 def main(arguments: list[str]) -> None:
     if not arguments or not has_lightly():
-        print("vision_steps is left out: give it lightly and images: python -m benchmarks vision_steps FILE.parquet")
+        print(
+            "vision_steps is left out: give it lightly and images: python -m benchmarks vision_steps FILE.parquet"
+        )
         return
     source, *words = arguments
     chosen = [word for word in words if word in BATCH] or list(BATCH)

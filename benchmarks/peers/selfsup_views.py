@@ -36,7 +36,10 @@ def main() -> None:
         ],
     }[kind]
     if kind == "simclr-224":
-        data.SMALL, data.SHARE = 0, 1 << 62  # as of a collection too large for memory: each image decoded each time
+        data.SMALL, data.SHARE = (
+            0,
+            1 << 62,
+        )  # as of a collection too large for memory: each image decoded each time
     found = data.open_images(source)
     records = data.ImageRecords(found, np.arange(len(found)), round(1.5 * views[0].size))
     batch = 64 if kind == "simclr-224" else 256
