@@ -91,10 +91,10 @@ def main(arguments: list[str]) -> None:
         rows.append((f"{what}: selfsup / lightly", show(compared[what])))
     write(
         "views",
-        "Images of which all views were made, per second: lightly's transforms (PIL and torchvision, one image at a time) "
-        "in a DataLoader, on one core in one process, on two with two workers; selfsup's reading and rendering on the same "
-        "cores, with the same crops, colours and blur. Images of 32 pixels lie decoded in memory; JPEG files are decoded "
-        "each time.",
+        "Images of which all views were made, per second: lightly's transforms (PIL and torchvision, one image at a "
+        "time) in a DataLoader, on one core in one process, on two with two workers; selfsup's reading and rendering "
+        "on the same cores, with the same crops, colours and blur. Images of 32 pixels lie decoded in memory; JPEG "
+        "files are decoded each time.",
         {"rounds": measured, "rates": rates, "compared": compared},
         rows,
     )

@@ -1,8 +1,8 @@
 """What eight minutes of training are worth: kNN-20 on CIFAR-10 from its first 10,000 images, beside lightly's SimCLR.
 
-Arguments: the directory of cifar10-train.parquet and cifar10-test.parquet; one for what is made, which is kept; a recipe
-(the first of `RECIPES`); seconds of a training (480). One call makes as many parts as fit into ten minutes, which is
-one training; the next one goes on, and the result holds the parts that are there.
+Arguments: the directory of cifar10-train.parquet and cifar10-test.parquet; one for what is made, which is kept; a
+recipe (the first of `RECIPES`); seconds of a training (480). One call makes as many parts as fit into ten minutes,
+which is one training; the next one goes on, and the result holds the parts that are there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,10 +71,10 @@ class Data(NamedTuple):
 def labels(parquet: Path) -> np.ndarray:
     import pyarrow.parquet as pq
 
-    return pq.read_table(parquet, columns=["label"])["label"].to_numpy()
+    return pq.read_table(parquet, columns=["label"])["label"].to_numpy().copy()
 
 
-def train(recipe: Recipe, data: Data, given: Figures, out: Path) -> Figures:
+def train(data: Data, recipe: Recipe, given: Figures, out: Path) -> Figures:
     """One training as a user starts it, and the kNN-20 of what it left."""
     settings = {**recipe.settings, **given}
     if recipe.network is None:
@@ -119,28 +120,18 @@ def parts(
     name: str, data: Data, seconds: float, work: Path
 ) -> dict[str, tuple[float, Callable[[], Figures]]]:
     """What is to be made, in order: its name, the seconds of its training, and the call."""
-    recipe, made = RECIPES[name], {"pixels": (0.0, lambda: look_at_pixels(data, work / "pixels"))}
+    made: dict[str, tuple[float, Callable[[], Figures]]] = {}
+
+    def add(part: str, needed: float, make: Callable[..., Figures], *given: object) -> None:
+        made[part] = needed, partial(make, data, *given, work / part)
+
+    add("pixels", 0, look_at_pixels)
     for seed in range(SEEDS):
-        untrained, trained, theirs = (
-            f"untrained-{name}-{seed}",
-            f"{name}-{seconds:g}s-{seed}",
-            f"lightly-{seconds:g}s-{seed}",
-        )
-        made[untrained] = (
-            0.0,
-            lambda seed=seed, out=work / untrained: train(recipe, data, {**UNTRAINED, "seed": seed}, out),
-        )
-        made[trained] = (
-            seconds,
-            lambda seed=seed, out=work / trained: train(
-                recipe, data, {"budget": f"{seconds:g}s", "seed": seed}, out
-            ),
-        )
+        budget = {"budget": f"{seconds:g}s", "seed": seed}
+        add(f"untrained-{name}-{seed}", 0, train, RECIPES[name], {**UNTRAINED, "seed": seed})
+        add(f"{name}-{seconds:g}s-{seed}", seconds, train, RECIPES[name], budget)
         if has_lightly():
-            made[theirs] = (
-                seconds,
-                lambda seed=seed, out=work / theirs: train_lightly(data, seconds, seed, out),
-            )
+            add(f"lightly-{seconds:g}s-{seed}", seconds, train_lightly, seconds, seed)
     return made
 
 
@@ -148,7 +139,8 @@ def main(arguments: list[str]) -> None:
     begun = time.perf_counter()
     if len(arguments) < 2:
         print(
-            "vision_quality is left out: give it CIFAR-10 and a place: python -m benchmarks vision_quality images/ work/"
+            "vision_quality is left out: give it CIFAR-10 and a place: "
+            "python -m benchmarks vision_quality images/ work/"
         )
         return
     source, work = Path(arguments[0]), Path(arguments[1])
@@ -160,22 +152,22 @@ def main(arguments: list[str]) -> None:
         first_images(source / "cifar10-test.parquet", TESTED_ON, work),
     )
     planned = parts(name, data, seconds, work)
+    anything = False
     for part, (needed, make) in planned.items():
         file = work / f"{part}.json"
         if file.exists():
             continue
-        if time.perf_counter() - begun + needed + AROUND > max(LIMIT, needed + AROUND + 15):
+        if anything and time.perf_counter() - begun + needed + AROUND > LIMIT:
             break
+        anything = True
         shutil.rmtree(work / part, ignore_errors=True)  # of a call that was stopped
         figures = {**rates(), **make()}
         file.write_text(json.dumps(figures), encoding="utf-8")
         print(f"{part}: kNN-20 {figures['knn']:.2f} %", file=sys.stderr)
-    report(
-        name,
-        seconds,
-        {part: json.loads(file.read_text()) for part in planned if (file := work / f"{part}.json").exists()},
-        len(planned),
-    )
+    made = {
+        part: json.loads(file.read_text()) for part in planned if (file := work / f"{part}.json").exists()
+    }
+    report(name, seconds, made, len(planned))
 
 
 def report(name: str, seconds: float, made: dict[str, Figures], planned: int) -> None:
@@ -194,8 +186,9 @@ def report(name: str, seconds: float, made: dict[str, Figures], planned: int) ->
     }
     write(
         "vision_quality",
-        f"kNN-20 on CIFAR-10's {TESTED_ON:,} test images, neighbours and labels from the {TRAINED_ON:,} images trained on "
-        f"without labels for {seconds:g} seconds; of each side so many seeds ({len(made)} of {planned} parts made).",
+        f"kNN-20 on CIFAR-10's {TESTED_ON:,} test images, neighbours and labels from the {TRAINED_ON:,} images "
+        f"trained on without labels for {seconds:g} seconds; of each side so many seeds "
+        f"({len(made)} of {planned} parts made).",
         {"recipe": recipe._asdict(), "parts": made, "knn": values},
         [(what, show(value, 1)) for what, value in values.items()],
     )

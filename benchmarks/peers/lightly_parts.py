@@ -1,4 +1,14 @@
-"""What the scripts beside it that run lightly share: torchvision without its operators, images, networks."""
+"""What the scripts beside it that run lightly share: torchvision without its operators, images, networks.
+
+They need lightly 1.6.0, torchvision and timm. Where torchvision has a build beside the torch that is there, `pip
+install lightly==1.6.0 timm` is all. Where it has none, an environment of its own keeps it from other packages:
+
+    python -m venv build/lightly
+    python -c "import site; print(site.getsitepackages()[0])" > build/lightly/lib/python3.11/site-packages/torch.pth
+    build/lightly/bin/pip install --no-deps lightly==1.6.0 lightly-utils torchvision==0.28.0 timm==1.0.31 \\
+        pytorch-lightning==2.6.6 lightning-utilities torchmetrics
+    export LIGHTLY_PYTHON=build/lightly/bin/python
+"""
 
 from __future__ import annotations
 
@@ -24,7 +34,8 @@ def allow_torchvision() -> None:
     On import it gives two operators shapes, for which it is enough that their names exist; transforms use none.
     """
     found = importlib.util.find_spec("torchvision")
-    assert found is not None and found.origin is not None, "The peers need torchvision and lightly."
+    if found is None or found.origin is None:
+        raise SystemExit("The scripts that run lightly need torchvision.")
     try:
         torch.ops.load_library(Path(found.origin).with_name("_C.so"))
     except OSError:
