@@ -54,12 +54,15 @@ class DataConfig(Section):
     source: str = Field(
         "sample:shakespeare", min_length=1, description="file, folder, glob, hub:NAME or sample:NAME"
     )
-    column: str | None = Field(None, description="the text column; found by itself where it is not named")
+    column: str | None = Field(
+        None, description="the column of the texts or images; found by itself where it is not named"
+    )
     tokenizer: str = Field(
         "bpe", description="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run"
     )
     vocabulary: Count | None = Field(None, description="tokens in the vocabulary of a tokenizer trained here")
     window: Annotated[Whole, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
+    size: Count | None = Field(None, description="side of the images that a model sees, in pixels")
     validation: Share = Field(0.1, description="share of the documents that is held out")
     failures: Share = Field(0.01, description="share of unreadable records above which a run is refused")
     workers: Annotated[Whole, Field(ge=0)] = Field(
@@ -68,7 +71,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    preset: str = Field("auto", description="size by name, auto (from data and budget), or hf:DIR")
+    preset: str = Field("auto", description="size by name, auto (from data and budget), hf:DIR, or timm:NAME")
     layers: Count | None = None
     width: Count | None = None
     heads: Count | None = None
@@ -76,6 +79,10 @@ class ModelConfig(Section):
     head_dim: Count | None = None
     mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
     tied: bool | None = Field(None, description="the output head shares the embedding's weights")
+    patch: Count | None = Field(None, description="side of a vision transformer's patches, in pixels")
+    registers: Annotated[Whole, Field(ge=0)] | None = Field(
+        None, description="tokens of a vision transformer that stand for nothing in the image"
+    )
     dropout: Share | None = Field(None, description="share of activations an encoder drops in training")
     whiten: bool | None = Field(
         None, description="an encoder's features get a whitening map when it is saved"
@@ -136,6 +143,11 @@ class SimCSEConfig(Section):
     pooling: Literal["mean", "cls"] = Field("mean", description="how a sentence becomes one vector")
 
 
+class SimCLRConfig(Section):
+    temperature: Rate | None = Field(None, description="by which cosine similarities are divided")
+    projection: Count = Field(128, description="dimension in which views are compared")
+
+
 class Config(Section):
     objective: str = "causal-lm"
     out: str | None = Field(None, description="the run directory")
@@ -147,6 +159,7 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     masked_lm: MaskedLMConfig = Field(default_factory=MaskedLMConfig)
     simcse: SimCSEConfig = Field(default_factory=SimCSEConfig)
+    simclr: SimCLRConfig = Field(default_factory=SimCLRConfig)
 
 
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
@@ -164,7 +177,11 @@ SHORT = {
     "init": "model.init",
 }
 SECTIONS = {name for name, field in Config.model_fields.items() if field.default_factory is not None}
-OBJECTIVES = {"masked_lm": "masked-lm", "simcse": "simcse"}  # sections that only one objective reads
+OBJECTIVES = {
+    "masked_lm": "masked-lm",
+    "simcse": "simcse",
+    "simclr": "simclr",
+}  # sections that only one objective reads
 LENGTHS = ("train.steps", "train.epochs", "train.budget")
 
 

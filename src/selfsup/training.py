@@ -145,7 +145,15 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
 
         return CustomRecipe(settings, source, module, objective)
     recipe = find_recipe(settings["objective"], settings["model.preset"])
-    return (recipe if module is None else recipe.adapted)(settings, source, module)
+    if module is not None:
+        if recipe.adapted is None:
+            raise UserError(
+                f"{settings['objective']} takes no network from Python; name one that transformers opens by model=hf:DIR."
+            )
+        recipe = recipe.adapted
+    if settings.origin("data.source") == "default":
+        settings.change("data.source", recipe.example, "default")
+    return recipe(settings, source, module)
 
 
 def _start(

@@ -12,6 +12,7 @@ RECIPES = {
     "causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe",
     "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
+    "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
 }
 
 # The same on a network that transformers opens.

@@ -150,10 +150,11 @@ class Recipe(ABC):
     train: Records
     validation: Records | None = None
     unit: ClassVar[str] = "tokens"  # what the pace of training is counted in
+    example: ClassVar[str] = "sample:shakespeare"  # what is trained on where no data is named
     shows: ClassVar[str] = "What it makes"  # what a sample is
     useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
     checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
-    adapted: ClassVar[type[Recipe]]  # the same for a network from Python in place of the objective's own
+    adapted: ClassVar[type[Recipe] | None] = None  # the same for a network from Python, where there is one
 
     def __init__(
         self, settings: Settings, source: object | None = None, module: nn.Module | None = None

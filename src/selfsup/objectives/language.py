@@ -25,6 +25,7 @@ STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
 TOKENS_PER_PARAMETER = 8
+IMAGE_ONLY = ("data.size", "model.patch", "model.registers")
 
 
 class LanguageRecipe(Recipe):
@@ -120,9 +121,9 @@ class LanguageRecipe(Recipe):
         return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
 
     def _settle_shape(self) -> None:
-        for name in self.unused:
-            if self.settings[f"model.{name}"] is not None:
-                raise UserError(f"{self.settings['objective']} has no use for model.{name}; leave it out.")
+        for key in (*(f"model.{name}" for name in self.unused), *IMAGE_ONLY):
+            if self.settings[key] is not None:
+                raise UserError(f"{self.settings['objective']} has no use for {key}; leave it out.")
         if self.origin is None:
             self._take_preset()
         else:

@@ -118,6 +118,28 @@ def info_nce(
     return F.cross_entropy(similar.masked_fill(same, -torch.inf), own, reduction="sum")
 
 
+def nt_xent(
+    first: Tensor, second: Tensor, identities: Tensor, scale: float, collectives: Collectives
+) -> Tensor:
+    """Σ over 2n views of −log softmax of the other view's similarity among all views but the own (Chen et al. 2020, eq. 1).
+
+    Args:
+        first, second: (n, dim), normalised; the two views of each record.
+        identities: (n,); views of records with the same identity are no negatives of each other.
+
+    Returns:
+        The sum over the views of this process, with those of all processes as negatives; in fp32, or wider.
+    """
+    views, owners = torch.cat((first, second)), torch.cat((identities, identities))
+    ranks = collectives.gather(torch.full((len(views),), collectives.rank, device=views.device))
+    own = (ranks == collectives.rank).nonzero().squeeze(1)  # where my views stand among all
+    others = own.roll(len(first))  # and the other view of each
+    similar = scale * views @ collectives.gather(views).T
+    same = owners[:, None] == collectives.gather(owners)
+    same[torch.arange(len(own), device=own.device), others] = False
+    return F.cross_entropy(similar.masked_fill(same, -torch.inf), others, reduction="sum")
+
+
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """−log p of each target: logits (…, vocabulary), targets (…) → (…), in nats."""
     return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(

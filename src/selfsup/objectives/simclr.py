@@ -1,0 +1,106 @@
+"""SimCLR: one view of an image finds the other among the views of other images (Chen et al. 2020, equation 1).
+
+L = − Σ_i log ( exp(cos(z_i, z_j(i)) / τ) / Σ_{k ≠ i} exp(cos(z_i, z_k) / τ) )      over all 2B views; j(i) the other of i
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.data.records import Batch
+from selfsup.doctor.contrastive import check_small_batch
+from selfsup.models.backbones import AnyBackbone, pooled
+from selfsup.models.features import Pooling
+from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.losses import nt_xent
+from selfsup.objectives.vision import VisionRecipe
+from selfsup.seeding import seeded
+from selfsup.views import View, render, simclr_view
+
+SMALL = 96  # pixels, up to which images are small
+TEMPERATURES = (0.5, 0.1)  # for small images (Chen et al. 2020, appendix B.9), and for others (table 5)
+
+
+class ProjectionHead(nn.Sequential):
+    """W₂ relu(W₁ h), which serves training only (section 2.1)."""
+
+    def __init__(self, width: int, dimension: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dimension))
+
+
+class SimCLR(Objective):
+    """NT-Xent over two views of each image.
+
+    Args:
+        network: pixels (B, 3, H, W) to one vector each.
+        view: what both views are drawn from.
+    """
+
+    separable: ClassVar[bool] = False
+
+    def __init__(
+        self, network: AnyBackbone, head: nn.Module, view: View, pooling: Pooling, temperature: float
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.view = view
+        self.pooling = pooling
+        self.temperature = temperature
+
+    def hide(self, batch: Batch) -> Task:
+        """Two views of each image, (B, 2, 3, S, S): each hides from the other what the augmentation changed."""
+        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
+        views = [
+            render(pixels, sizes, self.view, batch.seed, batch.epochs, batch.records, number)
+            for number in range(2)
+        ]
+        records = torch.from_numpy(batch.records).to(pixels.device)
+        tensors = {"views": torch.stack(views, 1), "records": records}
+        return Task(tensors, {"nt_xent": torch.tensor(2 * len(batch))})
+
+    def predict(self, task: Task) -> Outputs:
+        """Where the two views of each image are put, (B, dimension) each; one forward pass for both."""
+        z = self.head(pooled(self.network, task["views"].flatten(0, 1), self.pooling))
+        first, second = z.unflatten(0, (-1, 2)).unbind(1)
+        return {"first": first, "second": second}
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        first = F.normalize(outputs["first"].float(), dim=-1)
+        second = F.normalize(outputs["second"].float(), dim=-1)
+        return {"nt_xent": nt_xent(first, second, task["records"], 1 / self.temperature, collectives)}
+
+
+class SimCLRRecipe(VisionRecipe):
+    """From images to a network whose vectors tell them apart."""
+
+    views: ClassVar[float] = 2
+    checks = (check_small_batch,)
+
+    def settle(self, effort: Effort) -> None:
+        super().settle(effort)
+        small = self.settings["data.size"] <= SMALL
+        self.settings.settle("simclr.temperature", TEMPERATURES[0 if small else 1], "image size")
+
+    def build(self) -> SimCLR:
+        options, network = self.settings.config.simclr, self.backbone()
+        with seeded(self.settings["train.seed"], "head"):
+            head = ProjectionHead(network.dimension, options.projection)
+        view = simclr_view(self.settings["data.size"])
+        return SimCLR(network, head, view, self.pooling, options.temperature or 1.0)
+
+    def network(self, objective: Objective) -> AnyBackbone:
+        assert isinstance(objective, SimCLR)
+        return objective.network
+
+    @property
+    def chance(self) -> float:
+        return math.log(2 * self.settings["train.batch"] - 1)
+
+
+SimCLRRecipe.adapted = SimCLRRecipe

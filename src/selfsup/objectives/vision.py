@@ -1,0 +1,306 @@
+"""What recipes of vision share: the images, the network and its sizes, and the directory that is left of it."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from selfsup.config import nearest
+from selfsup.data.loader import in_order
+from selfsup.errors import UserError
+from selfsup.models.backbones import TIMM, AnyBackbone, adapt, open_timm, pooled
+from selfsup.models.dinov3 import SavedVision, read_vision, save_vision
+from selfsup.models.features import Features, Pooling
+from selfsup.models.presets import VISION
+from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.objectives.base import Effort, Objective, Progress, Recipe
+from selfsup.objectives.language import SPECTRAL_LR, TOKENS_PER_PARAMETER, model_directory, power_of_two
+from selfsup.seeding import derive, generator, seeded
+from selfsup.views import centred
+
+if TYPE_CHECKING:
+    from selfsup.data.images import ImageRecords, Images
+
+LOOKED_AT = 256  # images whose size stands for all
+SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
+LARGEST = 224  # side of what a network sees, unless it is said
+SURPLUS = 1.5  # of that side, for the short side that images are kept at: a crop sees a part of them
+FEWEST_STEPS = 300  # a batch leaves room for
+BATCH = 256
+REGISTERS = 4
+TEXT_ONLY = {
+    "data.tokenizer": "bpe",
+    "data.vocabulary": None,
+    "data.window": None,
+    "model.kv_heads": None,
+    "model.head_dim": None,
+    "model.tied": None,
+    "model.dropout": None,
+    "model.whiten": None,
+}
+
+
+class VisionRecipe(Recipe):
+    """From images to a network that sees: a vision transformer of selfsup's own, one of timm, or one from Python."""
+
+    example: ClassVar[str] = "sample:emoji"
+    unit: ClassVar[str] = "images"
+    useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
+    pooling: ClassVar[Pooling] = (
+        "mean"  # how an image becomes one vector, where patches do not say it themselves
+    )
+    adamw_lr: ClassVar[float] = 0.003
+    views: ClassVar[float]  # images that the network sees of a record, in units of one of full size
+    images: Images
+    train: ImageRecords
+    validation: ImageRecords | None = None
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def open(self, progress: Progress) -> None:
+        from selfsup.data.images import open_images
+
+        data = self.settings.config.data
+        for key, default in TEXT_ONLY.items():
+            if self.settings[key] != default:
+                raise UserError(f"{self.settings['objective']} has no use for {key}; leave it out.")
+        source = self.source if self.source is not None else data.source
+        self.images = open_images(source, column=data.column, failures=data.failures, progress=progress)
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
+
+    def counts(self) -> dict[str, int]:
+        return {"documents": len(self.images), "duplicates": self.images.duplicates}
+
+    @cached_property
+    def side(self) -> int:
+        """The median of the short sides of some of the images."""
+        chosen = np.arange(min(LOOKED_AT, len(self.images))) * len(self.images) // LOOKED_AT
+        return int(np.median([min(self.images.pixels(int(i)).shape[:2]) for i in chosen]))
+
+    # -- sizes ---------------------------------------------------------------------------------------------
+
+    def settle(self, effort: Effort) -> None:
+        """Sizes of image, patch, network and batch, and learning rates."""
+        settings = self.settings
+        self._settle_size()
+        self._settle_network(effort)
+        self._records()
+        most = power_of_two(min(BATCH, max(16, self._seen(effort) / FEWEST_STEPS), len(self.train)))
+        settings.settle("train.batch", most, "recipe and data")
+        if self.validation is not None:
+            settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
+        settings.settle("optim.lr", self._lr(), "size")
+        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
+
+    def _settle_size(self) -> None:
+        settings = self.settings
+        side = min(self.side, LARGEST)
+        if self.native and self.origin is None:
+            settings.settle("model.patch", next(patch for most, patch in SIZES if side <= most), "image size")
+        elif self.origin is not None:
+            settings.settle("model.patch", self.origin.config.patch, "init")
+        patch = settings["model.patch"] or 1
+        settings.settle("data.size", max(patch, side // patch * patch), "image size")
+        if settings["data.size"] % patch:
+            raise UserError(
+                f"data.size {settings['data.size']} is no multiple of model.patch {patch}; give one that is."
+            )
+
+    def _records(self) -> None:
+        from selfsup.data.images import ImageRecords, split_images
+
+        train, held_out = split_images(self.images, self.settings["data.validation"])
+        least = math.ceil(SURPLUS * self.settings["data.size"])
+        self.train = ImageRecords(self.images, train, least)
+        if len(held_out):
+            self.validation = ImageRecords(self.images, held_out, least)
+
+    def _seen(self, effort: Effort) -> float:
+        """Images that the run will see, about."""
+        if effort.flops is not None:
+            return effort.flops / self.flops_per_record()
+        if effort.steps is not None:
+            return float(effort.steps * BATCH)
+        return (effort.epochs or 1.0) * len(self.images)
+
+    def _lr(self) -> float:
+        """As for language models: wider matrices need a smaller rate."""
+        width = self.settings["model.width"] or self.backbone_look.dimension
+        return float(f"{SPECTRAL_LR / (0.2 * width**0.5):.3g}")
+
+    # -- the network ---------------------------------------------------------------------------------------
+
+    @property
+    def native(self) -> bool:
+        """Whether the network is selfsup's own vision transformer."""
+        return self.module is None and not str(self.settings["model.preset"]).startswith(TIMM)
+
+    @cached_property
+    def origin(self) -> SavedVision | None:
+        """The model to start from, where one is named.
+
+        Raises:
+            UserError: there is none, or it is of another architecture.
+        """
+        place = self.settings["model.init"]
+        return None if place is None else read_vision(model_directory(place))
+
+    def _settle_network(self, effort: Effort) -> None:
+        settings = self.settings
+        if not self.native:
+            given = [name for name in ("layers", "width", "heads", "mlp", "patch", "registers", "init")
+                     if settings[f"model.{name}"] is not None]  # fmt: skip
+            if given:
+                raise UserError(
+                    f"{settings['model.preset']} has a shape of its own, so leave model.{given[0]} out."
+                )
+            return
+        if self.origin is not None:
+            for name in ("layers", "width", "heads", "mlp", "registers", "patch"):
+                found, asked = getattr(self.origin.config, name), settings[f"model.{name}"]
+                if asked not in (None, found):
+                    raise UserError(
+                        f"{settings['model.init']} has {name} {found}, so model.{name} is not {asked}; leave it out."
+                    )
+                settings.settle(f"model.{name}", found, "init")
+            return
+        if settings["model.preset"] == "auto":
+            settings.change("model.preset", self._fitting_preset(effort), effort.origin)
+        preset = settings["model.preset"]
+        if preset not in VISION:
+            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *VISION])}")
+        shape, origin = VISION[preset], f"preset {preset}"
+        settings.settle("model.layers", shape.layers, origin)
+        settings.settle("model.width", shape.width, origin)
+        settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
+        settings.settle("model.mlp", 4 * settings["model.width"], origin)
+        settings.settle("model.registers", REGISTERS, "recipe")
+
+    def _fitting_preset(self, effort: Effort) -> str:
+        """The preset whose parameters suit what is spent, a patch of an image taken for a token."""
+        patches = (self.settings["data.size"] // self.settings["model.patch"]) ** 2 * self.views
+        wanted = effort.parameters(TOKENS_PER_PARAMETER, int(patches * len(self.images)))
+        return min(VISION, key=lambda name: abs(math.log(VISION[name].blocks / wanted)))
+
+    def vision_config(self) -> VisionConfig:
+        settings = self.settings
+        shape = {
+            name: settings[f"model.{name}"]
+            for name in ("patch", "layers", "width", "heads", "mlp", "registers")
+        }
+        try:
+            return VisionConfig(size=settings["data.size"], **shape)
+        except ValueError as error:
+            raise UserError(f"There is no such model: {error}.") from None
+
+    def backbone(self) -> AnyBackbone:
+        """The network as it starts: a function of the seed alone, or of the weights to start from."""
+        settings, seed = self.settings, self.settings["train.seed"]
+        if self.module is not None:
+            self.module.load_state_dict(self._given)  # as it was given, whatever the calibration did to it
+            return adapt(self.module, settings["data.size"])
+        if not self.native:
+            with seeded(seed, "weights"):
+                return open_timm(settings["model.preset"], settings["data.size"])
+        if self.origin is not None:
+            return self.origin.network()
+        return VisionTransformer(self.vision_config()).initialise(generator(seed, "weights"))
+
+    @cached_property
+    def _given(self) -> dict[str, torch.Tensor]:
+        assert self.module is not None
+        return {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+
+    @cached_property
+    def backbone_look(self) -> AnyBackbone:
+        """A network like the one to be trained, to ask its shape."""
+        return self.backbone()
+
+    # -- what the spine asks -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def network(self, objective: Objective) -> AnyBackbone:
+        """What of an objective is kept."""
+
+    def definition(self, objective: Objective) -> Features:
+        """What the vector of an image is."""
+        return Features(self.pooling)
+
+    @cached_property
+    def _flops_per_image(self) -> float:
+        size = self.settings["data.size"]
+        network = self.backbone_look.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            pooled(network, torch.zeros(1, 3, size, size), self.pooling)
+        return 3.0 * counter.get_total_flops()
+
+    def flops_per_record(self) -> float:
+        """The network's forward pass on each view, counted, and twice as much for the way back."""
+        return self.views * self._flops_per_image
+
+    @property
+    def units_per_record(self) -> int:
+        return 1
+
+    def facts(self) -> dict[str, str]:
+        images, size = self.images, self.settings["data.size"]
+        left_out = {"duplicates": images.duplicates, "unreadable ones left out": images.skipped.count}
+        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        held_out = 0 if self.validation is None else len(self.validation)
+        return {
+            "data": f"{len(images):,} images, {self.side} pixels at their short side in the median"
+            + (f" ({counted})" if counted else ""),
+            "images": f"{len(self.train):,} for training, {held_out:,} held out, seen at {size} × {size} pixels",
+            "model": self._describe_model(),
+        }
+
+    def _describe_model(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.backbone_look.parameters())
+        if not self.native:
+            return f"{parameters:,} parameters in {self.settings['model.preset']}"
+        config = self.vision_config()
+        return (
+            f"{parameters:,} parameters in the vision transformer: {config.layers} layers, width {config.width}, "
+            f"{config.heads} heads, patches of {config.patch} pixels"
+        )
+
+    def model(self, objective: Objective) -> Any:
+        from selfsup.inference.vision import ImageModel
+
+        network = self.network(objective)
+        return ImageModel(network, self.definition(objective), self.settings["data.size"])
+
+    @torch.inference_mode()
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        if self.validation is None:
+            return None
+        network = self.network(objective).eval()
+        device, size = next(network.parameters()).device, self.settings["data.size"]
+        parts = []
+        for batch in in_order(self.validation, records, 0, self.settings["evaluate.batch"]):
+            data = batch.to(device).data
+            parts.append(pooled(network, centred(data["pixels"], data["sizes"], size), self.pooling).float())
+        return torch.cat(parts).cpu().numpy()
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
+        source = self.settings["data.source"]
+        summary["max_difference"] = save_vision(
+            directory,
+            self.network(objective),
+            self.definition(objective),
+            self.settings["data.size"],
+            name=Path(source).stem if "/" in source else source,
+            how=f"{self.settings['objective']}, {summary['steps']:,} steps",
+        )
