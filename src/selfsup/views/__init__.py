@@ -1,0 +1,22 @@
+"""Views: augmented renderings of images, as batched tensor operations with parameters of each image's own."""
+
+from __future__ import annotations
+
+from selfsup.views.kinds import View, dino_global, dino_local, dino_second, mae_view, simclr_view
+from selfsup.views.masking import block_patches, random_patches
+from selfsup.views.rendering import MEAN, STD, centred, render
+
+__all__ = [
+    "MEAN",
+    "STD",
+    "View",
+    "block_patches",
+    "centred",
+    "dino_global",
+    "dino_local",
+    "dino_second",
+    "mae_view",
+    "random_patches",
+    "render",
+    "simclr_view",
+]
