@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -24,7 +24,8 @@ Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 DENSITY = 2  # pixels drawn for each that the page counts
 WIDTH = 940  # of a sheet
 MARGIN, GAP = 28, 12
-PAPER, INK, FAINT, LINE = "#fbfaf8", "#1f2328", "#6b7079", "#e3e0da"
+CELL = 34  # of a matrix
+PAPER, INK, FAINT, GROUND = "#fbfaf8", "#1f2328", "#6b7079", "#f0eee9"
 FIRST, SECOND, OTHER = "#e8590c", "#2f6fde", "#0f9d76"  # colours of frames
 HIDDEN = (178, 174, 168)  # of a patch that is not shown
 
@@ -91,7 +92,7 @@ class Tile:
 
     @property
     def width(self) -> int:
-        return max(1, round(self.height * self.pixels.shape[1] / self.pixels.shape[0]))
+        return max(1, round(float(self.height * self.pixels.shape[1] / self.pixels.shape[0])))
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,85 @@ class Gallery:
                 rows.append([])
             rows[-1].append(tile)
         return [written(name, 13, FAINT, width), *(_beside(row, width) for row in rows)]
+
+
+OWN, ALIEN, OUT = "+", "-", "="  # a cell that belongs together, one that does not, and one that says nothing
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """How alike each picture of a column is to each of a row: the stronger a cell, the nearer its value is to 1.
+
+    Attributes:
+        name: of what says so.
+        rows, columns: pictures, drawn in the margins.
+        values: row by row; what is below 0 is drawn as 0.
+        roles: row by row: OWN cells are framed, OUT cells crossed out.
+    """
+
+    name: str
+    rows: Sequence[Pixels]
+    columns: Sequence[Pixels]
+    values: Sequence[Sequence[float]]
+    roles: Sequence[str]
+
+    def screen(self, width: int) -> RenderableType:
+        lines = [Text(f"{self.name}: in hundredths", "italic")]
+        for values, roles in zip(self.values, self.roles, strict=True):
+            cells = (_number(value, role) for value, role in zip(values, roles, strict=True))
+            lines.append(Text.assemble(*cells, no_wrap=True, overflow="ellipsis"))
+        return Text("\n").join(lines)
+
+    def html(self) -> str:
+        side = (len(self.columns) + 1) * CELL
+        uri = data_uri(np.asarray(self._drawn()))
+        return (
+            f'<figure><figcaption>{escape(self.name)}</figcaption><img src="{uri}" width="{side}" '
+            f'alt="how alike: {escape(self.name)}"></figure>'
+        )
+
+    def paint(self, width: int) -> Image.Image:
+        return stacked([written(self.name, 13, FAINT, width), self._drawn()], width, 4 * DENSITY)
+
+    def _drawn(self) -> Image.Image:
+        cell = CELL * DENSITY
+        picture = blank(cell * (len(self.columns) + 1), cell * (len(self.rows) + 1))
+        for place, pixels in enumerate(self.columns, 1):
+            picture.paste(_thumbnail(pixels), (place * cell + DENSITY, DENSITY))
+        draw = ImageDraw.Draw(picture)
+        for row, (pixels, values, roles) in enumerate(zip(self.rows, self.values, self.roles, strict=True), 1):
+            picture.paste(_thumbnail(pixels), (DENSITY, row * cell + DENSITY))
+            for column, (value, role) in enumerate(zip(values, roles, strict=True), 1):
+                _cell(draw, column * cell, row * cell, value, role)
+        return picture
+
+
+def _number(value: float, role: str) -> tuple[str, str]:
+    style = {OWN: "bold green", OUT: "dim"}.get(role, "")
+    return ("   ·" if role == OUT else f"{round(100 * value):>4}", style)
+
+
+def _thumbnail(pixels: Pixels) -> Image.Image:
+    side = (CELL - 2) * DENSITY
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+
+
+def _cell(draw: ImageDraw.ImageDraw, left: int, top: int, value: float, role: str) -> None:
+    inner = (left + DENSITY, top + DENSITY, left + (CELL - 1) * DENSITY - 1, top + (CELL - 1) * DENSITY - 1)
+    if role == OUT:
+        draw.rectangle(inner, fill=GROUND)
+        draw.line(inner, fill=FAINT, width=DENSITY)
+        return
+    draw.rectangle(inner, fill=between(GROUND, SECOND, value))
+    if role == OWN:
+        draw.rectangle(inner, outline=FIRST, width=2 * DENSITY)
+
+
+def between(low: str, high: str, share: float) -> tuple[int, int, int]:
+    """A colour on the way from one to another; a share beyond 0 or 1 is the end."""
+    ends = (ImageColor.getrgb(low), ImageColor.getrgb(high))
+    red, green, blue = (round(a + (b - a) * min(1.0, max(0.0, share))) for a, b in zip(*ends, strict=True))
+    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -163,20 +243,18 @@ class Points:
 
     def screen(self, width: int) -> RenderableType:
         return Text("\n").join(
-            Text.assemble((f"{term}: ", "bold"), sentence) for term, sentence in self.points.items()
+            Text.assemble((f"{term}: ", "bold"), said) for term, said in self.points.items()
         )
 
     def html(self) -> str:
-        points = (
-            f"<dt>{escape(term)}</dt><dd>{escape(sentence)}</dd>" for term, sentence in self.points.items()
-        )
+        points = (f"<dt>{escape(term)}</dt><dd>{escape(said)}</dd>" for term, said in self.points.items())
         return f"<dl>{''.join(points)}</dl>"
 
     def paint(self, width: int) -> Image.Image:
-        indent = int(max(map(font(15).getlength, self.points))) + 16 * DENSITY
+        indent = round(max(map(font(15).getlength, self.points))) + 16 * DENSITY
         rows = []
-        for term, sentence in self.points.items():
-            text = written(sentence, 15, INK, width - indent)
+        for term, said in self.points.items():
+            text = written(said, 15, INK, width - indent)
             row = blank(width, text.height)
             row.paste(written(term, 15, FIRST, indent), (0, 0))
             row.paste(text, (indent, 0))
@@ -243,6 +321,17 @@ def outlined(pixels: Pixels, height: int, boxes: Sequence[Box]) -> Pixels:
     for box in boxes:  # names lie above all lines
         _tag(draw, box.left * scale, box.top * scale, box)
     return np.asarray(picture)
+
+
+def patched(
+    pixels: Pixels, hidden: npt.NDArray[np.bool_], colours: Pixels | tuple[int, int, int] = HIDDEN
+) -> Pixels:
+    """A picture whose hidden patches (rows, columns) are of one colour, or each of its own (rows, columns, 3)."""
+    rows, columns = hidden.shape
+    high, wide = pixels.shape[0] // rows, pixels.shape[1] // columns
+    where = hidden.repeat(high, 0).repeat(wide, 1)[..., None]
+    cover = np.broadcast_to(np.asarray(colours, np.uint8), (*hidden.shape, 3)).repeat(high, 0).repeat(wide, 1)
+    return np.where(where, cover, pixels)
 
 
 def _tag(draw: ImageDraw.ImageDraw, left: float, top: float, box: Box) -> None:
