@@ -148,7 +148,8 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
     if module is not None:
         if recipe.adapted is None:
             raise UserError(
-                f"{settings['objective']} takes no network from Python; name one that transformers opens by model=hf:DIR."
+                f"{settings['objective']} takes no network from Python; name one that transformers opens "
+                "by model=hf:DIR."
             )
         recipe = recipe.adapted
     if settings.origin("data.source") == "default":

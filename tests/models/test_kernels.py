@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.models.kernels import project, rms_norm, rotary_tables, rotate, rotate_heads, swiglu
+from selfsup.models.kernels import affine, project, rms_norm, rotary_tables, rotate, rotate_heads, swiglu
 from selfsup.models.transformer import attention
 
 Kernel = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -61,6 +61,11 @@ KERNELS: dict[str, tuple[Kernel, Kernel, list[tuple[int, ...]]]] = {
         project,
         lambda x, *weights: tuple(x @ w.mT for w in weights),
         [(2, 5, 24), (7, 24), (9, 24), (24, 24)],
+    ),
+    "projections with and without bias": (
+        lambda x, w, b, u: affine(x, (w, b), (u, None)),
+        lambda x, w, b, u: (x @ w.mT + b, x @ u.mT),
+        [(2, 5, 24), (7, 24), (7,), (9, 24)],
     ),
 }
 EACH = pytest.mark.parametrize("name", KERNELS)

@@ -169,7 +169,7 @@ def _kind(path: Path) -> str | None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Turn what the disk or a damaged file can cause into one sentence.
 
     A damaged file stops the reading, since nobody can say which share of the records it takes with it.
@@ -184,7 +184,7 @@ def _reading(path: Path) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """A file's bytes, decompressed; by Arrow, which raises on a truncated file where zstandard just ends."""
-    with _reading(path):
+    with reading(path):
         compression = _COMPRESSIONS.get(_extensions(path)[1])
         with pa.input_stream(str(path), compression=compression, buffer_size=1 << 20) as stream:
             yield cast("IO[bytes]", stream)
@@ -295,7 +295,7 @@ def _csv_rows(path: Path, columns: Sequence[str] | None) -> Rows:
 
 
 def _parquet_sample(path: Path) -> Sample:
-    with _reading(path), pq.ParquetFile(path) as file:
+    with reading(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         texts = [field.name for field in schema if is_text(str(field.type))]
         batch = next(file.iter_batches(SAMPLED_ROWS, columns=texts), None)
@@ -303,7 +303,7 @@ def _parquet_sample(path: Path) -> Sample:
 
 
 def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Rows:
-    with _reading(path), pq.ParquetFile(path) as file:
+    with reading(path), pq.ParquetFile(path) as file:
         if file.metadata.num_rows == 0:
             return
         batches = file.iter_batches(BATCH_ROWS, columns=columns)
@@ -346,7 +346,7 @@ def fingerprint_of_files(files: Sequence[Path], column: str | None) -> str:
 
 
 def _checksum(path: Path) -> str:
-    with _reading(path):
+    with reading(path):
         return checksum(path)
 
 

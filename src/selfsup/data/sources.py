@@ -49,7 +49,10 @@ from selfsup.errors import UserError
 
 # Names under which a text column goes, the likeliest first.
 TEXT_COLUMNS = (TEXT, "content", "document", "body", "article", "story", "passage", "sentence", "markdown")
-SAMPLES = {"shakespeare": Path(__file__).parent / "samples" / "shakespeare.txt"}
+SAMPLES = {
+    name: Path(__file__).parent / "samples" / file
+    for name, file in {"shakespeare": "shakespeare.txt", "emoji": "emoji.parquet"}.items()
+}
 
 NAMED = 5  # skipped records that are named in messages
 
@@ -124,13 +127,10 @@ class Tally:
         Raises:
             UserError: more records are bad than may be.
         """
+        skipped = Skipped(self._bad, self._seen, tuple(self._names), self._replaced)
         if self._bad > self._failures * self._seen:
-            raise UserError(
-                f"{self._bad} of {self._seen} records of {self.name} cannot be read, more than the "
-                f"share of {self._failures:g} that may be skipped; mend them or allow more failures: "
-                + "; ".join(self._names)
-            )
-        return Skipped(self._bad, self._seen, tuple(self._names), self._replaced)
+            raise too_many(self.name, skipped, self._failures)
+        return skipped
 
 
 class TextCollection:
@@ -202,6 +202,14 @@ def open_text(source: object, column: str | None = None, failures: float = 0.01)
     return TextCollection(find_source(source, failures), column, failures)
 
 
+def too_many(name: str, skipped: Skipped, failures: float) -> UserError:
+    """What to say of a source with more bad records than may be."""
+    return UserError(
+        f"{skipped.count} of {skipped.seen} records of {name} cannot be read, more than the share of {failures:g} that "
+        "may be skipped; mend them or allow more failures: " + "; ".join(skipped.names)
+    )
+
+
 def as_text(value: object) -> str | Malformed:
     """A value as a text, bytes read as UTF-8."""
     if isinstance(value, bytes):
@@ -237,9 +245,9 @@ def find_source(source: object, failures: float) -> Source:
             name = f"{source[0]} and {len(source) - 1} more" if source[1:] else str(source[0])
             return _files(name, files, failures)
     if isinstance(source, str) and source.startswith("sample:"):
-        return _files(source, [_sample(source)], failures)
+        return _files(source, [sample_file(source)], failures)
     if isinstance(source, str) and source.startswith("hub:"):
-        return _dataset(source, _load_from_hub(source))
+        return _dataset(source, load_from_hub(source))
     if isinstance(source, str | Path) and str(source):
         return _files(str(source), find_files(Path(source).expanduser()), failures)
     if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
@@ -357,7 +365,7 @@ def _of_records(part: Part) -> Source:
     )
 
 
-def _load_from_hub(source: str) -> Any:
+def load_from_hub(source: str) -> Any:
     """The map-style data set behind `hub:NAME[/CONFIG][:SPLIT]`; the split is `train` unless given."""
     try:
         import datasets
@@ -379,7 +387,8 @@ def _load_from_hub(source: str) -> Any:
         ) from error
 
 
-def _sample(source: str) -> Path:
+def sample_file(source: str) -> Path:
+    """The file of a `sample:` name."""
     name = source.removeprefix("sample:")
     if name not in SAMPLES:
         raise UserError(f"There is no bundled sample {name!r}: choose one of {', '.join(SAMPLES)}.")

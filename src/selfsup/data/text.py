@@ -8,15 +8,12 @@ second. For an encoder, whose documents stand between two tokens, it is
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from selfsup.data.cache import cache_directory, writable
 from selfsup.data.sources import Skipped, TextCollection, open_text
+from selfsup.data.split import hold_out
 from selfsup.data.tokenizers import (
     Family,
     Ids,
@@ -147,8 +146,8 @@ def prepare_text(
     identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
     key = hashlib.blake2b(repr(choices).encode(), digest_size=16).hexdigest()
-    entry = _cache_directory(cache) / "text" / key
-    with _writable(entry.parent):
+    entry = cache_directory(cache) / "text" / key
+    with writable(entry.parent):
         if not _is_whole(entry):
             kind = cast(Kind, tokenizer)
             with whole_directory(entry) as directory:
@@ -295,19 +294,19 @@ def _scan(text: TextCollection, progress: Progress) -> _Scan:
 def _split(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
     if validation and scan.distinct == 1:
         return _split_one(text, scan, validation)
-    held_out = _held_out(scan.hashes, validation)
+    chosen = hold_out(scan.hashes, validation)
 
     def part(wanted: bool) -> Iterator[str]:
         read = -1
         for read, document in enumerate(text.documents()):
-            if read == len(held_out):
+            if read == len(chosen):
                 break
-            if held_out[read] == wanted:
+            if chosen[read] == wanted:
                 yield document
-        if read + 1 != len(held_out):
+        if read + 1 != len(chosen):
             raise UserError(f"{text.name} changed while it was read: start again when it is complete.")
 
-    train_bytes = int(scan.sizes[~held_out].sum())
+    train_bytes = int(scan.sizes[~chosen].sum())
     return _Parts(lambda: part(False), lambda: part(True), train_bytes, continued=False)
 
 
@@ -320,16 +319,6 @@ def _split_one(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
     return _Parts(
         lambda: iter([head] * copies), lambda: iter([tail]), copies * len(head.encode()), continued=True
     )
-
-
-def _held_out(hashes: npt.NDArray[np.uint64], validation: float) -> npt.NDArray[np.bool_]:
-    """Which documents validate: bool (documents,)."""
-    held_out: npt.NDArray[np.bool_] = hashes / 2.0**64 < validation
-    if validation and not held_out.any():
-        return cast("npt.NDArray[np.bool_]", hashes == hashes.min())
-    if held_out.all():
-        return cast("npt.NDArray[np.bool_]", hashes != hashes.max())
-    return held_out
 
 
 def _encode(
@@ -391,26 +380,6 @@ def _silent(done: int, total: int | None) -> None:
 
 
 # -- the cache -----------------------------------------------------------------------------------------------
-
-
-def _cache_directory(cache: str | Path | None) -> Path:
-    return Path(cache or os.environ.get("SELFSUP_CACHE") or "~/.cache/selfsup").expanduser()
-
-
-@contextmanager
-def _writable(directory: Path) -> Iterator[None]:
-    """One sentence where the cache cannot be written; other errors of the system are not the cache's."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    closed = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (*full, *closed):
-            raise
-        problem = "has no space left" if error.errno in full else f"cannot be written ({error.strerror})"
-        raise UserError(
-            f"The cache {directory} {problem}: make room there or set SELFSUP_CACHE to another directory."
-        ) from error
 
 
 def _write(path: Path, stream: Iterator[Ids]) -> None:

@@ -1,4 +1,4 @@
-"""What the vector of a text is: its hidden states after the last norm, pooled, then whitened. Saved with each model.
+"""What the vector of a text or image is: its last hidden states, pooled, then mapped. Saved with each model.
 
 DIR/features.json          the pooling, and whether a map follows it
 DIR/features.safetensors   the map: `weight` (width, width) and `bias` (width,)
@@ -27,14 +27,18 @@ FEATURES, MAP = "features.json", "features.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """How a text's hidden states become its vector: pooled, then mapped by weight · x + bias where these are given."""
+    """How hidden states become one vector: pooled, then mapped by weight · x + bias where these are given.
+
+    Pooling "mean" is over all tokens of a text and over the patches of an image; "cls" is the first token of a text and
+    the class token of an image.
+    """
 
     pooling: Pooling = "mean"
     weight: Tensor | None = None
     bias: Tensor | None = None
 
     def map(self, pooled: Tensor) -> Tensor:
-        """The vectors (n, width) of texts whose hidden states were pooled to (n, width)."""
+        """The vectors (n, width) of texts or images whose hidden states were pooled to (n, width)."""
         if self.weight is None:
             return pooled
         bias = None if self.bias is None else self.bias.to(pooled)

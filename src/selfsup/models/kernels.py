@@ -7,7 +7,7 @@ differentiates every intermediate result by itself.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -164,19 +164,26 @@ class _SwiGLU(torch.autograd.Function):
 
 def project(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """x (…, inputs) times each matrix (outputs, inputs) transposed, in the dtype of x."""
-    return _Project.apply(x, *weights)  # type: ignore[no-any-return, no-untyped-call]
+    return affine(x, *((weight, None) for weight in weights))
 
 
-class _Project(torch.autograd.Function):
+def affine(x: Tensor, *maps: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+    """As `project`, plus the bias (outputs,) that comes with each matrix."""
+    weights, biases = zip(*maps, strict=True)
+    return _Affine.apply(x, *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Affine(torch.autograd.Function):
     """The gradient of x is summed over the matrices within the products themselves."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        narrow = [weight.to(x.dtype) for weight in weights]
-        ctx.save_for_backward(x, *narrow)
-        ctx.dtype = weights[0].dtype
+    def forward(ctx: Any, x: Tensor, *maps: Tensor | None) -> tuple[Tensor, ...]:
+        narrow = [None if part is None else part.to(x.dtype) for part in maps]
+        weights, biases = cast(list[Tensor], narrow[: len(maps) // 2]), narrow[len(maps) // 2 :]
+        ctx.save_for_backward(x, *weights)
+        ctx.dtypes = [None if part is None else part.dtype for part in maps]
         with torch.autocast(x.device.type, enabled=False):
-            return tuple(F.linear(x, weight) for weight in narrow)
+            return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
     @once_differentiable
@@ -186,5 +193,7 @@ class _Project(torch.autograd.Function):
         dx = rows[0] @ weights[0]
         for row, weight in zip(rows[1:], weights[1:], strict=True):
             dx.addmm_(row, weight)
-        d_weights = [(row.t() @ x.flatten(0, -2)).to(ctx.dtype) for row in rows]
-        return dx.view_as(x), *d_weights
+        weight_dtypes, bias_dtypes = ctx.dtypes[: len(rows)], ctx.dtypes[len(rows) :]
+        across = [(row.t() @ x.flatten(0, -2)).to(d) for row, d in zip(rows, weight_dtypes, strict=True)]
+        down = [None if d is None else _sum_rows(row).to(d) for row, d in zip(rows, bias_dtypes, strict=True)]
+        return dx.view_as(x), *across, *down

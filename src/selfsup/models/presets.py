@@ -1,4 +1,4 @@
-"""Sizes by name, for decoders and encoders alike."""
+"""Sizes by name: for decoders and encoders alike, and for vision transformers."""
 
 from __future__ import annotations
 
@@ -44,4 +44,38 @@ PRESETS: dict[str, Shape] = {
     "400m": _shape(20, 1280),
     "700m": _shape(24, 1536),
     "1.5b": _shape(30, 2048),
+}
+
+
+class VisionShape(NamedTuple):
+    """What a preset of a vision transformer chooses."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+
+    @property
+    def blocks(self) -> float:
+        """Parameters of the blocks, about."""
+        return 12.0 * self.layers * self.width**2
+
+
+def _vision(layers: int, width: int, head_dim: int = 64) -> VisionShape:
+    return VisionShape(layers, width, width // head_dim, 4 * width)
+
+
+# ViT-Ti, S (Touvron et al. 2021, "Training data-efficient image transformers", table 1), B and L (Dosovitskiy et al.
+# 2021, table 1) under their usual names; the others lie between and below them.
+VISION: dict[str, VisionShape] = {
+    "vit-atto": _vision(6, 64, head_dim=32),  # 0.3 million parameters in the blocks
+    "vit-femto": _vision(6, 96, head_dim=32),  # 0.7
+    "vit-pico": _vision(6, 128, head_dim=32),  # 1.2
+    "vit-nano": _vision(8, 160, head_dim=32),  # 2.5
+    "vit-ti": _vision(12, 192),  # 5.3
+    "vit-xs": _vision(12, 256),  # 9.4
+    "vit-s": _vision(12, 384),  # 21
+    "vit-m": _vision(12, 512),  # 38
+    "vit-b": _vision(12, 768),  # 85
+    "vit-l": _vision(24, 1024),  # 302
 }

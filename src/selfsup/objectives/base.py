@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
 from selfsup.models.transformer import Stacked
+from selfsup.models.vision import VisionTransformer
 
 if TYPE_CHECKING:
     from selfsup.doctor import Check
@@ -100,7 +101,9 @@ class Objective(nn.Module, ABC):
     def vectors(self) -> Iterable[nn.Parameter]:
         """Matrices that are lists of vectors rather than maps: they belong to AdamW, not to Muon."""
         embeddings = (module for module in self.modules() if isinstance(module, nn.Embedding))
-        return [cast(nn.Parameter, module.weight) for module in embeddings]
+        tokens = (module for module in self.modules() if isinstance(module, VisionTransformer))
+        lists = [cast(nn.Parameter, module.weight) for module in embeddings]
+        return lists + [vector for module in tokens for vector in module.vectors()]
 
     def stacks(self) -> Mapping[nn.Parameter, int]:
         """Matrices that hold several maps, one above the other, and how many: Muon takes each map by itself."""

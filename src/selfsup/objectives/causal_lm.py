@@ -20,11 +20,12 @@ from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
 from selfsup.models.decoder import Decoder, DecoderConfig, flops_per_token, parameter_count
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
-from selfsup.objectives.language import LanguageRecipe
+from selfsup.objectives.language import LanguageRecipe, settle_rates
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
 from selfsup.seeding import generator
 
 SAMPLE_TOKENS = 150
+MIDDLE = 512  # width of the middle of the presets
 
 
 class CausalModel(Protocol):
@@ -232,9 +233,9 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
     def _settle_shape(self) -> None:
         """The network brings its own."""
 
-    def _lr(self) -> float:
+    def _settle_rates(self) -> None:
         """Of the middle of the presets: what the width of another network means is not known here."""
-        return 0.005
+        settle_rates(self.settings, MIDDLE, self.adamw_lr)
 
     def _block_parameters(self) -> float:
         return float(sum(parameter.numel() for parameter in self.network.parameters()))

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from selfsup.config import nearest
+from selfsup.config import Settings, nearest
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.models.presets import PRESETS, feed_forward_width
@@ -25,6 +25,7 @@ STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
 TOKENS_PER_PARAMETER = 8
+STARTED = 0.1  # of the learning rates from scratch, where weights are started from
 IMAGE_ONLY = ("data.size", "model.patch", "model.registers")
 
 
@@ -108,17 +109,15 @@ class LanguageRecipe(Recipe):
         self._records()
         most = min(per_step / settings["data.window"], len(self.train))
         settings.settle("train.batch", power_of_two(most), "size and data")
-        settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
+        self._settle_rates()
+
+    def _settle_rates(self) -> None:
+        settle_rates(self.settings, self.settings["model.width"], self.adamw_lr)
 
     def _choose_preset(self, effort: Effort, tokens: int) -> None:
         """A size that suits what can be spent."""
         if self.module is None and self.origin is None and self.settings["model.preset"] == "auto":
             self.settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
-
-    def _lr(self) -> float:
-        """Muon's update has singular values of 0.2·√width times its learning rate: wider needs a smaller one."""
-        return float(f"{SPECTRAL_LR / (0.2 * self.settings['model.width'] ** 0.5):.3g}")
 
     def _settle_shape(self) -> None:
         for key in (*(f"model.{name}" for name in self.unused), *IMAGE_ONLY):
@@ -196,6 +195,17 @@ class LanguageRecipe(Recipe):
     @property
     def chance(self) -> float:
         return math.log(self.corpus.tokenizer.vocabulary)
+
+
+def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
+    """Learning rates of the hidden matrices and of all else; weights to start from are to be kept, not drowned.
+
+    Muon's update has singular values of 0.2·√width times its learning rate, so wider matrices need a smaller one.
+    """
+    started = settings["model.init"] is not None
+    share, origin = (STARTED, "init") if started else (1.0, "size")
+    settings.settle("optim.lr", float(f"{share * SPECTRAL_LR / (0.2 * width**0.5):.3g}"), origin)
+    settings.settle("optim.adamw_lr", share * adamw_lr, origin if started else "recipe")
 
 
 def model_directory(place: str | Path) -> Path:

@@ -121,7 +121,7 @@ def info_nce(
 def nt_xent(
     first: Tensor, second: Tensor, identities: Tensor, scale: float, collectives: Collectives
 ) -> Tensor:
-    """Σ over 2n views of −log softmax of the other view's similarity among all views but the own (Chen et al. 2020, eq. 1).
+    """Σ over 2n views of −log softmax of the other view's similarity among all other views (Chen et al. 2020, eq. 1).
 
     Args:
         first, second: (n, dim), normalised; the two views of each record.

@@ -100,17 +100,17 @@ class PretrainedRecipe(LanguageRecipe):
                 f"{settings['model.preset']} reads at most {longest} tokens, so data.window cannot be "
                 f"{settings['data.window']}; give {longest} or less."
             )
+
+    def _longest_window(self) -> int:
+        return self.look.config.window
+
+    def _settle_rates(self) -> None:
+        settings = self.settings
         if settings.origin("optim.matrices") == "default":
             settings.change("optim.matrices", "adamw", "recipe")
         settings.settle("optim.lr", LR, "recipe")
         settings.settle("optim.adamw_lr", LR, "recipe")
         settings.settle("optim.weight_decay", WEIGHT_DECAY, "recipe")
-
-    def _longest_window(self) -> int:
-        return self.look.config.window
-
-    def _lr(self) -> float:
-        return LR
 
     def _block_parameters(self) -> float:
         return float(sum(parameter.numel() for parameter in self.look.parameters()))

@@ -1,6 +1,6 @@
 """SimCLR: one view of an image finds the other among the views of other images (Chen et al. 2020, equation 1).
 
-L = − Σ_i log ( exp(cos(z_i, z_j(i)) / τ) / Σ_{k ≠ i} exp(cos(z_i, z_k) / τ) )      over all 2B views; j(i) the other of i
+L = − Σ_i log ( exp(cos(z_i, z_j(i)) / τ) / Σ_{k ≠ i} exp(cos(z_i, z_k) / τ) )      over all 2B views; j(i): i's other
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ class SimCSERecipe(EncoderRecipe):
         if self.validation is not None:
             # Records meet in the score, so a loss is comparable only among as many of them.
             settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
-        settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
+        self._settle_rates()
 
     def _records(self) -> None:
         from selfsup.data.sentences import Sentences

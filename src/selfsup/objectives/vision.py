@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfsup.config import nearest
@@ -23,8 +22,8 @@ from selfsup.models.features import Features, Pooling
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
-from selfsup.objectives.language import SPECTRAL_LR, TOKENS_PER_PARAMETER, model_directory, power_of_two
-from selfsup.seeding import derive, generator, seeded
+from selfsup.objectives.language import TOKENS_PER_PARAMETER, model_directory, power_of_two, settle_rates
+from selfsup.seeding import generator, seeded
 from selfsup.views import centred
 
 if TYPE_CHECKING:
@@ -100,8 +99,7 @@ class VisionRecipe(Recipe):
         settings.settle("train.batch", most, "recipe and data")
         if self.validation is not None:
             settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
-        settings.settle("optim.lr", self._lr(), "size")
-        settings.settle("optim.adamw_lr", self.adamw_lr, "recipe")
+        settle_rates(settings, settings["model.width"] or self.backbone_look.dimension, self.adamw_lr)
 
     def _settle_size(self) -> None:
         settings = self.settings
@@ -133,11 +131,6 @@ class VisionRecipe(Recipe):
         if effort.steps is not None:
             return float(effort.steps * BATCH)
         return (effort.epochs or 1.0) * len(self.images)
-
-    def _lr(self) -> float:
-        """As for language models: wider matrices need a smaller rate."""
-        width = self.settings["model.width"] or self.backbone_look.dimension
-        return float(f"{SPECTRAL_LR / (0.2 * width**0.5):.3g}")
 
     # -- the network ---------------------------------------------------------------------------------------
 

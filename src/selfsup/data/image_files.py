@@ -1,0 +1,211 @@
+"""One encoded image and its pixels: what is read, what is refused, and at what scale.
+
+Read are JPEG (MPO too), PNG, WebP, GIF, BMP and TIFF, of which an animation gives its first frame, and become 8-bit
+RGB: grey and palettes as Pillow converts them, CMYK by Pillow's formula (no colour profile is applied), 16 bits by
+their upper byte, transparency over white, turned as the EXIF orientation says. Of an image more than `RATIO` times as
+long as it is wide (or the other way round) the middle is kept.
+
+Refused are an empty or a truncated file, what is no image, 32-bit numbers as pixels, and an image of more pixels than
+Pillow opens (179 million: a decompression bomb).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+RATIO = 3
+END = 1 << 16  # bytes at either end of a file that its hash is of
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Pixels = npt.NDArray[np.uint8]
+Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
+
+# Pillow warns from half the number of pixels that it refuses; large photographs lie in between.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImage(Exception):
+    """An image that is refused; the message says why, as `it is truncated`."""
+
+
+def decode(image: Encoded, least: int | None = None) -> Pixels:
+    """The pixels of an image, (H, W, 3).
+
+    Args:
+        image: the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8.
+        least: a short side that suffices: an image at least twice as large is reduced by a whole number (a JPEG while
+            it is decoded, by 2, 4 or 8, the rest by averages of pixels), its short side never below `least`.
+
+    Raises:
+        BadImage: it is refused.
+    """
+    if isinstance(image, np.ndarray):
+        return reduced(_middle(_rgb_of_array(image)), least)
+    if isinstance(image, bytes) and (fast := _decode_jpeg(image, least)) is not None:
+        return reduced(_middle(fast), least)
+    try:
+        opened = _open(image) if isinstance(image, bytes) else image
+        if least is not None:
+            opened.draft(None, (least, least))
+        opened.load()
+        pixels = np.array(_rgb(_turned(opened)))
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise _bomb() from None
+    except Exception as error:  # decoders of damaged files raise what they like
+        raise BadImage(_reason(error)) from error
+    return reduced(_middle(pixels), least)
+
+
+def reduced(pixels: Pixels, least: int | None) -> Pixels:
+    """Pixels (H, W, 3) reduced by the whole number that leaves a short side of at least `least`."""
+    factor = 1 if least is None else min(pixels.shape[:2]) // least
+    return pixels if factor <= 1 else np.array(Image.fromarray(pixels).reduce(factor))
+
+
+def size_of(image: Encoded) -> tuple[int, int]:
+    """Height and width, from the header alone, the file's beginning sufficing for most.
+
+    Raises:
+        BadImage: it is refused, as far as its header tells.
+    """
+    if isinstance(image, np.ndarray):
+        height, width = _rgb_of_array(image).shape[:2]
+        return height, width
+    try:
+        width, height = (_open(image) if isinstance(image, bytes) else image).size
+    except Image.DecompressionBombError:
+        raise _bomb() from None
+    except Exception as error:  # decoders of damaged files raise what they like
+        raise BadImage(_reason(error)) from error
+    return height, width
+
+
+def hash_of(image: Encoded) -> int:
+    """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all."""
+    if isinstance(image, bytes):
+        digest = hashlib.blake2b(f"{len(image)} ".encode(), digest_size=8)
+        digest.update(image[:END])
+        digest.update(image[max(len(image) - END, END) :])
+    else:
+        array = np.asarray(image)
+        digest = hashlib.blake2b(f"{array.shape} ".encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(array).data)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("it is empty")
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Upright. Where the EXIF data are damaged, the image is taken as it stands."""
+    try:
+        turn = TURNED.get(image.getexif().get(ORIENTATION, 1))
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadImage("it has 32-bit numbers as pixels (save it with 8 or 16 bits)")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        white.alpha_composite(layer)
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def _rgb_of_array(array: npt.NDArray[Any]) -> Pixels:
+    if array.dtype != np.uint8:
+        raise BadImage(f"it is an array of {array.dtype} (give uint8 from 0 to 255)")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise BadImage(
+            f"it is an array of shape {array.shape} (give (height, width, channels), with 1, 3 or 4 channels)"
+        )
+    if array.shape[2] == 4:
+        return np.array(_rgb(Image.fromarray(array)))
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _middle(pixels: Pixels) -> Pixels:
+    """An image without its ends, where it is longer than `RATIO` times its short side."""
+    longest = RATIO * min(pixels.shape[:2])
+    if max(pixels.shape[:2]) <= longest:
+        return pixels
+    top, left = (max(side - longest, 0) // 2 for side in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
+
+
+def _bomb() -> BadImage:
+    return BadImage("it has more pixels than the 179 million that are opened")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "truncated" in text.lower() or "end of file" in text.lower():
+        return "it is truncated"
+    if "cannot identify" in text:
+        return "it is no image of a readable kind"
+    return f"it cannot be decoded ({text or type(error).__name__})"
+
+
+# -- simplejpeg ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The module, where it is installed."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
+    """What Pillow gives, several times as fast for small files; None for what needs Pillow after all."""
+    library = _simplejpeg()
+    if library is None or data[:2] != b"\xff\xd8" or b"\xff\xe1" in data:  # it may have an orientation
+        return None
+    try:
+        height, width, space, _ = library.decode_jpeg_header(data)
+        if space in ("CMYK", "YCCK") or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+            return None
+        factor = 1 if least is None else max(1, min(height, width) // least)
+        scale = next(scale for scale in (8, 4, 2, 1) if scale <= factor)
+        pixels: Pixels = library.decode_jpeg(
+            data, min_height=-(-height // scale), min_width=-(-width // scale)
+        )
+    except ValueError:
+        return None
+    return pixels

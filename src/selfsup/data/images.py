@@ -1,0 +1,365 @@
+"""Images as training data: opened from anywhere, checked, and read as batches.
+
+What `open_images` accepts:
+
+- a path to an image (`.jpg`, `.png`, `.webp`, `.gif`, `.bmp`, `.tif`); a folder (read recursively, hidden files left
+  out, in the order of the paths) or a glob of them. Where the images lie in several folders and none lies above the
+  others, the name of its folder is an image's class;
+- `.parquet` or `.arrow` with a column of images, as bytes or in the hub's layout;
+- `.csv`, `.tsv` or `.jsonl` with a column of paths, which are relative to the file;
+- `.tar` in WebDataset layout: files of one record share their name up to the first dot, `.cls` holds its class;
+- `sample:emoji`, the bundled pictures, and `hub:NAME[/CONFIG][:SPLIT]`, a data set of the Hugging Face hub;
+- from Python also a list of PIL images, of uint8 arrays or of `Path` objects, and a `datasets.Dataset`.
+
+A folder of several kinds is read as images, else as archives, tables or lists of paths, the first that it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from selfsup.data.formats import Malformed
+from selfsup.data.image_files import BadImage, Pixels, decode, hash_of, reduced, size_of
+from selfsup.data.image_stores import Store, find_store
+from selfsup.data.sources import NAMED, Skipped, Tally, too_many
+from selfsup.data.split import hold_out
+from selfsup.errors import UserError
+from selfsup.machine import free_memory
+
+Progress = Callable[[int, int | None], None]
+Indices = npt.NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
+
+SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
+SHARE = 8  # of the free memory, one part in so many may hold pixels
+CHUNK = 64  # images that a thread takes at a time
+
+
+class Unreadable(UserError):
+    """An image that cannot be decoded, found when it was to be read."""
+
+
+class Images:
+    """A collection of readable images, map-style; threads may read it at once.
+
+    What is found unreadable when the collection is opened (everything where its decoded pixels are `SMALL`, else what
+    the headers tell) is left out: indices count what remains.
+
+    Attributes:
+        name: what messages call it.
+        sizes: int64 (n, 2), height and width of each; of images that are not `SMALL` as the header has them, before
+            they are turned or cut.
+        hashes: uint64 (n,), of the content of each file.
+        labels: int64 (n,), the class of each image, -1 where it has none; None where the source has no classes.
+        classes: their names.
+    """
+
+    def __init__(self, store: Store, index: _Index, skipped: Skipped, failures: float) -> None:
+        self.name = store.name
+        self._good = np.array([i for i in range(store.count) if i not in index.problems], np.int64)
+        if not len(self._good):
+            raise UserError(f"{store.name} holds no images: point at data with at least one.")
+        self.sizes = index.sizes[self._good]
+        self.hashes = index.hashes[self._good]
+        self.labels, self.classes = _numbered(store, self._good)
+        self._store = store
+        self._small = index.small
+        self._held = index.held
+        self._skipped, self._failures = skipped, failures
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    @property
+    def duplicates(self) -> int:
+        """How many images equal an earlier one."""
+        return len(self) - len(np.unique(self.hashes))
+
+    @property
+    def skipped(self) -> Skipped:
+        """The images that cannot be read, as far as they have been found."""
+        found = self._skipped
+        return replace(
+            found, count=found.count + len(self._bad), names=(*found.names, *self._bad.values())[:NAMED]
+        )
+
+    @property
+    def stack(self) -> Pixels | None:
+        """All pixels (n, H, W, 3), where they are held in memory and the images are equally large."""
+        return self._held if isinstance(self._held, np.ndarray) else None
+
+    def pixels(self, index: int, least: int | None = None) -> Pixels:
+        """An image, uint8 (H, W, 3), not to be written to.
+
+        Args:
+            least: a short side that suffices: a larger image may be reduced, but never below; see
+                `selfsup.data.image_files.decode`.
+
+        Raises:
+            Unreadable: it cannot be read.
+            UserError: more images than may be cannot be read.
+        """
+        if self._held is not None:
+            return reduced(self._held[index], least)
+        try:
+            image = self._store.read(int(self._good[index]))
+            # A small collection gives the same pixels whether or not there is memory to hold it.
+            return reduced(decode(image), least) if self._small else decode(image, least)
+        except (BadImage, OSError) as error:
+            raise self._refusal(index, _reason(error)) from None
+
+    def place(self, index: int) -> str:
+        """Where an image stands, such as `photos/cat.jpg` or `train.parquet, row 3`."""
+        return self._store.place(int(self._good[index]))
+
+    def fingerprint(self) -> str:
+        """32 hex digits that depend on the content and the order of the images, not on where they lie."""
+        return hashlib.blake2b(self.hashes.tobytes(), digest_size=16).hexdigest()
+
+    def _refusal(self, index: int, reason: str) -> UserError:
+        place = self.place(index)
+        with self._lock:
+            if index not in self._bad:
+                self._bad[index] = f"{place}: {reason}"
+                _log.warning("%s cannot be read (%s).", place, reason)
+            skipped = self.skipped
+        if skipped.count > self._failures * skipped.seen:
+            return too_many(self.name, skipped, self._failures)
+        return Unreadable(f"{place} cannot be read ({reason}): repair it or leave it out.")
+
+
+def open_images(
+    source: object,
+    *,
+    column: str | None = None,
+    label: str | None = None,
+    failures: float = 0.01,
+    progress: Progress | None = None,
+) -> Images:
+    """Open any source of images (see the module's description) and look at each image once.
+
+    Args:
+        column: the column of images or paths; by default one with a usual name, else the first that holds any.
+        label: the column of classes; by default one with a usual name, where there is one.
+        failures: the share of unreadable images, from 0 to 1, above which reading stops.
+        progress: called with the images done and all, once while they are looked at, once while they are decoded.
+
+    Raises:
+        UserError: nothing there, no such column, too many images that cannot be read, none that can.
+    """
+    if isinstance(source, Images):
+        return source
+    if not 0 <= failures <= 1:
+        raise UserError(f"The share of failures must lie between 0 and 1, not at {failures:g}.")
+    store = find_store(source, column, label, failures)
+    index = _looked_at(store, progress or _silent)
+    if index.small:
+        index = _decoded(store, index, progress or _silent)
+    tally = Tally(store.name, failures)
+    for number in range(store.count):
+        problem = index.problems.get(number)
+        tally.count(store.place(number) if problem else "", Malformed(problem) if problem else None)
+    return Images(store, index, tally.close(), failures)
+
+
+def split_images(images: Images, share: float) -> tuple[Indices, Indices]:
+    """Indices of the training and of the held-out images, by the hash of their content: duplicates fall on one side.
+
+    Args:
+        share: of the images held out, from 0 (none) to below 1.
+
+    Raises:
+        UserError: no such share, or a share of images that are all one.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"The held-out share must be at least 0 and below 1, not {share:g}.")
+    if share and len(images) - images.duplicates == 1:
+        raise UserError(f"{images.name} holds one image only, so none can be held out: give more.")
+    chosen = hold_out(images.hashes, share)
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+class ImageRecords:
+    """Images as records, each reduced to what its `least` short side needs.
+
+    An image that turns out to be unreadable gives way to the next readable one of the indices.
+    """
+
+    def __init__(self, images: Images, indices: Indices, least: int) -> None:
+        self._images, self._indices, self._least = images, indices, least
+        stack = images.stack
+        whole = stack is not None and min(stack.shape[1:3]) < 2 * least
+        self._stack = torch.from_numpy(stack) if whole else None
+        self._room = free_memory(torch.device("cpu")) // SHARE
+        self._kept: dict[int, Pixels] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
+        """Records by index (n,).
+
+        Returns:
+            `pixels`: uint8 (n, 3, H, W), padded with zeros at the bottom and on the right; `sizes`: int64 (n, 2), the
+            height and width of each without its padding.
+
+        Raises:
+            UserError: more images than may be cannot be read.
+        """
+        if self._stack is not None:
+            pixels = self._stack[torch.from_numpy(self._indices[indices])].permute(0, 3, 1, 2)
+            return {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
+        images = list(_threads().map(self._readable, indices.tolist()))
+        sizes = torch.tensor([image.shape[:2] for image in images])
+        padded = torch.zeros(len(images), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)
+        for row, image in zip(padded, images, strict=True):
+            height, width = image.shape[:2]
+            row[:, :height, :width] = torch.from_numpy(image).permute(2, 0, 1)
+        return {"pixels": padded, "sizes": sizes}
+
+    def _readable(self, position: int) -> Pixels:
+        for step in range(len(self)):
+            try:
+                return self._pixels(int(self._indices[(position + step) % len(self)]))
+            except Unreadable:
+                continue
+        raise UserError(f"None of the images of {self._images.name} can be read: repair them.")
+
+    def _pixels(self, index: int) -> Pixels:
+        """An image, which stays in memory while there is room."""
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        pixels = self._images.pixels(index, self._least)
+        with self._lock:
+            if pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._kept[index] = pixels
+        return pixels
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """What decodes batches, shared by all readers."""
+    return ThreadPoolExecutor(thread_name_prefix="images")
+
+
+def _silent(done: int, total: int | None) -> None:
+    """Progress that nobody wants to see."""
+
+
+# -- looking at every image once -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is known of each image of a store: hashes uint64 (n,), sizes int64 (n, 2), problems by number."""
+
+    hashes: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+    problems: dict[int, str]
+    held: Sequence[Pixels] | Pixels | None = None  # of the images without a problem
+
+    @property
+    def small(self) -> bool:
+        return self.bytes <= SMALL
+
+    @property
+    def bytes(self) -> int:
+        """Of the pixels of all images."""
+        return 3 * int(self.sizes.prod(1).sum())
+
+
+def _looked_at(store: Store, progress: Progress) -> _Index:
+    """Hashes, sizes from the headers, and what cannot be read at all."""
+    hashes = np.zeros(store.count, np.uint64)
+    sizes = np.zeros((store.count, 2), np.int64)
+    problems: dict[int, str] = {}
+
+    def look(number: int) -> None:
+        try:
+            image = store.read(number)
+            sizes[number] = size_of(image)
+            hashes[number] = hash_of(image)
+        except (BadImage, OSError) as error:
+            problems[number] = _reason(error)
+
+    _for_all(store.count, look, progress)
+    return _Index(hashes, sizes, problems)
+
+
+def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
+    """The index of a small collection, every image decoded, and held where memory allows it."""
+    fits = index.bytes <= free_memory(torch.device("cpu")) // SHARE
+    sizes, problems = index.sizes.copy(), dict(index.problems)
+    decoded: list[Pixels | None] = [None] * store.count
+
+    def work(number: int) -> None:
+        if number in problems:
+            return
+        try:
+            pixels = decode(store.read(number))
+        except (BadImage, OSError) as error:
+            problems[number] = _reason(error)
+            return
+        sizes[number] = pixels.shape[:2]
+        decoded[number] = pixels if fits else None
+
+    _for_all(store.count, work, progress)
+    held = [pixels for pixels in decoded if pixels is not None]
+    equal = len({pixels.shape for pixels in held}) == 1
+    return _Index(index.hashes, sizes, problems, (np.stack(held) if equal else held) if fits else None)
+
+
+def _for_all(count: int, work: Callable[[int], None], progress: Progress) -> None:
+    """Call `work` with every number below `count`, in threads."""
+
+    def chunk(start: int) -> int:
+        for number in range(start, min(start + CHUNK, count)):
+            work(number)
+        return min(start + CHUNK, count)
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            for done in threads.map(chunk, range(0, count, CHUNK)):
+                progress(done, count)
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _reason(error: BadImage | OSError) -> str:
+    return str(error) if isinstance(error, BadImage) else error.strerror or str(error)
+
+
+def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    """The classes of images as numbers, and the names of the numbers."""
+    if store.labels is None:
+        return None, ()
+    values = [store.labels[number] for number in good]
+    if store.classes is not None:
+        names = range(len(store.classes))
+        return np.array([v if v in names else -1 for v in values], np.int64), store.classes
+    there = sorted({value for value in values if value not in (None, "")}, key=_order)
+    numbers = {value: number for number, value in enumerate(there)}
+    return np.array([numbers.get(value, -1) for value in values], np.int64), tuple(map(str, there))
+
+
+def _order(value: object) -> tuple[int, int, str]:
+    """Numbers, as words too, before names."""
+    text = str(value)
+    return (0, int(text), text) if text.removeprefix("-").isdecimal() else (1, 0, text)

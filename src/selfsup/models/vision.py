@@ -1,0 +1,339 @@
+"""A vision transformer: pixels to one vector per patch and one for the image, at any size that the patch divides.
+
+The architecture is DINOv3's (Siméoni et al. 2025, section 3.2): class and register tokens before the patches, rotary
+positions on both axes of the patches (Heo et al. 2024, "Rotary Position Embedding for Vision Transformer"), LayerScale
+(Touvron et al. 2021, "Going deeper with Image Transformers", equation 4), a plain feed-forward with GELU, and no
+bias in the keys. Parameters have the names of transformers' DINOv3ViTModel in its files, so that what is saved opens
+there; saving and loading is `models/dinov3.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.models.kernels import affine, rotate_heads
+from selfsup.models.packing import Pooling
+from selfsup.models.transformer import Linear, attention, compute_dtype
+
+CHANNELS = 3
+TOKEN_SCALE = 0.02  # deviation of fresh class, register and mask tokens
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """All that determines a vision transformer but its weights. `size` is the side of the images it is trained on."""
+
+    size: int
+    patch: int
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    registers: int = 4
+    layer_scale: float = 1.0  # what fresh LayerScales are filled with
+    rope_theta: float = 100.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width ({self.width}) must be a multiple of four times heads ({self.heads}): rotary positions turn "
+                "pairs on two axes"
+            )
+        self.grid(self.size, self.size)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return 1 + self.registers
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image; raises ValueError where the patch does not divide it."""
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"images of {height} × {width} pixels cannot be cut into patches of {self.patch} × {self.patch}"
+            )
+        return height // self.patch, width // self.patch
+
+
+def parameter_count(config: VisionConfig) -> int:
+    """Parameters of `VisionTransformer(config)`."""
+    width, mlp = config.width, config.mlp
+    block = _block_matrices(config) + 3 * width + (mlp + width) + 2 * 2 * width + 2 * width
+    embedding = width * (CHANNELS * config.patch**2 + 1) + (config.prefix + 1) * width
+    return config.layers * block + embedding + 2 * width
+
+
+def flops_per_image(config: VisionConfig, size: int, visible: int | None = None) -> float:
+    """Floating-point operations of forward and backward for an image of `size` × `size` pixels.
+
+    6 per matrix parameter and token, and 12 · layers · width · tokens² for the two products of attention (Kaplan et
+    al. 2020, table 1, times three). `visible`: of so many patches only.
+    """
+    rows, columns = config.grid(size, size)
+    patches = rows * columns if visible is None else visible
+    tokens = config.prefix + patches
+    per_token = 6 * config.layers * _block_matrices(config) + 12 * config.layers * config.width * tokens
+    return float(tokens * per_token + 6 * patches * config.width * CHANNELS * config.patch**2)
+
+
+def _block_matrices(config: VisionConfig) -> int:
+    return config.width * (4 * config.width + 2 * config.mlp)
+
+
+class Affine(nn.Linear):
+    """A matrix (outputs, inputs) and a bias (outputs,), NaN until initialised."""
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, torch.nan)
+        nn.init.constant_(self.bias, torch.nan)
+
+
+class Norm(nn.Module):
+    """weight · (x − mean) / sqrt(variance + eps) + bias over the last dimension (Ba et al. 2016, equation 4).
+
+    The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the result.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.full((width,), torch.nan))
+        self.bias = nn.Parameter(torch.full((width,), torch.nan))
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.layer_norm(wide, self.weight.shape, self.weight, self.bias, self.eps).to(dtype)
+
+    def plain(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Without weight and bias, which `into` puts into the matrices that follow."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.layer_norm(wide, self.weight.shape, None, None, self.eps).to(dtype)
+
+    def into(self, *maps: nn.Linear) -> list[tuple[Tensor, Tensor]]:
+        """The maps M (weight · n + bias) + b of n, for maps M x + b: a pass over a matrix, not over activations."""
+        folded = []
+        for part in maps:
+            shift = part.weight @ self.bias
+            folded.append((part.weight * self.weight, shift if part.bias is None else part.bias + shift))
+        return folded
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel, before a residual sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lambda1 = nn.Parameter(torch.full((width,), torch.nan))
+
+    def into(self, part: nn.Linear) -> tuple[Tensor, Tensor]:
+        """The map λ (M x + b) of x, for a map M x + b."""
+        return self.lambda1[:, None] * part.weight, self.lambda1 * part.bias
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and signed sines for `rotate`: (T, 1, dim) for all images, or (B, T, 1, dim) for each."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def at(self, tokens: Tensor) -> Rotation:
+        """Of chosen tokens (B, K) of each image."""
+        return Rotation(self.cos[tokens], self.sin[tokens])
+
+
+@lru_cache(maxsize=64)
+def axial_rotation(
+    grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
+) -> Rotation:
+    """The rotation of a grid of patches, row by row, behind `prefix` tokens that are not turned.
+
+    The centres of the patches have coordinates in [−1, 1]; pairs of dimensions i turn by 2π · y · theta^(−4i/dim) and,
+    the second half of them, by 2π · x · theta^(−4i/dim). The angles are fp32 (or `dtype`, if wider).
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+        centres = [(torch.arange(n, device=device, dtype=wide) + 0.5) / n * 2 - 1 for n in grid]
+        places = torch.cartesian_prod(*centres)
+        frequencies = theta ** -(torch.arange(dim // 4, device=device, dtype=wide) * 4 / dim)
+        angles = F.pad((2 * math.pi * places[:, :, None] * frequencies).flatten(1), (0, 0, prefix, 0))
+        cos, sin = angles.cos(), angles.sin()
+        return Rotation(
+            torch.cat((cos, cos), -1).unsqueeze(1).to(dtype),
+            torch.cat((-sin, sin), -1).unsqueeze(1).to(dtype),
+        )
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution of stride `patch`, weight (width, 3, patch, patch), as one product with the patches' pixels."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        shape = (config.width, CHANNELS, config.patch, config.patch)
+        self.weight = nn.Parameter(torch.full(shape, torch.nan))
+        self.bias = nn.Parameter(torch.full((config.width,), torch.nan))
+
+    def forward(self, pixels: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(B, P, width), or of the visible (B, K) patches only."""
+        patch = self.weight.shape[-1]
+        batch, channels, height, width = pixels.shape
+        columns = width // patch
+        tiles = pixels.view(batch, channels, height // patch, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+        if visible is None:
+            chosen = tiles.flatten(1, 2)
+        else:
+            images = torch.arange(batch, device=pixels.device)[:, None]
+            chosen = tiles[images, visible // columns, visible % columns]
+        return affine(chosen.flatten(2).to(dtype), (self.weight.flatten(1), self.bias))[0]
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.full((1, 1, config.width), torch.nan))
+        self.mask_token = nn.Parameter(torch.full((1, 1, config.width), torch.nan))
+        self.register_tokens = nn.Parameter(torch.full((1, config.registers, config.width), torch.nan))
+        self.patch_embeddings = PatchEmbedding(config)
+
+    def forward(
+        self, pixels: Tensor, hidden: Tensor | None, visible: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        patches = self.patch_embeddings(pixels, visible, dtype)
+        if hidden is not None:
+            patches = torch.where(hidden[..., None], self.mask_token.to(patches.dtype), patches)
+        prefix = torch.cat((self.cls_token, self.register_tokens), 1).expand(len(pixels), -1, -1)
+        return torch.cat((prefix, patches.to(prefix.dtype)), 1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj = Affine(config.width, config.width)
+        self.k_proj = Linear(config.width, config.width)
+        self.v_proj = Affine(config.width, config.width)
+        self.o_proj = Affine(config.width, config.width)
+
+    def forward(self, normal: Tensor, norm: Norm, scale: LayerScale, rotation: Rotation) -> Tensor:
+        """scale · attention(norm), where norm without its weight and bias is `normal`."""
+        q, k, v = affine(normal, *norm.into(self.q_proj, self.k_proj, self.v_proj))
+        q = rotate_heads(q, None, rotation.cos, rotation.sin, 0.0)
+        k = rotate_heads(k, None, rotation.cos, rotation.sin, 0.0)
+        v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
+        seen = attention(q, k, v, None, causal=False)
+        return affine(seen.transpose(1, 2).flatten(2), scale.into(self.o_proj))[0]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.up_proj = Affine(config.width, config.mlp)
+        self.down_proj = Affine(config.mlp, config.width)
+
+    def forward(self, normal: Tensor, norm: Norm, scale: LayerScale) -> Tensor:
+        """scale · down(gelu(up(norm))), where norm without its weight and bias is `normal`."""
+        inner = affine(normal, *norm.into(self.up_proj))[0]
+        return affine(F.gelu(inner), scale.into(self.down_proj))[0]
+
+
+class Block(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = Norm(config.width, config.norm_eps)
+        self.attention = Attention(config)
+        self.layer_scale1 = LayerScale(config.width)
+        self.norm2 = Norm(config.width, config.norm_eps)
+        self.mlp = FeedForward(config)
+        self.layer_scale2 = LayerScale(config.width)
+
+    def forward(self, x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
+        # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
+        x = x + self.attention(self.norm1.plain(x, dtype), self.norm1, self.layer_scale1, rotation)
+        return x + self.mlp(self.norm2.plain(x, dtype), self.norm2, self.layer_scale2)  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """Pixels to hidden states. Parameters are NaN until `initialise` or loading fills them."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layer = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = Norm(config.width, config.norm_eps)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> VisionTransformer:
+        """Fill the parameters, a pure function of the generator's state; returns self.
+
+        Matrices are unit in, unit out, biases zero, gains one, LayerScales as the config says. Class and register
+        tokens are small beside the patches, so that what a fresh network puts there comes from the image.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif name.endswith("lambda1"):
+                parameter.fill_(self.config.layer_scale)
+            elif name.endswith(("token", "tokens")):
+                parameter.normal_(0.0, TOKEN_SCALE, generator=generator)
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+        return self
+
+    def forward(self, pixels: Tensor, hidden: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm, (B, 1 + registers + P, width): class token, registers, patches by row.
+
+        Args:
+            pixels: (B, 3, H, W), normalised.
+            hidden: (B, P) bool; these patches are replaced by the mask token.
+            visible: (B, K) int64; only these patches are computed, in this order and at their own positions, and the
+                result is (B, 1 + registers + K, width). Not together with `hidden`.
+
+        Under autocast the result has the narrow dtype. Raises ValueError where the patch does not divide H and W.
+        """
+        config, dtype = self.config, compute_dtype(self.norm.weight)
+        grid = config.grid(*pixels.shape[2:])
+        rotation = axial_rotation(
+            grid, config.prefix, config.head_dim, config.rope_theta, dtype, pixels.device
+        )
+        if visible is not None:
+            before = torch.arange(config.prefix, device=visible.device).expand(len(visible), -1)
+            rotation = rotation.at(torch.cat((before, visible + config.prefix), 1))
+        with torch.autocast(pixels.device.type, enabled=False):  # from here on each dtype is chosen by hand
+            x = self.embeddings(pixels, hidden, visible, dtype)
+            for block in self.layer:
+                x = block(x, rotation, dtype)
+            return self.norm(x, dtype)  # type: ignore[no-any-return]
+
+    def embed(self, pixels: Tensor, pooling: Pooling) -> Tensor:
+        """One vector per image, (B, width), in fp32 or wider: see `pool`."""
+        return pool(self(pixels), self.config.prefix, pooling)
+
+    def vectors(self) -> Iterable[nn.Parameter]:
+        """Parameters of more than one dimension that are lists of vectors rather than maps."""
+        return self.embeddings.cls_token, self.embeddings.mask_token, self.embeddings.register_tokens
+
+
+def pool(states: Tensor, prefix: int, pooling: Pooling) -> Tensor:
+    """One vector per image, (B, width) in fp32 or wider, of hidden states (B, prefix + P, width).
+
+    That of the class token, or the mean of the patches.
+    """
+    wide = torch.promote_types(states.dtype, torch.float32)
+    if pooling == "cls":
+        return states[:, 0].to(wide)
+    return states[:, prefix:].to(wide).mean(1)
