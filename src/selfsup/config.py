@@ -148,6 +148,12 @@ class SimCLRConfig(Section):
     projection: Count = Field(128, description="dimension in which views are compared")
 
 
+class MAEConfig(Section):
+    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(0.75, description="share of the patches that is hidden")
+    decoder_layers: Count = Field(4, description="of the decoder, which serves training only")
+    decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
+
+
 class Config(Section):
     objective: str = "causal-lm"
     out: str | None = Field(None, description="the run directory")
@@ -160,6 +166,7 @@ class Config(Section):
     masked_lm: MaskedLMConfig = Field(default_factory=MaskedLMConfig)
     simcse: SimCSEConfig = Field(default_factory=SimCSEConfig)
     simclr: SimCLRConfig = Field(default_factory=SimCLRConfig)
+    mae: MAEConfig = Field(default_factory=MAEConfig)
 
 
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
@@ -181,6 +188,7 @@ OBJECTIVES = {
     "masked_lm": "masked-lm",
     "simcse": "simcse",
     "simclr": "simclr",
+    "mae": "mae",
 }  # sections that only one objective reads
 LENGTHS = ("train.steps", "train.epochs", "train.budget")
 

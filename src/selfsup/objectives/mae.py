@@ -1,0 +1,177 @@
+"""Masked autoencoding: most patches of an image are hidden, and their pixels are predicted (He et al. 2022).
+
+L = Σ_{p hidden} mean over its values of (x̂_p − (x_p − mean(x_p)) / sqrt(var(x_p) + ε))²
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.data.loader import in_order
+from selfsup.data.records import Batch
+from selfsup.errors import UserError
+from selfsup.models.backbones import AnyBackbone
+from selfsup.models.pixel_decoder import (
+    HEAD_DIM,
+    PixelDecoder,
+    PixelDecoderConfig,
+    matrix_parameters,
+    patches,
+    save_decoder,
+    select,
+)
+from selfsup.models.vision import VisionTransformer, flops_per_image
+from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
+from selfsup.objectives.vision import LOOKED_AT, VisionRecipe
+from selfsup.seeding import generator
+from selfsup.views import View, mae_view, random_patches, render
+
+EPS = 1e-6  # of a patch's variance: one that varies less is flat
+NARROWER = 2 / 3  # the decoder than the encoder (He et al. 2022, table 1b: 512 beside 768 for ViT-B)
+
+
+class MAE(Objective):
+    """Mean squared error of hidden patches, each brought to mean 0 and variance 1 (section 3, "Reconstruction target").
+
+    Args:
+        encoder: sees the visible patches only.
+        decoder: predicts the hidden ones from them; its config says which share is hidden.
+        view: what is shown of an image, of a size that the patch divides.
+    """
+
+    separable: ClassVar[bool] = True
+
+    def __init__(self, encoder: VisionTransformer, decoder: PixelDecoder, view: View) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.view = view
+        encoder.embeddings.mask_token.requires_grad_(False)  # the encoder is shown no hidden patch
+
+    def hide(self, batch: Batch) -> Task:
+        """Pixels (B, 3, S, S); places of visible patches (B, K), of hidden ones (B, M); targets (B, M, 3 · patch²)."""
+        return conceal(batch, self.view, self.decoder.config)
+
+    def predict(self, task: Task) -> Outputs:
+        """The hidden patches as they are predicted, (B, M, 3 · patch²); their pixels are not looked at."""
+        visible, hidden, side = task["visible"], task["hidden"], self.view.size // self.decoder.config.patch
+        encoded = self.encoder(task["pixels"], visible=visible)[:, -visible.shape[1] :]
+        return {"values": self.decoder(encoded, visible, hidden, (side, side))}
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        values, targets = outputs["values"], task["targets"]
+        wide = torch.promote_types(values.dtype, targets.dtype)
+        total = F.mse_loss(values.to(wide), targets.to(wide), reduction="sum")
+        return {"mse": total / targets.shape[-1]}
+
+
+def conceal(batch: Batch, view: View, config: PixelDecoderConfig) -> Task:
+    """See `MAE.hide`."""
+    place = batch.seed, batch.epochs, batch.records
+    pixels = render(batch.data["pixels"], batch.data["sizes"], view, *place, 0)
+    count = (view.size // config.patch) ** 2
+    visible, hidden = (part.to(pixels.device) for part in random_patches(*place, count, config.hidden))
+    targets = normalised(select(patches(pixels, config.patch), hidden))
+    tensors = {"pixels": pixels, "visible": visible, "hidden": hidden, "targets": targets}
+    return Task(tensors, {"mse": torch.tensor(hidden.numel())})
+
+
+def normalised(values: Tensor) -> Tensor:
+    """Patches (…, D) with mean 0 and variance 1 each, 0 where they are flat."""
+    return F.layer_norm(values, values.shape[-1:], eps=EPS)
+
+
+class MAERecipe(VisionRecipe):
+    """From images to a vision transformer that can tell what is hidden."""
+
+    views: ClassVar[float] = 1
+    useful: ClassVar[str | None] = "selfsup show {run} --image photo.jpg"
+
+    def open(self, progress: Progress) -> None:
+        if not self.native:
+            network = "a network from Python" if self.module is not None else self.settings["model.preset"]
+            raise UserError(
+                f"mae computes visible patches only, which {network} cannot do; leave it out for a vision transformer "
+                "of selfsup's own, or train simclr or dino on it."
+            )
+        super().open(progress)
+
+    def settle(self, effort: Effort) -> None:
+        super().settle(effort)
+        size, patch = self.settings["data.size"], self.settings["model.patch"]
+        if size == patch:
+            raise UserError(
+                f"Images of {size} × {size} pixels are one patch of {patch}, so that nothing is left to be seen when it "
+                "is hidden; give a smaller model.patch."
+            )
+
+    def _settle_network(self, effort: Effort) -> None:
+        super()._settle_network(effort)
+        width = max(1, round(NARROWER * self.settings["model.width"] / HEAD_DIM)) * HEAD_DIM
+        self.settings.settle("mae.decoder_width", width, "model.width")
+
+    def decoder_config(self) -> PixelDecoderConfig:
+        settings, options = self.settings, self.settings.config.mae
+        try:
+            return PixelDecoderConfig(
+                encoder=settings["model.width"],
+                width=settings["mae.decoder_width"],
+                layers=options.decoder_layers,
+                patch=settings["model.patch"],
+                hidden=options.hidden,
+            )
+        except ValueError as error:
+            raise UserError(f"There is no such decoder: {error}.") from None
+
+    def build(self) -> MAE:
+        draws = generator(self.settings["train.seed"], "decoder")
+        decoder = PixelDecoder(self.decoder_config()).initialise(draws)
+        encoder = cast(VisionTransformer, self.backbone())
+        return MAE(encoder, decoder, mae_view(self.settings["data.size"]))
+
+    def network(self, objective: Objective) -> AnyBackbone:
+        return cast(MAE, objective).encoder
+
+    def flops_per_record(self) -> float:
+        """The encoder's on visible patches and the decoder's on all."""
+        config, size = self.decoder_config(), self.settings["data.size"]
+        patches = (size // config.patch) ** 2
+        hidden = round(config.hidden * patches)
+        entry, blocks, head = matrix_parameters(config)
+        matrices = (patches - hidden) * entry + patches * blocks + hidden * head
+        attention = 12 * config.layers * config.width * patches**2
+        return flops_per_image(self.vision_config(), size, patches - hidden) + 6 * matrices + attention
+
+    def facts(self) -> dict[str, str]:
+        config = self.decoder_config()
+        patches = (self.settings["data.size"] // config.patch) ** 2
+        return super().facts() | {
+            "decoder": f"{sum(matrix_parameters(config)):,} parameters that serve training only: {config.layers} layers, "
+            f"width {config.width}; it fills in {round(config.hidden * patches)} of {patches} patches"
+        }
+
+    @property
+    def chance(self) -> float:
+        """Of who knows the mean of each patch: the variance of the targets, which is 1 but for flat patches."""
+        return self._chance
+
+    @cached_property
+    def _chance(self) -> float:
+        count = min(LOOKED_AT, len(self.train))
+        batch = next(in_order(self.train, count, self.settings["train.seed"], count))
+        task = conceal(batch, mae_view(self.settings["data.size"]), self.decoder_config())
+        return float(task["targets"].square().mean())
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """The encoder as other objectives leave it, and beside it the decoder, for pictures of what it fills in."""
+        super().save(objective, directory, summary)
+        save_decoder(cast(MAE, objective).decoder, directory)
+
+
+MAERecipe.adapted = MAERecipe  # which says why it takes none

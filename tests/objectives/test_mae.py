@@ -1,0 +1,168 @@
+"""MAE: its targets and loss against plain loops, what is hidden, and that nothing hidden is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from selfsup.data.records import Batch
+from selfsup.distributed import Processes
+from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.objectives.base import Task
+from selfsup.objectives.mae import MAE
+from selfsup.seeding import generator
+from selfsup.views import mae_view, render
+
+ALONE = Processes.alone()
+SIZE, PATCH, WIDTH = 16, 4, 16
+PATCHES = (SIZE // PATCH) ** 2
+
+
+def images(count: int, seed: int = 0, side: int = 20) -> Tensor:
+    """Noise; the last image is all of one colour."""
+    made = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator(seed, "images"))
+    made[-1] = 77
+    return made
+
+
+def objective(hidden: float = 0.75, dtype: torch.dtype = torch.double) -> MAE:
+    """With weights that all matter: a fresh decoder says nothing."""
+    config = VisionConfig(size=SIZE, patch=PATCH, layers=2, width=WIDTH, heads=2, mlp=24, registers=2)
+    decoder = PixelDecoder(PixelDecoderConfig(WIDTH, 32, 1, PATCH, hidden))
+    made = MAE(VisionTransformer(config), decoder, mae_view(SIZE))
+    with torch.no_grad():
+        for number, parameter in enumerate(made.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator(0, "noise", number))
+            parameter.copy_(0.2 * noise + (parameter.ndim == 1))
+    return made.to(dtype)
+
+
+def batch_of(pixels: Tensor, records: Sequence[int] | None = None, epoch: int = 0) -> Batch:
+    places = np.arange(len(pixels)) if records is None else np.array(records)
+    sizes = torch.tensor([pixels.shape[2:]] * len(pixels))
+    return Batch({"pixels": pixels, "sizes": sizes}, 3, np.full(len(places), epoch), places)
+
+
+def with_pixels(task: Task, pixels: Tensor) -> Task:
+    return Task(task.tensors | {"pixels": pixels}, task.counts)
+
+
+def hidden_pixels(task: Task) -> Tensor:
+    """Whether each pixel lies in a hidden patch, (B, S, S)."""
+    columns = SIZE // PATCH
+    mask = torch.zeros(len(task["hidden"]), SIZE, SIZE, dtype=torch.bool)
+    for image, places in enumerate(task["hidden"].tolist()):
+        for place in places:
+            row, column = PATCH * (place // columns), PATCH * (place % columns)
+            mask[image, row : row + PATCH, column : column + PATCH] = True
+    return mask
+
+
+# -- the loss ------------------------------------------------------------------------------------------------
+
+
+def plain_loss(pixels: Tensor, hidden: list[list[int]], values: Tensor) -> float:
+    """Section 3, one image, one hidden patch and one of its values after the other."""
+    total, columns = 0.0, SIZE // PATCH
+    for image, places in enumerate(hidden):
+        for number, place in enumerate(places):
+            row, column = PATCH * (place // columns), PATCH * (place % columns)
+            patch = [
+                float(pixels[image, channel, row + y, column + x])
+                for channel in range(3)
+                for y in range(PATCH)
+                for x in range(PATCH)
+            ]
+            mean = sum(patch) / len(patch)
+            variance = sum((value - mean) ** 2 for value in patch) / len(patch)
+            errors = [
+                (float(predicted.detach()) - (value - mean) / (variance + 1e-6) ** 0.5) ** 2
+                for value, predicted in zip(patch, values[image, number], strict=True)
+            ]
+            total += sum(errors) / len(errors)
+    return total
+
+
+def test_against_a_plain_loop() -> None:
+    made, batch = objective(), batch_of(images(3))
+    task = made.hide(batch)
+    outputs = made.predict(task)
+    pixels = render(
+        batch.data["pixels"], batch.data["sizes"], made.view, batch.seed, batch.epochs, batch.records, 0
+    )
+    expected = plain_loss(pixels, task["hidden"].tolist(), outputs["values"])
+    assert float(made.score(outputs, task, ALONE)["mse"].detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_who_predicts_the_mean_has_a_loss_of_one_and_flat_patches_cost_nothing() -> None:
+    made = objective()
+    task = made.hide(batch_of(images(4)))
+    nothing = {"values": torch.zeros_like(task["targets"])}
+    hidden = task["hidden"].shape[1]
+    assert float(made.score(nothing, task, ALONE)["mse"]) == pytest.approx(3 * hidden, rel=1e-4)
+    assert task["targets"][3].abs().max() < 1e-2
+
+
+def test_a_fresh_objective_costs_what_knowing_nothing_costs() -> None:
+    made = objective()
+    made.decoder.initialise(generator(0, "weights"))
+    task = made.hide(batch_of(images(4)))
+    found = made.score(made.predict(task), task, ALONE)["mse"]
+    assert float(found) == pytest.approx(float(task["targets"].square().mean(-1).sum()))
+
+
+# -- what is hidden ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "hidden"), [(0.75, 12), (0.5, 8), (0.9, 14)])
+def test_the_task_says_how_much_is_hidden(share: float, hidden: int) -> None:
+    task = objective(share).hide(batch_of(images(5)))
+    assert task["hidden"].shape == (5, hidden)
+    assert int(task.counts["mse"]) == 5 * hidden
+    together = torch.cat((task["visible"], task["hidden"]), 1).sort().values
+    assert torch.equal(together, torch.arange(PATCHES).expand(5, -1))
+
+
+def test_the_encoder_computes_visible_patches_only() -> None:
+    made, lengths = objective(), []
+    made.encoder.register_forward_hook(lambda module, inputs, states: lengths.append(states.shape[1]))
+    made.predict(made.hide(batch_of(images(2))))
+    assert lengths == [1 + made.encoder.config.registers + PATCHES // 4]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**30), epoch=st.integers(0, 9), share=st.sampled_from([0.5, 0.75, 0.9]))
+def test_nothing_hidden_is_seen(seed: int, epoch: int, share: float) -> None:
+    """The gradient of the prediction is exactly zero in hidden pixels, and is not in visible ones."""
+    made = objective(share)
+    task = made.hide(batch_of(images(2, seed), epoch=epoch))
+    pixels = task["pixels"].double().requires_grad_()
+    mask = hidden_pixels(task)
+    values = made.predict(with_pixels(task, pixels))["values"]
+    values.square().sum().backward()
+    slopes = pixels.grad.abs().sum(1)
+    assert not slopes[mask].any()
+    assert (slopes[~mask] > 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**30), scale=st.floats(0.1, 1e6))
+def test_hidden_pixels_may_be_anything(seed: int, scale: float) -> None:
+    """Whatever stands there, even what is no number, the prediction keeps every bit; visible pixels do change it."""
+    made = objective(dtype=torch.float32)
+    task = made.hide(batch_of(images(2, seed)))
+    mask = hidden_pixels(task)[:, None].expand(-1, 3, -1, -1)
+    noise = scale * torch.randn(task["pixels"].shape, generator=generator(seed, "noise"))
+    expected = made.predict(task)["values"]
+    for others in (noise, torch.full_like(noise, torch.nan)):
+        changed = torch.where(mask, others, task["pixels"])
+        assert torch.equal(made.predict(with_pixels(task, changed))["values"], expected)
+    changed = torch.where(mask, task["pixels"], task["pixels"] + 0.1 * noise / scale)
+    assert not torch.allclose(made.predict(with_pixels(task, changed))["values"], expected)
