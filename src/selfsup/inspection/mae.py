@@ -12,11 +12,12 @@ import torch
 from selfsup.inference.reconstruction import fill_in
 from selfsup.inspection.base import Request
 from selfsup.inspection.pictures import FIRST, Figures, Gallery, Pixels, Points, Section, Tile, patched
-from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, levels, look_at, trained
+from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, trained
 from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE
 from selfsup.run import Run
 from selfsup.views import View
+from selfsup.views.drawn import levels
 
 IMAGES = 5
 

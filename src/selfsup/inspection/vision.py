@@ -18,8 +18,8 @@ from selfsup.inspection.pictures import Box, PictureInspection, Pixels, Tile, ou
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective
 from selfsup.run import Run
-from selfsup.views import MEAN, STD, View
-from selfsup.views.drawn import Drawn, draw_views
+from selfsup.views import View
+from selfsup.views.drawn import Drawn, draw_views, levels
 
 if TYPE_CHECKING:
     from selfsup.objectives.vision import VisionRecipe
@@ -136,17 +136,16 @@ class Look:
     def shared(self, run: str | None) -> dict[str, Any]:
         """What every inspection says of them."""
         recipe, images = self.recipe, self.recipe.images
-        places = recipe.train.indices[self.batch.records]
-        heights = self.batch.data["sizes"].tolist()
+        sizes = self.batch.data["sizes"].tolist()
         return {
             "source": f"the training part of {images.name}",
             "length": len(recipe.train),
             "seed": self.batch.seed,
             "size": recipe.settings["data.size"],
-            "names": [images.place(int(place)) for place in places],
+            "names": [recipe.train.place(int(record)) for record in self.batch.records],
             "images": [
                 pixels[:, :height, :width].permute(1, 2, 0).numpy()
-                for pixels, (height, width) in zip(self.batch.data["pixels"], heights, strict=True)
+                for pixels, (height, width) in zip(self.batch.data["pixels"], sizes, strict=True)
             ],
             "run": run,
         }
@@ -196,9 +195,3 @@ def trained(run: Run, objective: AnyObjective) -> AnyObjective:
         raise UserError(f"{run.directory} has no checkpoint yet, so there is nothing it makes of the task; train it first.")
     objective.load_state_dict(checkpoint.tensors["model"])
     return objective.eval()
-
-
-def levels(pixels: Tensor) -> np.ndarray:
-    """What a network is given, (n, 3, H, W), as a picture again: (n, H, W, 3) uint8."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

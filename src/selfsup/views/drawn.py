@@ -1,17 +1,18 @@
-"""What was drawn for a view, for those who want to see how it came about; `render` draws the same."""
+"""Views, to be looked at: what was drawn for them, which is what `render` draws, and how they look."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from selfsup.seeding import uniform
 from selfsup.views.crops import random_boxes
 from selfsup.views.kinds import View
-from selfsup.views.rendering import BLUR, CROP, FLIP, GREY, JITTER, SIGMA, SOLARIZE
+from selfsup.views.rendering import BLUR, CROP, FLIP, GREY, JITTER, MEAN, SIGMA, SOLARIZE, STD
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,10 @@ def draw_views(
         )
         for box, row in zip(boxes.tolist(), draws, strict=True)
     ]
+
+
+def levels(pixels: Tensor) -> npt.NDArray[np.uint8]:
+    """What a network is given, (n, 3, H, W), as pictures again: (n, H, W, 3)."""
+    mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
+    scaled = (pixels.float().cpu() * std + mean) * 255
+    return scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
