@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_small_batch
-from selfsup.models.backbones import AnyBackbone, pooled
-from selfsup.models.features import Pooling
+from selfsup.models.backbones import AnyBackbone
+from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.losses import nt_xent
 from selfsup.objectives.vision import VisionRecipe
@@ -66,7 +66,7 @@ class SimCLR(Objective):
 
     def predict(self, task: Task) -> Outputs:
         """Where the two views of each image are put, (B, dimension) each; one forward pass for both."""
-        z = self.head(pooled(self.network, task["views"].flatten(0, 1), self.pooling))
+        z = self.head(self.network.embed(task["views"].flatten(0, 1), self.pooling))
         first, second = z.unflatten(0, (-1, 2)).unbind(1)
         return {"first": first, "second": second}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfsup.config import nearest
 from selfsup.data.loader import in_order
 from selfsup.errors import UserError
-from selfsup.models.backbones import TIMM, AnyBackbone, adapt, open_timm, pooled
+from selfsup.models.backbones import AnyBackbone
 from selfsup.models.dinov3 import SavedVision, read_vision, save_vision
-from selfsup.models.features import Features, Pooling
+from selfsup.models.features import Features
+from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
@@ -137,7 +139,7 @@ class VisionRecipe(Recipe):
     @property
     def native(self) -> bool:
         """Whether the network is selfsup's own vision transformer."""
-        return self.module is None and not str(self.settings["model.preset"]).startswith(TIMM)
+        return self.module is None and not str(self.settings["model.preset"]).startswith("timm:")
 
     @cached_property
     def origin(self) -> SavedVision | None:
@@ -176,7 +178,7 @@ class VisionRecipe(Recipe):
         shape, origin = VISION[preset], f"preset {preset}"
         settings.settle("model.layers", shape.layers, origin)
         settings.settle("model.width", shape.width, origin)
-        settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
+        settings.settle("model.heads", max(1, settings["model.width"] * shape.heads // shape.width), origin)
         settings.settle("model.mlp", 4 * settings["model.width"], origin)
         settings.settle("model.registers", REGISTERS, "recipe")
 
@@ -207,7 +209,7 @@ class VisionRecipe(Recipe):
             with seeded(seed, "weights"):
                 return open_timm(settings["model.preset"], settings["data.size"])
         if self.origin is not None:
-            return self.origin.network()
+            return self.origin.model()
         return VisionTransformer(self.vision_config()).initialise(generator(seed, "weights"))
 
     @cached_property
@@ -235,7 +237,7 @@ class VisionRecipe(Recipe):
         size = self.settings["data.size"]
         network = self.backbone_look.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            pooled(network, torch.zeros(1, 3, size, size), self.pooling)
+            network.embed(torch.zeros(1, 3, size, size), self.pooling)
         return 3.0 * counter.get_total_flops()
 
     def flops_per_record(self) -> float:
@@ -283,17 +285,47 @@ class VisionRecipe(Recipe):
         parts = []
         for batch in in_order(self.validation, records, 0, self.settings["evaluate.batch"]):
             data = batch.to(device).data
-            parts.append(pooled(network, centred(data["pixels"], data["sizes"], size), self.pooling).float())
+            parts.append(network.embed(centred(data["pixels"], data["sizes"], size), self.pooling))
         return torch.cat(parts).cpu().numpy()
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
-        source = self.settings["data.source"]
+        card = self._card(summary)
         summary["max_difference"] = save_vision(
-            directory,
-            self.network(objective),
-            self.definition(objective),
-            self.settings["data.size"],
-            name=Path(source).stem if "/" in source else source,
-            how=f"{self.settings['objective']}, {summary['steps']:,} steps",
+            directory, self.network(objective), self.definition(objective), card
         )
+
+    def _card(self, summary: dict[str, Any]) -> Callable[[str], str]:
+        """The model card, for a statement of how exact the layout is."""
+        source = self.settings["data.source"]
+        return lambda exactness: CARD.format(
+            name=Path(source).stem if "/" in source else source,
+            objective=self.settings["objective"],
+            model=self._describe_model(),
+            steps=summary["steps"],
+            loss=f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured",
+            size=self.settings["data.size"],
+            exactness=exactness,
+        )
+
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags: [selfsup]
+---
+# A vision model trained on {name}
+
+{model}, trained by {objective} with selfsup: {steps:,} steps on images of {size} × {size} pixels, no labels.
+
+- Validation loss: {loss}
+- Layout: DINOv3 ViT; {exactness}
+- Features: see features.json
+
+```python
+import selfsup
+
+vectors = selfsup.load("path/to/this/directory").embed(images)  # uint8 arrays (height, width, 3)
+```
+"""

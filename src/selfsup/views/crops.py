@@ -100,7 +100,7 @@ def resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     count, channels, height, width = pixels.shape
     size = rows.shape[1]
-    lines = pixels.float().view(count, channels * height, width)
+    lines = pixels.float().reshape(count, channels * height, width)
     narrow = torch.bmm(lines, columns.mT).view(count, channels, height, size)
     image = narrow.new_empty(channels, count, size, size)
     for channel in range(channels):
