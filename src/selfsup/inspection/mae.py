@@ -59,7 +59,7 @@ class MAEInspection(VisionInspection):
     filled: list[Filled]
 
     def summary(self) -> str:
-        return f"{super().summary()}, patches of {self.patch} × {self.patch} pixels"
+        return f"{super().summary()}, patches of {self.patch} by {self.patch} pixels"
 
     def to_json(self) -> dict[str, Any]:
         losses = [filled.loss for filled in self.filled] or [None] * len(self.images)

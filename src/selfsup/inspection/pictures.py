@@ -297,7 +297,8 @@ class PictureInspection(Inspection):
         ]
         for each in self.sections():
             title = written(each.title[:1].upper() + each.title[1:], 18, INK, width)
-            parts += [blank(width, GAP), title, written(each.hint, 13, FAINT, width), each.block.paint(width)]
+            hint = [written(each.hint, 13, FAINT, width)] if each.hint else []
+            parts += [blank(width, GAP), title, *hint, each.block.paint(width)]
         column = stacked(parts, width, 6 * DENSITY)
         edge = MARGIN * DENSITY
         sheet = blank(width + 2 * edge, column.height + 2 * edge)
@@ -318,7 +319,7 @@ def outlined(pixels: Pixels, height: int, boxes: Sequence[Box]) -> Pixels:
         corner = (left + box.width * scale - 1, top + box.height * scale - 1)
         draw.rectangle((left, top, *corner), outline=PAPER, width=3 * DENSITY)
         draw.rectangle((left, top, *corner), outline=box.colour, width=2 * DENSITY)
-    for box in boxes:  # names lie above all lines
+    for box in filter(lambda box: box.name, boxes):  # names lie above all lines
         _tag(draw, box.left * scale, box.top * scale, box)
     return np.asarray(picture)
 

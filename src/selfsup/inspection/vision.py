@@ -64,7 +64,7 @@ class VisionInspection(PictureInspection):
             [
                 self.source,
                 f"the {len(self.images)} images of {self.length:,} that training takes first",
-                f"seen at {self.size} × {self.size} pixels",
+                f"seen at {self.size} by {self.size} pixels",
                 f"seed {self.seed}, epoch 0",
             ]
         )
@@ -89,7 +89,7 @@ class VisionInspection(PictureInspection):
         """An image with its crops drawn in."""
         pixels = self.images[image]
         height, width = pixels.shape[:2]
-        return Tile(outlined(pixels, HEIGHT, boxes), "image", f"{width} × {height} pixels", HEIGHT)
+        return Tile(outlined(pixels, HEIGHT, boxes), "image", f"{width} by {height} pixels", HEIGHT)
 
     def share(self, image: int, seen: Seen) -> float:
         """Of an image that a view shows."""
