@@ -148,8 +148,37 @@ class SimCLRConfig(Section):
     projection: Count = Field(128, description="dimension in which views are compared")
 
 
+class DINOConfig(Section):
+    prototypes: Count | None = Field(None, description="vectors that what is seen is compared with")
+    hidden: Count | None = Field(None, description="hidden width of the head")
+    bottleneck: Count | None = Field(None, description="dimension of the prototypes")
+    weight_norm: bool = Field(True, description="prototypes have length 1")
+    targets: Literal["sinkhorn", "centring"] = Field(
+        "sinkhorn", description="what keeps the teacher from saying the same of every image"
+    )
+    temperature: Rate = Field(0.1, description="of the student's softmax")
+    teacher_temperature: tuple[Rate, Rate] = Field(
+        (0.04, 0.07), description="of the teacher's softmax, at first and from the end of the warm-up on"
+    )
+    warmup: Share = Field(0.3, description="share of the run in which the teacher's temperature rises")
+    memory: Annotated[Real, Field(gt=0, le=1)] = Field(
+        0.02, description="share of the run that the teacher averages the student over at first"
+    )
+    frozen: Share = Field(0.01, description="share of the run in which the prototypes stay as they are")
+    local_crops: Annotated[Whole, Field(ge=0)] | None = Field(
+        None, description="small crops of each image, beside its two global ones"
+    )
+    local_size: Count | None = Field(None, description="their side in pixels")
+    ibot: Annotated[Real, Field(ge=0)] | None = Field(
+        None, description="weight of predicting hidden patches; 0 hides none"
+    )
+    koleo: Annotated[Real, Field(ge=0)] = Field(0.1, description="weight of keeping images apart; 0 for none")
+
+
 class MAEConfig(Section):
-    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(0.75, description="share of the patches that is hidden")
+    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(
+        0.75, description="share of the patches that is hidden"
+    )
     decoder_layers: Count = Field(4, description="of the decoder, which serves training only")
     decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
 
@@ -166,6 +195,7 @@ class Config(Section):
     masked_lm: MaskedLMConfig = Field(default_factory=MaskedLMConfig)
     simcse: SimCSEConfig = Field(default_factory=SimCSEConfig)
     simclr: SimCLRConfig = Field(default_factory=SimCLRConfig)
+    dino: DINOConfig = Field(default_factory=DINOConfig)
     mae: MAEConfig = Field(default_factory=MAEConfig)
 
 
@@ -188,6 +218,7 @@ OBJECTIVES = {
     "masked_lm": "masked-lm",
     "simcse": "simcse",
     "simclr": "simclr",
+    "dino": "dino",
     "mae": "mae",
 }  # sections that only one objective reads
 LENGTHS = ("train.steps", "train.epochs", "train.budget")

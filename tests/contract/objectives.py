@@ -18,11 +18,15 @@ from selfsup.data.text import Windows
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise
+from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.dino import DINO, Crops, Head, Network, Teaching
+from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.masked_lm import MaskedLM, Masking
 from selfsup.objectives.simcse import Projection, SimCSE
 from selfsup.seeding import derive, generator
+from selfsup.views import dino_global, dino_local, dino_second
 
 # -- causal language modelling -------------------------------------------------------------------------------
 
@@ -145,6 +149,59 @@ def uniform_over_others(task: Task) -> dict[str, float]:
     return {"info_nce": float(others.double().log().mean())}
 
 
+# -- DINO ----------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Of noise, in several sizes."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(7)
+        self.pixels = torch.from_numpy(random.integers(0, 256, (RECORDS, 3, 20, 20), dtype=np.uint8))
+        self.sizes = torch.from_numpy(random.integers(14, 21, (RECORDS, 2)))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return {"pixels": self.pixels[indices], "sizes": self.sizes[indices]}
+
+
+class DoubleDINO(DINO):
+    """On views in fp64, as the objective is."""
+
+    def hide(self, batch: Batch) -> Task:
+        task = super().hide(batch)
+        return Task(task.tensors | {name: task[name].double() for name in ("globals", "locals")}, task.counts)
+
+
+PROTOTYPES = 10
+
+
+def dino(seed: int, targets: str = "sinkhorn") -> DINO:
+    """With higher temperatures and a longer memory than the recipe's, so that plain descent does not leap."""
+    draws = generator(seed, "weights")
+    vit = VisionTransformer(VisionConfig(size=12, patch=4, layers=2, width=16, heads=2, mlp=24, registers=1))
+    head = Head(16, 12, 6, PROTOTYPES, normalised=targets == "sinkhorn").initialise(draws)
+    crops = Crops(dino_global(12), dino_second(12), dino_local(8), 3)
+    teaching = Teaching(targets, (0.3, 0.5), warmup=0.3, memory=0.2, frozen=0.0)
+    student = shaken(Network(vit.initialise(draws), head).double(), seed)
+    return DoubleDINO(student, crops, teaching, 0.8, ibot=0.5, koleo=0.1).double()
+
+
+def saying_the_same(task: Task) -> dict[str, float]:
+    """Equal features are as near as a distance is still measured; all rows have one likeliest prototype."""
+    nothing = math.log(PROTOTYPES)
+    used = 1 / min(PROTOTYPES, task["globals"].shape[:2].numel())
+    return {
+        "dino": nothing,
+        "ibot": nothing,
+        "koleo": -math.log(NEAREST),
+        "teacher_entropy": nothing,
+        "prototypes_used": used,
+    }
+
+
 # -- a batch-coupled objective -------------------------------------------------------------------------------
 
 
@@ -228,6 +285,8 @@ CASES = {
         Case("cached-causal-lm", windows, cached_causal_lm, uniform_over_tokens, random=False),
         Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3), random=False),
+        Case("dino", Pictures, dino, saying_the_same),
+        Case("dino-centring", Pictures, lambda seed: dino(seed, "centring"), saying_the_same),
         Case("two-views", Vectors, two_views, uniform_over_records, lambda seed: two_views(seed, 0.3)),
     )
 }

@@ -80,7 +80,12 @@ def one_step(case: Case, split: Split, processes: Processes, objective: Objectiv
     """Gradients and figures of one step, by name."""
     objective = objective or case.build(SEED)
     figures = gradients(objective.train(), batches_of_step(case, split, processes), processes)
-    return {name: p.grad for name, p in objective.named_parameters()} | figures
+    return trained_gradients(objective) | figures
+
+
+def trained_gradients(objective: Objective) -> dict:
+    """By name, of what is trained: not of a teacher."""
+    return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
 
 
 def descend(case: Case, split: Split, processes: Processes) -> dict[str, Tensor]:
@@ -120,7 +125,7 @@ def plain_gradients(objective: Objective, batches: Sequence[Batch]) -> dict[str,
     loss = sum(objective.weights.get(term, 1.0) * value for term, value in figures.items())
     loss.backward()
     detached = {name: value.detach() for name, value in {"loss": loss, **figures}.items()}
-    return {name: p.grad for name, p in objective.named_parameters()} | detached
+    return trained_gradients(objective) | detached
 
 
 # -- killed and resumed --------------------------------------------------------------------------------------

@@ -45,13 +45,12 @@ def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> Reconstructi
     Raises:
         UserError: the directory holds no masked autoencoder, or a damaged one.
     """
-    decoder, encoder = read_decoder(directory), read_vision(directory).network().eval()
-    patch, side = decoder.config.patch, encoder.config.size // decoder.config.patch
-    sizes = torch.tensor([pixels.shape[:2]])
-    image = centred(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], sizes, encoder.config.size)
-    first = np.zeros(1, np.int64)
-    visible, hidden = random_patches(seed, first, first, side**2, decoder.config.hidden)
-    states = encoder(image, visible=visible)[:, -visible.shape[1] :]
+    decoder, encoder = read_decoder(directory), read_vision(directory).model().eval()
+    size, patch = encoder.config.size, decoder.config.patch
+    side, place = size // patch, np.zeros(1, np.int64)
+    image = centred(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([pixels.shape[:2]]), size)
+    visible, hidden = random_patches(seed, place, place, side**2, decoder.config.hidden)
+    states = encoder(image, visible=visible)[:, encoder.config.prefix :]
     values = decoder(states, visible, hidden, (side, side))
     mask = np.zeros(side**2, np.bool_)
     mask[hidden[0]] = True
@@ -73,7 +72,7 @@ def fill_in(pixels: Tensor, visible: Tensor, hidden: Tensor, values: Tensor, pat
     side = pixels.shape[-1] // patch
     shown = select(patches(pixels, patch), visible)
     moments = torch.stack((shown.mean(-1), shown.std(-1, correction=0)), -1)
-    mean, deviation = spread(moments, visible, hidden, side).split(1, -1)
+    mean, deviation = spread(moments, visible, hidden, side).chunk(2, -1)
     places = torch.cat((visible, hidden), 1).argsort(1)
     return assembled(select(torch.cat((shown, values * deviation + mean), 1), places), patch, (side, side))
 

@@ -13,6 +13,7 @@ RECIPES = {
     "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
+    "dino": "selfsup.objectives.dino:DINORecipe",
     "mae": "selfsup.objectives.mae:MAERecipe",
 }
 

@@ -5,7 +5,6 @@ L = Σ_{p hidden} mean over its values of (x̂_p − (x_p − mean(x_p)) / sqrt(
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
@@ -28,7 +26,7 @@ from selfsup.models.pixel_decoder import (
 )
 from selfsup.models.vision import VisionTransformer, flops_per_image
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
-from selfsup.objectives.vision import LOOKED_AT, VisionRecipe
+from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
 from selfsup.views import View, mae_view, random_patches, render
 
@@ -56,7 +54,13 @@ class MAE(Objective):
 
     def hide(self, batch: Batch) -> Task:
         """Pixels (B, 3, S, S); places of visible patches (B, K), of hidden ones (B, M); targets (B, M, 3 · patch²)."""
-        return conceal(batch, self.view, self.decoder.config)
+        config, place = self.decoder.config, (batch.seed, batch.epochs, batch.records)
+        pixels = render(batch.data["pixels"], batch.data["sizes"], self.view, *place, 0)
+        count = (self.view.size // config.patch) ** 2
+        visible, hidden = (part.to(pixels.device) for part in random_patches(*place, count, config.hidden))
+        targets = normalised(select(patches(pixels, config.patch), hidden))
+        tensors = {"pixels": pixels, "visible": visible, "hidden": hidden, "targets": targets}
+        return Task(tensors, {"mse": torch.tensor(hidden.numel())})
 
     def predict(self, task: Task) -> Outputs:
         """The hidden patches as they are predicted, (B, M, 3 · patch²); their pixels are not looked at."""
@@ -71,19 +75,8 @@ class MAE(Objective):
         return {"mse": total / targets.shape[-1]}
 
 
-def conceal(batch: Batch, view: View, config: PixelDecoderConfig) -> Task:
-    """See `MAE.hide`."""
-    place = batch.seed, batch.epochs, batch.records
-    pixels = render(batch.data["pixels"], batch.data["sizes"], view, *place, 0)
-    count = (view.size // config.patch) ** 2
-    visible, hidden = (part.to(pixels.device) for part in random_patches(*place, count, config.hidden))
-    targets = normalised(select(patches(pixels, config.patch), hidden))
-    tensors = {"pixels": pixels, "visible": visible, "hidden": hidden, "targets": targets}
-    return Task(tensors, {"mse": torch.tensor(hidden.numel())})
-
-
 def normalised(values: Tensor) -> Tensor:
-    """Patches (…, D) with mean 0 and variance 1 each, 0 where they are flat."""
+    """Patches (…, D) with mean 0 and variance 1 each, over their pixels and channels; 0 where all values are equal."""
     return F.layer_norm(values, values.shape[-1:], eps=EPS)
 
 
@@ -107,8 +100,8 @@ class MAERecipe(VisionRecipe):
         size, patch = self.settings["data.size"], self.settings["model.patch"]
         if size == patch:
             raise UserError(
-                f"Images of {size} × {size} pixels are one patch of {patch}, so that nothing is left to be seen when it "
-                "is hidden; give a smaller model.patch."
+                f"Images of {size} × {size} pixels are a single patch of {patch}, so that nothing is left to be seen "
+                "where it is hidden; give a smaller model.patch."
             )
 
     def _settle_network(self, effort: Effort) -> None:
@@ -146,27 +139,21 @@ class MAERecipe(VisionRecipe):
         entry, blocks, head = matrix_parameters(config)
         matrices = (patches - hidden) * entry + patches * blocks + hidden * head
         attention = 12 * config.layers * config.width * patches**2
-        return flops_per_image(self.vision_config(), size, patches - hidden) + 6 * matrices + attention
+        seen = flops_per_image(self.vision_config(), size, patches - hidden)
+        return float(seen + 6 * matrices + attention)
 
     def facts(self) -> dict[str, str]:
         config = self.decoder_config()
         patches = (self.settings["data.size"] // config.patch) ** 2
         return super().facts() | {
-            "decoder": f"{sum(matrix_parameters(config)):,} parameters that serve training only: {config.layers} layers, "
-            f"width {config.width}; it fills in {round(config.hidden * patches)} of {patches} patches"
+            "decoder": f"{sum(matrix_parameters(config)):,} parameters that serve training only: {config.layers} "
+            f"layers, width {config.width}; it fills in {round(config.hidden * patches)} of {patches} patches"
         }
 
     @property
     def chance(self) -> float:
-        """Of who knows the mean of each patch: the variance of the targets, which is 1 but for flat patches."""
-        return self._chance
-
-    @cached_property
-    def _chance(self) -> float:
-        count = min(LOOKED_AT, len(self.train))
-        batch = next(in_order(self.train, count, self.settings["train.seed"], count))
-        task = conceal(batch, mae_view(self.settings["data.size"]), self.decoder_config())
-        return float(task["targets"].square().mean())
+        """Of who knows the mean of each patch: the variance of the targets."""
+        return 1.0
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder as other objectives leave it, and beside it the decoder, for pictures of what it fills in."""

@@ -79,7 +79,7 @@ class SimCLR(Objective):
 class SimCLRRecipe(VisionRecipe):
     """From images to a network whose vectors tell them apart."""
 
-    views: ClassVar[float] = 2
+    views = 2.0
     checks = (check_small_batch,)
 
     def settle(self, effort: Effort) -> None:

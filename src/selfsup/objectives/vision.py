@@ -60,7 +60,7 @@ class VisionRecipe(Recipe):
         "mean"  # how an image becomes one vector, where patches do not say it themselves
     )
     adamw_lr: ClassVar[float] = 0.003
-    views: ClassVar[float]  # images that the network sees of a record, in units of one of full size
+    views: float  # images that the network sees of a record, in units of one of full size
     images: Images
     train: ImageRecords
     validation: ImageRecords | None = None

@@ -1,0 +1,451 @@
+"""DINO with masked patches: a student says of parts of an image what its teacher says of more of it.
+
+L = − mean_(t, s) p(g_t) · log q(x_s)          g_t: a global crop whole; x_s: the other global crop, or a local crop
+    − λ_i mean_j p(g_j) · log q(ĝ_j)           ĝ: global crops with the patches j hidden
+    − λ_k mean_i log min_(j ≠ i) ‖f_i − f_j‖    f: class tokens of the student's global crops, before the head
+
+DINO (Caron et al. 2021, equation 3), iBOT (Zhou et al. 2022, equation 2), KoLeo (Oquab et al. 2023, "DINOv2",
+section 4). p is the teacher's distribution over prototypes, made by Sinkhorn-Knopp or centring, q the student's; the
+teacher is a moving average of the student.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.data.records import Batch
+from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_chance, check_uniform_teacher
+from selfsup.errors import UserError
+from selfsup.models.backbones import AnyBackbone
+from selfsup.models.features import Pooling
+from selfsup.models.vision import VisionTransformer
+from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.distillation import (
+    at_least_single,
+    centred,
+    in_use,
+    koleo,
+    sinkhorn_knopp,
+    soft_cross_entropy,
+)
+from selfsup.objectives.language import power_of_two
+from selfsup.objectives.vision import VisionRecipe
+from selfsup.seeding import generator
+from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render
+
+GLOBALS = 2
+HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022, section 4.1)
+MASKED = 0.5  # of the global crops
+CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, table 15
+LONGEST_MEMORY = 250.0  # steps: a momentum of .996, what DINO begins with
+Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
+LOCAL_SHARE = 0.45  # of the side of a global crop: 96 of 224 pixels, 16 of 32
+LOCAL_CROPS = 6
+IMAGES_PER_PROTOTYPE = 16  # of 1.3 million images that makes the 65,536 prototypes of DINO
+PROTOTYPES = (256, 65536)
+WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
+FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
+
+
+class Head(nn.Module):
+    """Three layers to vectors of length 1, and the prototypes they are compared with (Caron et al. 2021, appendix C).
+
+    Args:
+        normalised: whether prototypes have length 1: weight norm with its gain fixed.
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, normalised: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.full((prototypes, bottleneck), torch.nan))
+        self.normalised = normalised
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> Head:
+        """Matrices are unit in, unit out, biases zero, prototypes of any direction and length 1; returns self."""
+        for parameter in self.layers.parameters():
+            if parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        self.prototypes.copy_(F.normalize(self.prototypes.normal_(generator=generator), dim=-1))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width) → (n, bottleneck), of length 1, in the precision of the products."""
+        x = self.layers(x)
+        return F.normalize(at_least_single(x), dim=-1).to(x.dtype)
+
+    def directions(self) -> Tensor:
+        """The prototypes (K, bottleneck), as vectors are compared with them."""
+        return F.normalize(self.prototypes, dim=-1) if self.normalised else self.prototypes
+
+
+class Network(nn.Module):
+    """What student and teacher are made of: a backbone and a head that serves class tokens and patches alike."""
+
+    def __init__(self, backbone: AnyBackbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def see(self, pixels: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Class tokens (B, width) and patches (B, P, width), `hidden` (B, P) of them hidden.
+
+        A network that gives one vector per image has that for a class token, and no patches: (B, 0, width).
+        """
+        if not isinstance(self.backbone, VisionTransformer):
+            vectors = self.backbone(pixels)
+            return vectors, vectors[:, None][:, :0]
+        states = self.backbone(pixels, hidden)
+        return states[:, 0], states[:, self.backbone.config.prefix :]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What is rendered of an image: two global crops, and `count` local ones."""
+
+    first: View
+    second: View
+    local: View
+    count: int
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What of the teacher follows the run; shares are of its steps, so that every length has the same course.
+
+    Attributes:
+        targets: how its logits become targets.
+        temperatures: of its softmax, at first and from the end of the warm-up on.
+        warmup: share of the run in which the temperature rises in a straight line.
+        memory: share of the run that the teacher averages the student over at first; by the end it stands still.
+        frozen: share of the run in which the student's prototypes stay what they were.
+    """
+
+    targets: Literal["sinkhorn", "centring"]
+    temperatures: tuple[float, float]
+    warmup: float
+    memory: float
+    frozen: float
+
+    def temperature(self, done: float) -> float:
+        """Where the share `done` of the run lies behind."""
+        first, last = self.temperatures
+        return first + (last - first) * (min(1.0, done / self.warmup) if self.warmup else 1.0)
+
+    def momentum(self, step: int, steps: int) -> float:
+        """Of the teacher in update number `step`: from its first value to 1 along a cosine (section 3.1).
+
+        At first 1 / (1 − momentum) is `memory` of the run: .996 over a thousand steps would hardly leave the start.
+        """
+        memory = min(max(self.memory * steps, 1.0), LONGEST_MEMORY)
+        return 1 - (1 + math.cos(math.pi * min(1.0, step / steps))) / 2 / memory
+
+
+class DINO(Objective):
+    """Self-distillation over crops and hidden patches.
+
+    Args:
+        student: is trained; the teacher starts as its copy, and is what a user keeps.
+        temperature: of the student's softmax.
+        ibot, koleo: weights of these terms; at 0 they are left out, and without iBOT's no patch is hidden, which only
+            a vision transformer can.
+    """
+
+    separable: ClassVar[bool] = False
+
+    def __init__(
+        self, student: Network, crops: Crops, teaching: Teaching, temperature: float, ibot: float, koleo: float
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self.crops, self.teaching, self.temperature = crops, teaching, temperature
+        self.weights = {"ibot": ibot, "koleo": koleo, **dict.fromkeys(FIGURES, 0.0)}
+        self.done, self.steps = 0, 1  # updates made, of how many
+        self.means: dict[str, Tensor] = {}  # of the teacher's logits, in this step
+        if teaching.targets == "centring":
+            kinds = ("class", "patch") if ibot else ("class",)
+            for kind in kinds:
+                self.register_buffer(f"{kind}_centre", torch.zeros(len(student.head.prototypes)))
+
+    # -- hide ----------------------------------------------------------------------------------------------
+
+    def hide(self, batch: Batch) -> Task:
+        """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
+        (B, 2, P) bool."""
+        crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
+        views = [crops.first, crops.second, *[crops.local] * crops.count]
+        pixels = [
+            render(batch.data["pixels"], batch.data["sizes"], view, *place, number)
+            for number, view in enumerate(views)
+        ]
+        tensors = {"globals": torch.stack(pixels[:GLOBALS], 1)}
+        if crops.count:
+            tensors["locals"] = torch.stack(pixels[GLOBALS:], 1)
+        shown = torch.tensor(GLOBALS * len(batch))
+        counts = {"dino": shown * (len(views) - 1), **dict.fromkeys(FIGURES, shown)}
+        if self.weights["koleo"]:
+            counts["koleo"] = shown
+        if self.weights["ibot"]:
+            hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
+            tensors["hidden"] = hidden.to(batch.data["pixels"].device)
+            counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
+        return Task(tensors, counts)
+
+    def _mask(self, place: Place, number: int) -> Tensor:
+        config = cast(VisionTransformer, self.student.backbone).config
+        side = self.crops.first.size
+        return block_patches(*place, number, config.grid(side, side), HIDDEN_SHARE, MASKED)
+
+    # -- predict -------------------------------------------------------------------------------------------
+
+    def predict(self, task: Task) -> Outputs:
+        """Where the head puts what student and teacher see.
+
+        Returns:
+            globals (B, 2, bottleneck), locals (B, L, bottleneck), teacher (B, 2, bottleneck): of class tokens;
+            features (B, 2, width): the student's class tokens themselves, of the global crops;
+            patches, teacher_patches (B, 2 · P, bottleneck): of the hidden patches; of others zero.
+        """
+        pixels, hidden = task["globals"].flatten(0, 1), task.tensors.get("hidden")
+        places = hidden_places(task)
+        with torch.no_grad():
+            classes, patches = self.teacher.see(pixels)
+            vectors = self.teacher.head(torch.cat((classes, patches.flatten(0, 1)[places])))
+            taught = vectors.split((len(classes), len(places)))
+        classes, patches = self.student.see(pixels, None if hidden is None else hidden.flatten(0, 1))
+        local = self.student.see(task["locals"].flatten(0, 1))[0] if self.crops.count else classes[:0]
+        vectors = self.student.head(torch.cat((classes, local, patches.flatten(0, 1)[places])))
+        said = vectors.split((len(classes), len(local), len(places)))
+        records = len(task["globals"])
+        outputs = {
+            "globals": said[0].unflatten(0, (records, GLOBALS)),
+            "locals": said[1].unflatten(0, (records, self.crops.count)),
+            "teacher": taught[0].unflatten(0, (records, GLOBALS)),
+            "features": classes.unflatten(0, (records, GLOBALS)),
+        }
+        if hidden is not None:
+            outputs["patches"] = spread_out(said[2], places, hidden)
+            outputs["teacher_patches"] = spread_out(taught[1], places, hidden)
+        return outputs
+
+    # -- score ---------------------------------------------------------------------------------------------
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        teachers = self.teacher.head.directions()
+        targets = self._targets("class", outputs["teacher"].flatten(0, 1), teachers, collectives)
+        students = self._student_prototypes()
+        sums = {
+            "dino": self._crops(outputs, targets, students),
+            "teacher_entropy": torch.special.entr(targets).sum(),
+            "prototypes_used": in_use(targets, collectives) * len(targets),
+        }
+        if self.weights["koleo"]:
+            sums["koleo"] = sum(koleo(crop, collectives) for crop in outputs["features"].unbind(1))
+        if self.weights["ibot"]:
+            places = hidden_places(task)
+            seen, said = (outputs[name].flatten(0, 1)[places] for name in ("teacher_patches", "patches"))
+            targets = self._targets("patch", seen, teachers, collectives)
+            sums["ibot"] = soft_cross_entropy(said[:, None], students, targets, self.temperature)
+        return sums
+
+    def _crops(self, outputs: Outputs, targets: Tensor, prototypes: Tensor) -> Tensor:
+        """Σ over pairs: each global crop with the other one's target, each local crop with both targets."""
+        others = outputs["globals"].flip(1).flatten(0, 1)[:, None]
+        total = soft_cross_entropy(others, prototypes, targets, self.temperature)
+        if self.crops.count:
+            both = targets.unflatten(0, (-1, GLOBALS)).mean(1)
+            total = total + GLOBALS * soft_cross_entropy(outputs["locals"], prototypes, both, self.temperature)
+        return total
+
+    def _student_prototypes(self) -> Tensor:
+        """While they are frozen nothing makes a gradient for them, so that no optimizer moves them."""
+        head = self.student.head
+        head.prototypes.requires_grad_(self.done >= self.teaching.frozen * self.steps)
+        return head.directions()
+
+    @torch.no_grad()
+    def _targets(self, kind: str, vectors: Tensor, prototypes: Tensor, collectives: Collectives) -> Tensor:
+        """What the teacher says of (n, bottleneck): (n, K), in fp32 or wider."""
+        logits = vectors @ prototypes.to(vectors.dtype).T
+        temperature = self.teaching.temperature(self.done / self.steps)
+        if self.teaching.targets == "sinkhorn":
+            return sinkhorn_knopp(logits, temperature, collectives)
+        if self.training:
+            count = collectives.sum(torch.tensor(float(len(logits)), device=logits.device))
+            self.means[kind] = collectives.sum(at_least_single(logits).sum(0)) / count.clamp(min=1)
+        return centred(logits, self.get_buffer(f"{kind}_centre"), temperature)
+
+    # -- between steps -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """The teacher and its centres move, and the schedules."""
+        self.done, self.steps = step + 1, steps
+        own, followed = (list(network.state_dict().values()) for network in (self.teacher, self.student))
+        moving = [number for number, tensor in enumerate(own) if tensor.is_floating_point()]
+        share = 1 - self.teaching.momentum(step, steps)
+        torch._foreach_lerp_([own[n] for n in moving], [followed[n] for n in moving], share)
+        for kind, mean in self.means.items():
+            self.get_buffer(f"{kind}_centre").lerp_(mean, 1 - CENTRE_MOMENTUM)
+
+    def train(self, mode: bool = True) -> DINO:
+        """The teacher always stands as in evaluation: without dropout, and with averaged statistics where it keeps
+        any (Cai et al. 2021, "Exponential Moving Average Normalization")."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """Where the run stands, for the schedules to go on from."""
+        return torch.tensor([self.done, self.steps])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.done, self.steps = state.tolist()
+
+    def vectors(self) -> Iterable[nn.Parameter]:
+        listed = getattr(self.student.backbone, "vectors", tuple)()
+        return (*super().vectors(), *listed, self.student.head.prototypes)
+
+
+def hidden_places(task: Task) -> Tensor:
+    """Positions of the hidden patches among all of the batch, (m,); none where the task hides none."""
+    hidden = task.tensors.get("hidden")
+    if hidden is None:
+        return torch.empty(0, dtype=torch.long, device=task["globals"].device)
+    return torch.nonzero_static(hidden.flatten(), size=int(task.counts["ibot"])).squeeze(1)
+
+
+def spread_out(vectors: Tensor, places: Tensor, hidden: Tensor) -> Tensor:
+    """Vectors (m, width) at their places, zeros elsewhere: (B, 2 · P, width), so that each record has its own."""
+    everywhere = vectors.new_zeros(hidden.numel(), vectors.shape[1])
+    return everywhere.index_copy(0, places, vectors).unflatten(0, (len(hidden), -1))
+
+
+class DINORecipe(VisionRecipe):
+    """From images to the teacher's network, whose class token tells what an image shows."""
+
+    pooling: ClassVar[Pooling] = "cls"
+    checks = (check_loss_at_chance, check_uniform_teacher, check_few_prototypes)
+
+    def _settle_size(self) -> None:
+        """With the size of the images comes that of the local crops."""
+        super()._settle_size()
+        settings = self.settings
+        size, patch = settings["data.size"], settings["model.patch"] or 1
+        local = max(1, round(LOCAL_SHARE * size / patch)) * patch
+        settings.settle("dino.local_size", local, "image size")
+        settings.settle("dino.local_crops", LOCAL_CROPS, "recipe")
+        if settings["dino.local_size"] % patch:
+            raise UserError(
+                f"dino.local_size {settings['dino.local_size']} is no multiple of model.patch {patch}; give one that is."
+            )
+
+    def _settle_network(self, effort: Effort) -> None:
+        """With the network come the sizes of the head, and whether patches can be hidden."""
+        super()._settle_network(effort)
+        settings, width = self.settings, self.backbone_look.dimension
+        if settings["dino.ibot"] and not self.native:
+            raise UserError(
+                f"{settings['model.preset']} cannot hide patches, only vision transformers of selfsup's own can; leave "
+                "dino.ibot out."
+            )
+        settings.settle("dino.ibot", 1.0 if self.native else 0.0, "model")
+        few, many = PROTOTYPES
+        wanted = min(max(len(self.images) // IMAGES_PER_PROTOTYPE, few), many)
+        settings.settle("dino.prototypes", power_of_two(wanted), "number of images")
+        settings.settle("dino.hidden", min(4 * width, WIDEST_HEAD), "size")
+        settings.settle("dino.bottleneck", min(width, WIDEST_BOTTLENECK), "size")
+
+    @property
+    def views(self) -> float:  # type: ignore[override]
+        """The student's crops, and the teacher's way there of the global ones."""
+        options = self.settings.config.dino
+        local = (options.local_size or 0) / self.settings["data.size"]
+        return GLOBALS * 4 / 3 + (options.local_crops or 0) * local**2
+
+    def build(self) -> DINO:
+        options, size, network = self.settings.config.dino, self.settings["data.size"], self.backbone()
+        head = Head(
+            network.dimension,
+            self.settings["dino.hidden"],
+            self.settings["dino.bottleneck"],
+            self.settings["dino.prototypes"],
+            options.weight_norm,
+        ).initialise(generator(self.settings["train.seed"], "head"))
+        crops = Crops(
+            dino_global(size),
+            dino_second(size),
+            dino_local(self.settings["dino.local_size"]),
+            self.settings["dino.local_crops"],
+        )
+        teaching = Teaching(
+            options.targets, options.teacher_temperature, options.warmup, options.memory, options.frozen
+        )
+        weights = self.settings["dino.ibot"], options.koleo
+        return DINO(Network(network, head), crops, teaching, options.temperature, *weights)
+
+    def network(self, objective: Objective) -> AnyBackbone:
+        return cast(DINO, objective).teacher.backbone
+
+    def flops_per_record(self) -> float:
+        """With the head: the student's way there and back, the teacher's way there."""
+        options, side = self.settings.config.dino, self.settings["data.size"] // (self.settings["model.patch"] or 1)
+        width, hidden, bottleneck, prototypes = (
+            self.backbone_look.dimension,
+            *(self.settings[f"dino.{name}"] for name in ("hidden", "bottleneck", "prototypes")),
+        )
+        matrices = width * hidden + hidden**2 + hidden * bottleneck + bottleneck * prototypes
+        masked = GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * side**2 if options.ibot else 0.0
+        rows = 6 * (GLOBALS + (options.local_crops or 0) + masked) + 2 * (GLOBALS + masked)
+        return super().flops_per_record() + rows * matrices
+
+    def facts(self) -> dict[str, str]:
+        options, size = self.settings.config.dino, self.settings["data.size"]
+
+        def why(name: str) -> str:
+            return f" ({self.settings.origin(f'dino.{name}')})"
+
+        low, high = HIDDEN_SHARE
+        masked = (
+            f"{low:.0%} to {high:.0%} of the patches of {MASKED:.0%} of the global crops, weight {options.ibot:g}"
+            if options.ibot
+            else "none"
+        )
+        first, last = options.teacher_temperature
+        chance = math.log(options.prototypes or 1)
+        return super().facts() | {
+            "crops": f"2 of {size} × {size}, {options.local_crops}{why('local_crops')} of {options.local_size} × "
+            f"{options.local_size} pixels{why('local_size')}",
+            "hidden": masked,
+            "head": f"{options.prototypes:,} prototypes{why('prototypes')} in {options.bottleneck} dimensions, hidden "
+            f"width {options.hidden:,}{why('hidden')}; prototypes move after {options.frozen:.0%} of the run",
+            "teacher": f"an average over {options.memory:.0%} of the run at first (at most {LONGEST_MEMORY:g} steps), "
+            f"ever more of it; {options.targets}; temperature {first:g} to {last:g} in {options.warmup:.0%} of the run",
+            "knowing nothing": f"{chance:.3f} in the terms dino and ibot, and in the teacher's entropy",
+        }
+
+    @property
+    def chance(self) -> None:
+        """KoLeo has none; what those of the other terms show is looked for by the doctor."""
+        return None
+
+
+DINORecipe.adapted = DINORecipe
