@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from drawings import drawing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import picture
 from torch import Tensor
 
 from selfsup.errors import UserError
@@ -46,7 +46,7 @@ def as_pixels(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def test_what_is_visible_stays_and_what_is_hidden_is_filled(saved: Path) -> None:
-    pixels = picture(0, SIZE)[:SIZE, :SIZE]
+    pixels = drawing(0, SIZE)[:SIZE, :SIZE]
     found = reconstruct(saved, pixels)
     assert found.hidden.shape == (SIDE, SIDE)
     assert found.hidden.sum() == 12
@@ -61,12 +61,12 @@ def test_what_is_visible_stays_and_what_is_hidden_is_filled(saved: Path) -> None
 
 
 def test_any_image_is_brought_to_the_size_of_the_model(saved: Path) -> None:
-    found = reconstruct(saved, picture(1, 50))
+    found = reconstruct(saved, drawing(1, 50))
     assert found.image.shape == found.filled.shape == (SIZE, SIZE, 3)
 
 
 def test_a_seed_says_what_is_hidden(saved: Path) -> None:
-    pixels = picture(2, SIZE)
+    pixels = drawing(2, SIZE)
     first, again, other = (reconstruct(saved, pixels, seed) for seed in (0, 0, 1))
     assert np.array_equal(first.filled, again.filled)
     assert not np.array_equal(first.hidden, other.hidden)
@@ -75,7 +75,7 @@ def test_a_seed_says_what_is_hidden(saved: Path) -> None:
 @settings(max_examples=10, deadline=None)
 @given(number=st.integers(0, 99), seed=st.integers(0, 99))
 def test_no_hidden_pixel_plays_a_part(saved: Path, number: int, seed: int) -> None:
-    pixels = picture(number, SIZE)[:SIZE, :SIZE]
+    pixels = drawing(number, SIZE)[:SIZE, :SIZE]
     found = reconstruct(saved, pixels, seed)
     others = np.random.default_rng(number).integers(0, 256, pixels.shape, dtype=np.uint8)
     changed = np.where(as_pixels(found.hidden)[..., None], others, pixels)
@@ -123,4 +123,4 @@ def test_values_are_put_in_their_places_with_the_brightness_around() -> None:
 
 def test_a_model_without_its_decoder_is_said_to_be_none(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name a run of mae"):
-        reconstruct(tmp_path, picture(0, SIZE))
+        reconstruct(tmp_path, drawing(0, SIZE))

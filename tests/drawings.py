@@ -1,4 +1,4 @@
-"""Small pictures to train on: a rectangle on a gradient, in colours, places and sizes of its own."""
+"""Small images to train on: a rectangle on a gradient, in colours, places and sizes of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 
-def picture(number: int, side: int) -> npt.NDArray[np.uint8]:
+def drawing(number: int, side: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3), a function of its arguments; one side is `side`, the other up to a quarter longer."""
     random = np.random.default_rng(number)
     height, width = side + random.permutation([0, int(random.integers(side // 4 + 1))])
@@ -24,9 +24,9 @@ def picture(number: int, side: int) -> npt.NDArray[np.uint8]:
     return np.asarray(image.round(), np.uint8)
 
 
-def write_pictures(directory: Path, count: int = 96, side: int = 20) -> Path:
+def write_drawings(directory: Path, count: int, side: int) -> Path:
     """A folder of PNG files."""
     directory.mkdir(parents=True)
     for number in range(count):
-        Image.fromarray(picture(number, side)).save(directory / f"{number:03d}.png")
+        Image.fromarray(drawing(number, side)).save(directory / f"{number:03d}.png")
     return directory
