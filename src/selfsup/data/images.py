@@ -215,6 +215,10 @@ class ImageRecords:
     def __len__(self) -> int:
         return len(self._indices)
 
+    def place(self, record: int) -> str:
+        """Where a record's image stands: see `Images.place`."""
+        return self._images.place(int(self._indices[record]))
+
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
         """Records by index (n,).
 
