@@ -38,6 +38,7 @@ FINAL_SHARE = 0.1  # of a run's time, at most, for the last look, at the whole p
 EVALUATION_SHARE = LOOKS_SHARE + FINAL_SHARE / 4  # of a run's time, expected
 LOOKS = 10
 SECONDS_PER_LOOK = 10.0  # of a budget, at least
+FEWEST_EVALUATED = 8  # records
 EVALUATION_BATCHES = 4  # micro-batches that are evaluated at once: nothing is kept for a gradient
 FORGOTTEN = 5.0  # times that the weights' average over past updates is renewed within a run
 MOST_WEIGHT_DECAY = 1.0
@@ -283,16 +284,13 @@ def _settle_intervals(settings: Settings, recipe: Recipe, steps: int) -> None:
     whole = steps * settings["train.batch"] / FORWARD_SHARE  # records to look at in all of the run's time
     looks = max(1, steps // settings["evaluate.every"])
     origin = "held-out part and time"
-    settings.settle("evaluate.final_records", _at_most(FINAL_SHARE * whole, available), origin)
-    settings.settle("evaluate.records", _at_most(LOOKS_SHARE * whole / looks, available), origin)
+    fewest = settings["evaluate.batch"] or FEWEST_EVALUATED  # where records meet in the score, a whole batch
+    for key, share in (("final_records", FINAL_SHARE), ("records", LOOKS_SHARE / looks)):
+        settings.settle(f"evaluate.{key}", min(max(int(share * whole), fewest), available), origin)
     settings.settle("evaluate.batch", EVALUATION_BATCHES * settings["train.micro_batch"], "micro-batch")
     for key in ("evaluate.final_records", "evaluate.records"):
         if settings[key] > available:
             settings.change(key, available, "held-out part")
-
-
-def _at_most(wanted: float, available: int) -> int:
-    return min(max(int(wanted), 8), available)
 
 
 def _summarise(

@@ -18,15 +18,18 @@ from selfsup.data.text import Windows
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise
+from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.dino import DINO, Crops, Head, Network, Teaching
 from selfsup.objectives.distillation import NEAREST
+from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
+from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import Projection, SimCSE
-from selfsup.seeding import derive, generator
-from selfsup.views import dino_global, dino_local, dino_second
+from selfsup.seeding import derive, generator, seeded
+from selfsup.views import dino_global, dino_local, dino_second, mae_view, simclr_view
 
 # -- causal language modelling -------------------------------------------------------------------------------
 
@@ -149,7 +152,7 @@ def uniform_over_others(task: Task) -> dict[str, float]:
     return {"info_nce": float(others.double().log().mean())}
 
 
-# -- DINO ----------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------
 
 
 class Pictures:
@@ -167,6 +170,46 @@ class Pictures:
         return {"pixels": self.pixels[indices], "sizes": self.sizes[indices]}
 
 
+def vision_transformer(draws: torch.Generator) -> VisionTransformer:
+    config = VisionConfig(size=12, patch=4, layers=2, width=16, heads=2, mlp=24, registers=1)
+    return VisionTransformer(config).initialise(draws)
+
+
+# -- SimCLR --------------------------------------------------------------------------------------------------
+
+
+def simclr(seed: int) -> SimCLR:
+    network = vision_transformer(generator(seed, "weights"))
+    with seeded(seed, "head"):
+        head = ProjectionHead(16, 8)
+    return shaken(SimCLR(network, head, simclr_view(12), "mean", temperature=0.5).double(), seed)
+
+
+def uniform_over_other_views(task: Task) -> dict[str, float]:
+    """The mean over the views: an image that is there several times is no negative of itself."""
+    records = task["records"]
+    others = 2 * (records[:, None] != records).sum(1) + 1
+    return {"nt_xent": float(others.double().log().mean())}
+
+
+# -- MAE -----------------------------------------------------------------------------------------------------
+
+
+def mae(seed: int) -> MAE:
+    decoder = PixelDecoder(PixelDecoderConfig(encoder=16, width=32, layers=1, patch=4, hidden=0.6))
+    network = vision_transformer(generator(seed, "weights"))
+    decoder.initialise(generator(seed, "decoder"))
+    return shaken(MAE(network, decoder, mae_view(12)).double(), seed)
+
+
+def mean_of_patches(task: Task) -> dict[str, float]:
+    """The mean of the squares of hidden patches, which were brought to mean 0."""
+    return {"mse": float(task["targets"].double().square().mean())}
+
+
+# -- DINO ----------------------------------------------------------------------------------------------------
+
+
 class DoubleDINO(DINO):
     """On views in fp64, as the objective is."""
 
@@ -181,11 +224,11 @@ PROTOTYPES = 10
 def dino(seed: int, targets: str = "sinkhorn") -> DINO:
     """With higher temperatures and a longer memory than the recipe's, so that plain descent does not leap."""
     draws = generator(seed, "weights")
-    vit = VisionTransformer(VisionConfig(size=12, patch=4, layers=2, width=16, heads=2, mlp=24, registers=1))
+    vit = vision_transformer(draws)
     head = Head(16, 12, 6, PROTOTYPES, normalised=targets == "sinkhorn").initialise(draws)
     crops = Crops(dino_global(12), dino_second(12), dino_local(8), 3)
     teaching = Teaching(targets, (0.3, 0.5), warmup=0.3, memory=0.2, frozen=0.0)
-    student = shaken(Network(vit.initialise(draws), head).double(), seed)
+    student = shaken(Network(vit, head).double(), seed)
     return DoubleDINO(student, crops, teaching, 0.8, ibot=0.5, koleo=0.1).double()
 
 
@@ -285,6 +328,8 @@ CASES = {
         Case("cached-causal-lm", windows, cached_causal_lm, uniform_over_tokens, random=False),
         Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3), random=False),
+        Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
+        Case("mae", Pictures, mae, mean_of_patches, still=("encoder.embeddings.mask_token",)),
         Case("dino", Pictures, dino, saying_the_same),
         Case("dino-centring", Pictures, lambda seed: dino(seed, "centring"), saying_the_same),
         Case("two-views", Vectors, two_views, uniform_over_records, lambda seed: two_views(seed, 0.3)),

@@ -43,6 +43,7 @@ class Case:
         chance: for each term, what one prediction of this task costs where all outputs are zero.
         with_dropout: the same objective with dropout in its network, where it can have some.
         random: whether hide draws (noise, masks, crops).
+        still: weights that it has no use for.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     chance: Callable[[Task], Mapping[str, float]]
     with_dropout: Callable[[int], Objective] | None = None
     random: bool = True
+    still: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Te
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return [load_file(directory / f"rank{rank}.safetensors") for rank in (0, 1)]
@@ -124,7 +124,8 @@ def test_processes_change_no_gradient(
 def test_descent_moves_every_weight(case: Case) -> None:
     start, end = case.build(SEED).state_dict(), descent_alone(case, 6)
     for name in start:
-        assert (start[name] - end[name]).abs().max() > 1e-4, name
+        moved = float((start[name] - end[name]).abs().max())
+        assert moved == 0 if name in case.still else moved > 1e-4, name
 
 
 @pytest.mark.parametrize(("batch", "micro_batch"), [(6, 1), (6, 4), (5, 2)])

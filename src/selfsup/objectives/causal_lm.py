@@ -20,8 +20,9 @@ from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
 from selfsup.models.decoder import Decoder, DecoderConfig, flops_per_token, parameter_count
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
-from selfsup.objectives.language import LanguageRecipe, settle_rates
+from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
+from selfsup.objectives.sizes import settle_rates
 from selfsup.seeding import generator
 
 SAMPLE_TOKENS = 150

@@ -23,11 +23,10 @@ from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_e
 from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.base import Objective
 from selfsup.objectives.language import LanguageRecipe
+from selfsup.objectives.sizes import whitened_over
 
 PARITY_TOKENS = 64
 FEATURE_BATCH = 64  # records
-WHITENED = 4096  # texts that features are whitened over
-FEWEST_WHITENED = 256  # of a run that has fewer steps than that
 
 
 class EncoderRecipe(LanguageRecipe):
@@ -112,8 +111,7 @@ class EncoderRecipe(LanguageRecipe):
         """What the vector of a text is: pooled, and whitened over texts of the training part."""
         if not self.settings["model.whiten"]:
             return Features(self.pooling)
-        texts = min(WHITENED, max(FEWEST_WHITENED, self.settings["train.steps"] or WHITENED))
-        count = min(len(self.train), -(-texts // self.texts_per_record))
+        count = min(len(self.train), -(-whitened_over(self.settings) // self.texts_per_record))
         return Features(self.pooling, *whitening(self._embed(objective, self.train, count)))
 
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:

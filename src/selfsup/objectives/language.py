@@ -8,24 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from selfsup.config import Settings, nearest
+from selfsup.config import nearest
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.base import Effort, Progress, Recipe
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
 
 if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
 
-SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
 # once 1,500 do.
 TOKENS_PER_STEP = (1024, 4096)
 STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
-TOKENS_PER_PARAMETER = 8
-STARTED = 0.1  # of the learning rates from scratch, where weights are started from
 IMAGE_ONLY = ("data.size", "model.patch", "model.registers")
 
 
@@ -197,17 +195,6 @@ class LanguageRecipe(Recipe):
         return math.log(self.corpus.tokenizer.vocabulary)
 
 
-def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
-    """Learning rates of the hidden matrices and of all else; weights to start from are to be kept, not drowned.
-
-    Muon's update has singular values of 0.2·√width times its learning rate, so wider matrices need a smaller one.
-    """
-    started = settings["model.init"] is not None
-    share, origin = (STARTED, "init") if started else (1.0, "size")
-    settings.settle("optim.lr", float(f"{share * SPECTRAL_LR / (0.2 * width**0.5):.3g}"), origin)
-    settings.settle("optim.adamw_lr", share * adamw_lr, origin if started else "recipe")
-
-
 def model_directory(place: str | Path) -> Path:
     """The model of a run, or the directory itself."""
     inside = Path(place) / "model"
@@ -224,8 +211,3 @@ def _tokens_per_step(seen: float) -> float:
     """Of a run that will see so many tokens: more where there are many, after enough updates have been made."""
     (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
     return min(max(seen / many, min(max(seen / few, smallest), usual)), MOST_TOKENS_PER_STEP)
-
-
-def power_of_two(value: float) -> int:
-    """The largest power of two up to `value`, at least 1."""
-    return 1 << max(0, int(value).bit_length() - 1)

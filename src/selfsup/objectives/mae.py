@@ -50,7 +50,7 @@ class MAE(Objective):
         self.encoder = encoder
         self.decoder = decoder
         self.view = view
-        encoder.embeddings.mask_token.requires_grad_(False)  # the encoder is shown no hidden patch
+        encoder.embeddings.mask_token.requires_grad_(False)  # hidden patches are left out
 
     def hide(self, batch: Batch) -> Task:
         """Pixels (B, 3, S, S); places of visible patches (B, K), of hidden ones (B, M); targets (B, M, 3 · patch²)."""

@@ -16,7 +16,9 @@ from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_small_batch
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
+from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.distillation import at_least_single
 from selfsup.objectives.losses import nt_xent
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import seeded
@@ -52,6 +54,8 @@ class SimCLR(Objective):
         self.view = view
         self.pooling = pooling
         self.temperature = temperature
+        if isinstance(network, VisionTransformer):
+            network.embeddings.mask_token.requires_grad_(False)  # no patch is hidden
 
     def hide(self, batch: Batch) -> Task:
         """Two views of each image, (B, 2, 3, S, S): each hides from the other what the augmentation changed."""
@@ -71,8 +75,7 @@ class SimCLR(Objective):
         return {"first": first, "second": second}
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
-        first = F.normalize(outputs["first"].float(), dim=-1)
-        second = F.normalize(outputs["second"].float(), dim=-1)
+        first, second = (F.normalize(at_least_single(outputs[name]), dim=-1) for name in ("first", "second"))
         return {"nt_xent": nt_xent(first, second, task["records"], 1 / self.temperature, collectives)}
 
 

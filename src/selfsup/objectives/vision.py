@@ -16,15 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selfsup.config import nearest
 from selfsup.data.loader import in_order
+from selfsup.data.records import Records
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.dinov3 import SavedVision, read_vision, save_vision
-from selfsup.models.features import Features
+from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
-from selfsup.objectives.language import TOKENS_PER_PARAMETER, model_directory, power_of_two, settle_rates
+from selfsup.objectives.language import model_directory
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates, whitened_over
 from selfsup.seeding import generator, seeded
 from selfsup.views import centred
 
@@ -38,6 +40,7 @@ SURPLUS = 1.5  # of that side, for the short side that images are kept at: a cro
 FEWEST_STEPS = 300  # a batch leaves room for
 BATCH = 256
 REGISTERS = 4
+FEATURE_BATCH = 128  # images whose features are computed at once
 TEXT_ONLY = {
     "data.tokenizer": "bpe",
     "data.vocabulary": None,
@@ -46,7 +49,6 @@ TEXT_ONLY = {
     "model.head_dim": None,
     "model.tied": None,
     "model.dropout": None,
-    "model.whiten": None,
 }
 
 
@@ -96,6 +98,7 @@ class VisionRecipe(Recipe):
         settings = self.settings
         self._settle_size()
         self._settle_network(effort)
+        settings.settle("model.whiten", True, "recipe")
         self._records()
         most = power_of_two(min(BATCH, max(16, self._seen(effort) / FEWEST_STEPS), len(self.train)))
         settings.settle("train.batch", most, "recipe and data")
@@ -229,8 +232,11 @@ class VisionRecipe(Recipe):
         """What of an objective is kept."""
 
     def definition(self, objective: Objective) -> Features:
-        """What the vector of an image is."""
-        return Features(self.pooling)
+        """What the vector of an image is: pooled, and whitened over images of the training part."""
+        if not self.settings["model.whiten"]:
+            return Features(self.pooling)
+        count = min(len(self.train), whitened_over(self.settings))
+        return Features(self.pooling, *whitening(self._embed(objective, self.train, count)))
 
     @cached_property
     def _flops_per_image(self) -> float:
@@ -276,14 +282,16 @@ class VisionRecipe(Recipe):
         network = self.network(objective)
         return ImageModel(network, self.definition(objective), self.settings["data.size"])
 
-    @torch.inference_mode()
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
-        if self.validation is None:
-            return None
-        network = self.network(objective).eval()
-        device, size = next(network.parameters()).device, self.settings["data.size"]
+        return None if self.validation is None else self._embed(objective, self.validation, records)
+
+    @torch.inference_mode()
+    def _embed(self, objective: Objective, source: Records, records: int) -> npt.NDArray[np.float32]:
+        """The pooled vectors of records spread evenly over a source."""
+        network, size = self.network(objective).eval(), self.settings["data.size"]
+        device = next(network.parameters()).device
         parts = []
-        for batch in in_order(self.validation, records, 0, self.settings["evaluate.batch"]):
+        for batch in in_order(source, records, 0, FEATURE_BATCH):
             data = batch.to(device).data
             parts.append(network.embed(centred(data["pixels"], data["sizes"], size), self.pooling))
         return torch.cat(parts).cpu().numpy()

@@ -1,0 +1,32 @@
+"""What recipes decide alike, whatever they train on: learning rates, sizes of the model, how much is whitened over."""
+
+from __future__ import annotations
+
+from selfsup.config import Settings
+
+SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
+STARTED = 0.1  # of the learning rates from scratch, where weights are started from
+TOKENS_PER_PARAMETER = 8  # or patches of images
+WHITENED = 4096  # texts or images that features are whitened over
+FEWEST_WHITENED = 256  # of a run that has fewer steps than that
+
+
+def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
+    """Learning rates of the hidden matrices and of all else; weights to start from are to be kept, not drowned.
+
+    Muon's update has singular values of 0.2·√width times its learning rate, so wider matrices need a smaller one.
+    """
+    started = settings["model.init"] is not None
+    share, origin = (STARTED, "init") if started else (1.0, "size")
+    settings.settle("optim.lr", float(f"{share * SPECTRAL_LR / (0.2 * width**0.5):.3g}"), origin)
+    settings.settle("optim.adamw_lr", share * adamw_lr, origin if started else "recipe")
+
+
+def whitened_over(settings: Settings) -> int:
+    """Texts or images of the training part that features are whitened over: less of a short run, which would wait."""
+    return min(WHITENED, max(FEWEST_WHITENED, settings["train.steps"] or WHITENED))
+
+
+def power_of_two(value: float) -> int:
+    """The largest power of two up to `value`, at least 1."""
+    return 1 << max(0, int(value).bit_length() - 1)
