@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from selfsup.inference.generate import LanguageModel
     from selfsup.inference.vision import ImageModel
 
-    AnyModel = LanguageModel | EncoderModel | ImageModel
+    AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel
 
 UNFINISHED = (".environment.json.", ".config.yaml.")  # files that a crash left half written
 STARTED = {"samples", "checkpoints", "environment.json"}  # all that a start which was cut short leaves
@@ -248,7 +248,7 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
 
 
 def load(path: str | Path) -> AnyModel:
-    """The model of a run, or of a model directory in Hugging Face's layout: a decoder, or an encoder of texts or images.
+    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images.
 
     A text encoder's may be one of sentence-transformers.
 
@@ -326,5 +326,7 @@ def load_image_encoder(path: str | Path) -> ImageModel:
 
     model = load(path)
     if not isinstance(model, ImageModel):
-        raise UserError(f"{path} holds {model.kind}; give a run of dino, simclr or mae, or a DINOv3 directory.")
+        raise UserError(
+            f"{path} holds {model.kind}; give a run of dino, simclr or mae, or a DINOv3 directory."
+        )
     return model

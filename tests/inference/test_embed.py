@@ -19,8 +19,8 @@ import selfsup
 from selfsup.errors import UserError
 from selfsup.inference import embed as module
 from selfsup.inference import items
-from selfsup.inference.texts import Text
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.texts import Text
 
 RECORDS = 23
 BATCH = 5

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.models.kernels import affine, project, rms_norm, rotary_tables, rotate, rotate_heads, swiglu
+from selfsup.models.kernels import (
+    affine,
+    dense_attention,
+    project,
+    rms_norm,
+    rotary_tables,
+    rotate,
+    rotate_heads,
+    swiglu,
+)
 from selfsup.models.transformer import attention
 
 Kernel = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -27,6 +36,11 @@ def plain_rotation(x: Tensor) -> Tensor:
     return torch.cat(
         (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()), -1
     )
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | int) -> Tensor:
+    weights = (q @ k.mT / q.shape[-1] ** 0.5 + mask).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
 
 
 def tables(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -68,6 +82,13 @@ KERNELS: dict[str, tuple[Kernel, Kernel, list[tuple[int, ...]]]] = {
         [(2, 5, 24), (7, 24), (7,), (9, 24)],
     ),
 }
+MASK = torch.zeros(40, 40).masked_fill_(torch.eye(40).roll(1) > 0, -torch.inf)
+for length, mask in ((5, None), (40, None), (40, MASK), (40, MASK.expand(2, 1, -1, -1))):
+    KERNELS[f"attention over {length}, mask {None if mask is None else mask.ndim}"] = (
+        lambda q, k, v, mask=mask: dense_attention(q, k, v, None if mask is None else mask.to(q.dtype)),
+        lambda q, k, v, mask=mask: plain_attention(q, k, v, 0 if mask is None else mask),
+        [(2, 3, length, 8)] * 3,
+    )
 EACH = pytest.mark.parametrize("name", KERNELS)
 
 

@@ -131,8 +131,12 @@ def evaluate(
 
 @app.command()
 def probe(
-    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")],
-    data: Annotated[str, typer.Option(help="texts or images with their classes: file, folder, glob or hub:NAME")],
+    run: Annotated[
+        Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
+    ],
+    data: Annotated[
+        str, typer.Option(help="texts or images with their classes: file, folder, glob or hub:NAME")
+    ],
     out: Annotated[Path, typer.Option(help="the directory of the probe")],
     column: Column = None,
     label: Label = None,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def embed(
-    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")],
+    run: Annotated[
+        Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
+    ],
     data: Annotated[str, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")],
     out: Annotated[Path, typer.Option(help="the parquet file to write")],
     half: Annotated[bool, typer.Option("--half", help="store float16")] = False,
@@ -53,7 +55,9 @@ def embed(
 @app.command()
 def index(
     out: Annotated[Path, typer.Option(help="the library to make or bring up to date: NAME.lance")],
-    run: Annotated[Path | None, typer.Argument(help="the run, or model directory, of an encoder of texts or images")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
+    ] = None,
     data: Data = None,
     delete: Annotated[
         list[str] | None, typer.Option(help="in place of RUN and --data: an id to remove; may be repeated")

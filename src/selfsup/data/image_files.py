@@ -64,9 +64,11 @@ def decode(image: Encoded, least: int | None = None) -> Pixels:
     if isinstance(image, bytes) and (fast := _decode_jpeg(image, least)) is not None:
         return reduced(_middle(fast), least)
     try:
-        opened = _open(image) if isinstance(image, bytes) else image
-        if least is not None:
-            opened.draft(None, (least, least))
+        opened = image
+        if isinstance(opened, bytes):
+            opened = _open(opened)
+            if least is not None:
+                opened.draft(None, (least, least))
         opened.load()
         pixels = np.array(_rgb(_turned(opened)))
     except BadImage:
@@ -85,7 +87,7 @@ def reduced(pixels: Pixels, least: int | None) -> Pixels:
 
 
 def size_of(image: Encoded) -> tuple[int, int]:
-    """Height and width, from the header alone, the file's beginning sufficing for most.
+    """Height and width, of a file from its header: its first bytes suffice for most.
 
     Raises:
         BadImage: it is refused, as far as its header tells.
@@ -94,7 +96,11 @@ def size_of(image: Encoded) -> tuple[int, int]:
         height, width = _rgb_of_array(image).shape[:2]
         return height, width
     try:
-        width, height = (_open(image) if isinstance(image, bytes) else image).size
+        if isinstance(image, bytes):
+            image = _open(image)
+        else:
+            image.load()  # here, since threads that decode may meet in one image
+        width, height = image.size
     except Image.DecompressionBombError:
         raise _bomb() from None
     except Exception as error:  # decoders of damaged files raise what they like
@@ -105,13 +111,20 @@ def size_of(image: Encoded) -> tuple[int, int]:
 def hash_of(image: Encoded) -> int:
     """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all."""
     if isinstance(image, bytes):
-        digest = hashlib.blake2b(f"{len(image)} ".encode(), digest_size=8)
-        digest.update(image[:END])
-        digest.update(image[max(len(image) - END, END) :])
-    else:
-        array = np.asarray(image)
-        digest = hashlib.blake2b(f"{array.shape} ".encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(array).data)
+        return hash_of_ends(len(image), image[:END], image[max(len(image) - END, END) :])
+    array = np.asarray(image)
+    return _hash(str(array.shape), np.ascontiguousarray(array).data)
+
+
+def hash_of_ends(length: int, head: bytes, tail: bytes) -> int:
+    """The hash of a file of which only the ends have been read: `END` bytes, and up to `END` of what follows them."""
+    return _hash(str(length), head, tail)
+
+
+def _hash(opening: str, *parts: Any) -> int:
+    digest = hashlib.blake2b(f"{opening} ".encode(), digest_size=8)
+    for part in parts:
+        digest.update(part)
     return int.from_bytes(digest.digest(), "big")
 
 

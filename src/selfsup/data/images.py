@@ -27,24 +27,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from selfsup.data.cache import kept_table
 from selfsup.data.formats import Malformed
-from selfsup.data.image_files import BadImage, Pixels, decode, hash_of, reduced, size_of
-from selfsup.data.image_stores import Store, find_store
+from selfsup.data.image_files import BadImage, Pixels, decode, hash_of, hash_of_ends, reduced, size_of
+from selfsup.data.image_sources import find_store
+from selfsup.data.image_stores import FORMAT, SHARE, Progress, Store
 from selfsup.data.sources import NAMED, Skipped, Tally, too_many
 from selfsup.data.split import hold_out
 from selfsup.errors import UserError
 from selfsup.machine import free_memory
 
-Progress = Callable[[int, int | None], None]
 Indices = npt.NDArray[np.int64]
 
 _log = logging.getLogger(__name__)
 
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
-SHARE = 8  # of the free memory, one part in so many may hold pixels
+LONG = 10_000  # images: the index of so many is kept
 CHUNK = 64  # images that a thread takes at a time
 
 
@@ -166,10 +168,11 @@ def open_images(
         return source
     if not 0 <= failures <= 1:
         raise UserError(f"The share of failures must lie between 0 and 1, not at {failures:g}.")
-    store = find_store(source, column, label, failures)
-    index = _looked_at(store, progress or _silent)
+    progress = progress or _silent
+    store = find_store(source, column, label, failures, progress)
+    index = _looked_at(store, progress)
     if index.small:
-        index = _decoded(store, index, progress or _silent)
+        index = _decoded(store, index, progress)
     tally = Tally(store.name, failures)
     for number in range(store.count):
         problem = index.problems.get(number)
@@ -231,11 +234,10 @@ class ImageRecords:
             return {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
         images = list(_threads().map(self._readable, indices.tolist()))
         sizes = torch.tensor([image.shape[:2] for image in images])
-        padded = torch.zeros(len(images), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)
+        padded = np.zeros((len(images), *sizes.amax(0).tolist(), 3), np.uint8)
         for row, image in zip(padded, images, strict=True):
-            height, width = image.shape[:2]
-            row[:, :height, :width] = torch.from_numpy(image).permute(2, 0, 1)
-        return {"pixels": padded, "sizes": sizes}
+            row[: image.shape[0], : image.shape[1]] = image
+        return {"pixels": torch.from_numpy(padded).permute(0, 3, 1, 2), "sizes": sizes}
 
     def _readable(self, position: int) -> Pixels:
         for step in range(len(self)):
@@ -290,21 +292,51 @@ class _Index:
 
 
 def _looked_at(store: Store, progress: Progress) -> _Index:
-    """Hashes, sizes from the headers, and what cannot be read at all."""
+    """The index of a store, which is kept where it is long and its stamp tells when it changes."""
+    if store.stamp is None or store.count < LONG:
+        table = _look(store, progress)
+    else:
+        table = kept_table("images", ("index", FORMAT, *store.stamp()), lambda: _look(store, progress))
+    hashes, heights, widths = (table.column(name).to_numpy() for name in ("hash", "height", "width"))
+    problems = {i: text for i, text in enumerate(table.column("problem").to_pylist()) if text is not None}
+    return _Index(hashes, np.stack([heights, widths], 1), problems)
+
+
+def _look(store: Store, progress: Progress) -> Any:
+    """An Arrow table of hashes, sizes from the headers, and what cannot be read at all."""
     hashes = np.zeros(store.count, np.uint64)
     sizes = np.zeros((store.count, 2), np.int64)
-    problems: dict[int, str] = {}
+    problems: list[str | None] = [None] * store.count
 
     def look(number: int) -> None:
         try:
-            image = store.read(number)
-            sizes[number] = size_of(image)
-            hashes[number] = hash_of(image)
+            hashes[number], sizes[number] = _look_at(store, number)
         except (BadImage, OSError) as error:
             problems[number] = _reason(error)
 
     _for_all(store.count, look, progress)
-    return _Index(hashes, sizes, problems)
+    return pa.table(
+        {
+            "hash": hashes,
+            "height": sizes[:, 0],
+            "width": sizes[:, 1],
+            "problem": pa.array(problems, pa.string()),
+        }
+    )
+
+
+def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
+    """Hash and size of an image, of a file from its two ends where they tell."""
+    if store.span is None:
+        image = store.read(number)
+        return hash_of(image), size_of(image)
+    span = store.span(number)
+    head, tail = span.ends()
+    try:
+        size = size_of(head)
+    except BadImage:
+        size = size_of(span.read())  # some formats have their header elsewhere
+    return hash_of_ends(span.size, head, tail), size
 
 
 def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:

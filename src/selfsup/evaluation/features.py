@@ -110,8 +110,8 @@ class Labelled:
 
     def only(self, chosen: Chosen) -> Labelled:
         """Some of them."""
-        items, labels = (list(itertools.compress(part, chosen)) for part in (self.items, self.labels))
-        return Labelled(items, labels, self.name)
+        items, labels = itertools.compress(self.items, chosen), itertools.compress(self.labels, chosen)
+        return Labelled(list(items), list(labels), self.name)
 
     def split(self, tested: Chosen, features: Features, name: str) -> Split:
         """The parts that `tested` (n,) tells apart, of features (n, d), under a name."""
@@ -231,7 +231,7 @@ def open_pairs(request: Request) -> Pairs:
     collection = open_collection(request, need_data(request))
     pairs: ScoredPairs = collection.pairs(request.seed)
     report_skipped(collection)
-    read, features = embed(request, pairs.first + pairs.second)
+    read, features = embed(request, [*pairs.first, *pairs.second])
     rows = np.where(read, read.cumsum() - 1, -1).reshape(2, -1)  # of the features, first and second
     both = (rows >= 0).all(0)
     return Pairs(features[rows[0, both]], features[rows[1, both]], pairs.scores[both], collection.name)

@@ -79,10 +79,11 @@ def embed(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Embeddings:
-    """Embed every record of a source into a parquet file with the columns id, text or source, and vector.
+    """Embed every record of a source into a parquet file with the columns id, text (source, of images) and vector.
 
-    The second one is the text, or, of what has no words, the place of the record. A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
-    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and contents.
+    A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
+    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and
+    contents.
     The same call after an interruption goes on where it stood.
 
     Args:

@@ -68,8 +68,8 @@ class Item(ABC):
 class ScoredPairs:
     """Items that belong together, first and second, and to what degree, (n,)."""
 
-    first: list[Item]
-    second: list[Item]
+    first: Sequence[Item]
+    second: Sequence[Item]
     scores: npt.NDArray[np.float64]
 
 
@@ -287,7 +287,9 @@ class Embedder:
         """
         if not isinstance(item, self.model.embeds):
             others = " or ".join(kind.asked for kind in self.model.embeds)
-            raise UserError(f"{self.path} holds {self.model.kind}, which reads no {item.noun}; give {others}.")
+            raise UserError(
+                f"{self.path} holds {self.model.kind}, which reads no {item.noun}; give {others}."
+            )
         _, vectors = self([item])
         if not len(vectors):
             raise UserError(f"{item.source} cannot be read; give another one.")

@@ -33,7 +33,7 @@ class Stored:
     @property
     def identity(self) -> bytes:
         """What tells it from any other one: the hash of its content."""
-        return self.images.hashes[self.index].tobytes()
+        return int(self.images.hashes[self.index]).to_bytes(8, "little")
 
     def pixels(self, least: int) -> Pixels:
         """(H, W, 3) RGB, its short side no smaller than `least` where the image's own is not."""
@@ -59,14 +59,15 @@ class Viewed:
 
         from selfsup.views import MEAN, STD, render, simclr_view
 
-        whole = torch.from_numpy(self.image.pixels(VIEW_SURPLUS * self.size)).permute(2, 0, 1)[None]
+        whole = torch.from_numpy(self.image.pixels(VIEW_SURPLUS * self.size)).permute(2, 0, 1)[None].contiguous()
         sizes = torch.tensor([whole.shape[2:]])
         record = np.array([self.image.index])
         view = render(
             whole, sizes, simclr_view(self.size), self.seed, np.zeros_like(record), record, self.number
         )
         shown = view[0].permute(1, 2, 0).numpy() * np.array(STD) + np.array(MEAN)
-        return (255 * shown).round().clip(0, 255).astype(np.uint8)
+        pixels: Pixels = (255 * shown).round().clip(0, 255).astype(np.uint8)
+        return pixels
 
 
 class Picture(Item):
@@ -117,7 +118,9 @@ class Pictures:
             UserError: ids are asked for.
         """
         if id_column is not None:
-            raise UserError(f"Images go by their place, so there are no ids in a column {id_column}; leave it out.")
+            raise UserError(
+                f"Images go by their place, so there are no ids in a column {id_column}; leave it out."
+            )
         labels = self._images.labels if with_values else None
         for index in self._indices.tolist():
             yield self._item(index, {} if labels is None else {"label": self._class(index)})
@@ -137,7 +140,9 @@ class Pictures:
 
     def pairs(self, seed: int) -> ScoredPairs:
         """Two views of each image, which belong together."""
-        first, second = ([self._view(index, number, seed) for index in self._indices.tolist()] for number in (0, 1))
+        first, second = (
+            [self._view(index, number, seed) for index in self._indices.tolist()] for number in (0, 1)
+        )
         return ScoredPairs(first, second, np.ones(len(first)))
 
     def _class(self, index: int) -> str | None:
@@ -178,7 +183,9 @@ def open_picture(image: object) -> Item:
     Raises:
         UserError: there is none, it cannot be read, or there are several.
     """
-    found = list(open_pictures(image if isinstance(image, str | Path) else [image], size=0, failures=0.0).items())
+    found = list(
+        open_pictures(image if isinstance(image, str | Path) else [image], size=0, failures=0.0).items()
+    )
     if len(found) != 1:
         raise UserError(f"{image} holds {len(found)} images; look for one at a time.")
     return found[0]

@@ -117,8 +117,8 @@ class Probe:
         model = load_encoder(run)
         if model.fingerprint != self.model:
             raise UserError(
-                f"The probe was fitted to another model than {run} (their weights or features differ); give the model that it "
-                f"belongs to, or fit a new one with: selfsup probe {run}"
+                f"The probe was fitted to another model than {run} (their weights or features differ); give the model "
+                f"that it belongs to, or fit a new one with: selfsup probe {run}"
             )
         collection = model.read(data, column, progress=progress)
         items = list(collection.items())

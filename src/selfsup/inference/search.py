@@ -1,8 +1,8 @@
 """A searchable library of a source: made, kept up to date, and asked for what is nearest to a query.
 
 Whole records are indexed; a text that is longer than the model's window is found by its beginning, and counted. A
-record's content is compared by hash with the one in the library, so only what is new or has changed is embedded. Contents
-and vectors are streamed; the ids of the library, with their hashes, stand in memory.
+record's content is compared by hash with the one in the library, so only what is new or has changed is embedded.
+Contents and vectors are streamed; the ids of the library, with their hashes, stand in memory.
 """
 
 from __future__ import annotations

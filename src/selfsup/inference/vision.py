@@ -143,7 +143,7 @@ class ImageModel:
         for shape, places in shapes.items():
             stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).to(self.device)
             sizes = torch.tensor([shape[:2]], device=self.device).expand(len(places), 2)
-            shown[places] = centred(stacked.permute(0, 3, 1, 2), sizes, self.size)
+            shown[places] = centred(stacked.permute(0, 3, 1, 2).contiguous(), sizes, self.size)
         return shown
 
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:
@@ -172,4 +172,6 @@ def _pixels(image: Any, least: int) -> Pixels | None:
 
 def sees(directory: Path) -> bool:
     """Whether a model directory is one of images: it says how they are prepared."""
-    return (directory / PREPROCESSOR).exists() or read_json(directory / "config.json").get("model_type") == MODEL_TYPE
+    return (directory / PREPROCESSOR).exists() or read_json(directory / "config.json").get(
+        "model_type"
+    ) == MODEL_TYPE

@@ -99,8 +99,8 @@ class Shown(PictureInspection):
     def summary(self) -> str:
         size = self.patch * min(self.insights[0].features.shape[:2])
         return (
-            f"images are looked at with {size} pixels on their short side, in patches of {self.patch} by {self.patch}; the "
-            f"network was trained at {self.trained} by {self.trained}"
+            f"images are looked at with {size} pixels on their short side, in patches of {self.patch} by {self.patch}; "
+            f"the network was trained at {self.trained} by {self.trained}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -122,9 +122,9 @@ class Shown(PictureInspection):
         parts = [
             Section(
                 "what patches have in common",
-                "Patches of like colour are alike to the network: red, green and blue are the three directions in which "
-                f"the features of these patches differ most ({self.explained:.0%} of their variance). Where an object "
-                "has one colour, and another one than what is behind it, the network tells them apart.",
+                "Patches of like colour are alike to the network: red, green and blue are the three directions in "
+                f"which the features of these patches differ most ({self.explained:.0%} of their variance). Where an "
+                "object has one colour, and another one than what is behind it, the network tells them apart.",
                 Gallery([self._coloured(*pair) for pair in zip(self.insights, self.colours, strict=True)]),
             ),
             Section(
@@ -228,8 +228,8 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     rows, columns = (max(1, round(short * side / min(sides))) for side in sides)
     if rows * columns > MOST_PATCHES:
         raise UserError(
-            f"{name} would be cut into {rows} by {columns} patches, and no more than {MOST_PATCHES:,} can be shown; give "
-            "a smaller --size."
+            f"{name} would be cut into {rows} by {columns} patches, and no more than {MOST_PATCHES:,} can be shown; "
+            "give a smaller --size."
         )
     resized = Image.fromarray(pixels).resize(
         (columns * config.patch, rows * config.patch), Image.Resampling.BILINEAR

@@ -162,6 +162,60 @@ class _SwiGLU(torch.autograd.Function):
         return aten.silu_backward.grad_input(d_active, gate, grad_input=d_active), dy * active
 
 
+REGISTER = 32  # numbers of bf16 in a vector register: shorter rows are worked off one number at a time
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / sqrt(dim) + mask) v by plain products.
+
+    q, k, v (B, heads, T, dim), the mask (T, T) or one that expands to (B, heads, T, T). Scores have the dtype of q;
+    their softmax is computed in fp32 (or that of q, if wider).
+    """
+    return _DenseAttention.apply(q, k, v, mask)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _DenseAttention(torch.autograd.Function):
+    """With o = p v, p = softmax(s), s = α q kᵀ + mask:
+
+    d v = pᵀ d o,   d s = p · (d p − Σ_columns p · d p), d p = d o vᵀ,   d q = α d s k,   d k = α d sᵀ q.
+
+    Autograd's d k would be (q transposed times d s) transposed, which is slow to read.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        shape, scale = q.shape, q.shape[-1] ** -0.5
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        if mask is None:
+            mask = q.new_zeros(())
+        elif mask.ndim > 2:  # of batch and heads
+            mask = mask.expand(*shape[:2], *mask.shape[2:]).flatten(0, 1)
+        scores = torch.baddbmm(mask, q, k.mT, alpha=scale)
+        p = torch.softmax(scores, -1, torch.float32 if _short(scores) else None).to(scores.dtype)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        return torch.bmm(p, v).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
+        shape, rows = do.shape, do.flatten(0, 1)
+        dv = torch.bmm(p.mT, rows)
+        dp = torch.bmm(rows, v.mT)
+        if _short(p):
+            dp, p = dp.float(), p.float()
+        ds = aten._softmax_backward_data(dp, p, -1, p.dtype).to(q.dtype)
+        zero = q.new_zeros(())
+        dq = torch.baddbmm(zero, ds, k, alpha=ctx.scale)
+        dk = torch.baddbmm(zero, ds.mT, q, alpha=ctx.scale)
+        return dq.view(shape), dk.view(shape), dv.view(shape), None
+
+
+def _short(rows: Tensor) -> bool:
+    return rows.dtype == torch.bfloat16 and rows.shape[-1] < REGISTER
+
+
 def project(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """x (…, inputs) times each matrix (outputs, inputs) transposed, in the dtype of x."""
     return affine(x, *((weight, None) for weight in weights))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.kernels import project, rms_norm, swiglu
+from selfsup.models.kernels import dense_attention, project, rms_norm, swiglu
 
 
 class Linear(nn.Linear):
@@ -84,7 +84,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     """
     grouped = q.shape[1] != k.shape[1]
     if _dense_is_faster(q, grouped):
-        return _dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
+        return dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
@@ -94,16 +94,6 @@ DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 ba
 def _dense_is_faster(q: Tensor, grouped: bool) -> bool:
     short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= DENSE_WINDOW
     return short and not grouped and torch.is_grad_enabled()
-
-
-def _dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    batch, heads, length, dim = q.shape
-    if mask is None:
-        mask = q.new_zeros(())
-    elif mask.ndim > 2:  # of batch and heads
-        mask = mask.expand(batch, heads, length, length).flatten(0, 1)
-    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=dim**-0.5)
-    return (torch.softmax(scores, -1) @ v.flatten(0, 1)).view_as(q)
 
 
 def _causal_mask(q: Tensor) -> Tensor:

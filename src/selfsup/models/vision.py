@@ -116,19 +116,6 @@ class Norm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.layer_norm(wide, self.weight.shape, self.weight, self.bias, self.eps).to(dtype)
 
-    def plain(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Without weight and bias, which `into` puts into the matrices that follow."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.layer_norm(wide, self.weight.shape, None, None, self.eps).to(dtype)
-
-    def into(self, *maps: nn.Linear) -> list[tuple[Tensor, Tensor]]:
-        """The maps M (weight · n + bias) + b of n, for maps M x + b: a pass over a matrix, not over activations."""
-        folded = []
-        for part in maps:
-            shift = part.weight @ self.bias
-            folded.append((part.weight * self.weight, shift if part.bias is None else part.bias + shift))
-        return folded
-
 
 class LayerScale(nn.Module):
     """A factor for each channel, before a residual sum."""
@@ -138,7 +125,7 @@ class LayerScale(nn.Module):
         self.lambda1 = nn.Parameter(torch.full((width,), torch.nan))
 
     def into(self, part: nn.Linear) -> tuple[Tensor, Tensor]:
-        """The map λ (M x + b) of x, for a map M x + b."""
+        """Weight and bias of λ (M x + b), for a map M x + b: a pass over a matrix in place of one over activations."""
         return self.lambda1[:, None] * part.weight, self.lambda1 * part.bias
 
 
@@ -226,9 +213,9 @@ class Attention(nn.Module):
         self.v_proj = Affine(config.width, config.width)
         self.o_proj = Affine(config.width, config.width)
 
-    def forward(self, normal: Tensor, norm: Norm, scale: LayerScale, rotation: Rotation) -> Tensor:
-        """scale · attention(norm), where norm without its weight and bias is `normal`."""
-        q, k, v = affine(normal, *norm.into(self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, scale: LayerScale, rotation: Rotation) -> Tensor:
+        """The result comes scaled."""
+        q, k, v = affine(x, *((part.weight, part.bias) for part in (self.q_proj, self.k_proj, self.v_proj)))
         q = rotate_heads(q, None, rotation.cos, rotation.sin, 0.0)
         k = rotate_heads(k, None, rotation.cos, rotation.sin, 0.0)
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
@@ -237,14 +224,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """down(gelu(up x))."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.up_proj = Affine(config.width, config.mlp)
         self.down_proj = Affine(config.mlp, config.width)
 
-    def forward(self, normal: Tensor, norm: Norm, scale: LayerScale) -> Tensor:
-        """scale · down(gelu(up(norm))), where norm without its weight and bias is `normal`."""
-        inner = affine(normal, *norm.into(self.up_proj))[0]
+    def forward(self, x: Tensor, scale: LayerScale) -> Tensor:
+        """The result comes scaled."""
+        inner = affine(x, (self.up_proj.weight, self.up_proj.bias))[0]
         return affine(F.gelu(inner), scale.into(self.down_proj))[0]
 
 
@@ -260,8 +249,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        x = x + self.attention(self.norm1.plain(x, dtype), self.norm1, self.layer_scale1, rotation)
-        return x + self.mlp(self.norm2.plain(x, dtype), self.norm2, self.layer_scale2)  # type: ignore[no-any-return]
+        x = x + self.attention(self.norm1(x, dtype), self.layer_scale1, rotation)
+        return x + self.mlp(self.norm2(x, dtype), self.layer_scale2)  # type: ignore[no-any-return]
 
 
 class VisionTransformer(nn.Module):

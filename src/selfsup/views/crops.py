@@ -16,13 +16,13 @@ def random_boxes(
 ) -> Tensor:
     """Crops of random area and aspect ratio (Szegedy et al. 2015), as torchvision's RandomResizedCrop draws them.
 
-    The first of ten tries that fits into the image is taken, or the largest centred crop of an allowed ratio.
+    The first of ten tries that fits into the image is taken, else the largest centred crop of an allowed ratio.
 
     Args:
         draws: (n, CROP_DRAWS) numbers in [0, 1).
         sizes: (n, 2) height and width of the images.
-        scale: share of the area.
-        ratio: width : height.
+        scale: least and largest share of the area.
+        ratio: least and largest width : height.
 
     Returns:
         (n, 4) int64: top, left, height, width.
@@ -31,64 +31,68 @@ def random_boxes(
     low, high = math.log(ratio[0]), math.log(ratio[1])
     areas = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
     ratios = torch.exp(low + (high - low) * draws[:, TRIES : 2 * TRIES])
-    tried = torch.stack((torch.sqrt(areas / ratios), torch.sqrt(areas * ratios)), 2).round()  # (n, TRIES, 2)
+    tried = torch.stack((torch.sqrt(areas / ratios), torch.sqrt(areas * ratios)), 2).round()
     fits = ((tried > 0) & (tried <= sizes[:, None])).all(2)
-    first = fits.to(torch.uint8).argmax(1)
-    found = tried[torch.arange(len(tried), device=tried.device), first]
-    largest = torch.stack(
-        (
-            torch.minimum(height, (width / ratio[0]).round()),
-            torch.minimum(width, (height * ratio[1]).round()),
-        ),
-        1,
-    )
-    some = fits.any(1, keepdim=True)
-    extent = torch.where(some, found, largest)
+    first = fits.byte().argmax(1)[:, None, None].expand(-1, 1, 2)
+    tallest = torch.minimum(height, (width / ratio[0]).round())
+    widest = torch.minimum(width, (height * ratio[1]).round())
+    fit = fits.any(1, keepdim=True)
+    extent = torch.where(fit, tried.gather(1, first)[:, 0], torch.stack((tallest, widest), 1))
     room = sizes - extent
-    start = torch.where(some, (draws[:, 2 * TRIES :] * (room + 1)).floor(), (room / 2).floor())
+    start = torch.where(fit, draws[:, 2 * TRIES :] * (room + 1), room / 2).floor()
     return torch.cat((start, extent), 1).long()
 
 
-def resampling(
+def line(
     start: Tensor,
     extent: Tensor,
     low: Tensor,
     high: Tensor,
-    size: int,
     length: int,
+    size: int,
     mirror: Tensor | None = None,
-) -> Tensor:
-    """Weights that resample a line of pixels with a triangle filter, as Pillow's antialiased bilinear resize.
-
-    Output o stands at c = start + (o + ½) s, s = extent / size; pixel i weighs max(0, 1 − |i + ½ − c| / max(s, 1)),
-    divided by the sum of all weights of o.
+) -> tuple[Tensor, Tensor]:
+    """Where the pixels of a line and the outputs it is resampled to stand, in widths of the triangle filter.
 
     Args:
-        start, extent: (n,) the part of each line that is resampled.
-        low, high: (n,) only pixels low ≤ i < high have a weight.
+        start, extent: (n,) the part of the line that is resampled, in pixels.
+        low, high: (n,) pixels that are looked at, low ≤ i < high; the others stand at infinity.
+        length: number of pixels.
         size: number of outputs.
-        length: number of pixels in a line.
         mirror: (n,) bool: whose outputs come in reverse order.
 
     Returns:
-        (n, size, length) float32.
+        (n, length) of the pixels' middles, (n, size) of the outputs'; float32.
     """
     step = extent.double()[:, None] / size
     width = step.clamp(min=1)
-    outputs = torch.arange(size, device=start.device, dtype=torch.float64)[None] + 0.5
+    outputs = torch.arange(size, device=start.device) + 0.5
     if mirror is not None:
         outputs = torch.where(mirror[:, None], size - outputs, outputs)
-    centres = (start[:, None] + outputs * step) / width
-    places = torch.arange(length, device=start.device)[None]
-    inside = (places >= low[:, None]) & (places < high[:, None])
-    pixels = torch.where(inside, (places + 0.5) / width, math.inf)
-    weights = pixels.float()[:, None, :] - centres.float()[:, :, None]
-    weights.abs_().neg_().add_(1).clamp_(min=0)
-    return weights.div_(weights.sum(2, keepdim=True))
+    places = torch.arange(length, device=start.device)
+    seen = (places >= low[:, None]) & (places < high[:, None])
+    pixels = torch.where(seen, (places + 0.5) / width, math.inf)
+    return pixels.float(), ((start[:, None] + outputs * step) / width).float()
+
+
+def weights(pixels: Tensor, outputs: Tensor) -> Tensor:
+    """How much of each pixel is in each output, as in Pillow's antialiased bilinear resize: max(0, 1 − distance),
+    divided by the sum over the pixels.
+
+    Args:
+        pixels: (n, L) where they stand, in widths of the filter.
+        outputs: (n, S).
+
+    Returns:
+        (n, S, L).
+    """
+    distances = pixels[:, None, :] - outputs[:, :, None]
+    triangles = distances.abs_().neg_().add_(1).clamp_(min=0)
+    return triangles.div_(triangles.sum(2, keepdim=True))
 
 
 def resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows · image · columnsᵀ for each channel of each image.
+    """rows · channel · columnsᵀ for each channel of each image.
 
     Args:
         pixels: (n, 3, H, W) uint8.
@@ -96,13 +100,13 @@ def resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         columns: (n, S, W).
 
     Returns:
-        (3, n, S, S) float32 from 0 to 255.
+        (3, n, S, S) float32 in [0, 1].
     """
     count, channels, height, width = pixels.shape
     size = rows.shape[1]
-    lines = pixels.float().reshape(count, channels * height, width)
+    lines = pixels.float().mul_(1 / 255).reshape(count, channels * height, width)
     narrow = torch.bmm(lines, columns.mT).view(count, channels, height, size)
-    image = narrow.new_empty(channels, count, size, size)
+    images = narrow.new_empty(channels, count, size, size)
     for channel in range(channels):
-        torch.bmm(rows, narrow[:, channel], out=image[channel])
-    return image
+        torch.bmm(rows, narrow[:, channel], out=images[channel])
+    return images
