@@ -66,8 +66,8 @@ def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> Reconstructi
 def fill_in(pixels: Tensor, visible: Tensor, hidden: Tensor, values: Tensor, patch: int) -> Tensor:
     """Images (B, 3, S, S) with predicted values (B, M, 3 · patch²) in their hidden patches (B, M).
 
-    No hidden pixel plays a part: mean and contrast of a hidden patch, which the target of training leaves out, are those
-    of the visible patches (B, K) around it.
+    No hidden pixel plays a part: mean and contrast of a hidden patch, which the target of training leaves out, are
+    those of the visible patches (B, K) around it.
     """
     side = pixels.shape[-1] // patch
     shown = select(patches(pixels, patch), visible)

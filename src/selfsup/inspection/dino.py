@@ -8,19 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from selfsup.inspection.base import Request
 from selfsup.inspection.pictures import (
     ALIEN,
     FIRST,
     GROUND,
-    HIDDEN,
     OTHER,
     OUT,
     OWN,
     SECOND,
-    Box,
     Figures,
     Gallery,
     Matrix,
@@ -31,29 +28,30 @@ from selfsup.inspection.pictures import (
     between,
     patched,
 )
-from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, trained
+from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, mean, trained
 from selfsup.objectives.base import Outputs
 from selfsup.objectives.dino import DINO, GLOBALS, Crops
 from selfsup.run import Run
 
-IMAGES = 3
-COLOURS = (FIRST, SECOND)
+COLOURS = (FIRST, SECOND)  # of the global crops
+
+Mask = npt.NDArray[np.bool_]  # (rows, columns) of patches
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the student of a run, of parts of an image, says what its teacher says.
+    """How far the student of a run says of parts of an image what its teacher says.
 
     Attributes:
-        crops: cosine of what the teacher says of each global crop (rows) and the student of each crop (columns), all
+        crops: cosine of what the teacher says of each global crop (rows) and the student of each crop (columns), the
             crops of an image beside each other.
-        patches: of each image and global crop, for each patch: cosine of what the student says of a hidden one and the
-            teacher, which sees it; nan where it is not hidden.
-        others: cosine of hidden patches with what the teacher says of other hidden ones, in the mean.
+        patches: of each image and global crop (rows, columns): cosine of what the student says of each hidden patch and
+            the teacher, which sees it; nan where a patch is not hidden.
+        others: cosine of what the student says of a hidden patch and the teacher of another one, in the mean.
     """
 
     crops: list[list[float]]
-    patches: list[list[list[float]]]
+    patches: list[list[npt.NDArray[np.float64]]]
     others: float
 
 
@@ -63,165 +61,162 @@ class DINOInspection(VisionInspection):
 
     Attributes:
         crops: how many of which kind.
-        grid: rows and columns of patches of a global crop; (0, 0) for a network without patches.
         views: of each image, the global crops first.
-        hidden: of each image and global crop, whether each patch is hidden.
+        hidden: of each image and global crop, which patches are hidden; empty where the task hides none.
         agreement: where a run was given.
     """
 
     objective: ClassVar[str] = "dino"
     idea: ClassVar[str] = (
-        "a student that sees a part of an image says what its teacher says of another part, and of patches that it "
-        "cannot see"
+        "a student that sees a part of an image says what its teacher says of another part, and of patches that the "
+        "student cannot see"
     )
+    most: ClassVar[int] = 3
 
     crops: Crops
-    grid: tuple[int, int]
     views: list[list[Seen]]
-    hidden: list[list[list[bool]]]
+    hidden: list[list[Mask]]
     agreement: Agreement | None
 
     def to_json(self) -> dict[str, Any]:
         return {
             **super().to_json(),
             "crops": asdict(self.crops),
-            "grid": self.grid,
             "images": [
                 {
                     **self.described(image),
-                    "views": [described(seen) for seen in self.views[image]],
-                    "hidden": [[n for n, is_ in enumerate(crop) if is_] for crop in self.hidden[image]],
+                    "views": [described(seen) for seen in views],
+                    "hidden": [mask.astype(int).tolist() for mask in hidden],
                 }
-                for image in range(len(self.images))
+                for image, (views, hidden) in enumerate(zip(self.views, self.hidden, strict=True))
             ],
             "roles": self.roles(),
-            "agreement": self._agreement_json(),
+            "agreement": self.agreement and _plain(self.agreement),
         }
 
     def roles(self) -> list[str]:
         """What each crop, as the student sees it, is to each global crop of the teacher."""
-        places = [(image, crop) for image in range(len(self.images)) for crop in range(len(self.views[image]))]
+        crops = range(len(self.views[0]))
+        places = [(image, crop) for image in range(len(self.images)) for crop in crops]
         return [
-            "".join(OUT if (i, c) == (image, crop) else OWN if i == image else ALIEN for i, c in places)
-            for image, crop in places
-            if crop < GLOBALS
+            "".join(OUT if there == here else OWN if there[0] == here[0] else ALIEN for there in places)
+            for here in places
+            if here[1] < GLOBALS
         ]
 
     def sections(self) -> list[Section]:
-        parts = [
+        return [
             Section("the task", "", Points(self._points())),
             Section(
                 "images and their crops",
-                "On the left an image with its crops drawn in, 1 and 2 the global ones. The teacher is given the global "
-                "crops whole; the student all crops, with grey patches hidden from it. These are the very crops of the "
-                "first epoch.",
-                Gallery([(self.names[image], self._line(image)) for image in range(len(self.images))]),
+                "Above, an image with its two global crops drawn in: the teacher is given them whole, the student with "
+                "grey patches hidden from it. Below, with its local crops, which the student alone is given. These are "
+                "the very crops and patches of the first epoch.",
+                Gallery([(self.names[image], self._rows(image)) for image in self.shown]),
             ),
+            *([] if self.agreement is None else self._agreed(self.agreement)),
         ]
-        if self.agreement is None:
-            return parts
-        matrix = Section(
-            "what student and teacher say of an image",
-            "In rows what the teacher says of each global crop, in columns what the student says of every crop. Framed "
-            "are crops of the same image, which training makes agree; a crop is not compared with itself.",
-            self._matrix(self.agreement),
-        )
-        return [*parts, matrix, *self._guesses(self.agreement), self._figures(self.agreement)]
 
     def _points(self) -> dict[str, str]:
         crops = self.crops
         (least, most), (low, high) = crops.first.scale, crops.local.scale
         local = f", and {crops.count} local crops of {low:.0%} to {high:.0%} of it" if crops.count else ""
-        masked = self.grid != (0, 0)
+        blocks, patches = ("", "")
+        if any(self.hidden):
+            blocks, patches = (
+                ", and blocks of patches in half of the global crops",
+                ", and of each hidden patch",
+            )
         return {
             "Shown": f"to the teacher, two global crops of {least:.0%} to {most:.0%} of an image; to the student, the "
             f"same two{local}.",
-            "Hidden": "from the student, what lies outside a crop"
-            + (", and blocks of patches in half of the global crops." if masked else "."),
-            "Predicted": "what the teacher says of the other global crop"
-            + (", and of each hidden patch." if masked else "."),
-            "Learned": "what a part tells of the whole. The teacher is the student's own moving average: nobody else "
-            "knows better.",
+            "Hidden": f"from the student, what lies outside a crop{blocks}.",
+            "Predicted": f"what the teacher says of the other global crop{patches}.",
+            "Learned": "what a part tells of the whole. The teacher is a moving average of the student itself: nobody "
+            "tells it what is right.",
         }
 
     # -- crops --
 
-    def _line(self, image: int) -> list[Tile]:
-        tiles = [self.original(image, self._boxes(image))]
-        for number, seen in enumerate(self.views[image]):
-            tiles += self._crop(image, number, seen)
+    def _rows(self, image: int) -> list[list[Tile]]:
+        views = self.views[image]
+        boxes = [box(seen, _colour(number), str(number + 1)) for number, seen in enumerate(views)]
+        whole = self.original(image, boxes[:GLOBALS], "global crops")
+        first = [tile for number in range(GLOBALS) for tile in self._global(image, number)]
+        if len(views) == GLOBALS:
+            return [[whole, *first]]
+        height = round(HEIGHT * self.crops.local.size / self.crops.first.size)
+        local = [
+            Tile(seen.pixels, f"crop {number}", self.facts(image, seen), height, OTHER)
+            for number, seen in enumerate(views[GLOBALS:], GLOBALS + 1)
+        ]
+        return [[whole, *first], [self.original(image, boxes[GLOBALS:], "local crops"), *local]]
+
+    def _global(self, image: int, number: int) -> list[Tile]:
+        seen, name, colour = self.views[image][number], f"crop {number + 1}", COLOURS[number]
+        tiles = [Tile(seen.pixels, name, self.facts(image, seen), HEIGHT, colour)]
+        hidden = self.hidden[image][number] if self.hidden[image] else np.zeros((1, 1), np.bool_)
+        if hidden.any():
+            share = f"{hidden.mean():.0%} of its patches hidden"
+            tiles.append(Tile(patched(seen.pixels, hidden), "for the student", share, HEIGHT, colour))
         return tiles
-
-    def _boxes(self, image: int) -> list[Box]:
-        """Local ones first, so that the others lie above them."""
-        boxes = [box(seen, _colour(n), str(n + 1)) for n, seen in enumerate(self.views[image])]
-        return [*boxes[GLOBALS:], *boxes[:GLOBALS]]
-
-    def _crop(self, image: int, number: int, seen: Seen) -> list[Tile]:
-        if number >= GLOBALS:
-            height = round(HEIGHT * self.crops.local.size / self.crops.first.size)
-            return [Tile(seen.pixels, f"{number + 1}", self.facts(image, seen), height, OTHER)]
-        whole = Tile(seen.pixels, f"{number + 1} whole", self.facts(image, seen), HEIGHT, COLOURS[number])
-        hidden = np.array(self.hidden[image][number], bool).reshape(self.grid)
-        if not hidden.any():
-            return [whole]
-        share = f"{hidden.mean():.0%} of the patches hidden"
-        return [whole, Tile(patched(seen.pixels, hidden), f"{number + 1} for the student", share, HEIGHT, COLOURS[number])]
 
     # -- what a run makes of it --
 
-    def _matrix(self, agreement: Agreement) -> Matrix:
-        crops = [seen.pixels for views in self.views for seen in views]
-        teachers = [seen.pixels for views in self.views for seen in views[:GLOBALS]]
-        return Matrix(str(self.run), teachers, crops, agreement.crops, self.roles())
-
-    def _guesses(self, agreement: Agreement) -> list[Section]:
-        lines = [(self.names[image], self._guessed(image, agreement)) for image in range(len(self.images))]
-        shown = [line for line in lines if line[1]]
-        hint = (
-            "The redder a hidden patch, the better the student says what the teacher, which sees it, says of it. "
-            f"With another hidden patch the cosine is {agreement.others:.2f} in the mean."
+    def _agreed(self, agreement: Agreement) -> list[Section]:
+        matrix = Section(
+            "what student and teacher say of an image",
+            "In rows what the teacher says of each global crop, in columns what the student says of every crop; the "
+            "stronger a cell, the more alike. Framed are crops of the same image, which training makes agree; a crop "
+            "is not compared with itself.",
+            self._matrix(agreement),
         )
-        return [Section("what the student says of patches that it cannot see", hint, Gallery(shown))] if shown else []
+        groups = [(self.names[image], [self._guessed(image, agreement)]) for image in self.shown]
+        guesses = Section(
+            "what the student says of patches that it cannot see",
+            "The redder a hidden patch, the nearer it comes to what the teacher says of it, which sees it. With "
+            f"another hidden patch the cosine is {agreement.others:.2f} in the mean.",
+            Gallery([(name, rows) for name, rows in groups if rows[0]]),
+        )
+        figures = Section(
+            "how far they agree",
+            "Cosine of what the student and what the teacher says, where it meets the prototypes, in the mean.",
+            Figures(["", str(self.run)], self._figures(agreement)),
+        )
+        return [matrix, guesses, figures] if any(rows[0] for _, rows in groups) else [matrix, figures]
+
+    def _matrix(self, agreement: Agreement) -> Matrix:
+        students = [seen.pixels for image in self.shown for seen in self.views[image]]
+        teachers = [seen.pixels for image in self.shown for seen in self.views[image][:GLOBALS]]
+        values = [row[: len(students)] for row in agreement.crops[: len(teachers)]]
+        roles = [row[: len(students)] for row in self.roles()[: len(teachers)]]
+        return Matrix(str(self.run), teachers, students, values, roles)
 
     def _guessed(self, image: int, agreement: Agreement) -> list[Tile]:
         tiles = []
-        for number, seen in enumerate(self.views[image][:GLOBALS]):
-            cosines = np.array(agreement.patches[image][number]).reshape(self.grid)
-            if np.isnan(cosines).all():
-                continue
-            facts = f"cosine {np.nanmean(cosines):.2f} in the mean"
-            pixels = patched(seen.pixels, ~np.isnan(cosines), _heat(cosines))
-            tiles.append(Tile(pixels, f"{number + 1} for the student", facts, HEIGHT, COLOURS[number]))
+        for number, cosines in enumerate(agreement.patches[image]):
+            hidden, seen = self.hidden[image][number], self.views[image][number]
+            if hidden.any():
+                facts = f"cosine {np.nanmean(cosines):.2f} in the mean"
+                pixels = patched(seen.pixels, hidden, _heat(cosines))
+                tiles.append(Tile(pixels, f"crop {number + 1}", facts, HEIGHT, COLOURS[number]))
         return tiles
 
-    def _figures(self, agreement: Agreement) -> Section:
+    def _figures(self, agreement: Agreement) -> list[list[str]]:
+        crops = zip("".join(self.roles()), np.ravel(agreement.crops), strict=True)
+        cosines = [(role, float(cosine)) for role, cosine in crops]
         rows = [
-            ["with another crop of the same image", f"{self._mean(agreement, OWN):.3f}"],
-            ["with a crop of another image", f"{self._mean(agreement, ALIEN):.3f}"],
+            [name, f"{mean([cosine for is_, cosine in cosines if is_ == role]):.3f}"]
+            for name, role in (("another crop of the same image", OWN), ("a crop of another image", ALIEN))
         ]
-        hidden = [cosine for image in agreement.patches for crop in image for cosine in crop if cosine == cosine]
-        if hidden:
-            rows += [
-                ["of a hidden patch, with the teacher's of the same", f"{sum(hidden) / len(hidden):.3f}"],
-                ["of a hidden patch, with the teacher's of another", f"{agreement.others:.3f}"],
-            ]
-        hint = "Cosine of what the student says and what the teacher says, in the mean: the vectors that meet the prototypes."
-        return Section("how far they agree", hint, Figures(["", str(self.run)], rows))
-
-    def _mean(self, agreement: Agreement, role: str) -> float:
-        rows = zip(self.roles(), agreement.crops, strict=True)
-        cosines = [cosine for roles, row in rows for is_, cosine in zip(roles, row, strict=True) if is_ == role]
-        return sum(cosines) / max(1, len(cosines))
-
-    def _agreement_json(self) -> dict[str, Any] | None:
-        if self.agreement is None:
-            return None
-        patches = [
-            [[None if cosine != cosine else cosine for cosine in crop] for crop in image]
-            for image in self.agreement.patches
+        if not any(mask.any() for masks in self.hidden for mask in masks):
+            return rows
+        own = np.nanmean(np.stack([np.stack(patches) for patches in agreement.patches]))
+        return [
+            *rows,
+            ["a hidden patch", f"{own:.3f}"],
+            ["a hidden patch, and the teacher of another", f"{agreement.others:.3f}"],
         ]
-        return {**asdict(self.agreement), "patches": patches}
 
 
 def _colour(number: int) -> str:
@@ -234,41 +229,50 @@ def _heat(cosines: npt.NDArray[np.float64]) -> Pixels:
     return np.array(colours, np.uint8).reshape(*cosines.shape, 3)
 
 
+def _plain(agreement: Agreement) -> dict[str, Any]:
+    """As JSON can hold it."""
+    patches = [
+        [[None if np.isnan(cosine) else float(cosine) for cosine in crop.flat] for crop in crops]
+        for crops in agreement.patches
+    ]
+    return {"crops": agreement.crops, "patches": patches, "others": agreement.others}
+
+
 def inspect_dino(request: Request) -> DINOInspection:
     """Crops, hidden patches and objective are those of the training."""
-    look = look_at(request, "dino", IMAGES)
+    look = look_at(request, "dino", DINOInspection.most)
     objective = look.recipe.build()
     assert isinstance(objective, DINO)
-    task = objective.hide(look.batch)
-    crops = objective.crops
+    task, crops = objective.hide(look.batch), objective.crops
     pixels = [*task["globals"].unbind(1), *(task["locals"].unbind(1) if crops.count else ())]
     kinds = [crops.first, crops.second, *[crops.local] * crops.count]
     seen = [look.seen(*each, number) for number, each in enumerate(zip(pixels, kinds, strict=True))]
-    hidden = task.tensors.get("hidden")
+    hidden: list[list[Mask]] = [[] for _ in range(len(look.batch))]
+    if "hidden" in task.tensors:
+        side = crops.first.size // look.recipe.settings["model.patch"]
+        hidden = [list(masks) for masks in task["hidden"].view(-1, GLOBALS, side, side).numpy()]
     agreement = None
     if request.run is not None:
         with torch.inference_mode():
             agreement = _agreement(trained(Run(request.run), objective).predict(task), hidden)
-    side = crops.first.size // (look.recipe.settings["model.patch"] or 1)
     return DINOInspection(
         **look.shared(request.run),
         crops=crops,
-        grid=(0, 0) if hidden is None else (side, side),
         views=[list(each) for each in zip(*seen, strict=True)],
-        hidden=[[[]] * GLOBALS] * len(look.batch) if hidden is None else hidden.tolist(),
+        hidden=hidden,
         agreement=agreement,
     )
 
 
-def _agreement(outputs: Outputs, hidden: torch.Tensor | None) -> Agreement:
+def _agreement(outputs: Outputs, hidden: list[list[Mask]]) -> Agreement:
     teacher = outputs["teacher"].float().flatten(0, 1)
     student = torch.cat((outputs["globals"], outputs["locals"]), 1).float().flatten(0, 1)
-    if hidden is None:
-        return Agreement((teacher @ student.T).tolist(), [[[]] * GLOBALS] * len(outputs["teacher"]), 0.0)
-    said, seen = (outputs[name].float() for name in ("patches", "teacher_patches"))
-    own = (said * seen).sum(-1).view_as(hidden).masked_fill(~hidden, torch.nan)
-    said, seen = (F.normalize(each[hidden.flatten(1)], dim=-1) for each in (said, seen))
-    alike = said @ seen.T
-    count = max(1, len(alike) * (len(alike) - 1))
-    others = (alike.sum() - alike.trace()).item() / count
-    return Agreement((teacher @ student.T).tolist(), own.tolist(), others)
+    crops = (teacher @ student.T).tolist()
+    if not any(hidden):
+        return Agreement(crops, [[] for _ in hidden], 0.0)
+    masks = torch.from_numpy(np.stack(hidden))
+    said, seen = (outputs[name].float().view(*masks.shape, -1) for name in ("patches", "teacher_patches"))
+    own = (said * seen).sum(-1).double().masked_fill(~masks, torch.nan)
+    alike = said[masks] @ seen[masks].T
+    others = (alike.sum() - alike.trace()).item() / max(1, len(alike) * (len(alike) - 1))
+    return Agreement(crops, [list(each) for each in own.numpy()], others)

@@ -19,8 +19,6 @@ from selfsup.run import Run
 from selfsup.views import View
 from selfsup.views.drawn import levels
 
-IMAGES = 5
-
 
 @dataclass(frozen=True)
 class Filled:
@@ -50,7 +48,11 @@ class MAEInspection(VisionInspection):
     """
 
     objective: ClassVar[str] = "mae"
-    idea: ClassVar[str] = "most patches of an image are hidden, and their pixels are predicted from the few others"
+    idea: ClassVar[str] = (
+        "most patches of an image are hidden, and their pixels are predicted from the few others"
+    )
+
+    most: ClassVar[int] = 5
 
     view: View
     patch: int
@@ -62,7 +64,7 @@ class MAEInspection(VisionInspection):
         return f"{super().summary()}, patches of {self.patch} by {self.patch} pixels"
 
     def to_json(self) -> dict[str, Any]:
-        losses = [filled.loss for filled in self.filled] or [None] * len(self.images)
+        losses = dict(enumerate(filled.loss for filled in self.filled))
         return {
             **super().to_json(),
             "view": asdict(self.view),
@@ -73,7 +75,7 @@ class MAEInspection(VisionInspection):
                     **self.described(image),
                     "view": described(self.views[image]),
                     "hidden": np.flatnonzero(self.hidden[image]).tolist(),
-                    "loss": losses[image],
+                    "loss": losses.get(image),
                 }
                 for image in range(len(self.images))
             ],
@@ -86,28 +88,30 @@ class MAEInspection(VisionInspection):
             {
                 "Shown": f"of a crop ({least:.0%} to {most:.0%} of an image, mirrored half of the time) "
                 f"{all_ - hidden} of {all_} patches, drawn at random. The encoder sees nothing else.",
-                "Hidden": f"the other {hidden} patches ({hidden / all_:.0%}): so many that neighbours alone do not tell.",
-                "Predicted": "the pixels of every hidden patch, relative to its own mean and contrast, by a light decoder "
-                "that is dropped after training.",
+                "Hidden": f"the other {hidden} patches ({hidden / all_:.0%}): so many that neighbours alone do not "
+                "tell.",
+                "Predicted": "the pixels of every hidden patch, relative to its own mean and contrast, by a light "
+                "decoder that is dropped after training.",
                 "Learned": "how what is seen goes on: shapes, textures, objects.",
             }
         )
         filled = (
             " “Filled in” is what the run predicts; a hidden patch's mean and contrast, which it does not predict, are "
-            "taken from visible patches around it. “Without a model” is that mean alone: what is gained over it was learned."
+            "taken from visible patches around it. “Without a model” is that mean alone: what is gained over it was "
+            "learned."
         )
         return [
             Section("the task", "", task),
             Section(
                 "images and what is hidden of them",
-                "On the left an image with its crop drawn in; then the crop, and what of it is shown. These are the very "
+                "First the image with its crop drawn in; then the crop, and what of it is shown. These are the very "
                 f"crops and patches of the first epoch.{filled if self.filled else ''}",
-                Gallery([(self.names[image], self._line(image)) for image in range(len(self.images))]),
+                Gallery([(self.names[image], [self._row(image)]) for image in self.shown]),
             ),
             *self._figures(),
         ]
 
-    def _line(self, image: int) -> list[Tile]:
+    def _row(self, image: int) -> list[Tile]:
         seen, hidden = self.views[image], self.hidden[image]
         tiles = [
             self.original(image, [box(seen, FIRST, "")]),
@@ -117,7 +121,7 @@ class MAEInspection(VisionInspection):
         if self.filled:
             filled = self.filled[image]
             tiles.append(Tile(filled.pixels, "filled in", f"loss {filled.loss:.3f}", HEIGHT))
-            tiles.append(Tile(filled.smooth, "without a model", "the mean colour around", HEIGHT))
+            tiles.append(Tile(filled.smooth, "without a model", "the brightness around", HEIGHT))
         return tiles
 
     def _figures(self) -> list[Section]:
@@ -125,12 +129,18 @@ class MAEInspection(VisionInspection):
             return []
         loss = sum(filled.loss for filled in self.filled) / len(self.filled)
         hint = "Mean squared error of the hidden patches, of variance 1 each: 1 is what their mean alone would give."
-        return [Section("how well it is filled in", hint, Figures(["", str(self.run)], [["loss (chance 1.000)", f"{loss:.3f}"]]))]
+        return [
+            Section(
+                "how well it is filled in",
+                hint,
+                Figures(["", str(self.run)], [["loss (chance 1.000)", f"{loss:.3f}"]]),
+            )
+        ]
 
 
 def inspect_mae(request: Request) -> MAEInspection:
     """Crops, hidden patches and objective are those of the training."""
-    look = look_at(request, "mae", IMAGES)
+    look = look_at(request, "mae", MAEInspection.most)
     objective = look.recipe.build()
     assert isinstance(objective, MAE)
     task = objective.hide(look.batch)

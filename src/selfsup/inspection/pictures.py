@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw, ImageFont
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from selfsup.inspection.base import Inspection, Part, table_part
@@ -27,14 +28,26 @@ MARGIN, GAP = 28, 12
 CELL = 34  # of a matrix
 PAPER, INK, FAINT, GROUND = "#fbfaf8", "#1f2328", "#6b7079", "#f0eee9"
 FIRST, SECOND, OTHER = "#e8590c", "#2f6fde", "#0f9d76"  # colours of frames
+RAMP = (
+    "#0d0a1f",
+    "#5b1a63",
+    "#b8324f",
+    "#ef7d29",
+    "#fbd87a",
+    "#fffbe6",
+)  # from little to much, ever brighter
+LETTERS = "“”‘’…±°·"  # beyond ASCII, of Pillow's font
 HIDDEN = (178, 174, 168)  # of a patch that is not shown
 
 PICTURE_STYLE = """\
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .7rem 0 0; max-width: 52rem; }
 dt { color: var(--hot); font-weight: 600; }
 dd { margin: 0; }
-.line { margin-top: 1.1rem; }
-.line h3 { font-size: .875rem; font-weight: normal; color: var(--faint); margin: 0 0 .3rem; overflow-wrap: anywhere; }
+.gallery { display: flex; flex-wrap: wrap; gap: 1.4rem 2.2rem; margin-top: .9rem; }
+.tiles + .tiles { margin-top: .6rem; }
+section { max-width: 100%; }
+h3 { font-size: .875rem; font-weight: normal; color: var(--faint); margin: 0 0 .3rem; width: 0; min-width: 100%;
+  overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-start; }
 figure { margin: 0; }
 figure img { display: block; border: 3px solid var(--frame, transparent); border-radius: .3rem; max-width: 100%;
@@ -97,36 +110,24 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Lines of tiles, each under a name."""
+    """Rows of tiles, some under one name."""
 
-    lines: Sequence[tuple[str, Sequence[Tile]]]
+    groups: Sequence[tuple[str, Sequence[Sequence[Tile]]]]
 
     def screen(self, width: int) -> RenderableType:
         said = []
-        for name, tiles in self.lines:
+        for name, rows in self.groups:
             said.append(Text(name, "italic"))
-            said += [Text.assemble((f"  {tile.name} ", "bold"), (tile.facts, "dim")) for tile in tiles]
+            tiles = (tile for row in rows for tile in row)
+            said += [Text.assemble((f"  {tile.name}: ", "bold"), (tile.facts, "dim")) for tile in tiles]
         return Text("\n").join(said)
 
     def html(self) -> str:
-        return "".join(
-            f'<div class="line"><h3>{escape(name)}</h3><div class="tiles">{"".join(map(_figure, tiles))}</div></div>'
-            for name, tiles in self.lines
-        )
+        groups = (f"<section><h3>{escape(name)}</h3>{_rows(rows)}</section>" for name, rows in self.groups)
+        return f'<div class="gallery">{"".join(groups)}</div>'
 
     def paint(self, width: int) -> Image.Image:
-        column = [part for name, tiles in self.lines for part in self._painted(name, tiles, width)]
-        return stacked(column, width, GAP * DENSITY)
-
-    @staticmethod
-    def _painted(name: str, tiles: Sequence[Tile], width: int) -> list[Image.Image]:
-        rows: list[list[Image.Image]] = []
-        for tile in map(_painted, tiles):
-            room = width - sum(other.width + GAP * DENSITY for other in rows[-1]) if rows else 0
-            if tile.width > room:
-                rows.append([])
-            rows[-1].append(tile)
-        return [written(name, 13, FAINT, width), *(_beside(row, width) for row in rows)]
+        return flowed([_group(name, rows, width) for name, rows in self.groups], width, 2 * GAP * DENSITY)
 
 
 OWN, ALIEN, OUT = "+", "-", "="  # a cell that belongs together, one that does not, and one that says nothing
@@ -157,27 +158,47 @@ class Matrix:
         return Text("\n").join(lines)
 
     def html(self) -> str:
-        side = (len(self.columns) + 1) * CELL
-        uri = data_uri(np.asarray(self._drawn()))
+        picture = self._drawn(WIDTH * DENSITY)
+        side, uri = picture.width // DENSITY, data_uri(np.asarray(picture))
         return (
             f'<figure><figcaption>{escape(self.name)}</figcaption><img src="{uri}" width="{side}" '
             f'alt="how alike: {escape(self.name)}"></figure>'
         )
 
     def paint(self, width: int) -> Image.Image:
-        return stacked([written(self.name, 13, FAINT, width), self._drawn()], width, 4 * DENSITY)
+        picture = self._drawn(width)
+        return stacked([written(self.name, 13, FAINT, picture.width), picture], picture.width, 4 * DENSITY)
 
-    def _drawn(self) -> Image.Image:
-        cell = CELL * DENSITY
+    def _drawn(self, width: int) -> Image.Image:
+        cell = min(CELL * DENSITY, width // (len(self.columns) + 1))
         picture = blank(cell * (len(self.columns) + 1), cell * (len(self.rows) + 1))
         for place, pixels in enumerate(self.columns, 1):
-            picture.paste(_thumbnail(pixels), (place * cell + DENSITY, DENSITY))
+            picture.paste(_thumbnail(pixels, cell), (place * cell + DENSITY, DENSITY))
         draw = ImageDraw.Draw(picture)
-        for row, (pixels, values, roles) in enumerate(zip(self.rows, self.values, self.roles, strict=True), 1):
-            picture.paste(_thumbnail(pixels), (DENSITY, row * cell + DENSITY))
+        for row, (pixels, values, roles) in enumerate(
+            zip(self.rows, self.values, self.roles, strict=True), 1
+        ):
+            picture.paste(_thumbnail(pixels, cell), (DENSITY, row * cell + DENSITY))
             for column, (value, role) in enumerate(zip(values, roles, strict=True), 1):
-                _cell(draw, column * cell, row * cell, value, role)
+                left, top, side = column * cell + DENSITY, row * cell + DENSITY, cell - 2 * DENSITY - 1
+                _cell(draw, (left, top, left + side, top + side), value, role)
         return picture
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Blocks beside each other, where there is room."""
+
+    blocks: Sequence[Block]
+
+    def screen(self, width: int) -> RenderableType:
+        return Group(*(block.screen(width) for block in self.blocks))
+
+    def html(self) -> str:
+        return f'<div class="gallery">{"".join(block.html() for block in self.blocks)}</div>'
+
+    def paint(self, width: int) -> Image.Image:
+        return flowed([block.paint(width) for block in self.blocks], width, 2 * GAP * DENSITY)
 
 
 def _number(value: float, role: str) -> tuple[str, str]:
@@ -185,13 +206,12 @@ def _number(value: float, role: str) -> tuple[str, str]:
     return ("   ·" if role == OUT else f"{round(100 * value):>4}", style)
 
 
-def _thumbnail(pixels: Pixels) -> Image.Image:
-    side = (CELL - 2) * DENSITY
+def _thumbnail(pixels: Pixels, cell: int) -> Image.Image:
+    side = cell - 2 * DENSITY
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _cell(draw: ImageDraw.ImageDraw, left: int, top: int, value: float, role: str) -> None:
-    inner = (left + DENSITY, top + DENSITY, left + (CELL - 1) * DENSITY - 1, top + (CELL - 1) * DENSITY - 1)
+def _cell(draw: ImageDraw.ImageDraw, inner: tuple[int, int, int, int], value: float, role: str) -> None:
     if role == OUT:
         draw.rectangle(inner, fill=GROUND)
         draw.line(inner, fill=FAINT, width=DENSITY)
@@ -199,6 +219,13 @@ def _cell(draw: ImageDraw.ImageDraw, left: int, top: int, value: float, role: st
     draw.rectangle(inner, fill=between(GROUND, SECOND, value))
     if role == OWN:
         draw.rectangle(inner, outline=FIRST, width=2 * DENSITY)
+
+
+def ramp(shares: npt.NDArray[np.floating]) -> Pixels:
+    """Shares (rows, columns) from 0 to 1 as colours from black over red to a bright yellow, (rows, columns, 3)."""
+    stops = np.linspace(0, 1, len(RAMP))
+    colours = np.array([ImageColor.getrgb(colour) for colour in RAMP])
+    return np.stack([np.interp(shares, stops, channel) for channel in colours.T], -1).round().astype(np.uint8)
 
 
 def between(low: str, high: str, share: float) -> tuple[int, int, int]:
@@ -293,7 +320,7 @@ class PictureInspection(Inspection):
         parts = [
             written(self.heading, 24, INK, width),
             written(sentence(self.idea), 15, INK, width),
-            written(sentence(self.summary()), 13, FAINT, width),
+            written(f"{sentence(self.summary())} {self.limits()}", 13, FAINT, width),
         ]
         for each in self.sections():
             title = written(each.title[:1].upper() + each.title[1:], 18, INK, width)
@@ -362,6 +389,16 @@ def png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def _rows(rows: Sequence[Sequence[Tile]]) -> str:
+    return "".join(f'<div class="tiles">{"".join(map(_figure, row))}</div>' for row in rows)
+
+
+def _group(name: str, rows: Sequence[Sequence[Tile]], width: int) -> Image.Image:
+    painted = [flowed([_painted(tile) for tile in row], width, GAP * DENSITY) for row in rows]
+    wide = max(row.width for row in painted)
+    return stacked([written(name, 13, FAINT, wide), *painted], wide, 2 * DENSITY)
+
+
 def _figure(tile: Tile) -> str:
     large = tile.pixels.shape[0] > tile.height * DENSITY
     pixels = np.asarray(resized(tile.pixels, tile.height)) if large else tile.pixels
@@ -399,11 +436,18 @@ def blank(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), PAPER)
 
 
+def drawable(text: str) -> str:
+    """A text in letters that Pillow's font has: others lose their marks, or become question marks."""
+    plain = unicodedata.normalize("NFKD", text.replace("×", "x"))
+    kept = (letter for letter in plain if not unicodedata.combining(letter))
+    return "".join(letter if letter.isascii() or letter in LETTERS else "?" for letter in kept)
+
+
 def written(text: str, size: int, colour: str, width: int) -> Image.Image:
     """A text in lines that fit a width."""
     face, step = font(size), round(size * 1.4) * DENSITY
     lines = [""]
-    for word in text.split():
+    for word in drawable(text).split():
         longer = f"{lines[-1]} {word}".lstrip()
         if face.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
@@ -426,11 +470,25 @@ def stacked(parts: Sequence[Image.Image], width: int, gap: int) -> Image.Image:
     return sheet
 
 
-def _beside(parts: Sequence[Image.Image], width: int) -> Image.Image:
-    """In a row."""
-    sheet = blank(width, max(part.height for part in parts))
+def flowed(parts: Sequence[Image.Image], width: int, gap: int) -> Image.Image:
+    """In rows of at most a width, as words stand in lines; no wider than it needs to be."""
+    rows: list[list[Image.Image]] = [[]]
+    for part in parts:
+        if rows[-1] and _extent([*rows[-1], part], gap) > width:
+            rows.append([])
+        rows[-1].append(part)
+    sheets = [_row(row, gap) for row in rows]
+    return stacked(sheets, max(sheet.width for sheet in sheets), gap)
+
+
+def _extent(parts: Sequence[Image.Image], gap: int) -> int:
+    return sum(part.width + gap for part in parts) - gap
+
+
+def _row(parts: Sequence[Image.Image], gap: int) -> Image.Image:
+    sheet = blank(_extent(parts, gap), max(part.height for part in parts))
     left = 0
     for part in parts:
         sheet.paste(part, (left, 0))
-        left += part.width + GAP * DENSITY
+        left += part.width + gap
     return sheet

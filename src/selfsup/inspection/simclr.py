@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -10,14 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.inspection.base import Request
-from selfsup.inspection.pictures import ALIEN, FIRST, OUT, OWN, SECOND, Figures, Gallery, Matrix, Points, Section, Tile
-from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, trained
+from selfsup.inspection.pictures import (
+    ALIEN,
+    FIRST,
+    OUT,
+    OWN,
+    SECOND,
+    Beside,
+    Figures,
+    Gallery,
+    Matrix,
+    Points,
+    Section,
+    Tile,
+)
+from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, mean, trained
 from selfsup.objectives.base import Task
 from selfsup.objectives.simclr import SimCLR
 from selfsup.run import Run
 from selfsup.views import View
 
-IMAGES = 6
 COLOURS = (FIRST, SECOND)
 
 
@@ -48,7 +61,11 @@ class SimCLRInspection(VisionInspection):
     """
 
     objective: ClassVar[str] = "simclr"
-    idea: ClassVar[str] = "an image is rendered twice, and each rendering finds the other among those of other images"
+    idea: ClassVar[str] = (
+        "an image is rendered twice, and each rendering finds the other among those of other images"
+    )
+
+    most: ClassVar[int] = 6
 
     view: View
     temperature: float
@@ -72,13 +89,14 @@ class SimCLRInspection(VisionInspection):
         """What each view is to each, in the order of their images."""
         count = 2 * len(self.views)
         return [
-            "".join(OUT if here == there else OWN if here // 2 == there // 2 else ALIEN for there in range(count))
+            "".join(
+                OUT if here == there else OWN if here // 2 == there // 2 else ALIEN for there in range(count)
+            )
             for here in range(count)
         ]
 
     def sections(self) -> list[Section]:
         least, most = self.view.scale
-        others = 2 * len(self.images) - 2
         task = Points(
             {
                 "Shown": f"two views of each image: random crops of {least:.0%} to {most:.0%} of it, mirrored half of "
@@ -93,51 +111,55 @@ class SimCLRInspection(VisionInspection):
             Section("the task", "", task),
             Section(
                 "images and their views",
-                "On the left an image with both crops drawn in; beside it what the network is given. These are the "
+                "First the image with both crops drawn in; beside it what the network is given. These are the "
                 "very views of the first epoch.",
-                Gallery([self._line(image) for image in range(len(self.images))]),
+                Gallery([self._group(image) for image in self.shown]),
             ),
         ]
         if not self.networks:
             return parts
         hint = (
-            f"Every view in rows and columns. Framed is its partner, all else are the {others} views it must not be "
-            "taken for. A trained network is strong in the frames and weak elsewhere."
+            "Every view in rows and columns; the stronger a cell, the more alike they are to the network. Framed is a "
+            "view's partner, all else it must not be taken for."
         )
-        matrices = [
-            Section(f"which two belong together, {network.name}", hint, self._matrix(network))
-            for network in self.networks
-        ]
+        matrices = Beside([self._matrix(network) for network in self.networks])
         figures = Section(
             "how well a view is found",
-            f"Among these {others + 1} others only; a training has more of them, and so a higher loss. Cosines are "
-            "those that the training compares, after the projection head.",
+            f"Among the {2 * len(self.images) - 1} other views of these images; a training has more of them, and so a "
+            "higher loss. Cosines are those that the training compares, after the projection head.",
             Figures(["", *(network.name for network in self.networks)], self._figures()),
         )
-        return [*parts, *matrices, figures]
+        return [*parts, Section("which two belong together", hint, matrices), figures]
 
-    def _line(self, image: int) -> tuple[str, list[Tile]]:
+    def _group(self, image: int) -> tuple[str, list[list[Tile]]]:
         pair = self.views[image]
-        boxes = [box(seen, colour, str(n)) for n, (seen, colour) in enumerate(zip(pair, COLOURS, strict=True), 1)]
+        boxes = [
+            box(seen, colour, str(n)) for n, (seen, colour) in enumerate(zip(pair, COLOURS, strict=True), 1)
+        ]
         tiles = [
             Tile(seen.pixels, f"view {number}", self.facts(image, seen), HEIGHT, colour)
             for number, (seen, colour) in enumerate(zip(pair, COLOURS, strict=True), 1)
         ]
-        return self.names[image], [self.original(image, boxes), *tiles]
+        return self.names[image], [[self.original(image, boxes), *tiles]]
 
     def _matrix(self, network: Alike) -> Matrix:
-        pictures = [seen.pixels for pair in self.views for seen in pair]
-        return Matrix(network.name, pictures, pictures, network.similarity, self.roles())
+        pictures = [seen.pixels for image in self.shown for seen in self.views[image]]
+        count = len(pictures)
+        values = [row[:count] for row in network.similarity[:count]]
+        roles = [row[:count] for row in self.roles()[:count]]
+        return Matrix(network.name, pictures, pictures, values, roles)
 
     def _figures(self) -> list[list[str]]:
         rows = {
-            "cosine with its partner": lambda network: _mean(self._cosines(network, OWN)),
-            "with a view of another image": lambda network: _mean(self._cosines(network, ALIEN)),
+            "cosine with its partner": lambda network: mean(self._cosines(network, OWN)),
+            "with a view of another image": lambda network: mean(self._cosines(network, ALIEN)),
         }
-        table = [[name, *(f"{figure(network):.3f}" for network in self.networks)] for name, figure in rows.items()]
-        found = (f"{_mean(self._found(network)):.0%}" for network in self.networks)
-        losses = (f"{_mean(network.losses):.3f}" for network in self.networks)
-        chance = torch.tensor(2 * len(self.views) - 1).log().item()
+        table = [
+            [name, *(f"{figure(network):.3f}" for network in self.networks)] for name, figure in rows.items()
+        ]
+        found = (f"{mean(self._found(network)):.0%}" for network in self.networks)
+        losses = (f"{mean(network.losses):.3f}" for network in self.networks)
+        chance = math.log(2 * len(self.views) - 1)
         return [*table, ["nearer to it than to any other", *found], [f"loss (chance {chance:.3f})", *losses]]
 
     def _cosines(self, network: Alike, role: str) -> list[float]:
@@ -150,13 +172,9 @@ class SimCLRInspection(VisionInspection):
         return [cosine > max(alien[each * n : each * (n + 1)], default=-1.0) for n, cosine in enumerate(own)]
 
 
-def _mean(values: list[float] | list[bool]) -> float:
-    return sum(values) / max(1, len(values))
-
-
 def inspect_simclr(request: Request) -> SimCLRInspection:
     """Views and objective are those of the training."""
-    look = look_at(request, "simclr", IMAGES)
+    look = look_at(request, "simclr", SimCLRInspection.most)
     objective = look.recipe.build()
     assert isinstance(objective, SimCLR)
     task = objective.hide(look.batch)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from selfsup.data.records import Batch
@@ -24,7 +22,8 @@ from selfsup.views.drawn import Drawn, draw_views, levels
 if TYPE_CHECKING:
     from selfsup.objectives.vision import VisionRecipe
 
-HEIGHT = 150  # of an image on a page
+HEIGHT = 130  # of an image on a page
+MEASURED = 24  # images that figures of a run are means over
 
 AnyObjective = TypeVar("AnyObjective", bound=Objective)
 
@@ -39,9 +38,10 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionInspection(PictureInspection):
-    """The first images that a training takes, as it takes them.
+    """The first images that a training takes, as it takes them; figures are means over all, the first few are drawn.
 
     Attributes:
+        most: images that are drawn.
         source: name of what they were taken from.
         length: images of its training part.
         seed: of the training.
@@ -51,6 +51,8 @@ class VisionInspection(PictureInspection):
         run: what makes something of the task, where a run was given.
     """
 
+    most: ClassVar[int]
+
     source: str
     length: int
     seed: int
@@ -59,15 +61,25 @@ class VisionInspection(PictureInspection):
     images: list[Pixels]
     run: str | None
 
+    @property
+    def shown(self) -> range:
+        """The images that are drawn."""
+        return range(min(self.most, len(self.images)))
+
     def summary(self) -> str:
-        return ", ".join(
-            [
-                self.source,
-                f"the {len(self.images)} images of {self.length:,} that training takes first",
-                f"seen at {self.size} by {self.size} pixels",
-                f"seed {self.seed}, epoch 0",
-            ]
-        )
+        facts = [
+            self.source,
+            f"the {len(self.images)} of {self.length:,} images that training takes first",
+            f"seen at {self.size} by {self.size} pixels",
+            f"seed {self.seed}, epoch 0",
+        ]
+        return ", ".join(facts)
+
+    def limits(self, width: int | None = None) -> str:
+        count = len(self.images)
+        if len(self.shown) == count:
+            return ""
+        return f"Figures are means over these {count}; the first {len(self.shown)} are drawn."
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,15 +97,19 @@ class VisionInspection(PictureInspection):
         height, width = self.images[image].shape[:2]
         return {"name": self.names[image], "height": height, "width": width}
 
-    def original(self, image: int, boxes: Sequence[Box]) -> Tile:
-        """An image with its crops drawn in."""
+    def original(self, image: int, boxes: Sequence[Box], name: str = "image") -> Tile:
+        """An image with crops drawn in."""
         pixels = self.images[image]
         height, width = pixels.shape[:2]
-        return Tile(outlined(pixels, HEIGHT, boxes), "image", f"{width} by {height} pixels", HEIGHT)
+        return Tile(outlined(pixels, HEIGHT, boxes), name, f"{width} by {height} pixels", HEIGHT)
 
     def share(self, image: int, seen: Seen) -> float:
         """Of an image that a view shows."""
-        return seen.drawn.box[2] * seen.drawn.box[3] / (self.images[image].shape[0] * self.images[image].shape[1])
+        return (
+            seen.drawn.box[2]
+            * seen.drawn.box[3]
+            / (self.images[image].shape[0] * self.images[image].shape[1])
+        )
 
     def facts(self, image: int, seen: Seen) -> str:
         """What was drawn for a view, in words."""
@@ -105,12 +121,19 @@ class VisionInspection(PictureInspection):
             f"blurred by {drawn.sigma:.1f} px": drawn.sigma,
             "solarized": drawn.solarized,
         }
-        return ", ".join([f"{self.share(image, seen):.0%} of the image", *(name for name in done if done[name])])
+        return ", ".join(
+            [f"{self.share(image, seen):.0%} of the image", *(name for name in done if done[name])]
+        )
 
 
 def box(seen: Seen, colour: str, name: str) -> Box:
     """The crop of a view."""
     return Box(*seen.drawn.box, colour, name)
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 of nothing."""
+    return sum(values) / max(1, len(values))
 
 
 def described(seen: Seen) -> dict[str, Any]:
@@ -142,7 +165,7 @@ class Look:
             "length": len(recipe.train),
             "seed": self.batch.seed,
             "size": recipe.settings["data.size"],
-            "names": [recipe.train.place(int(record)) for record in self.batch.records],
+            "names": [_within(recipe.train.place(int(record)), images.name) for record in self.batch.records],
             "images": [
                 pixels[:, :height, :width].permute(1, 2, 0).numpy()
                 for pixels, (height, width) in zip(self.batch.data["pixels"], sizes, strict=True)
@@ -157,17 +180,26 @@ class Look:
         return [Seen(*pair) for pair in zip(drawn, levels(rendered), strict=True)]
 
 
-def look_at(request: Request, objective: str, count: int) -> Look:
+def _within(place: str, source: str) -> str:
+    """Where an image stands in its source."""
+    return place.removeprefix(source).lstrip("/, ") or place
+
+
+def look_at(request: Request, objective: str, shown: int) -> Look:
     """The data of a request, else that of its run, else the bundled images, as a training begins with them.
 
     Raises:
         UserError: there are none, or the run is of another objective.
     """
     if request.text is not None or request.window is not None:
-        raise UserError(f"{objective} looks at images, so --text and --window say nothing to it; give --data.")
+        raise UserError(
+            f"{objective} looks at images, so --text and --window say nothing to it; give --data."
+        )
     settings = request.settings
     if request.run is not None and settings["objective"] != objective:
-        raise UserError(f"{request.run} is a run of {settings['objective']}, not of {objective}; leave {objective} out.")
+        raise UserError(
+            f"{request.run} is a run of {settings['objective']}, not of {objective}; leave {objective} out."
+        )
     settings.change("objective", objective, "given")
     kind = find_recipe(objective, settings["model.preset"])
     named = request.data if isinstance(request.data, str) else kind.example if request.run is None else None
@@ -180,7 +212,8 @@ def look_at(request: Request, objective: str, count: int) -> Look:
     recipe.open(lambda done, total: None)
     recipe.settle(Effort())
     seed, size = settings["train.seed"], len(recipe.train)
-    epochs, places = draw(seed, 0, min(count, size), size)
+    count = min(shown if request.run is None else max(shown, MEASURED), size)
+    epochs, places = draw(seed, 0, count, size)
     return Look(recipe, Batch(recipe.train.read(places), seed, epochs, places))
 
 
@@ -192,6 +225,8 @@ def trained(run: Run, objective: AnyObjective) -> AnyObjective:
     """
     checkpoint = run.checkpoints().newest()
     if checkpoint is None:
-        raise UserError(f"{run.directory} has no checkpoint yet, so there is nothing it makes of the task; train it first.")
+        raise UserError(
+            f"{run.directory} has no checkpoint yet, so there is nothing it makes of the task; train it first."
+        )
     objective.load_state_dict(checkpoint.tensors["model"])
     return objective.eval()
