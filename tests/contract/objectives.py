@@ -22,12 +22,13 @@ from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.objectives.dino import DINO, Crops, Head, Network, Teaching
+from selfsup.objectives.dino import DINO, Crops
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import Projection, SimCSE
+from selfsup.objectives.teaching import Head, Network, Teaching
 from selfsup.seeding import derive, generator, seeded
 from selfsup.views import dino_global, dino_local, dino_second, mae_view, simclr_view
 

@@ -24,7 +24,8 @@ from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort, Outputs, Task
-from selfsup.objectives.dino import DINO, LONGEST_MEMORY, Crops, DINORecipe, Head, Network, Teaching
+from selfsup.objectives.dino import DINO, Crops, DINORecipe
+from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.optim import AdamW, Optimizer
 from selfsup.seeding import generator
 from selfsup.step import evaluate, gradients
@@ -239,7 +240,9 @@ def test_only_hidden_patches_pass_the_head() -> None:
 
 def test_half_of_the_global_crops_are_masked() -> None:
     made = dino(crops=replace(CROPS, first=dino_global(40), second=dino_second(40), count=0))
-    shares = torch.cat([made.hide(batch_of(range(24), seed))["hidden"].double().mean(2) for seed in range(10)])
+    shares = torch.cat(
+        [made.hide(batch_of(range(24), seed))["hidden"].double().mean(2) for seed in range(10)]
+    )
     masked = shares[shares > 0]
     assert 0.4 < len(masked) / shares.numel() < 0.6
     assert 0.09 < float(masked.min()) < 0.15
@@ -504,7 +507,7 @@ def test_flops_count_the_head() -> None:
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(UserError, match="dino.local_size 15 is no multiple of model.patch 4"):
+    with pytest.raises(UserError, match=r"dino\.local_size 15 is no multiple of model\.patch 4"):
         settled(pictures(40), **{"dino.local_size": 15})
 
 
