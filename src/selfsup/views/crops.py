@@ -125,13 +125,13 @@ def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tenso
     wide, high = columns.blocks(), rows.blocks()
     left, top = (min(span.start for _, span in side) for side in (wide, high))
     right, bottom = (max(span.stop for _, span in side) for side in (wide, high))
-    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float().mul_(1 / 255)
+    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float()
     count, channels, height, width = part.shape
     size = columns.outputs.shape[1]
     narrow = part.new_empty(count, channels * height, size)
     for to, span in wide:
         lines = part.view(count, channels * height, width)[:, :, span.start - left : span.stop - left]
-        torch.bmm(lines, columns.weights(to, span).mT, out=narrow[:, :, to])
+        torch.bmm(lines, columns.weights(to, span).div_(255).mT, out=narrow[:, :, to])
     images = part.new_empty(channels, count, size, size)
     for to, span in high:
         weights = rows.weights(to, span)

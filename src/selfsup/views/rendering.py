@@ -52,7 +52,7 @@ def render(
     early = np.where(draws[:, JITTER] < view.jitter, (draws[:, KEYS] < draws[:, KEYS][:, HUE:]).sum(1), -1)
     order = np.argsort(-early, kind="stable")
     draws, early = draws[order], early[order]
-    places, drawn = (torch.from_numpy(array).to(pixels.device) for array in (order, draws))
+    places, drawn = (_moved(array, pixels.device) for array in (order, draws))
     boxes = random_boxes(drawn[:, CROP], sizes[places], view.scale, view.ratio)
     top, left, height, width = boxes.unbind(1)
     mirror = drawn[:, FLIP] < view.flip
@@ -67,9 +67,9 @@ def render(
         for part in _parts(pixels, view.size):
             images = resample(pixels, places[part], rows[part], columns[part])
             jitter(images.flatten(2), blends[part], shifts[part], early[part])
-            _change(images, draws[part, GREY] < view.grey, _grey)
-            _change(images, draws[part, BLUR] < view.blur, blur, kernels[part])
-            _change(images, draws[part, SOLARIZE] < view.solarize, solarize)
+            images = _changed(images, draws[part, GREY] < view.grey, _grey)
+            images = _changed(images, draws[part, BLUR] < view.blur, blur, kernels[part])
+            images = _changed(images, draws[part, SOLARIZE] < view.solarize, solarize)
             out.index_copy_(0, places[part], _normalised(images).transpose(0, 1))
     return out
 
@@ -108,18 +108,21 @@ def _parts(pixels: Tensor, size: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(pixels), step))
 
 
-def _change(
+def _changed(
     images: Tensor, chosen: npt.NDArray[np.bool_], operation: Callable[..., Tensor], *parameters: Tensor
-) -> None:
-    """Apply an operation to the chosen images of (3, n, S, S), with their parameters (n,); in place."""
+) -> Tensor:
+    """Images (3, n, S, S) with an operation applied to the chosen ones (n,), with their parameters (n, …)."""
+    if chosen.all():
+        return operation(images, *parameters)
     if chosen.any():
-        which = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
+        which = _moved(np.flatnonzero(chosen), images.device)
         theirs = (parameter[which] for parameter in parameters)
         images.index_copy_(1, which, operation(images.index_select(1, which), *theirs))
+    return images
 
 
 def _grey(images: Tensor) -> Tensor:
-    return luminance(images).expand_as(images)
+    return luminance(images).repeat(3, 1, 1, 1)
 
 
 def _normalised(images: Tensor) -> Tensor:
@@ -127,3 +130,9 @@ def _normalised(images: Tensor) -> Tensor:
     for channel, mean, std in zip(images, MEAN, STD, strict=True):
         channel.sub_(mean).mul_(1 / std)
     return images
+
+
+def _moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for what a GPU is at."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
