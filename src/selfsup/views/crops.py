@@ -84,9 +84,10 @@ class Line:
         if mirror is not None:
             outputs = torch.where(mirror[:, None], size - outputs, outputs)
         centres = start + outputs * step
-        ends = centres[:, ::BLOCK], centres[:, [min(i + BLOCK, size) - 1 for i in range(0, size, BLOCK)]]
-        first = (torch.minimum(*ends) - width).floor().clamp(low, high - 1)
-        last = (torch.maximum(*ends) + width).ceil().clamp(low + 1, high)
+        one = centres[:, ::BLOCK]  # the outermost outputs of each block, in either order
+        other = torch.cat((centres[:, BLOCK - 1 :: BLOCK], centres[:, -1:]), 1)[:, : one.shape[1]]
+        first = (torch.minimum(one, other) - width).floor().clamp(low, high - 1)
+        last = (torch.maximum(one, other) + width).ceil().clamp(low + 1, high)
         places = torch.arange(length, device=step.device)
         seen = (places >= low) & (places < high)
         pixels = torch.where(seen, (places + 0.5) / width, math.inf)
