@@ -40,7 +40,7 @@ from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
-from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render
+from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
 
 GLOBALS = 2
 HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022, section 4.1)
@@ -106,21 +106,19 @@ class DINO(Objective):
         """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
         (B, 2, P) bool."""
         crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
-        views = [crops.first, crops.second, *[crops.local] * crops.count]
-        pixels = [
-            render(batch.data["pixels"], batch.data["sizes"], view, *place, number)
-            for number, view in enumerate(views)
-        ]
-        tensors = {"globals": torch.stack(pixels[:GLOBALS], 1)}
+        images = batch.data["pixels"], batch.data["sizes"]
+        first, second = render(*images, crops.first, *place, 0), render(*images, crops.second, *place, 1)
+        tensors = {"globals": torch.stack((first, second), 1)}
         if crops.count:
-            tensors["locals"] = torch.stack(pixels[GLOBALS:], 1)
+            numbers = range(GLOBALS, GLOBALS + crops.count)
+            tensors["locals"] = render_several(*images, crops.local, *place, numbers).transpose(0, 1)
         shown = torch.tensor(GLOBALS * len(batch))
-        counts = {"dino": shown * (len(views) - 1), **dict.fromkeys(FIGURES, shown)}
+        counts = {"dino": shown * (1 + crops.count), **dict.fromkeys(FIGURES, shown)}
         if self.weights["koleo"]:
             counts["koleo"] = shown
         if self.weights["ibot"]:
             hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
-            tensors["hidden"] = hidden.to(batch.data["pixels"].device)
+            tensors["hidden"] = hidden.to(first.device)
             counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
         return Task(tensors, counts)
 
