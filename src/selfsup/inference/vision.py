@@ -20,7 +20,7 @@ from selfsup.data.images import Unreadable
 from selfsup.inference.items import Item, Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_device, find_precision
-from selfsup.models.backbones import AnyBackbone, pooled
+from selfsup.models.backbones import AnyBackbone
 from selfsup.models.dinov3 import MODEL_TYPE, PREPROCESSOR, read_vision
 from selfsup.models.features import Features, fingerprint
 from selfsup.models.huggingface import read_json
@@ -148,8 +148,8 @@ class ImageModel:
 
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:
         with Machine(self.device, precision, 0.0).autocast():
-            found = pooled(self.backbone, shown, self.features.pooling)
-        return self.features.map(found.float())
+            found = self.backbone.embed(shown, self.features.pooling)
+        return self.features.map(found)
 
     def _close_precision(self, shown: Tensor) -> str:
         """bf16 where it is native and its vectors of these images are close to those in fp32; else fp32."""
