@@ -235,7 +235,7 @@ def plain_centre(pixels: np.ndarray, size: int) -> np.ndarray:
     channels = [
         Image.fromarray(c.astype(np.float32)).resize((wide, high), Image.Resampling.BILINEAR) for c in pixels
     ]
-    top, left = round((high - size) / 2), round((wide - size) / 2)
+    top, left = (high - size) // 2, (wide - size) // 2
     return np.stack([np.asarray(c)[top : top + size, left : left + size] for c in channels])
 
 

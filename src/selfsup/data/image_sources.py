@@ -147,7 +147,7 @@ def _of_lists(name: str, files: list[File], column: str | None, label: str | Non
         folder = os.path.dirname(file.path)
         for _, row in part.rows([wanted, *([labelled] if labelled else [])]):
             value = row if isinstance(row, Malformed) else row[wanted]
-            paths.append(os.path.join(folder, value) if isinstance(value, str) else "")
+            paths.append(os.path.join(folder, value) if value and isinstance(value, str) else "")
             labels.append(None if labelled is None or isinstance(row, Malformed) else row.get(labelled))
 
     def span(index: int) -> Span:
@@ -190,6 +190,7 @@ def _of_objects(images: Sequence[Any]) -> Store:
     for number, image in enumerate(images, 1):
         if not isinstance(image, Image.Image | np.ndarray | bytes):
             raise UserError(
-                f"Image {number} of {name} is a {type(image).__name__}: give PIL images, uint8 arrays or bytes."
+                f"Image {number} of {name} is a {type(image).__name__}: "
+                "give PIL images, uint8 arrays, bytes or Path objects."
             )
     return Store(name, len(images), lambda index: images[index], lambda index: f"image {index + 1}")

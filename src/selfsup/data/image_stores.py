@@ -22,7 +22,6 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label",
 SHARE = 8  # of the free memory, one part in so many may hold images
 FORMAT = 1  # of what is kept about images; a change makes it anew
 
-
 Progress = Callable[[int, int | None], None]
 
 
@@ -93,13 +92,14 @@ def of_spans(
 def folders(paths: Sequence[str]) -> list[str] | None:
     """The name of the folder that each path lies in, where there are several and none lies above the others."""
     folders = [os.path.dirname(path) for path in paths]
-    distinct = set(folders)
+    distinct = set(map(os.path.abspath, set(folders)))
     if len(distinct) < 2 or os.path.commonpath(distinct) in distinct:
         return None
     return [os.path.basename(folder) for folder in folders]
 
 
 def label_column(where: str, columns: Sequence[str], wanted: str | None) -> str | None:
+    """The column of classes: the one wanted, which must be there, else one with a usual name."""
     if wanted is not None:
         require_column(where, columns, wanted)
         return wanted
@@ -107,9 +107,11 @@ def label_column(where: str, columns: Sequence[str], wanted: str | None) -> str 
 
 
 def file_at(path: Path | str) -> File:
+    """A file, looked up."""
     status = os.stat(path)
     return File(str(path), status.st_size, status.st_mtime_ns)
 
 
 def kind_of(name: str) -> str | None:
+    """The kind of a file, by its extension."""
     return KINDS.get(os.path.splitext(name)[1].lower())

@@ -66,12 +66,12 @@ class Images:
             they are turned or cut.
         hashes: uint64 (n,), of the content of each file.
         labels: int64 (n,), the class of each image, -1 where it has none; None where the source has no classes.
-        classes: their names.
+        classes: their names, by which the classes of two sources are matched.
     """
 
     def __init__(self, store: Store, index: _Index, skipped: Skipped, failures: float) -> None:
         self.name = store.name
-        self._good = np.array([i for i in range(store.count) if i not in index.problems], np.int64)
+        self._good = np.delete(np.arange(store.count), list(index.problems))
         if not len(self._good):
             raise UserError(f"{store.name} holds no images: point at data with at least one.")
         self.sizes = index.sizes[self._good]
@@ -207,7 +207,7 @@ class ImageRecords:
         self._images, self._indices, self._least = images, indices, least
         stack = images.stack
         whole = stack is not None and min(stack.shape[1:3]) < 2 * least
-        self._stack = torch.from_numpy(stack) if whole else None
+        self._stack = stack if whole else None
         self._room = free_memory(torch.device("cpu")) // SHARE
         self._kept: dict[int, Pixels] = {}
         self._lock = threading.Lock()
@@ -230,7 +230,7 @@ class ImageRecords:
             UserError: more images than may be cannot be read.
         """
         if self._stack is not None:
-            pixels = self._stack[torch.from_numpy(self._indices[indices])].permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(self._stack[self._indices[indices]]).permute(0, 3, 1, 2)
             return {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
         images = list(_threads().map(self._readable, indices.tolist()))
         sizes = torch.tensor([image.shape[:2] for image in images])
@@ -388,11 +388,12 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
         return None, ()
     values = [store.labels[number] for number in good]
     if store.classes is not None:
-        names = range(len(store.classes))
-        return np.array([v if v in names else -1 for v in values], np.int64), store.classes
-    there = sorted({value for value in values if value not in (None, "")}, key=_order)
+        known = range(len(store.classes))
+        return np.array([value if value in known else -1 for value in values], np.int64), store.classes
+    there = sorted({value for value in values if isinstance(value, int | str) and value != ""}, key=_order)
     numbers = {value: number for number, value in enumerate(there)}
-    return np.array([numbers.get(value, -1) for value in values], np.int64), tuple(map(str, there))
+    labels = [numbers[value] if isinstance(value, int | str) and value in numbers else -1 for value in values]
+    return (np.array(labels, np.int64), tuple(map(str, there))) if there else (None, ())
 
 
 def _order(value: object) -> tuple[int, int, str]:

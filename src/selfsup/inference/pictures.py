@@ -59,7 +59,7 @@ class Viewed:
 
         from selfsup.views import MEAN, STD, render, simclr_view
 
-        whole = torch.from_numpy(self.image.pixels(VIEW_SURPLUS * self.size)).permute(2, 0, 1)[None].contiguous()
+        whole = torch.from_numpy(self.image.pixels(VIEW_SURPLUS * self.size)).permute(2, 0, 1)[None]
         sizes = torch.tensor([whole.shape[2:]])
         record = np.array([self.image.index])
         view = render(

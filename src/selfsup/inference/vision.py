@@ -29,7 +29,7 @@ from selfsup.views import MEAN, STD, centred
 PIXELS, IMAGES = 1 << 22, 512  # at most, that are embedded at once
 READERS = 8  # threads, at most, that decode images
 AHEAD = 2  # batches that are decoded before their turn
-TOLERANCE = 0.05  # what bf16 may move a vector by, as a share of how far vectors lie from their centre
+TOLERANCE = 0.02  # what bf16 may move vectors by, as a share of how far they lie from their centre
 
 
 class ImageModel:
@@ -143,7 +143,7 @@ class ImageModel:
         for shape, places in shapes.items():
             stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).to(self.device)
             sizes = torch.tensor([shape[:2]], device=self.device).expand(len(places), 2)
-            shown[places] = centred(stacked.permute(0, 3, 1, 2).contiguous(), sizes, self.size)
+            shown[places] = centred(stacked.permute(0, 3, 1, 2), sizes, self.size)
         return shown
 
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:

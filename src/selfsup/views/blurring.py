@@ -10,19 +10,7 @@ from torch import Tensor
 
 SHARE = 0.1  # of the image's side: the width of the kernel (SimCLR, appendix A)
 TINY = 1e-12
-
-
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Convolve images (3, n, S, S) with Gaussians of deviations `sigma` (n,) pixels, reflected at the borders."""
-    size = images.shape[-1]
-    radius = reach(size)
-    kernels = gaussian(sigma, radius)
-    matrices = (kernels @ _reflected(size, radius, images.device)).view(-1, size, size)
-    between, blurred = torch.empty_like(images[0]), torch.empty_like(images)
-    for channel, out in zip(images, blurred, strict=True):
-        torch.bmm(matrices, channel, out=between)
-        torch.bmm(between, matrices.mT, out=out)
-    return blurred
+BLOCK = 96  # outputs that are computed together; matrices are zero further than the kernel from the diagonal
 
 
 def reach(size: int) -> int:
@@ -30,12 +18,28 @@ def reach(size: int) -> int:
     return max(1, round(SHARE * size / 2))
 
 
-def gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """exp(−d² / 2σ²) for d = 0 … radius, (n, radius + 1), divided by the sum over −radius … radius."""
-    distances = torch.arange(radius + 1, device=sigma.device)
+def gaussian(sigma: Tensor, size: int) -> Tensor:
+    """exp(−d² / 2σ²) for d = 0 … reach(size), (n, reach + 1) float32, divided by the sum to both sides."""
+    distances = torch.arange(reach(size) + 1, device=sigma.device)
     kernels = torch.exp(-0.5 * (distances / sigma[:, None]) ** 2)
     kernels = F.threshold(kernels, TINY, 0)  # products of numbers below float32's normal ones are slow
-    return kernels / (2 * kernels.sum(1, keepdim=True) - 1)
+    return (kernels / (2 * kernels.sum(1, keepdim=True) - 1)).float()
+
+
+def blur(images: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve images (3, n, S, S) with the kernels of `gaussian` along both sides, reflected at the borders."""
+    size, radius = images.shape[-1], kernels.shape[1] - 1
+    matrices = (kernels @ _reflected(size, radius, images.device)).view(-1, size, size)
+    tall, blurred = torch.empty_like(images), torch.empty_like(images)
+    for first in range(0, size, BLOCK):
+        to, span = slice(first, first + BLOCK), slice(max(0, first - radius), first + BLOCK + radius)
+        for lines, out in zip(images, tall, strict=True):
+            torch.bmm(matrices[:, to, span], lines[:, span], out=out[:, to])
+    for first in range(0, size, BLOCK):
+        to, span = slice(first, first + BLOCK), slice(max(0, first - radius), first + BLOCK + radius)
+        for lines, out in zip(tall, blurred, strict=True):
+            torch.bmm(lines[:, :, span], matrices[:, to, span].mT, out=out[:, :, to])
+    return blurred
 
 
 @lru_cache(maxsize=8)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
+BLOCK = 64  # outputs of long lines that are computed together
 
 
 def random_boxes(
@@ -43,70 +45,96 @@ def random_boxes(
     return torch.cat((start, extent), 1).long()
 
 
-def line(
-    start: Tensor,
-    extent: Tensor,
-    low: Tensor,
-    high: Tensor,
-    length: int,
-    size: int,
-    mirror: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Where the pixels of a line and the outputs it is resampled to stand, in widths of the triangle filter.
+@dataclass(frozen=True)
+class Line:
+    """Where the pixels of lines and the outputs that they are resampled to stand, in widths of the triangle filter.
 
-    Args:
-        start, extent: (n,) the part of the line that is resampled, in pixels.
-        low, high: (n,) pixels that are looked at, low ≤ i < high; the others stand at infinity.
-        length: number of pixels.
-        size: number of outputs.
-        mirror: (n,) bool: whose outputs come in reverse order.
-
-    Returns:
-        (n, length) of the pixels' middles, (n, size) of the outputs'; float32.
+    Attributes:
+        pixels: (n, L) float32, infinite where a pixel is not looked at.
+        outputs: (n, S) float32.
+        first, last: (n, blocks) the pixels first ≤ i < last are all that BLOCK successive outputs may have a part of.
     """
-    step = extent.double()[:, None] / size
-    width = step.clamp(min=1)
-    outputs = torch.arange(size, device=start.device) + 0.5
-    if mirror is not None:
-        outputs = torch.where(mirror[:, None], size - outputs, outputs)
-    places = torch.arange(length, device=start.device)
-    seen = (places >= low[:, None]) & (places < high[:, None])
-    pixels = torch.where(seen, (places + 0.5) / width, math.inf)
-    return pixels.float(), ((start[:, None] + outputs * step) / width).float()
+
+    pixels: Tensor
+    outputs: Tensor
+    first: Tensor
+    last: Tensor
+
+    @staticmethod
+    def of(
+        start: Tensor,
+        extent: Tensor,
+        low: Tensor,
+        high: Tensor,
+        length: int,
+        size: int,
+        mirror: Tensor | None = None,
+    ) -> Line:
+        """Lines of `length` pixels, resampled to `size` outputs.
+
+        Args:
+            start, extent: (n,) the part of each line that is resampled, in pixels.
+            low, high: (n,) pixels that are looked at: low ≤ i < high.
+            mirror: (n,) bool: whose outputs come in reverse order.
+        """
+        start, low, high = start[:, None], low[:, None], high[:, None]
+        step = extent.double()[:, None] / size
+        width = step.clamp(min=1)
+        outputs = torch.arange(size, device=step.device) + 0.5
+        if mirror is not None:
+            outputs = torch.where(mirror[:, None], size - outputs, outputs)
+        centres = start + outputs * step
+        ends = centres[:, ::BLOCK], centres[:, [min(i + BLOCK, size) - 1 for i in range(0, size, BLOCK)]]
+        first = (torch.minimum(*ends) - width).floor().clamp(low, high - 1)
+        last = (torch.maximum(*ends) + width).ceil().clamp(low + 1, high)
+        places = torch.arange(length, device=step.device)
+        seen = (places >= low) & (places < high)
+        pixels = torch.where(seen, (places + 0.5) / width, math.inf)
+        return Line(pixels.float(), (centres / width).float(), first.long(), last.long())
+
+    def __getitem__(self, images: slice) -> Line:
+        return Line(self.pixels[images], self.outputs[images], self.first[images], self.last[images])
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Successive outputs, and the pixels that any of them may have a part of."""
+        if self.outputs.device.type != "cpu":  # which would have to wait for the answer
+            return [(slice(0, self.outputs.shape[1]), slice(0, self.pixels.shape[1]))]
+        spans = zip(self.first.amin(0).tolist(), self.last.amax(0).tolist(), strict=True)
+        return [(slice(i * BLOCK, (i + 1) * BLOCK), slice(*span)) for i, span in enumerate(spans)]
+
+    def weights(self, outputs: slice, pixels: slice) -> Tensor:
+        """How much of each pixel is in each output, (n, outputs, pixels), as in Pillow's antialiased bilinear resize:
+        max(0, 1 − distance), divided by the sum over all pixels."""
+        distances = self.pixels[:, None, pixels] - self.outputs[:, outputs, None]
+        triangles = distances.abs_().neg_().add_(1).clamp_(min=0)
+        return triangles.div_(triangles.sum(2, keepdim=True))
 
 
-def weights(pixels: Tensor, outputs: Tensor) -> Tensor:
-    """How much of each pixel is in each output, as in Pillow's antialiased bilinear resize: max(0, 1 − distance),
-    divided by the sum over the pixels.
+def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tensor:
+    """Resample images along both sides.
 
     Args:
-        pixels: (n, L) where they stand, in widths of the filter.
-        outputs: (n, S).
-
-    Returns:
-        (n, S, L).
-    """
-    distances = pixels[:, None, :] - outputs[:, :, None]
-    triangles = distances.abs_().neg_().add_(1).clamp_(min=0)
-    return triangles.div_(triangles.sum(2, keepdim=True))
-
-
-def resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows · channel · columnsᵀ for each channel of each image.
-
-    Args:
-        pixels: (n, 3, H, W) uint8.
-        rows: (n, S, H).
-        columns: (n, S, W).
+        pixels: (N, 3, H, W) uint8.
+        chosen: (n,) int64: which of them.
+        rows: n lines of H pixels.
+        columns: n lines of W pixels.
 
     Returns:
         (3, n, S, S) float32 in [0, 1].
     """
-    count, channels, height, width = pixels.shape
-    size = rows.shape[1]
-    lines = pixels.float().mul_(1 / 255).reshape(count, channels * height, width)
-    narrow = torch.bmm(lines, columns.mT).view(count, channels, height, size)
-    images = narrow.new_empty(channels, count, size, size)
-    for channel in range(channels):
-        torch.bmm(rows, narrow[:, channel], out=images[channel])
+    wide, high = columns.blocks(), rows.blocks()
+    left, top = (min(span.start for _, span in side) for side in (wide, high))
+    right, bottom = (max(span.stop for _, span in side) for side in (wide, high))
+    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float().mul_(1 / 255)
+    count, channels, height, width = part.shape
+    size = columns.outputs.shape[1]
+    narrow = part.new_empty(count, channels * height, size)
+    for to, span in wide:
+        lines = part.view(count, channels * height, width)[:, :, span.start - left : span.stop - left]
+        torch.bmm(lines, columns.weights(to, span).mT, out=narrow[:, :, to])
+    images = part.new_empty(channels, count, size, size)
+    for to, span in high:
+        weights = rows.weights(to, span)
+        for lines, image in zip(narrow.view(count, channels, height, size).unbind(1), images, strict=True):
+            torch.bmm(weights, lines[:, span.start - top : span.stop - top], out=image[:, to])
     return images

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from selfsup.seeding import uniform
-from selfsup.views.blurring import blur
+from selfsup.views.blurring import blur, gaussian
 from selfsup.views.colours import HUE, jitter, jitter_parameters, luminance, solarize
-from selfsup.views.crops import CROP_DRAWS, line, random_boxes, resample, weights
+from selfsup.views.crops import CROP_DRAWS, Line, random_boxes, resample
 from selfsup.views.kinds import View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained networks have them
@@ -56,24 +56,19 @@ def render(
     boxes = random_boxes(drawn[:, CROP], sizes[places], view.scale, view.ratio)
     top, left, height, width = boxes.unbind(1)
     mirror = drawn[:, FLIP] < view.flip
-    rows = line(top, height, top, top + height, pixels.shape[2], view.size)
-    columns = line(left, width, left, left + width, pixels.shape[3], view.size, mirror)
+    rows = Line.of(top, height, top, top + height, pixels.shape[2], view.size)
+    columns = Line.of(left, width, left, left + width, pixels.shape[3], view.size, mirror)
     strengths = (view.brightness, view.contrast, view.saturation, view.hue)
     blends, shifts = jitter_parameters(drawn[:, KEYS], drawn[:, AMOUNTS], strengths)
-    sigma = (view.sigma[0] + (view.sigma[1] - view.sigma[0]) * drawn[:, SIGMA]).float()
+    kernels = gaussian(view.sigma[0] + (view.sigma[1] - view.sigma[0]) * drawn[:, SIGMA], view.size)
 
     out = pixels.new_empty((len(pixels), 3, view.size, view.size), dtype=torch.float32)
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for part in _parts(pixels, view.size):
-            window = _window(boxes[part]) if pixels.device.type == "cpu" else (slice(None), slice(None))
-            images = resample(
-                pixels[:, :, *window].index_select(0, places[part]),
-                weights(rows[0][part, window[0]], rows[1][part]),
-                weights(columns[0][part, window[1]], columns[1][part]),
-            )
+            images = resample(pixels, places[part], rows[part], columns[part])
             jitter(images.flatten(2), blends[part], shifts[part], early[part])
             _change(images, draws[part, GREY] < view.grey, _grey)
-            _change(images, draws[part, BLUR] < view.blur, blur, sigma[part])
+            _change(images, draws[part, BLUR] < view.blur, blur, kernels[part])
             _change(images, draws[part, SOLARIZE] < view.solarize, solarize)
             out.index_copy_(0, places[part], _normalised(images).transpose(0, 1))
     return out
@@ -81,6 +76,8 @@ def render(
 
 def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     """The middle of each image, for evaluation: the short side resized to `size`, the long one cropped.
+
+    Both are rounded as `ViTImageProcessor` of transformers does it.
 
     Args:
         pixels: (n, 3, H, W) uint8, each image at the top left; what stands in the rest is never looked at.
@@ -91,16 +88,16 @@ def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     """
     resized = size * sizes // sizes.amin(1, keepdim=True)
     step = sizes.double() / resized
-    start, extent = ((resized - size) / 2).round() * step, size * step
+    start, extent = ((resized - size) / 2).floor() * step, size * step
     none = torch.zeros_like(sizes)
     rows, columns = (
-        line(start[:, d], extent[:, d], none[:, d], sizes[:, d], pixels.shape[2 + d], size) for d in (0, 1)
+        Line.of(start[:, d], extent[:, d], none[:, d], sizes[:, d], pixels.shape[2 + d], size) for d in (0, 1)
     )
+    everyone = torch.arange(len(pixels), device=pixels.device)
     out = pixels.new_empty((len(pixels), 3, size, size), dtype=torch.float32)
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for part in _parts(pixels, size):
-            sides = (weights(places[part], outputs[part]) for places, outputs in (rows, columns))
-            images = resample(pixels[part], *sides)
+            images = resample(pixels, everyone[part], rows[part], columns[part])
             out[part] = _normalised(images).transpose(0, 1)
     return out
 
@@ -111,12 +108,6 @@ def _parts(pixels: Tensor, size: int) -> Iterator[slice]:
     fitting = CACHE * torch.get_num_threads() if pixels.device.type == "cpu" else MEMORY
     step = max(1, fitting // values)
     return (slice(start, start + step) for start in range(0, len(pixels), step))
-
-
-def _window(boxes: Tensor) -> tuple[slice, slice]:
-    """The rows and columns that hold all of the boxes (n, 4)."""
-    (top, left), (bottom, right) = boxes[:, :2].amin(0), (boxes[:, :2] + boxes[:, 2:]).amax(0)
-    return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
 def _change(
