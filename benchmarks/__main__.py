@@ -11,7 +11,7 @@ from benchmarks.common import write_page
 NAMES = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "__main__", "common")
+    if path.stem not in ("__init__", "__main__", "common", "networks")
 )
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     if name not in [*NAMES, "all"]:
         sys.exit(f"There is no benchmark '{name}'; there are {', '.join(NAMES)}, and all.")
     for chosen in NAMES if name == "all" else [name]:
+        sys.argv[1] = chosen  # as its result says
         import_module(f"benchmarks.{chosen}").main(arguments)
     write_page()
 

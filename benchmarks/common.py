@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +18,9 @@ RESULTS = Path(__file__).parent / "results"
 PEERS = Path(__file__).parent / "peers"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 LONGEST = 1200.0  # seconds of one side
+LIGHTLY = os.environ.get(
+    "LIGHTLY_PYTHON", sys.executable
+)  # an interpreter that has lightly, see peers/lightly_parts.py
 
 Figures = dict[str, Any]
 
@@ -63,9 +67,36 @@ def peer(name: str, *arguments: str) -> Figures:
     return run(sys.executable, str(PEERS / f"{name}.py"), *arguments)
 
 
+def has_lightly() -> bool:
+    """Whether the interpreter that is to run lightly has it."""
+    look = "import importlib.util; raise SystemExit(importlib.util.find_spec('lightly') is None)"
+    return subprocess.run([LIGHTLY, "-c", look], check=False).returncode == 0
+
+
+def lightly(name: str, *arguments: str) -> Figures:
+    """A script of benchmarks/peers that runs lightly, in a process of its own."""
+    return run(LIGHTLY, str(PEERS / f"{name}.py"), *arguments)
+
+
 def selfsup(*arguments: str) -> Figures:
     """A command of selfsup, as a user types it."""
     return run(sys.executable, "-m", "selfsup", *arguments)
+
+
+def step_seconds(run_directory: Path, skipped: int = 4) -> float:
+    """The median time of a step of a run that logs each of them; the first ones are left out."""
+    lines = (run_directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [line["time"] for line in map(json.loads, lines) if line["split"] == "train"]
+    return median(b - a for a, b in pairwise(times[skipped:]))
+
+
+def first_images(source: Path, count: int, place: Path) -> Path:
+    """A parquet file of the first images of another."""
+    import pyarrow.parquet as pq
+
+    file = place / f"first-{count}.parquet"
+    pq.write_table(pq.read_table(source).slice(0, count), file)
+    return file
 
 
 def alternate(rounds: int, **sides: Callable[[], Figures]) -> list[Figures]:
@@ -91,7 +122,7 @@ def write(name: str, what: str, figures: Figures, rows: list[tuple[str, str]]) -
     """
     result = {
         "what": what,
-        "command": f"python -m benchmarks {' '.join([name, *(Path(word).name for word in sys.argv[2:])])}",
+        "command": f"python -m benchmarks {' '.join(Path(word).name for word in sys.argv[1:])}",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "table": rows,

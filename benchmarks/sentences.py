@@ -5,15 +5,12 @@ Arguments: the directory of stsb-en-{train,dev,test}.parquet, and the number of 
 
 from __future__ import annotations
 
-import json
 import tempfile
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import pyarrow.parquet as pq
 
-from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, write
+from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
 
 STEPS = 24
 ENCODED = 5000
@@ -36,9 +33,7 @@ def train(precision: str, text: Path, out: Path) -> Figures:
         "--json", *SHAPE, "train.batch=64", "optim.matrices=adamw", "evaluate.every=1000", "train.log_every=1",
         "evaluate.final_records=64",
     )  # fmt: skip
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    times = [line["time"] for line in lines if line["split"] == "train"]
-    step = median(b - a for a, b in pairwise(times[4:]))
+    step = step_seconds(out)
     return {"sentences_per_second": 64 / step, "seconds": step, "peak_memory": summary["peak_memory"]}
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
-from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, write
+from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
 from benchmarks.quality import TEXT
 
 STEPS = 24
@@ -31,11 +28,7 @@ def steps(objective: str, text: Path, precision: str, tokens: int, *options: str
             "--json", *options, "optim.matrices=adamw", "evaluate.every=1000", "evaluate.final_records=8",
             "train.log_every=1",
         )  # fmt: skip
-        lines = [
-            json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-    times = [line["time"] for line in lines if line["split"] == "train"]
-    step = median(b - a for a, b in pairwise(times[4:]))
+        step = step_seconds(out)
     return {"tokens_per_second": tokens / step, "seconds": step, "peak_memory": summary["peak_memory"]}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from drawings import write_drawings
 
 import selfsup
 from selfsup import cli, planning
@@ -39,6 +40,12 @@ TINY: dict[str, Any] = {
     "evaluate.every": 4,
     "evaluate.records": 8,
     "evaluate.final_records": 8,
+}
+TINY_VISION: dict[str, Any] = {
+    "model": {"layers": 1, "width": 32, "heads": 1, "patch": 4},
+    "data.size": 16,
+    "batch": 8,
+    **{key: TINY[key] for key in TINY if key not in ("tokenizer", "model", "data.window", "batch")},
 }
 TINY_WORDS = [f"model.{name}={value}" for name, value in TINY["model"].items()] + [
     f"{name}={value}" for name, value in TINY.items() if name != "model"
@@ -83,6 +90,12 @@ def corpus(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 96 small images."""
+    return write_drawings(tmp_path_factory.mktemp("drawings") / "drawings", 96, 20)
+
+
 Train = Callable[..., selfsup.Run]
 
 
@@ -96,6 +109,17 @@ def train(corpus: Path) -> Train:
         return selfsup.train(
             objective, out=out, **{"data": corpus, "reporter": Reporter(False), **settings, **given}
         )
+
+    return train_tiny
+
+
+@pytest.fixture(scope="session")
+def train_vision(drawings: Path) -> Train:
+    """`train_vision(out, objective, …)`: on the drawings, with any setting given in place of `TINY_VISION`'s."""
+
+    def train_tiny(out: Path, /, objective: Any, **given: Any) -> selfsup.Run:
+        settings = {"data": drawings, "reporter": Reporter(False), **TINY_VISION}
+        return selfsup.train(objective, out=out, **{**settings, **given})
 
     return train_tiny
 

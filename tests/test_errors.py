@@ -121,7 +121,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "probe in a place that is taken": (
         ["probe", "run", "--data", "corpus.jsonl", "--out", "foreign"], "foreign exists already"),
     "classify without a probe": (["classify", "run", "--probe", "foreign", "a text"], "foreign holds no probe"),
-    "classify nothing": (["classify", "run", "--probe", "foreign"], "either as texts or with --data"),
+    "classify nothing": (["classify", "run", "--probe", "foreign"], "either by itself or with --data"),
     "unknown protocol": (["evaluate", "run", "--protocol", "accuracy"], "accuracy"),
     "compare one with nothing": (["compare", "run", "missing"], "missing"),
     "inspect nothing": (["inspect", "causal-lm", "--data", "missing.txt"], "missing.txt"),

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, TINY_WORDS, Answer, Train, tree
+from conftest import TINY, TINY_VISION, TINY_WORDS, Answer, Train, tree
 
 import selfsup
 from selfsup import checkpoint, cli, files, planning
@@ -37,7 +37,8 @@ LONG = {
     "checkpoint.every": 7,
     "evaluate.every": 20,
 }
-OF_THE_CLOCK = ("time", "tokens_per_second", "sentences_per_second", "utilisation", "waiting")
+PACES = tuple(f"{unit}_per_second" for unit in ("tokens", "sentences", "images"))
+OF_THE_CLOCK = ("time", *PACES, "utilisation", "waiting")
 
 
 # -- the training that is killed -----------------------------------------------------------------------------
@@ -248,27 +249,38 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "masked-lm": {"model.dropout": 0.1, "masked_lm.unit": "word"},
     "simcse": {"data.window": 40, "batch": 8, "train.micro_batch": 3},  # unequal parts, and dropout
 }
+VISION: dict[str, dict[str, Any]] = {
+    "simclr": {"train.micro_batch": 3},
+    "mae": {"train.micro_batch": 3, "mae.decoder_layers": 1},
+}
 
 
-def test_encoders_are_killed_and_resumed(train: Train, corpus: Path, resume: Train, tmp_path: Path) -> None:
-    """Both beside each other, twice: before the decay and in it."""
+def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
+    check_kills(
+        {name: settings_of(tmp_path, corpus, **more) for name, more in ENCODERS.items()}, resume, tmp_path
+    )
+
+
+def test_vision_is_killed_and_resumed(drawings: Path, resume: Train, tmp_path: Path) -> None:
+    common = {**TINY_VISION, **LONG, "data": str(drawings)}
+    check_kills({name: {**common, **more} for name, more in VISION.items()}, resume, tmp_path)
+
+
+def check_kills(trainings: dict[str, dict[str, Any]], resume: Train, place: Path) -> None:
+    """Trainings of objectives, beside each other, are killed twice: before the decay and in it."""
     dice = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     print("dice", seed)
-    given = [{**LONG, "steps": 40, "objective": name, **more} for name, more in ENCODERS.items()]
-    runs = [Run(tmp_path / name) for name in ENCODERS]
-    first = [settings_of(run.directory, corpus, **more) for run, more in zip(runs, given, strict=True)]
-    processes = [start(pause=0.02, settings=settings) for settings in first]
-    kill_at(runs, processes, [dice.randint(3, 15) for _ in runs])
+    runs = [Run(place / name) for name in trainings]
+    given = [{**more, "objective": name, "steps": 40} for name, more in trainings.items()]
+    first = [{**more, "out": str(run.directory)} for run, more in zip(runs, given, strict=True)]
+    kill_at(runs, [start(pause=0.02, settings=more) for more in first], [dice.randint(3, 15) for _ in runs])
     again = [{"resume": str(run.directory), "data.workers": 3} for run in runs]
-    kill_at(
-        runs,
-        [start(pause=0.02, settings=settings) for settings in again],
-        [dice.randint(21, 33) for _ in runs],
-    )
+    kill_at(runs, [start(pause=0.02, settings=more) for more in again], [dice.randint(21, 33) for _ in runs])
     for run, more in zip(runs, given, strict=True):
         assert not run.summary
         resume(run.directory, **{"data.workers": 0})
-        assert_same(run, train(tmp_path / f"whole-{run.directory.name}", **more))
+        whole = {**more, "out": place / f"whole-{run.directory.name}", "reporter": Reporter(False)}
+        assert_same(run, selfsup.train(**whole))
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,16 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from selfsup.data.tokenizers import train_tokenizer
+from selfsup.inference.texts import Text, Texts
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
-from selfsup.models.features import Features
+from selfsup.models.features import Features, fingerprint
 from selfsup.models.modernbert import save_encoder
 
 WORDS = 512
@@ -26,6 +28,11 @@ class WordVectors:
     `embedded` counts the texts that went through.
     """
 
+    kind = "a text encoder"
+    embeds = (Text,)
+    truncated = 0
+    unread = ()
+
     def __init__(self, dimension: int = 16, seed: int = 0) -> None:
         self.encoder = torch.nn.Embedding(WORDS, dimension)
         torch.nn.init.normal_(self.encoder.weight, generator=torch.Generator().manual_seed(seed))
@@ -34,6 +41,17 @@ class WordVectors:
         self.dimension = dimension
         self.tokenizer = SimpleNamespace(vocabulary=WORDS)
         self.embedded = 0
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.encoder, self.features)
+
+    def to(self, device: torch.device) -> WordVectors:
+        self.encoder.to(device)
+        return self
+
+    def read(self, source: object, column: str | None = None, *, label: str | None = None, **_: Any) -> Texts:
+        return Texts(source, column, label)
 
     @torch.no_grad()
     def embed(

@@ -179,7 +179,7 @@ class MAEConfig(Section):
     hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(
         0.75, description="share of the patches that is hidden"
     )
-    decoder_layers: Count = Field(4, description="of the decoder, which serves training only")
+    decoder_layers: Count | None = Field(None, description="of the decoder, which serves training only")
     decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
 
 

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
@@ -30,7 +30,9 @@ from selfsup.files import held, write_atomically
 if TYPE_CHECKING:
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
+    from selfsup.inference.vision import ImageModel
 
+    AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel
 
 UNFINISHED = (".environment.json.", ".config.yaml.")  # files that a crash left half written
 STARTED = {"samples", "checkpoints", "environment.json"}  # all that a start which was cut short leaves
@@ -123,7 +125,7 @@ class Run:
         return self.directory / "model"
 
     @property
-    def model(self) -> LanguageModel | EncoderModel:
+    def model(self) -> AnyModel:
         """The trained model, ready to use."""
         return load(self.directory)
 
@@ -245,10 +247,10 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
     return place
 
 
-def load(path: str | Path) -> LanguageModel | EncoderModel:
-    """The model of a run, or of a model directory in Hugging Face's layout: a decoder's, or an encoder's.
+def load(path: str | Path) -> AnyModel:
+    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images.
 
-    An encoder's may be one of sentence-transformers.
+    A text encoder's may be one of sentence-transformers.
 
     Raises:
         UserError: there is neither.
@@ -274,12 +276,15 @@ def find_model(path: str | Path) -> Path:
     return run.directory
 
 
-def open_model(directory: Path) -> LanguageModel | EncoderModel:
-    """What a model directory holds, by the architecture that its config.json names."""
+def open_model(directory: Path) -> AnyModel:
+    """What a model directory holds, by what its files say."""
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
+    from selfsup.inference.vision import ImageModel, sees
     from selfsup.models.adapters import writes
 
+    if sees(directory):
+        return ImageModel.load(directory)
     return (LanguageModel if writes(directory) else EncoderModel).load(directory)
 
 
@@ -289,17 +294,39 @@ def load_decoder(path: str | Path) -> LanguageModel:
 
     model = load(path)
     if not isinstance(model, LanguageModel):
-        raise UserError(f"{path} holds an encoder, which does not write; give a run of causal-lm.")
+        raise UserError(f"{path} holds {model.kind}, which does not write; give a run of causal-lm.")
     return model
 
 
-def load_encoder(path: str | Path) -> EncoderModel:
-    """As `load`, where only an encoder will do."""
+def load_encoder(path: str | Path) -> EncoderModel | ImageModel:
+    """As `load`, where only an encoder will do, whatever it reads."""
+    from selfsup.inference.generate import LanguageModel
+
+    model = load(path)
+    if isinstance(model, LanguageModel):
+        raise UserError(f"{path} holds {model.kind}, which makes no vectors; give the run of an encoder.")
+    return model
+
+
+def load_text_encoder(path: str | Path) -> EncoderModel:
+    """As `load`, where only an encoder of texts will do."""
     from selfsup.inference.encoder import EncoderModel
 
     model = load(path)
     if not isinstance(model, EncoderModel):
         raise UserError(
-            f"{path} holds a decoder; give a run of masked-lm or simcse, or a ModernBERT directory."
+            f"{path} holds {model.kind}; give a run of masked-lm or simcse, or a ModernBERT directory."
+        )
+    return model
+
+
+def load_image_encoder(path: str | Path) -> ImageModel:
+    """As `load`, where only an encoder of images will do."""
+    from selfsup.inference.vision import ImageModel
+
+    model = load(path)
+    if not isinstance(model, ImageModel):
+        raise UserError(
+            f"{path} holds {model.kind}; give a run of dino, simclr or mae, or a DINOv3 directory."
         )
     return model

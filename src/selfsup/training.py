@@ -12,7 +12,7 @@ from torch import nn
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
-from selfsup.evaluation import ENCODERS, require_known
+from selfsup.evaluation import LANGUAGE_MODELS, require_known
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
@@ -123,7 +123,7 @@ def _settings(
             raise UserError(f"{key} is a setting of {owner}, not of {settings['objective']}; leave it out.")
     for protocol in settings["evaluate.protocols"]:
         require_known(protocol)  # before a step is made, not at the first look
-        if protocol in ENCODERS and settings["evaluate.data"] is None:
+        if protocol not in LANGUAGE_MODELS and settings["evaluate.data"] is None:
             raise UserError(f"{protocol} is measured on data of its own; name it by evaluate.data.")
     settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
     if out is not None:

@@ -182,7 +182,7 @@ def test_bits_per_byte_is_refused_where_bytes_are_lost(tmp_path: Path, kind: str
         (lambda run: evaluate(run, protocol="bits-per-bite"), "did you mean 'bits-per-byte'"),
         (
             lambda run: evaluate(run, data=OTHER, protocol="sts"),
-            "holds a language model.*: bits-per-byte, perplexity",
+            "holds a decoder.*: bits-per-byte, perplexity",
         ),
         (lambda run: evaluate(run, test=OTHER), "no use for --test"),
         (lambda run: evaluate(run, label="class"), "no use for --label"),

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from word_vectors import WordVectors, save_tiny_encoder
 
 from selfsup.errors import UserError
-from selfsup.evaluation import ENCODERS, PROTOCOLS, SUPERVISED, evaluate
+from selfsup.evaluation import PROTOCOLS, SUPERVISED, TEXT_ENCODERS, evaluate
 from selfsup.evaluation.alignment import alignment
 from selfsup.evaluation.alpha_req import alpha_req
 from selfsup.evaluation.base import Score
@@ -29,6 +29,7 @@ from selfsup.evaluation.features import in_test
 from selfsup.evaluation.knn import knn
 from selfsup.evaluation.rankme import rankme
 from selfsup.evaluation.uniformity import uniformity
+from selfsup.inference.texts import Text
 
 Records = list[dict[str, Any]]
 GOOD, BAD, OTHER = (
@@ -61,7 +62,7 @@ REVIEWS: Records = [review(number) for number in range(300)]
 PAIRS: Records = [pair(number) for number in range(120)]
 TEXTS = [record["text"] for record in REVIEWS]
 FITTING: dict[str, Records] = {
-    name: REVIEWS if name in SUPERVISED else PAIRS for name in ENCODERS if name != "pseudo-perplexity"
+    name: REVIEWS if name in SUPERVISED else PAIRS for name in TEXT_ENCODERS if name != "pseudo-perplexity"
 } | {"pseudo-perplexity": [{"text": "a masked word"}, {"text": "two words"}] * 20}
 
 
@@ -90,7 +91,7 @@ def labels_of(records: Records) -> Any:
 # -- what every score says -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ENCODERS)
+@pytest.mark.parametrize("protocol", TEXT_ENCODERS)
 def test_json(protocol: str) -> None:
     score = run(protocol, FITTING[protocol], seed=3)
     content = json.loads(json.dumps(score.to_json()))
@@ -101,7 +102,7 @@ def test_json(protocol: str) -> None:
     assert score == run(protocol, FITTING[protocol], seed=3)
 
 
-@pytest.mark.parametrize("protocol", ENCODERS)
+@pytest.mark.parametrize("protocol", TEXT_ENCODERS)
 def test_progress_reaches_the_end(protocol: str, model: WordVectors) -> None:
     seen: list[tuple[int, int | None]] = []
     run(protocol, FITTING[protocol], progress=lambda done, total: seen.append((done, total)))
@@ -270,11 +271,11 @@ def test_records_that_cannot_be_read_are_named(caplog: pytest.LogCaptureFixture,
 
 @given(st.lists(st.one_of(st.integers(-9, 9), st.text("ab", max_size=3)), min_size=1))
 def test_classes_are_numbered_in_a_fixed_order(labels: list[int | str]) -> None:
-    from selfsup.evaluation.features import LabelledTexts
+    from selfsup.evaluation.features import Labelled
 
-    data = LabelledTexts([""] * len(labels), labels, "list")
+    data = Labelled([Text("", "", "", {})] * len(labels), labels, "list")
     assert [data.classes[number] for number in data.numbers] == labels
-    assert data.classes == LabelledTexts([""] * len(labels), labels[::-1], "list").classes
+    assert data.classes == Labelled([Text("", "", "", {})] * len(labels), labels[::-1], "list").classes
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_classes_are_numbered_in_a_fixed_order(labels: list[int | str]) -> None:
 @pytest.mark.parametrize(
     ("protocol", "data", "given", "message"),
     [
-        ("bits-per-byte", TEXTS, {}, "holds an encoder, .* not defined; .*sts, linear, knn-20"),
+        ("bits-per-byte", TEXTS, {}, "holds a text encoder, .* not defined; .*sts, linear, knn-20"),
         ("knn-2", TEXTS, {}, "did you mean 'knn-20'"),
         ("sts", None, {}, "--data"),
         ("linear", None, {}, "--data"),
@@ -311,7 +312,7 @@ def test_what_cannot_be_measured_is_refused(
         run(protocol, data, **given)
 
 
-@pytest.mark.parametrize("protocol", [name for name in ENCODERS if name != "pseudo-perplexity"])
+@pytest.mark.parametrize("protocol", [name for name in TEXT_ENCODERS if name != "pseudo-perplexity"])
 def test_features_that_are_not_finite_are_refused(protocol: str, model: WordVectors) -> None:
     model.encoder.weight.data.fill_(math.nan)
     with pytest.raises(UserError, match="diverged"):
@@ -335,7 +336,7 @@ def test_protocols_are_named_in_the_help() -> None:
     assert all(name in text for name in PROTOCOLS)
 
 
-@pytest.mark.parametrize("protocol", ENCODERS)
+@pytest.mark.parametrize("protocol", TEXT_ENCODERS)
 def test_a_model_directory(protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real encoder; untrained, it guesses tokens about alike."""
     monkeypatch.undo()

@@ -20,6 +20,7 @@ from selfsup.errors import UserError
 from selfsup.inference import embed as module
 from selfsup.inference import items
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.texts import Text
 
 RECORDS = 23
 BATCH = 5
@@ -147,7 +148,7 @@ def test_ids_are_places_wherever_a_command_runs(model, tmp_path, monkeypatch):
 
 
 def test_chunks_are_bounded_by_their_characters(monkeypatch):
-    made = [items.Item(str(i), "x" * size, "", {}) for i, size in enumerate([3, 3, 3, 20, 3, 1])]
+    made = [Text(str(i), "x" * size, "", {}) for i, size in enumerate([3, 3, 3, 20, 3, 1])]
     monkeypatch.setattr(items, "CHARACTERS", 8)
     sizes = [[len(item.text) for item in chunk] for chunk in items.chunks(iter(made), 3)]
     assert sizes == [[3, 3], [3], [20], [3, 1]]

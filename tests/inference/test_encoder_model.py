@@ -159,5 +159,5 @@ def test_a_directory_is_opened_as_what_it_is(directory: Path) -> None:
     assert not made.encoder.training
     np.testing.assert_array_equal(made.embed(TEXTS, "fp32"), MODEL.embed(TEXTS, "fp32"))
     assert load_encoder(directory).fill("The [MASK]") == MODEL.fill("The [MASK]")
-    with pytest.raises(UserError, match="holds an encoder, which does not write"):
+    with pytest.raises(UserError, match="holds a text encoder, which does not write"):
         load_decoder(directory)

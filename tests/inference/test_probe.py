@@ -19,7 +19,7 @@ from word_vectors import WordVectors, save_tiny_encoder
 
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
-from selfsup.inference.probe import Probe, fingerprint
+from selfsup.inference.probe import Probe
 from selfsup.models.features import Features
 
 Command = Callable[..., Answer]
@@ -115,9 +115,9 @@ def test_another_model_is_refused(probe: Path, other: str) -> None:
 
 def test_a_fingerprint_heeds_every_weight() -> None:
     model = WordVectors()
-    before = fingerprint(model)
+    before = model.fingerprint
     model.encoder.weight.data[-1, -1] += 1e-6
-    assert fingerprint(model) != before
+    assert model.fingerprint != before
 
 
 def test_records_are_named_in_their_order(probe: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_what_lies_there_already_is_left_alone(data: Path, probe: Path, selfsup_
 def test_either_texts_or_data(words: list[str], probe: Path, selfsup_command: Command) -> None:
     answer = selfsup_command("classify", "run", "--probe", probe, *words)
     assert (answer.code, answer.out) == (2, "")
-    assert "either as texts or with --data" in answer.error
+    assert "either by itself or with --data" in answer.error
 
 
 def test_what_is_no_probe(tmp_path: Path, probe: Path) -> None:

@@ -23,8 +23,8 @@ from selfsup.inference import library as library_module
 from selfsup.inference.columns import Kinds, as_string, kind_of
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.hits import Hit, snippet
-from selfsup.inference.items import Item
 from selfsup.inference.library import Library
+from selfsup.inference.texts import Text
 
 STORIES = [
     {"key": "a", "text": "a storm at sea", "year": 1850, "author": "Ann O'Neil"},
@@ -358,7 +358,7 @@ def test_folders_of_text_files(model, tmp_path, monkeypatch):
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary()))
 def test_a_value_is_stored_as_it_can_be_read_again(value):
     kinds = Kinds()
-    list(kinds.watch([Item("", "", "", {"x": value})]))
+    list(kinds.watch([Text("", "", "", {"x": value})]))
     columns = kinds.columns({})
     if not columns:
         assert value is None or value == "" or isinstance(value, bytes)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_VISION, Train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import selfsup
+from selfsup.config import Settings
+from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
-from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from selfsup.errors import UserError
+from selfsup.models.dinov3 import read_vision
+from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, read_decoder
 from selfsup.models.vision import VisionConfig, VisionTransformer
-from selfsup.objectives.base import Task
-from selfsup.objectives.mae import MAE, normalised
+from selfsup.objectives.base import Effort, Task
+from selfsup.objectives.mae import MAE, MAERecipe, normalised
+from selfsup.run import Run
 from selfsup.seeding import generator
+from selfsup.step import evaluate
+from selfsup.trainer import EVALUATION_SEED
 from selfsup.views import mae_view, render
 
 ALONE = Processes.alone()
@@ -169,3 +182,94 @@ def test_hidden_pixels_may_be_anything(seed: int, scale: float) -> None:
         assert torch.equal(made.predict(with_pixels(task, changed))["values"], expected)
     changed = torch.where(mask, task["pixels"], task["pixels"] + 0.1 * noise / scale)
     assert not torch.allclose(made.predict(with_pixels(task, changed))["values"], expected)
+
+
+# -- the recipe ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_vision(tmp_path_factory.mktemp("mae") / "run", "mae")
+
+
+def recipe(drawings: Path, **given: Any) -> MAERecipe:
+    """Settled."""
+    made = MAERecipe(Settings(("test", {**TINY_VISION, "objective": "mae", "data": str(drawings), **given})))
+    made.open(lambda done, total: None)
+    made.settle(Effort(steps=12))
+    return made
+
+
+def test_a_run_leaves_the_encoder_and_its_decoder(run: Run) -> None:
+    """The decoder is no part of what other programs open."""
+    saved, decoder = read_vision(run.model_directory), read_decoder(run.model_directory)
+    assert saved.features.pooling == "mean"
+    assert (saved.config.width, saved.config.patch, saved.config.size) == (32, 4, 16)
+    assert decoder.config == PixelDecoderConfig(encoder=32, width=32, layers=4, patch=4, hidden=0.75)
+    assert not [name for name in saved.weights if "decoder" in name]
+    assert run.summary["chance"] == 1.0
+    assert run.summary["loss"] < 0.99
+
+
+def test_what_is_saved_predicts_what_was_trained(run: Run, drawings: Path) -> None:
+    """The held-out loss of the saved encoder and decoder is that of the end of the run."""
+    recipe = MAERecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort(steps=12))
+    made = MAE(
+        read_vision(run.model_directory).model(), read_decoder(run.model_directory), mae_view(16)
+    ).eval()
+    batches = in_order(recipe.validation, run.settings()["evaluate.final_records"], EVALUATION_SEED, 4)
+    assert evaluate(made, batches, ALONE)["loss"] == pytest.approx(run.summary["loss"], rel=1e-4)
+
+
+def test_a_run_goes_on_from_another_one_with_its_decoder(
+    run: Run, train_vision: Train, drawings: Path, tmp_path: Path
+) -> None:
+    still = {"optim.lr": 1e-30, "optim.adamw_lr": 1e-30, "optim.weight_decay": 0, "steps": 2}
+    later = train_vision(tmp_path / "run", "mae", init=str(run.directory), **still, model={})
+    before, after = (read_decoder(one.model_directory).state_dict() for one in (run, later))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert later.settings().origin("mae.decoder_layers") == "init"
+    with pytest.raises(UserError, match=r"has decoder_layers 4, so mae\.decoder_layers is not 2"):
+        recipe(drawings, init=str(run.directory), model={}, **{"mae.decoder_layers": 2})
+
+
+@pytest.mark.parametrize(("width", "expected"), [(32, 32), (192, 128), (384, 256), (768, 512)])
+def test_the_decoder_is_narrower_than_the_encoder(width: int, expected: int, drawings: Path) -> None:
+    found = recipe(drawings, model={"layers": 1, "width": width, "heads": 1, "patch": 4})
+    assert found.decoder_config().width == expected
+    assert f"width {expected}; it fills in 12 of 16 patches" in found.facts()["decoder"]
+
+
+def test_operations_are_counted(drawings: Path) -> None:
+    """Of a step forward and back, against torch's own count of the way forward."""
+    settled = recipe(drawings, **{"mae.decoder_layers": 2})
+    made = settled.build().eval()
+    task = made.hide(next(in_order(settled.train, 1, 0, 1)))
+    plainly = sdpa_kernel(SDPBackend.MATH)  # whose products are counted
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plainly:
+        made.predict(task)
+    assert settled.flops_per_record() == pytest.approx(3 * counter.get_total_flops(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": {"preset": "timm:resnet18"}}, "which timm:resnet18 cannot do"),
+        ({"data.size": 4}, "a single patch of 4"),
+        ({"mae.decoder_width": 40}, "multiple of 32"),
+        ({"mae.hidden": 1.0}, "mae.hidden"),
+    ],
+)
+def test_what_cannot_be_is_said(given: dict[str, Any], message: str, drawings: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        recipe(drawings, **given).decoder_config()
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_from_python_is_refused(drawings: Path, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
+    with pytest.raises(UserError, match="a network from Python cannot do"):
+        selfsup.train("mae", data=drawings, out=tmp_path / "run", model=network, steps=1)
+    assert not (tmp_path / "run").exists()

@@ -34,12 +34,12 @@ Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
-Column = Annotated[str | None, typer.Option(help="the text column")]
+Column = Annotated[str | None, typer.Option(help="the column of the texts or images")]
 Label = Annotated[str | None, typer.Option(help="the column of the class")]
 Id = Annotated[
     str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")
 ]
-Chunk = Annotated[int, typer.Option("--batch", help="texts embedded, and kept when interrupted, together")]
+Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 

@@ -186,6 +186,7 @@ def show_end(run: Run) -> None:
         print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
     if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
-        print(f"Validation loss {summary['loss']:.3f} (chance {summary['chance']:.3f}){bits}.")
+        chance = "" if summary["chance"] is None else f" (chance {summary['chance']:.3f})"
+        print(f"Validation loss {summary['loss']:.3f}{chance}{bits}.")
     if recipe.useful is not None:
         print(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")

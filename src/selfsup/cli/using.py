@@ -73,9 +73,9 @@ def fill(
 ) -> None:
     """Say what stands in the places of a text that say [MASK]."""
     from selfsup.report import to_stdout
-    from selfsup.run import load_encoder
+    from selfsup.run import load_text_encoder
 
-    places = load_encoder(run).fill(text, top)
+    places = load_text_encoder(run).fill(text, top)
     if as_json:
         print_json({"text": text, "places": [[vars(candidate) for candidate in place] for place in places]})
         return
@@ -93,8 +93,8 @@ def evaluate(
     protocol: Annotated[
         str,
         typer.Option(
-            help="of language models: bits-per-byte, perplexity; of encoders: sts, linear, knn-20, knn-200, rankme, "
-            "alpha-req, uniformity, alignment, pseudo-perplexity"
+            help="of language models: bits-per-byte, perplexity; of encoders: linear, knn-20, knn-200, rankme, "
+            "alpha-req, uniformity, alignment; of those of texts also sts, pseudo-perplexity"
         ),
     ] = "bits-per-byte",
     test: Annotated[
@@ -131,8 +131,12 @@ def evaluate(
 
 @app.command()
 def probe(
-    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
-    data: Annotated[str, typer.Option(help="texts with their classes: file, folder, glob or hub:NAME")],
+    run: Annotated[
+        Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
+    ],
+    data: Annotated[
+        str, typer.Option(help="texts or images with their classes: file, folder, glob or hub:NAME")
+    ],
     out: Annotated[Path, typer.Option(help="the directory of the probe")],
     column: Column = None,
     label: Label = None,
@@ -140,7 +144,7 @@ def probe(
     seed: Annotated[int, typer.Option(help="of folds and bootstrap")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a linear classifier to an encoder's features of labelled texts, and keep it."""
+    """Fit a linear classifier to an encoder's features of labelled texts or images, and keep it."""
     from selfsup.inference.probe import Probe, refuse_taken
     from selfsup.report import Reporter, to_stdout
 
@@ -156,7 +160,7 @@ def probe(
     else:
         fitted.estimate.print(to_stdout())
         print(
-            f'{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} "a text"'
+            f"{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} --data NEW"
         )
 
 
@@ -164,25 +168,28 @@ def probe(
 def classify(
     run: Annotated[Path, typer.Argument(help="the run, or model directory, that the probe was fitted to")],
     probe: Annotated[Path, typer.Option(help="a directory that `selfsup probe` wrote")],
-    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify, in place of --data")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXTS or IMAGES]...", help="what to classify, in place of --data"),
+    ] = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="write the JSON lines here")] = None,
     column: Column = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
 ) -> None:
-    """Tell the class of texts: a JSON line for each, with its label and the probability of it."""
+    """Tell the class of texts or images: a JSON line for each, with its label and the probability of it."""
     from selfsup.files import write_atomically
     from selfsup.inference.probe import Probe, refuse_taken
     from selfsup.report import Reporter
 
-    if bool(texts) == (data is not None):
-        raise UserError("Give what is to be classified either as texts or with --data.")
+    if bool(given) == (data is not None):
+        raise UserError("Give what is to be classified either by itself or with --data.")
     if out is not None:
         refuse_taken(out)
     reporter = Reporter()
     with reporter.bar("Classifying"):
         answers = Probe.load(probe).classify(
-            run, texts or data, column=column, device=device, progress=reporter.counting
+            run, given or data, column=column, device=device, progress=reporter.counting
         )
     lines = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
     if out is None:

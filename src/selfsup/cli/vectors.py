@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def embed(
-    run: Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder")],
+    run: Annotated[
+        Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
+    ],
     data: Annotated[str, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")],
     out: Annotated[Path, typer.Option(help="the parquet file to write")],
     half: Annotated[bool, typer.Option("--half", help="store float16")] = False,
@@ -27,7 +29,7 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Turn every text of a source into a vector, in a parquet file; the same command goes on after a crash."""
+    """Turn every text or image of a source into a vector, in a parquet file; the same command goes on after a crash."""
     from selfsup.inference.embed import embed as write
     from selfsup.report import Reporter
 
@@ -53,7 +55,9 @@ def embed(
 @app.command()
 def index(
     out: Annotated[Path, typer.Option(help="the library to make or bring up to date: NAME.lance")],
-    run: Annotated[Path | None, typer.Argument(help="the run, or model directory, of an encoder")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
+    ] = None,
     data: Data = None,
     delete: Annotated[
         list[str] | None, typer.Option(help="in place of RUN and --data: an id to remove; may be repeated")
@@ -102,7 +106,8 @@ def index(
 @app.command()
 def search(
     library: Annotated[Path, typer.Argument(help="a library that `selfsup index` made")],
-    query: Annotated[str, typer.Argument(help="what to look for")],
+    query: Annotated[str | None, typer.Argument(help="words to look for")] = None,
+    image: Annotated[Path | None, typer.Option(help="in their place: an image to look for")] = None,
     top: Annotated[int, typer.Option(help="hits to show")] = 10,
     where: Annotated[
         str | None, typer.Option(help='a condition on the columns in SQL, such as "year > 1990"')
@@ -116,8 +121,9 @@ def search(
     from selfsup.inference.search import search as find
     from selfsup.report import to_stdout
 
-    hits = find(library, query, top=top, where=where, model=model, device=device)
+    hits = find(library, query, image=image, top=top, where=where, model=model, device=device)
     if as_json:
-        print_json({"library": str(library), "query": query, "hits": [hit.to_json() for hit in hits]})
+        asked = {"query": query} if image is None else {"image": str(image)}
+        print_json({"library": str(library), **asked, "hits": [hit.to_json() for hit in hits]})
     else:
-        show(hits, query, to_stdout())
+        show(hits, query or "", to_stdout())

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from selfsup.errors import UserError
+from selfsup.files import whole_file
+
+_log = logging.getLogger(__name__)
 
 
 def cache_directory(cache: str | Path | None = None) -> Path:
@@ -30,3 +39,38 @@ def writable(directory: Path) -> Iterator[None]:
         raise UserError(
             f"The cache {directory} {problem}: make room there or set SELFSUP_CACHE to another directory."
         ) from error
+
+
+def kept_file(kind: str, ending: str, key: Iterable[object], write: Callable[[Path], None]) -> Path:
+    """A file of the cache, written where it is not there.
+
+    Args:
+        kind: the directory in the cache.
+        key: all that the content depends on.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in key:
+        digest.update(f"{part!r}\n".encode(errors="surrogatepass"))
+    path = cache_directory() / kind / (digest.hexdigest() + ending)
+    with writable(path.parent):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as temporary:
+                write(temporary)
+    return path
+
+
+def kept_table(kind: str, key: Iterable[object], build: Callable[[], Any]) -> Any:
+    """An Arrow table of the cache, built where it is not there; a damaged one is built anew."""
+    parts = list(key)
+
+    def write(path: Path) -> None:
+        pq.write_table(build(), path)
+
+    path = kept_file(kind, ".parquet", parts, write)
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError):
+        _log.warning("The prepared index %s is damaged: preparing it again.", path)
+        path.unlink(missing_ok=True)
+        return pq.read_table(kept_file(kind, ".parquet", parts, write))

@@ -15,6 +15,8 @@ import hashlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -40,8 +42,10 @@ TURNED = {
 Pixels = npt.NDArray[np.uint8]
 Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
 
-# Pillow warns from half the number of pixels that it refuses; large photographs lie in between.
+# Pillow warns from half the number of pixels that it refuses, and large photographs lie in between; damaged EXIF data
+# are no more than a lost orientation.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
 class BadImage(Exception):
@@ -53,8 +57,8 @@ def decode(image: Encoded, least: int | None = None) -> Pixels:
 
     Args:
         image: the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8.
-        least: a short side that suffices: an image at least twice as large is reduced by a whole number (a JPEG while
-            it is decoded, by 2, 4 or 8, the rest by averages of pixels), its short side never below `least`.
+        least: a short side that suffices: an image at least twice as large is reduced by whole numbers, a JPEG by 2, 4
+            or 8 while it is decoded, the rest by means of pixels, until its short side is in [least, 2 · least).
 
     Raises:
         BadImage: it is refused.
@@ -63,19 +67,14 @@ def decode(image: Encoded, least: int | None = None) -> Pixels:
         return reduced(_middle(_rgb_of_array(image)), least)
     if isinstance(image, bytes) and (fast := _decode_jpeg(image, least)) is not None:
         return reduced(_middle(fast), least)
-    try:
-        opened = _open(image) if isinstance(image, bytes) else image
-        if least is not None:
-            opened.draft(None, (least, least))
+    with _refusing():
+        opened = image
+        if isinstance(opened, bytes):
+            opened = _open(opened)
+            if least is not None:
+                opened.draft(None, (least, least))
         opened.load()
-        pixels = np.array(_rgb(_turned(opened)))
-    except BadImage:
-        raise
-    except Image.DecompressionBombError:
-        raise _bomb() from None
-    except Exception as error:  # decoders of damaged files raise what they like
-        raise BadImage(_reason(error)) from error
-    return reduced(_middle(pixels), least)
+        return reduced(_middle(np.array(_rgb(_turned(opened)))), least)
 
 
 def reduced(pixels: Pixels, least: int | None) -> Pixels:
@@ -85,7 +84,7 @@ def reduced(pixels: Pixels, least: int | None) -> Pixels:
 
 
 def size_of(image: Encoded) -> tuple[int, int]:
-    """Height and width, from the header alone, the file's beginning sufficing for most.
+    """Height and width, of a file from its header: its first bytes suffice for most.
 
     Raises:
         BadImage: it is refused, as far as its header tells.
@@ -93,25 +92,31 @@ def size_of(image: Encoded) -> tuple[int, int]:
     if isinstance(image, np.ndarray):
         height, width = _rgb_of_array(image).shape[:2]
         return height, width
-    try:
-        width, height = (_open(image) if isinstance(image, bytes) else image).size
-    except Image.DecompressionBombError:
-        raise _bomb() from None
-    except Exception as error:  # decoders of damaged files raise what they like
-        raise BadImage(_reason(error)) from error
-    return height, width
+    with _refusing():
+        if isinstance(image, bytes):
+            image = _open(image)
+        else:
+            image.load()  # here, since threads that decode may meet in one image
+        return image.height, image.width
 
 
 def hash_of(image: Encoded) -> int:
     """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all."""
     if isinstance(image, bytes):
-        digest = hashlib.blake2b(f"{len(image)} ".encode(), digest_size=8)
-        digest.update(image[:END])
-        digest.update(image[max(len(image) - END, END) :])
-    else:
-        array = np.asarray(image)
-        digest = hashlib.blake2b(f"{array.shape} ".encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(array).data)
+        return hash_of_ends(len(image), image[:END], image[max(len(image) - END, END) :])
+    array = np.asarray(image)
+    return _hash(str(array.shape), np.ascontiguousarray(array).data)
+
+
+def hash_of_ends(length: int, head: bytes, tail: bytes) -> int:
+    """The hash of a file of which only the ends have been read: `END` bytes, and up to `END` of what follows them."""
+    return _hash(str(length), head, tail)
+
+
+def _hash(opening: str, *parts: Any) -> int:
+    digest = hashlib.blake2b(f"{opening} ".encode(), digest_size=8)
+    for part in parts:
+        digest.update(part)
     return int.from_bytes(digest.digest(), "big")
 
 
@@ -154,7 +159,7 @@ def _rgb_of_array(array: npt.NDArray[Any]) -> Pixels:
         )
     if array.shape[2] == 4:
         return np.array(_rgb(Image.fromarray(array)))
-    return np.broadcast_to(array, (*array.shape[:2], 3))
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
 def _middle(pixels: Pixels) -> Pixels:
@@ -166,8 +171,17 @@ def _middle(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
 
 
-def _bomb() -> BadImage:
-    return BadImage("it has more pixels than the 179 million that are opened")
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say what Pillow's errors mean."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage("it has more pixels than the 179 million that are opened") from None
+    except Exception as error:  # decoders of damaged files raise what they like
+        raise BadImage(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

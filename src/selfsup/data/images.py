@@ -27,24 +27,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from selfsup.data.cache import kept_table
 from selfsup.data.formats import Malformed
-from selfsup.data.image_files import BadImage, Pixels, decode, hash_of, reduced, size_of
-from selfsup.data.image_stores import Store, find_store
+from selfsup.data.image_files import BadImage, Pixels, decode, hash_of, hash_of_ends, reduced, size_of
+from selfsup.data.image_sources import find_store
+from selfsup.data.image_stores import FORMAT, SHARE, Progress, Store
 from selfsup.data.sources import NAMED, Skipped, Tally, too_many
 from selfsup.data.split import hold_out
 from selfsup.errors import UserError
 from selfsup.machine import free_memory
 
-Progress = Callable[[int, int | None], None]
 Indices = npt.NDArray[np.int64]
 
 _log = logging.getLogger(__name__)
 
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
-SHARE = 8  # of the free memory, one part in so many may hold pixels
+LONG = 10_000  # images: the index of so many is kept
 CHUNK = 64  # images that a thread takes at a time
 
 
@@ -64,12 +66,12 @@ class Images:
             they are turned or cut.
         hashes: uint64 (n,), of the content of each file.
         labels: int64 (n,), the class of each image, -1 where it has none; None where the source has no classes.
-        classes: their names.
+        classes: their names, by which the classes of two sources are matched.
     """
 
     def __init__(self, store: Store, index: _Index, skipped: Skipped, failures: float) -> None:
         self.name = store.name
-        self._good = np.array([i for i in range(store.count) if i not in index.problems], np.int64)
+        self._good = np.delete(np.arange(store.count), list(index.problems))
         if not len(self._good):
             raise UserError(f"{store.name} holds no images: point at data with at least one.")
         self.sizes = index.sizes[self._good]
@@ -166,10 +168,11 @@ def open_images(
         return source
     if not 0 <= failures <= 1:
         raise UserError(f"The share of failures must lie between 0 and 1, not at {failures:g}.")
-    store = find_store(source, column, label, failures)
-    index = _looked_at(store, progress or _silent)
+    progress = progress or _silent
+    store = find_store(source, column, label, failures, progress)
+    index = _looked_at(store, progress)
     if index.small:
-        index = _decoded(store, index, progress or _silent)
+        index = _decoded(store, index, progress)
     tally = Tally(store.name, failures)
     for number in range(store.count):
         problem = index.problems.get(number)
@@ -204,13 +207,17 @@ class ImageRecords:
         self._images, self._indices, self._least = images, indices, least
         stack = images.stack
         whole = stack is not None and min(stack.shape[1:3]) < 2 * least
-        self._stack = torch.from_numpy(stack) if whole else None
+        self._stack = stack if whole else None
         self._room = free_memory(torch.device("cpu")) // SHARE
         self._kept: dict[int, Pixels] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def place(self, record: int) -> str:
+        """Where a record's image stands: see `Images.place`."""
+        return self._images.place(int(self._indices[record]))
 
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
         """Records by index (n,).
@@ -223,15 +230,14 @@ class ImageRecords:
             UserError: more images than may be cannot be read.
         """
         if self._stack is not None:
-            pixels = self._stack[torch.from_numpy(self._indices[indices])].permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(self._stack[self._indices[indices]]).permute(0, 3, 1, 2)
             return {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
         images = list(_threads().map(self._readable, indices.tolist()))
         sizes = torch.tensor([image.shape[:2] for image in images])
-        padded = torch.zeros(len(images), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)
+        padded = np.zeros((len(images), *sizes.amax(0).tolist(), 3), np.uint8)
         for row, image in zip(padded, images, strict=True):
-            height, width = image.shape[:2]
-            row[:, :height, :width] = torch.from_numpy(image).permute(2, 0, 1)
-        return {"pixels": padded, "sizes": sizes}
+            row[: image.shape[0], : image.shape[1]] = image
+        return {"pixels": torch.from_numpy(padded).permute(0, 3, 1, 2), "sizes": sizes}
 
     def _readable(self, position: int) -> Pixels:
         for step in range(len(self)):
@@ -286,21 +292,51 @@ class _Index:
 
 
 def _looked_at(store: Store, progress: Progress) -> _Index:
-    """Hashes, sizes from the headers, and what cannot be read at all."""
+    """The index of a store, which is kept where it is long and its stamp tells when it changes."""
+    if store.stamp is None or store.count < LONG:
+        table = _look(store, progress)
+    else:
+        table = kept_table("images", ("index", FORMAT, *store.stamp()), lambda: _look(store, progress))
+    hashes, heights, widths = (table.column(name).to_numpy() for name in ("hash", "height", "width"))
+    problems = {i: text for i, text in enumerate(table.column("problem").to_pylist()) if text is not None}
+    return _Index(hashes, np.stack([heights, widths], 1), problems)
+
+
+def _look(store: Store, progress: Progress) -> Any:
+    """An Arrow table of hashes, sizes from the headers, and what cannot be read at all."""
     hashes = np.zeros(store.count, np.uint64)
     sizes = np.zeros((store.count, 2), np.int64)
-    problems: dict[int, str] = {}
+    problems: list[str | None] = [None] * store.count
 
     def look(number: int) -> None:
         try:
-            image = store.read(number)
-            sizes[number] = size_of(image)
-            hashes[number] = hash_of(image)
+            hashes[number], sizes[number] = _look_at(store, number)
         except (BadImage, OSError) as error:
             problems[number] = _reason(error)
 
     _for_all(store.count, look, progress)
-    return _Index(hashes, sizes, problems)
+    return pa.table(
+        {
+            "hash": hashes,
+            "height": sizes[:, 0],
+            "width": sizes[:, 1],
+            "problem": pa.array(problems, pa.string()),
+        }
+    )
+
+
+def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
+    """Hash and size of an image, of a file from its two ends where they tell."""
+    if store.span is None:
+        image = store.read(number)
+        return hash_of(image), size_of(image)
+    span = store.span(number)
+    head, tail = span.ends()
+    try:
+        size = size_of(head)
+    except BadImage:
+        size = size_of(span.read())  # some formats have their header elsewhere
+    return hash_of_ends(span.size, head, tail), size
 
 
 def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
@@ -352,11 +388,12 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
         return None, ()
     values = [store.labels[number] for number in good]
     if store.classes is not None:
-        names = range(len(store.classes))
-        return np.array([v if v in names else -1 for v in values], np.int64), store.classes
-    there = sorted({value for value in values if value not in (None, "")}, key=_order)
+        known = range(len(store.classes))
+        return np.array([value if value in known else -1 for value in values], np.int64), store.classes
+    there = sorted({value for value in values if isinstance(value, int | str) and value != ""}, key=_order)
     numbers = {value: number for number, value in enumerate(there)}
-    return np.array([numbers.get(value, -1) for value in values], np.int64), tuple(map(str, there))
+    labels = [numbers[value] if isinstance(value, int | str) and value in numbers else -1 for value in values]
+    return (np.array(labels, np.int64), tuple(map(str, there))) if there else (None, ())
 
 
 def _order(value: object) -> tuple[int, int, str]:

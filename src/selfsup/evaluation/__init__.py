@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
@@ -15,8 +16,7 @@ LANGUAGE_MODELS = {
     "bits-per-byte": "selfsup.evaluation.bits_per_byte:bits_per_byte",
     "perplexity": "selfsup.evaluation.perplexity:perplexity",
 }
-ENCODERS = {
-    "sts": "selfsup.evaluation.sts:measure",
+FEATURES = {
     "linear": "selfsup.evaluation.linear:measure",
     "knn-20": "selfsup.evaluation.knn:knn_20",
     "knn-200": "selfsup.evaluation.knn:knn_200",
@@ -24,9 +24,13 @@ ENCODERS = {
     "alpha-req": "selfsup.evaluation.alpha_req:measure",
     "uniformity": "selfsup.evaluation.uniformity:measure",
     "alignment": "selfsup.evaluation.alignment:measure",
+}  # of whatever is embedded
+TEXT_ENCODERS = {
+    "sts": "selfsup.evaluation.sts:measure",
+    **FEATURES,
     "pseudo-perplexity": "selfsup.evaluation.pseudo_perplexity:measure",
 }
-PROTOCOLS = LANGUAGE_MODELS | ENCODERS
+PROTOCOLS = LANGUAGE_MODELS | TEXT_ENCODERS
 SUPERVISED = ("linear", "knn-20", "knn-200")  # what learns from a part of the data, by its classes
 
 
@@ -49,7 +53,7 @@ def evaluate(
         data: whatever a training takes; all of it is measured on, but where a protocol learns from a part of it.
             None is the run's own held-out part, for a language model.
         test: for `linear`, `knn-20` and `knn-200`, what is measured on; then all of `data` is learnt from.
-        column: the column of the data that holds the text.
+        column: the column of the data that holds the content.
         label: for the same, the column that holds the class.
         seed: of the bootstrap behind the interval, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.
@@ -88,15 +92,21 @@ def require_known(protocol: str) -> None:
         raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
 
 
-def require_kind(directory: Path, model: object, protocol: str) -> None:
+def require_kind(directory: Path, model: Any, protocol: str) -> None:
     """Raise a UserError where a protocol is not defined for the kind of model that a directory holds."""
-    from selfsup.inference.generate import LanguageModel
-
-    kind, fitting = ("an encoder", ENCODERS)
-    if isinstance(model, LanguageModel):
-        kind, fitting = ("a language model", LANGUAGE_MODELS)
+    fitting = protocols_for(model)
     if protocol not in fitting:
         raise UserError(
-            f"{directory} holds {kind}, for which {protocol} is not defined; "
+            f"{directory} holds {model.kind}, for which {protocol} is not defined; "
             f"choose another --protocol: {', '.join(fitting)}."
         )
+
+
+def protocols_for(model: Any) -> dict[str, str]:
+    """The protocols that are defined for the kind of a model."""
+    from selfsup.inference.generate import LanguageModel
+    from selfsup.inference.vision import ImageModel
+
+    if isinstance(model, LanguageModel):
+        return LANGUAGE_MODELS
+    return FEATURES if isinstance(model, ImageModel) else TEXT_ENCODERS

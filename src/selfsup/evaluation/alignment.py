@@ -1,12 +1,13 @@
-"""alignment: how close the features of two sentences lie that mean the same.
+"""alignment: how close the features lie of two sentences that mean the same, or of two views of one image.
 
     E ‖x − y‖²
 
 The mean runs over positive pairs; x and y are their features with length 1 (Wang and Isola 2020, section 4.1, with
 α = 2). Positive are the pairs of sentences that people scored at four fifths of the scale or more, its top being
-the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, "SimCSE", take those above 4). Lower is closer:
-0 is reached where both sentences have one feature, by a collapsed model too, so read it beside uniformity. Chance,
-for pairs that are positive by accident, is the same mean over all pairs of two sentences, one from each side.
+the highest score that occurs: 4 of 5 in STS-B (Gao et al. 2021, "SimCSE", take those above 4). Of images, two views of
+each are a positive pair, drawn as SimCLR draws them (`selfsup.views.simclr_view`), by the seed. Lower is closer:
+0 is reached where both of a pair have one feature, by a collapsed model too, so read it beside uniformity. Chance,
+for pairs that are positive by accident, is the same mean over all pairs of two, one from each side.
 
 The interval resamples pairs.
 """

@@ -8,7 +8,7 @@ are above zero). Agrawal et al. 2022, "α-ReQ"; the fit is that of Stringer et a
 with the ranks of their scripts. Representations that generalise had α near 1 in the paper: a larger α
 means that few directions carry all, an α towards 0 that noise is carried along with the rest.
 
-There is no chance: a model that knows nothing may have any α. Each distinct text counts once. The interval
+There is no chance: a model that knows nothing may have any α. Each distinct record counts once. The interval
 resamples records; see `selfsup.evaluation.spectrum`.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Features, Floats, Request, Score
-from selfsup.evaluation.features import embed, read_texts
+from selfsup.evaluation.features import open_features
 from selfsup.evaluation.spectrum import Spectrum
 
 FIRST, LAST = 6, 50  # ranks that the line goes through
@@ -51,8 +51,7 @@ def measure(request: Request) -> Score:
     Raises:
         UserError: the features have too few directions, or too few records show them.
     """
-    texts, name = read_texts(request)
-    features = embed(request, texts)
+    features, name = open_features(request)
     spectrum = Spectrum.of(features, centred=True)
     value = slope(spectrum.values)
     if math.isnan(value):

@@ -34,7 +34,7 @@ class Request:
         directory: a run directory, or a model directory in Hugging Face's layout.
         model: what was opened there; a protocol is only asked about models that it is defined for.
         data: a source; None is the run's own held-out part.
-        column: the column of the data that holds the text; found by itself where it is None.
+        column: the column of the data that holds the content; found by itself where it is None.
         device: where the model computes.
         seed: of the resamples, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.

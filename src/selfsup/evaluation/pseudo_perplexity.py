@@ -17,9 +17,9 @@ import math
 
 import numpy as np
 
-from selfsup.data.tables import open_table
 from selfsup.evaluation.base import Request, Score, ratio_interval
-from selfsup.evaluation.features import need_data, place, report_skipped
+from selfsup.evaluation.features import need_data, open_collection, report_skipped
+from selfsup.machine import find_device
 
 
 def measure(request: Request) -> Score:
@@ -28,10 +28,10 @@ def measure(request: Request) -> Score:
     Raises:
         UserError: no data; the model has no head that predicts hidden tokens.
     """
-    table = open_table(need_data(request))
-    texts = [text for text, _ in table.documents(request.column)]
-    report_skipped(table)
-    place(request)
+    collection = open_collection(request, need_data(request))
+    texts = [item.content for item in collection.items()]
+    report_skipped(collection)
+    request.model.to(find_device(request.device))
     nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
     for number, text in enumerate(texts):
         losses = request.model.pseudo_losses(text)
@@ -47,6 +47,6 @@ def measure(request: Request) -> Score:
         interval=(math.exp(low), math.exp(high)),  # percentiles go along with an increasing function
         chance=float(request.model.tokenizer.vocabulary),
         seed=request.seed,
-        data=table.name,
+        data=collection.name,
         details={"texts": len(texts)},
     )

@@ -8,7 +8,7 @@ It lies between 1, where all features are multiples of one vector (chance: what 
 min(n, d). A run can be compared with another one of the same data, width and number of records; a higher rank
 went along with better linear probes in the paper, over models trained by joint embedding.
 
-Each distinct text counts once. The interval resamples records; see `selfsup.evaluation.spectrum`.
+Each distinct record counts once. The interval resamples records; see `selfsup.evaluation.spectrum`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Features, Floats, Request, Score
-from selfsup.evaluation.features import embed, read_texts
+from selfsup.evaluation.features import open_features
 from selfsup.evaluation.spectrum import Spectrum
 
 
@@ -39,8 +39,7 @@ def effective_rank(values: Floats) -> float:
 
 def measure(request: Request) -> Score:
     """RankMe of the features of a request's data."""
-    texts, name = read_texts(request)
-    features = embed(request, texts)
+    features, name = open_features(request)
     spectrum = Spectrum.of(features, centred=False)
     value = effective_rank(spectrum.values)
     if math.isnan(value):

@@ -6,7 +6,7 @@ The mean runs over all pairs of two different records; x and y are their feature
 section 4.1, with t = 2). Lower is more even: 0 is a collapsed model, which has one feature for all (chance), and
 `ideal` among the details is the figure of points spread evenly over the sphere of that width.
 
-Each distinct text counts once. The interval resamples records to first order: the mean of a pair's kernel moves by
+Each distinct record counts once. The interval resamples records to first order: the mean of a pair's kernel moves by
 twice what the records' own means of it move by (Hájek's projection of a U-statistic).
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
-from selfsup.evaluation.features import embed, read_texts
+from selfsup.evaluation.features import open_features
 from selfsup.evaluation.geometry import normalised, similarities
 
 SHARPNESS = 2.0  # t
@@ -63,8 +63,7 @@ def ideal(width: int) -> float:
 
 def measure(request: Request) -> Score:
     """Uniformity of the features of a request's data."""
-    texts, name = read_texts(request)
-    features = embed(request, texts)
+    features, name = open_features(request)
     means = kernel_means(features)
     return Score(
         protocol="uniformity",

@@ -16,7 +16,7 @@ from selfsup.files import whole_directory
 from selfsup.inference.encoder import EncoderModel
 from selfsup.models.huggingface import quiet_transformers
 from selfsup.models.sentence_transformers import write_modules
-from selfsup.run import find_model, load_encoder
+from selfsup.run import find_model, load_text_encoder
 
 EXACT = 1e-5  # max |Δ| of fp32 vectors that is put down to rounding
 CARD_FILE = "README.md"
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def write(source: Path, directory: Path) -> Exported:
     """Write the encoder of `source` to `directory`; raises UserError where it holds none."""
-    model, card = load_encoder(source), find_model(source) / CARD_FILE
+    model, card = load_text_encoder(source), find_model(source) / CARD_FILE
     with whole_directory(directory) as temporary:
         model.write(temporary)
         features = model.features

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfsup.data.tables import open_table
 from selfsup.errors import UserError
 from selfsup.files import held, sync, whole_file, write_atomically
 from selfsup.inference.items import (
@@ -30,14 +29,13 @@ from selfsup.inference.items import (
     chunks,
     left_out,
     open_embedder,
-    read_items,
     shifted,
     silent,
     survey,
 )
 
 METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
-TRUNCATED = b"truncated"  # key of a chunk's number of truncated texts
+TRUNCATED = b"truncated"  # key of a chunk's number of truncated items
 PLAN = "plan.json"
 
 
@@ -81,22 +79,23 @@ def embed(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Embeddings:
-    """Embed every text of a source into a parquet file with the columns id, text and vector.
+    """Embed every record of a source into a parquet file with the columns id, text (source, of images) and vector.
 
     A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
-    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and texts.
+    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and
+    contents.
     The same call after an interruption goes on where it stood.
 
     Args:
-        run: a run of an encoder, or a model directory.
-        data: any source, see `selfsup.data.sources.open_text`.
+        run: a run of an encoder, of texts or of images, or a model directory.
+        data: any source that the model reads, see `selfsup.data.sources.open_text`.
         out: the file to write; it must not exist.
-        column: the column of the text; found by itself where it is None.
+        column: the column of the content; found by itself where it is None.
         id_column: the column of ids, each of which may occur once; None takes the place of a record.
         half: store float16.
-        batch: texts that are embedded together, sorted by length, and kept together when interrupted.
+        batch: records that are embedded together, and kept together when interrupted.
         failures: the share of bad records, from 0 to 1, above which reading stops.
-        progress: called with the texts embedded so far, and all of them (None while they are being counted).
+        progress: called with the records embedded so far, and all of them (None while they are being counted).
 
     Raises:
         UserError: no such model, data or column; an id occurs twice; `out` exists, or was begun otherwise.
@@ -104,13 +103,14 @@ def embed(
     out, progress = Path(out), progress or silent
     work = out.with_name(f"{out.name}.partial")
     if batch < 1:
-        raise UserError(f"batch is {batch}; embed 1 or more texts together.")
+        raise UserError(f"batch is {batch}; embed 1 or more records together.")
     _require_free(out, work)
     embedder = open_embedder(run, device)
-    table = open_table(data, failures)
-    total, fingerprint = survey(read_items(table, column, id_column), id_column, progress)
+    collection = embedder.model.read(data, column, failures=failures, progress=progress)
+    total, fingerprint = survey(collection.items(id_column), id_column, progress)
+    skipped, empty = collection.skipped.count, collection.empty
     plan = embedder.description() | {
-        "data": table.name,
+        "data": collection.name,
         "data_fingerprint": fingerprint,
         "column": column,
         "id": id_column,
@@ -121,20 +121,20 @@ def embed(
     }
     with _held(work, out):
         plan = _agreed(work, plan)
-        schema = _schema(embedder.dimension, half)
+        schema = _schema(collection.kind.shown, embedder.dimension, half)
         done = 0
-        for number, items in enumerate(chunks(read_items(table, column, id_column), batch)):
+        for number, items in enumerate(chunks(collection.items(id_column), batch)):
             file = work / f"{number:09d}.parquet"
             if not file.exists():
                 _write_chunk(file, items, embedder, schema, shifted(progress, done, total))
             done += len(items)
         if done != total:
             raise UserError(
-                f"{table.name} has changed while it was being embedded; run the same command again."
+                f"{collection.name} has changed while it was being embedded; run the same command again."
             )
-        truncated = _join(work, out, schema, plan)
+        written, truncated = _join(work, out, schema, plan)
         _remove(work)
-    return Embeddings(out, done, embedder.dimension, truncated, table.skipped.count, table.empty)
+    return Embeddings(out, written, embedder.dimension, truncated, skipped + total - written, empty)
 
 
 def _require_free(out: Path, work: Path) -> None:
@@ -195,12 +195,12 @@ def _agreed(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _schema(dimension: int, half: bool) -> pa.Schema:
+def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
     number = pa.float16() if half else pa.float32()
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
+            pa.field(shown, pa.string(), nullable=False),
             pa.field("vector", pa.list_(number, dimension), nullable=False),
         ]
     )
@@ -214,20 +214,20 @@ def _write_chunk(
     progress: Progress,
 ) -> None:
     kind = schema.field("vector").type.value_type.to_pandas_dtype()
-    vectors = embedder(items, progress)
+    read, vectors = embedder(items, progress)
     with np.errstate(over="ignore"):
         numbers = vectors.astype(kind).reshape(-1)
     if not np.isfinite(numbers).all():
         raise UserError(f"The vectors of {embedder.path} do not fit half precision; leave out --half.")
     column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
-    columns = [[item.id for item in items], [item.text for item in items], column]
+    columns = [[item.id for item in read], [getattr(item, item.shown) for item in read], column]
     counted = schema.with_metadata({TRUNCATED: str(embedder.truncated)})
     with whole_file(file) as temporary:
         pq.write_table(pa.table(columns, schema=counted), temporary)
 
 
-def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> int:
-    """Write all chunks, in order, into the output; the truncated texts among them."""
+def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> tuple[int, int]:
+    """Write all chunks, in order, into the output; its rows, and the truncated ones among them."""
     files = sorted(work.glob("*.parquet"))
     truncated = sum(int(pq.read_schema(file).metadata[TRUNCATED]) for file in files)
     described = schema.with_metadata(
@@ -241,4 +241,4 @@ def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> int
     _require_free(out, work)
     joined.rename(out)
     sync(out.parent)
-    return truncated
+    return pq.read_metadata(out).num_rows, truncated

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +15,12 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
+from selfsup.inference.items import Item, Progress
+from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
 from selfsup.models.encoder import TextEncoder
-from selfsup.models.features import Features, read_features
+from selfsup.models.features import Features, fingerprint, read_features
 from selfsup.models.huggingface import read_json
 from selfsup.models.modernbert import read_encoder, write_encoder
 from selfsup.models.packing import embed
@@ -41,6 +45,10 @@ class EncoderModel:
         truncated: texts of the last `embed` that were longer than the window and lost their end.
     """
 
+    kind: ClassVar[str] = "a text encoder"
+    embeds: ClassVar[tuple[type[Item], ...]] = (Text,)
+    unread: ClassVar[tuple[int, ...]] = ()
+
     def __init__(
         self,
         encoder: AnyEncoder,
@@ -51,7 +59,7 @@ class EncoderModel:
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
         self.features = features
-        self.masked = masked
+        self.masked = None if masked is None else masked.eval()
         self.truncated = 0
 
     @classmethod
@@ -69,8 +77,7 @@ class EncoderModel:
                 f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the encoder "
                 f"{encoder.config.vocabulary}: it belongs to another model; get a whole copy of the model"
             )
-        (masked or encoder).to(find_device(device)).eval()
-        return cls(encoder, tokenizer, features, masked)
+        return cls(encoder, tokenizer, features, masked).to(find_device(device))
 
     @property
     def native(self) -> TextEncoder:
@@ -96,6 +103,31 @@ class EncoderModel:
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with anything that may change a vector."""
+        parts = (fingerprint(self.encoder, self.features), self.tokenizer.fingerprint, self.window)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def to(self, device: torch.device) -> Self:
+        """Move it to where it is to compute."""
+        for module in (self.encoder, self.masked):
+            if module is not None:
+                module.to(device)
+        return self
+
+    def read(
+        self,
+        source: object,
+        column: str | None = None,
+        *,
+        label: str | None = None,
+        failures: float = 0.01,
+        progress: Progress | None = None,
+    ) -> Texts:
+        """The texts of a source, see `selfsup.inference.texts.Texts`; opening takes no time."""
+        return Texts(source, column, label, failures)
 
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from selfsup.models.huggingface import load_decoder, read_json
 
 class LanguageModel:
     """A decoder and the tokenizer it was trained with."""
+
+    kind: ClassVar[str] = "a decoder"
 
     def __init__(self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer) -> None:
         self.decoder = decoder

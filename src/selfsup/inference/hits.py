@@ -19,6 +19,7 @@ class Hit:
 
     Attributes:
         score: cosine similarity with the query, from −1 to 1.
+        text: what it says; empty for an image.
         source: where the record stands.
         values: its other columns.
     """
@@ -81,16 +82,18 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
         console.print("Nothing found.")
         return
     sources = [short(hit.source) for hit in hits]
-    aside = min(max(map(len, sources)), console.width // 3)
+    worded = any(hit.text for hit in hits)
+    aside = min(max(map(len, sources)), console.width // 3 if worded else console.width - 9)
     width = max(20, console.width - aside - 11)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("score", justify="right")
-    table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
-    table.add_column("source", no_wrap=True, width=aside, style="dim")
+    if worded:
+        table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
+    table.add_column("source", no_wrap=True, width=aside, style="dim" if worded else None)
     for hit, source in zip(hits, sources, strict=True):
         line = Text(snippet(hit.text, query, width))
         line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
-        table.add_row(f"{hit.score:.3f}", line, Text(ending(source, aside)))
+        table.add_row(f"{hit.score:.3f}", *([line] if worded else []), Text(ending(source, aside)))
     console.print(table)
 
 

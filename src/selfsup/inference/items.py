@@ -1,67 +1,196 @@
-"""What is embedded, and by what: all of embedding, indexing and search that knows what a text is.
+"""What is embedded and by what: records as items, whatever they hold, and the models that turn them into vectors.
 
-A record longer than the model's window is embedded by its beginning, as far as the window reaches, and counted.
+A kind of item is what one kind of model can read: a text (`selfsup.inference.texts`), an image
+(`selfsup.inference.pictures`). A model says how it reads a
+source (`EmbeddingModel.read`), and gets the contents of items back to embed them; nothing between the two knows what a
+content is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from selfsup.data.tables import Row, Table
+from selfsup.data.sources import Skipped
 from selfsup.errors import UserError
-
-if TYPE_CHECKING:
-    from selfsup.inference.encoder import EncoderModel
+from selfsup.models.features import Features
 
 Progress = Callable[[int, int | None], None]
 Vectors = npt.NDArray[np.float32]
+Label = str | int
 
 CHUNK = 4096  # items embedded together: enough to sort into batches of even length, and seconds or minutes to lose
 CHARACTERS = 1 << 26  # in one chunk, however few its texts: they stand in memory
 
 
 @dataclass(frozen=True)
-class Item:
+class Item(ABC):
     """A record to embed.
 
     Attributes:
         id: the value of the id column, else the place of the record.
+        content: what the model embeds.
         source: that place, with the absolute path of a file.
         values: the other columns of the record.
     """
 
+    noun: ClassVar[str]  # what messages call it
+    asked: ClassVar[str]  # how a search is asked by one
+    shown: ClassVar[str]  # the column that stands beside its vector, and the attribute that it holds
+
     id: str
-    text: str
+    content: Any
     source: str
     values: dict[str, object]
 
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """What it says in words; empty for what has none."""
 
-def read_items(
-    table: Table, column: str | None, id_column: str | None, with_values: bool = False
-) -> Iterator[Item]:
-    """The records of a table that hold a text, in order.
+    @property
+    @abstractmethod
+    def identity(self) -> bytes:
+        """What tells its content from any other one."""
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Items that belong together, first and second, and to what degree, (n,)."""
+
+    first: Sequence[Item]
+    second: Sequence[Item]
+    scores: npt.NDArray[np.float64]
+
+
+class Collection(Protocol):
+    """A source as a model reads it, again with each pass.
+
+    Attributes:
+        kind: what its items are.
+        skipped: bad records of the last complete pass.
+        empty: blank ones.
+    """
+
+    kind: ClassVar[type[Item]]
+    name: str
+
+    @property
+    def skipped(self) -> Skipped: ...
+
+    @property
+    def empty(self) -> int: ...
+
+    def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
+        """All that can be read, in a fixed order."""
+
+    def labelled(self) -> Iterator[tuple[Item, Label]]:
+        """The same, each with its class; raises UserError where there are no classes."""
+
+    def parts(self) -> Iterator[Item]:
+        """All that can be embedded by itself, in a fixed order: where a record holds a pair, both of it."""
+
+    def pairs(self, seed: int) -> ScoredPairs:
+        """What belongs together; what has to be drawn for it is drawn by the seed."""
+
+
+class EmbeddingModel(Protocol):
+    """A model that turns what it reads into vectors.
+
+    Attributes:
+        kind: what messages call it, with its article.
+        embeds: the kinds of items it reads.
+        features: what a vector is.
+    """
+
+    kind: ClassVar[str]
+    embeds: ClassVar[tuple[type[Item], ...]]
+    features: Features
+
+    @property
+    def truncated(self) -> int:
+        """Items of the last `embed` that were not read to their end."""
+
+    @property
+    def unread(self) -> Sequence[int]:
+        """The numbers of those that cannot be read at all."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with anything that may change a vector."""
+
+    def to(self, device: torch.device) -> object:
+        """Move it to where it is to compute."""
+
+    def read(
+        self,
+        source: object,
+        column: str | None = None,
+        *,
+        label: str | None = None,
+        failures: float = 0.01,
+        progress: Progress | None = None,
+    ) -> Collection:
+        """Open a source.
+
+        Args:
+            column, label: those of the content and of its class; found by themselves where they are None.
+            failures: the share of bad records, from 0 to 1, above which reading stops.
+            progress: called with what is read so far, where opening takes long, and all of it.
+
+        Raises:
+            UserError: there is none that this model reads.
+        """
+
+    def embed(
+        self,
+        contents: Sequence[Any],
+        precision: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Vectors:
+        """(n, dimension), not normalised; NaN for what cannot be read."""
+
+
+def embed_items(
+    model: EmbeddingModel,
+    items: Sequence[Item],
+    path: str | Path,
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[npt.NDArray[np.bool_], Vectors]:
+    """Which of the items (n,) can be read, and the vectors of these, (m, dimension).
 
     Raises:
-        UserError: what `Table.documents` raises.
+        UserError: a vector of the model at `path` holds a number that is not finite.
     """
-    needed = [] if id_column is None else [id_column]
-    for text, row in table.documents(column, needed, None if with_values else ()):
-        place = _place(row)
-        key = place if id_column is None else str(row.values.pop(id_column))
-        yield Item(key, text, place, row.values)
+    vectors = model.embed([item.content for item in items], precision=precision, progress=progress)
+    read = np.ones(len(items), bool)
+    read[list(model.unread)] = False
+    if not np.isfinite(vectors[read]).all():
+        raise UserError(
+            f"{path} gives vectors that are not finite numbers: its training has diverged; train it anew with a lower "
+            "learning rate."
+        )
+    return read, vectors[read]
 
 
-def _place(row: Row) -> str:
-    """Where a record stands, with the absolute path of a file, which is the same wherever a command runs."""
-    return os.path.abspath(row.where) if os.path.isfile(row.source) else row.where
+def absolute(where: str, file: str) -> str:
+    """A place with the absolute path of its file, which is the same wherever a command runs."""
+    return os.path.abspath(where) if os.path.isfile(file) else where
 
 
 def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
@@ -79,7 +208,7 @@ def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
 
 
 def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> tuple[int, str]:
-    """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and texts.
+    """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and contents.
 
     Raises:
         UserError: an id occurs twice.
@@ -95,7 +224,7 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
                     "give a column of ids that differ, or none to go by the place of each record."
                 )
             ids.add(item.id)
-        for value in (item.id.encode(), item.text.encode()):
+        for value in (item.id.encode(), item.identity):
             digest.update(f"{len(value)} ".encode() + value)
         if count % 1000 == 0:
             progress(count, None)
@@ -103,7 +232,7 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
 
 
 def left_out(truncated: int, skipped: int, empty: int) -> dict[str, str]:
-    """What to tell of texts that are not there, or not wholly."""
+    """What to tell of items that are not there, or not wholly."""
     told = {
         "truncated": (truncated, "longer than the model's window and embedded by their beginning"),
         "skipped": (skipped, "records that cannot be read"),
@@ -126,38 +255,45 @@ class Embedder:
 
     Attributes:
         path: absolute, of the run or model directory.
-        pooling: how the vector of an item comes from the model's hidden states.
         dimension: of the vectors.
         fingerprint: 32 hex digits that change with anything that may change a vector.
         truncated: items of the last call that the window was too short for.
     """
 
-    def __init__(self, model: EncoderModel, path: str | Path) -> None:
+    def __init__(self, model: EmbeddingModel, path: str | Path) -> None:
+        self.model = model
         self.path = os.path.abspath(path)
-        self.pooling: str = model.features.pooling
         self.dimension = model.dimension
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = model.fingerprint
         self.truncated = 0
-        self._model = model
 
-    def __call__(self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None) -> Vectors:
-        """(n, dimension), not normalised, in the order of the items.
+    def __call__(
+        self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[Item], Vectors]:
+        """The items that can be read, in their order, and their vectors (n, dimension), not normalised.
 
         Raises:
             UserError: a vector holds a number that is not finite.
         """
-        vectors = self._model.embed([item.text for item in items], progress=progress)
-        if not np.isfinite(vectors).all():
-            raise UserError(
-                f"{self.path} gives vectors that are not finite numbers: its training has diverged; train it anew "
-                "with a lower learning rate."
-            )
-        self.truncated = self._model.truncated
-        return vectors
+        read, vectors = embed_items(self.model, items, self.path, progress=progress)
+        self.truncated = self.model.truncated
+        return list(itertools.compress(items, read)), vectors
 
-    def query(self, text: str) -> Vectors:
-        """(dimension,)."""
-        vector: Vectors = self([Item("", text, "", {})])[0]
+    def query(self, item: Item) -> Vectors:
+        """(dimension,).
+
+        Raises:
+            UserError: the model reads no such item.
+        """
+        if not isinstance(item, self.model.embeds):
+            others = " or ".join(kind.asked for kind in self.model.embeds)
+            raise UserError(
+                f"{self.path} holds {self.model.kind}, which reads no {item.noun}; give {others}."
+            )
+        _, vectors = self([item])
+        if not len(vectors):
+            raise UserError(f"{item.source} cannot be read; give another one.")
+        vector: Vectors = vectors[0]
         return vector
 
     def description(self) -> dict[str, Any]:
@@ -165,7 +301,7 @@ class Embedder:
         return {
             "model": self.path,
             "model_fingerprint": self.fingerprint,
-            "pooling": self.pooling,
+            "pooling": self.model.features.pooling,
             "dimension": self.dimension,
         }
 
@@ -180,12 +316,5 @@ def open_embedder(path: str | Path, device: str = "auto") -> Embedder:
     from selfsup.run import load_encoder
 
     model = load_encoder(path)
-    model.encoder.to(find_device(device))
+    model.to(find_device(device))
     return Embedder(model, path)
-
-
-def _fingerprint(model: EncoderModel) -> str:
-    from selfsup.inference.probe import fingerprint
-
-    parts = (fingerprint(model), model.tokenizer.fingerprint, model.encoder.config.window)
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -22,7 +22,7 @@ from selfsup.files import held
 from selfsup.seeding import derive
 
 KEY = "selfsup"  # of the JSON object in the metadata
-OWN = ("id", "text", "source", "vector", "text_hash", "values_hash")  # the columns of every library
+OWN = ("id", "text", "source", "vector", "content_hash", "values_hash")  # the columns of every library
 
 # An exact search reads every vector: 0.08 s for 50,000 of 384 numbers on two cores, and in proportion for more.
 EXACT_ROWS = 50_000
@@ -85,8 +85,8 @@ class Library:
             )
         with _speaking(path):
             library = cls(path, _database(path).open_table(name))
-        if "model_fingerprint" not in library.description:
-            raise UserError(f"{path} was not made by selfsup index; give a library that was.")
+        if "model_fingerprint" not in library.description or not set(OWN) <= set(library._table.schema.names):
+            raise UserError(f"{path} was not made by selfsup index as it is now; make it anew.")
         return library
 
     @staticmethod
@@ -126,10 +126,10 @@ class Library:
         return int(self._table.count_rows())
 
     def hashes(self) -> dict[str, tuple[str, str]]:
-        """By id: the hash of the text, the hash of the other columns."""
-        found = self._table.search().select(["id", "text_hash", "values_hash"]).to_arrow()
-        columns = [found.column(name).to_pylist() for name in ("id", "text_hash", "values_hash")]
-        return {key: (text, values) for key, text, values in zip(*columns, strict=True)}
+        """By id: the hash of the content, the hash of the other columns."""
+        found = self._table.search().select(["id", "content_hash", "values_hash"]).to_arrow()
+        columns = [found.column(name).to_pylist() for name in ("id", "content_hash", "values_hash")]
+        return {key: (content, values) for key, content, values in zip(*columns, strict=True)}
 
     def vectors(self, ids: Sequence[str]) -> Vectors:
         """The vectors (n, dimension) of records that are there."""
@@ -187,7 +187,7 @@ class Library:
             UserError: `where` is no condition on the columns.
         """
         names = [
-            name for name in self._table.schema.names if name not in ("vector", "text_hash", "values_hash")
+            name for name in self._table.schema.names if name not in ("vector", "content_hash", "values_hash")
         ]
         query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
         if where is None:

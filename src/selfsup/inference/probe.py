@@ -1,4 +1,4 @@
-"""A linear classifier on top of an encoder that stays as it is: fitted to few labelled texts, kept, applied.
+"""A linear classifier on top of an encoder that stays as it is: fitted to few labelled records, kept, applied.
 
 PROBE/probe.safetensors   mean and deviation (d,) of the features, weight (classes, d), bias (classes,)
 PROBE/probe.json          the classes, C, how often it is right on records it has not seen, and what tells the
@@ -7,7 +7,7 @@ PROBE/probe.json          the classes, C, how often it is right on records it ha
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from selfsup.data.tables import open_table
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Request, Score
-from selfsup.evaluation.features import Label, embed, read_labelled, report_skipped, test_part
+from selfsup.evaluation.features import embed, read_labelled, report_skipped, test_part
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
 from selfsup.files import save_tensors, whole_directory
-from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.items import Label
 from selfsup.run import load_encoder
 
 Progress = Callable[[int, int | None], None]
@@ -36,6 +35,7 @@ class Answer:
 
     Attributes:
         record: where it stands.
+        text: what it says, where it is one.
         label: the likeliest class; probability: how likely, to the probe.
     """
 
@@ -56,7 +56,7 @@ class Probe:
         classes: what each row of the classifier stands for.
         estimate: the score of protocol `linear` on the same data: fitted to four fifths, measured on a fifth. The
             classifier itself is fitted to all.
-        model: fingerprint of the model's weights.
+        model: fingerprint of the model.
         records: that it is fitted to.
     """
 
@@ -82,9 +82,9 @@ class Probe:
 
         Args:
             run: a run of an encoder, or its model directory.
-            column, label: the columns of the text and of its class; found by themselves where they are None.
+            column, label: the columns of the content and of its class; found by themselves where they are None.
             seed: of the folds and of the estimate's interval.
-            progress: called with the texts embedded so far, and all of them.
+            progress: called with the records embedded so far, and all of them.
 
         Raises:
             UserError: no such model or data, no classes, too few records, features that are not finite.
@@ -93,11 +93,12 @@ class Probe:
         request = Request(Path(run), model, data, column, device, seed, progress, label=label)
         labelled = read_labelled(request, data)
         tested, name = test_part(labelled)
-        features = embed(request, labelled.texts)
-        estimate = score(request, labelled.split(tested, features, name))
+        read, features = embed(request, labelled.items)
+        labelled = labelled.only(read)
+        estimate = score(request, labelled.split(tested[read], features, name))
         strength = best_strength(features, labelled.numbers, seed)
         classifier = fit(features, labelled.numbers, strength)
-        return cls(classifier, labelled.classes, estimate, fingerprint(model), len(features))
+        return cls(classifier, labelled.classes, estimate, model.fingerprint, len(features))
 
     def classify(
         self,
@@ -108,26 +109,25 @@ class Probe:
         device: str = "auto",
         progress: Progress | None = None,
     ) -> list[Answer]:
-        """The class of each readable text of a source, such as a list of strings, in its order.
+        """The class of each readable record of a source, such as a list of strings, in its order.
 
         Raises:
             UserError: the model is not the one that the probe was fitted to; no such data.
         """
         model = load_encoder(run)
-        if fingerprint(model) != self.model:
+        if model.fingerprint != self.model:
             raise UserError(
-                f"The probe was fitted to another model than {run} (their weights differ); give the model that it "
-                f"belongs to, or fit a new one with: selfsup probe {run}"
+                f"The probe was fitted to another model than {run} (their weights or features differ); give the model "
+                f"that it belongs to, or fit a new one with: selfsup probe {run}"
             )
-        table = open_table(data)
-        found = [(row.where, text) for text, row in table.documents(column, optional=())]
-        report_skipped(table)
-        texts = [text for _, text in found]
-        features = embed(Request(Path(run), model, data, column, device, progress=progress), texts)
+        collection = model.read(data, column, progress=progress)
+        items = list(collection.items())
+        report_skipped(collection)
+        read, features = embed(Request(Path(run), model, data, column, device, progress=progress), items)
         probabilities = self.classifier.probabilities(features)
         return [
-            Answer(where, text, self.classes[int(row.argmax())], float(row.max()))
-            for (where, text), row in zip(found, probabilities, strict=True)
+            Answer(item.source, item.text, self.classes[int(row.argmax())], float(row.max()))
+            for item, row in zip(itertools.compress(items, read), probabilities, strict=True)
         ]
 
     def save(self, directory: str | Path) -> None:
@@ -177,15 +177,6 @@ class Probe:
             "estimate": self.estimate.to_json(),
             "model": self.model,
         }
-
-
-def fingerprint(model: EncoderModel) -> str:
-    """32 hex digits of an encoder's weights and of what it takes as a text's feature."""
-    digest = hashlib.blake2b(model.features.fingerprint.encode(), digest_size=16)
-    for name, tensor in sorted(model.encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def refuse_taken(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,35 @@ from torch import Tensor
 
 from selfsup.models.dinov3 import read_vision
 from selfsup.models.pixel_decoder import assembled, patches, read_decoder, select
-from selfsup.views import MEAN, STD, centred
-from selfsup.views.masking import random_patches
+from selfsup.views import centred, random_patches
+from selfsup.views.drawn import levels
 
 Picture = npt.NDArray[np.uint8]
-GREY = 0.5  # of hidden patches, between black and white
 NEARNESS = 4.0  # the power of the distance with which what is visible counts less
 
 
-@torch.inference_mode()
-def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> tuple[Picture, Picture]:
-    """An image (H, W, 3) with its hidden patches in grey, and with what the model fills in there: (S, S, 3) each.
+@dataclass(frozen=True)
+class Reconstruction:
+    """An image at the size that the model was trained on, (S, S, 3) each.
 
-    It is brought to the size S that the model was trained on, and as large a share of it is hidden as in training:
-    which patches is a function of the seed. No hidden pixel plays a part in what is filled in: brightness and contrast
-    of a hidden patch, which the target of training leaves out, are those of the visible patches around it.
+    Attributes:
+        image: all of it.
+        hidden: which patches are hidden, (rows, columns).
+        filled: with what the model predicts in hidden patches.
+        smooth: with the brightness of what is visible around them instead, which takes no model.
+    """
+
+    image: Picture
+    hidden: npt.NDArray[np.bool_]
+    filled: Picture
+    smooth: Picture
+
+
+@torch.inference_mode()
+def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> Reconstruction:
+    """What a model makes of an image (H, W, 3), of which as large a share is hidden as in training.
+
+    Which patches is a function of the seed.
 
     Raises:
         UserError: the directory holds no masked autoencoder, or a damaged one.
@@ -37,15 +52,29 @@ def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> tuple[Pictur
     visible, hidden = random_patches(seed, place, place, side**2, decoder.config.hidden)
     states = encoder(image, visible=visible)[:, encoder.config.prefix :]
     values = decoder(states, visible, hidden, (side, side))
-    shown = select(patches(image, patch), visible)
+    mask = np.zeros(side**2, np.bool_)
+    mask[hidden[0]] = True
+    pictures = (
+        image,
+        fill_in(image, visible, hidden, values, patch),
+        fill_in(image, visible, hidden, torch.zeros_like(values), patch),
+    )
+    whole, filled, smooth = (levels(each)[0] for each in pictures)
+    return Reconstruction(whole, mask.reshape(side, side), filled, smooth)
+
+
+def fill_in(pixels: Tensor, visible: Tensor, hidden: Tensor, values: Tensor, patch: int) -> Tensor:
+    """Images (B, 3, S, S) with predicted values (B, M, 3 · patch²) in their hidden patches (B, M).
+
+    No hidden pixel plays a part: mean and contrast of a hidden patch, which the target of training leaves out, are
+    those of the visible patches (B, K) around it.
+    """
+    side = pixels.shape[-1] // patch
+    shown = select(patches(pixels, patch), visible)
     moments = torch.stack((shown.mean(-1), shown.std(-1, correction=0)), -1)
     mean, deviation = spread(moments, visible, hidden, side).chunk(2, -1)
-    filled = values * deviation + mean
-    grey = (GREY - torch.tensor(MEAN)) / torch.tensor(STD)
-    blank = grey.repeat_interleave(patch**2).expand_as(filled)
     places = torch.cat((visible, hidden), 1).argsort(1)
-    blanked, whole = (select(torch.cat((shown, rest), 1), places) for rest in (blank, filled))
-    return _picture(assembled(blanked, patch, (side, side))), _picture(assembled(whole, patch, (side, side)))
+    return assembled(select(torch.cat((shown, values * deviation + mean), 1), places), patch, (side, side))
 
 
 def spread(values: Tensor, visible: Tensor, hidden: Tensor, columns: int) -> Tensor:
@@ -57,9 +86,3 @@ def spread(values: Tensor, visible: Tensor, hidden: Tensor, columns: int) -> Ten
     known, asked = (torch.stack((p // columns, p % columns), -1).to(values) for p in (visible, hidden))
     weights = torch.cdist(asked, known).pow(-NEARNESS)
     return weights / weights.sum(-1, keepdim=True) @ values
-
-
-def _picture(image: Tensor) -> Picture:
-    """Normalised pixels (1, 3, S, S) as levels (S, S, 3)."""
-    levels = image[0].permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
-    return levels.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -1,8 +1,8 @@
 """A searchable library of a source: made, kept up to date, and asked for what is nearest to a query.
 
-Whole records are indexed; one that is longer than the model's window is found by its beginning, and counted. A
-record's text is compared by hash with the one in the library, so only what is new or has changed is embedded. Texts
-and vectors are streamed; the ids of the library, with their hashes, stand in memory.
+Whole records are indexed; a text that is longer than the model's window is found by its beginning, and counted. A
+record's content is compared by hash with the one in the library, so only what is new or has changed is embedded.
+Contents and vectors are streamed; the ids of the library, with their hashes, stand in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from selfsup.data.tables import open_table
 from selfsup.errors import UserError
 from selfsup.inference.columns import Column, Kinds
 from selfsup.inference.hits import Hit
@@ -27,12 +26,13 @@ from selfsup.inference.items import (
     chunks,
     left_out,
     open_embedder,
-    read_items,
     shifted,
     silent,
     survey,
 )
 from selfsup.inference.library import OWN, Library
+from selfsup.inference.pictures import open_picture
+from selfsup.inference.texts import Text
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Indexed:
 
     Attributes:
         records: in the library now.
-        added, updated, unchanged: records of the source; `embedded` of them had a new text.
+        added, updated, unchanged: records of the source; `embedded` of them had a new content.
         truncated: of the embedded ones, those longer than the model's window, found by their beginning.
         skipped: bad records that were left out; `empty`: blank ones.
         index: None for a library that is searched exactly, else LanceDB's index, with its measured `recall@10`.
@@ -94,12 +94,12 @@ def index(
     writes them), names made fit for SQL, so that `search` can filter by them; columns of bytes are left out.
 
     Args:
-        run: a run of an encoder, or a model directory; the library remembers it.
-        data: any source, see `selfsup.data.sources.open_text`.
+        run: a run of an encoder, of texts or of images, or a model directory; the library remembers it.
+        data: any source that the model reads, see `selfsup.data.sources.open_text`.
         out: the library, a directory whose name ends in `.lance`.
-        column: the column of the text; found by itself where it is None.
+        column: the column of the content; found by itself where it is None.
         id_column: the column of ids, each of which may occur once; None takes the place of a record.
-        batch: texts that are embedded and put together.
+        batch: records that are embedded and put together.
         failures: the share of bad records, from 0 to 1, above which reading stops.
         progress: called with the records done so far, and all of them (None while they are being counted).
 
@@ -109,30 +109,28 @@ def index(
     """
     path, progress = Path(out), progress or silent
     if batch < 1:
-        raise UserError(f"batch is {batch}; embed 1 or more texts together.")
+        raise UserError(f"batch is {batch}; embed 1 or more records together.")
     library = Library.open(path) if Library.exists(path) else None
     if library is None:
         Library.require_free(path)
     embedder = open_embedder(run, device)
     if library is not None:
         _require_model(library, embedder)
-    table = open_table(data, failures)
+    collection = embedder.model.read(data, column, failures=failures, progress=progress)
     kinds = Kinds()
-    total, _ = survey(
-        kinds.watch(read_items(table, column, id_column, with_values=True)), id_column, progress
-    )
+    total, _ = survey(kinds.watch(collection.items(id_column, with_values=True)), id_column, progress)
     if library is None:
         library = Library.create(path, embedder.description())
     with library.held():
         columns = kinds.columns(library.kinds)
         library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
         update = _Update(library, embedder, columns)
-        for items in chunks(update.changed(read_items(table, column, id_column, with_values=True)), batch):
+        for items in chunks(update.changed(collection.items(id_column, with_values=True)), batch):
             update.put(items, shifted(progress, update.done, total))
         library.settle()
     return Indexed(
         path, library.count(), update.added, update.updated, update.unchanged, update.embedded, update.truncated,
-        table.skipped.count, table.empty, library.description.get("index"),
+        collection.skipped.count, collection.empty, library.description.get("index"),
     )  # fmt: skip
 
 
@@ -150,15 +148,16 @@ def delete(library: str | Path, ids: Sequence[str]) -> int:
 
 def search(
     library: str | Path,
-    query: str,
+    query: str | None = None,
     *,
+    image: object = None,
     top: int = 10,
     where: str | None = None,
     model: str | Path | None = None,
     device: str = "auto",
 ) -> list[Hit]:
     """The records nearest to a query, nearest first; see `Searcher` for several queries."""
-    return Searcher(library, model, device)(query, top, where)
+    return Searcher(library, model, device)(query, top, where, image=image)
 
 
 class Searcher:
@@ -182,17 +181,34 @@ class Searcher:
         self._embedder = open_embedder(place, device)
         _require_model(self.library, self._embedder)
 
-    def __call__(self, query: str, top: int = 10, where: str | None = None) -> list[Hit]:
+    def __call__(
+        self, query: str | None = None, top: int = 10, where: str | None = None, *, image: object = None
+    ) -> list[Hit]:
         """The `top` records nearest to a query among those that fulfil the SQL condition `where`.
 
+        Args:
+            query: words to look for.
+            image: in their place, the path of an image, its pixels (H, W, 3), or a PIL image.
+
         Raises:
-            UserError: an empty query, no hits asked for, a condition that cannot be used.
+            UserError: not one query, or one that the model cannot read; no hits asked for; a condition that cannot
+                be used.
         """
-        if not query.strip():
-            raise UserError("The query is empty; say what to look for.")
         if top < 1:
             raise UserError(f"top is {top}; ask for 1 or more.")
-        return [_hit(row) for row in self.library.search(self._embedder.query(query), top, where)]
+        vector = self._embedder.query(_asked(query, image))
+        return [_hit(row) for row in self.library.search(vector, top, where)]
+
+
+def _asked(query: str | None, image: object) -> Item:
+    """A query as an item, by which a model's own kind of record is looked for."""
+    if (query is None) == (image is None):
+        raise UserError("Say what to look for, either in words or by an image (--image FILE).")
+    if query is None:
+        return open_picture(image)
+    if not query.strip():
+        raise UserError("The query is empty; say what to look for.")
+    return Text("", query, "", {})
 
 
 def _hit(row: dict[str, Any]) -> Hit:
@@ -216,7 +232,7 @@ class _Update:
     """The difference between a source and a library, put into the library."""
 
     def __init__(self, library: Library, embedder: Embedder, columns: Mapping[str, Column]) -> None:
-        self.added = self.updated = self.unchanged = self.embedded = self.truncated = 0
+        self.added = self.updated = self.unchanged = self.embedded = self.truncated = self.unread = 0
         self._library = library
         self._embedder = embedder
         self._columns = columns
@@ -224,34 +240,38 @@ class _Update:
 
     @property
     def done(self) -> int:
-        return self.added + self.updated + self.unchanged
+        return self.added + self.updated + self.unchanged + self.unread
 
     def changed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those that the library does not hold, or not like this."""
         for item in items:
-            if self._known.get(item.id) == (_text_hash(item), _values_hash(item)):
+            if self._known.get(item.id) == (_content_hash(item), _values_hash(item)):
                 self.unchanged += 1
             else:
                 yield item
 
     def put(self, items: list[Item], progress: Progress) -> None:
-        """Add or replace; only a text that the library does not hold is embedded."""
-        new = [item for item in items if not self._holds_text(item)]
-        old = [item for item in items if self._holds_text(item)]
+        """Add or replace; only a content that the library does not hold is embedded."""
+        new = [item for item in items if not self._holds_content(item)]
+        old = [item for item in items if self._holds_content(item)]
         parts = []
         if new:
-            parts.append(self._embedder(new, progress))
+            read, vectors = self._embedder(new, progress)
+            self.unread += len(new) - len(read)
             self.truncated += self._embedder.truncated
+            new = read
+            parts.append(vectors)
         if old:
             parts.append(self._library.vectors([item.id for item in old]))
-        self._library.put(self._rows(new + old), np.concatenate(parts))
-        added = sum(item.id not in self._known for item in items)
+        if new or old:
+            self._library.put(self._rows(new + old), np.concatenate(parts))
+        added = sum(item.id not in self._known for item in new)
         self.added += added
-        self.updated += len(items) - added
+        self.updated += len(new) + len(old) - added
         self.embedded += len(new)
 
-    def _holds_text(self, item: Item) -> bool:
-        return item.id in self._known and self._known[item.id][0] == _text_hash(item)
+    def _holds_content(self, item: Item) -> bool:
+        return item.id in self._known and self._known[item.id][0] == _content_hash(item)
 
     def _rows(self, items: list[Item]) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {name: [None] * len(items) for name in self._library.kinds}
@@ -261,13 +281,13 @@ class _Update:
             "id": [item.id for item in items],
             "text": [item.text for item in items],
             "source": [item.source for item in items],
-            "text_hash": [_text_hash(item) for item in items],
+            "content_hash": [_content_hash(item) for item in items],
             "values_hash": [_values_hash(item) for item in items],
         }
 
 
-def _text_hash(item: Item) -> str:
-    return hashlib.blake2b(item.text.encode(), digest_size=16).hexdigest()
+def _content_hash(item: Item) -> str:
+    return hashlib.blake2b(item.identity, digest_size=16).hexdigest()
 
 
 def _values_hash(item: Item) -> str:

@@ -21,6 +21,9 @@ INSPECTORS = {
     "causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm",
     "masked-lm": "selfsup.inspection.masked_lm:inspect_masked_lm",
     "simcse": "selfsup.inspection.simcse:inspect_simcse",
+    "simclr": "selfsup.inspection.simclr:inspect_simclr",
+    "dino": "selfsup.inspection.dino:inspect_dino",
+    "mae": "selfsup.inspection.mae:inspect_mae",
 }
 
 

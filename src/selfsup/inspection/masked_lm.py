@@ -28,7 +28,7 @@ from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.objectives.base import Task
 from selfsup.objectives.losses import IGNORE, token_losses
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
-from selfsup.run import load_encoder
+from selfsup.run import load_text_encoder
 
 MASK, RANDOM, KEPT, SHOWN = "mask", "random", "kept", "shown"
 DONE = {MASK: "[MASK] is shown instead", RANDOM: "a random token is shown instead", KEPT: "left as it is"}
@@ -377,7 +377,7 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
     """The tasks come from the objective itself, so that what is seen here is what is trained."""
     settings = request.settings
     seed, rate = settings["train.seed"], settings["masked_lm.rate"]
-    model = None if request.run is None else load_encoder(request.run)
+    model = None if request.run is None else load_text_encoder(request.run)
     if model and model.masked is None:
         raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
     source, length, records, tokenizer = _open_records(request, model)

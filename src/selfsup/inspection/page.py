@@ -29,8 +29,9 @@ def sentence(text: str) -> str:
 
 
 def _section(part: Part) -> str:
-    title, hint = part.title[:1].upper() + part.title[1:], part.hint
-    return f'<h2>{escape(title)}</h2>\n<p class="hint">{escape(hint)}</p>\n{part.html()}'
+    title = part.title[:1].upper() + part.title[1:]
+    hint = f'<p class="hint">{escape(part.hint)}</p>\n' if part.hint else ""
+    return f"<h2>{escape(title)}</h2>\n{hint}{part.html()}"
 
 
 PAGE = Template("""\

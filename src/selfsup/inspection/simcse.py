@@ -30,7 +30,7 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import PRESETS
 from selfsup.objectives.simcse import SENTENCE, SimCSE, SimCSERecipe
-from selfsup.run import load_encoder
+from selfsup.run import load_text_encoder
 from selfsup.seeding import generator
 from selfsup.step import predict
 
@@ -401,8 +401,8 @@ def _box(role: str, x: int, y: int, more: str = "") -> str:
 def inspect_simcse(request: Request) -> SimCSEInspection:
     """The sentences, their order and the objective are those of the training."""
     settings = request.settings
-    model = None if request.run is None else load_encoder(request.run)
-    origin = None if settings["model.init"] is None else load_encoder(settings["model.init"])
+    model = None if request.run is None else load_text_encoder(request.run)
+    origin = None if settings["model.init"] is None else load_text_encoder(settings["model.init"])
     begun = model or origin
     source, records = _open_sentences(request, begun)
     tokenizer, options = records.tokenizer, settings.config.simcse

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
@@ -64,6 +64,15 @@ class Features:
         if self.weight is not None and self.bias is not None:
             tensors = {"weight": self.weight.float().cpu(), "bias": self.bias.float().cpu()}
             save_tensors(tensors, directory / MAP)
+
+
+def fingerprint(module: nn.Module, features: Features) -> str:
+    """32 hex digits of a network's weights and of what it takes as a vector."""
+    digest = hashlib.blake2b(features.fingerprint.encode(), digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_features(directory: Path) -> Features:

@@ -158,13 +158,18 @@ def save_decoder(decoder: PixelDecoder, directory: Path) -> None:
     write_json(directory / CONFIG, asdict(decoder.config))
 
 
+def holds_decoder(directory: Path) -> bool:
+    """Whether a decoder lies in a directory of a model."""
+    return (directory / CONFIG).exists()
+
+
 def read_decoder(directory: Path) -> PixelDecoder:
     """The decoder that `save_decoder` left.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    if not (directory / CONFIG).exists():
+    if not holds_decoder(directory):
         raise UserError(f"{directory} holds no decoder that fills in pixels; name a run of mae")
     try:
         config = PixelDecoderConfig(**read_json(directory / CONFIG))

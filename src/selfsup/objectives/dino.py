@@ -26,7 +26,7 @@ from selfsup.data.records import Batch
 from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_chance, check_uniform_teacher
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
-from selfsup.models.features import Pooling
+from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.distillation import (
@@ -110,7 +110,7 @@ class Network(nn.Module):
         A network that gives one vector per image has that for a class token, and no patches: (B, 0, width).
         """
         if not isinstance(self.backbone, VisionTransformer):
-            vectors = self.backbone(pixels)
+            vectors = self.backbone.embed(pixels, "cls")
             return vectors, vectors[:, None][:, :0]
         states = self.backbone(pixels, hidden)
         return states[:, 0], states[:, self.backbone.config.prefix :]
@@ -175,6 +175,8 @@ class DINO(Objective):
     ) -> None:
         super().__init__()
         self.student = student
+        if not ibot and isinstance(student.backbone, VisionTransformer):
+            student.backbone.embeddings.mask_token.requires_grad_(False)
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.crops, self.teaching, self.temperature = crops, teaching, temperature
         self.weights = {"ibot": ibot, "koleo": koleo, **dict.fromkeys(FIGURES, 0.0)}
@@ -321,8 +323,7 @@ class DINO(Objective):
         self.done, self.steps = state.tolist()
 
     def vectors(self) -> Iterable[nn.Parameter]:
-        listed = getattr(self.student.backbone, "vectors", tuple)()
-        return (*super().vectors(), *listed, self.student.head.prototypes)
+        return (*super().vectors(), self.student.head.prototypes)
 
 
 def hidden_places(task: Task) -> Tensor:

@@ -5,6 +5,7 @@ L = Σ_{p hidden} mean over its values of (x̂_p − (x_p − mean(x_p)) / sqrt(
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,8 +20,10 @@ from selfsup.models.pixel_decoder import (
     HEAD_DIM,
     PixelDecoder,
     PixelDecoderConfig,
+    holds_decoder,
     matrix_parameters,
     patches,
+    read_decoder,
     save_decoder,
     select,
 )
@@ -31,7 +34,8 @@ from selfsup.seeding import generator
 from selfsup.views import View, mae_view, random_patches, render
 
 EPS = 1e-6  # of a patch's variance: one that varies less is flat
-NARROWER = 2 / 3  # the decoder than the encoder (He et al. 2022, table 1b: 512 beside 768 for ViT-B)
+NARROWER = 2 / 3  # the decoder than the encoder (He et al. 2022, section 4.1: 512 beside 768 of a ViT-B)
+LAYERS = 4  # of the decoder
 
 
 class MAE(Objective):
@@ -83,7 +87,7 @@ def normalised(values: Tensor) -> Tensor:
 class MAERecipe(VisionRecipe):
     """From images to a vision transformer that can tell what is hidden."""
 
-    views: ClassVar[float] = 1
+    views = 1.0
     useful: ClassVar[str | None] = "selfsup show {run} --image photo.jpg"
 
     def open(self, progress: Progress) -> None:
@@ -106,27 +110,49 @@ class MAERecipe(VisionRecipe):
 
     def _settle_network(self, effort: Effort) -> None:
         super()._settle_network(effort)
-        width = max(1, round(NARROWER * self.settings["model.width"] / HEAD_DIM)) * HEAD_DIM
-        self.settings.settle("mae.decoder_width", width, "model.width")
+        settings = self.settings
+        if self.origin_decoder is not None:
+            self._keep_shape(self.origin_decoder.config)
+        width = max(1, round(NARROWER * settings["model.width"] / HEAD_DIM)) * HEAD_DIM
+        settings.settle("mae.decoder_width", width, "model.width")
+        settings.settle("mae.decoder_layers", LAYERS, "recipe")
+
+    def _keep_shape(self, config: PixelDecoderConfig) -> None:
+        settings = self.settings
+        for name, found in (("decoder_width", config.width), ("decoder_layers", config.layers)):
+            asked = settings[f"mae.{name}"]
+            if asked not in (None, found):
+                raise UserError(
+                    f"{settings['model.init']} has {name} {found}, so mae.{name} is not {asked}; leave it out."
+                )
+            settings.settle(f"mae.{name}", found, "init")
+
+    @cached_property
+    def origin_decoder(self) -> PixelDecoder | None:
+        """That of the model to start from, where one is named that has one."""
+        if self.origin is None or not holds_decoder(self.origin.directory):
+            return None
+        return read_decoder(self.origin.directory)
 
     def decoder_config(self) -> PixelDecoderConfig:
-        settings, options = self.settings, self.settings.config.mae
+        settings = self.settings
         try:
             return PixelDecoderConfig(
                 encoder=settings["model.width"],
                 width=settings["mae.decoder_width"],
-                layers=options.decoder_layers,
+                layers=settings["mae.decoder_layers"],
                 patch=settings["model.patch"],
-                hidden=options.hidden,
+                hidden=settings["mae.hidden"],
             )
         except ValueError as error:
             raise UserError(f"There is no such decoder: {error}.") from None
 
     def build(self) -> MAE:
-        draws = generator(self.settings["train.seed"], "decoder")
-        decoder = PixelDecoder(self.decoder_config()).initialise(draws)
-        encoder = cast(VisionTransformer, self.backbone())
-        return MAE(encoder, decoder, mae_view(self.settings["data.size"]))
+        decoder = PixelDecoder(self.decoder_config())
+        decoder.initialise(generator(self.settings["train.seed"], "decoder"))
+        if self.origin_decoder is not None:
+            decoder.load_state_dict(self.origin_decoder.state_dict())
+        return MAE(self.backbone(), decoder, mae_view(self.settings["data.size"]))
 
     def network(self, objective: Objective) -> AnyBackbone:
         return cast(MAE, objective).encoder
@@ -148,6 +174,7 @@ class MAERecipe(VisionRecipe):
         return super().facts() | {
             "decoder": f"{sum(matrix_parameters(config)):,} parameters that serve training only: {config.layers} "
             f"layers, width {config.width}; it fills in {round(config.hidden * patches)} of {patches} patches"
+            + (f"; started from {self.settings['model.init']}" if self.origin_decoder is not None else "")
         }
 
     @property

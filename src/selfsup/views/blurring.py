@@ -1,42 +1,54 @@
-"""Gaussian blur as two products with a matrix for each image."""
+"""Gaussian blur, as two products with a matrix for each image."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+SHARE = 0.1  # of the image's side: the width of the kernel (SimCLR, appendix A)
+TINY = 1e-12
+BLOCK = 96  # outputs that are computed together; matrices are zero further than the kernel from the diagonal
 
 
 def reach(size: int) -> int:
-    """Pixels to each side of the kernel: a tenth of the image in all (SimCLR, appendix A)."""
-    return max(1, round(0.05 * size))
+    """Pixels of the kernel to each side of its middle."""
+    return max(1, round(SHARE * size / 2))
+
+
+def gaussian(sigma: Tensor, size: int) -> Tensor:
+    """exp(−d² / 2σ²) for d = 0 … reach(size), (n, reach + 1) float32, divided by the sum to both sides."""
+    distances = torch.arange(reach(size) + 1, device=sigma.device)
+    kernels = torch.exp(-0.5 * (distances / sigma[:, None]) ** 2)
+    kernels = F.threshold(kernels, TINY, 0)  # products of numbers below float32's normal ones are slow
+    return (kernels / (2 * kernels.sum(1, keepdim=True) - 1)).float()
+
+
+def blur(images: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve images (3, n, S, S) with the kernels of `gaussian` along both sides, reflected at the borders."""
+    size, radius = images.shape[-1], kernels.shape[1] - 1
+    matrices = (kernels @ _reflected(size, radius, images.device)).view(-1, size, size)
+    tall, blurred = torch.empty_like(images), torch.empty_like(images)
+    for first in range(0, size, BLOCK):
+        to, span = slice(first, first + BLOCK), slice(max(0, first - radius), first + BLOCK + radius)
+        for lines, out in zip(images, tall, strict=True):
+            torch.bmm(matrices[:, to, span], lines[:, span], out=out[:, to])
+    for first in range(0, size, BLOCK):
+        to, span = slice(first, first + BLOCK), slice(max(0, first - radius), first + BLOCK + radius)
+        for lines, out in zip(tall, blurred, strict=True):
+            torch.bmm(lines[:, :, span], matrices[:, to, span].mT, out=out[:, :, to])
+    return blurred
 
 
 @lru_cache(maxsize=8)
 def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
-    """(radius + 1, size · size): how often pixel i is d pixels from pixel o, d the row, in a line that goes on as its
-    own reflection about its first and last pixel."""
-    line = torch.arange(size)
-    places = torch.arange(-radius, size + radius).abs()
-    places = torch.where(places < size, places, 2 * (size - 1) - places)
+    """(radius + 1, size · size): how often output o reads pixel i from d pixels away, d the row, from a line that
+    goes on beyond its first and last pixel as its own reflection about them."""
+    outputs = torch.arange(size)
     table = torch.zeros(radius + 1, size, size)
     for offset in range(-radius, radius + 1):
-        table[abs(offset), line, places[line + offset + radius]] += 1
+        places = (outputs + offset).abs()
+        table[abs(offset), outputs, torch.minimum(places, 2 * (size - 1) - places)] += 1
     return table.flatten(1).to(device)
-
-
-def gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """exp(−d² / 2σ²) for d = 0 … radius, (n, radius + 1), divided by the sum over −radius … radius."""
-    distances = torch.arange(radius + 1, device=sigma.device, dtype=sigma.dtype)
-    kernels = torch.exp(-0.5 * (distances / sigma[:, None]) ** 2)
-    return kernels / (2 * kernels.sum(1, keepdim=True) - 1)
-
-
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Convolve images (3, n, S, S) with Gaussians of deviations `sigma` (n,), reflected at the borders."""
-    size = images.shape[-1]
-    radius = min(reach(size), size - 1)
-    table = _reflected(size, radius, images.device)
-    matrices = (gaussian(sigma, radius) @ table).view(-1, size, size)
-    return torch.stack([matrices @ channel @ matrices.mT for channel in images])

@@ -1,11 +1,51 @@
-"""Colours of images (3, n, P) with values in [0, 1], changed in place, with parameters of each image's own."""
+"""Colours of images (3, n, P) with values in [0, 1], with parameters of each image's own."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+TINY = 1e-12
+
+
+def jitter_parameters(
+    keys: Tensor, amounts: Tensor, strengths: tuple[float, float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """What `jitter` does to each image.
+
+    Args:
+        keys: (n, 4) numbers whose ascending order is that of brightness, contrast, saturation and hue.
+        amounts: (n, 4) numbers in [0, 1): how far each of them goes.
+        strengths: largest deviation of the first three factors from 1, and of the hue from 0 in colour circles.
+
+    Returns:
+        blends (n, 3, 3): (f, g, c) of `blend` for the first three, in their order; shifts (n,) of the hue.
+    """
+    signed = (2 * amounts - 1) * amounts.new_tensor(strengths)
+    kinds = keys[:, :HUE].argsort(1)
+    factors = 1 + signed[:, :HUE].gather(1, kinds)
+    anchors = [(1 - factors) * (kinds == kind) for kind in (SATURATION, CONTRAST)]
+    return torch.stack((factors, *anchors), 2).float(), signed[:, HUE].float()
+
+
+def jitter(images: Tensor, blends: Tensor, shifts: Tensor, early: np.ndarray) -> None:
+    """Change brightness, contrast, saturation and hue of each image in an order of its own; in place.
+
+    Args:
+        images: (3, n, P), sorted so that every round works on images that stand beside each other.
+        blends: (n, 3, 3) parameters of three blends.
+        shifts: (n,) of the hue.
+        early: (n,) how many of the blends come before the shift, in descending order; −1: nothing is changed.
+    """
+    end, *counts = (int((early > turn).sum()) for turn in (-1, 0, 1, 2))
+    for turn, count in enumerate(counts):
+        blend(images[:, :count], blends[:count, turn])
+    shift_hue(images[:, :end], shifts[:end])
+    for turn, count in enumerate(counts):
+        blend(images[:, count:end], blends[count:end, turn])
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -15,42 +55,46 @@ def luminance(images: Tensor) -> Tensor:
     return grey.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def blend(images: Tensor, factors: Tensor, contrast: Tensor, saturation: Tensor) -> None:
-    """x ← f x + (1 − f) anchor, clipped to [0, 1]; in place.
+def blend(images: Tensor, parameters: Tensor) -> None:
+    """x ← f x + g Y + c mean(Y), clipped to [0, 1], with Y the luminance; in place.
 
-    The anchor is black for brightness, the image's mean luminance for contrast, the pixel's luminance for saturation
+    With g = c = 0 this changes the brightness, with g = 1 − f the saturation, with c = 1 − f the contrast
     (Haeberli & Voorhies 1994).
 
     Args:
         images: (3, n, P).
-        factors: (n,) f.
-        contrast, saturation: (n,) 1 where that is what changes, else 0.
+        parameters: (n, 3) f, g, c.
     """
-    grey = luminance(images)
-    rest = 1 - factors
-    mean = grey.mean(1).mul_(rest * contrast)
-    anchor = torch.addcmul(mean[:, None], grey, (rest * saturation)[:, None], out=grey)
-    torch.addcmul(anchor, images, factors[:, None], out=images).clamp_(0, 1)
+    if not images.shape[1]:
+        return
+    factor, grey, mean = parameters[:, :, None].unbind(1)
+    anchor = luminance(images)
+    torch.addcmul(anchor.mean(1, keepdim=True).mul_(mean), anchor, grey, out=anchor)
+    torch.addcmul(anchor, images, factor, out=images).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, shifts: Tensor) -> None:
     """Turn the hue of HSV (Smith 1978) by `shifts` (n,) of the colour circle; in place.
 
-    With v the largest, m the smallest channel and c = v − m, the hue in sixths of the circle, from −3 to 3, is
-    h = sign(G − B) · ((G + B − R − m) / c + 1), and the channels of a hue are m + c · clip(2 − |h|, 0, 1) for red,
-    m + c · clip(|h + 1| − 1, 0, 1) for green and m + c · clip(|h − 1| − 1, 0, 1) for blue.
+    With v the largest channel, m the smallest and c = v − m, the hue in sixths of the circle, from −3 to 3, is
+    h = sign(G − B) · (1 + (G + B − R − m) / c), and a hue's channels are m + c · (2 − clip(|h|, 1, 2)) for red,
+    m + c · (clip(|h + 1|, 1, 2) − 1) for green and m + c · (clip(|h − 1|, 1, 2) − 1) for blue.
     """
+    if not images.shape[1]:
+        return
     red, green, blue = images
     least = torch.minimum(red, green)
-    most = torch.maximum(red, green)
+    chroma = torch.maximum(red, green)
     torch.minimum(least, blue, out=least)
-    chroma = torch.maximum(most, blue, out=most).sub_(least)
-    hue = (green + blue).sub_(red).sub_(least).div_(chroma + 1e-12).add_(1)
-    hue.copysign_(green - blue).add_(6 * shifts[:, None])
-    hue.sub_((hue / 6).round_().mul_(6))
-    for channel, (turn, sign, level) in zip(images, ((0, -1, 2), (1, 1, -1), (-1, 1, -1)), strict=True):
-        torch.add(hue, turn, out=channel).abs_().mul_(sign).add_(level).clamp_(0, 1)
-        torch.addcmul(least, chroma, channel, out=channel)
+    torch.maximum(chroma, blue, out=chroma).sub_(least).add_(TINY)
+    base = least.sub_(chroma)
+    hue = (green + blue).sub_(red).sub_(base).div_(chroma)
+    hue.copysign_(green.sub_(blue)).add_(6 * shifts[:, None])
+    hue.sub_((hue / 6).round_(), alpha=6)
+    torch.addcmul(base, chroma, torch.add(hue, 1, out=green).abs_().clamp_(1, 2), out=green)
+    torch.addcmul(base, chroma, torch.sub(hue, 1, out=blue).abs_().clamp_(1, 2), out=blue)
+    top = base.add_(chroma, alpha=3)
+    torch.addcmul(top, chroma, hue.abs_().clamp_(1, 2), value=-1, out=red)
 
 
 def solarize(images: Tensor) -> Tensor:

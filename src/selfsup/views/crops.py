@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
+BLOCK = 64  # outputs of long lines that are computed together
 
 
 def random_boxes(
@@ -16,13 +18,13 @@ def random_boxes(
 ) -> Tensor:
     """Crops of random area and aspect ratio (Szegedy et al. 2015), as torchvision's RandomResizedCrop draws them.
 
-    The first of ten tries that fits into the image is taken, or the largest centred crop of an allowed ratio.
+    The first of ten tries that fits into the image is taken, else the largest centred crop of an allowed ratio.
 
     Args:
         draws: (n, CROP_DRAWS) numbers in [0, 1).
         sizes: (n, 2) height and width of the images.
-        scale: share of the area.
-        ratio: width : height.
+        scale: least and largest share of the area.
+        ratio: least and largest width : height.
 
     Returns:
         (n, 4) int64: top, left, height, width.
@@ -31,78 +33,108 @@ def random_boxes(
     low, high = math.log(ratio[0]), math.log(ratio[1])
     areas = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
     ratios = torch.exp(low + (high - low) * draws[:, TRIES : 2 * TRIES])
-    tried = torch.stack((torch.sqrt(areas / ratios), torch.sqrt(areas * ratios)), 2).round()  # (n, TRIES, 2)
+    tried = torch.stack((torch.sqrt(areas / ratios), torch.sqrt(areas * ratios)), 2).round()
     fits = ((tried > 0) & (tried <= sizes[:, None])).all(2)
-    first = fits.to(torch.uint8).argmax(1)
-    found = tried[torch.arange(len(tried), device=tried.device), first]
-    largest = torch.stack(
-        (
-            torch.minimum(height, (width / ratio[0]).round()),
-            torch.minimum(width, (height * ratio[1]).round()),
-        ),
-        1,
-    )
-    some = fits.any(1, keepdim=True)
-    extent = torch.where(some, found, largest)
+    first = fits.byte().argmax(1)[:, None, None].expand(-1, 1, 2)
+    tallest = torch.minimum(height, (width / ratio[0]).round())
+    widest = torch.minimum(width, (height * ratio[1]).round())
+    fit = fits.any(1, keepdim=True)
+    extent = torch.where(fit, tried.gather(1, first)[:, 0], torch.stack((tallest, widest), 1))
     room = sizes - extent
-    start = torch.where(some, (draws[:, 2 * TRIES :] * (room + 1)).floor(), (room / 2).floor())
+    start = torch.where(fit, draws[:, 2 * TRIES :] * (room + 1), room / 2).floor()
     return torch.cat((start, extent), 1).long()
 
 
-def resampling(
-    start: Tensor,
-    extent: Tensor,
-    low: Tensor,
-    high: Tensor,
-    size: int,
-    length: int,
-    mirror: Tensor | None = None,
-) -> Tensor:
-    """Weights that resample a line of pixels with a triangle filter, as Pillow's antialiased bilinear resize.
+@dataclass(frozen=True)
+class Line:
+    """Where the pixels of lines and the outputs that they are resampled to stand, in widths of the triangle filter.
 
-    Output o stands at c = start + (o + ½) s, s = extent / size; pixel i weighs max(0, 1 − |i + ½ − c| / max(s, 1)),
-    divided by the sum of all weights of o.
+    Attributes:
+        pixels: (n, L) float32, infinite where a pixel is not looked at.
+        outputs: (n, S) float32.
+        first, last: (n, blocks) the pixels first ≤ i < last are all that BLOCK successive outputs may have a part of.
+    """
+
+    pixels: Tensor
+    outputs: Tensor
+    first: Tensor
+    last: Tensor
+
+    @staticmethod
+    def of(
+        start: Tensor,
+        extent: Tensor,
+        low: Tensor,
+        high: Tensor,
+        length: int,
+        size: int,
+        mirror: Tensor | None = None,
+    ) -> Line:
+        """Lines of `length` pixels, resampled to `size` outputs.
+
+        Args:
+            start, extent: (n,) the part of each line that is resampled, in pixels.
+            low, high: (n,) pixels that are looked at: low ≤ i < high.
+            mirror: (n,) bool: whose outputs come in reverse order.
+        """
+        start, low, high = start[:, None], low[:, None], high[:, None]
+        step = extent.double()[:, None] / size
+        width = step.clamp(min=1)
+        outputs = torch.arange(size, device=step.device) + 0.5
+        if mirror is not None:
+            outputs = torch.where(mirror[:, None], size - outputs, outputs)
+        centres = start + outputs * step
+        ends = centres[:, ::BLOCK], centres[:, [min(i + BLOCK, size) - 1 for i in range(0, size, BLOCK)]]
+        first = (torch.minimum(*ends) - width).floor().clamp(low, high - 1)
+        last = (torch.maximum(*ends) + width).ceil().clamp(low + 1, high)
+        places = torch.arange(length, device=step.device)
+        seen = (places >= low) & (places < high)
+        pixels = torch.where(seen, (places + 0.5) / width, math.inf)
+        return Line(pixels.float(), (centres / width).float(), first.long(), last.long())
+
+    def __getitem__(self, images: slice) -> Line:
+        return Line(self.pixels[images], self.outputs[images], self.first[images], self.last[images])
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Successive outputs, and the pixels that any of them may have a part of."""
+        if self.outputs.device.type != "cpu":  # which would have to wait for the answer
+            return [(slice(0, self.outputs.shape[1]), slice(0, self.pixels.shape[1]))]
+        spans = zip(self.first.amin(0).tolist(), self.last.amax(0).tolist(), strict=True)
+        return [(slice(i * BLOCK, (i + 1) * BLOCK), slice(*span)) for i, span in enumerate(spans)]
+
+    def weights(self, outputs: slice, pixels: slice) -> Tensor:
+        """How much of each pixel is in each output, (n, outputs, pixels), as in Pillow's antialiased bilinear resize:
+        max(0, 1 − distance), divided by the sum over all pixels."""
+        distances = self.pixels[:, None, pixels] - self.outputs[:, outputs, None]
+        triangles = distances.abs_().neg_().add_(1).clamp_(min=0)
+        return triangles.div_(triangles.sum(2, keepdim=True))
+
+
+def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tensor:
+    """Resample images along both sides.
 
     Args:
-        start, extent: (n,) the part of each line that is resampled.
-        low, high: (n,) only pixels low ≤ i < high have a weight.
-        size: number of outputs.
-        length: number of pixels in a line.
-        mirror: (n,) bool: whose outputs come in reverse order.
+        pixels: (N, 3, H, W) uint8.
+        chosen: (n,) int64: which of them.
+        rows: n lines of H pixels.
+        columns: n lines of W pixels.
 
     Returns:
-        (n, size, length) float32.
+        (3, n, S, S) float32 in [0, 1].
     """
-    step = extent.double()[:, None] / size
-    width = step.clamp(min=1)
-    outputs = torch.arange(size, device=start.device, dtype=torch.float64)[None] + 0.5
-    if mirror is not None:
-        outputs = torch.where(mirror[:, None], size - outputs, outputs)
-    centres = (start[:, None] + outputs * step) / width
-    places = torch.arange(length, device=start.device)[None]
-    inside = (places >= low[:, None]) & (places < high[:, None])
-    pixels = torch.where(inside, (places + 0.5) / width, math.inf)
-    weights = pixels.float()[:, None, :] - centres.float()[:, :, None]
-    weights.abs_().neg_().add_(1).clamp_(min=0)
-    return weights.div_(weights.sum(2, keepdim=True))
-
-
-def resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows · image · columnsᵀ for each channel of each image.
-
-    Args:
-        pixels: (n, 3, H, W) uint8.
-        rows: (n, S, H).
-        columns: (n, S, W).
-
-    Returns:
-        (3, n, S, S) float32 from 0 to 255.
-    """
-    count, channels, height, width = pixels.shape
-    size = rows.shape[1]
-    lines = pixels.float().reshape(count, channels * height, width)
-    narrow = torch.bmm(lines, columns.mT).view(count, channels, height, size)
-    image = narrow.new_empty(channels, count, size, size)
-    for channel in range(channels):
-        torch.bmm(rows, narrow[:, channel], out=image[channel])
-    return image
+    wide, high = columns.blocks(), rows.blocks()
+    left, top = (min(span.start for _, span in side) for side in (wide, high))
+    right, bottom = (max(span.stop for _, span in side) for side in (wide, high))
+    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float().mul_(1 / 255)
+    count, channels, height, width = part.shape
+    size = columns.outputs.shape[1]
+    narrow = part.new_empty(count, channels * height, size)
+    for to, span in wide:
+        lines = part.view(count, channels * height, width)[:, :, span.start - left : span.stop - left]
+        torch.bmm(lines, columns.weights(to, span).mT, out=narrow[:, :, to])
+    images = part.new_empty(channels, count, size, size)
+    for to, span in high:
+        weights = rows.weights(to, span)
+        for lines, image in zip(narrow.view(count, channels, height, size).unbind(1), images, strict=True):
+            torch.bmm(weights, lines[:, span.start - top : span.stop - top], out=image[:, to])
+    return images

@@ -1,0 +1,62 @@
+"""The side of selfsup: views of images per second, read and rendered as in a run.
+
+Arguments: simclr, dino or simclr-224; a parquet file of images, or a directory of files; cores. The views are those of
+lightly's transforms: the same crops, colours and blur with the same probabilities.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+SECONDS, WARM = 4.0, 4
+
+
+def main() -> None:
+    kind, source, cores = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    os.sched_setaffinity(0, range(cores))
+    os.environ["OMP_NUM_THREADS"] = str(cores)
+    import numpy as np
+
+    from selfsup.data import images as data
+    from selfsup.data.loader import Loader
+    from selfsup.views import View, render
+
+    colours = {"jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "grey": 0.2}
+    half = colours | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    views = {
+        "simclr": [View(32, (0.08, 1), blur=0.5, **colours)] * 2,
+        "simclr-224": [View(224, (0.08, 1), blur=0.5, **colours)] * 2,
+        "dino": [
+            View(32, (0.4, 1), blur=1.0, **half),
+            View(32, (0.4, 1), blur=0.1, solarize=0.2, **half),
+            *[View(16, (0.05, 0.4), blur=0.5, **half)] * 6,
+        ],
+    }[kind]
+    if kind == "simclr-224":
+        data.SMALL, data.SHARE = (
+            0,
+            1 << 62,
+        )  # as of a collection too large for memory: each image decoded each time
+    found = data.open_images(source)
+    records = data.ImageRecords(found, np.arange(len(found)), round(1.5 * views[0].size))
+    batch = 64 if kind == "simclr-224" else 256
+    read = Loader(records, 0, batch, batch, workers=1).steps(0)
+
+    def make() -> None:
+        (one,) = next(read)
+        for number, view in enumerate(views):
+            render(one.data["pixels"], one.data["sizes"], view, 0, one.epochs, one.records, number)
+
+    for _ in range(WARM):
+        make()
+    done, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < SECONDS:
+        make()
+        done += batch
+    print(json.dumps({"images_per_second": done / seconds, "cores": cores}))
+
+
+main()

@@ -1,0 +1,196 @@
+"""What a source of images is: which files, which kind, and the images in them; see `selfsup.data.images`."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from selfsup.data.formats import Malformed, Values, file_part
+from selfsup.data.image_archives import open_archives
+from selfsup.data.image_files import BadImage
+from selfsup.data.image_stores import (
+    KINDS,
+    File,
+    Progress,
+    Span,
+    Store,
+    file_at,
+    folders,
+    kind_of,
+    label_column,
+    of_spans,
+)
+from selfsup.data.image_tables import open_dataset, open_tables
+from selfsup.data.sources import load_from_hub, require_column, sample_file
+from selfsup.errors import UserError
+
+# Names under which a column of paths goes, the likeliest first.
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "img")
+
+
+def find_store(
+    source: object, column: str | None, label: str | None, failures: float, progress: Progress
+) -> Store:
+    """What a source of images stands for; see `open_images`."""
+    if isinstance(source, np.ndarray | list | tuple) and len(source):
+        if all(isinstance(item, Path) for item in source):
+            files = list(itertools.chain.from_iterable(_find(cast(Path, path)) for path in source))
+            name = f"{source[0]} and {len(source) - 1} more" if source[1:] else str(source[0])
+            return _of_files(name, sorted(set(files)), column, label, failures, progress)
+        return _of_objects(cast("Sequence[Any]", source))
+    if isinstance(source, str) and source.startswith("sample:"):
+        return _of_files(source, [file_at(sample_file(source))], column, label, failures, progress)
+    if isinstance(source, str) and source.startswith("hub:"):
+        return open_dataset(source, load_from_hub(source), column, label)
+    if isinstance(source, str | Path) and str(source):
+        return _of_files(str(source), _find(Path(source).expanduser()), column, label, failures, progress)
+    if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
+        return open_dataset("the data set given from Python", source, column, label)
+    raise UserError(
+        f"A {type(source).__name__} is no image source: give a path, a non-empty list of PIL images, of uint8 arrays "
+        "or of Path objects, or a datasets.Dataset."
+    )
+
+
+def _find(path: Path) -> list[File]:
+    """The readable files that a path, folder or glob stands for, sorted by path."""
+    if path.is_file():
+        if path.suffix.lower() not in KINDS:
+            raise UserError(f"{path} is of no readable kind: selfsup reads images from {', '.join(KINDS)}.")
+        return [file_at(path)]
+    if path.is_dir():
+        found = sorted(_below(str(path)))
+    elif any(sign in str(path) for sign in "*?["):
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        if not matches:
+            raise UserError(f"No file matches {path}: check the pattern.")
+        found = sorted({file for match in matches for file in _below_or_at(match)})
+    else:
+        raise UserError(
+            f"There is no file or folder {path}: check the path (a hub data set is hub:user/name)."
+        )
+    for kind in dict.fromkeys(KINDS.values()):  # one kind only: a list may be of the images beside it
+        if files := [file for file in found if _kind(file) == kind]:
+            return files
+    raise UserError(f"{path} holds no file of a readable kind: selfsup reads images from {', '.join(KINDS)}.")
+
+
+def _below_or_at(path: Path) -> Iterable[File]:
+    return _below(str(path)) if path.is_dir() else [file_at(path)]
+
+
+def _below(folder: str) -> Iterator[File]:
+    """All files in a folder and the folders in it but hidden ones."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path)
+            elif entry.is_file() and kind_of(entry.name):
+                status = entry.stat()
+                yield File(entry.path, status.st_size, status.st_mtime_ns)
+
+
+def _kind(file: File) -> str | None:
+    return kind_of(file.path)
+
+
+def _of_files(
+    name: str, files: list[File], column: str | None, label: str | None, failures: float, progress: Progress
+) -> Store:
+    kinds = {_kind(file) for file in files}
+    if None in kinds:
+        raise UserError(f"{name} holds no images; selfsup reads them from {', '.join(KINDS)}.")
+    if len(kinds) > 1:
+        raise UserError(f"{name} mixes {' and '.join(sorted(map(str, kinds)))}: give files of one kind.")
+    kind = kinds.pop()
+    if kind == "images":
+        if column is not None or label is not None:
+            raise UserError(f"{name} holds image files, which have no columns: leave column and label out.")
+        return _of_images(name, files)
+    if kind == "tables":
+        return open_tables(name, files, column, label, progress)
+    if kind == "lists":
+        return _of_lists(name, files, column, label, failures)
+    return open_archives(name, files, column, label)
+
+
+def _of_images(name: str, files: list[File]) -> Store:
+    return of_spans(
+        name,
+        len(files),
+        lambda index: Span(files[index].path, 0, files[index].size),
+        lambda index: files[index].path,
+        labels=folders([file.path for file in files]),
+        stamp=lambda: files,
+    )
+
+
+def _of_lists(name: str, files: list[File], column: str | None, label: str | None, failures: float) -> Store:
+    paths: list[str] = []
+    labels: list[object] = []
+    labelled = None
+    for file in files:
+        part = file_part(Path(file.path), failures)
+        columns, rows = part.sample()
+        wanted = _path_column(part.name, columns, rows, column)
+        labelled = label_column(part.name, columns, label)
+        folder = os.path.dirname(file.path)
+        for _, row in part.rows([wanted, *([labelled] if labelled else [])]):
+            value = row if isinstance(row, Malformed) else row[wanted]
+            paths.append(os.path.join(folder, value) if value and isinstance(value, str) else "")
+            labels.append(None if labelled is None or isinstance(row, Malformed) else row.get(labelled))
+
+    def span(index: int) -> Span:
+        if not paths[index]:
+            raise BadImage("it has no path")
+        return Span(paths[index], 0, os.path.getsize(paths[index]))
+
+    def stamp() -> Iterator[object]:
+        yield from files
+        for path in paths:
+            yield file_at(path) if os.path.isfile(path) else path
+
+    return of_spans(
+        name,
+        len(paths),
+        span,
+        lambda index: paths[index] or f"{name}, record {index + 1}",
+        labels=labels if labelled else None,
+        stamp=stamp,
+    )
+
+
+def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wanted: str | None) -> str:
+    if wanted is not None:
+        require_column(where, columns, wanted)
+        return wanted
+    for name in PATH_COLUMNS:
+        if name in columns:
+            return name
+    for name in columns:
+        if rows and isinstance(rows[0].get(name), str) and kind_of(str(rows[0][name])) == "images":
+            return name
+    raise UserError(
+        f"{where} has no column of image paths, only {', '.join(columns)}: name the column to read."
+    )
+
+
+def _of_objects(images: Sequence[Any]) -> Store:
+    name = f"the list of {len(images)} images"
+    for number, image in enumerate(images, 1):
+        if not isinstance(image, Image.Image | np.ndarray | bytes):
+            raise UserError(
+                f"Image {number} of {name} is a {type(image).__name__}: "
+                "give PIL images, uint8 arrays, bytes or Path objects."
+            )
+    return Store(name, len(images), lambda index: images[index], lambda index: f"image {index + 1}")

@@ -1,0 +1,197 @@
+"""Images as items: those of a source, decoded when a model's turn comes to them, their classes, and views of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from selfsup.errors import UserError
+from selfsup.inference.items import Item, Label, Progress, ScoredPairs
+
+if TYPE_CHECKING:
+    from selfsup.data.images import Images
+    from selfsup.data.sources import Skipped
+
+Pixels = npt.NDArray[np.uint8]
+
+VIEW_SURPLUS = 2  # of the side that a model sees, for the short side of what its views are cropped from
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An image of an opened source, decoded when it is asked for."""
+
+    images: Images
+    index: int
+
+    @property
+    def identity(self) -> bytes:
+        """What tells it from any other one: the hash of its content."""
+        return int(self.images.hashes[self.index]).to_bytes(8, "little")
+
+    def pixels(self, least: int) -> Pixels:
+        """(H, W, 3) RGB, its short side no smaller than `least` where the image's own is not."""
+        return self.images.pixels(self.index, least)
+
+
+@dataclass(frozen=True, eq=False)
+class Viewed:
+    """A view of an image as SimCLR draws it (`selfsup.views.simclr_view`), in 8 bits."""
+
+    image: Stored
+    number: int
+    size: int
+    seed: int
+
+    @property
+    def identity(self) -> bytes:
+        return self.image.identity + f" view {self.number}".encode()
+
+    def pixels(self, least: int) -> Pixels:
+        """(size, size, 3) RGB."""
+        import torch
+
+        from selfsup.views import MEAN, STD, render, simclr_view
+
+        whole = torch.from_numpy(self.image.pixels(VIEW_SURPLUS * self.size)).permute(2, 0, 1)[None]
+        sizes = torch.tensor([whole.shape[2:]])
+        record = np.array([self.image.index])
+        view = render(
+            whole, sizes, simclr_view(self.size), self.seed, np.zeros_like(record), record, self.number
+        )
+        shown = view[0].permute(1, 2, 0).numpy() * np.array(STD) + np.array(MEAN)
+        pixels: Pixels = (255 * shown).round().clip(0, 255).astype(np.uint8)
+        return pixels
+
+
+class Picture(Item):
+    """An image."""
+
+    noun = "image"
+    asked = "an image, --image FILE"
+    shown = "source"
+
+    content: Stored | Viewed
+
+    @property
+    def text(self) -> str:
+        return ""
+
+    @property
+    def identity(self) -> bytes:
+        return self.content.identity
+
+
+class Pictures:
+    """The images of an opened source, or those of them that are numbered.
+
+    Args:
+        size: the side that a model sees; views of images have it.
+    """
+
+    kind: ClassVar[type[Item]] = Picture
+
+    def __init__(self, images: Images, size: int, indices: npt.NDArray[np.int64] | None = None) -> None:
+        self.name = images.name
+        self._images = images
+        self._size = size
+        self._indices = np.arange(len(images)) if indices is None else indices
+
+    @property
+    def skipped(self) -> Skipped:
+        return self._images.skipped
+
+    @property
+    def empty(self) -> int:
+        return 0
+
+    def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
+        """All images; where they have classes, these are the column `label`.
+
+        Raises:
+            UserError: ids are asked for.
+        """
+        if id_column is not None:
+            raise UserError(
+                f"Images go by their place, so there are no ids in a column {id_column}; leave it out."
+            )
+        labels = self._images.labels if with_values else None
+        for index in self._indices.tolist():
+            yield self._item(index, {} if labels is None else {"label": self._class(index)})
+
+    def labelled(self) -> Iterator[tuple[Item, Label]]:
+        if self._images.labels is None:
+            raise UserError(
+                f"{self.name} has no classes; give a folder with one folder for each class, or name the column of the "
+                "class with --label."
+            )
+        for index in self._indices.tolist():
+            if (label := self._class(index)) is not None:
+                yield self._item(index), label
+
+    def parts(self) -> Iterator[Item]:
+        return self.items()
+
+    def pairs(self, seed: int) -> ScoredPairs:
+        """Two views of each image, which belong together."""
+        first, second = (
+            [self._view(index, number, seed) for index in self._indices.tolist()] for number in (0, 1)
+        )
+        return ScoredPairs(first, second, np.ones(len(first)))
+
+    def _class(self, index: int) -> str | None:
+        number = -1 if self._images.labels is None else int(self._images.labels[index])
+        return None if number < 0 else self._images.classes[number]
+
+    def _item(self, index: int, values: dict[str, object] | None = None) -> Item:
+        place = _absolute(self._images.place(index))
+        return Picture(place, Stored(self._images, index), place, values or {})
+
+    def _view(self, index: int, number: int, seed: int) -> Item:
+        place = _absolute(self._images.place(index))
+        return Picture(place, Viewed(Stored(self._images, index), number, self._size, seed), place, {})
+
+
+def open_pictures(
+    source: object,
+    size: int,
+    column: str | None = None,
+    label: str | None = None,
+    failures: float = 0.01,
+    progress: Progress | None = None,
+) -> Pictures:
+    """The images of any source that `selfsup.data.images.open_images` takes, or of paths as words."""
+    from selfsup.data.images import open_images
+
+    if isinstance(source, Pictures):
+        return source
+    if isinstance(source, list | tuple) and all(isinstance(path, str) for path in source):
+        source = [Path(path) for path in source]
+    images = open_images(source, column=column, label=label, failures=failures, progress=progress)
+    return Pictures(images, size)
+
+
+def open_picture(image: object) -> Item:
+    """One image, given by its path, its pixels (H, W, 3), or as a PIL image, to look for others with.
+
+    Raises:
+        UserError: there is none, it cannot be read, or there are several.
+    """
+    found = list(
+        open_pictures(image if isinstance(image, str | Path) else [image], size=0, failures=0.0).items()
+    )
+    if len(found) != 1:
+        raise UserError(f"{image} holds {len(found)} images; look for one at a time.")
+    return found[0]
+
+
+def _absolute(place: str) -> str:
+    """A place with the absolute path of its file: `photos/cat.jpg`, `train.parquet, row 3`."""
+    file = place if os.path.isfile(place) else place.rpartition(", ")[0]
+    return os.path.abspath(place) if os.path.isfile(file) else place

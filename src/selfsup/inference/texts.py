@@ -1,0 +1,199 @@
+"""Texts as items: the records of a source that hold a text, their classes, and pairs of sentences.
+
+A record longer than the model's window is embedded by its beginning, as far as the window reaches, and counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+
+from selfsup.data.sources import Skipped
+from selfsup.data.tables import Row, Table, open_table
+from selfsup.errors import UserError
+from selfsup.inference.items import Item, Label, ScoredPairs, absolute
+
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "target",
+    "intent",
+    "sentiment",
+)  # usual names, likeliest first
+SENTENCES = ("sentence1", "sentence2")
+SIMILARITY = "score"
+SAMPLED_ROWS = 100  # looked at to find the columns of pairs
+
+
+class Text(Item):
+    """A text."""
+
+    noun = "text"
+    asked = "words to look for"
+    shown = "text"
+
+    content: str
+
+    @property
+    def text(self) -> str:
+        return self.content
+
+    @property
+    def identity(self) -> bytes:
+        return self.content.encode()
+
+
+class Texts:
+    """The texts of a source; `skipped` and `empty` describe the last complete pass.
+
+    Args:
+        source: what `selfsup.data.tables.open_table` takes.
+        column: the column of the text; by default it is found in each file.
+        label: the column of its class; by default one with a usual name (`LABELS`).
+        failures: the share of bad records, from 0 to 1, above which reading stops.
+
+    Raises:
+        UserError: nothing there, or nothing readable.
+    """
+
+    kind: ClassVar[type[Item]] = Text
+
+    def __init__(
+        self,
+        source: object,
+        column: str | None = None,
+        label: str | None = None,
+        failures: float = 0.01,
+    ) -> None:
+        self._table = open_table(source, failures)
+        self._column = column
+        self._label = label
+        self.name = self._table.name
+
+    @property
+    def skipped(self) -> Skipped:
+        return self._table.skipped
+
+    @property
+    def empty(self) -> int:
+        return self._table.empty
+
+    def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
+        """The records that hold a text, in order; raises what `Table.documents` raises."""
+        needed = [] if id_column is None else [id_column]
+        for text, row in self._table.documents(self._column, needed, None if with_values else ()):
+            yield _item(text, row, id_column)
+
+    def labelled(self) -> Iterator[tuple[Item, Label]]:
+        """The same, each with its class.
+
+        Raises:
+            UserError: there is no column of classes, or one holds what is no class.
+        """
+        column = self._label or _find_label(self._table)
+        for text, row in self._table.documents(self._column, columns=[column]):
+            yield _item(text, row), _class_of(row, column)
+
+    def parts(self) -> Iterator[Item]:
+        """All texts; both sentences where the records are pairs of them and no column is named."""
+        if self._column is None and set(SENTENCES) <= set(self._table.columns):
+            for row in self._table.rows(SENTENCES):
+                for name in SENTENCES:
+                    yield _item(str(row.values[name]), row)
+            return
+        yield from self.items()
+
+    def pairs(self, seed: int) -> ScoredPairs:
+        """Pairs of sentences, and how much they mean the same to people.
+
+        Raises:
+            UserError: no two columns of text or no column of numbers; a score that is no number; all are equal.
+        """
+        table = self._table
+        one, other, similarity = _pair_columns(table)
+        rows = list(table.rows((one, other, similarity)))
+        scores = np.array([_number_of(row, similarity) for row in rows])
+        if scores.min() == scores.max():
+            raise UserError(
+                f"All {len(rows)} pairs of {table.name} have the same {similarity}, so nothing can follow it; "
+                "give pairs that are more and less similar."
+            )
+        first, second = ([_item(str(row.values[name]), row) for row in rows] for name in (one, other))
+        return ScoredPairs(first, second, scores)
+
+
+def _item(text: str, row: Row, id_column: str | None = None) -> Text:
+    place = absolute(row.where, row.source)
+    key = place if id_column is None else str(row.values.pop(id_column))
+    return Text(key, text, place, row.values)
+
+
+# -- columns -------------------------------------------------------------------------------------------------
+
+
+def _find_label(table: Table) -> str:
+    names = {name.lower(): name for name in reversed(table.columns)}
+    for usual in LABELS:
+        if usual in names:
+            return names[usual]
+    raise UserError(
+        f"{table.name} has no column of classes by a usual name ({', '.join(LABELS)}), only "
+        f"{', '.join(table.columns)}; name it with --label."
+    )
+
+
+def _class_of(row: Row, column: str) -> Label:
+    value = row.values[column]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str | int):
+        return value
+    raise UserError(
+        f"{row.where}: {column!r} is {value!r}, and a class is a whole number or a word; name another --label."
+    )
+
+
+def _pair_columns(table: Table) -> tuple[str, str, str]:
+    """The columns of the two sentences and of their score: by their usual names, else the only ones of their kind."""
+    rows = list(itertools.islice(table.rows(), SAMPLED_ROWS))
+    kinds = {name: _kind([row.values.get(name) for row in rows]) for name in table.columns}
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    numbers = [name for name, kind in kinds.items() if kind == "number"]
+    texts = list(SENTENCES) if set(SENTENCES) <= set(texts) else texts
+    numbers = [SIMILARITY] if SIMILARITY in numbers else numbers
+    if len(texts) != 2 or len(numbers) != 1:
+        raise UserError(
+            f"{table.name} is not seen to hold scored pairs of sentences (its columns: {', '.join(table.columns)}); "
+            f"call them {', '.join(SENTENCES)} and {SIMILARITY}."
+        )
+    return texts[0], texts[1], numbers[0]
+
+
+def _kind(values: list[object]) -> str | None:
+    """Whether the values of a column are numbers or texts."""
+    if all(math.isfinite(_as_number(value)) for value in values):
+        return "number"
+    return "text" if all(isinstance(value, str) for value in values) else None
+
+
+def _number_of(row: Row, column: str) -> float:
+    number = _as_number(row.values[column])
+    if not math.isfinite(number):
+        raise UserError(
+            f"{row.where}: {column!r} is {row.values[column]!r}, and a score is a number; mend it or take it out."
+        )
+    return number
+
+
+def _as_number(value: object) -> float:
+    """A number, or a word that stands for one (in CSV all values are words); NaN for anything else."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        return math.nan

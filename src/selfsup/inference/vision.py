@@ -1,0 +1,177 @@
+"""A network that sees, and what a vector of it is: vectors of images."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsup.data.image_files import decode
+from selfsup.data.images import Unreadable
+from selfsup.inference.items import Item, Progress, Vectors
+from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
+from selfsup.machine import Machine, find_device, find_precision
+from selfsup.models.backbones import AnyBackbone, pooled
+from selfsup.models.dinov3 import MODEL_TYPE, PREPROCESSOR, read_vision
+from selfsup.models.features import Features, fingerprint
+from selfsup.models.huggingface import read_json
+from selfsup.views import MEAN, STD, centred
+
+PIXELS, IMAGES = 1 << 22, 512  # at most, that are embedded at once
+READERS = 8  # threads, at most, that decode images
+AHEAD = 2  # batches that are decoded before their turn
+TOLERANCE = 0.02  # what bf16 may move vectors by, as a share of how far they lie from their centre
+
+
+class ImageModel:
+    """A network, the side of the images that it sees, and what its vector of an image is.
+
+    Attributes:
+        size: the short side of an image is resized to it, and the middle of the image cropped.
+        unread: the numbers of the images of the last `embed` that cannot be read.
+    """
+
+    kind: ClassVar[str] = "an image encoder"
+    embeds: ClassVar[tuple[type[Item], ...]] = (Picture,)
+    truncated: ClassVar[int] = 0
+
+    def __init__(self, backbone: AnyBackbone, features: Features, size: int) -> None:
+        self.backbone = backbone.eval()
+        self.features = features
+        self.size = size
+        self.unread: list[int] = []
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> ImageModel:
+        """From a model directory in DINOv3's layout; raises UserError where it cannot be opened."""
+        saved = read_vision(Path(directory))
+        return cls(saved.model(), saved.features, saved.config.size).to(find_device(device))
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return self.backbone.dimension
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with anything that may change a vector."""
+        parts = (fingerprint(self.backbone, self.features), self.size, MEAN, STD)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def to(self, device: torch.device) -> Self:
+        """Move it to where it is to compute."""
+        self.backbone.to(device)
+        return self
+
+    def read(
+        self,
+        source: object,
+        column: str | None = None,
+        *,
+        label: str | None = None,
+        failures: float = 0.01,
+        progress: Progress | None = None,
+    ) -> Pictures:
+        """The images of a source, see `selfsup.inference.pictures.open_pictures`."""
+        return open_pictures(source, self.size, column, label, failures, progress)
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        images: Sequence[Any],
+        precision: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Vectors:
+        """The vector of each image, (n, dimension), not normalised; NaN for one that cannot be read.
+
+        Args:
+            images: pixels (H, W, 3) uint8, PIL images, or images of a source, decoded when their turn comes.
+            precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively and the vectors stay
+                close. Then the first of several batches is computed in both: the others are computed in bf16 if its
+                vectors in bf16 are on average no farther from those in fp32 than `TOLERANCE` times the mean distance
+                of these from their centre.
+            progress: called with the images done, and all of them.
+        """
+        vectors = np.full((len(images), self.dimension), np.nan, np.float32)
+        self.unread = []
+        done = 0
+        for pixels in self._read(images):
+            readable = [place for place, one in enumerate(pixels) if one is not None]
+            self.unread += [done + place for place, one in enumerate(pixels) if one is None]
+            shown = self._shown([one for one in pixels if one is not None])
+            if precision == "auto":
+                precision = "fp32" if len(pixels) == len(images) else self._close_precision(shown)
+            if readable:
+                vectors[done + np.array(readable)] = self._vectors(shown, precision).cpu().numpy()
+            done += len(pixels)
+            if progress is not None:
+                progress(done, len(images))
+        return vectors
+
+    def _read(self, images: Sequence[Any]) -> Iterator[list[Pixels | None]]:
+        """The pixels of batches of images, decoded by several threads ahead of their turn; None cannot be read."""
+        step = max(1, min(IMAGES, PIXELS // self.size**2))
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            batches = (
+                [pool.submit(_pixels, image, self.size) for image in images[start : start + step]]
+                for start in range(0, len(images), step)
+            )
+            waiting = deque(itertools.islice(batches, AHEAD))
+            while waiting:
+                yield [future.result() for future in waiting.popleft()]
+                waiting.extend(itertools.islice(batches, 1))
+
+    def _shown(self, pixels: Sequence[Pixels]) -> Tensor:
+        """Images as the network sees them, (n, 3, size, size); those of one shape are prepared together."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for place, one in enumerate(pixels):
+            shapes.setdefault(one.shape, []).append(place)
+        shown = torch.empty(len(pixels), 3, self.size, self.size, device=self.device)
+        for shape, places in shapes.items():
+            stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).to(self.device)
+            sizes = torch.tensor([shape[:2]], device=self.device).expand(len(places), 2)
+            shown[places] = centred(stacked.permute(0, 3, 1, 2), sizes, self.size)
+        return shown
+
+    def _vectors(self, shown: Tensor, precision: str) -> Tensor:
+        with Machine(self.device, precision, 0.0).autocast():
+            found = pooled(self.backbone, shown, self.features.pooling)
+        return self.features.map(found.float())
+
+    def _close_precision(self, shown: Tensor) -> str:
+        """bf16 where it is native and its vectors of these images are close to those in fp32; else fp32."""
+        if find_precision("auto", self.device) == "fp32":
+            return "fp32"
+        exact, rough = (self._vectors(shown, precision) for precision in ("fp32", "bf16"))
+        spread = (exact - exact.mean(0)).norm(dim=1).mean()
+        return "bf16" if float((rough - exact).norm(dim=1).mean()) <= TOLERANCE * float(spread) else "fp32"
+
+
+def _pixels(image: Any, least: int) -> Pixels | None:
+    """The pixels of an image, decoded where it is not yet; None where it cannot be read."""
+    if not isinstance(image, Stored | Viewed):
+        return decode(image, least)
+    try:
+        return image.pixels(least)
+    except Unreadable:
+        return None
+
+
+def sees(directory: Path) -> bool:
+    """Whether a model directory is one of images: it says how they are prepared."""
+    return (directory / PREPROCESSOR).exists() or read_json(directory / "config.json").get(
+        "model_type"
+    ) == MODEL_TYPE

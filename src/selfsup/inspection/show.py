@@ -1,0 +1,287 @@
+"""What a vision transformer sees in an image: what its patches have in common, and where it looks.
+
+The colours are the first principal components of the patches' features (Oquab et al. 2023, "DINOv2", section 7.5);
+attention is that of the last layer (Caron et al. 2021, "DINO", figure 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from selfsup.data.images import open_images
+from selfsup.errors import UserError
+from selfsup.inference.reconstruction import Reconstruction, reconstruct
+from selfsup.inspection.pictures import (
+    FIRST,
+    Gallery,
+    PictureInspection,
+    Pixels,
+    Section,
+    Tile,
+    patched,
+    ramp,
+)
+from selfsup.models.features import Pooling
+from selfsup.models.kernels import rotate_heads
+from selfsup.models.pixel_decoder import CONFIG
+from selfsup.models.vision import Block, Rotation, VisionTransformer
+from selfsup.run import find_model, load_image_encoder
+from selfsup.views import MEAN, STD
+
+HEIGHT = 150  # of an image on the sheet
+ENLARGED = 2  # times the size of training: crops have shown the network parts of images as large as that
+MOST_PATCHES = 4096  # of an image: attention compares each with each
+COMPONENTS = 3
+ENDS = (0.02, 0.98)  # quantiles of a component that are black and full
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What a network makes of an image.
+
+    Attributes:
+        name, pixels: of the image, (H, W, 3).
+        features: of its patches, (rows, columns, width).
+        attention: of each head, how the attention is shared out among the patches, (heads, rows, columns); what is left
+            of 1 goes to the class token and the registers.
+        filled: what is filled in where most of it is hidden, by a masked autoencoder.
+    """
+
+    name: str
+    pixels: Pixels
+    features: npt.NDArray[np.float32]
+    attention: npt.NDArray[np.float32]
+    filled: Reconstruction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown(PictureInspection):
+    """What a run sees in images.
+
+    Attributes:
+        run: its name.
+        patch: side of a patch in pixels.
+        trained: the side of the images that it was trained with.
+        looks: whose attention is shown: that of the class token (`cls`), or of the patches in the mean (`mean`), as the
+            vector of an image is made.
+        insights: one for each image.
+        colours: of the patches of each image, (rows, columns, 3).
+        explained: share of the features' variance that lies in the three components.
+    """
+
+    objective: ClassVar[str] = "show"
+    idea: ClassVar[str] = (
+        "an image is cut into patches; each gets a feature, made by looking at all the others"
+    )
+
+    run: str
+    patch: int
+    trained: int
+    looks: Pooling
+    insights: list[Insight]
+    colours: list[Pixels]
+    explained: float
+
+    @property
+    def heading(self) -> str:
+        return f"What {self.run} sees"
+
+    def summary(self) -> str:
+        size = self.patch * min(self.insights[0].features.shape[:2])
+        return (
+            f"images are looked at with {size} pixels on their short side, in patches of {self.patch} by {self.patch}; "
+            f"the network was trained at {self.trained} by {self.trained}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        images = [
+            {
+                "name": insight.name,
+                "height": insight.pixels.shape[0],
+                "width": insight.pixels.shape[1],
+                "attention": insight.attention.round(6).tolist(),
+                "colours": colours.tolist(),
+            }
+            for insight, colours in zip(self.insights, self.colours, strict=True)
+        ]
+        shared = {name: getattr(self, name) for name in ("run", "patch", "trained", "looks", "explained")}
+        return {**shared, "images": images}
+
+    def sections(self) -> list[Section]:
+        whose = "the class token" if self.looks == "cls" else "all patches, in the mean,"
+        parts = [
+            Section(
+                "what patches have in common",
+                "Patches of like colour are alike to the network: red, green and blue are the three directions in "
+                f"which the features of these patches differ most ({self.explained:.0%} of their variance). Where an "
+                "object has one colour, and another one than what is behind it, the network tells them apart.",
+                Gallery([self._coloured(*pair) for pair in zip(self.insights, self.colours, strict=True)]),
+            ),
+            Section(
+                "where it looks",
+                f"From where {whose} take what the vector of the image is made of, in the last layer: the brighter a "
+                "patch, the more. Each head looks for something else.",
+                Gallery([self._attended(insight) for insight in self.insights]),
+            ),
+        ]
+        filled = [self._filled(each.name, each.filled) for each in self.insights if each.filled is not None]
+        if filled:
+            hint = (
+                "Grey patches were hidden from the network, and are filled in from the others; mean and contrast of a "
+                "patch, which it does not predict, are taken from visible patches around it. “Without a model” is that "
+                "mean alone: what is gained over it was learned."
+            )
+            parts.append(Section("what it fills in", hint, Gallery(filled)))
+        return parts
+
+    def _coloured(self, insight: Insight, colours: Pixels) -> tuple[str, list[list[Tile]]]:
+        rows, columns = colours.shape[:2]
+        return insight.name, [
+            [self._image(insight), Tile(colours, "features", f"{rows} by {columns} patches", HEIGHT)]
+        ]
+
+    def _attended(self, insight: Insight) -> tuple[str, list[list[Tile]]]:
+        tiles = [self._map("all heads", insight.attention.mean(0))]
+        tiles += [self._map(f"head {n}", head) for n, head in enumerate(insight.attention, 1)]
+        return insight.name, [[self._image(insight), *tiles]]
+
+    @staticmethod
+    def _map(name: str, attention: npt.NDArray[np.float32]) -> Tile:
+        return Tile(ramp(attention / attention.max()), name, f"{attention.sum():.0%} on patches", HEIGHT)
+
+    @staticmethod
+    def _filled(name: str, filled: Reconstruction) -> tuple[str, list[list[Tile]]]:
+        share = f"{filled.hidden.mean():.0%} hidden"
+        return name, [
+            [
+                Tile(filled.image, "image", "its middle", HEIGHT),
+                Tile(patched(filled.image, filled.hidden), "shown", share, HEIGHT),
+                Tile(filled.filled, "filled in", "", HEIGHT, FIRST),
+                Tile(filled.smooth, "without a model", "the brightness around", HEIGHT),
+            ]
+        ]
+
+    @staticmethod
+    def _image(insight: Insight) -> Tile:
+        height, width = insight.pixels.shape[:2]
+        return Tile(insight.pixels, "image", f"{width} by {height} pixels", HEIGHT)
+
+
+def show(run: str | Path, images: object, *, size: int | None = None, seed: int = 0) -> Shown:
+    """Look at images through the vision transformer of a run or model directory.
+
+    Args:
+        images: the path of one, or a list of paths, PIL images or uint8 arrays; colours are shared by all of them.
+        size: the short side that they are looked at with, rounded to patches; by default twice that of the training.
+        seed: of the patches that are hidden from a masked autoencoder.
+
+    Raises:
+        UserError: no such model or image; a network without patches; a size that makes too many patches.
+    """
+    model = load_image_encoder(run)
+    network, pooling = model.backbone, model.features.pooling
+    if not isinstance(network, VisionTransformer):
+        raise UserError(
+            f"{run} holds a {type(network).__name__}, which has no patches to show; give a run of a vision transformer."
+        )
+    sources = open_images([Path(images)] if isinstance(images, str | Path) else images)
+    patches = round((size or ENLARGED * model.size) / network.config.patch)
+    insights = [
+        look_into(network, sources.place(index), sources.pixels(index), max(1, patches), pooling)
+        for index in range(len(sources))
+    ]
+    if (find_model(run) / CONFIG).exists():
+        insights = [
+            replace(each, filled=reconstruct(find_model(run), each.pixels, seed)) for each in insights
+        ]
+    colours, explained = coloured([insight.features for insight in insights])
+    return Shown(
+        run=str(run),
+        patch=network.config.patch,
+        trained=model.size,
+        looks=pooling,
+        insights=insights,
+        colours=colours,
+        explained=explained,
+    )
+
+
+@torch.inference_mode()
+def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int, pooling: Pooling) -> Insight:
+    """What a network makes of an image (H, W, 3) that is cut into `short` patches along its short side.
+
+    Raises:
+        UserError: these are too many patches.
+    """
+    config = network.config
+    sides = pixels.shape[:2]
+    rows, columns = (max(1, round(short * side / min(sides))) for side in sides)
+    if rows * columns > MOST_PATCHES:
+        raise UserError(
+            f"{name} would be cut into {rows} by {columns} patches, and no more than {MOST_PATCHES:,} can be shown; "
+            "give a smaller --size."
+        )
+    resized = Image.fromarray(pixels).resize(
+        (columns * config.patch, rows * config.patch), Image.Resampling.BILINEAR
+    )
+    mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
+    given = (torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255 - mean) / std
+    caught: list[tuple[Tensor, Rotation, torch.dtype]] = []
+    hook = network.layer[-1].register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
+    try:
+        states = network(given[None].to(next(network.parameters()).device))[0]
+    finally:
+        hook.remove()
+    queries = slice(0, 1) if pooling == "cls" else slice(config.prefix, None)
+    attention = attention_of(network.layer[-1], *caught[0], queries)[0, :, config.prefix :]
+    return Insight(
+        name,
+        pixels,
+        states[config.prefix :].unflatten(0, (rows, columns)).float().cpu().numpy(),
+        attention.unflatten(1, (rows, columns)).float().cpu().numpy(),
+    )
+
+
+def attention_of(block: Block, x: Tensor, rotation: Rotation, dtype: torch.dtype, queries: slice) -> Tensor:
+    """How the attention of some tokens of a block's input x (B, T, width) is shared out, in the mean: (B, heads, T)."""
+    normal, part = block.norm1(x, dtype), block.attention
+    q, k = (
+        rotate_heads(project(normal), None, rotation.cos, rotation.sin, 0.0)
+        for project in (part.q_proj, part.k_proj)
+    )
+    logits = q[:, :, queries] @ k.mT / q.shape[-1] ** 0.5
+    return logits.float().softmax(-1).mean(2)
+
+
+def coloured(features: Sequence[npt.NDArray[np.float32]]) -> tuple[list[Pixels], float]:
+    """The three principal components of the patches of all images (rows, columns, width), as colours of each.
+
+    Returns:
+        (rows, columns, 3) of each, and the share of the variance that the components hold. The sign of a component is
+        the one in which its largest weight is positive.
+    """
+    flat = np.concatenate([each.reshape(-1, each.shape[-1]) for each in features]).astype(np.float64)
+    centred = flat - flat.mean(0)
+    variances, directions = np.linalg.eigh(centred.T @ centred)
+    directions = directions[:, : -COMPONENTS - 1 : -1]
+    largest = directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])]
+    components = centred @ (directions * np.sign(largest))
+    low, high = np.quantile(components, ENDS, axis=0)
+    levels = 255 * ((components - low) / np.maximum(high - low, TINY)).clip(0, 1)
+    starts = np.cumsum([each.shape[0] * each.shape[1] for each in features])[:-1]
+    pictures = [
+        part.reshape(*each.shape[:2], -1)
+        for part, each in zip(np.split(levels, starts), features, strict=True)
+    ]
+    explained = variances[-COMPONENTS:].sum() / max(variances.sum(), TINY)
+    return [picture.round().astype(np.uint8) for picture in pictures], float(explained)
