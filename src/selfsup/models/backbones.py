@@ -1,7 +1,326 @@
-"""Networks that turn an image into a vector."""
+"""Networks that turn an image into a vector: selfsup's vision transformer, any of timm's, any module from Python.
+
+What a network other than the vision transformer leaves behind is its weights by its own names beside a JSON file:
+
+DIR/config.json               of timm: its name and sizes, as timm itself writes them; else the class it is of
+DIR/model.safetensors         the weights
+DIR/preprocessor_config.json  how an image becomes pixels
+DIR/features.json             what follows the network's own vector
+
+timm opens a directory of its own by `timm.create_model("local-dir:DIR", pretrained=True)`; a module from Python must
+be built anew before it is given its weights.
+"""
 
 from __future__ import annotations
 
-from selfsup.models.vision import VisionTransformer
+import difflib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-AnyBackbone = VisionTransformer
+import torch
+from torch import Tensor, nn
+
+from selfsup.errors import UserError
+from selfsup.files import save_tensors, separate, whole_directory
+from selfsup.models.dinov3 import (
+    MODEL_TYPE,
+    PREPROCESSOR,
+    exactness,
+    preprocessor,
+    read_vision,
+    save_vision,
+)
+from selfsup.models.features import Features, read_features
+from selfsup.models.huggingface import read_json, read_weights, refuse_taken, write_json
+from selfsup.models.packing import Pooling
+from selfsup.models.vision import CHANNELS, VisionTransformer
+from selfsup.views import MEAN, STD
+
+TIMM = "timm:"
+Extract = Callable[[Any, Tensor], Tensor]
+
+
+class Adapted(nn.Module):
+    """A network of others, pixels (B, 3, H, W) to one vector each, (B, dimension).
+
+    Attributes:
+        network: the module itself.
+        dimension: numbers in a vector.
+        size: the side of the images it was opened for.
+        timm: what timm builds it from, where it is timm's.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dimension: int,
+        size: int,
+        extract: Extract | None,
+        timm: TimmNetwork | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.dimension = dimension
+        self.size = size
+        self.extract = extract
+        self.timm = timm
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, dimension)."""
+        # Convolutions are faster on channels that lie side by side.
+        return _vectors(self.network, self.extract, pixels.contiguous(memory_format=torch.channels_last))
+
+    def embed(self, pixels: Tensor, pooling: Pooling) -> Tensor:
+        """One vector per image, (B, dimension), in fp32 or wider; the network pools by itself."""
+        vectors: Tensor = self(pixels)
+        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+
+
+AnyBackbone = VisionTransformer | Adapted
+
+
+@dataclass(frozen=True)
+class TimmNetwork:
+    """What timm builds a network from: its name there, and the arguments that are not that name's own."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a directory of `save_backbone` holds: the network, what the vector of an image is, the side of images."""
+
+    backbone: AnyBackbone
+    features: Features
+    size: int
+
+
+def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBackbone:
+    """A network from Python as a backbone for images of `size` × `size` pixels; one that is a backbone stays as it is.
+
+    Args:
+        extract: (module, pixels) to features, where calling the module gives something else: (B, dimension), or maps
+            (B, dimension, h, w), which are averaged over their places.
+
+    Raises:
+        UserError: the network fails on such images, or gives no features of theirs.
+    """
+    if isinstance(module, AnyBackbone):
+        return module
+    return Adapted(module, _probe(module, size, extract, type(module).__name__), size, extract)
+
+
+def open_timm(name: str, size: int) -> Adapted:
+    """A network of timm with fresh weights (from torch's global generator), `timm:resnet50`, without its classifier.
+
+    Raises:
+        UserError: timm cannot be imported, knows no such network, or has it for other sizes only.
+    """
+    timm, known = import_timm(name), name.removeprefix(TIMM)
+    if not timm.is_model(known):
+        close = difflib.get_close_matches(known, timm.list_models(), 1, 0.5)
+        hint = f"did you mean {TIMM}{close[0]}?" if close else "timm.list_models() lists what there is."
+        raise UserError(f"timm has no network '{known}'; {hint}")
+    sized = {"img_size": size}
+    choices = [sized | {"dynamic_img_size": True}, sized] if _takes_one_size(timm, known) else [{}]
+    for arguments in choices[:-1]:
+        with suppress(
+            TypeError
+        ):  # not all of those that are built for one size can be asked to take others too
+            return _build_timm(timm, TimmNetwork(known, arguments), size)
+    return _build_timm(timm, TimmNetwork(known, choices[-1]), size)
+
+
+def import_timm(name: str) -> Any:
+    """The module timm; raises UserError where it cannot be imported."""
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # RuntimeError: of a torchvision that does not fit torch
+        raise UserError(
+            f"{name} needs timm, which cannot be imported ({error}); pip install timm, and the torchvision that fits "
+            "torch."
+        ) from None
+    return timm
+
+
+def _takes_one_size(timm: Any, name: str) -> bool:
+    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
+
+
+def _build_timm(timm: Any, source: TimmNetwork, size: int) -> Adapted:
+    network = timm.create_model(source.name, num_classes=0, **source.arguments)
+    return Adapted(network, _probe(network, size, None, TIMM + source.name), size, None, source)
+
+
+@torch.no_grad()
+def _probe(module: nn.Module, size: int, extract: Extract | None, name: str) -> int:
+    """The dimension of a network's features; it is left in the mode that it was in."""
+    training = {part: part.training for part in module.modules()}
+    parameter = next(module.parameters(), torch.empty(0))
+    images = torch.zeros(2, CHANNELS, size, size, device=parameter.device, dtype=parameter.dtype)
+    try:
+        return _vectors(module.eval(), extract, images).shape[1]
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"{name} fails on images of {size} × {size} pixels ({error}); give a size it takes."
+        ) from None
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tensor:
+    found = module(pixels) if extract is None else extract(module, pixels)
+    if isinstance(found, Tensor) and found.is_floating_point() and len(found) == len(pixels):
+        if found.ndim == 2:
+            return found
+        if found.ndim == 4:
+            return found.mean((2, 3))
+    shape = "×".join(map(str, found.shape)) if isinstance(found, Tensor) else type(found).__name__
+    raise UserError(
+        f"{type(module).__name__} makes {shape} of {len(pixels)} images, where (images, features) or "
+        "(images, features, rows, columns) are asked for; wrap it in adapt(module, size, extract), extract a function "
+        "of the module and pixels to its features."
+    )
+
+
+# -- directories ---------------------------------------------------------------------------------------------
+
+
+def save_backbone(
+    directory: Path, backbone: AnyBackbone, features: Features, card: Callable[[str], str]
+) -> float | None:
+    """Write a directory that `open_backbone` opens and, where it is known there, transformers or timm.
+
+    As `dinov3.save_vision`, which does it for a vision transformer; of timm's networks max |Δ| is against timm.
+    """
+    if isinstance(backbone, VisionTransformer):
+        return save_vision(directory, backbone, features, card)
+    refuse_taken(directory)
+    with whole_directory(directory) as temporary:
+        write_json(temporary / "config.json", _config(backbone))
+        write_json(temporary / PREPROCESSOR, preprocessor(backbone.size))
+        weights = separate(backbone.network)
+        wide = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+        save_tensors(wide, temporary / "model.safetensors")
+        features.write(temporary)
+        if backbone.timm is None:
+            difference, statement = (
+                None,
+                f"weights by the names of {_class(backbone.network)}, which opens them",
+            )
+        else:
+            difference = _timm_parity(temporary, backbone)
+            statement = exactness(difference, "timm")
+        (temporary / "README.md").write_text(card(statement), encoding="utf-8")
+    return difference
+
+
+def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
+    """What a directory of `save_backbone` holds, in fp32; of transformers, any plain DINOv3 ViT.
+
+    Args:
+        module: of the class that the weights belong to, as `adapt` or anything else made it; where they are not of
+            the vision transformer and not of timm.
+
+    Raises:
+        UserError: the directory is broken, or of another architecture; timm or a module is needed and not there.
+    """
+    saved = read_json(directory / "config.json")
+    if saved.get("model_type") == MODEL_TYPE:
+        vision = read_vision(directory)
+        return Opened(vision.model(), vision.features, vision.config.size)
+    size = _read_size(directory)
+    if "architecture" in saved:
+        backbone = _reopen_timm(saved, size, directory)
+    elif "class" in saved:
+        backbone = _given(module, saved["class"], size, directory)
+    else:
+        raise UserError(
+            f"{directory} holds a model of type {saved.get('model_type')!r}; only DINOv3 ViTs, networks of timm and "
+            "modules that selfsup saved can be loaded"
+        )
+    try:
+        backbone.network.load_state_dict(read_weights(directory))
+    except RuntimeError as error:
+        raise UserError(
+            f"{directory} does not fit its network ({error}); get a whole copy of the model"
+        ) from None
+    return Opened(backbone, read_features(directory), size)
+
+
+def _read_size(directory: Path) -> int:
+    try:
+        return int(read_json(directory / PREPROCESSOR)["crop_size"]["height"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{directory / PREPROCESSOR} names no crop_size; get a whole copy of the model"
+        ) from None
+
+
+def _reopen_timm(saved: dict[str, Any], size: int, directory: Path) -> Adapted:
+    timm = import_timm(str(directory))
+    arguments = {k: v for k, v in saved.get("model_args", {}).items() if k != "num_classes"}
+    try:
+        return _build_timm(timm, TimmNetwork(saved["architecture"], arguments), size)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"timm cannot build what {directory} holds ({error}); try the newest timm") from None
+
+
+def _given(module: nn.Module | None, name: str, size: int, directory: Path) -> Adapted:
+    if module is None:
+        raise UserError(
+            f"{directory} holds the weights of {name}, a network from Python; build one and open it with "
+            f"selfsup.models.backbones.open_backbone({str(directory)!r}, network)."
+        )
+    backbone = adapt(module, size)
+    if not isinstance(backbone, Adapted) or _class(backbone.network) != name:
+        raise UserError(
+            f"{directory} holds the weights of {name}, not of {_class(module)}; give one of the former."
+        )
+    return backbone
+
+
+def _config(backbone: Adapted) -> dict[str, Any]:
+    """What config.json says: of a network of timm's, what timm's own files say."""
+    if backbone.timm is None:
+        return {"class": _class(backbone.network), "num_features": backbone.dimension}
+    known: dict[str, Any] = backbone.network.pretrained_cfg  # type: ignore[assignment]
+    return {
+        "architecture": backbone.timm.name,
+        "num_classes": 0,
+        "num_features": backbone.dimension,
+        "model_args": {"num_classes": 0, **backbone.timm.arguments},
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [CHANNELS, backbone.size, backbone.size],
+            "fixed_input_size": known.get("fixed_input_size", False),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(MEAN),
+            "std": list(STD),
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }
+
+
+def _class(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+@torch.inference_mode()
+def _timm_parity(directory: Path, backbone: Adapted) -> float:
+    """max |Δ| of the vectors of noise in fp32 between timm on a directory and a backbone."""
+    theirs = import_timm(str(directory)).create_model(f"local-dir:{directory}", pretrained=True).eval()
+    device = next(backbone.parameters()).device
+    pixels = torch.randn(
+        2, CHANNELS, backbone.size, backbone.size, generator=torch.Generator().manual_seed(0)
+    )
+    ours = backbone.eval()(pixels.to(device)).float().cpu()
+    return float((_vectors(theirs, None, pixels) - ours).abs().max())

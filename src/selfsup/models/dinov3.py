@@ -22,10 +22,10 @@ from selfsup.models.huggingface import (
     write_json,
 )
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
+from selfsup.views import MEAN, STD
 
 MODEL_TYPE = "dinov3_vit"
 PREPROCESSOR = "preprocessor_config.json"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, red, green, blue
 BILINEAR = 2  # Pillow's number for it
 # What other DINOv3 ViTs may have and the one here has not.
 PLAIN = {
@@ -137,11 +137,11 @@ def parity(directory: Path, model: VisionTransformer) -> float | None:
     return max(differences)
 
 
-def exactness(difference: float | None) -> str:
-    """What `parity` found, for a model card."""
+def exactness(difference: float | None, library: str = "transformers") -> str:
+    """What a comparison with another library found, for a model card."""
     if difference is None:
-        return "unchecked (transformers was not installed when it was written)"
-    return f"max |Δ| = {difference:.2e} against stock transformers, in fp32"
+        return f"unchecked ({library} was not installed when it was written)"
+    return f"max |Δ| = {difference:.2e} against stock {library}, in fp32"
 
 
 def _to_dinov3(config: VisionConfig) -> dict[str, Any]:
