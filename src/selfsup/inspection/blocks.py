@@ -248,9 +248,10 @@ def _row(tiles: Sequence[Tile]) -> str:
 
 
 def _group(name: str, rows: Sequence[Sequence[Tile]], width: int) -> Image.Image:
-    painted = [flowed([tile.paint() for tile in row], width, GAP * DENSITY) for row in rows]
+    gap = GAP * DENSITY
+    painted = [flowed([tile.paint() for tile in row], width, gap) for row in rows]
     wide = max(row.width for row in painted)
-    return stacked([written(name, 13, FAINT, wide), *painted], wide, 2 * DENSITY)
+    return stacked([written(name, 13, FAINT, wide), stacked(painted, wide, gap)], wide, 2 * DENSITY)
 
 
 # -- matrices --

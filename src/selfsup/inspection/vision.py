@@ -182,7 +182,8 @@ class Look:
 
 def _within(place: str, source: str) -> str:
     """Where an image stands in its source."""
-    return place.removeprefix(source).lstrip("/, ") or place
+    inner = place.removeprefix(source).lstrip("/, ") if place.startswith(source) else ""
+    return inner or Path(place).name
 
 
 def look_at(request: Request, objective: str, shown: int) -> Look:
