@@ -171,7 +171,13 @@ class DINO(Objective):
     separable: ClassVar[bool] = False
 
     def __init__(
-        self, student: Network, crops: Crops, teaching: Teaching, temperature: float, ibot: float, koleo: float
+        self,
+        student: Network,
+        crops: Crops,
+        teaching: Teaching,
+        temperature: float,
+        ibot: float,
+        koleo: float,
     ) -> None:
         super().__init__()
         self.student = student
@@ -274,7 +280,9 @@ class DINO(Objective):
         total = soft_cross_entropy(others, prototypes, targets, self.temperature)
         if self.crops.count:
             both = targets.unflatten(0, (-1, GLOBALS)).mean(1)
-            total = total + GLOBALS * soft_cross_entropy(outputs["locals"], prototypes, both, self.temperature)
+            total = total + GLOBALS * soft_cross_entropy(
+                outputs["locals"], prototypes, both, self.temperature
+            )
         return total
 
     def _student_prototypes(self) -> Tensor:
@@ -408,7 +416,10 @@ class DINORecipe(VisionRecipe):
 
     def flops_per_record(self) -> float:
         """With the head: the student's way there and back, the teacher's way there."""
-        options, side = self.settings.config.dino, self.settings["data.size"] // (self.settings["model.patch"] or 1)
+        options, side = (
+            self.settings.config.dino,
+            self.settings["data.size"] // (self.settings["model.patch"] or 1),
+        )
         width, hidden, bottleneck, prototypes = (
             self.backbone_look.dimension,
             *(self.settings[f"dino.{name}"] for name in ("hidden", "bottleneck", "prototypes")),

@@ -18,8 +18,8 @@ from selfsup.config import nearest
 from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.errors import UserError
-from selfsup.models.backbones import AnyBackbone
-from selfsup.models.dinov3 import SavedVision, read_vision, save_vision
+from selfsup.models.backbones import TIMM, AnyBackbone, adapt, open_timm, save_backbone
+from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
@@ -142,7 +142,7 @@ class VisionRecipe(Recipe):
     @property
     def native(self) -> bool:
         """Whether the network is selfsup's own vision transformer."""
-        return self.module is None and not str(self.settings["model.preset"]).startswith("timm:")
+        return self.module is None and not str(self.settings["model.preset"]).startswith(TIMM)
 
     @cached_property
     def origin(self) -> SavedVision | None:
@@ -299,7 +299,7 @@ class VisionRecipe(Recipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
         card = self._card(summary)
-        summary["max_difference"] = save_vision(
+        summary["max_difference"] = save_backbone(
             directory, self.network(objective), self.definition(objective), card
         )
 
