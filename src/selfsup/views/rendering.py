@@ -91,7 +91,7 @@ def render_several(
             images = _changed(images, draws[part, BLUR] < view.blur, blur, kernels[part])
             images = _changed(images, draws[part, SOLARIZE] < view.solarize, solarize)
             out.index_copy_(0, places[part], _normalised(images).transpose(0, 1))
-    return out.view(len(numbers), -1, *out.shape[1:])
+    return out.view(len(numbers), len(pixels), *out.shape[1:])
 
 
 def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
