@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from looking import printed
 from PIL import Image
 from sklearn.decomposition import PCA
-from torch import Tensor
+from torch import Tensor, nn
 
 import selfsup
 from selfsup.errors import UserError
+from selfsup.inference.vision import ImageModel
 from selfsup.inspection.show import attention_of, coloured, look_into, show
+from selfsup.models.backbones import adapt
+from selfsup.models.features import Features
 from selfsup.models.vision import Block, VisionConfig, VisionTransformer
 from selfsup.run import Run
 from selfsup.seeding import generator
@@ -160,11 +163,16 @@ def test_what_cannot_be_shown_is_refused(run: Run, finished: Run, drawings: Path
         show(run.directory, broken)
 
 
-def test_networks_without_patches_are_refused(train_vision: Train, tmp_path: Path) -> None:
-    pytest.importorskip("timm")
-    run = train_vision(tmp_path / "run", "simclr", model="timm:resnet10t", steps=1, **{"data.size": 32})
-    with pytest.raises(UserError, match=r"\(ResNet\), whose patches cannot be shown"):
-        show(run.directory, [drawing(0, 20)])
+class Small(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3))
+
+
+def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ImageModel(adapt(Small(), 16), Features("mean"), 16)
+    monkeypatch.setattr("selfsup.inspection.show.load_image_encoder", lambda run: model)
+    with pytest.raises(UserError, match=r"runs/r50 .* \(Small\), whose patches cannot be shown"):
+        show("runs/r50", [drawing(0, 20)])
 
 
 def test_command(run: Run, drawings: Path, tmp_path: Path, selfsup_command: object) -> None:
