@@ -149,7 +149,7 @@ class ImageModel:
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:
         with Machine(self.device, precision, 0.0).autocast():
             found = self.backbone.embed(shown, self.features.pooling)
-        return self.features.map(found.float())
+        return self.features.map(found)
 
     def _close_precision(self, shown: Tensor) -> str:
         """bf16 where it is native and its vectors of these images are close to those in fp32; else fp32."""

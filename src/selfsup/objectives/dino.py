@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
-from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_chance, check_uniform_teacher
+from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_ln_k, check_uniform_teacher
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
@@ -37,7 +37,7 @@ from selfsup.objectives.distillation import (
     sinkhorn_knopp,
     soft_cross_entropy,
 )
-from selfsup.objectives.language import power_of_two
+from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
 from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render
@@ -352,7 +352,7 @@ class DINORecipe(VisionRecipe):
     """From images to the teacher's network, whose class token tells what an image shows."""
 
     pooling: ClassVar[Pooling] = "cls"
-    checks = (check_loss_at_chance, check_uniform_teacher, check_few_prototypes)
+    checks = (check_uniform_teacher, check_few_prototypes, check_loss_at_ln_k)
 
     def _settle_size(self) -> None:
         """With the size of the images comes that of the local crops."""
