@@ -48,8 +48,8 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "simclr-resnet-9": Recipe("simclr", "resnet-9-half", {"data.validation": 0.01}),
-    "dino-vit": Recipe("dino", None, {"data.validation": 0.01}),
-    "mae-vit": Recipe("mae", None, {"data.validation": 0.01}),
+    "dino-vit": Recipe("dino", None, {"model": "vit-pico", "data.validation": 0.01}),
+    "mae-vit": Recipe("mae", None, {"model": "vit-nano", "data.validation": 0.01}),
 }
 
 
@@ -151,17 +151,19 @@ def main(arguments: list[str]) -> None:
         first_images(source / "cifar10-train.parquet", TRAINED_ON, work),
         first_images(source / "cifar10-test.parquet", TESTED_ON, work),
     )
-    planned = parts(name, data, seconds, work)
+    planned, recipe = parts(name, data, seconds, work), RECIPES[name]._asdict()
     anything = False
     for part, (needed, make) in planned.items():
         file = work / f"{part}.json"
         if file.exists():
+            if "recipe" in (had := json.loads(file.read_text())) and had["recipe"] != recipe:
+                sys.exit(f"{file} was made with other settings; give another place, or take it away.")
             continue
         if anything and time.perf_counter() - begun + needed + AROUND > LIMIT:
             break
         anything = True
         shutil.rmtree(work / part, ignore_errors=True)  # of a call that was stopped
-        figures = {**rates(), **make()}
+        figures = {**rates(), **make()} | ({"recipe": recipe} if name in part else {})
         file.write_text(json.dumps(figures), encoding="utf-8")
         print(f"{part}: kNN-20 {figures['knn']:.2f} %", file=sys.stderr)
     made = {

@@ -25,10 +25,14 @@ from selfsup.doctor import Check, Finding, History, Monitor, NotMade, diagnose, 
 from selfsup.doctor.base import SEVERITIES, name, preceding_medians
 from selfsup.doctor.checks import CHECKS
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
+from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_ln_k, check_uniform_teacher
 from selfsup.run import Run
 
-EVERY_CHECK: tuple[Check, ...] = (*CHECKS, check_dropout_off, check_small_batch)
+DISTILLATION: tuple[Check, ...] = (check_uniform_teacher, check_few_prototypes, check_loss_at_ln_k)
+EVERY_CHECK: tuple[Check, ...] = (*CHECKS, check_dropout_off, check_small_batch, *DISTILLATION)
 STEPS, EVERY, CHANCE = 200, 20, 4.0
+PROTOTYPES = 1024
+LN_K = math.log(PROTOTYPES)
 DOCS = Path(__file__).parents[1] / "docs" / "doctor.md"
 
 
@@ -47,6 +51,9 @@ def sound(seed: int = 0) -> History:
                 "grad_norm": 0.5 * math.exp(0.3 * draws.normal()),
                 "sentences_per_second": 5000 * (1 + 0.05 * draws.normal()),
                 "waiting": 0.02 * draws.random(),
+                "dino": (0.85 + 0.15 * math.exp(-step / 30) + 0.003 * draws.normal()) * LN_K,
+                "teacher_entropy": (0.8 + 0.01 * draws.normal()) * LN_K,
+                "prototypes_used": 0.7 + 0.02 * draws.normal(),
             }
         )
         if step % EVERY == 0:
@@ -56,6 +63,7 @@ def sound(seed: int = 0) -> History:
                 | {"feature_std": 0.4, "rankme": 30.0, "uniformity": -0.6}
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
+    values |= {"dino.prototypes": PROTOTYPES}
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
@@ -226,6 +234,30 @@ AILMENTS = {
         16.0,
         "--batch 128",
     ),
+    "uniform-teacher": Ailment(
+        lambda: train(lambda line: {"teacher_entropy": 0.99 * LN_K}),
+        lambda: train(lambda line: {"teacher_entropy": 0.96 * LN_K}),
+        "problem",
+        200,
+        0.99,
+        "dino.teacher_temperature=[0.04,0.04]",
+    ),
+    "few-prototypes": Ailment(
+        lambda: train(lambda line: {"prototypes_used": 1 / 128}),
+        lambda: train(lambda line: {"prototypes_used": 0.1}),
+        "problem",
+        200,
+        1 / 128,
+        "optim.lr=0.0033 optim.adamw_lr=0.001",
+    ),
+    "loss-at-ln-k": Ailment(
+        lambda: train(lambda line: {"dino": 0.995 * LN_K}),
+        lambda: train(lambda line: {"dino": 0.98 * LN_K}),
+        "problem",
+        200,
+        0.995,
+        "dino.teacher_temperature=[0.04,0.04]",
+    ),
 }
 
 
@@ -293,6 +325,27 @@ def test_chance_is_judged_after_a_while(step: int, made: bool) -> None:
 
 def test_chance_is_judged_after_a_share_of_a_long_run() -> None:
     assert "beside-chance" in examine(setting("train.steps", 2000), CHECKS)[1]
+
+
+def test_collapse_is_named_within_the_first_tenth() -> None:
+    """Of the two ways to be told so, the one that needs no patience, and the remedies that suit the settings."""
+    ill = train(lambda line: {"teacher_entropy": 0.999 * LN_K, "dino": LN_K})
+    assert [finding.check for finding in found(ill.until(STEPS // 10))] == ["uniform-teacher"]
+    assert {finding.check for finding in found(ill)} == {"uniform-teacher", "loss-at-ln-k"}
+    sharp = replace(ill, settings=setting("dino.teacher_temperature", (0.04, 0.04)).settings)
+    assert all("optim.lr=0.0033" in finding.remedy for finding in found(sharp))
+    few = train(lambda line: {"prototypes_used": 1 / 128})
+    few = replace(few, settings=setting("dino.targets", "centring").settings)
+    assert "dino.targets=sinkhorn" in found(few)[0].remedy
+
+
+def test_a_teacher_is_not_judged_by_its_first_steps() -> None:
+    ill = train(lambda line: {"teacher_entropy": 0.999 * LN_K, "dino": LN_K})
+    assert found(ill.until(9)) == []
+    long = replace(ill, environment={**ill.environment, "plan": {"chance": CHANCE, "steps": 10 * STEPS}})
+    long.settings.change("train.steps", 10 * STEPS, "test")
+    assert found(long.until(99)) == []
+    assert len(found(long.until(100))) == 2
 
 
 def test_many_skipped_steps_are_a_problem_and_the_summary_counts_too() -> None:

@@ -26,7 +26,9 @@ from selfsup.distributed import Processes
 from selfsup.machine import Machine
 from selfsup.objectives.base import Effort, Recipe
 from selfsup.objectives.causal_lm import CausalLMRecipe
+from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
+from selfsup.objectives.simclr import SimCLRRecipe
 from selfsup.objectives.simcse import SimCSERecipe
 from selfsup.planning import Clock
 from selfsup.report import Reporter
@@ -67,6 +69,14 @@ class Curve(NamedTuple):
     last: float
 
 
+# Instead of the settings of text.
+IMAGES: dict[str, dict[str, Any]] = {
+    "data": {"source": "sample:emoji", "tokenizer": "bpe", "window": None, "size": 32},
+    "model": {"patch": 4, "registers": 1, "tied": None},
+    "train": {"batch": 32, "micro_batch": 16},
+    "evaluate": {"batch": 16},
+}
+
 CURVES = {
     "causal_lm": Curve(
         CausalLMRecipe,
@@ -89,6 +99,18 @@ CURVES = {
         },
         (2.64, 0.1),
         2.0,
+    ),
+    "simclr": Curve(
+        SimCLRRecipe,
+        IMAGES,
+        (3.98, 0.1),  # a little less than ln 63, of the other views: even at first both of an image are alike
+        3.7,
+    ),
+    "mae": Curve(
+        MAERecipe,
+        IMAGES | {"mae": {"decoder_layers": 2, "decoder_width": 32}},
+        (1.0, 0.001),  # as a fresh decoder predicts the mean of each patch
+        0.9,
     ),
 }
 

@@ -444,3 +444,117 @@ def test_in_bf16_statistics_stay_wide() -> None:
         assert value.dtype == torch.float32
         if name != "prototypes_used":
             assert float(value.detach()) == pytest.approx(float(exact[name].detach()), rel=0.05)
+
+
+# -- the recipe ----------------------------------------------------------------------------------------------
+
+
+def pictures(count: int, side: int = 32) -> list[np.ndarray]:
+    """No two alike."""
+    random = np.random.default_rng(1)
+    return [random.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def settled(images: Any, module: nn.Module | None = None, **given: Any) -> DINORecipe:
+    recipe = DINORecipe(Settings(("test", {"objective": "dino", **given})), images, module)
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort(steps=10))
+    return recipe
+
+
+def test_sizes_follow_the_images() -> None:
+    small = settled(pictures(40), **{"model.preset": "vit-atto"})
+    options = small.settings.config.dino
+    assert (options.local_size, options.local_crops, options.prototypes) == (16, 6, 256)
+    assert (options.hidden, options.bottleneck, options.ibot) == (256, 64, 1.0)
+    assert small.settings.origin("dino.prototypes") == "number of images"
+    assert small.views == pytest.approx(2 * 4 / 3 + 6 / 4)
+    large = settled(pictures(20, 224), **{"model.preset": "vit-atto"})
+    assert large.settings["dino.local_size"] == 96
+    assert large.settings["model.patch"] == 16
+
+
+@pytest.mark.parametrize(("images", "prototypes"), [(40, 256), (50_000, 2048), (1_281_167, 65536)])
+def test_prototypes_follow_the_number_of_images(images: int, prototypes: int) -> None:
+    recipe = settled(pictures(40), **{"model.preset": "vit-atto"})
+    recipe.settings.change("dino.prototypes", None, "test")
+    recipe.images = range(images)  # type: ignore[assignment]
+    recipe._settle_network(Effort(steps=10))
+    assert recipe.settings["dino.prototypes"] == prototypes
+
+
+def test_the_plan_says_it_all() -> None:
+    facts = settled(pictures(40), **{"model.preset": "vit-atto"}).facts()
+    assert facts["crops"].startswith("2 of 32 × 32, 6 (recipe) of 16 × 16 pixels (image size)")
+    assert facts["hidden"] == "10% to 50% of the patches of 50% of the global crops, weight 1"
+    assert "256 prototypes (number of images)" in facts["head"]
+    assert f"{math.log(256):.3f} in the terms dino and ibot" in facts["knowing nothing"]
+    bare = settled(pictures(40), **{"model.preset": "vit-atto", "dino.ibot": 0, "dino.local_crops": 0})
+    assert bare.facts()["hidden"] == "none"
+
+
+def test_flops_count_the_head() -> None:
+    """Twice the prototypes cost 6 operations more for each of the student's vectors, 2 for each of the teacher's."""
+    one, two = (
+        settled(pictures(40), **{"model.preset": "vit-atto", "dino.prototypes": k}) for k in (256, 512)
+    )
+    masked = 2 * 0.5 * 0.3 * 64
+    expected = 256 * 64 * (6 * (2 + 6 + masked) + 2 * (2 + masked))
+    assert two.flops_per_record() - one.flops_per_record() == pytest.approx(expected)
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    with pytest.raises(UserError, match="dino.local_size 15 is no multiple of model.patch 4"):
+        settled(pictures(40), **{"dino.local_size": 15})
+
+
+TINY: dict[str, Any] = {
+    "model": {"preset": "vit-atto", "layers": 1, "width": 32, "heads": 1},
+    "data.size": 16,
+    "data.validation": 0.2,
+    "dino": {"prototypes": 64, "local_crops": 2, "frozen": 0.2},
+    "batch": 8,
+    "steps": 8,
+    "precision": "fp32",
+    "train.log_every": 1,
+    "evaluate.every": 4,
+    "evaluate.records": 8,
+    "evaluate.final_records": 8,
+    "checkpoint.every": 3,
+}
+
+
+def test_a_run_leaves_the_teacher(tmp_path: Path) -> None:
+    run = selfsup.train("dino", data=pictures(60), out=tmp_path / "run", **TINY)
+    lines = run.metrics()
+    terms = {"dino", "ibot", "koleo", "teacher_entropy", "prototypes_used"}
+    assert all(terms < line.keys() for line in lines)
+    assert {line["split"] for line in lines} == {"train", "validation"}
+    assert lines[-1]["feature_std"] > 0
+    features = json.loads((run.model_directory / "features.json").read_text())
+    assert features["pooling"] == "cls"
+    newest = run.checkpoints(3).newest()
+    assert newest is not None
+    state = newest.tensors["model"]
+    saved = selfsup.load(run.model_directory).backbone.state_dict()
+    assert saved
+    for name, value in saved.items():
+        assert torch.equal(value, state[f"teacher.backbone.{name}"])
+    assert state["_extra_state"].tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("kind", ["sinkhorn", "centring"])
+def test_a_run_that_was_cut_goes_on_exactly(kind: str, tmp_path: Path) -> None:
+    """Teacher, centres and schedules included."""
+    given = TINY | {"dino": {**TINY["dino"], "targets": kind}}
+    whole = selfsup.train("dino", data=pictures(60), out=tmp_path / "whole", **given)
+    cut = selfsup.train("dino", data=pictures(60), out=tmp_path / "cut", **given)
+    for step in (8, 6):  # as if it had been killed before these were written
+        (entry,) = (tmp_path / "cut" / "checkpoints").glob(f"*{step}")
+        entry.rename(tmp_path / f"gone-{step}")
+    (tmp_path / "cut" / "summary.json").unlink()
+    cut = selfsup.train(data=pictures(60), resume=tmp_path / "cut")
+    one, other = (run.checkpoints(3).newest().tensors for run in (whole, cut))  # type: ignore[union-attr]
+    for part in one:
+        for name, value in one[part].items():
+            assert torch.equal(value, other[part][name]), name

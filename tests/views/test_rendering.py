@@ -23,6 +23,7 @@ from selfsup.views import (
     dino_second,
     mae_view,
     render,
+    render_several,
     rendering,
     simclr_view,
 )
@@ -173,6 +174,16 @@ def test_the_same_place_gives_the_same_bits_and_another_one_another_view() -> No
     for seed, epoch, shift, number in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 9, 0), (0, 0, 0, 1)):
         other = render(pixels, sizes, EVERYTHING, seed, zeros + epoch, records + shift, number)
         assert (first != other).flatten(1).any(1).all()
+
+
+def test_several_views_are_those_that_are_made_one_by_one() -> None:
+    pixels, sizes = images(5, 16, 20)
+    epochs, records = np.arange(5), np.arange(5) * 3
+    several = render_several(pixels, sizes, EVERYTHING, 4, epochs, records, (3, 0, 7))
+    assert several.shape == (3, 5, 3, 9, 9)
+    for number, found in zip((3, 0, 7), several, strict=True):
+        one = render(pixels, sizes, EVERYTHING, 4, epochs, records, number)
+        torch.testing.assert_close(found, one, atol=1e-5, rtol=0)
 
 
 def test_how_many_are_worked_on_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

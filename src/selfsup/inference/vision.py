@@ -20,8 +20,8 @@ from selfsup.data.images import Unreadable
 from selfsup.inference.items import Item, Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_device, find_precision
-from selfsup.models.backbones import AnyBackbone, pooled
-from selfsup.models.dinov3 import MODEL_TYPE, PREPROCESSOR, read_vision
+from selfsup.models.backbones import AnyBackbone, open_backbone
+from selfsup.models.dinov3 import MODEL_TYPE, PREPROCESSOR
 from selfsup.models.features import Features, fingerprint
 from selfsup.models.huggingface import read_json
 from selfsup.views import MEAN, STD, centred
@@ -52,9 +52,9 @@ class ImageModel:
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> ImageModel:
-        """From a model directory in DINOv3's layout; raises UserError where it cannot be opened."""
-        saved = read_vision(Path(directory))
-        return cls(saved.model(), saved.features, saved.config.size).to(find_device(device))
+        """From a model directory; raises UserError where it cannot be opened."""
+        opened = open_backbone(Path(directory))
+        return cls(opened.backbone, opened.features, opened.size).to(find_device(device))
 
     @property
     def dimension(self) -> int:
@@ -148,8 +148,8 @@ class ImageModel:
 
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:
         with Machine(self.device, precision, 0.0).autocast():
-            found = pooled(self.backbone, shown, self.features.pooling)
-        return self.features.map(found.float())
+            found = self.backbone.embed(shown, self.features.pooling)
+        return self.features.map(found)
 
     def _close_precision(self, shown: Tensor) -> str:
         """bf16 where it is native and its vectors of these images are close to those in fp32; else fp32."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
-from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_chance, check_uniform_teacher
+from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_ln_k, check_uniform_teacher
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
@@ -37,7 +37,7 @@ from selfsup.objectives.distillation import (
     sinkhorn_knopp,
     soft_cross_entropy,
 )
-from selfsup.objectives.language import power_of_two
+from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
 from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render
@@ -171,7 +171,13 @@ class DINO(Objective):
     separable: ClassVar[bool] = False
 
     def __init__(
-        self, student: Network, crops: Crops, teaching: Teaching, temperature: float, ibot: float, koleo: float
+        self,
+        student: Network,
+        crops: Crops,
+        teaching: Teaching,
+        temperature: float,
+        ibot: float,
+        koleo: float,
     ) -> None:
         super().__init__()
         self.student = student
@@ -274,7 +280,9 @@ class DINO(Objective):
         total = soft_cross_entropy(others, prototypes, targets, self.temperature)
         if self.crops.count:
             both = targets.unflatten(0, (-1, GLOBALS)).mean(1)
-            total = total + GLOBALS * soft_cross_entropy(outputs["locals"], prototypes, both, self.temperature)
+            total = total + GLOBALS * soft_cross_entropy(
+                outputs["locals"], prototypes, both, self.temperature
+            )
         return total
 
     def _student_prototypes(self) -> Tensor:
@@ -344,7 +352,7 @@ class DINORecipe(VisionRecipe):
     """From images to the teacher's network, whose class token tells what an image shows."""
 
     pooling: ClassVar[Pooling] = "cls"
-    checks = (check_loss_at_chance, check_uniform_teacher, check_few_prototypes)
+    checks = (check_uniform_teacher, check_few_prototypes, check_loss_at_ln_k)
 
     def _settle_size(self) -> None:
         """With the size of the images comes that of the local crops."""
@@ -408,7 +416,10 @@ class DINORecipe(VisionRecipe):
 
     def flops_per_record(self) -> float:
         """With the head: the student's way there and back, the teacher's way there."""
-        options, side = self.settings.config.dino, self.settings["data.size"] // (self.settings["model.patch"] or 1)
+        options, side = (
+            self.settings.config.dino,
+            self.settings["data.size"] // (self.settings["model.patch"] or 1),
+        )
         width, hidden, bottleneck, prototypes = (
             self.backbone_look.dimension,
             *(self.settings[f"dino.{name}"] for name in ("hidden", "bottleneck", "prototypes")),

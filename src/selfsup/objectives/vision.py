@@ -18,8 +18,8 @@ from selfsup.config import nearest
 from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.errors import UserError
-from selfsup.models.backbones import AnyBackbone
-from selfsup.models.dinov3 import SavedVision, read_vision, save_vision
+from selfsup.models.backbones import TIMM, AnyBackbone, adapt, open_timm, save_backbone
+from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
@@ -32,6 +32,7 @@ from selfsup.views import centred
 
 if TYPE_CHECKING:
     from selfsup.data.images import ImageRecords, Images
+    from selfsup.inference.pictures import Pictures
 
 LOOKED_AT = 256  # images whose size stands for all
 SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
@@ -39,6 +40,7 @@ LARGEST = 224  # side of what a network sees, unless it is said
 SURPLUS = 1.5  # of that side, for the short side that images are kept at: a crop sees a part of them
 FEWEST_STEPS = 300  # a batch leaves room for
 BATCH = 256
+BANK = 5000  # images that protocols learn classes from during a run
 REGISTERS = 4
 FEATURE_BATCH = 128  # images whose features are computed at once
 TEXT_ONLY = {
@@ -142,7 +144,7 @@ class VisionRecipe(Recipe):
     @property
     def native(self) -> bool:
         """Whether the network is selfsup's own vision transformer."""
-        return self.module is None and not str(self.settings["model.preset"]).startswith("timm:")
+        return self.module is None and not str(self.settings["model.preset"]).startswith(TIMM)
 
     @cached_property
     def origin(self) -> SavedVision | None:
@@ -282,6 +284,26 @@ class VisionRecipe(Recipe):
         network = self.network(objective)
         return ImageModel(network, self.definition(objective), self.settings["data.size"])
 
+    def measurable(self, by_class: bool) -> bool:
+        has_classes = self.images.labels is not None
+        return self.settings["data.validation"] > 0 and (has_classes or not by_class)
+
+    def examples(self, by_class: bool, records: int) -> tuple[object, object]:
+        """Images spread evenly over the held-out part; classes are learnt from at most `BANK` of the training part."""
+        from selfsup.data.images import split_images
+
+        trained, held_out = split_images(self.images, self.settings["data.validation"])
+        measured = self._some(held_out, records)
+        return (self._some(trained, BANK), measured) if by_class else (measured, None)
+
+    def _some(self, indices: npt.NDArray[np.int64], most: int) -> Pictures:
+        """Images spread evenly over those of the indices."""
+        from selfsup.inference.pictures import Pictures
+
+        count = min(most, len(indices))
+        chosen = indices[np.arange(count) * len(indices) // count]
+        return Pictures(self.images, self.settings["data.size"], chosen)
+
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
         return None if self.validation is None else self._embed(objective, self.validation, records)
 
@@ -299,7 +321,7 @@ class VisionRecipe(Recipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
         card = self._card(summary)
-        summary["max_difference"] = save_vision(
+        summary["max_difference"] = save_backbone(
             directory, self.network(objective), self.definition(objective), card
         )
 

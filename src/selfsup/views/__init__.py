@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from selfsup.views.kinds import View, dino_global, dino_local, dino_second, mae_view, simclr_view
 from selfsup.views.masking import block_patches, random_patches
-from selfsup.views.rendering import MEAN, STD, centred, render
+from selfsup.views.rendering import MEAN, STD, centred, render, render_several
 
 __all__ = [
     "MEAN",
@@ -18,5 +18,6 @@ __all__ = [
     "mae_view",
     "random_patches",
     "render",
+    "render_several",
     "simclr_view",
 ]

@@ -30,13 +30,13 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     """Convolve images (3, n, S, S) with the kernels of `gaussian` along both sides, reflected at the borders."""
     size, radius = images.shape[-1], kernels.shape[1] - 1
     matrices = (kernels @ _reflected(size, radius, images.device)).view(-1, size, size)
+    starts = range(0, size, BLOCK)
+    blocks = [(slice(i, i + BLOCK), slice(max(0, i - radius), i + BLOCK + radius)) for i in starts]
     tall, blurred = torch.empty_like(images), torch.empty_like(images)
-    for first in range(0, size, BLOCK):
-        to, span = slice(first, first + BLOCK), slice(max(0, first - radius), first + BLOCK + radius)
+    for to, span in blocks:
         for lines, out in zip(images, tall, strict=True):
             torch.bmm(matrices[:, to, span], lines[:, span], out=out[:, to])
-    for first in range(0, size, BLOCK):
-        to, span = slice(first, first + BLOCK), slice(max(0, first - radius), first + BLOCK + radius)
+    for to, span in blocks:
         for lines, out in zip(tall, blurred, strict=True):
             torch.bmm(lines[:, :, span], matrices[:, to, span].mT, out=out[:, :, to])
     return blurred

@@ -84,9 +84,10 @@ class Line:
         if mirror is not None:
             outputs = torch.where(mirror[:, None], size - outputs, outputs)
         centres = start + outputs * step
-        ends = centres[:, ::BLOCK], centres[:, [min(i + BLOCK, size) - 1 for i in range(0, size, BLOCK)]]
-        first = (torch.minimum(*ends) - width).floor().clamp(low, high - 1)
-        last = (torch.maximum(*ends) + width).ceil().clamp(low + 1, high)
+        one = centres[:, ::BLOCK]  # the outermost outputs of each block, in either order
+        other = torch.cat((centres[:, BLOCK - 1 :: BLOCK], centres[:, -1:]), 1)[:, : one.shape[1]]
+        first = (torch.minimum(one, other) - width).floor().clamp(low, high - 1)
+        last = (torch.maximum(one, other) + width).ceil().clamp(low + 1, high)
         places = torch.arange(length, device=step.device)
         seen = (places >= low) & (places < high)
         pixels = torch.where(seen, (places + 0.5) / width, math.inf)
@@ -125,13 +126,13 @@ def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tenso
     wide, high = columns.blocks(), rows.blocks()
     left, top = (min(span.start for _, span in side) for side in (wide, high))
     right, bottom = (max(span.stop for _, span in side) for side in (wide, high))
-    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float().mul_(1 / 255)
+    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float()
     count, channels, height, width = part.shape
     size = columns.outputs.shape[1]
     narrow = part.new_empty(count, channels * height, size)
     for to, span in wide:
         lines = part.view(count, channels * height, width)[:, :, span.start - left : span.stop - left]
-        torch.bmm(lines, columns.weights(to, span).mT, out=narrow[:, :, to])
+        torch.bmm(lines, columns.weights(to, span).div_(255).mT, out=narrow[:, :, to])
     images = part.new_empty(channels, count, size, size)
     for to, span in high:
         weights = rows.weights(to, span)

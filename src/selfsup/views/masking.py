@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from selfsup.seeding import uniform
 
-LEAST = 4  # patches in a block, unless fewer are left to hide
+LEAST = 4  # patches in a block
 ASPECT = 0.3  # blocks are from this to its inverse as high as they are wide
 
 
@@ -24,12 +25,9 @@ def random_patches(
         visible (n, patches − m), hidden (n, m): int64 positions in ascending order, m = round(hidden · patches),
         but at least one patch is on either side.
     """
-    count = min(max(round(hidden * patches), 1), patches - 1)
-    scores = uniform(seed, "patches", epochs, records, patches)
-    mask = np.zeros(scores.shape, np.bool_)
-    np.put_along_axis(mask, np.argpartition(scores, count - 1, 1)[:, :count], True, 1)
-    sides = (np.nonzero(side)[1].reshape(len(mask), -1) for side in (~mask, mask))
-    visible, concealed = (torch.from_numpy(side) for side in sides)
+    most = min(max(round(hidden * patches), 1), patches - 1)
+    order = np.argsort(uniform(seed, "patches", epochs, records, patches), 1)
+    visible, concealed = (torch.from_numpy(np.sort(side, 1)) for side in (order[:, most:], order[:, :most]))
     return visible, concealed
 
 
@@ -61,24 +59,24 @@ def block_patches(
     targets = np.rint((share[0] + (share[1] - share[0]) * draws[:, 1]) * rows * columns).astype(np.int64)
     left = np.where(draws[:, 0] < chosen, targets.clip(1, rows * columns), 0)
     mask = np.zeros((len(left), rows * columns), np.bool_)
-    turn = 0
-    while len(open_ := np.flatnonzero(left)):
-        where = uniform(seed, f"blocks {number} {turn}", epochs[open_], records[open_], 4)
-        new = _blocks(where, left[open_], grid) & ~mask[open_]
-        new &= np.cumsum(new, 1) <= left[open_, None]
-        mask[open_] |= new
-        left[open_] -= new.sum(1)
-        turn += 1
+    for turn in count():
+        short = np.flatnonzero(left)
+        if not len(short):
+            break
+        where = uniform(seed, f"blocks {number} {turn}", epochs[short], records[short], 4)
+        new = _blocks(where, left[short], grid) & ~mask[short]
+        new &= np.cumsum(new, 1) <= left[short, None]
+        mask[short] |= new
+        left[short] -= new.sum(1)
     return torch.from_numpy(mask)
 
 
 def _blocks(
     draws: npt.NDArray[np.float64], left: npt.NDArray[np.int64], grid: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
-    """One block for each image, (n, P), of LEAST to `left` patches."""
+    """One block for each image, (n, P), of LEAST to `left` patches or of LEAST where fewer are left."""
     rows, columns = grid
-    least = np.minimum(LEAST, left)
-    area = least + (left - least) * draws[:, 0]
+    area = LEAST + (left - LEAST).clip(0) * draws[:, 0]
     aspect = np.exp((2 * draws[:, 1] - 1) * math.log(ASPECT))
     height = np.rint(np.sqrt(area * aspect)).clip(1, rows)
     width = np.rint(np.sqrt(area / aspect)).clip(1, columns)
