@@ -30,7 +30,6 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.distillation import (
-    at_least_single,
     centred,
     in_use,
     koleo,
