@@ -13,7 +13,7 @@ from selfsup.views.blurring import blur, gaussian, reach
 
 
 def images(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(3, count, size, size, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 @settings(deadline=None, max_examples=30)
@@ -28,16 +28,16 @@ def test_a_blur_is_a_convolution_with_reflected_borders(sigmas: list[float], siz
     for i, sigma in enumerate(sigmas):
         for channel in range(3):
             expected = ndimage.gaussian_filter(
-                found[channel, i].double().numpy(), sigma, mode="mirror", radius=reach(size)
+                found[i, channel].double().numpy(), sigma, mode="mirror", radius=reach(size)
             )
-            np.testing.assert_allclose(blurred[channel, i], expected, atol=1e-5)
+            np.testing.assert_allclose(blurred[i, channel], expected, atol=1e-5)
 
 
 def test_torchvision_agrees() -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
     found = images(2, 40)
-    theirs = [functional.gaussian_blur(found[:, i], 2 * reach(40) + 1, s) for i, s in enumerate((0.3, 1.9))]
-    torch.testing.assert_close(blur(found, gaussian(torch.tensor([0.3, 1.9]), 40)), torch.stack(theirs, 1))
+    theirs = [functional.gaussian_blur(found[i], 2 * reach(40) + 1, s) for i, s in enumerate((0.3, 1.9))]
+    torch.testing.assert_close(blur(found, gaussian(torch.tensor([0.3, 1.9]), 40)), torch.stack(theirs))
 
 
 def test_a_kernel_is_a_normalised_gaussian() -> None:

@@ -19,8 +19,8 @@ seeds = st.integers(0, 999)
 
 
 def images(count: int, pixels: int = 12, seed: int = 0) -> torch.Tensor:
-    """(3, count, pixels), some of them grey, black or white."""
-    found = torch.rand(3, count, pixels, generator=torch.Generator().manual_seed(seed))
+    """(count, 3, pixels), some of them grey, black or white."""
+    found = torch.rand(count, 3, pixels, generator=torch.Generator().manual_seed(seed))
     found[:, :, 0], found[:, :, 1], found[:, :, 2] = 0, 1, 0.4
     return found
 
@@ -43,10 +43,9 @@ def plain(name: str, image: np.ndarray, amount: float) -> np.ndarray:
 
 def plainly(images: torch.Tensor, name: str, amounts: list[float]) -> np.ndarray:
     changed = [
-        plain(name, image, amount)
-        for image, amount in zip(images.double().numpy().transpose(1, 0, 2), amounts, strict=True)
+        plain(name, image, amount) for image, amount in zip(images.double().numpy(), amounts, strict=True)
     ]
-    return np.stack(changed, 1)
+    return np.stack(changed)
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
@@ -70,7 +69,7 @@ def test_hue_turns_as_written(amounts: list[float], seed: int) -> None:
 @given(colour=st.tuples(levels, levels, levels), amount=st.floats(-0.5, 0.5))
 def test_hue_turns_for_every_colour_of_bytes(colour: tuple[int, int, int], amount: float) -> None:
     """Two channels that are equal, one step apart, none or all of a channel."""
-    found = torch.tensor(colour)[:, None, None] / 255
+    found = torch.tensor(colour)[None, :, None] / 255
     expected = plainly(found, "hue", [amount])
     shift_hue(found, torch.tensor([amount]))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
@@ -78,7 +77,7 @@ def test_hue_turns_for_every_colour_of_bytes(colour: tuple[int, int, int], amoun
 
 def test_grey_and_solarized() -> None:
     found = images(3)
-    grey = (found * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+    grey = (found * torch.tensor([0.299, 0.587, 0.114])[:, None]).sum(1)
     torch.testing.assert_close(luminance(found), grey)
     inverted = [x if x < 0.5 else 1 - x for x in found.flatten().tolist()]
     torch.testing.assert_close(solarize(found).flatten(), torch.tensor(inverted))
@@ -87,7 +86,7 @@ def test_grey_and_solarized() -> None:
 def test_torchvision_agrees() -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
     found = images(1, 64, seed=3)
-    theirs = found.transpose(0, 1).view(1, 3, 8, 8)
+    theirs = found.view(1, 3, 8, 8)
     for name, amount in (("brightness", 1.6), ("contrast", 0.3), ("saturation", 1.7), ("hue", -0.13)):
         theirs = getattr(functional, f"adjust_{name}")(theirs, amount)
         parameters = (amount, (1 - amount) * (name == "saturation"), (1 - amount) * (name == "contrast"))
@@ -95,12 +94,12 @@ def test_torchvision_agrees() -> None:
             shift_hue(found, torch.tensor([amount]))
         else:
             blend(found, torch.tensor([parameters]))
-        torch.testing.assert_close(found.transpose(0, 1).view(1, 3, 8, 8), theirs, atol=4e-4, rtol=0)
+        torch.testing.assert_close(found.view(1, 3, 8, 8), theirs, atol=4e-4, rtol=0)
     torch.testing.assert_close(
         luminance(found).view(1, 1, 8, 8), functional.rgb_to_grayscale(theirs), atol=4e-4, rtol=0
     )
     torch.testing.assert_close(
-        solarize(found).transpose(0, 1).view(1, 3, 8, 8), functional.solarize(theirs, 0.5), atol=4e-4, rtol=0
+        solarize(found).view(1, 3, 8, 8), functional.solarize(theirs, 0.5), atol=4e-4, rtol=0
     )
 
 
@@ -117,7 +116,7 @@ def test_each_image_has_an_order_of_its_own(count: int, seed: int, jittered: int
     for i in np.flatnonzero(early >= 0):
         for kind in np.argsort(draws[i, :4]):
             signed = (2 * draws[i, 4 + kind] - 1) * STRENGTHS[kind]
-            expected[:, i] = plain(NAMES[kind], expected[:, i], signed if kind == 3 else 1 + signed)
+            expected[i] = plain(NAMES[kind], expected[i], signed if kind == 3 else 1 + signed)
     found = images(count, seed=seed)
     numbers = torch.from_numpy(draws)
     jitter(found, *jitter_parameters(numbers[:, :4], numbers[:, 4:], STRENGTHS), early)

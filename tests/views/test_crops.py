@@ -103,11 +103,7 @@ def ours(pixels: np.ndarray, boxes: torch.Tensor, size: int, mirror: bool = Fals
     flags = torch.full((len(boxes),), mirror)
     rows = Line.of(top, height, top, top + height, pixels.shape[2], size)
     columns = Line.of(left, width, left, left + width, pixels.shape[3], size, flags)
-    return (
-        (resample(torch.from_numpy(pixels), torch.arange(len(pixels)), rows, columns) * 255)
-        .transpose(0, 1)
-        .numpy()
-    )
+    return (resample(torch.from_numpy(pixels), torch.arange(len(pixels)), rows, columns) * 255).numpy()
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -122,18 +122,21 @@ def inspect(
 ) -> None:
     """Show the supervision that the data makes: what is shown, what is hidden, who sees what."""
     from selfsup.inspection import inspect as look
-    from selfsup.report import to_stdout
+    from selfsup.report import Reporter, to_stdout
 
     objective, settings = split_words(words)
-    inspection = look(
-        objective,
-        text=text,
-        data=data,
-        tokenizer=tokenizer,
-        run=run,
-        window=window,
-        **settings,
-    )
+    reporter = Reporter()
+    with reporter.bar("Reading"):
+        inspection = look(
+            objective,
+            text=text,
+            data=data,
+            tokenizer=tokenizer,
+            run=run,
+            window=window,
+            progress=reporter.counting,
+            **settings,
+        )
     if inspection.pictured and not (html or png or as_json):
         html = free_name(f"inspect-{inspection.objective}", ".html")
     if png is not None:

@@ -31,6 +31,7 @@ class Request:
     run: str | Path | None
     window: int | None
     settings: Settings
+    progress: Callable[[int, int | None], None] = lambda done, total: None
 
 
 @dataclass(frozen=True)

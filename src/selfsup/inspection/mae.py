@@ -133,8 +133,8 @@ class MAEInspection(VisionInspection):
             return []
         loss = sum(filled.loss for filled in self.filled) / len(self.filled)
         hint = (
-            "Mean squared error of the hidden patches, each brought to mean 0 and variance 1; chance is what nothing but "
-            "their means would give."
+            "Mean squared error of the hidden patches, each brought to mean 0 and variance 1; chance is what nothing "
+            "but their means would give."
         )
         return [
             Section(

@@ -184,7 +184,8 @@ def show(run: str | Path, images: object, *, size: int | None = None, seed: int 
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
         raise UserError(
-            f"{run} holds a {type(network).__name__}, which has no patches to show; give a run of a vision transformer."
+            f"{run} holds a network of another make ({type(network.network).__name__}), whose patches cannot be shown; "
+            "give a run of selfsup's own vision transformer."
         )
     sources = open_images([Path(images)] if isinstance(images, str | Path) else images)
     patches = round((size or ENLARGED * model.size) / network.config.patch)

@@ -216,7 +216,7 @@ def look_at(request: Request, objective: str, shown: int) -> Look:
     if source is None and settings["data.source"].startswith("python:"):
         raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
     recipe = kind(settings, source)
-    recipe.open(lambda done, total: None)
+    recipe.open(request.progress)
     recipe.settle(Effort())
     seed, size = settings["train.seed"], len(recipe.train)
     count = min(shown if request.run is None else max(shown, MEASURED), size)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.views.crops import BLOCK, of_channels
+
 SHARE = 0.1  # of the image's side: the width of the kernel (SimCLR, appendix A)
 TINY = 1e-12
-BLOCK = 96  # outputs that are computed together; matrices are zero further than the kernel from the diagonal
 
 
 def reach(size: int) -> int:
@@ -27,19 +28,18 @@ def gaussian(sigma: Tensor, size: int) -> Tensor:
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve images (3, n, S, S) with the kernels of `gaussian` along both sides, reflected at the borders."""
+    """Convolve images (n, 3, S, S) with the kernels of `gaussian` along both sides, reflected at the borders."""
     size, radius = images.shape[-1], kernels.shape[1] - 1
     matrices = (kernels @ _reflected(size, radius, images.device)).view(-1, size, size)
+    matrices, lines = of_channels(matrices, images.shape[1]), images.flatten(0, 1)
     starts = range(0, size, BLOCK)
     blocks = [(slice(i, i + BLOCK), slice(max(0, i - radius), i + BLOCK + radius)) for i in starts]
-    tall, blurred = torch.empty_like(images), torch.empty_like(images)
+    tall, blurred = torch.empty_like(lines), torch.empty_like(lines)
     for to, span in blocks:
-        for lines, out in zip(images, tall, strict=True):
-            torch.bmm(matrices[:, to, span], lines[:, span], out=out[:, to])
+        torch.bmm(matrices[:, to, span], lines[:, span], out=tall[:, to])
     for to, span in blocks:
-        for lines, out in zip(tall, blurred, strict=True):
-            torch.bmm(lines[:, :, span], matrices[:, to, span].mT, out=out[:, :, to])
-    return blurred
+        torch.bmm(tall[:, :, span], matrices[:, to, span].mT, out=blurred[:, :, to])
+    return blurred.view_as(images)
 
 
 @lru_cache(maxsize=8)

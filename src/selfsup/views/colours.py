@@ -1,4 +1,4 @@
-"""Colours of images (3, n, P) with values in [0, 1], with parameters of each image's own."""
+"""Colours of images (n, 3, P) with values in [0, 1], with parameters of each image's own."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def jitter(images: Tensor, blends: Tensor, shifts: Tensor, early: np.ndarray) ->
     """Change brightness, contrast, saturation and hue of each image in an order of its own; in place.
 
     Args:
-        images: (3, n, P), sorted so that every round works on images that stand beside each other.
+        images: (n, 3, P), sorted so that every round works on images that stand beside each other.
         blends: (n, 3, 3) parameters of three blends.
         shifts: (n,) of the hue.
         early: (n,) how many of the blends come before the shift, in descending order; −1: nothing is changed.
     """
     end, *counts = (int((early > turn).sum()) for turn in (-1, 0, 1, 2))
     for turn, count in enumerate(counts):
-        blend(images[:, :count], blends[:count, turn])
-    shift_hue(images[:, :end], shifts[:end])
+        blend(images[:count], blends[:count, turn])
+    shift_hue(images[:end], shifts[:end])
     for turn, count in enumerate(counts):
-        blend(images[:, count:end], blends[count:end, turn])
+        blend(images[count:end], blends[count:end, turn])
 
 
 def luminance(images: Tensor) -> Tensor:
     """Y = .299 R + .587 G + .114 B (ITU-R BT.601), (n, P)."""
-    red, green, blue = images
+    red, green, blue = images.unbind(1)
     grey: Tensor = red * LUMA[0]
     return grey.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -64,15 +64,15 @@ def blend(images: Tensor, parameters: Tensor) -> None:
     (Haeberli & Voorhies 1994).
 
     Args:
-        images: (3, n, P).
+        images: (n, 3, P).
         parameters: (n, 3) f, g, c.
     """
-    if not images.shape[1]:
+    if not len(images):
         return
     factor, grey, mean = parameters[:, :, None].unbind(1)
     anchor = luminance(images)
     torch.addcmul(anchor.mean(1, keepdim=True).mul_(mean), anchor, grey, out=anchor)
-    torch.addcmul(anchor, images, factor, out=images).clamp_(0, 1)
+    torch.addcmul(anchor[:, None], images, factor[:, None], out=images).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, shifts: Tensor) -> None:
@@ -82,9 +82,9 @@ def shift_hue(images: Tensor, shifts: Tensor) -> None:
     h = sign(G − B) · (1 + (G + B − R − m) / c), and a hue's channels are m + c · (2 − clip(|h|, 1, 2)) for red,
     m + c · (clip(|h + 1|, 1, 2) − 1) for green and m + c · (clip(|h − 1|, 1, 2) − 1) for blue.
     """
-    if not images.shape[1]:
+    if not len(images):
         return
-    red, green, blue = images
+    red, green, blue = images.unbind(1)
     least = torch.minimum(red, green)
     chroma = torch.maximum(red, green)
     torch.minimum(least, blue, out=least)

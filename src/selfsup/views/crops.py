@@ -10,7 +10,7 @@ from torch import Tensor
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
-BLOCK = 64  # outputs of long lines that are computed together
+BLOCK = 48  # outputs that are computed together: most weights of a long line are zero
 
 
 def random_boxes(
@@ -96,17 +96,22 @@ class Line:
     def __getitem__(self, images: slice) -> Line:
         return Line(self.pixels[images], self.outputs[images], self.first[images], self.last[images])
 
-    def blocks(self) -> list[tuple[slice, slice]]:
-        """Successive outputs, and the pixels that any of them may have a part of."""
+    def blocks(self) -> tuple[slice, list[tuple[slice, slice]]]:
+        """The pixels that any output may have a part of; and for successive outputs, those of them that they may."""
         if self.outputs.device.type != "cpu":  # which would have to wait for the answer
-            return [(slice(0, self.outputs.shape[1]), slice(0, self.pixels.shape[1]))]
-        spans = zip(self.first.amin(0).tolist(), self.last.amax(0).tolist(), strict=True)
-        return [(slice(i * BLOCK, (i + 1) * BLOCK), slice(*span)) for i, span in enumerate(spans)]
+            everything = slice(0, self.pixels.shape[1])
+            return everything, [(slice(0, self.outputs.shape[1]), everything)]
+        first, last = self.first.amin(0).tolist(), self.last.amax(0).tolist()
+        low, high = min(first), max(last)
+        spans = enumerate(zip(first, last, strict=True))
+        return slice(low, high), [
+            (slice(i * BLOCK, (i + 1) * BLOCK), slice(a - low, b - low)) for i, (a, b) in spans
+        ]
 
-    def weights(self, outputs: slice, pixels: slice) -> Tensor:
-        """How much of each pixel is in each output, (n, outputs, pixels), as in Pillow's antialiased bilinear resize:
-        max(0, 1 − distance), divided by the sum over all pixels."""
-        distances = self.pixels[:, None, pixels] - self.outputs[:, outputs, None]
+    def weights(self, seen: slice) -> Tensor:
+        """How much of each pixel that is seen is in each output, (n, S, pixels), as in Pillow's antialiased bilinear
+        resize: max(0, 1 − distance), divided by the sum over all pixels."""
+        distances = self.pixels[:, None, seen] - self.outputs[:, :, None]
         triangles = distances.abs_().neg_().add_(1).clamp_(min=0)
         return triangles.div_(triangles.sum(2, keepdim=True))
 
@@ -121,21 +126,24 @@ def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tenso
         columns: n lines of W pixels.
 
     Returns:
-        (3, n, S, S) float32 in [0, 1].
+        (n, 3, S, S) float32 in [0, 1].
     """
-    wide, high = columns.blocks(), rows.blocks()
-    left, top = (min(span.start for _, span in side) for side in (wide, high))
-    right, bottom = (max(span.stop for _, span in side) for side in (wide, high))
-    part = pixels[:, :, top:bottom, left:right].index_select(0, chosen).float()
-    count, channels, height, width = part.shape
-    size = columns.outputs.shape[1]
-    narrow = part.new_empty(count, channels * height, size)
-    for to, span in wide:
-        lines = part.view(count, channels * height, width)[:, :, span.start - left : span.stop - left]
-        torch.bmm(lines, columns.weights(to, span).div_(255).mT, out=narrow[:, :, to])
-    images = part.new_empty(channels, count, size, size)
-    for to, span in high:
-        weights = rows.weights(to, span)
-        for lines, image in zip(narrow.view(count, channels, height, size).unbind(1), images, strict=True):
-            torch.bmm(weights, lines[:, span.start - top : span.stop - top], out=image[:, to])
+    (high, down), (wide, across) = rows.blocks(), columns.blocks()
+    part = pixels[:, :, high, wide].index_select(0, chosen)
+    count, channels, height, _ = part.shape
+    weights = columns.weights(wide).div_(255)
+    size = weights.shape[1]
+    narrow = weights.new_empty(count, channels * height, size)
+    for to, span in across:
+        lines = part[..., span].float().view(count, channels * height, -1)
+        torch.bmm(lines, weights[:, to, span].mT, out=narrow[:, :, to])
+    weights = of_channels(rows.weights(high), channels)
+    lines, images = narrow.view(-1, height, size), narrow.new_empty(count, channels, size, size)
+    for to, span in down:
+        torch.bmm(weights[:, to, span], lines[:, span], out=images.view(-1, size, size)[:, to])
     return images
+
+
+def of_channels(matrices: Tensor, channels: int) -> Tensor:
+    """The matrices (n, …) of images for each of their channels, (n · channels, …)."""
+    return matrices[:, None].expand(-1, channels, -1, -1).flatten(0, 1)

@@ -90,7 +90,7 @@ def render_several(
             images = _changed(images, draws[part, GREY] < view.grey, _grey)
             images = _changed(images, draws[part, BLUR] < view.blur, blur, kernels[part])
             images = _changed(images, draws[part, SOLARIZE] < view.solarize, solarize)
-            out.index_copy_(0, places[part], _normalised(images).transpose(0, 1))
+            out.index_copy_(0, places[part], _normalised(images))
     return out.view(len(numbers), len(pixels), *out.shape[1:])
 
 
@@ -118,7 +118,7 @@ def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for part in _parts(pixels, len(pixels), size):
             images = resample(pixels, everyone[part], rows[part], columns[part])
-            out[part] = _normalised(images).transpose(0, 1)
+            out[part] = _normalised(images)
     return out
 
 
@@ -133,23 +133,23 @@ def _parts(pixels: Tensor, count: int, size: int) -> Iterator[slice]:
 def _changed(
     images: Tensor, chosen: npt.NDArray[np.bool_], operation: Callable[..., Tensor], *parameters: Tensor
 ) -> Tensor:
-    """Images (3, n, S, S) with an operation applied to the chosen ones (n,), with their parameters (n, …)."""
+    """Images (n, 3, S, S) with an operation applied to the chosen ones (n,), with their parameters (n, …)."""
     if chosen.all():
         return operation(images, *parameters)
     if chosen.any():
         which = _moved(np.flatnonzero(chosen), images.device)
         theirs = (parameter[which] for parameter in parameters)
-        images.index_copy_(1, which, operation(images.index_select(1, which), *theirs))
+        images.index_copy_(0, which, operation(images.index_select(0, which), *theirs))
     return images
 
 
 def _grey(images: Tensor) -> Tensor:
-    return luminance(images).repeat(3, 1, 1, 1)
+    return luminance(images)[:, None].repeat(1, 3, 1, 1)
 
 
 def _normalised(images: Tensor) -> Tensor:
-    """(x − mean) / std of each channel of (3, n, S, S); in place."""
-    for channel, mean, std in zip(images, MEAN, STD, strict=True):
+    """(x − mean) / std of each channel of (n, 3, S, S); in place."""
+    for channel, mean, std in zip(images.unbind(1), MEAN, STD, strict=True):
         channel.sub_(mean).mul_(1 / std)
     return images
 
