@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +110,8 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
     """
     if isinstance(module, AnyBackbone):
         return module
+    # Muon writes to convolutions as matrices, in place.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Adapted(module, _probe(module, size, extract, type(module).__name__), size, extract)
 
 
@@ -125,14 +126,12 @@ def open_timm(name: str, size: int) -> Adapted:
         close = difflib.get_close_matches(known, timm.list_models(), 1, 0.5)
         hint = f"did you mean {TIMM}{close[0]}?" if close else "timm.list_models() lists what there is."
         raise UserError(f"timm has no network '{known}'; {hint}")
-    sized = {"img_size": size}
-    choices = [sized | {"dynamic_img_size": True}, sized] if _takes_one_size(timm, known) else [{}]
-    for arguments in choices[:-1]:
-        with suppress(
-            TypeError
-        ):  # not all of those that are built for one size can be asked to take others too
-            return _build_timm(timm, TimmNetwork(known, arguments), size)
-    return _build_timm(timm, TimmNetwork(known, choices[-1]), size)
+    if not _takes_one_size(timm, known):
+        return _build_timm(timm, TimmNetwork(known, {}), size)
+    try:
+        return _build_timm(timm, TimmNetwork(known, {"img_size": size, "dynamic_img_size": True}), size)
+    except TypeError:  # it has no way to take crops of other sizes too
+        return _build_timm(timm, TimmNetwork(known, {"img_size": size}), size)
 
 
 def import_timm(name: str) -> Any:
