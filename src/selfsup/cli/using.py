@@ -92,7 +92,8 @@ def show(
     image: Annotated[list[Path], typer.Option(help="what it looks at; may be repeated")],
     out: Annotated[Path, typer.Option(help="the picture to write, a .png")],
     size: Annotated[
-        int | None, typer.Option(help="short side it is looked at with; twice that of training without", min=1)
+        int | None,
+        typer.Option(help="short side it is looked at with; twice that of training without", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="of the patches that are hidden from a run of mae")] = 0,
     as_json: Json = False,
