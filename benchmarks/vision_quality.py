@@ -101,17 +101,14 @@ def train_lightly(data: Data, seconds: float, seed: int, out: Path) -> Figures:
 
 
 def look_at_pixels(data: Data, out: Path) -> Figures:
-    """The images themselves, normalised as a network sees them."""
+    """The images themselves, values from −1 to 1."""
     from selfsup.data.images import open_images
-    from selfsup.views import MEAN, STD
 
     vectors = {}
     for part, file in data._asdict().items():
         stack = open_images(file).stack
         assert stack is not None
-        vectors[part] = ((stack / np.float32(255) - np.float32(MEAN)) / np.float32(STD)).reshape(
-            len(stack), -1
-        )
+        vectors[part] = (stack / np.float32(127.5) - 1).reshape(len(stack), -1)
     np.savez(out.with_suffix(".npz"), **vectors)
     return {"knn": data.knn(out.with_suffix(".npz"))}
 

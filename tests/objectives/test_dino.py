@@ -239,7 +239,9 @@ def test_only_hidden_patches_pass_the_head() -> None:
 
 def test_half_of_the_global_crops_are_masked() -> None:
     made = dino(crops=replace(CROPS, first=dino_global(40), second=dino_second(40), count=0))
-    shares = torch.cat([made.hide(batch_of(range(24), seed))["hidden"].double().mean(2) for seed in range(10)])
+    shares = torch.cat(
+        [made.hide(batch_of(range(24), seed))["hidden"].double().mean(2) for seed in range(10)]
+    )
     masked = shares[shares > 0]
     assert 0.4 < len(masked) / shares.numel() < 0.6
     assert 0.09 < float(masked.min()) < 0.15

@@ -87,9 +87,7 @@ def test_sinkhorn_knopp_treats_rows_and_prototypes_alike(seed: int, temperature:
 
 def test_each_iteration_brings_the_prototypes_closer_to_even_use() -> None:
     logits = drawn(1, 64, 16)
-    uneven = [
-        float((sinkhorn_knopp(logits, 0.3, ALONE, n).sum(0) - 4).abs().max()) for n in range(1, 8)
-    ]
+    uneven = [float((sinkhorn_knopp(logits, 0.3, ALONE, n).sum(0) - 4).abs().max()) for n in range(1, 8)]
     assert uneven == sorted(uneven, reverse=True)
     assert uneven[2] < 1
     assert float((torch.softmax(logits / 0.3, 1).sum(0) - 4).abs().max()) > 2
@@ -124,7 +122,9 @@ def test_centring_against_a_plain_loop() -> None:
 # -- cross-entropy -------------------------------------------------------------------------------------------
 
 
-def plain_soft_cross_entropy(vectors: Tensor, prototypes: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def plain_soft_cross_entropy(
+    vectors: Tensor, prototypes: Tensor, targets: Tensor, temperature: float
+) -> Tensor:
     total = torch.zeros((), dtype=vectors.dtype)
     for views, target in zip(vectors, targets, strict=True):
         for view in views:

@@ -226,8 +226,10 @@ def classify(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
-    out: Annotated[Path, typer.Option(help="the directory to write")],
-    to: Annotated[str, typer.Option(help="sentence-transformers, or transformers")] = "sentence-transformers",
+    out: Annotated[Path, typer.Option(help="the directory to write; of onnx and timm the file")],
+    to: Annotated[
+        str, typer.Option(help="sentence-transformers, transformers, timm, or onnx")
+    ] = "sentence-transformers",
     as_json: Json = False,
 ) -> None:
     """Write a model in the layout of another library."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from selfsup.doctor.base import Finding, History, NotMade
-from selfsup.doctor.checks import LINES, latest, level
+from selfsup.doctor.checks import LINES, level
 
 SOUND_TEMPERATURE = 0.04  # of a teacher: what Caron et al. (2021, table 14) find never to collapse
 
@@ -59,8 +59,8 @@ def check_loss_at_ln_k(history: History) -> Finding | None:
     return Finding(
         check="loss-at-ln-k",
         severity="problem",
-        seen=f"collapse: the term dino is {loss:.3f} at step {history.step:,}, beside the ln K = {nothing:.3f} of giving "
-        "every image all prototypes alike",
+        seen=f"collapse: the term dino is {loss:.3f} at step {history.step:,}, beside the ln K = {nothing:.3f} of "
+        "giving every image all prototypes alike",
         step=history.step,
         value=loss / nothing,
         threshold=BESIDE,

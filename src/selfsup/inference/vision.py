@@ -100,9 +100,8 @@ class ImageModel:
         Args:
             images: pixels (H, W, 3) uint8, PIL images, or images of a source, decoded when their turn comes.
             precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively and the vectors stay
-                close. Then the first of several batches is computed in both: the others are computed in bf16 if its
-                vectors in bf16 are on average no farther from those in fp32 than `TOLERANCE` times the mean distance
-                of these from their centre.
+                close. That is tried on the first of several batches: its vectors in bf16 must on average be no
+                farther from those in fp32 than `TOLERANCE` times the mean distance of these from their centre.
             progress: called with the images done, and all of them.
         """
         vectors = np.full((len(images), self.dimension), np.nan, np.float32)

@@ -175,7 +175,7 @@ def _probe(module: nn.Module, size: int, extract: Extract | None, name: str) -> 
 
 def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tensor:
     found = module(pixels) if extract is None else extract(module, pixels)
-    if isinstance(found, Tensor) and found.is_floating_point() and len(found) == len(pixels):
+    if isinstance(found, Tensor) and found.is_floating_point() and found.shape[0] == pixels.shape[0]:
         if found.ndim == 2:
             return found
         if found.ndim == 4:
@@ -296,17 +296,24 @@ def _config(backbone: Adapted) -> dict[str, Any]:
         "num_features": backbone.dimension,
         "model_args": {"num_classes": 0, **backbone.timm.arguments},
         "pretrained_cfg": {
+            **timm_preprocessing(backbone.size),
             "num_classes": 0,
-            "input_size": [CHANNELS, backbone.size, backbone.size],
             "fixed_input_size": known.get("fixed_input_size", False),
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": list(MEAN),
-            "std": list(STD),
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
         },
+    }
+
+
+def timm_preprocessing(size: int) -> dict[str, Any]:
+    """How an image becomes pixels, in timm's terms: as `dinov3.preprocessor`."""
+    return {
+        "input_size": [CHANNELS, size, size],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(MEAN),
+        "std": list(STD),
     }
 
 

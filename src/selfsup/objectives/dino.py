@@ -30,13 +30,13 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.distillation import (
-    at_least_single,
     centred,
     in_use,
     koleo,
     sinkhorn_knopp,
     soft_cross_entropy,
 )
+from selfsup.objectives.losses import at_least_single
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
@@ -364,7 +364,8 @@ class DINORecipe(VisionRecipe):
         settings.settle("dino.local_crops", LOCAL_CROPS, "recipe")
         if settings["dino.local_size"] % patch:
             raise UserError(
-                f"dino.local_size {settings['dino.local_size']} is no multiple of model.patch {patch}; give one that is."
+                f"dino.local_size {settings['dino.local_size']} is no multiple of model.patch {patch}; give one that "
+                "is."
             )
 
     def _settle_network(self, effort: Effort) -> None:

@@ -18,8 +18,7 @@ from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
-from selfsup.objectives.distillation import at_least_single
-from selfsup.objectives.losses import nt_xent
+from selfsup.objectives.losses import at_least_single, nt_xent
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import seeded
 from selfsup.views import View, render, simclr_view
