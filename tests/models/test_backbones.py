@@ -86,6 +86,12 @@ def test_looking_at_a_network_leaves_it_as_it_was() -> None:
     assert not network.norm.training
 
 
+def test_convolutions_lie_in_memory_as_matrices_do() -> None:
+    network = maps().to(memory_format=torch.channels_last)
+    adapt(network, 32)
+    assert network.conv.weight.flatten(1).data_ptr() == network.conv.weight.data_ptr()
+
+
 def test_what_is_a_backbone_stays_as_it_is() -> None:
     transformer = VisionTransformer(VisionConfig(32, 8, 1, 16, 2, 32))
     assert adapt(transformer, 32) is transformer

@@ -111,6 +111,7 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
     """
     if isinstance(module, AnyBackbone):
         return module
+    module.to(memory_format=torch.contiguous_format)  # Muon writes to convolutions as matrices, in place
     return Adapted(module, _probe(module, size, extract, type(module).__name__), size, extract)
 
 

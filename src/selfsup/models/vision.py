@@ -322,6 +322,11 @@ class VisionTransformer(nn.Module):
             x = block(x, rotation, dtype)
         return self.norm(x, dtype)  # type: ignore[no-any-return]
 
+    @property
+    def dimension(self) -> int:
+        """Of the vector of an image."""
+        return self.config.width
+
     def embed(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """One vector per image, (B, width), in fp32 or wider: see `pool`."""
         return pool(self(pixels), self.config.prefix, pooling)
