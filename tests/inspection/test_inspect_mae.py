@@ -84,6 +84,12 @@ def test_only_hidden_patches_are_filled_in(run: Run) -> None:
             assert not same[mask].all()
 
 
+def test_a_single_image(drawings: Path) -> None:
+    inspection = look(data=str(drawings / "003.png"))
+    assert inspection.names == ["003.png"]
+    assert inspection.length == 1
+
+
 def test_json_page_and_limits(run: Run, drawings: Path) -> None:
     inspection = look(run=run.directory)
     content = json.loads(json.dumps(inspection.to_json()))

@@ -13,7 +13,7 @@ from selfsup.inference.reconstruction import fill_in
 from selfsup.inspection.base import Request
 from selfsup.inspection.blocks import Figures, Gallery, Points, Section, Tile
 from selfsup.inspection.pictures import FIRST, Pixels, patched
-from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, trained
+from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, mean, trained
 from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE
 from selfsup.run import Run
@@ -131,7 +131,7 @@ class MAEInspection(VisionInspection):
     def _figures(self) -> list[Section]:
         if not self.filled:
             return []
-        loss = sum(filled.loss for filled in self.filled) / len(self.filled)
+        loss = mean([filled.loss for filled in self.filled])
         hint = (
             "Mean squared error of the hidden patches, each brought to mean 0 and variance 1; chance is what nothing "
             "but their means would give."
