@@ -115,8 +115,8 @@ def main(arguments: list[str]) -> None:
             rows.append((f"{stage}, {what}", show(spread([run[stage] for run in runs]), 1)))
     write(
         "sts",
-        f"Spearman correlation (percent) on the test part of STS-B: 2 layers, width 256, WordPiece of 2,048 tokens, features "
-        f"pooled and whitened as every run saves them; masked LM for {MASKED}, then SimCSE for {CONTRASTIVE} from it.",
+        "Spearman correlation (percent) on the test part of STS-B: 2 layers, width 256, WordPiece of 2,048 tokens, "
+        f"features pooled and whitened as every run saves them; masked LM for {MASKED}, then SimCSE for {CONTRASTIVE} from it.",
         {"seeds": list(seeds), "trained": trained, "random words": words},
         rows,
     )

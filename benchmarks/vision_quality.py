@@ -48,8 +48,8 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "simclr-resnet-9": Recipe("simclr", "resnet-9-half", {"data.validation": 0.01}),
-    "dino-vit": Recipe("dino", None, {"data.validation": 0.01}),
-    "mae-vit": Recipe("mae", None, {"data.validation": 0.01}),
+    "dino-vit": Recipe("dino", None, {"model": "vit-pico", "data.validation": 0.01}),
+    "mae-vit": Recipe("mae", None, {"model": "vit-nano", "data.validation": 0.01}),
 }
 
 
@@ -101,17 +101,14 @@ def train_lightly(data: Data, seconds: float, seed: int, out: Path) -> Figures:
 
 
 def look_at_pixels(data: Data, out: Path) -> Figures:
-    """The images themselves, normalised as a network sees them."""
+    """The images themselves, values from −1 to 1."""
     from selfsup.data.images import open_images
-    from selfsup.views import MEAN, STD
 
     vectors = {}
     for part, file in data._asdict().items():
         stack = open_images(file).stack
         assert stack is not None
-        vectors[part] = ((stack / np.float32(255) - np.float32(MEAN)) / np.float32(STD)).reshape(
-            len(stack), -1
-        )
+        vectors[part] = (stack / np.float32(127.5) - 1).reshape(len(stack), -1)
     np.savez(out.with_suffix(".npz"), **vectors)
     return {"knn": data.knn(out.with_suffix(".npz"))}
 
@@ -151,17 +148,19 @@ def main(arguments: list[str]) -> None:
         first_images(source / "cifar10-train.parquet", TRAINED_ON, work),
         first_images(source / "cifar10-test.parquet", TESTED_ON, work),
     )
-    planned = parts(name, data, seconds, work)
+    planned, recipe = parts(name, data, seconds, work), RECIPES[name]._asdict()
     anything = False
     for part, (needed, make) in planned.items():
         file = work / f"{part}.json"
         if file.exists():
+            if "recipe" in (had := json.loads(file.read_text())) and had["recipe"] != recipe:
+                sys.exit(f"{file} was made with other settings; give another place, or take it away.")
             continue
         if anything and time.perf_counter() - begun + needed + AROUND > LIMIT:
             break
         anything = True
         shutil.rmtree(work / part, ignore_errors=True)  # of a call that was stopped
-        figures = {**rates(), **make()}
+        figures = {**rates(), **make()} | ({"recipe": recipe} if name in part else {})
         file.write_text(json.dumps(figures), encoding="utf-8")
         print(f"{part}: kNN-20 {figures['knn']:.2f} %", file=sys.stderr)
     made = {

@@ -11,10 +11,15 @@ import os
 import sys
 import time
 
+from selfsup.launch import ENVIRONMENT
+
 SECONDS, WARM = 4.0, 4
 
 
 def main() -> None:
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    if missing:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
     kind, source, cores = sys.argv[1], sys.argv[2], int(sys.argv[3])
     os.sched_setaffinity(0, range(cores))
     os.environ["OMP_NUM_THREADS"] = str(cores)

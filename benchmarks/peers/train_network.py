@@ -1,7 +1,8 @@
 """The side of selfsup: `selfsup train` on a network from Python, which the command line cannot name.
 
-Arguments: a network of benchmarks/networks.py; an objective, or a run to go on with; settings as one JSON object; and,
-where its vectors are to be kept, a file of arrays to write, then names and parquet files of images, as NAME=FILE.
+Arguments: a network of benchmarks/networks.py; an objective, or a run to go on with; settings as one JSON object (of a
+run to go on with only the seed counts); and, where its vectors are to be kept, a file of arrays to write, then names
+and parquet files of images, as NAME=FILE.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def vectors(network: nn.Module, parquet: str, size: int) -> np.ndarray:
 
     images = open_images(parquet)
     records = ImageRecords(images, np.arange(len(images)), size)
-    network.eval()
-    device = next(network.parameters()).device
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.eval().to(device)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), 500):
@@ -47,6 +48,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
     import numpy as np
     import torch
+    from safetensors.torch import load_file
 
     import selfsup
     from benchmarks.networks import NETWORKS
@@ -55,11 +57,12 @@ def main() -> None:
     settings = json.loads(given)
     torch.manual_seed(settings.get("seed", 0))
     network = NETWORKS[name]()
-    if Path(what).is_dir():
-        run = selfsup.train(resume=what, model=network, **settings)
-    else:
+    if not Path(what).is_dir():
         run = selfsup.train(what, model=network, **settings)
+    elif not (run := selfsup.Run.open(what)).summary:
+        run = selfsup.train(resume=what, model=network)
     if kept:
+        network.load_state_dict(load_file(run.model_directory / "model.safetensors"))
         sources = dict(word.split("=", 1) for word in kept[1:])
         size = run.settings()["data.size"]
         np.savez(kept[0], **{part: vectors(network, file, size) for part, file in sources.items()})

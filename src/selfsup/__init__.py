@@ -15,6 +15,7 @@ _PUBLIC = {
     "plan": "selfsup.training",
     "load": "selfsup.run",
     "inspect": "selfsup.inspection",
+    "show": "selfsup.inspection.show",
     "evaluate": "selfsup.evaluation",
     "compare": "selfsup.comparison",
     "embed": "selfsup.inference.embed",

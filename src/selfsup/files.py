@@ -84,8 +84,8 @@ def separate(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in module.state_dict().items()}
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file in the layout that Hugging Face's loaders expect.
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in the layout that Hugging Face's loaders expect, with more in its header if given.
 
     Raises:
         OSError: the system refuses (safetensors has an error of its own for it, which hides the number).
@@ -94,7 +94,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

@@ -22,7 +22,7 @@ from selfsup.data.loader import Loader, in_order
 from selfsup.distributed import Processes
 from selfsup.doctor import Monitor
 from selfsup.errors import Interrupted, UserError
-from selfsup.evaluation import measure
+from selfsup.evaluation import SUPERVISED, measure
 from selfsup.evaluation.base import Request
 from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
@@ -351,10 +351,14 @@ class Trainer:
         protocols = self.settings["evaluate.protocols"]
         if not protocols:
             return figures
-        data, device = self.settings["evaluate.data"], str(self.machine.device)
+        named, device = self.settings["evaluate.data"], str(self.machine.device)
         model = self.recipe.model(self.objective)
-        request = Request(self.run.directory, model, data, None, device, EVALUATION_SEED, None)
-        return figures | {protocol: measure(request, protocol).value for protocol in protocols}
+        for protocol in protocols:
+            own = self.recipe.examples(protocol in SUPERVISED, records)
+            data, test = own if named is None else (named, None)
+            request = Request(self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test)
+            figures[protocol] = measure(request, protocol).value
+        return figures
 
     def _diagnose(self) -> None:
         """Say what the figures so far show to be wrong, and did not show before."""

@@ -12,7 +12,7 @@ from torch import nn
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
-from selfsup.evaluation import LANGUAGE_MODELS, require_known
+from selfsup.evaluation import LANGUAGE_MODELS, SUPERVISED, require_known
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
@@ -123,8 +123,6 @@ def _settings(
             raise UserError(f"{key} is a setting of {owner}, not of {settings['objective']}; leave it out.")
     for protocol in settings["evaluate.protocols"]:
         require_known(protocol)  # before a step is made, not at the first look
-        if protocol not in LANGUAGE_MODELS and settings["evaluate.data"] is None:
-            raise UserError(f"{protocol} is measured on data of its own; name it by evaluate.data.")
     settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
     if out is not None:
         settings.change("out", str(Path(out).absolute()), origin)
@@ -207,6 +205,19 @@ def _open(recipe: Recipe, processes: Processes, reporter: Reporter) -> None:
         processes.wait()
         if not processes.leads:
             recipe.open(reporter.reading)
+    _require_measurable(recipe)
+
+
+def _require_measurable(recipe: Recipe) -> None:
+    """Refuse protocols that there are no records for."""
+    if recipe.settings["evaluate.data"] is not None:
+        return
+    for protocol in recipe.settings["evaluate.protocols"]:
+        if protocol not in LANGUAGE_MODELS and not recipe.measurable(protocol in SUPERVISED):
+            needed = "records with their classes" if protocol in SUPERVISED else "records"
+            raise UserError(
+                f"{protocol} needs {needed} to be measured on, which this run has none of; name them by evaluate.data."
+            )
 
 
 def _fit(

@@ -17,6 +17,7 @@ from selfsup.data import images as images_module
 from selfsup.errors import UserError
 from selfsup.inference import vision
 from selfsup.inference.vision import ImageModel
+from selfsup.models.backbones import adapt
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
 from selfsup.run import load_decoder, load_encoder, load_image_encoder, load_text_encoder
@@ -78,6 +79,16 @@ def test_neither_batches_nor_order_change_a_vector() -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(model().embed(PICTURES[::-1], "fp32"), together[::-1], atol=1e-5)
     assert model().embed([]).shape == (0, WIDTH)
+
+
+def test_a_network_from_python() -> None:
+    """One that gives the pixels back, whose mean is its vector."""
+    same = torch.nn.Conv2d(3, 3, 1, bias=False)
+    same.weight.data = torch.eye(3)[:, :, None, None]
+    seeing = ImageModel(adapt(same, SIZE), Features(), SIZE)
+    expected = np.stack([(resized(pixels) / 255 - MEAN) / np.array(STD) for pixels in PICTURES]).mean((1, 2))
+    assert seeing.dimension == 3
+    np.testing.assert_allclose(seeing.embed(PICTURES), expected, atol=5e-3)
 
 
 def test_whatever_pixels_may_be() -> None:

@@ -122,3 +122,18 @@ def test_a_query_is_one_image(photos: Path, tmp_path: Path) -> None:
 def test_words_are_paths(photos: Path) -> None:
     paths = [str(photos / "red" / "01.png"), str(photos / "blue" / "00.png")]
     assert {item.id for item in open_pictures(paths, SIZE).items()} == set(paths)
+
+
+def test_a_file_that_a_list_names_twice(photos: Path, tmp_path: Path) -> None:
+    names = ["red/00.png", "red/01.png", "red/00.png", "red/00.png"]
+    (photos / "list.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
+    items = list(open_pictures(photos / "list.csv", SIZE).items())
+    (photos / "list.csv").unlink()
+    first = str(photos / "red" / "00.png")
+    assert [item.id for item in items] == [
+        first,
+        str(photos / "red" / "01.png"),
+        f"{first} (2)",
+        f"{first} (3)",
+    ]
+    assert [item.source for item in items] == [str(photos / name) for name in names]

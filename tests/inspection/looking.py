@@ -19,7 +19,7 @@ def printed(inspection: Inspection, width: int = 80) -> str:
 class Page(HTMLParser):
     """The text, attributes and balance of a page."""
 
-    VOID = ("meta", "rect", "path", "br")
+    VOID = ("meta", "rect", "path", "br", "img")
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from selfsup.models.vision import (
     VisionTransformer,
     axial_rotation,
     flops_per_image,
+    kept_rotation,
     parameter_count,
     pool,
 )
@@ -179,6 +180,12 @@ def test_records_do_not_see_each_other() -> None:
         torch.testing.assert_close(model(pixels)[1:2], model(pixels[1:2]))
 
 
+def test_pixels_may_lie_in_any_order() -> None:
+    model, pixels = lively(), noise(2, 3, 16, 24)
+    with torch.no_grad():
+        assert torch.equal(model(pixels.contiguous(memory_format=torch.channels_last)), model(pixels))
+
+
 # -- positions -----------------------------------------------------------------------------------------------
 
 
@@ -195,12 +202,12 @@ def test_rotation_is_that_of_the_formula() -> None:
 
 
 def test_rotations_kept_from_inference_serve_training() -> None:
-    axial_rotation.cache_clear()
+    kept_rotation.cache_clear()
     model, pixels = lively().train(), noise(1, 3, 16, 16)
     with torch.inference_mode():
         model(pixels)
     model(pixels).sum().backward()
-    assert axial_rotation.cache_info().hits > 0
+    assert kept_rotation.cache_info().hits > 0
 
 
 # -- parameters ----------------------------------------------------------------------------------------------
@@ -269,6 +276,7 @@ def test_pooling() -> None:
     model, pixels = lively(), noise(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(model.embed(pixels, "mean"), model(pixels)[:, 5:].mean(1))
+        assert model.embed(pixels, "cls").shape == (2, model.dimension)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from selfsup.cli.options import (
     Tokenizer,
     Words,
     app,
+    free_name,
     print_json,
     split_words,
     write_new,
@@ -116,28 +117,38 @@ def inspect(
     ] = None,
     window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
     html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
+    png: Annotated[Path | None, typer.Option(help="of images: write it as one picture here")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the supervision that the data makes: what is shown, what is hidden, who sees what."""
     from selfsup.inspection import inspect as look
-    from selfsup.report import to_stdout
+    from selfsup.report import Reporter, to_stdout
 
     objective, settings = split_words(words)
-    inspection = look(
-        objective,
-        text=text,
-        data=data,
-        tokenizer=tokenizer,
-        run=run,
-        window=window,
-        **settings,
-    )
+    reporter = Reporter()
+    with reporter.bar("Reading"):
+        inspection = look(
+            objective,
+            text=text,
+            data=data,
+            tokenizer=tokenizer,
+            run=run,
+            window=window,
+            progress=reporter.counting,
+            **settings,
+        )
+    if inspection.pictured and not (html or png or as_json):
+        html = free_name(f"inspect-{inspection.objective}", ".html")
+    if png is not None:
+        write_new(png, inspection.to_png())
     if html is not None:
         write_new(html, inspection.to_html())
     if as_json:
         print_json(inspection.to_json())
-    else:
-        inspection.print(to_stdout())
+        return
+    inspection.print(to_stdout())
+    if inspection.pictured:
+        print(f"\nThe pictures are in {' and '.join(str(place) for place in (html, png) if place)}.")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfsup.cli.options import Column, Data, Json, Label, app, print_json
+from selfsup.cli.options import Column, Data, Json, Label, app, print_json, write_new
 from selfsup.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +84,31 @@ def fill(
             to_stdout().print(f"place {number}", style="bold")
         for candidate in place:
             to_stdout().print(f"{candidate.probability:6.1%}  {candidate.token}", markup=False)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="a run of a vision transformer, or a model directory")],
+    image: Annotated[list[Path], typer.Option(help="what it looks at; may be repeated")],
+    out: Annotated[Path, typer.Option(help="the picture to write, a .png")],
+    size: Annotated[
+        int | None,
+        typer.Option(help="short side it is looked at with; twice that of training without", min=1),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the patches that are hidden from a run of mae")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what a network sees in an image: what its patches have in common, where it looks, what it fills in."""
+    from selfsup.inspection.show import show as look
+    from selfsup.report import to_stdout
+
+    shown = look(run, image, size=size, seed=seed)
+    write_new(out, shown.to_png())
+    if as_json:
+        print_json(shown.to_json())
+    else:
+        shown.print(to_stdout())
+        print(f"\nThe pictures are in {out}.")
 
 
 @app.command()
@@ -201,8 +226,10 @@ def classify(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
-    out: Annotated[Path, typer.Option(help="the directory to write")],
-    to: Annotated[str, typer.Option(help="sentence-transformers, or transformers")] = "sentence-transformers",
+    out: Annotated[Path, typer.Option(help="the directory to write; of onnx and timm the file")],
+    to: Annotated[
+        str, typer.Option(help="sentence-transformers, transformers, timm, or onnx")
+    ] = "sentence-transformers",
     as_json: Json = False,
 ) -> None:
     """Write a model in the layout of another library."""

@@ -213,10 +213,12 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
         return None
     try:
         height, width, space, _ = library.decode_jpeg_header(data)
-        if space in ("CMYK", "YCCK") or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        short = min(height, width)
+        # Of a smaller image several scales give the size that is asked for.
+        if short < 16 or space in ("CMYK", "YCCK") or height * width > (Image.MAX_IMAGE_PIXELS or 0):
             return None
-        factor = 1 if least is None else max(1, min(height, width) // least)
-        scale = next(scale for scale in (8, 4, 2, 1) if scale <= factor)
+        factor = 1 if least is None else short // least
+        scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))
         pixels: Pixels = library.decode_jpeg(
             data, min_height=-(-height // scale), min_width=-(-width // scale)
         )

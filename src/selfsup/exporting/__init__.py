@@ -13,7 +13,9 @@ from selfsup.errors import UserError
 from selfsup.run import Run
 
 TARGETS = {
+    "onnx": "selfsup.exporting.onnx:write",
     "sentence-transformers": "selfsup.exporting.sentence_transformers:write",
+    "timm": "selfsup.exporting.timm:write",
     "transformers": "selfsup.exporting.transformers:write",
 }
 
@@ -23,11 +25,11 @@ class Exported:
     """What an export left.
 
     Attributes:
-        directory: what was written.
+        directory: what was written; a file where the target is one.
         to: the target.
         opens_with: the line of Python that opens it.
-        max_difference: max |Δ| in fp32 between the other library and this one, on texts that are always the same;
-            None where the other library is not installed, or where the files are the model's own.
+        max_difference: max |Δ| in fp32 between the other library and this one, on texts or images that are always the
+            same; None where the other library is not installed, or where the files are the model's own.
     """
 
     directory: Path
@@ -44,7 +46,7 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
 
     Args:
         run: a run, its directory, or a model directory in Hugging Face's layout.
-        out: the directory to write, which must not exist; it appears wholly or not at all.
+        out: the directory to write (of onnx and timm: the file), which must not exist; it appears wholly or not at all.
         to: a name of `TARGETS`; the module of each says what it writes.
 
     Raises:

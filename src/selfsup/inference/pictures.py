@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -112,7 +113,8 @@ class Pictures:
         return 0
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
-        """All images; where they have classes, these are the column `label`.
+        """All images; where they have classes, these are the column `label`. A list may name one file several times:
+        the ids of the others then end in their number.
 
         Raises:
             UserError: ids are asked for.
@@ -122,8 +124,11 @@ class Pictures:
                 f"Images go by their place, so there are no ids in a column {id_column}; leave it out."
             )
         labels = self._images.labels if with_values else None
+        times: Counter[str] = Counter()
         for index in self._indices.tolist():
-            yield self._item(index, {} if labels is None else {"label": self._class(index)})
+            item = self._item(index, {} if labels is None else {"label": self._class(index)})
+            times[item.id] += 1
+            yield item if times[item.id] == 1 else replace(item, id=f"{item.id} ({times[item.id]})")
 
     def labelled(self) -> Iterator[tuple[Item, Label]]:
         if self._images.labels is None:

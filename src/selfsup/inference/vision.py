@@ -100,9 +100,8 @@ class ImageModel:
         Args:
             images: pixels (H, W, 3) uint8, PIL images, or images of a source, decoded when their turn comes.
             precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively and the vectors stay
-                close. Then the first of several batches is computed in both: the others are computed in bf16 if its
-                vectors in bf16 are on average no farther from those in fp32 than `TOLERANCE` times the mean distance
-                of these from their centre.
+                close. That is tried on the first of several batches: its vectors in bf16 must on average be no
+                farther from those in fp32 than `TOLERANCE` times the mean distance of these from their centre.
             progress: called with the images done, and all of them.
         """
         vectors = np.full((len(images), self.dimension), np.nan, np.float32)
@@ -149,7 +148,7 @@ class ImageModel:
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:
         with Machine(self.device, precision, 0.0).autocast():
             found = self.backbone.embed(shown, self.features.pooling)
-        return self.features.map(found.float())
+        return self.features.map(found)
 
     def _close_precision(self, shown: Tensor) -> str:
         """bf16 where it is native and its vectors of these images are close to those in fp32; else fp32."""

@@ -1,4 +1,7 @@
-"""The supervision that the data makes, made visible: one file per objective, imported when it is asked for."""
+"""The supervision that the data makes, made visible: one file per objective, imported when it is asked for.
+
+Beside it `show`: what a trained network sees in an image.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +38,20 @@ def inspect(
     tokenizer: str | Path | TextTokenizer = "bpe",
     run: str | Path | None = None,
     window: int | None = None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
     **settings: Any,
 ) -> Inspection:
-    """Show what an objective makes of a text or of the beginning of a training part.
+    """Show what an objective makes of a text, or of what a training on some data begins with.
 
     Args:
         objective: its name; by default the run's, or causal-lm.
         text: a text to look at: one document, left open behind its last token.
         data: in place of a text, a source, whose training part is looked at; without either, the data of the
-            run, or else the bundled text.
+            run, or else the bundled text or images.
         tokenizer: as in a training; one that is trained, is trained on this text or data.
-        run: a run or model directory, whose tokenizer is used and whose loss is told for each target.
-        window: positions to look at, at most; by default those of the run, or 256.
+        run: a run (of texts also a model directory), whose tokenizer is used, and what it makes of the task is told.
+        window: tokens of a text to look at, at most; by default those of the run, or 256.
+        progress: called with the images read and all, while a source of images is opened.
         settings: of a training, by their keys, such as `masked_lm={"unit": "word"}`; by default the run's.
 
     Raises:
@@ -61,7 +66,7 @@ def inspect(
     layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
     if run is not None and Run(run).exists:
         layers.insert(0, (str(Run(run).config_file), read_yaml(Run(run).config_file)))
-    request = Request(text, data, tokenizer, run, window, Settings(*layers))
+    request = Request(text, data, tokenizer, run, window, Settings(*layers), progress)
     return _inspector(objective or request.settings["objective"])(request)
 
 

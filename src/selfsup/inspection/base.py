@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.table import Table
 from rich.text import Text
 
+from selfsup.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -29,6 +31,7 @@ class Request:
     run: str | Path | None
     window: int | None
     settings: Settings
+    progress: Callable[[int, int | None], None] = lambda done, total: None
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,14 @@ class Inspection(ABC):
         objective: name of the objective.
         idea: what it hides and what it shows, in a sentence without its full stop.
         style, script: CSS and JavaScript that its parts need on a page.
+        pictured: whether it has pictures, which a terminal cannot show.
     """
 
     objective: ClassVar[str]
     idea: ClassVar[str]
     style: ClassVar[str] = ""
     script: ClassVar[str] = ""
+    pictured: ClassVar[bool] = False
 
     @abstractmethod
     def summary(self) -> str:
@@ -118,3 +123,7 @@ class Inspection(ABC):
         from selfsup.inspection.page import page
 
         return page(self)
+
+    def to_png(self) -> bytes:
+        """One picture with all of it; raises UserError where there are none."""
+        raise UserError(f"{self.objective} has no pictures to show; write a page with --html.")

@@ -10,30 +10,15 @@ import numpy.typing as npt
 import torch
 
 from selfsup.inspection.base import Request
-from selfsup.inspection.pictures import (
-    ALIEN,
-    FIRST,
-    GROUND,
-    OTHER,
-    OUT,
-    OWN,
-    SECOND,
-    Figures,
-    Gallery,
-    Matrix,
-    Pixels,
-    Points,
-    Section,
-    Tile,
-    between,
-    patched,
-)
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Figures, Gallery, Matrix, Points, Section, Tile
+from selfsup.inspection.pictures import FIRST, HIDDEN, OTHER, SECOND, patched, ramp
 from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, mean, trained
 from selfsup.objectives.base import Outputs
 from selfsup.objectives.dino import DINO, GLOBALS, Crops
 from selfsup.run import Run
 
 COLOURS = (FIRST, SECOND)  # of the global crops
+TINY = 1e-9
 
 Mask = npt.NDArray[np.bool_]  # (rows, columns) of patches
 
@@ -61,6 +46,7 @@ class DINOInspection(VisionInspection):
 
     Attributes:
         crops: how many of which kind.
+        prototypes: how many student and teacher compare an image with.
         views: of each image, the global crops first.
         hidden: of each image and global crop, which patches are hidden; empty where the task hides none.
         agreement: where a run was given.
@@ -74,6 +60,7 @@ class DINOInspection(VisionInspection):
     most: ClassVar[int] = 3
 
     crops: Crops
+    prototypes: int
     views: list[list[Seen]]
     hidden: list[list[Mask]]
     agreement: Agreement | None
@@ -82,6 +69,7 @@ class DINOInspection(VisionInspection):
         return {
             **super().to_json(),
             "crops": asdict(self.crops),
+            "prototypes": self.prototypes,
             "images": [
                 {
                     **self.described(image),
@@ -131,7 +119,8 @@ class DINOInspection(VisionInspection):
             "Shown": f"to the teacher, two global crops of {least:.0%} to {most:.0%} of an image; to the student, the "
             f"same two{local}.",
             "Hidden": f"from the student, what lies outside a crop{blocks}.",
-            "Predicted": f"what the teacher says of the other global crop{patches}.",
+            "Predicted": f"what the teacher says of the other global crop{patches}: which of {self.prototypes:,} kinds "
+            "(prototypes) it takes it for. What they stand for is learned too.",
             "Learned": "what a part tells of the whole. The teacher is a moving average of the student itself: nobody "
             "tells it what is right.",
         }
@@ -174,8 +163,9 @@ class DINOInspection(VisionInspection):
         groups = [(self.names[image], [self._guessed(image, agreement)]) for image in self.shown]
         guesses = Section(
             "what the student says of patches that it cannot see",
-            "The redder a hidden patch, the nearer it comes to what the teacher says of it, which sees it. With "
-            f"another hidden patch the cosine is {agreement.others:.2f} in the mean.",
+            "The student, from which a patch is hidden, beside the teacher, which sees it. Orange: both say the same; "
+            "grey: no more alike than of two different patches, where the cosine is "
+            f"{agreement.others:.2f} in the mean.",
             Gallery([(name, rows) for name, rows in groups if rows[0]]),
         )
         figures = Section(
@@ -198,7 +188,8 @@ class DINOInspection(VisionInspection):
             hidden, seen = self.hidden[image][number], self.views[image][number]
             if hidden.any():
                 facts = f"cosine {np.nanmean(cosines):.2f} in the mean"
-                pixels = patched(seen.pixels, hidden, _heat(cosines))
+                shares = (np.nan_to_num(cosines) - agreement.others) / max(1 - agreement.others, TINY)
+                pixels = patched(seen.pixels, hidden, ramp(shares, (HIDDEN, FIRST)))
                 tiles.append(Tile(pixels, f"crop {number + 1}", facts, HEIGHT, COLOURS[number]))
         return tiles
 
@@ -221,12 +212,6 @@ class DINOInspection(VisionInspection):
 
 def _colour(number: int) -> str:
     return COLOURS[number] if number < GLOBALS else OTHER
-
-
-def _heat(cosines: npt.NDArray[np.float64]) -> Pixels:
-    """A colour for each patch, (rows, columns, 3)."""
-    colours = [between(GROUND, FIRST, cosine) for cosine in np.nan_to_num(cosines).flat]
-    return np.array(colours, np.uint8).reshape(*cosines.shape, 3)
 
 
 def _plain(agreement: Agreement) -> dict[str, Any]:
@@ -258,6 +243,7 @@ def inspect_dino(request: Request) -> DINOInspection:
     return DINOInspection(
         **look.shared(request.run),
         crops=crops,
+        prototypes=len(objective.student.head.prototypes),
         views=[list(each) for each in zip(*seen, strict=True)],
         hidden=hidden,
         agreement=agreement,

@@ -11,8 +11,9 @@ import torch
 
 from selfsup.inference.reconstruction import fill_in
 from selfsup.inspection.base import Request
-from selfsup.inspection.pictures import FIRST, Figures, Gallery, Pixels, Points, Section, Tile, patched
-from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, trained
+from selfsup.inspection.blocks import Figures, Gallery, Points, Section, Tile
+from selfsup.inspection.pictures import FIRST, Pixels, patched
+from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, mean, trained
 from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE
 from selfsup.run import Run
@@ -45,6 +46,7 @@ class MAEInspection(VisionInspection):
         views: one of each image.
         hidden: of each view, which patches are hidden, (rows, columns).
         filled: by a run, where one was given; else empty.
+        chance: the loss of who knows nothing but the mean of each patch.
     """
 
     objective: ClassVar[str] = "mae"
@@ -59,6 +61,7 @@ class MAEInspection(VisionInspection):
     views: list[Seen]
     hidden: list[npt.NDArray[np.bool_]]
     filled: list[Filled]
+    chance: float
 
     def summary(self) -> str:
         return f"{super().summary()}, patches of {self.patch} by {self.patch} pixels"
@@ -69,6 +72,7 @@ class MAEInspection(VisionInspection):
             **super().to_json(),
             "view": asdict(self.view),
             "patch": self.patch,
+            "chance": self.chance,
             "grid": self.hidden[0].shape,
             "images": [
                 {
@@ -127,13 +131,16 @@ class MAEInspection(VisionInspection):
     def _figures(self) -> list[Section]:
         if not self.filled:
             return []
-        loss = sum(filled.loss for filled in self.filled) / len(self.filled)
-        hint = "Mean squared error of the hidden patches, of variance 1 each: 1 is what their mean alone would give."
+        loss = mean([filled.loss for filled in self.filled])
+        hint = (
+            "Mean squared error of the hidden patches, each brought to mean 0 and variance 1; chance is what nothing "
+            "but their means would give."
+        )
         return [
             Section(
                 "how well it is filled in",
                 hint,
-                Figures(["", str(self.run)], [["loss (chance 1.000)", f"{loss:.3f}"]]),
+                Figures(["", str(self.run)], [[f"loss (chance {self.chance:.3f})", f"{loss:.3f}"]]),
             )
         ]
 
@@ -156,6 +163,7 @@ def inspect_mae(request: Request) -> MAEInspection:
         views=look.seen(task["pixels"], objective.view, 0),
         hidden=list(hidden.view(-1, side, side).numpy()),
         filled=filled,
+        chance=task["targets"].square().mean().item(),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +20,16 @@ from torch import Tensor
 from selfsup.data.images import open_images
 from selfsup.errors import UserError
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
-from selfsup.inspection.pictures import (
-    FIRST,
-    Gallery,
-    PictureInspection,
-    Pixels,
-    Section,
-    Tile,
-    patched,
-    ramp,
-)
-from selfsup.models.features import Pooling
+from selfsup.inspection.blocks import Gallery, PictureInspection, Section, Tile
+from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
 from selfsup.models.kernels import rotate_heads
+from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import CONFIG
 from selfsup.models.vision import Block, Rotation, VisionTransformer
 from selfsup.run import find_model, load_image_encoder
 from selfsup.views import MEAN, STD
 
-HEIGHT = 150  # of an image on the sheet
+HEIGHT, LOW = 150, 90  # of an image on the sheet, and of one among many
 ENLARGED = 2  # times the size of training: crops have shown the network parts of images as large as that
 MOST_PATCHES = 4096  # of an image: attention compares each with each
 COMPONENTS = 3
@@ -118,7 +110,7 @@ class Shown(PictureInspection):
         return {**shared, "images": images}
 
     def sections(self) -> list[Section]:
-        whose = "the class token" if self.looks == "cls" else "all patches, in the mean,"
+        whose = "the class token takes" if self.looks == "cls" else "all patches, in the mean, take"
         parts = [
             Section(
                 "what patches have in common",
@@ -129,7 +121,7 @@ class Shown(PictureInspection):
             ),
             Section(
                 "where it looks",
-                f"From where {whose} take what the vector of the image is made of, in the last layer: the brighter a "
+                f"From where {whose} what the vector of the image is made of, in the last layer: the brighter a "
                 "patch, the more. Each head looks for something else.",
                 Gallery([self._attended(insight) for insight in self.insights]),
             ),
@@ -153,11 +145,11 @@ class Shown(PictureInspection):
     def _attended(self, insight: Insight) -> tuple[str, list[list[Tile]]]:
         tiles = [self._map("all heads", insight.attention.mean(0))]
         tiles += [self._map(f"head {n}", head) for n, head in enumerate(insight.attention, 1)]
-        return insight.name, [[self._image(insight), *tiles]]
+        return insight.name, [[self._image(insight, LOW), *tiles]]
 
     @staticmethod
     def _map(name: str, attention: npt.NDArray[np.float32]) -> Tile:
-        return Tile(ramp(attention / attention.max()), name, f"{attention.sum():.0%} on patches", HEIGHT)
+        return Tile(ramp(attention / attention.max()), name, f"{attention.sum():.0%} on patches", LOW)
 
     @staticmethod
     def _filled(name: str, filled: Reconstruction) -> tuple[str, list[list[Tile]]]:
@@ -172,9 +164,9 @@ class Shown(PictureInspection):
         ]
 
     @staticmethod
-    def _image(insight: Insight) -> Tile:
+    def _image(insight: Insight, shown: int = HEIGHT) -> Tile:
         height, width = insight.pixels.shape[:2]
-        return Tile(insight.pixels, "image", f"{width} by {height} pixels", HEIGHT)
+        return Tile(insight.pixels, "image", f"{width} by {height} pixels", shown)
 
 
 def show(run: str | Path, images: object, *, size: int | None = None, seed: int = 0) -> Shown:
@@ -192,12 +184,13 @@ def show(run: str | Path, images: object, *, size: int | None = None, seed: int 
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
         raise UserError(
-            f"{run} holds a {type(network).__name__}, which has no patches to show; give a run of a vision transformer."
+            f"{run} holds a network of another make ({type(network.network).__name__}), whose patches cannot be shown; "
+            "give a run of selfsup's own vision transformer."
         )
     sources = open_images([Path(images)] if isinstance(images, str | Path) else images)
     patches = round((size or ENLARGED * model.size) / network.config.patch)
     insights = [
-        look_into(network, sources.place(index), sources.pixels(index), max(1, patches), pooling)
+        look_into(network, Path(sources.place(index)).name, sources.pixels(index), max(1, patches), pooling)
         for index in range(len(sources))
     ]
     if (find_model(run) / CONFIG).exists():
@@ -243,12 +236,13 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     finally:
         hook.remove()
     queries = slice(0, 1) if pooling == "cls" else slice(config.prefix, None)
-    attention = attention_of(network.layer[-1], *caught[0], queries)[0, :, config.prefix :]
+    attention = attention_of(cast(Block, network.layer[-1]), *caught[0], queries)[0, :, config.prefix :]
+    features = states[config.prefix :].float().cpu().numpy()
     return Insight(
         name,
         pixels,
-        states[config.prefix :].unflatten(0, (rows, columns)).float().cpu().numpy(),
-        attention.unflatten(1, (rows, columns)).float().cpu().numpy(),
+        features.reshape(rows, columns, -1),
+        attention.cpu().numpy().reshape(-1, rows, columns),
     )
 
 
@@ -260,7 +254,8 @@ def attention_of(block: Block, x: Tensor, rotation: Rotation, dtype: torch.dtype
         for project in (part.q_proj, part.k_proj)
     )
     logits = q[:, :, queries] @ k.mT / q.shape[-1] ** 0.5
-    return logits.float().softmax(-1).mean(2)
+    shares: Tensor = logits.float().softmax(-1)
+    return shares.mean(2)
 
 
 def coloured(features: Sequence[npt.NDArray[np.float32]]) -> tuple[list[Pixels], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -11,20 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.inspection.base import Request
-from selfsup.inspection.pictures import (
-    ALIEN,
-    FIRST,
-    OUT,
-    OWN,
-    SECOND,
-    Beside,
-    Figures,
-    Gallery,
-    Matrix,
-    Points,
-    Section,
-    Tile,
-)
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Beside, Figures, Gallery, Matrix, Points, Section, Tile
+from selfsup.inspection.pictures import FIRST, SECOND
 from selfsup.inspection.vision import HEIGHT, Seen, VisionInspection, box, described, look_at, mean, trained
 from selfsup.objectives.base import Task
 from selfsup.objectives.simclr import SimCLR
@@ -150,7 +139,7 @@ class SimCLRInspection(VisionInspection):
         return Matrix(network.name, pictures, pictures, values, roles)
 
     def _figures(self) -> list[list[str]]:
-        rows = {
+        rows: dict[str, Callable[[Alike], float]] = {
             "cosine with its partner": lambda network: mean(self._cosines(network, OWN)),
             "with a view of another image": lambda network: mean(self._cosines(network, ALIEN)),
         }

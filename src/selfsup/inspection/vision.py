@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from selfsup.data.records import Batch
 from selfsup.data.sampler import draw
 from selfsup.errors import UserError
 from selfsup.inspection.base import Request
-from selfsup.inspection.pictures import Box, PictureInspection, Pixels, Tile, outlined
+from selfsup.inspection.blocks import PictureInspection, Tile
+from selfsup.inspection.pictures import Box, Pixels, outlined
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective
 from selfsup.run import Run
@@ -105,11 +107,9 @@ class VisionInspection(PictureInspection):
 
     def share(self, image: int, seen: Seen) -> float:
         """Of an image that a view shows."""
-        return (
-            seen.drawn.box[2]
-            * seen.drawn.box[3]
-            / (self.images[image].shape[0] * self.images[image].shape[1])
-        )
+        _, _, height, width = seen.drawn.box
+        rows, columns = self.images[image].shape[:2]
+        return float(height * width / (rows * columns))
 
     def facts(self, image: int, seen: Seen) -> str:
         """What was drawn for a view, in words."""
@@ -156,7 +156,7 @@ class Look:
     recipe: VisionRecipe
     batch: Batch
 
-    def shared(self, run: str | None) -> dict[str, Any]:
+    def shared(self, run: str | Path | None) -> dict[str, Any]:
         """What every inspection says of them."""
         recipe, images = self.recipe, self.recipe.images
         sizes = self.batch.data["sizes"].tolist()
@@ -170,7 +170,7 @@ class Look:
                 pixels[:, :height, :width].permute(1, 2, 0).numpy()
                 for pixels, (height, width) in zip(self.batch.data["pixels"], sizes, strict=True)
             ],
-            "run": run,
+            "run": None if run is None else str(run),
         }
 
     def seen(self, rendered: Tensor, view: View, number: int) -> list[Seen]:
@@ -182,7 +182,8 @@ class Look:
 
 def _within(place: str, source: str) -> str:
     """Where an image stands in its source."""
-    return place.removeprefix(source).lstrip("/, ") or place
+    inner = place.removeprefix(source).lstrip("/, ") if place.startswith(source) else ""
+    return inner or Path(place).name
 
 
 def look_at(request: Request, objective: str, shown: int) -> Look:
@@ -196,12 +197,18 @@ def look_at(request: Request, objective: str, shown: int) -> Look:
             f"{objective} looks at images, so --text and --window say nothing to it; give --data."
         )
     settings = request.settings
+    if request.run is not None:
+        Run.open(request.run)
     if request.run is not None and settings["objective"] != objective:
         raise UserError(
             f"{request.run} is a run of {settings['objective']}, not of {objective}; leave {objective} out."
         )
     settings.change("objective", objective, "given")
-    kind = find_recipe(objective, settings["model.preset"])
+    if settings["model.preset"].startswith("python:"):
+        raise UserError(
+            f"{request.run} trained a network from Python, which cannot be built here; give another run."
+        )
+    kind = cast("type[VisionRecipe]", find_recipe(objective, settings["model.preset"]))
     named = request.data if isinstance(request.data, str) else kind.example if request.run is None else None
     if named is not None:
         settings.change("data.source", named, "given")
@@ -209,7 +216,9 @@ def look_at(request: Request, objective: str, shown: int) -> Look:
     if source is None and settings["data.source"].startswith("python:"):
         raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
     recipe = kind(settings, source)
-    recipe.open(lambda done, total: None)
+    recipe.open(request.progress)
+    if len(recipe.images) - recipe.images.duplicates == 1:  # which no training would take, and yet can be looked at
+        settings.change("data.validation", 0.0, "one image")
     recipe.settle(Effort())
     seed, size = settings["train.seed"], len(recipe.train)
     count = min(shown if request.run is None else max(shown, MEASURED), size)

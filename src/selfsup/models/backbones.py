@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +110,8 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
     """
     if isinstance(module, AnyBackbone):
         return module
+    # Muon writes to convolutions as matrices, in place.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Adapted(module, _probe(module, size, extract, type(module).__name__), size, extract)
 
 
@@ -125,14 +126,12 @@ def open_timm(name: str, size: int) -> Adapted:
         close = difflib.get_close_matches(known, timm.list_models(), 1, 0.5)
         hint = f"did you mean {TIMM}{close[0]}?" if close else "timm.list_models() lists what there is."
         raise UserError(f"timm has no network '{known}'; {hint}")
-    sized = {"img_size": size}
-    choices = [sized | {"dynamic_img_size": True}, sized] if _takes_one_size(timm, known) else [{}]
-    for arguments in choices[:-1]:
-        with suppress(
-            TypeError
-        ):  # not all of those that are built for one size can be asked to take others too
-            return _build_timm(timm, TimmNetwork(known, arguments), size)
-    return _build_timm(timm, TimmNetwork(known, choices[-1]), size)
+    if not _takes_one_size(timm, known):
+        return _build_timm(timm, TimmNetwork(known, {}), size)
+    try:
+        return _build_timm(timm, TimmNetwork(known, {"img_size": size, "dynamic_img_size": True}), size)
+    except TypeError:  # it has no way to take crops of other sizes too
+        return _build_timm(timm, TimmNetwork(known, {"img_size": size}), size)
 
 
 def import_timm(name: str) -> Any:
@@ -175,7 +174,7 @@ def _probe(module: nn.Module, size: int, extract: Extract | None, name: str) -> 
 
 def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tensor:
     found = module(pixels) if extract is None else extract(module, pixels)
-    if isinstance(found, Tensor) and found.is_floating_point() and len(found) == len(pixels):
+    if isinstance(found, Tensor) and found.is_floating_point() and found.shape[0] == pixels.shape[0]:
         if found.ndim == 2:
             return found
         if found.ndim == 4:
@@ -296,17 +295,24 @@ def _config(backbone: Adapted) -> dict[str, Any]:
         "num_features": backbone.dimension,
         "model_args": {"num_classes": 0, **backbone.timm.arguments},
         "pretrained_cfg": {
+            **timm_preprocessing(backbone.size),
             "num_classes": 0,
-            "input_size": [CHANNELS, backbone.size, backbone.size],
             "fixed_input_size": known.get("fixed_input_size", False),
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": list(MEAN),
-            "std": list(STD),
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
         },
+    }
+
+
+def timm_preprocessing(size: int) -> dict[str, Any]:
+    """How an image becomes pixels, in timm's terms: as `dinov3.preprocessor`."""
+    return {
+        "input_size": [CHANNELS, size, size],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(MEAN),
+        "std": list(STD),
     }
 
 

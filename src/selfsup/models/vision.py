@@ -142,25 +142,31 @@ class Rotation:
 
 
 @lru_cache(maxsize=64)
+def kept_rotation(
+    grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
+) -> Rotation:
+    """`axial_rotation`, computed once."""
+    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+        return axial_rotation(grid, prefix, dim, theta, dtype, device)
+
+
 def axial_rotation(
     grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
 ) -> Rotation:
     """The rotation of a grid of patches, row by row, behind `prefix` tokens that are not turned.
 
-    The centres of the patches have coordinates in [−1, 1]; pairs of dimensions i turn by 2π · y · theta^(−4i/dim) and,
-    the second half of them, by 2π · x · theta^(−4i/dim). The angles are fp32 (or `dtype`, if wider).
+    The centres of the patches have coordinates in [−1, 1]; the first half of the pairs i turns by
+    2π · y · theta^(−4i/dim), the second by 2π · x · theta^(−4i/dim). The angles are fp32 (or `dtype`, if wider).
     """
     wide = torch.promote_types(dtype, torch.float32)
-    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
-        centres = [(torch.arange(n, device=device, dtype=wide) + 0.5) / n * 2 - 1 for n in grid]
-        places = torch.cartesian_prod(*centres)
-        frequencies = theta ** -(torch.arange(dim // 4, device=device, dtype=wide) * 4 / dim)
-        angles = F.pad((2 * math.pi * places[:, :, None] * frequencies).flatten(1), (0, 0, prefix, 0))
-        cos, sin = angles.cos(), angles.sin()
-        return Rotation(
-            torch.cat((cos, cos), -1).unsqueeze(1).to(dtype),
-            torch.cat((-sin, sin), -1).unsqueeze(1).to(dtype),
-        )
+    centres = [(torch.arange(n, device=device, dtype=wide) + 0.5) / n * 2 - 1 for n in grid]
+    places = torch.stack(torch.meshgrid(*centres, indexing="ij"), -1).flatten(0, 1)
+    frequencies = theta ** -(torch.arange(dim // 4, device=device, dtype=wide) * 4 / dim)
+    angles = F.pad((2 * math.pi * places[:, :, None] * frequencies).flatten(1), (0, 0, prefix, 0)).unsqueeze(
+        1
+    )
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype))
 
 
 class PatchEmbedding(nn.Module):
@@ -177,7 +183,9 @@ class PatchEmbedding(nn.Module):
         patch = self.weight.shape[-1]
         batch, channels, height, width = pixels.shape
         columns = width // patch
-        tiles = pixels.view(batch, channels, height // patch, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+        tiles = pixels.reshape(batch, channels, height // patch, patch, columns, patch).permute(
+            0, 2, 4, 1, 3, 5
+        )
         if visible is None:
             chosen = tiles.flatten(1, 2)
         else:
@@ -200,7 +208,10 @@ class Embeddings(nn.Module):
         patches = self.patch_embeddings(pixels, visible, dtype)
         if hidden is not None:
             patches = torch.where(hidden[..., None], self.mask_token.to(patches.dtype), patches)
-        prefix = torch.cat((self.cls_token, self.register_tokens), 1).expand(len(pixels), -1, -1)
+        prefix = torch.cat((self.cls_token, self.register_tokens), 1)
+        prefix = prefix.expand(
+            pixels.shape[0], -1, -1
+        )  # the shape, for len() would be a constant in an exported graph
         return torch.cat((prefix, patches.to(prefix.dtype)), 1)
 
 
@@ -296,17 +307,20 @@ class VisionTransformer(nn.Module):
         """
         config, dtype = self.config, compute_dtype(self.norm.weight)
         grid = config.grid(*pixels.shape[2:])
-        rotation = axial_rotation(
+        rotation = kept_rotation(
             grid, config.prefix, config.head_dim, config.rope_theta, dtype, pixels.device
         )
         if visible is not None:
             before = torch.arange(config.prefix, device=visible.device).expand(len(visible), -1)
             rotation = rotation.at(torch.cat((before, visible + config.prefix), 1))
         with torch.autocast(pixels.device.type, enabled=False):  # from here on each dtype is chosen by hand
-            x = self.embeddings(pixels, hidden, visible, dtype)
-            for block in self.layer:
-                x = block(x, rotation, dtype)
-            return self.norm(x, dtype)  # type: ignore[no-any-return]
+            return self.states(self.embeddings(pixels, hidden, visible, dtype), rotation, dtype)
+
+    def states(self, x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
+        """Hidden states after the last norm, of embedded tokens (B, T, width)."""
+        for block in self.layer:
+            x = block(x, rotation, dtype)
+        return self.norm(x, dtype)  # type: ignore[no-any-return]
 
     @property
     def dimension(self) -> int:

@@ -214,6 +214,14 @@ class Recipe(ABC):
         """The model as it stands and as a user would open it, for protocols; None where there is none to open."""
         return None
 
+    def measurable(self, by_class: bool) -> bool:
+        """Whether protocols can be measured on `examples`, opened: those that learn classes, or all others."""
+        return False
+
+    def examples(self, by_class: bool, records: int) -> tuple[object, object]:
+        """Data and test data of its own for a protocol: held-out records; to learn classes from, training records."""
+        return None, None
+
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
         """Features of held-out records, (records, dim), which say whether they collapse; None where there are none."""
         return None

@@ -29,13 +29,13 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.distillation import (
-    at_least_single,
     centred,
     in_use,
     koleo,
     sinkhorn_knopp,
     soft_cross_entropy,
 )
+from selfsup.objectives.losses import at_least_single
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.objectives.vision import VisionRecipe

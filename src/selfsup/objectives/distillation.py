@@ -10,16 +10,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from selfsup.objectives.base import Collectives
+from selfsup.objectives.losses import at_least_single
 
 ITERATIONS = 3  # of Sinkhorn-Knopp (Caron et al. 2020, section 3.1)
 TINY = 1e-30  # the least sum that is divided by
 NEAREST = 1e-8  # the least distance whose logarithm is taken
 BLOCK_ELEMENTS = 1 << 22  # logits of one block: 16 MiB in fp32, which stays near the processor's caches
-
-
-def at_least_single(tensor: Tensor) -> Tensor:
-    """In fp32, or in its own precision where that is higher."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def sinkhorn_knopp(

@@ -140,6 +140,11 @@ def nt_xent(
     return F.cross_entropy(similar.masked_fill(same, -torch.inf), others, reduction="sum")
 
 
+def at_least_single(tensor: Tensor) -> Tensor:
+    """In fp32, or in its own precision where that is higher."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """−log p of each target: logits (…, vocabulary), targets (…) → (…), in nats."""
     return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(

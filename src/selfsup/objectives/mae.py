@@ -152,7 +152,8 @@ class MAERecipe(VisionRecipe):
         decoder.initialise(generator(self.settings["train.seed"], "decoder"))
         if self.origin_decoder is not None:
             decoder.load_state_dict(self.origin_decoder.state_dict())
-        return MAE(self.backbone(), decoder, mae_view(self.settings["data.size"]))
+        encoder = cast(VisionTransformer, self.backbone())
+        return MAE(encoder, decoder, mae_view(self.settings["data.size"]))
 
     def network(self, objective: Objective) -> AnyBackbone:
         return cast(MAE, objective).encoder

@@ -18,11 +18,10 @@ from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
-from selfsup.objectives.distillation import at_least_single
-from selfsup.objectives.losses import nt_xent
+from selfsup.objectives.losses import at_least_single, nt_xent
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import seeded
-from selfsup.views import View, render, simclr_view
+from selfsup.views import View, render_several, simclr_view
 
 SMALL = 96  # pixels, up to which images are small
 TEMPERATURES = (0.5, 0.1)  # for small images (Chen et al. 2020, appendix B.9), and for others (table 5)
@@ -59,13 +58,10 @@ class SimCLR(Objective):
 
     def hide(self, batch: Batch) -> Task:
         """Two views of each image, (B, 2, 3, S, S): each hides from the other what the augmentation changed."""
-        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
-        views = [
-            render(pixels, sizes, self.view, batch.seed, batch.epochs, batch.records, number)
-            for number in range(2)
-        ]
+        pixels, place = batch.data["pixels"], (batch.seed, batch.epochs, batch.records)
+        views = render_several(pixels, batch.data["sizes"], self.view, *place, range(2))
         records = torch.from_numpy(batch.records).to(pixels.device)
-        tensors = {"views": torch.stack(views, 1), "records": records}
+        tensors = {"views": views.transpose(0, 1), "records": records}
         return Task(tensors, {"nt_xent": torch.tensor(2 * len(batch))})
 
     def predict(self, task: Task) -> Outputs:

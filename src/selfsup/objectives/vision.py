@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfsup.config import nearest
@@ -23,7 +25,7 @@ from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
-from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision import VisionConfig, VisionTransformer, flops_per_image
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
 from selfsup.objectives.language import model_directory
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates, whitened_over
@@ -32,6 +34,7 @@ from selfsup.views import centred
 
 if TYPE_CHECKING:
     from selfsup.data.images import ImageRecords, Images
+    from selfsup.inference.pictures import Pictures
 
 LOOKED_AT = 256  # images whose size stands for all
 SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
@@ -39,6 +42,7 @@ LARGEST = 224  # side of what a network sees, unless it is said
 SURPLUS = 1.5  # of that side, for the short side that images are kept at: a crop sees a part of them
 FEWEST_STEPS = 300  # a batch leaves room for
 BATCH = 256
+BANK = 5000  # images that protocols learn classes from during a run
 REGISTERS = 4
 FEATURE_BATCH = 128  # images whose features are computed at once
 TEXT_ONLY = {
@@ -193,6 +197,8 @@ class VisionRecipe(Recipe):
 
     def vision_config(self) -> VisionConfig:
         settings = self.settings
+        if self.origin is not None:
+            return replace(self.origin.config, size=settings["data.size"])
         shape = {
             name: settings[f"model.{name}"]
             for name in ("patch", "layers", "width", "heads", "mlp", "registers")
@@ -212,7 +218,7 @@ class VisionRecipe(Recipe):
             with seeded(seed, "weights"):
                 return open_timm(settings["model.preset"], settings["data.size"])
         if self.origin is not None:
-            return self.origin.model()
+            return replace(self.origin, config=self.vision_config()).model()
         return VisionTransformer(self.vision_config()).initialise(generator(seed, "weights"))
 
     @cached_property
@@ -240,14 +246,15 @@ class VisionRecipe(Recipe):
 
     @cached_property
     def _flops_per_image(self) -> float:
+        """Of forward and backward; of a network of others the forward pass is counted."""
         size = self.settings["data.size"]
-        network = self.backbone_look.eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network.embed(torch.zeros(1, 3, size, size), self.pooling)
+        if self.native:
+            return flops_per_image(self.vision_config(), size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            self.backbone_look.eval().embed(torch.zeros(1, 3, size, size), self.pooling)
         return 3.0 * counter.get_total_flops()
 
     def flops_per_record(self) -> float:
-        """The network's forward pass on each view, counted, and twice as much for the way back."""
         return self.views * self._flops_per_image
 
     @property
@@ -282,6 +289,26 @@ class VisionRecipe(Recipe):
         network = self.network(objective)
         return ImageModel(network, self.definition(objective), self.settings["data.size"])
 
+    def measurable(self, by_class: bool) -> bool:
+        has_classes = self.images.labels is not None
+        return self.settings["data.validation"] > 0 and (has_classes or not by_class)
+
+    def examples(self, by_class: bool, records: int) -> tuple[object, object]:
+        """Images spread evenly over the held-out part; classes are learnt from at most `BANK` of the training part."""
+        from selfsup.data.images import split_images
+
+        trained, held_out = split_images(self.images, self.settings["data.validation"])
+        measured = self._some(held_out, records)
+        return (self._some(trained, BANK), measured) if by_class else (measured, None)
+
+    def _some(self, indices: npt.NDArray[np.int64], most: int) -> Pictures:
+        """Images spread evenly over those of the indices."""
+        from selfsup.inference.pictures import Pictures
+
+        count = min(most, len(indices))
+        chosen = indices[np.arange(count) * len(indices) // count]
+        return Pictures(self.images, self.settings["data.size"], chosen)
+
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
         return None if self.validation is None else self._embed(objective, self.validation, records)
 
@@ -311,7 +338,7 @@ class VisionRecipe(Recipe):
             objective=self.settings["objective"],
             model=self._describe_model(),
             steps=summary["steps"],
-            loss=f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured",
+            loss=f"{summary['loss']:.4f} on the held-out part" if "loss" in summary else "not measured",
             size=self.settings["data.size"],
             exactness=exactness,
         )

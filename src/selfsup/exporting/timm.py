@@ -1,0 +1,172 @@
+"""To timm: one safetensors file with the weights of a vision model by timm's names, and all that is needed to use it.
+
+A vision transformer is timm's Eva with the rotary positions of DINOv3 (its `vit_*_dinov3_qkvb`), whose call gives the
+vector of an image as it is defined here: its pooling is timm's, a map behind it is timm's classifier. The header of the
+file holds the name and arguments that timm builds the network from (`architecture`, `model_args`) and how an image
+becomes pixels (`pretrained_cfg`), each as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.exporting import Exported
+from selfsup.files import save_tensors, separate, whole_file
+from selfsup.models.backbones import Adapted, Opened, import_timm, open_backbone, timm_preprocessing
+from selfsup.models.features import Features
+from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
+from selfsup.run import find_model
+
+EXACT = 1e-4  # max |Δ| of fp32 vectors that is put down to rounding
+ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"  # whose arguments of size are all given anew
+NORM_EPS = 1e-5  # of that architecture, where no argument changes it
+POOLINGS = {"cls": "token", "mean": "avg"}
+NAMES = {  # of what is called otherwise there
+    "embeddings.cls_token": "cls_token",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.patch_embeddings.": "patch_embed.proj.",
+    "layer.": "blocks.",
+    ".attention.o_proj.": ".attn.proj.",
+    ".attention.q_proj.bias": ".attn.q_bias",
+    ".attention.v_proj.bias": ".attn.v_bias",
+    ".layer_scale1.lambda1": ".gamma_1",
+    ".layer_scale2.lambda1": ".gamma_2",
+    ".mlp.up_proj.": ".mlp.fc1.",
+    ".mlp.down_proj.": ".mlp.fc2.",
+}
+
+log = logging.getLogger(__name__)
+
+
+def write(source: Path, path: Path) -> Exported:
+    """Write the vision model of `source` to the file `path`.
+
+    Raises:
+        UserError: it holds none, or one that timm has no place for.
+    """
+    opened = open_backbone(find_model(source))
+    architecture, arguments, weights = _translated(opened)
+    metadata = {
+        "architecture": architecture,
+        "model_args": json.dumps(arguments),
+        "pretrained_cfg": json.dumps(timm_preprocessing(opened.size)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        save_tensors(weights, temporary, metadata)
+        difference = compare(temporary, opened, architecture, arguments)
+    if difference is not None and difference > EXACT:
+        log.warning("The vectors differ by up to %.1e, which is more than rounding explains.", difference)
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    opens_with = f"timm.create_model({architecture!r}, checkpoint_path={str(path)!r}{given})"
+    return Exported(path, "timm", opens_with, difference)
+
+
+def _translated(opened: Opened) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The name and arguments that timm builds the network from, and its weights."""
+    backbone, features = opened.backbone, opened.features
+    if isinstance(backbone, VisionTransformer):
+        weights = timm_weights(backbone) | _classifier("head", features)
+        return ARCHITECTURE, timm_arguments(backbone.config, features), weights
+    if backbone.timm is None:
+        raise UserError(
+            f"timm has no {type(backbone.network).__name__}; only its own networks and ViTs go there."
+        )
+    return _own(backbone, features)
+
+
+def _own(backbone: Adapted, features: Features) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    assert backbone.timm is not None
+    classifier = backbone.network.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
+    if features.weight is not None and not isinstance(classifier, str):
+        raise UserError(
+            f"timm's {backbone.timm.name} has no one classifier to hold the whitening of its vectors; give a run that "
+            "was trained with model.whiten=false."
+        )
+    arguments = {**backbone.timm.arguments, "num_classes": _classes(features)}
+    weights = {
+        name: w.float() if w.is_floating_point() else w for name, w in separate(backbone.network).items()
+    }
+    return backbone.timm.name, arguments, weights | _classifier(str(classifier), features)
+
+
+def timm_weights(model: VisionTransformer) -> dict[str, Tensor]:
+    """The weights of a vision transformer by the names of timm's Eva, but for the mask token, which it has not."""
+    weights = {name: tensor.float() for name, tensor in separate(model).items()}
+    del weights["embeddings.mask_token"]
+    if not model.config.registers:
+        del weights["embeddings.register_tokens"]
+    for layer in range(model.config.layers):
+        parts = [weights.pop(f"layer.{layer}.attention.{part}_proj.weight") for part in "qkv"]
+        weights[f"layer.{layer}.attn.qkv.weight"] = torch.cat(parts)
+    return {_rename(name): tensor for name, tensor in weights.items()}
+
+
+def _rename(name: str) -> str:
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def timm_arguments(config: VisionConfig, features: Features) -> dict[str, Any]:
+    """What `ARCHITECTURE` is built with to be a vision transformer of this config.
+
+    Raises:
+        UserError: it cannot be that one.
+    """
+    ratio = config.mlp / config.width
+    if int(config.width * ratio) != config.mlp:  # as timm computes it
+        ratio = math.nextafter(ratio, math.inf)
+    if config.norm_eps != NORM_EPS:
+        raise UserError(
+            f"timm's DINOv3 ViTs have norms with eps {NORM_EPS:g}, and this one {config.norm_eps:g}."
+        )
+    return {
+        "img_size": config.size,
+        "patch_size": config.patch,
+        "embed_dim": config.width,
+        "depth": config.layers,
+        "num_heads": config.heads,
+        "mlp_ratio": ratio,
+        "num_reg_tokens": config.registers,
+        "rope_temperature": config.rope_theta,
+        "global_pool": POOLINGS[features.pooling],
+        "num_classes": _classes(features),
+    }
+
+
+def _classes(features: Features) -> int:
+    return 0 if features.weight is None else len(features.weight)
+
+
+def _classifier(name: str, features: Features) -> dict[str, Tensor]:
+    if features.weight is None or features.bias is None:
+        return {}
+    return {f"{name}.weight": features.weight.float(), f"{name}.bias": features.bias.float()}
+
+
+@torch.inference_mode()
+def compare(path: Path, opened: Opened, architecture: str, arguments: dict[str, Any]) -> float | None:
+    """max |Δ| in fp32 between the vectors of noise by stock timm with the weights of a file, and by selfsup.
+
+    None where timm cannot be imported.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        timm = import_timm("this export")
+    except UserError:
+        return None
+    theirs = timm.create_model(architecture, **arguments).eval()
+    theirs.load_state_dict(load_file(path))
+    pixels = torch.randn(2, CHANNELS, opened.size, opened.size, generator=torch.Generator().manual_seed(0))
+    ours = opened.features.map(opened.backbone.eval().embed(pixels, opened.features.pooling))
+    return float((theirs(pixels) - ours).abs().max())

@@ -1,0 +1,220 @@
+"""What is shown of SimCLR: against the batches of the training, plain loops over its outputs; hostile names."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Train
+from drawings import drawing, write_drawings
+from looking import Page, printed
+from PIL import Image
+
+import selfsup
+from selfsup.data.loader import Loader
+from selfsup.data.records import Batch
+from selfsup.errors import UserError
+from selfsup.inspection import inspect
+from selfsup.inspection.simclr import SimCLRInspection
+from selfsup.objectives.base import Effort, Task
+from selfsup.objectives.simclr import SimCLR, SimCLRRecipe
+from selfsup.run import Run
+from selfsup.views.drawn import levels
+
+
+@pytest.fixture(scope="module")
+def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_vision(tmp_path_factory.mktemp("simclr") / "run", "simclr", batch=8)
+
+
+def look(**arguments: object) -> SimCLRInspection:
+    inspection = inspect("simclr", **arguments)  # type: ignore[arg-type]
+    assert isinstance(inspection, SimCLRInspection)
+    return inspection
+
+
+def beginning(run: Run, count: int) -> tuple[SimCLR, Batch, Task]:
+    """The objective, and the first records as the trainer's own loader reads them."""
+    recipe = SimCLRRecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort())
+    objective = recipe.build()
+    batch = Loader(recipe.train, run.settings()["train.seed"], count, count, 0).read(range(count))
+    return objective, batch, objective.hide(batch)
+
+
+def test_views_are_those_that_are_trained_on(run: Run) -> None:
+    inspection = look(run=run.directory)
+    assert inspection.run == str(run.directory)
+    count = len(inspection.images)
+    _, batch, task = beginning(run, count)
+    expected = levels(task["views"].flatten(0, 1)).reshape(count, 2, 16, 16, 3)
+    for image, pair in enumerate(inspection.views):
+        height, width = batch.data["sizes"][image].tolist()
+        np.testing.assert_array_equal(
+            inspection.images[image], batch.data["pixels"][image, :, :height, :width].permute(1, 2, 0)
+        )
+        for seen, pixels in zip(pair, expected[image], strict=True):
+            np.testing.assert_array_equal(seen.pixels, pixels)
+            top, left, tall, wide = seen.drawn.box
+            assert 0 <= top <= top + tall <= height
+            assert 0 <= left <= left + wide <= width
+
+
+def test_names_are_those_of_the_images(run: Run, drawings: Path) -> None:
+    inspection = look(run=run.directory)
+    for name, pixels in zip(inspection.names, inspection.images, strict=True):
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(drawings / name)))
+
+
+def test_losses_and_cosines_against_plain_loops(run: Run) -> None:
+    inspection = look(run=run.directory)
+    before, after = inspection.networks
+    assert (before.name, after.name) == ("before training", str(run.directory))
+    objective, _, task = beginning(run, len(inspection.images))
+    for network in inspection.networks:
+        if network is after:
+            checkpoint = run.checkpoints().newest()
+            assert checkpoint is not None
+            objective.load_state_dict(checkpoint.tensors["model"])
+        with torch.inference_mode():
+            outputs = objective.eval().predict(task)
+        z = [
+            F.normalize(outputs[name][i], dim=0)
+            for i in range(len(task["views"]))
+            for name in ("first", "second")
+        ]
+        for here, row in enumerate(network.similarity):
+            cosines = [float(z[here] @ other) for other in z]
+            assert row == pytest.approx(cosines, abs=1e-5)
+            partner = here + 1 if here % 2 == 0 else here - 1
+            among = [math.exp(c / inspection.temperature) for there, c in enumerate(cosines) if there != here]
+            expected = math.log(sum(among)) - cosines[partner] / inspection.temperature
+            assert network.losses[here] == pytest.approx(expected, abs=1e-4)
+            assert inspection.roles()[here][partner] == "+"
+            assert inspection.roles()[here].count("-") == len(z) - 2
+    mean = sum(after.losses) / len(after.losses)
+    assert f"{mean:.3f}" in printed(inspection, width=120)
+
+
+def test_without_a_run_the_task_is_shown_alone(drawings: Path) -> None:
+    inspection = look(data=str(drawings), seed=3)
+    assert len(inspection.images) == 6
+    assert inspection.networks == []
+    assert inspection.seed == 3
+    content = json.loads(json.dumps(inspection.to_json()))
+    assert [len(image["views"]) for image in content["images"]] == [2] * 6
+    assert content["view"]["scale"] == [0.08, 1.0]
+    shown = printed(inspection, width=60)
+    assert "Hidden: which two views come from the same image" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 60
+    assert look(data=str(drawings), seed=4).names != inspection.names
+
+
+def embedded(page: Page) -> list[Image.Image]:
+    sources = [value or "" for name, value in page.attributes if name == "src"]
+    return [Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources]
+
+
+def test_page_holds_its_pictures(run: Run) -> None:
+    inspection = look(run=run.directory)
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert not {name for name, _ in page.attributes} & {"href", "srcset"}
+    pictures = embedded(page)
+    assert len(pictures) == 3 * 6 + 2  # each image and its views, and a matrix for each network
+    np.testing.assert_array_equal(np.asarray(pictures[1]), inspection.views[0][0].pixels)
+
+
+def test_sheet(run: Run, drawings: Path) -> None:
+    alone, told = (
+        Image.open(io.BytesIO(look(**to).to_png()))
+        for to in ({"data": str(drawings)}, {"run": run.directory})
+    )
+    assert alone.format == "PNG"
+    assert alone.width == told.width
+    assert alone.height < told.height
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    folder = write_drawings(tmp_path / "photos", 8, 20)
+    Image.fromarray(drawing(9, 20)).save(folder / "[red] <b onload=x>é字&amp;.png")
+    inspection = look(data=str(folder), **{"data.validation": 0.0}, seed=1)
+    assert any("onload" in name for name in inspection.names)
+    page = Page(inspection.to_html())
+    assert not page.open
+    assert page.tags.count("b") == 3 * 6  # names of tiles
+    assert "onload" not in {name for name, _ in page.attributes}
+    assert "[red]" in printed(inspection)
+    inspection.to_png()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": "A cat."}, "--text and --window say nothing"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"data": "sample:emoji", "simclr": {"temperatur": 1}}, "did you mean 'simclr.temperature'"),
+        ({"data": "sample:emoji", "model": "vit-huge"}, "no model preset 'vit-huge'"),
+        ({"run": "nowhere"}, "holds no run"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        look(**arguments)
+
+
+def test_runs_of_other_objectives_are_refused(finished: Run) -> None:
+    with pytest.raises(UserError, match="is a run of causal-lm, not of simclr"):
+        look(run=finished.directory)
+
+
+def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(run.config_file.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        look(run=tmp_path)
+
+
+def test_command(run: Run, tmp_path: Path, selfsup_command: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["inspect", "--run", run.directory]
+    answer = selfsup_command(*words, "--png", "page.png", "--json")  # type: ignore[operator]
+    assert answer.code == 0
+    assert json.loads(answer.out)["objective"] == "simclr"
+    assert Image.open(tmp_path / "page.png").format == "PNG"
+    for name in ("inspect-simclr.html", "inspect-simclr-2.html"):  # nothing is overwritten
+        answer = selfsup_command(*words)  # type: ignore[operator]
+        assert answer.out.rstrip().endswith(f"The pictures are in {name}.")
+        assert (tmp_path / name).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert selfsup_command(*words, "--png", "page.png").code == 2  # type: ignore[operator]
+
+
+def test_texts_have_no_pictures(selfsup_command: object, tmp_path: Path) -> None:
+    answer = selfsup_command("inspect", "causal-lm", "--text", "A cat.", "--png", tmp_path / "page.png")  # type: ignore[operator]
+    assert answer.code == 2
+    assert "--html" in answer.error
+
+
+def test_any_network(train_vision: Train, tmp_path: Path) -> None:
+    """One from Python was trained, and cannot be built again."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 5)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.layer(pixels.mean((2, 3)))
+
+    run = train_vision(tmp_path / "run", "simclr", model=Net(), steps=2)
+    with pytest.raises(UserError, match="trained a network from Python"):
+        look(run=run.directory)
+    with pytest.raises(UserError, match="Python"):
+        selfsup.show(run.directory, [drawing(0, 20)])
