@@ -11,7 +11,7 @@ import math
 from selfsup.doctor.base import Finding, History, NotMade
 from selfsup.doctor.checks import LINES, level
 
-SOUND_TEMPERATURE = 0.04  # of a teacher: what Caron et al. (2021, table 14) find never to collapse
+SOUND_TEMPERATURE = 0.04  # of a teacher; Caron et al. (2021, appendix) lose everything between .06 and .08
 
 # Teachers of sound runs were seen between 0.6 and 0.95 of ln K, at their softest before they had learnt anything; those
 # of collapsed runs above 0.98, and on their way there above 0.97 for good.

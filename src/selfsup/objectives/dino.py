@@ -4,7 +4,7 @@ L = − mean_(t, s) p(g_t) · log q(x_s)          g_t: a global crop whole; x_s:
     − λ_i mean_j p(g_j) · log q(ĝ_j)           ĝ: global crops with the patches j hidden
     − λ_k mean_i log min_(j ≠ i) ‖f_i − f_j‖    f: class tokens of the student's global crops, before the head
 
-DINO (Caron et al. 2021, equation 3), iBOT (Zhou et al. 2022, equation 2), KoLeo (Oquab et al. 2023, "DINOv2",
+DINO (Caron et al. 2021, equation 3), iBOT (Zhou et al. 2022, section 3), KoLeo (Oquab et al. 2023, "DINOv2",
 section 4). p is the teacher's distribution over prototypes, made by Sinkhorn-Knopp or centring, q the student's; the
 teacher is a moving average of the student.
 """
@@ -43,9 +43,9 @@ from selfsup.seeding import generator
 from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
 
 GLOBALS = 2
-HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022, section 4.1)
+HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022)
 MASKED = 0.5  # of the global crops
-CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, table 15
+CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, appendix
 LOCAL_SHARE = 0.45  # of the side of a global crop: 96 of 224 pixels, 16 of 32
 LOCAL_CROPS = 6
 SMALL = 64  # pixels, below which crops are larger parts of an image: the smallest would show next to nothing
@@ -56,7 +56,7 @@ MANY = 100_000  # images, from which a teacher may become softer
 TEMPERATURES = (
     (0.04, 0.04),
     (0.04, 0.07),
-)  # of the teacher, of few images and of many (Caron et al. 2021, table 14)
+)  # of the teacher, of few images and of many
 WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
 FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
 Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
