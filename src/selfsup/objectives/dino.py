@@ -57,7 +57,7 @@ TEMPERATURES = (
     (0.04, 0.04),
     (0.04, 0.07),
 )  # of the teacher, of few images and of many
-WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
+WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix
 FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
 Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
 
@@ -113,19 +113,22 @@ class DINO(Objective):
         """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
         (B, 2, P) bool."""
         crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
-        images = batch.data["pixels"], batch.data["sizes"]
-        first, second = render(*images, crops.first, *place, 0), render(*images, crops.second, *place, 1)
-        tensors = {"globals": torch.stack((first, second), 1)}
+        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
+        whole = [
+            render(pixels, sizes, view, *place, number)
+            for number, view in enumerate((crops.first, crops.second))
+        ]
+        tensors = {"globals": torch.stack(whole, 1)}
         if crops.count:
             numbers = range(GLOBALS, GLOBALS + crops.count)
-            tensors["locals"] = render_several(*images, crops.local, *place, numbers).transpose(0, 1)
+            tensors["locals"] = render_several(pixels, sizes, crops.local, *place, numbers).transpose(0, 1)
         shown = torch.tensor(GLOBALS * len(batch))
         counts = {"dino": shown * (1 + crops.count), **dict.fromkeys(FIGURES, shown)}
         if self.weights["koleo"]:
             counts["koleo"] = shown
         if self.weights["ibot"]:
             hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
-            tensors["hidden"] = hidden.to(first.device)
+            tensors["hidden"] = hidden.to(pixels.device)
             counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
         return Task(tensors, counts)
 
