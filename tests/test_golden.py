@@ -26,6 +26,7 @@ from selfsup.distributed import Processes
 from selfsup.machine import Machine
 from selfsup.objectives.base import Effort, Recipe
 from selfsup.objectives.causal_lm import CausalLMRecipe
+from selfsup.objectives.dino import DINORecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.objectives.simclr import SimCLRRecipe
@@ -105,6 +106,26 @@ CURVES = {
         IMAGES,
         (3.98, 0.1),  # a little less than ln 63, of the other views: even at first both of an image are alike
         3.7,
+    ),
+    "dino": Curve(
+        DINORecipe,
+        IMAGES
+        | {
+            "dino": {
+                "prototypes": 64,
+                "hidden": 64,
+                "bottleneck": 32,
+                "local_crops": 2,
+                "local_size": 16,
+                "teacher_temperature": [0.05, 0.1],
+                "warmup": 0.5,
+                "frozen": 0.1,
+                "koleo": 0.1,
+                "ibot": 0.5,
+            }
+        },
+        (7.0, 1.0),
+        6.0,
     ),
     "mae": Curve(
         MAERecipe,

@@ -252,6 +252,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 VISION: dict[str, dict[str, Any]] = {
     "simclr": {"train.micro_batch": 3},
     "mae": {"train.micro_batch": 3, "mae.decoder_layers": 1},
+    "dino": {"train.micro_batch": 3, "dino.prototypes": 64, "dino.frozen": 0.2, "dino.targets": "centring"},
 }
 
 

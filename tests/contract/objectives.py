@@ -22,12 +22,13 @@ from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.objectives.dino import DINO, Crops, Head, Network, Teaching
+from selfsup.objectives.dino import DINO, Crops
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import Projection, SimCSE
+from selfsup.objectives.teaching import Head, Network, Teaching
 from selfsup.seeding import derive, generator, seeded
 from selfsup.views import dino_global, dino_local, dino_second, mae_view, simclr_view
 
@@ -210,14 +211,6 @@ def mean_of_patches(task: Task) -> dict[str, float]:
 # -- DINO ----------------------------------------------------------------------------------------------------
 
 
-class DoubleDINO(DINO):
-    """On views in fp64, as the objective is."""
-
-    def hide(self, batch: Batch) -> Task:
-        task = super().hide(batch)
-        return Task(task.tensors | {name: task[name].double() for name in ("globals", "locals")}, task.counts)
-
-
 PROTOTYPES = 10
 
 
@@ -226,10 +219,10 @@ def dino(seed: int, targets: str = "sinkhorn") -> DINO:
     draws = generator(seed, "weights")
     vit = vision_transformer(draws)
     head = Head(16, 12, 6, PROTOTYPES, normalised=targets == "sinkhorn").initialise(draws)
-    crops = Crops(dino_global(12), dino_second(12), dino_local(8), 3)
+    crops = Crops(dino_global(12), dino_second(12), dino_local(12), 3)
     teaching = Teaching(targets, (0.3, 0.5), warmup=0.3, memory=0.2, frozen=0.0)
     student = shaken(Network(vit, head).double(), seed)
-    return DoubleDINO(student, crops, teaching, 0.8, ibot=0.5, koleo=0.1).double()
+    return DINO(student, crops, teaching, 0.8, ibot=0.5, koleo=0.1).double()
 
 
 def saying_the_same(task: Task) -> dict[str, float]:

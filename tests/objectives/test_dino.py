@@ -24,7 +24,8 @@ from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort, Outputs, Task
-from selfsup.objectives.dino import DINO, LONGEST_MEMORY, Crops, DINORecipe, Head, Network, Teaching
+from selfsup.objectives.dino import DINO, Crops, DINORecipe
+from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.optim import AdamW, Optimizer
 from selfsup.seeding import generator
 from selfsup.step import evaluate, gradients
@@ -175,22 +176,9 @@ def test_counts() -> None:
 
 def test_figures_move_nothing() -> None:
     made = dino()
-    figures = gradients(Double(made), [batch_of(range(8))], ALONE)
+    figures = gradients(made, [batch_of(range(8))], ALONE)
     loss = figures["dino"] + 0.5 * figures["ibot"] + 0.1 * figures["koleo"]
     near(figures["loss"], loss)
-
-
-class Double(DINO):
-    """The same objective on views in fp64."""
-
-    def __init__(self, made: DINO) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(made.__dict__)
-
-    def hide(self, batch: Batch) -> Task:
-        task = super().hide(batch)
-        wide = {name: x.double() if x.is_floating_point() else x for name, x in task.tensors.items()}
-        return Task(wide, task.counts)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -355,7 +343,7 @@ def test_centres_follow_the_means_of_all_rows() -> None:
 
 
 def test_looking_moves_no_centre() -> None:
-    made = Double(dino(replace(TEACHING, targets="centring"))).eval()
+    made = dino(replace(TEACHING, targets="centring")).eval()
     evaluate(made, [batch_of(range(8))], ALONE)
     made.after_step(0, 10)
     assert not made.class_centre.any()
@@ -363,7 +351,7 @@ def test_looking_moves_no_centre() -> None:
 
 def test_a_step_that_was_skipped_leaves_no_trace() -> None:
     """The spine calls `after_step` only where an update was made."""
-    made = Double(dino(replace(TEACHING, targets="centring")))
+    made = dino(replace(TEACHING, targets="centring"))
     before = {name: x.clone() for name, x in made.state_dict().items()}
     gradients(made, [batch_of(range(8))], ALONE)
     for name, value in made.state_dict().items():
@@ -375,7 +363,7 @@ def test_a_step_that_was_skipped_leaves_no_trace() -> None:
 
 def test_prototypes_are_frozen_at_first() -> None:
     """Neither gradient nor weight decay moves them."""
-    made = Double(dino(replace(TEACHING, frozen=0.2)))
+    made = dino(replace(TEACHING, frozen=0.2))
     optimizer = Optimizer(made, OptimConfig(lr=0.02, adamw_lr=0.01, weight_decay=0.1))
     prototypes, layer = made.student.head.prototypes, made.student.head.layers[0].weight
     moved = []
@@ -506,7 +494,7 @@ def test_flops_count_the_head() -> None:
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(UserError, match="dino.local_size 15 is no multiple of model.patch 4"):
+    with pytest.raises(UserError, match=r"dino\.local_size 15 is no multiple of model\.patch 4"):
         settled(pictures(40), **{"dino.local_size": 15})
 
 

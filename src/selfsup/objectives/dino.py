@@ -15,11 +15,10 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, cast
+from typing import ClassVar, TypeAlias, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
@@ -38,82 +37,22 @@ from selfsup.objectives.distillation import (
 )
 from selfsup.objectives.losses import at_least_single
 from selfsup.objectives.sizes import power_of_two
+from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
-from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render
+from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
 
 GLOBALS = 2
 HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022, section 4.1)
 MASKED = 0.5  # of the global crops
 CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, table 15
-LONGEST_MEMORY = 250.0  # steps: a momentum of .996, what DINO begins with
-Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
 LOCAL_SHARE = 0.45  # of the side of a global crop: 96 of 224 pixels, 16 of 32
 LOCAL_CROPS = 6
 IMAGES_PER_PROTOTYPE = 16  # of 1.3 million images that makes the 65,536 prototypes of DINO
 PROTOTYPES = (256, 65536)
 WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
 FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
-
-
-class Head(nn.Module):
-    """Three layers to vectors of length 1, and the prototypes they are compared with (Caron et al. 2021, appendix C).
-
-    Args:
-        normalised: whether prototypes have length 1: weight norm with its gain fixed.
-    """
-
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, normalised: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
-        self.prototypes = nn.Parameter(torch.full((prototypes, bottleneck), torch.nan))
-        self.normalised = normalised
-
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> Head:
-        """Matrices are unit in, unit out, biases zero, prototypes of any direction and length 1; returns self."""
-        for parameter in self.layers.parameters():
-            if parameter.ndim == 1:
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-        self.prototypes.copy_(F.normalize(self.prototypes.normal_(generator=generator), dim=-1))
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, width) → (n, bottleneck), of length 1, in the precision of the products."""
-        x = self.layers(x)
-        return F.normalize(at_least_single(x), dim=-1).to(x.dtype)
-
-    def directions(self) -> Tensor:
-        """The prototypes (K, bottleneck), as vectors are compared with them."""
-        return F.normalize(self.prototypes, dim=-1) if self.normalised else self.prototypes
-
-
-class Network(nn.Module):
-    """What student and teacher are made of: a backbone and a head that serves class tokens and patches alike."""
-
-    def __init__(self, backbone: AnyBackbone, head: Head) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def see(self, pixels: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Class tokens (B, width) and patches (B, P, width), `hidden` (B, P) of them hidden.
-
-        A network that gives one vector per image has that for a class token, and no patches: (B, 0, width).
-        """
-        if not isinstance(self.backbone, VisionTransformer):
-            vectors = self.backbone.embed(pixels, "cls")
-            return vectors, vectors[:, None][:, :0]
-        states = self.backbone(pixels, hidden)
-        return states[:, 0], states[:, self.backbone.config.prefix :]
+Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -124,38 +63,6 @@ class Crops:
     second: View
     local: View
     count: int
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """What of the teacher follows the run; shares are of its steps, so that every length has the same course.
-
-    Attributes:
-        targets: how its logits become targets.
-        temperatures: of its softmax, at first and from the end of the warm-up on.
-        warmup: share of the run in which the temperature rises in a straight line.
-        memory: share of the run that the teacher averages the student over at first; by the end it stands still.
-        frozen: share of the run in which the student's prototypes stay what they were.
-    """
-
-    targets: Literal["sinkhorn", "centring"]
-    temperatures: tuple[float, float]
-    warmup: float
-    memory: float
-    frozen: float
-
-    def temperature(self, done: float) -> float:
-        """Where the share `done` of the run lies behind."""
-        first, last = self.temperatures
-        return first + (last - first) * (min(1.0, done / self.warmup) if self.warmup else 1.0)
-
-    def momentum(self, step: int, steps: int) -> float:
-        """Of the teacher in update number `step`: from its first value to 1 along a cosine (section 3.1).
-
-        At first 1 / (1 − momentum) is `memory` of the run: .996 over a thousand steps would hardly leave the start.
-        """
-        memory = min(max(self.memory * steps, 1.0), LONGEST_MEMORY)
-        return 1 - (1 + math.cos(math.pi * min(1.0, step / steps))) / 2 / memory
 
 
 class DINO(Objective):
@@ -199,21 +106,19 @@ class DINO(Objective):
         """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
         (B, 2, P) bool."""
         crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
-        views = [crops.first, crops.second, *[crops.local] * crops.count]
-        pixels = [
-            render(batch.data["pixels"], batch.data["sizes"], view, *place, number)
-            for number, view in enumerate(views)
-        ]
-        tensors = {"globals": torch.stack(pixels[:GLOBALS], 1)}
+        images = batch.data["pixels"], batch.data["sizes"]
+        first, second = render(*images, crops.first, *place, 0), render(*images, crops.second, *place, 1)
+        tensors = {"globals": torch.stack((first, second), 1)}
         if crops.count:
-            tensors["locals"] = torch.stack(pixels[GLOBALS:], 1)
+            numbers = range(GLOBALS, GLOBALS + crops.count)
+            tensors["locals"] = render_several(*images, crops.local, *place, numbers).transpose(0, 1)
         shown = torch.tensor(GLOBALS * len(batch))
-        counts = {"dino": shown * (len(views) - 1), **dict.fromkeys(FIGURES, shown)}
+        counts = {"dino": shown * (1 + crops.count), **dict.fromkeys(FIGURES, shown)}
         if self.weights["koleo"]:
             counts["koleo"] = shown
         if self.weights["ibot"]:
             hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
-            tensors["hidden"] = hidden.to(batch.data["pixels"].device)
+            tensors["hidden"] = hidden.to(first.device)
             counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
         return Task(tensors, counts)
 
@@ -244,10 +149,10 @@ class DINO(Objective):
         said = vectors.split((len(classes), len(local), len(places)))
         records = len(task["globals"])
         outputs = {
-            "globals": said[0].unflatten(0, (records, GLOBALS)),
-            "locals": said[1].unflatten(0, (records, self.crops.count)),
-            "teacher": taught[0].unflatten(0, (records, GLOBALS)),
-            "features": classes.unflatten(0, (records, GLOBALS)),
+            "globals": said[0].view(records, GLOBALS, -1),
+            "locals": said[1].view(records, self.crops.count, vectors.shape[1]),
+            "teacher": taught[0].view(records, GLOBALS, -1),
+            "features": classes.view(records, GLOBALS, -1),
         }
         if hidden is not None:
             outputs["patches"] = spread_out(said[2], places, hidden)
@@ -279,10 +184,8 @@ class DINO(Objective):
         others = outputs["globals"].flip(1).flatten(0, 1)[:, None]
         total = soft_cross_entropy(others, prototypes, targets, self.temperature)
         if self.crops.count:
-            both = targets.unflatten(0, (-1, GLOBALS)).mean(1)
-            total = total + GLOBALS * soft_cross_entropy(
-                outputs["locals"], prototypes, both, self.temperature
-            )
+            both, local = targets.view(-1, GLOBALS, len(prototypes)).mean(1), outputs["locals"]
+            total = total + GLOBALS * soft_cross_entropy(local, prototypes, both, self.temperature)
         return total
 
     def _student_prototypes(self) -> Tensor:
@@ -345,7 +248,7 @@ def hidden_places(task: Task) -> Tensor:
 def spread_out(vectors: Tensor, places: Tensor, hidden: Tensor) -> Tensor:
     """Vectors (m, width) at their places, zeros elsewhere: (B, 2 · P, width), so that each record has its own."""
     everywhere = vectors.new_zeros(hidden.numel(), vectors.shape[1])
-    return everywhere.index_copy(0, places, vectors).unflatten(0, (len(hidden), -1))
+    return everywhere.index_copy(0, places, vectors).view(len(hidden), -1, vectors.shape[1])
 
 
 class DINORecipe(VisionRecipe):
@@ -372,12 +275,14 @@ class DINORecipe(VisionRecipe):
         """With the network come the sizes of the head, and whether patches can be hidden."""
         super()._settle_network(effort)
         settings, width = self.settings, self.backbone_look.dimension
-        if settings["dino.ibot"] and not self.native:
+        hides = isinstance(self.backbone_look, VisionTransformer)
+        if settings["dino.ibot"] and not hides:
             raise UserError(
-                f"{settings['model.preset']} cannot hide patches, only vision transformers of selfsup's own can; leave "
+                f"{self._named} cannot hide patches, which only vision transformers of selfsup's own can; leave "
                 "dino.ibot out."
             )
-        settings.settle("dino.ibot", 1.0 if self.native else 0.0, "model")
+        self._see_local_crops()
+        settings.settle("dino.ibot", 1.0 if hides else 0.0, "model")
         few, many = PROTOTYPES
         wanted = min(max(len(self.images) // IMAGES_PER_PROTOTYPE, few), many)
         settings.settle("dino.prototypes", power_of_two(wanted), "number of images")
@@ -385,11 +290,30 @@ class DINORecipe(VisionRecipe):
         settings.settle("dino.bottleneck", min(width, WIDEST_BOTTLENECK), "size")
 
     @property
+    def _named(self) -> str:
+        return str(self.settings["model.preset"]) if self.module is None else type(self.module).__name__
+
+    @torch.no_grad()
+    def _see_local_crops(self) -> None:
+        """Raises UserError where the network does not take images of their size."""
+        options, size = self.settings.config.dino, self.settings["data.size"]
+        if not options.local_crops:
+            return
+        side = options.local_size or 1
+        try:
+            self.backbone_look.eval().embed(torch.zeros(1, 3, side, side), self.pooling)
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            raise UserError(
+                f"{self._named} takes no images of {side} × {side} pixels, the size of the local crops; give "
+                f"dino.local_size={size} or dino.local_crops=0."
+            ) from None
+
+    @property
     def views(self) -> float:  # type: ignore[override]
         """The student's crops, and the teacher's way there of the global ones."""
         options = self.settings.config.dino
         local = (options.local_size or 0) / self.settings["data.size"]
-        return GLOBALS * 4 / 3 + (options.local_crops or 0) * local**2
+        return float(GLOBALS * 4 / 3 + (options.local_crops or 0) * local**2)
 
     def build(self) -> DINO:
         options, size, network = self.settings.config.dino, self.settings["data.size"], self.backbone()
@@ -417,18 +341,20 @@ class DINORecipe(VisionRecipe):
 
     def flops_per_record(self) -> float:
         """With the head: the student's way there and back, the teacher's way there."""
-        options, side = (
-            self.settings.config.dino,
-            self.settings["data.size"] // (self.settings["model.patch"] or 1),
+        hidden, bottleneck, prototypes, local = (
+            self.settings[f"dino.{name}"] for name in ("hidden", "bottleneck", "prototypes", "local_crops")
         )
-        width, hidden, bottleneck, prototypes = (
-            self.backbone_look.dimension,
-            *(self.settings[f"dino.{name}"] for name in ("hidden", "bottleneck", "prototypes")),
-        )
-        matrices = width * hidden + hidden**2 + hidden * bottleneck + bottleneck * prototypes
-        masked = GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * side**2 if options.ibot else 0.0
-        rows = 6 * (GLOBALS + (options.local_crops or 0) + masked) + 2 * (GLOBALS + masked)
-        return super().flops_per_record() + rows * matrices
+        matrices = self.backbone_look.dimension * hidden + hidden**2 + bottleneck * (hidden + prototypes)
+        rows = 6 * (GLOBALS + local + self._masked_patches) + 2 * (GLOBALS + self._masked_patches)
+        return float(super().flops_per_record() + rows * matrices)
+
+    @property
+    def _masked_patches(self) -> float:
+        """Of a record, in the mean."""
+        if not self.settings["dino.ibot"]:
+            return 0.0
+        patches = (self.settings["data.size"] // self.settings["model.patch"]) ** 2
+        return float(GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * patches)
 
     def facts(self) -> dict[str, str]:
         options, size = self.settings.config.dino, self.settings["data.size"]
