@@ -63,7 +63,7 @@ def sound(seed: int = 0) -> History:
                 | {"feature_std": 0.4, "rankme": 30.0, "uniformity": -0.6}
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
-    values |= {"dino.prototypes": PROTOTYPES}
+    values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
@@ -494,6 +494,35 @@ def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path
 def test_training_with_far_too_low_a_learning_rate(train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run", **REAL, optim={"lr": 1e-7, "adamw_lr": 1e-7})
     assert [finding.check for finding in diagnose(run).findings] == ["beside-chance"]
+
+
+PICTURES = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every": 150, "batch": 16}
+COLLAPSES = {
+    "uniform-teacher": {"dino.teacher_temperature": [1.0, 1.0]},
+    "few-prototypes": {
+        "dino.targets": "centring",
+        "dino.teacher_temperature": [0.02, 0.02],
+        "optim": {"lr": 0.2, "adamw_lr": 0.1},
+    },
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_teacher_that_is_well_has_nothing(train_vision: Train, tmp_path: Path, seed: int) -> None:
+    diagnosis = diagnose(train_vision(tmp_path / "run", "dino", seed=seed, **PICTURES))
+    assert diagnosis.findings == []
+    assert {"uniform-teacher", "few-prototypes", "loss-at-ln-k", "collapse"} <= set(diagnosis.made)
+
+
+@pytest.mark.parametrize("check", COLLAPSES)
+def test_a_teacher_driven_into_collapse(train_vision: Train, tmp_path: Path, check: str) -> None:
+    """It is named, with its remedy, within the first tenth of the run."""
+    run = train_vision(tmp_path / "run", "dino", **PICTURES, **COLLAPSES[check])
+    history = History.of(run)
+    monitor = Monitor(history.directory, history.settings, history.environment, DISTILLATION)
+    first = told(history, [PICTURES["steps"] // 10], monitor)
+    assert [finding.check for _, finding in first if finding.severity == "problem"] == [check]
+    assert "dino." in next(finding.remedy for _, finding in first if finding.check == check)
 
 
 def test_training_of_sentences_without_dropout_in_small_batches(train: Train, tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ class DINOConfig(Section):
         "sinkhorn", description="what keeps the teacher from saying the same of every image"
     )
     temperature: Rate = Field(0.1, description="of the student's softmax")
-    teacher_temperature: tuple[Rate, Rate] = Field(
-        (0.04, 0.07), description="of the teacher's softmax, at first and from the end of the warm-up on"
+    teacher_temperature: tuple[Rate, Rate] | None = Field(
+        None, description="of the teacher's softmax, at first and from the end of the warm-up on"
     )
     warmup: Share = Field(0.3, description="share of the run in which the teacher's temperature rises")
     memory: Annotated[Real, Field(gt=0, le=1)] = Field(

@@ -11,7 +11,7 @@ import math
 from selfsup.doctor.base import Finding, History, NotMade
 from selfsup.doctor.checks import LINES, level
 
-SOUND_TEMPERATURE = 0.04  # of a teacher: what Caron et al. (2021, table 14) find never to collapse
+SOUND_TEMPERATURE = 0.04  # of a teacher; Caron et al. (2021, appendix) lose everything between .06 and .08
 
 # Teachers of sound runs were seen between 0.6 and 0.95 of ln K, at their softest before they had learnt anything; those
 # of collapsed runs above 0.98, and on their way there above 0.97 for good.
@@ -69,14 +69,16 @@ def check_loss_at_ln_k(history: History) -> Finding | None:
     )
 
 
-# Of as many as a batch can use. Sound runs use half of them and more.
+# Of as many as a batch can use: those of its two crops of each image. Sound runs use half of them and more.
 FEWEST_USED = 0.05
 
 
 def check_few_prototypes(history: History) -> Finding | None:
     """The teacher gives most images the same few prototypes."""
     used = level(history.curve("prototypes_used").at_least(LINES))
-    if used >= FEWEST_USED:
+    most = min(history.setting("dino.prototypes"), 2 * history.setting("train.batch"))
+    least = max(FEWEST_USED, 1.5 / most)  # of a small batch, more than one
+    if used >= least:
         return None
     rates = f"lower the learning rates: {history.lower_rates()}"
     balanced = history.setting("dino.targets") == "sinkhorn"
@@ -87,7 +89,7 @@ def check_few_prototypes(history: History) -> Finding | None:
         f"{history.step:,}",
         step=history.step,
         value=used,
-        threshold=FEWEST_USED,
+        threshold=least,
         why="targets that are the same for most images can be met without looking; sound runs use half of them",
         remedy=rates if balanced else f"balance the targets: {history.anew('dino.targets=sinkhorn')}",
     )

@@ -4,7 +4,7 @@ L = − mean_(t, s) p(g_t) · log q(x_s)          g_t: a global crop whole; x_s:
     − λ_i mean_j p(g_j) · log q(ĝ_j)           ĝ: global crops with the patches j hidden
     − λ_k mean_i log min_(j ≠ i) ‖f_i − f_j‖    f: class tokens of the student's global crops, before the head
 
-DINO (Caron et al. 2021, equation 3), iBOT (Zhou et al. 2022, equation 2), KoLeo (Oquab et al. 2023, "DINOv2",
+DINO (Caron et al. 2021, equation 3), iBOT (Zhou et al. 2022, section 3), KoLeo (Oquab et al. 2023, "DINOv2",
 section 4). p is the teacher's distribution over prototypes, made by Sinkhorn-Knopp or centring, q the student's; the
 teacher is a moving average of the student.
 """
@@ -43,13 +43,20 @@ from selfsup.seeding import generator
 from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
 
 GLOBALS = 2
-HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022, section 4.1)
+HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022)
 MASKED = 0.5  # of the global crops
-CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, table 15
+CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, appendix
 LOCAL_SHARE = 0.45  # of the side of a global crop: 96 of 224 pixels, 16 of 32
 LOCAL_CROPS = 6
+SMALL = 64  # pixels, below which crops are larger parts of an image: the smallest would show next to nothing
+SCALES = {True: ((0.4, 1.0), (0.2, 0.6)), False: ((0.32, 1.0), (0.05, 0.32))}  # of global and local crops
 IMAGES_PER_PROTOTYPE = 16  # of 1.3 million images that makes the 65,536 prototypes of DINO
 PROTOTYPES = (256, 65536)
+MANY = 100_000  # images, from which a teacher may become softer
+TEMPERATURES = (
+    (0.04, 0.04),
+    (0.04, 0.07),
+)  # of the teacher, of few images and of many
 WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
 FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
 Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
@@ -286,6 +293,8 @@ class DINORecipe(VisionRecipe):
         few, many = PROTOTYPES
         wanted = min(max(len(self.images) // IMAGES_PER_PROTOTYPE, few), many)
         settings.settle("dino.prototypes", power_of_two(wanted), "number of images")
+        temperatures = TEMPERATURES[len(self.images) >= MANY]
+        settings.settle("dino.teacher_temperature", temperatures, "number of images")
         settings.settle("dino.hidden", min(4 * width, WIDEST_HEAD), "size")
         settings.settle("dino.bottleneck", min(width, WIDEST_BOTTLENECK), "size")
 
@@ -324,14 +333,19 @@ class DINORecipe(VisionRecipe):
             self.settings["dino.prototypes"],
             options.weight_norm,
         ).initialise(generator(self.settings["train.seed"], "head"))
+        whole, part = SCALES[size < SMALL]
         crops = Crops(
-            dino_global(size),
-            dino_second(size),
-            dino_local(self.settings["dino.local_size"]),
+            dino_global(size, whole),
+            dino_second(size, whole),
+            dino_local(self.settings["dino.local_size"], part),
             self.settings["dino.local_crops"],
         )
         teaching = Teaching(
-            options.targets, options.teacher_temperature, options.warmup, options.memory, options.frozen
+            options.targets,
+            self.settings["dino.teacher_temperature"],
+            options.warmup,
+            options.memory,
+            options.frozen,
         )
         weights = self.settings["dino.ibot"], options.koleo
         return DINO(Network(network, head), crops, teaching, options.temperature, *weights)
@@ -368,7 +382,10 @@ class DINORecipe(VisionRecipe):
             if options.ibot
             else "none"
         )
-        first, last = options.teacher_temperature
+        first, last = self.settings["dino.teacher_temperature"]
+        course = (
+            f"{first:g}" if first == last else f"{first:g} to {last:g} in {options.warmup:.0%} of the run"
+        )
         chance = math.log(options.prototypes or 1)
         return super().facts() | {
             "crops": f"2 of {size} × {size}, {options.local_crops}{why('local_crops')} of {options.local_size} × "
@@ -377,7 +394,7 @@ class DINORecipe(VisionRecipe):
             "head": f"{options.prototypes:,} prototypes{why('prototypes')} in {options.bottleneck} dimensions, hidden "
             f"width {options.hidden:,}{why('hidden')}; prototypes move after {options.frozen:.0%} of the run",
             "teacher": f"an average over {options.memory:.0%} of the run at first (at most {LONGEST_MEMORY:g} steps), "
-            f"ever more of it; {options.targets}; temperature {first:g} to {last:g} in {options.warmup:.0%} of the run",
+            f"ever more of it; {options.targets}; temperature {course}{why('teacher_temperature')}",
             "knowing nothing": f"{chance:.3f} in the terms dino and ibot, and in the teacher's entropy",
         }
 

@@ -21,7 +21,7 @@ BLOCK_ELEMENTS = 1 << 22  # logits of one block: 16 MiB in fp32, which stays nea
 def sinkhorn_knopp(
     logits: Tensor, temperature: float, collectives: Collectives, iterations: int = ITERATIONS
 ) -> Tensor:
-    """Targets that use every prototype equally (Caron et al. 2020, "SwAV", equation 3; Oquab et al. 2023, DINOv2).
+    """Targets that use every prototype equally (Caron et al. 2020, "SwAV", section 3.1; Oquab et al. 2023).
 
     softmax(logits / temperature), whose columns and then rows are divided by their sums, `iterations` times. The rows
     of all processes meet in the sums of the columns. Only the two scalings are iterated, so that each iteration reads
@@ -120,7 +120,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
 
 def koleo(features: Tensor, collectives: Collectives) -> Tensor:
-    """Σ_i −log min_j≠i ‖x_i − x_j‖, x of length 1 (Sablayrolles et al. 2019, "Spreading vectors", equation 2).
+    """Σ_i −log min_j≠i ‖x_i − x_j‖, x of length 1 (Sablayrolles et al. 2019, "Spreading vectors", section 3).
 
     Args:
         features: (n, width), of any length; the nearest is looked for among those of all processes.

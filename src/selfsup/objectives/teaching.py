@@ -18,7 +18,7 @@ LONGEST_MEMORY = 250.0  # steps: a momentum of .996, what DINO begins with
 
 
 class Head(nn.Module):
-    """Three layers to vectors of length 1, and the prototypes they are compared with (Caron et al. 2021, appendix C).
+    """Three layers to vectors of length 1, and the prototypes they are compared with (Caron et al. 2021, section 3.1).
 
     Args:
         normalised: whether prototypes have length 1: weight norm with its gain fixed.
