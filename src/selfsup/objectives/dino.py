@@ -113,12 +113,13 @@ class DINO(Objective):
         """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
         (B, 2, P) bool."""
         crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
-        images = batch.data["pixels"], batch.data["sizes"]
-        first, second = render(*images, crops.first, *place, 0), render(*images, crops.second, *place, 1)
+        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
+        first = render(pixels, sizes, crops.first, *place, 0)
+        second = render(pixels, sizes, crops.second, *place, 1)
         tensors = {"globals": torch.stack((first, second), 1)}
         if crops.count:
             numbers = range(GLOBALS, GLOBALS + crops.count)
-            tensors["locals"] = render_several(*images, crops.local, *place, numbers).transpose(0, 1)
+            tensors["locals"] = render_several(pixels, sizes, crops.local, *place, numbers).transpose(0, 1)
         shown = torch.tensor(GLOBALS * len(batch))
         counts = {"dino": shown * (1 + crops.count), **dict.fromkeys(FIGURES, shown)}
         if self.weights["koleo"]:

@@ -24,7 +24,7 @@ def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
 
 def whitened_over(settings: Settings) -> int:
     """Texts or images of the training part that features are whitened over: of a short run about as many as it saw."""
-    seen = (settings["train.steps"] or WHITENED) * settings["train.batch"]
+    seen: int = (settings["train.steps"] or WHITENED) * settings["train.batch"]
     return min(WHITENED, max(FEWEST_WHITENED, seen))
 
 

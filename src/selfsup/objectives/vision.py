@@ -255,7 +255,7 @@ class VisionRecipe(Recipe):
         return 3.0 * counter.get_total_flops()
 
     def flops_per_record(self) -> float:
-        return self.views * self._flops_per_image
+        return float(self.views * self._flops_per_image)
 
     @property
     def units_per_record(self) -> int:
