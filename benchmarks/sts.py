@@ -116,7 +116,8 @@ def main(arguments: list[str]) -> None:
     write(
         "sts",
         "Spearman correlation (percent) on the test part of STS-B: 2 layers, width 256, WordPiece of 2,048 tokens, "
-        f"features pooled and whitened as every run saves them; masked LM for {MASKED}, then SimCSE for {CONTRASTIVE} from it.",
+        "features pooled and whitened as every run saves them; masked LM for "
+        f"{MASKED}, then SimCSE for {CONTRASTIVE} from it.",
         {"seeds": list(seeds), "trained": trained, "random words": words},
         rows,
     )

@@ -35,7 +35,12 @@ TRAINED_ON, TESTED_ON = 10_000, 10_000
 SEEDS = 3
 LIMIT = 585.0  # seconds of one call
 AROUND = 60.0  # seconds of a part beside its training
-UNTRAINED: Figures = {"steps": 1, "batch": 16, "optim.lr": 1e-12, "optim.adamw_lr": 1e-12}
+UNTRAINED: Figures = {
+    "steps": 16,
+    "batch": 256,
+    "optim.lr": 1e-12,
+    "optim.adamw_lr": 1e-12,
+}  # statistics alone
 
 
 class Recipe(NamedTuple):

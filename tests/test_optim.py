@@ -90,6 +90,17 @@ def test_a_batch_of_equal_shapes_equals_torch_one_by_one() -> None:
     follow([nn.Parameter(s.clone()) for s in starts], [nn.Parameter(s.clone()) for s in starts], 0.1)
 
 
+def test_how_a_convolution_lies_in_memory_changes_nothing() -> None:
+    start, gradient = random(8, 4, 3, 3), random(8, 4, 3, 3, seed=1)
+    plain = nn.Parameter(start.clone())
+    spread = nn.Parameter(start.clone(memory_format=torch.channels_last))
+    for parameter in (plain, spread):
+        parameter.grad = gradient.clone(memory_format=torch.preserve_format)
+        Muon([parameter], 0.1, 0.1, 0.9).step(1.0)
+    assert not plain.equal(start)
+    assert spread.equal(plain)
+
+
 def test_a_convolution_is_a_matrix_of_its_filters() -> None:
     start = random(8, 3, 5, 5)
     follow([nn.Parameter(start.clone())], [nn.Parameter(start.flatten(1).clone())], 0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
@@ -16,12 +17,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "own_objective.py"
 SHORTER = {
     "--out runs/bert --budget 20m": "--out runs/bert --steps 8 model.preset=0.1m",
     "--init runs/bert --out runs/emb": "--init runs/bert --out runs/emb --steps 3 --batch 16",
+    "--budget 8m": "--steps 4 --batch 16 model.preset=vit-atto",
+    "--budget 30m": "--steps 3 --batch 8 model.preset=vit-atto",
+    "--budget 12m": "--steps 4 --batch 16 model.preset=vit-atto",
     "--budget 10m": "--budget 15s model.preset=0.1m",
     "--budget 1h": "--budget 20m",  # plan only
     "--steps 2000": "--steps 6 model.width=64",
@@ -53,7 +58,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with what README speaks of: books/, docs/, corpus.jsonl.gz, other.txt, sentences, pairs, reviews."""
+    """A directory with what README speaks of: texts (books/, docs/, …), sentences, pairs, reviews, photos/."""
     place = tmp_path_factory.mktemp("newcomer")
     text = files("selfsup").joinpath("data/samples/shakespeare.txt").read_text(encoding="utf-8")
     (place / "books").mkdir()
@@ -69,6 +74,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(pairs), place / "stsb-en-test.parquet")
     reviews = [{"text": line, "label": len(line) % 2} for line in lines[:80]]
     pq.write_table(pa.Table.from_pylist(reviews), place / "movie-reviews.parquet")
+    emoji = (
+        pq.read_table(str(files("selfsup").joinpath("data/samples/emoji.parquet"))).slice(0, 96).to_pylist()
+    )
+    for number, row in enumerate(emoji):
+        (place / "photos" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        picture.save(place / "photos" / str(number % 2) / f"{number}.jpg")
+    shutil.copy(place / "photos" / "0" / "0.jpg", place / "query.jpg")
     return place
 
 

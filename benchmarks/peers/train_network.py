@@ -17,13 +17,14 @@ from selfsup.launch import ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+
+    from selfsup.models.backbones import Opened
 
 sys.path.append(str(Path(__file__).parents[2]))  # whose networks these are
 
 
-def vectors(network: nn.Module, parquet: str, size: int) -> np.ndarray:
-    """What a network says of the middle of each image, in fp32, (n, dimension)."""
+def vectors(opened: Opened, parquet: str) -> np.ndarray:
+    """The vector of each image as the run defines it, in fp32, (n, dimension)."""
     import numpy as np
     import torch
 
@@ -31,14 +32,15 @@ def vectors(network: nn.Module, parquet: str, size: int) -> np.ndarray:
     from selfsup.views import centred
 
     images = open_images(parquet)
-    records = ImageRecords(images, np.arange(len(images)), size)
+    records = ImageRecords(images, np.arange(len(images)), opened.size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.eval().to(device)
+    network = opened.backbone.eval().to(device)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), 500):
             data = records.read(np.arange(start, min(start + 500, len(images))))
-            parts.append(network(centred(data["pixels"].to(device), data["sizes"].to(device), size)).cpu())
+            pixels = centred(data["pixels"].to(device), data["sizes"].to(device), opened.size)
+            parts.append(opened.features.map(network.embed(pixels, opened.features.pooling)).cpu())
     return torch.cat(parts).numpy()
 
 
@@ -48,10 +50,10 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
     import numpy as np
     import torch
-    from safetensors.torch import load_file
 
     import selfsup
     from benchmarks.networks import NETWORKS
+    from selfsup.models.backbones import open_backbone
 
     name, what, given, *kept = sys.argv[1:]
     settings = json.loads(given)
@@ -62,10 +64,9 @@ def main() -> None:
     elif not (run := selfsup.Run.open(what)).summary:
         run = selfsup.train(resume=what, model=network)
     if kept:
-        network.load_state_dict(load_file(run.model_directory / "model.safetensors"))
+        opened = open_backbone(run.model_directory, network)
         sources = dict(word.split("=", 1) for word in kept[1:])
-        size = run.settings()["data.size"]
-        np.savez(kept[0], **{part: vectors(network, file, size) for part, file in sources.items()})
+        np.savez(kept[0], **{part: vectors(opened, file) for part, file in sources.items()})
     print(json.dumps(run.summary))
 
 

@@ -102,16 +102,23 @@ class Muon(Part):
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov
         torch._foreach_mul_(list[Tensor](parameters), 1 - lr * self.weight_decay)
-        alike: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for parameter, direction in zip(parameters, ahead, strict=True):
             maps = self.stacks.get(parameter, 1)
-            for pair in zip(parameter.flatten(1).chunk(maps), direction.flatten(1).chunk(maps), strict=True):
-                flat = tuple(part.mT for part in pair) if len(pair[0]) > pair[0].shape[1] else pair
-                alike.setdefault(tuple(flat[0].shape), []).append(flat)
+            for target, part in zip(parameter.chunk(maps), direction.chunk(maps), strict=True):
+                matrix = part.flatten(1)
+                wide = matrix.mT if len(matrix) > matrix.shape[1] else matrix
+                alike.setdefault(tuple(wide.shape), []).append((target, wide))
         for shape, pairs in alike.items():
-            matrices, directions = zip(*pairs, strict=True)
-            updates = orthogonalize(torch.stack(directions), self.dtype).to(matrices[0].dtype)
-            torch._foreach_add_(list(matrices), list(updates.unbind()), alpha=-lr * 0.2 * max(shape) ** 0.5)
+            targets, directions = zip(*pairs, strict=True)
+            updates = orthogonalize(torch.stack(directions), self.dtype).to(targets[0].dtype)
+            turned = [_as(target, update) for target, update in zip(targets, updates.unbind(), strict=True)]
+            torch._foreach_add_(list(targets), turned, alpha=-lr * 0.2 * max(shape) ** 0.5)
+
+
+def _as(target: Tensor, update: Tensor) -> Tensor:
+    """A wide matrix in the shape of what it is an update of, however that lies in memory."""
+    return (update if len(update) == len(target) else update.mT).reshape(target.shape)
 
 
 class AdamW(Part):

@@ -217,7 +217,9 @@ def look_at(request: Request, objective: str, shown: int) -> Look:
         raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
     recipe = kind(settings, source)
     recipe.open(request.progress)
-    if len(recipe.images) - recipe.images.duplicates == 1:  # which no training would take, and yet can be looked at
+    if (
+        len(recipe.images) - recipe.images.duplicates == 1
+    ):  # which no training would take, and yet can be looked at
         settings.change("data.validation", 0.0, "one image")
     recipe.settle(Effort())
     seed, size = settings["train.seed"], len(recipe.train)

@@ -57,7 +57,7 @@ TEMPERATURES = (
     (0.04, 0.04),
     (0.04, 0.07),
 )  # of the teacher, of few images and of many
-WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix
+WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
 FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
 Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
 
@@ -114,11 +114,9 @@ class DINO(Objective):
         (B, 2, P) bool."""
         crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
         pixels, sizes = batch.data["pixels"], batch.data["sizes"]
-        whole = [
-            render(pixels, sizes, view, *place, number)
-            for number, view in enumerate((crops.first, crops.second))
-        ]
-        tensors = {"globals": torch.stack(whole, 1)}
+        first = render(pixels, sizes, crops.first, *place, 0)
+        second = render(pixels, sizes, crops.second, *place, 1)
+        tensors = {"globals": torch.stack((first, second), 1)}
         if crops.count:
             numbers = range(GLOBALS, GLOBALS + crops.count)
             tensors["locals"] = render_several(pixels, sizes, crops.local, *place, numbers).transpose(0, 1)
@@ -128,7 +126,7 @@ class DINO(Objective):
             counts["koleo"] = shown
         if self.weights["ibot"]:
             hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
-            tensors["hidden"] = hidden.to(pixels.device)
+            tensors["hidden"] = hidden.to(first.device)
             counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
         return Task(tensors, counts)
 

@@ -8,7 +8,7 @@ SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rat
 STARTED = 0.1  # of the learning rates from scratch, where weights are started from
 TOKENS_PER_PARAMETER = 8  # or patches of images
 WHITENED = 4096  # texts or images that features are whitened over
-FEWEST_WHITENED = 256  # of a run that has fewer steps than that
+FEWEST_WHITENED = 256  # of a run that saw less
 
 
 def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
@@ -23,8 +23,9 @@ def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
 
 
 def whitened_over(settings: Settings) -> int:
-    """Texts or images of the training part that features are whitened over: less of a short run, which would wait."""
-    return min(WHITENED, max(FEWEST_WHITENED, settings["train.steps"] or WHITENED))
+    """Texts or images of the training part that features are whitened over: of a short run about as many as it saw."""
+    seen: int = (settings["train.steps"] or WHITENED) * settings["train.batch"]
+    return min(WHITENED, max(FEWEST_WHITENED, seen))
 
 
 def power_of_two(value: float) -> int:

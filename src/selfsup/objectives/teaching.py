@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.distillation import at_least_single
+from selfsup.objectives.losses import at_least_single
 
 LONGEST_MEMORY = 250.0  # steps: a momentum of .996, what DINO begins with
 

@@ -249,13 +249,13 @@ class VisionRecipe(Recipe):
         """Of forward and backward; of a network of others the forward pass is counted."""
         size = self.settings["data.size"]
         if self.native:
-            return flops_per_image(self.vision_config(), size)
+            return float(flops_per_image(self.vision_config(), size))
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             self.backbone_look.eval().embed(torch.zeros(1, 3, size, size), self.pooling)
-        return 3.0 * counter.get_total_flops()
+        return float(3 * counter.get_total_flops())
 
     def flops_per_record(self) -> float:
-        return self.views * self._flops_per_image
+        return float(self.views * self._flops_per_image)
 
     @property
     def units_per_record(self) -> int:
