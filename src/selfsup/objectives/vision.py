@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from selfsup.data.images import ImageRecords, Images
     from selfsup.inference.pictures import Pictures
 
-LOOKED_AT = 256  # images whose size stands for all
 SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
 LARGEST = 224  # side of what a network sees, unless it is said
 SURPLUS = 1.5  # of that side, for the short side that images are kept at: a crop sees a part of them
@@ -62,9 +61,7 @@ class VisionRecipe(Recipe):
     example: ClassVar[str] = "sample:emoji"
     unit: ClassVar[str] = "images"
     useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
-    pooling: ClassVar[Pooling] = (
-        "mean"  # how an image becomes one vector, where patches do not say it themselves
-    )
+    pooling: ClassVar[Pooling] = "mean"  # how an image becomes one vector, where the network leaves it open
     adamw_lr: ClassVar[float] = 0.003
     views: float  # images that the network sees of a record, in units of one of full size
     images: Images
@@ -80,6 +77,9 @@ class VisionRecipe(Recipe):
         for key, default in TEXT_ONLY.items():
             if self.settings[key] != default:
                 raise UserError(f"{self.settings['objective']} has no use for {key}; leave it out.")
+        if (place := self.settings["model.init"]) is not None:  # for a resume from anywhere
+            place = str(Path(place).expanduser().absolute())
+            self.settings.change("model.init", place, self.settings.origin("model.init"))
         source = self.source if self.source is not None else data.source
         self.images = open_images(source, column=data.column, failures=data.failures, progress=progress)
 
@@ -89,11 +89,10 @@ class VisionRecipe(Recipe):
     def counts(self) -> dict[str, int]:
         return {"documents": len(self.images), "duplicates": self.images.duplicates}
 
-    @cached_property
+    @property
     def side(self) -> int:
-        """The median of the short sides of some of the images."""
-        chosen = np.arange(min(LOOKED_AT, len(self.images))) * len(self.images) // LOOKED_AT
-        return int(np.median([min(self.images.pixels(int(i)).shape[:2]) for i in chosen]))
+        """The median of the images' short sides."""
+        return int(np.median(self.images.sizes.min(1)))
 
     # -- sizes ---------------------------------------------------------------------------------------------
 
