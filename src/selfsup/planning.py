@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsup.config import Settings
 from selfsup.data.loader import Loader
+from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.machine import (
@@ -202,7 +203,17 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
     objective = recipe.build().to(machine.device)
     _trial_optimizer(objective, settings, machine)  # says so where there is nothing to train
-    batch = Loader(recipe.train, settings["train.seed"], 1, 1, 0).read(range(1)).to(machine.device)
+    loader = Loader(recipe.train, settings["train.seed"], 1, 1, 0)
+    one, two = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in (1, 2))
+    record = max(1, two - one)
+    size = most
+    while size > 1 and size * record > free_memory(machine.device) / 2:
+        size = -(-size // 2)
+    return size
+
+
+def _saved(objective: Objective, batch: Batch, machine: Machine) -> int:
+    """Bytes that are kept for the gradient of a batch, weights among them."""
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> Tensor:
@@ -211,12 +222,8 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
 
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
         gradients(objective, [batch], Processes.alone(), machine.autocast)
-    fixed = sum(parameter.nbytes for parameter in objective.parameters())
-    record = max(1, sum(held.values()) - fixed)
-    size = most
-    while size > 1 and size * record > free_memory(machine.device) / 2:
-        size = -(-size // 2)
-    return size
+    objective.zero_grad()
+    return sum(held.values())
 
 
 def _trial_optimizer(objective: Objective, settings: Settings, machine: Machine) -> Optimizer:

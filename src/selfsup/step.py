@@ -10,11 +10,11 @@ each micro-batch predicted again and differentiated with the cached gradient of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
@@ -95,7 +95,7 @@ def _cached(
     processes: Processes,
     autocast: Autocast,
 ) -> dict[str, Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), still_statistics(objective):
         parts = [
             predict(objective, batch, task, autocast) for batch, task in zip(batches, tasks, strict=True)
         ]
@@ -111,6 +111,20 @@ def _cached(
         torch.autograd.backward([outputs[name] for name in used], slices)
         start = stop
     return {term: value.detach() for term, value in sums.items()}
+
+
+@contextmanager
+def still_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep running averages of batch normalisation as they are: what is predicted twice is to count once."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 @torch.no_grad()

@@ -294,8 +294,14 @@ def _resume(
         before = processes.share(_extend(run, settings, length, origin) if processes.leads else None)
         for key in LENGTHS:
             settings.change(key, processes.share(settings[key]), processes.share(settings.origin(key)))
-    estimate = run.environment()["plan"]["steps"]
+    estimate = _expected(settings, run.environment()["plan"])
     return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
+
+
+def _expected(settings: Settings, plan: Mapping[str, Any]) -> int:
+    """Steps that a run is expected to make: as planned, or as many as another budget buys at the planned pace."""
+    budget, planned = settings["train.budget"], plan["settings"]["train"]["budget"]
+    return int(plan["steps"] if budget == planned or not planned else plan["steps"] * budget / planned)
 
 
 def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str) -> int | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from selfsup.cli.options import Column, Data, Json, Label, app, print_json, write_new
+from selfsup.cli.options import Column, Data, Json, Label, app, free_name, print_json, write_new
 from selfsup.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -90,7 +87,7 @@ def fill(
 def show(
     run: Annotated[Path, typer.Argument(help="a run of a vision transformer, or a model directory")],
     image: Annotated[list[Path], typer.Option(help="what it looks at; may be repeated")],
-    out: Annotated[Path, typer.Option(help="the picture to write, a .png")],
+    out: Annotated[Path | None, typer.Option(help="the picture to write, a .png")] = None,
     size: Annotated[
         int | None,
         typer.Option(help="short side it is looked at with; twice that of training without", min=1),
@@ -103,6 +100,7 @@ def show(
     from selfsup.report import to_stdout
 
     shown = look(run, image, size=size, seed=seed)
+    out = out or free_name("show", ".png")
     write_new(out, shown.to_png())
     if as_json:
         print_json(shown.to_json())

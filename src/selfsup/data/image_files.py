@@ -101,11 +101,21 @@ def size_of(image: Encoded) -> tuple[int, int]:
 
 
 def hash_of(image: Encoded) -> int:
-    """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all."""
+    """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all.
+
+    Of a file that may hold its pixels one by one, all: its ends may be margins alone.
+    """
+    if isinstance(image, bytes) and stored_plainly(image):
+        return _hash(str(len(image)), image)
     if isinstance(image, bytes):
         return hash_of_ends(len(image), image[:END], image[max(len(image) - END, END) :])
     array = np.asarray(image)
     return _hash(str(array.shape), np.ascontiguousarray(array).data)
+
+
+def stored_plainly(head: bytes) -> bool:
+    """Whether a file is BMP or TIFF, by its first bytes."""
+    return head.startswith((b"BM", b"II*\0", b"MM\0*"))
 
 
 def hash_of_ends(length: int, head: bytes, tail: bytes) -> int:

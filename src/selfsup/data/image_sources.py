@@ -44,7 +44,7 @@ def find_store(
         if all(isinstance(item, Path) for item in source):
             files = list(itertools.chain.from_iterable(_find(cast(Path, path)) for path in source))
             name = f"{source[0]} and {len(source) - 1} more" if source[1:] else str(source[0])
-            return _of_files(name, sorted(set(files)), column, label, failures, progress)
+            return _of_files(name, files, column, label, failures, progress)
         return _of_objects(cast("Sequence[Any]", source))
     if isinstance(source, str) and source.startswith("sample:"):
         return _of_files(source, [file_at(sample_file(source))], column, label, failures, progress)
@@ -87,14 +87,17 @@ def _below_or_at(path: Path) -> Iterable[File]:
     return _below(str(path)) if path.is_dir() else [file_at(path)]
 
 
-def _below(folder: str) -> Iterator[File]:
-    """All files in a folder and the folders in it but hidden ones."""
+def _below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[File]:
+    """All files in a folder and the folders in it but hidden ones; links are followed, but not back up."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _below(entry.path)
+            if entry.is_dir():
+                yield from _below(entry.path, above | {here})
             elif entry.is_file() and kind_of(entry.name):
                 status = entry.stat()
                 yield File(entry.path, status.st_size, status.st_mtime_ns)

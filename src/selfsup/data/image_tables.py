@@ -137,7 +137,8 @@ def _image_column(where: str, schema: Any, wanted: str | None) -> str:
     if wanted is not None:
         require_column(where, schema.names, wanted)
         kind = schema.field(wanted).type
-        if not _is_image(kind) and not pa.types.is_string(kind):
+        of_paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not _is_image(kind) and not of_paths:
             raise UserError(f"The column {wanted!r} of {where} holds {kind}, no images: name another one.")
         return wanted
     images = [field.name for field in schema if _is_image(field.type)]

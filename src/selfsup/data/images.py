@@ -336,7 +336,7 @@ def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
         size = size_of(head)
     except BadImage:
         size = size_of(span.read())  # some formats have their header elsewhere
-    return hash_of_ends(span.size, head, tail), size
+    return (hash_of(span.read()) if stored_plainly(head) else hash_of_ends(span.size, head, tail)), size
 
 
 def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
@@ -386,7 +386,7 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
     """The classes of images as numbers, and the names of the numbers."""
     if store.labels is None:
         return None, ()
-    values = [store.labels[number] for number in good]
+    values = [_whole(store.labels[number]) for number in good]
     if store.classes is not None:
         known = range(len(store.classes))
         return np.array([value if value in known else -1 for value in values], np.int64), store.classes
@@ -394,6 +394,11 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
     numbers = {value: number for number, value in enumerate(there)}
     labels = [numbers[value] if isinstance(value, int | str) and value in numbers else -1 for value in values]
     return (np.array(labels, np.int64), tuple(map(str, there))) if there else (None, ())
+
+
+def _whole(value: object) -> object:
+    """A class as a whole number where a table has it as a float: with one missing, pandas writes them so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _order(value: object) -> tuple[int, int, str]:

@@ -62,9 +62,10 @@ class Loader:
                 first += 1
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as threads:
             queue: deque[list[Future[Batch]]] = deque()
+            ahead = max(1, AHEAD * self.workers // max(1, len(self.places(first))))  # steps
             try:
                 while True:
-                    while len(queue) <= AHEAD * self.workers:
+                    while len(queue) <= ahead:
                         step = first + len(queue)
                         queue.append([threads.submit(self.read, place) for place in self.places(step)])
                     yield [future.result() for future in queue.popleft()]

@@ -166,6 +166,11 @@ def open_split(request: Request) -> Split:
             f"{test.name} has no class of {data.name} ({test.labels[0]!r} is none of those, such as "
             f"{data.labels[0]!r}); name the column of the class with --label."
         )
+    shared = {item.identity for item in data.items} & {item.identity for item in test.items}
+    if shared:
+        log.warning(
+            "%d records of %s are in %s too, where they tell their class.", len(shared), test.name, data.name
+        )
     both = Labelled(data.items + test.items, data.labels + test.labels, data.name)
     tested = np.arange(len(both.items)) >= len(data.items)
     read, features = embed(request, both.items)
@@ -203,6 +208,10 @@ def read_labelled(request: Request, source: object) -> Labelled:
     collection = open_collection(request, source)
     found = list(collection.labelled())
     report_skipped(collection)
+    if not found:
+        raise UserError(
+            f"None of the records of {collection.name} has a class; give others, or name the column with --label."
+        )
     return Labelled([item for item, _ in found], [label for _, label in found], collection.name)
 
 

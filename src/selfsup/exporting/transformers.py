@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from selfsup.errors import UserError
 from selfsup.exporting import Exported
 from selfsup.files import whole_directory
 from selfsup.models.huggingface import read_json
@@ -14,7 +15,12 @@ from selfsup.run import find_model
 def write(source: Path, directory: Path) -> Exported:
     """Copy the model directory of `source` to `directory`."""
     model = find_model(source)
-    architectures = read_json(model / "config.json").get("architectures") or ["AutoModel"]
+    config = read_json(model / "config.json")
+    if "model_type" not in config:
+        raise UserError(
+            f"{source} holds a network that transformers does not know; one of timm's opens there."
+        )
+    architectures = config.get("architectures") or ["AutoModel"]
     with whole_directory(directory) as temporary:
         shutil.copytree(model, temporary, dirs_exist_ok=True)
     opens_with = f"transformers.{architectures[0]}.from_pretrained({str(directory)!r})"

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -197,6 +198,12 @@ def open_picture(image: object) -> Item:
 
 
 def _absolute(place: str) -> str:
-    """A place with the absolute path of its file: `photos/cat.jpg`, `train.parquet, row 3`."""
-    file = place if os.path.isfile(place) else place.rpartition(", ")[0]
-    return os.path.abspath(place) if os.path.isfile(file) else place
+    """A place with the absolute path of its file: `photos/cat.jpg`, `train.parquet, row 3`; in valid UTF-8."""
+    known = os.path.isfile(place) or _is_file(place.rpartition(", ")[0])
+    return os.fsencode(os.path.abspath(place) if known else place).decode("utf-8", "backslashreplace")
+
+
+@lru_cache(maxsize=1024)
+def _is_file(path: str) -> bool:
+    """Of a file that many rows are in."""
+    return os.path.isfile(path)

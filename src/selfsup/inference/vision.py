@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.data.image_files import decode
+from selfsup.data.image_files import BadImage, decode
 from selfsup.data.images import Unreadable
+from selfsup.errors import UserError
 from selfsup.inference.items import Item, Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_device, find_precision
@@ -162,7 +163,12 @@ class ImageModel:
 def _pixels(image: Any, least: int) -> Pixels | None:
     """The pixels of an image, decoded where it is not yet; None where it cannot be read."""
     if not isinstance(image, Stored | Viewed):
-        return decode(image, least)
+        try:
+            return decode(image, least)
+        except BadImage as error:
+            raise UserError(
+                f"An image cannot be read ({error}); give uint8 arrays (height, width, 3) or PIL images."
+            ) from None
     try:
         return image.pixels(least)
     except Unreadable:

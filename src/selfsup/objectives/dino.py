@@ -38,7 +38,7 @@ from selfsup.objectives.distillation import (
 from selfsup.objectives.losses import at_least_single
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
-from selfsup.objectives.vision import VisionRecipe
+from selfsup.objectives.vision import ROUND, ROUND_FROM, VisionRecipe
 from selfsup.seeding import generator
 from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
 
@@ -205,7 +205,9 @@ class DINO(Objective):
     @torch.no_grad()
     def _targets(self, kind: str, vectors: Tensor, prototypes: Tensor, collectives: Collectives) -> Tensor:
         """What the teacher says of (n, bottleneck): (n, K), in fp32 or wider."""
-        logits = vectors @ prototypes.to(vectors.dtype).T
+        logits = (
+            at_least_single(vectors) @ at_least_single(prototypes).T
+        )  # divided by .04: bf16 would be noise
         temperature = self.teaching.temperature(self.done / self.steps)
         if self.teaching.targets == "sinkhorn":
             return sinkhorn_knopp(logits, temperature, collectives)
@@ -270,7 +272,8 @@ class DINORecipe(VisionRecipe):
         super()._settle_size()
         settings = self.settings
         size, patch = settings["data.size"], settings["model.patch"] or 1
-        local = max(1, round(LOCAL_SHARE * size / patch)) * patch
+        step = ROUND if patch == 1 and size >= ROUND_FROM else patch
+        local = max(1, round(LOCAL_SHARE * size / step)) * step
         settings.settle("dino.local_size", local, "image size")
         settings.settle("dino.local_crops", LOCAL_CROPS, "recipe")
         if settings["dino.local_size"] % patch:
@@ -311,7 +314,8 @@ class DINORecipe(VisionRecipe):
             return
         side = options.local_size or 1
         try:
-            self.backbone_look.eval().embed(torch.zeros(1, 3, side, side), self.pooling)
+            look = copy.deepcopy(self.backbone_look).cpu().eval()  # it may be the one that is in training
+            look.embed(torch.zeros(1, 3, side, side), self.pooling)
         except (RuntimeError, ValueError, TypeError, AssertionError):
             raise UserError(
                 f"{self._named} takes no images of {side} × {side} pixels, the size of the local crops; give "
@@ -368,7 +372,7 @@ class DINORecipe(VisionRecipe):
         """Of a record, in the mean."""
         if not self.settings["dino.ibot"]:
             return 0.0
-        patches = (self.settings["data.size"] // self.settings["model.patch"]) ** 2
+        patches = (self.settings["data.size"] // self.backbone_look.config.patch) ** 2
         return float(GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * patches)
 
     def facts(self) -> dict[str, str]:

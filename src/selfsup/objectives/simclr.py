@@ -84,6 +84,10 @@ class SimCLRRecipe(VisionRecipe):
 
     def settle(self, effort: Effort) -> None:
         super().settle(effort)
+        if self.settings["train.batch"] < 2:
+            raise UserError(
+                "simclr tells the images of a batch apart, so it needs 2 or more; give more images or a larger --batch."
+            )
         kind = int(self.settings["data.size"] > SMALL)
         self.settings.settle("simclr.temperature", TEMPERATURES[kind], "image size")
         self.settings.settle("simclr.crop", CROPS[kind], "image size")

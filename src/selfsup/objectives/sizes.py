@@ -5,6 +5,7 @@ from __future__ import annotations
 from selfsup.config import Settings
 
 SPECTRAL_LR = 0.0225  # singular values of Muon's update, times its learning rate: 0.01 at width 128
+MATRICES_BY_ADAMW = 1e-3  # usual for small models
 STARTED = 0.1  # of the learning rates from scratch, where weights are started from
 TOKENS_PER_PARAMETER = 8  # or patches of images
 WHITENED = 4096  # texts or images that features are whitened over
@@ -18,7 +19,9 @@ def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
     """
     started = settings["model.init"] is not None
     share, origin = (STARTED, "init") if started else (1.0, "size")
-    settings.settle("optim.lr", float(f"{share * SPECTRAL_LR / (0.2 * width**0.5):.3g}"), origin)
+    muon = SPECTRAL_LR / (0.2 * width**0.5)
+    rate = muon if settings["optim.matrices"] == "muon" else min(muon, MATRICES_BY_ADAMW)
+    settings.settle("optim.lr", float(f"{share * rate:.3g}"), origin)
     settings.settle("optim.adamw_lr", share * adamw_lr, origin if started else "recipe")
 
 

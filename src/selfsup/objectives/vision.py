@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +22,7 @@ from selfsup.config import nearest
 from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.errors import UserError
-from selfsup.models.backbones import TIMM, AnyBackbone, adapt, open_timm, save_backbone
+from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm, save_backbone
 from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from selfsup.inference.pictures import Pictures
 
 SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
+ROUND, ROUND_FROM = 32, 64  # what sides are multiples of for networks of others, from which side on
 LARGEST = 224  # side of what a network sees, unless it is said
 SURPLUS = 1.5  # of that side, for the short side that images are kept at: a crop sees a part of them
 FEWEST_STEPS = 300  # a batch leaves room for
@@ -112,6 +115,12 @@ class VisionRecipe(Recipe):
     def _settle_size(self) -> None:
         settings = self.settings
         side = min(self.side, LARGEST)
+        if (own := self._own_size()) is not None:
+            settings.settle("data.size", own, "network")
+            if settings["data.size"] != own:
+                raise UserError(f"The network sees images of {own} pixels, so leave data.size out.")
+        elif not self.native and side >= ROUND_FROM:
+            side = side // ROUND * ROUND  # which patches and strides of others divide
         if self.native and self.origin is None:
             settings.settle("model.patch", next(patch for most, patch in SIZES if side <= most), "image size")
         elif self.origin is not None:
@@ -122,6 +131,12 @@ class VisionRecipe(Recipe):
             raise UserError(
                 f"data.size {settings['data.size']} is no multiple of model.patch {patch}; give one that is."
             )
+
+    def _own_size(self) -> int | None:
+        """The side of images that a network from Python was made for, where it says so."""
+        if isinstance(self.module, VisionTransformer):
+            return self.module.config.size
+        return self.module.size if isinstance(self.module, Adapted) else None
 
     def _records(self) -> None:
         from selfsup.data.images import ImageRecords, split_images
@@ -168,6 +183,8 @@ class VisionRecipe(Recipe):
                 )
             return
         if self.origin is not None:
+            if settings["model.preset"] != "auto":
+                raise UserError(f"{settings['model.init']} brings its own shape, so leave model.preset out.")
             for name in ("layers", "width", "heads", "mlp", "registers", "patch"):
                 found, asked = getattr(self.origin.config, name), settings[f"model.{name}"]
                 if asked not in (None, found):
@@ -249,8 +266,9 @@ class VisionRecipe(Recipe):
         size = self.settings["data.size"]
         if self.native:
             return float(flops_per_image(self.vision_config(), size))
+        network = copy.deepcopy(self.backbone_look).cpu().eval()  # it may be the one that is in training
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            self.backbone_look.eval().embed(torch.zeros(1, 3, size, size), self.pooling)
+            network.embed(torch.zeros(1, 3, size, size), self.pooling)
         return float(3 * counter.get_total_flops())
 
     def flops_per_record(self) -> float:
@@ -270,6 +288,15 @@ class VisionRecipe(Recipe):
             + (f" ({counted})" if counted else ""),
             "images": f"{len(self.train):,} for training, {held_out:,} held out, seen at {size} × {size} pixels",
             "model": self._describe_model(),
+        } | self._normalised_together()
+
+    def _normalised_together(self) -> dict[str, str]:
+        """Of networks with batch normalisation: images that meet in it, so that micro-batches are no mere split."""
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+        if not any(isinstance(part, norms) for part in self.backbone_look.modules()):
+            return {}
+        return {
+            "batch norm": "over the images of a micro-batch in one process: another train.micro_batch is another run"
         }
 
     def _describe_model(self) -> str:
@@ -289,7 +316,8 @@ class VisionRecipe(Recipe):
         return ImageModel(network, self.definition(objective), self.settings["data.size"])
 
     def measurable(self, by_class: bool) -> bool:
-        has_classes = self.images.labels is not None
+        labels = self.images.labels
+        has_classes = labels is not None and bool((labels >= 0).any())
         return self.settings["data.validation"] > 0 and (has_classes or not by_class)
 
     def examples(self, by_class: bool, records: int) -> tuple[object, object]:
@@ -335,6 +363,8 @@ class VisionRecipe(Recipe):
         return lambda exactness: CARD.format(
             name=Path(source).stem if "/" in source else source,
             objective=self.settings["objective"],
+            layout="DINOv3 ViT" if self.native else self.settings["model.preset"],
+            library="transformers" if self.native else "selfsup",
             model=self._describe_model(),
             steps=summary["steps"],
             loss=f"{summary['loss']:.4f} on the held-out part" if "loss" in summary else "not measured",
@@ -345,7 +375,7 @@ class VisionRecipe(Recipe):
 
 CARD = """\
 ---
-library_name: transformers
+library_name: {library}
 pipeline_tag: image-feature-extraction
 tags: [selfsup]
 ---
@@ -354,7 +384,7 @@ tags: [selfsup]
 {model}, trained by {objective} with selfsup: {steps:,} steps on images of {size} × {size} pixels, no labels.
 
 - Validation loss: {loss}
-- Layout: DINOv3 ViT; {exactness}
+- Layout: {layout}; {exactness}
 - Features: see features.json
 
 ```python
