@@ -94,7 +94,7 @@ def first_images(source: Path, count: int, place: Path) -> Path:
     """A parquet file of the first images of another."""
     import pyarrow.parquet as pq
 
-    file = place / f"first-{count}.parquet"
+    file = place / f"{source.stem}-first-{count}.parquet"
     pq.write_table(pq.read_table(source).slice(0, count), file)
     return file
 

@@ -145,6 +145,9 @@ class SimCSEConfig(Section):
 
 class SimCLRConfig(Section):
     temperature: Rate | None = Field(None, description="by which cosine similarities are divided")
+    crop: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
+        None, description="least share of an image that a view shows"
+    )
     projection: Count = Field(128, description="dimension in which views are compared")
 
 

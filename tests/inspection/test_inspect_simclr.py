@@ -111,7 +111,7 @@ def test_without_a_run_the_task_is_shown_alone(drawings: Path) -> None:
     assert inspection.seed == 3
     content = json.loads(json.dumps(inspection.to_json()))
     assert [len(image["views"]) for image in content["images"]] == [2] * 6
-    assert content["view"]["scale"] == [0.08, 1.0]
+    assert content["view"]["scale"] == [0.2, 1.0]
     shown = printed(inspection, width=60)
     assert "Hidden: which two views come from the same image" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 60

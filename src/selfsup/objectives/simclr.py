@@ -25,6 +25,7 @@ from selfsup.views import View, render_several, simclr_view
 
 SMALL = 96  # pixels, up to which images are small
 TEMPERATURES = (0.5, 0.1)  # for small images (Chen et al. 2020, appendix B.9), and for others (table 5)
+CROPS = (0.2, 0.08)  # least share of an image that a view shows: of small ones measured, of others appendix A
 
 
 class ProjectionHead(nn.Sequential):
@@ -83,19 +84,27 @@ class SimCLRRecipe(VisionRecipe):
 
     def settle(self, effort: Effort) -> None:
         super().settle(effort)
-        small = self.settings["data.size"] <= SMALL
-        self.settings.settle("simclr.temperature", TEMPERATURES[0 if small else 1], "image size")
+        kind = int(self.settings["data.size"] > SMALL)
+        self.settings.settle("simclr.temperature", TEMPERATURES[kind], "image size")
+        self.settings.settle("simclr.crop", CROPS[kind], "image size")
 
     def build(self) -> SimCLR:
         options, network = self.settings.config.simclr, self.backbone()
         with seeded(self.settings["train.seed"], "head"):
             head = ProjectionHead(network.dimension, options.projection)
-        view = simclr_view(self.settings["data.size"])
+        view = simclr_view(self.settings["data.size"], (self.settings["simclr.crop"], 1.0))
         return SimCLR(network, head, view, self.pooling, options.temperature or 1.0)
 
     def network(self, objective: Objective) -> AnyBackbone:
         assert isinstance(objective, SimCLR)
         return objective.network
+
+    def facts(self) -> dict[str, str]:
+        size, crop = self.settings["data.size"], self.settings["simclr.crop"]
+        return super().facts() | {
+            "views": f"two of {size} × {size} pixels, of {crop:.0%} to 100% of an image "
+            f"({self.settings.origin('simclr.crop')})"
+        }
 
     @property
     def chance(self) -> float:
