@@ -165,7 +165,7 @@ class DINOConfig(Section):
     )
     warmup: Share = Field(0.3, description="share of the run in which the teacher's temperature rises")
     memory: Annotated[Real, Field(gt=0, le=1)] = Field(
-        0.02, description="share of the run that the teacher averages the student over at first"
+        0.005, description="share of the run that the teacher averages the student over at first"
     )
     frozen: Share = Field(0.01, description="share of the run in which the prototypes stay as they are")
     local_crops: Annotated[Whole, Field(ge=0)] | None = Field(

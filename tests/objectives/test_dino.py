@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from test_distillation import plain_koleo, plain_sinkhorn_knopp
 from torch import Tensor, nn
 
@@ -496,6 +497,18 @@ def test_flops_count_the_head() -> None:
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(UserError, match=r"dino\.local_size 15 is no multiple of model\.patch 4"):
         settled(pictures(40), **{"dino.local_size": 15})
+    with pytest.raises(UserError, match="Sequential cannot hide patches, which only vision transformers"):
+        settled(pictures(40), pooled_convolution(), **{"dino.ibot": 1})
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+    with pytest.raises(
+        UserError, match=r"takes no images of 14 × 14 pixels.*dino\.local_size=32 or dino\.local_c"
+    ):
+        settled(pictures(40), flat)
+    assert settled(pictures(40), flat, **{"dino.local_size": 32}).settings["dino.ibot"] == 0
+
+
+def pooled_convolution() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU())
 
 
 TINY: dict[str, Any] = {
@@ -531,6 +544,29 @@ def test_a_run_leaves_the_teacher(tmp_path: Path) -> None:
     for name, value in saved.items():
         assert torch.equal(value, state[f"teacher.backbone.{name}"])
     assert state["_extra_state"].tolist() == [8, 8]
+
+
+def test_a_run_of_a_network_from_python(tmp_path: Path) -> None:
+    """Without hidden patches; what is left is the teacher's network."""
+    module, given = pooled_convolution(), {name: TINY[name] for name in TINY if name != "model"}
+    run = selfsup.train("dino", data=pictures(60), model=module, out=tmp_path / "run", **given)
+    assert run.settings()["dino.ibot"] == 0
+    assert "ibot" not in run.metrics()[0]
+    newest = run.checkpoints(3).newest()
+    assert newest is not None
+    saved = load_file(run.model_directory / "model.safetensors")
+    for name, value in saved.items():
+        assert torch.equal(value, newest.tensors["model"][f"teacher.backbone.network.{name}"])
+
+
+def test_a_run_of_a_network_of_timm(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    given = {name: TINY[name] for name in TINY if name != "model"}
+    run = selfsup.train(
+        "dino", data=pictures(40), model="timm:test_resnet", out=tmp_path / "run", **{**given, "steps": 2}
+    )
+    assert run.settings()["dino.bottleneck"] > 0
+    assert math.isfinite(run.summary["loss"])
 
 
 @pytest.mark.parametrize("kind", ["sinkhorn", "centring"])

@@ -398,7 +398,7 @@ class DINORecipe(VisionRecipe):
             "hidden": masked,
             "head": f"{options.prototypes:,} prototypes{why('prototypes')} in {options.bottleneck} dimensions, hidden "
             f"width {options.hidden:,}{why('hidden')}; prototypes move after {options.frozen:.0%} of the run",
-            "teacher": f"an average over {options.memory:.0%} of the run at first (at most {LONGEST_MEMORY:g} steps), "
+            "teacher": f"an average over {options.memory:.1%} of the run at first (at most {LONGEST_MEMORY:g} steps), "
             f"ever more of it; {options.targets}; temperature {course}{why('teacher_temperature')}",
             "knowing nothing": f"{chance:.3f} in the terms dino and ibot, and in the teacher's entropy",
         }
