@@ -457,7 +457,7 @@ def test_sizes_follow_the_images() -> None:
     small = settled(pictures(40), **{"model.preset": "vit-atto"})
     options = small.settings.config.dino
     assert (options.local_size, options.local_crops, options.prototypes) == (16, 6, 256)
-    assert (options.hidden, options.bottleneck, options.ibot) == (256, 64, 1.0)
+    assert (options.hidden, options.bottleneck, options.ibot) == (256, 64, 0.2)
     assert small.settings.origin("dino.prototypes") == "number of images"
     assert small.views == pytest.approx(2 * 4 / 3 + 6 / 4)
     large = settled(pictures(20, 224), **{"model.preset": "vit-atto"})
@@ -477,7 +477,7 @@ def test_prototypes_follow_the_number_of_images(images: int, prototypes: int) ->
 def test_the_plan_says_it_all() -> None:
     facts = settled(pictures(40), **{"model.preset": "vit-atto"}).facts()
     assert facts["crops"].startswith("2 of 32 × 32, 6 (recipe) of 16 × 16 pixels (image size)")
-    assert facts["hidden"] == "10% to 50% of the patches of 50% of the global crops, weight 1"
+    assert facts["hidden"] == "10% to 50% of the patches of 50% of the global crops, weight 0.2"
     assert "256 prototypes (number of images)" in facts["head"]
     assert f"{math.log(256):.3f} in the terms dino and ibot" in facts["knowing nothing"]
     bare = settled(pictures(40), **{"model.preset": "vit-atto", "dino.ibot": 0, "dino.local_crops": 0})

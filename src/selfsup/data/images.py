@@ -33,7 +33,16 @@ from torch import Tensor
 
 from selfsup.data.cache import kept_table
 from selfsup.data.formats import Malformed
-from selfsup.data.image_files import BadImage, Pixels, decode, hash_of, hash_of_ends, reduced, size_of
+from selfsup.data.image_files import (
+    BadImage,
+    Pixels,
+    decode,
+    hash_of,
+    hash_of_ends,
+    reduced,
+    size_of,
+    stored_plainly,
+)
 from selfsup.data.image_sources import find_store
 from selfsup.data.image_stores import FORMAT, SHARE, Progress, Store
 from selfsup.data.sources import NAMED, Skipped, Tally, too_many

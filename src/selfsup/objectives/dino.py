@@ -45,6 +45,7 @@ from selfsup.views import View, block_patches, dino_global, dino_local, dino_sec
 GLOBALS = 2
 HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022)
 MASKED = 0.5  # of the global crops
+IBOT = 0.2  # weight: at 1, that of Zhou et al. (2022), short runs learn less of the whole image
 CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, appendix
 LOCAL_SHARE = 0.45  # of the side of a global crop: 96 of 224 pixels, 16 of 32
 LOCAL_CROPS = 6
@@ -293,7 +294,7 @@ class DINORecipe(VisionRecipe):
                 "dino.ibot out."
             )
         self._see_local_crops()
-        settings.settle("dino.ibot", 1.0 if hides else 0.0, "model")
+        settings.settle("dino.ibot", IBOT if hides else 0.0, "model")
         few, many = PROTOTYPES
         wanted = min(max(len(self.images) // IMAGES_PER_PROTOTYPE, few), many)
         settings.settle("dino.prototypes", power_of_two(wanted), "number of images")

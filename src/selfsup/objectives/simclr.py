@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_small_batch
+from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer

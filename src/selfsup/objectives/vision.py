@@ -296,7 +296,7 @@ class VisionRecipe(Recipe):
         if not any(isinstance(part, norms) for part in self.backbone_look.modules()):
             return {}
         return {
-            "batch norm": "over the images of a micro-batch in one process: another train.micro_batch is another run"
+            "statistics": "of a micro-batch in one process: another train.micro_batch is another training"
         }
 
     def _describe_model(self) -> str:
