@@ -373,7 +373,9 @@ class DINORecipe(VisionRecipe):
         """Of a record, in the mean."""
         if not self.settings["dino.ibot"]:
             return 0.0
-        patches = (self.settings["data.size"] // self.backbone_look.config.patch) ** 2
+        patches = (
+            self.settings["data.size"] // cast(VisionTransformer, self.backbone_look).config.patch
+        ) ** 2
         return float(GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * patches)
 
     def facts(self) -> dict[str, str]:
