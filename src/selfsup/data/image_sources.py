@@ -87,9 +87,10 @@ def _below_or_at(path: Path) -> Iterable[File]:
     return _below(str(path)) if path.is_dir() else [file_at(path)]
 
 
-def _below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[File]:
+def _below(folder: str, above: frozenset[str] | None = None) -> Iterator[File]:
     """All files in a folder and the folders in it but hidden ones; links are followed, but not back up."""
     here = os.path.realpath(folder)
+    above = frozenset(map(str, Path(here).parents)) if above is None else above
     if here in above:
         return
     with os.scandir(folder) as entries:

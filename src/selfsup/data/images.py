@@ -341,11 +341,14 @@ def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
         return hash_of(image), size_of(image)
     span = store.span(number)
     head, tail = span.ends()
+    if stored_plainly(head):
+        whole = span.read()
+        return hash_of(whole), size_of(whole)
     try:
         size = size_of(head)
     except BadImage:
         size = size_of(span.read())  # some formats have their header elsewhere
-    return (hash_of(span.read()) if stored_plainly(head) else hash_of_ends(span.size, head, tail)), size
+    return hash_of_ends(span.size, head, tail), size
 
 
 def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
