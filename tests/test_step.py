@@ -190,3 +190,19 @@ def test_evaluation_leaves_no_gradient() -> None:
     objective = Uneven().eval()
     evaluate(objective, [batch_of(RECORDS)], ALONE)
     assert all(gradient is None for gradient in gradients_of(objective))
+
+
+def test_running_statistics_count_once_though_batches_are_predicted_twice() -> None:
+    """Of batch normalisation; a separable objective predicts once, a coupled one twice, through gradient caching."""
+    averages = []
+    for kind in (Uneven, Joined):
+        objective = kind()
+        objective.network.insert(0, nn.BatchNorm1d(4).double())
+        gradients(objective, [batch_of([0, 1, 2]), batch_of([3, 4, 5])], ALONE)
+        norm = objective.network[0]
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert norm.momentum == 0.1
+        averages.append(norm.running_mean)
+    assert averages[0] is not None
+    torch.testing.assert_close(averages[0], averages[1])
+    assert averages[0].abs().max() > 0

@@ -191,3 +191,22 @@ def test_a_test_source_of_other_classes_is_refused(model: Path, photos: Path, tm
         (other / colour).rename(other / f"dark {colour}")
     with pytest.raises(UserError, match="has no class of"):
         evaluate(model, data=photos, test=other, protocol="knn-20")
+
+
+def test_a_source_whose_classes_are_all_missing_is_refused(model: Path, photos: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": path.read_bytes(), "label": number % 2} for number, path in enumerate(photos.rglob("*.png"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bank.parquet")
+    nothing = pa.Table.from_pylist([{"image": row["image"], "label": None} for row in rows])
+    nothing = nothing.set_column(1, "label", pa.nulls(len(rows), pa.int64()))
+    pq.write_table(nothing, tmp_path / "test.parquet")
+    with pytest.raises(UserError, match="class"):
+        evaluate(model, data=tmp_path / "bank.parquet", test=tmp_path / "test.parquet", protocol="knn-20")
+
+
+def test_a_test_source_that_lies_in_the_bank_is_named(
+    model: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(model, data=photos, test=photos, protocol="knn-20")
+    assert "tell their class" in caplog.text

@@ -18,6 +18,7 @@ from torch import Tensor
 from selfsup.config import Settings
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
+from selfsup.errors import UserError
 from selfsup.models.dinov3 import read_vision
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort
@@ -174,3 +175,14 @@ def test_the_temperature_suits_the_size_of_the_images(size: int, expected: float
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=12))
     assert recipe.build().temperature == expected
+
+
+def test_one_image_has_none_to_be_told_from(train_vision: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs 2 or more"):
+        train_vision(tmp_path / "run", "simclr", batch=1)
+
+
+def test_weights_to_start_from_bring_their_shape(train_vision: Train, tmp_path: Path) -> None:
+    run = train_vision(tmp_path / "first", "simclr", steps=1)
+    with pytest.raises(UserError, match="brings its own shape"):
+        train_vision(tmp_path / "second", "simclr", init=str(run.directory), model="vit-atto")
