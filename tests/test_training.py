@@ -18,15 +18,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Train
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selfsup
+from selfsup.config import Settings
 from selfsup.data.records import Batch
 from selfsup.errors import Interrupted
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.report import Reporter
 from selfsup.run import Run
+from selfsup.training import _expected
 
 # -- an objective of one's own -------------------------------------------------------------------------------
 
@@ -545,3 +549,12 @@ def test_a_signal_saves_this_very_step_and_says_how_to_go_on(
 
 def test_settings_are_not_shared_between_trainings(finished: Run) -> None:
     assert finished.settings()["model.layers"] == TINY["model"]["layers"] == 1
+
+
+@given(steps=st.integers(1, 10**7), budget=st.floats(0.1, 1e6))
+def test_a_resumed_run_expects_what_was_planned(steps: int, budget: float) -> None:
+    """To the step, since schedules follow it; another budget buys as many more as it is longer."""
+    plan = {"steps": steps, "settings": {"train": {"budget": budget}}}
+    assert _expected(Settings(("test", {"budget": budget})), plan) == steps
+    assert _expected(Settings(("test", {"budget": 2 * budget})), plan) == 2 * steps
+    assert _expected(Settings(("test", {"steps": 7})), plan) == steps

@@ -301,7 +301,7 @@ def _resume(
 def _expected(settings: Settings, plan: Mapping[str, Any]) -> int:
     """Steps that a run is expected to make: as planned, or as many as another budget buys at the planned pace."""
     budget, planned = settings["train.budget"], plan["settings"]["train"]["budget"]
-    return int(plan["steps"] * budget / planned if budget and planned else plan["steps"])
+    return round(plan["steps"] * budget / planned) if budget and planned else int(plan["steps"])
 
 
 def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str) -> int | None:

@@ -207,14 +207,9 @@ def save_backbone(
         wide = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
         save_tensors(wide, temporary / "model.safetensors")
         features.write(temporary)
-        if backbone.timm is None:
-            difference, statement = (
-                None,
-                f"weights by the names of {_class(backbone.network)}, which opens them",
-            )
-        else:
-            difference = _timm_parity(temporary, backbone)
-            statement = exactness(difference, "timm")
+        difference = None if backbone.timm is None else _timm_parity(temporary, backbone)
+        opens = f"weights by the names of {_class(backbone.network)}, which opens them"
+        statement = opens if backbone.timm is None else exactness(difference, "timm")
         (temporary / "README.md").write_text(card(statement), encoding="utf-8")
     return difference
 
