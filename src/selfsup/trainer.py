@@ -192,7 +192,9 @@ class Trainer:
     def _watched_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each part of the objective that is worth a figure of its own."""
         return {
-            f"grad_norm_{name}": nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])
+            f"grad_norm_{name}": nn.utils.get_total_norm(
+                [p.grad for p in part.parameters() if p.grad is not None]
+            )
             for name, part in self.objective.watched().items()
         }
 

@@ -233,11 +233,12 @@ def clip(seed: int, loss: Loss = "softmax", dropout: float = 0.0) -> CLIP:
         hidden = HiddenTokens(0.3, int(TOKENIZER.mask or 0), tuple(TOKENIZER.special))
     towers = ImageTower(network, image, "mean"), TextTower(encoder, text, "mean")
     rates = {"image": 1.0, "text": 0.5}
-    made = CLIP(*towers, View(12, (0.5, 1.0)), loss, 0.5, -2.0, rates, hidden, also)
-    return shaken(made.double(), seed)
+    for tower in towers:
+        shaken(tower, seed)
+    return CLIP(*towers, View(12, (0.5, 1.0)), loss, 0.5, -2.0, rates, hidden, also).double()
 
 
-FIGURES = {"temperature": 0.5, "modality_gap": 0.0}
+FIGURES = {"temperature": float((-torch.tensor(-math.log(0.5)).double()).exp()), "modality_gap": 0.0}
 
 
 def uniform_over_pairs(task: Task) -> dict[str, float]:
@@ -398,7 +399,7 @@ CASES = {
             Captioned,
             lambda seed: clip(seed, "sigmoid"),
             undecided_pairs,
-            still=("image.network.embeddings.mask_token",),
+            still=("image.network.embeddings.mask_token", "simclr.network.embeddings.mask_token"),
         ),
         Case("mae", Pictures, mae, mean_of_patches, still=("encoder.embeddings.mask_token",)),
         Case("dino", Pictures, dino, saying_the_same),

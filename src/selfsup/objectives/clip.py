@@ -418,15 +418,19 @@ class CLIPRecipe(VisionRecipe):
         settings, options, counts = self.settings, self.settings.config.clip, self.counts()
         frozen = "" if options.freeze is None else f"; the {options.freeze} tower's network stays as it is"
         captions = cast("PairRecords", self.train)
-        return super().facts() | {
-            "captions": f"{counts['captions']:,}, {counts['duplicate_captions']:,} of them equal to an earlier one, "
-            f"{captions.mean_length:.1f} tokens in the mean, {captions.truncated:,} longer than "
-            f"{settings['data.window']} lose their end",
-            "text": self.text.describe(),
-            "space": f"{options.dimension} dimensions ({settings.origin('clip.dimension')}), {options.loss} loss, "
-            f"temperature {options.temperature:g} at first{frozen}",
-            "view": f"of {settings['clip.crop']:.0%} to 100% of an image ({settings.origin('clip.crop')})",
-        } | self._started()
+        return (
+            super().facts()
+            | {
+                "captions": f"{counts['captions']:,}, {counts['duplicate_captions']:,} of them like an earlier one, "
+                f"{captions.mean_length:.1f} tokens in the mean, {captions.truncated:,} longer than "
+                f"{settings['data.window']} lose their end",
+                "text": self.text.describe(),
+                "space": f"{options.dimension} dimensions ({settings.origin('clip.dimension')}), {options.loss} loss, "
+                f"temperature {options.temperature:g} at first{frozen}",
+                "view": f"of {settings['clip.crop']:.0%} to 100% of an image ({settings.origin('clip.crop')})",
+            }
+            | self._started()
+        )
 
     def _started(self) -> dict[str, str]:
         """Where towers are started from."""
@@ -505,8 +509,8 @@ tags: [selfsup]
 {image}; {text}. Trained on {pairs:,} pairs with selfsup: {steps:,} steps.
 
 - Validation loss: {loss}
-- Towers: image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named), each with
-  features.json, the map into the shared space; against stock transformers, in fp32: {exactness}
+- Towers: image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named), each
+  with features.json, the map into the shared space; against stock transformers, in fp32: {exactness}
 
 ```python
 import selfsup

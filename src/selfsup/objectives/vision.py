@@ -30,8 +30,8 @@ from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer, flops_per_image
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
-from selfsup.objectives.towers import tower_directory
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates, whitened_over
+from selfsup.objectives.towers import tower_directory
 from selfsup.seeding import generator, seeded
 from selfsup.views import centred
 
@@ -67,7 +67,9 @@ class VisionRecipe(Recipe):
     useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
     pooling: ClassVar[Pooling] = "mean"  # how an image becomes one vector, where the network leaves it open
     adamw_lr: ClassVar[float] = 0.003
-    useless: ClassVar[Mapping[str, Any]] = TEXT_ONLY  # settings that mean nothing here, and what they are by default
+    useless: ClassVar[Mapping[str, Any]] = (
+        TEXT_ONLY  # settings that mean nothing here, and what they are by default
+    )
     views: float  # images that the network sees of a record, in units of one of full size
     images: Images
 
