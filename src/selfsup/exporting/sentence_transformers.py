@@ -84,7 +84,8 @@ def _card(own: Path, model: EncoderModel, difference: float | None) -> str:
     return CARD.format(
         own=_body(own),
         dimension=model.dimension,
-        pooling=pooling[model.features.pooling] + (", whitened" if model.features.weight is not None else ""),
+        pooling=pooling[model.features.pooling]
+        + (", mapped linearly" if model.features.weight is not None else ""),
         window=model.window,
         parity=parity,
     )

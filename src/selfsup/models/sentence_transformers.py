@@ -35,10 +35,11 @@ def write_modules(
     No step normalises the vectors, for ours are not; the cosine that compares them does not need it.
 
     Args:
-        weight, bias: of the linear map behind the pooling, where there is one.
+        weight, bias: (dimension, width) and (dimension,) of the linear map behind the pooling, where there is one.
+        width: of the hidden states.
     """
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    if weight is not None and bias is not None:
+    if weight is not None:
         kinds["2_Dense"] = "Dense"
         _write_dense(directory / "2_Dense", weight, bias)
     modules = [
@@ -56,12 +57,13 @@ def write_modules(
     )
 
 
-def _write_dense(directory: Path, weight: Tensor, bias: Tensor) -> None:
+def _write_dense(directory: Path, weight: Tensor, bias: Tensor | None) -> None:
     directory.mkdir()
     outputs, inputs = weight.shape
-    config = {"in_features": inputs, "out_features": outputs, "bias": True, "activation_function": IDENTITY}
-    write_json(directory / "config.json", config)
-    tensors = {"linear.weight": weight.float().cpu(), "linear.bias": bias.float().cpu()}
+    sizes = {"in_features": inputs, "out_features": outputs, "bias": bias is not None}
+    write_json(directory / "config.json", {**sizes, "activation_function": IDENTITY})
+    given = {"linear.weight": weight, "linear.bias": bias}
+    tensors = {name: t.float().cpu().contiguous() for name, t in given.items() if t is not None}
     save_tensors(tensors, directory / "model.safetensors")
 
 
