@@ -169,7 +169,7 @@ def _is_parquet(path: Path) -> bool:
 def schema_of(path: Path) -> Any:
     """The Arrow schema of a parquet or Arrow file."""
     with reading(path):
-        return pq.readschema_of(path) if _is_parquet(path) else _reader(path).schema
+        return pq.read_schema(path) if _is_parquet(path) else _reader(path).schema
 
 
 def _reader(path: Path) -> Any:
