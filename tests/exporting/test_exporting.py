@@ -14,6 +14,7 @@ import transformers
 from conftest import Answer, Train, tree
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+from tiny_clip import DIMENSION, save_tiny_clip
 
 import selfsup
 from selfsup.errors import UserError
@@ -97,6 +98,17 @@ def test_the_card_keeps_what_the_model_said_of_itself(bert: Path, exported: Path
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: sentence-transformers\n")
     assert (bert / "model" / "README.md").read_text().split("---\n")[2].strip() in card
+
+
+def test_a_text_tower_goes_with_its_projection(tmp_path: Path) -> None:
+    exported = selfsup.export(save_tiny_clip(tmp_path / "clip") / "text", out=tmp_path / "st")
+    assert exported.max_difference is not None
+    assert exported.max_difference < 1e-4
+    opened = selfsup.load(exported.directory)
+    assert isinstance(opened, EncoderModel)
+    assert opened.dimension == DIMENSION
+    theirs = SentenceTransformer(str(exported.directory), device="cpu")
+    np.testing.assert_allclose(theirs.encode(["a red cat"]), opened.embed(["a red cat"], "fp32"), atol=1e-5)
 
 
 def test_without_sentence_transformers_the_card_says_unchecked(

@@ -104,8 +104,15 @@ def test_its_layout_is_that_of_timm(model: Path, tmp_path: Path) -> None:
         assert torch.equal(found, part.weight)
 
 
+def projected() -> Features:
+    """Into another dimension, without a bias."""
+    return Features("mean", torch.randn(20, 48, generator=torch.Generator().manual_seed(2)) / 7)
+
+
 @pytest.mark.parametrize(
-    "features", [Features("cls"), Features("mean"), whitened()], ids=["cls", "mean", "whitened"]
+    "features",
+    [Features("cls"), Features("mean"), whitened(), projected()],
+    ids=["cls", "mean", "whitened", "projected"],
 )
 @pytest.mark.parametrize("registers", [4, 0])
 def test_timm_gives_the_same_vectors(features: Features, registers: int, tmp_path: Path) -> None:

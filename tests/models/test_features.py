@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from selfsup.errors import UserError
+from selfsup.files import save_tensors
 from selfsup.models.features import Features, read_features, whitening
 
 
@@ -61,6 +62,34 @@ def test_files(tmp_path: Path) -> None:
         assert read_features(tmp_path) == features
     assert Features() != Features("cls")
     assert Features("mean", weight, bias) != Features("mean", weight, bias + 1e-3)
+
+
+def test_a_map_into_another_dimension(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).view(2, 3)
+    for bias in (None, torch.tensor([1.0, -1.0])):
+        features = Features("mean", weight, bias)
+        features.write(tmp_path)
+        assert read_features(tmp_path) == features
+        expected = np.array([[8.0, 26.0]]) + (0 if bias is None else bias.numpy())
+        np.testing.assert_array_equal(features.map(torch.tensor([[1.0, 2.0, 3.0]])).numpy(), expected)
+    assert (Features("mean", weight).dimension(3), Features().dimension(3)) == (2, 3)
+    assert Features("mean", weight) != Features("mean", weight, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"bias": torch.zeros(2)},
+        {"weight": torch.zeros(4)},
+        {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)},
+        {"weight": torch.zeros(2, 3), "scale": torch.zeros(2)},
+    ],
+)
+def test_a_damaged_map_is_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    Features("mean", torch.zeros(2, 3)).write(tmp_path)
+    save_tensors(tensors, tmp_path / "features.safetensors")
+    with pytest.raises(UserError, match=r"features\.safetensors holds no weight"):
+        read_features(tmp_path)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
