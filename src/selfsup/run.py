@@ -28,11 +28,12 @@ from selfsup.errors import UserError
 from selfsup.files import held, write_atomically
 
 if TYPE_CHECKING:
+    from selfsup.inference.clip import PairModel
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
     from selfsup.inference.vision import ImageModel
 
-    AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel
+    AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
 
 UNFINISHED = (".environment.json.", ".config.yaml.")  # files that a crash left half written
 STARTED = {"samples", "checkpoints", "environment.json"}  # all that a start which was cut short leaves
@@ -248,7 +249,8 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
 
 
 def load(path: str | Path) -> AnyModel:
-    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images.
+    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images,
+    or two of them that share a space.
 
     A text encoder's may be one of sentence-transformers.
 
@@ -278,11 +280,16 @@ def find_model(path: str | Path) -> Path:
 
 def open_model(directory: Path) -> AnyModel:
     """What a model directory holds, by what its files say."""
+    from selfsup.inference.clip import PairModel
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
     from selfsup.inference.vision import ImageModel, sees
     from selfsup.models.adapters import writes
+    from selfsup.models.clip import MODEL_TYPE
+    from selfsup.models.huggingface import read_json
 
+    if read_json(directory / "config.json").get("model_type") == MODEL_TYPE:
+        return PairModel.load(directory)
     if sees(directory):
         return ImageModel.load(directory)
     return (LanguageModel if writes(directory) else EncoderModel).load(directory)
@@ -298,8 +305,8 @@ def load_decoder(path: str | Path) -> LanguageModel:
     return model
 
 
-def load_encoder(path: str | Path) -> EncoderModel | ImageModel:
-    """As `load`, where only an encoder will do, whatever it reads."""
+def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:
+    """As `load`, where only what embeds will do, whatever it reads."""
     from selfsup.inference.generate import LanguageModel
 
     model = load(path)
@@ -315,7 +322,8 @@ def load_text_encoder(path: str | Path) -> EncoderModel:
     model = load(path)
     if not isinstance(model, EncoderModel):
         raise UserError(
-            f"{path} holds {model.kind}; give a run of masked-lm or simcse, or a ModernBERT directory."
+            f"{path} holds {model.kind}; give a run of masked-lm or simcse, or a ModernBERT directory"
+            f"{_tower(path, model, 'text')}."
         )
     return model
 
@@ -327,6 +335,24 @@ def load_image_encoder(path: str | Path) -> ImageModel:
     model = load(path)
     if not isinstance(model, ImageModel):
         raise UserError(
-            f"{path} holds {model.kind}; give a run of dino, simclr or mae, or a DINOv3 directory."
+            f"{path} holds {model.kind}; give a run of dino, simclr or mae, or a DINOv3 directory"
+            f"{_tower(path, model, 'image')}."
         )
     return model
+
+
+def load_pair_model(path: str | Path) -> PairModel:
+    """As `load`, where only towers of images and of texts that share a space will do."""
+    from selfsup.inference.clip import PairModel
+
+    model = load(path)
+    if not isinstance(model, PairModel):
+        raise UserError(f"{path} holds {model.kind}; give a run of clip.")
+    return model
+
+
+def _tower(path: str | Path, model: AnyModel, name: str) -> str:
+    """Where a tower lies that would do, of a model of two."""
+    from selfsup.inference.clip import PairModel
+
+    return f", such as its {name} tower {find_model(path) / name}" if isinstance(model, PairModel) else ""

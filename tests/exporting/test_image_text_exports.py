@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ import selfsup
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.exporting import sentence_transformers as target
+from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.vision import ImageModel
 from selfsup.models.backbones import adapt, save_backbone
+from selfsup.models.clip import Similarity, save_clip
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import save_encoder
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
@@ -49,33 +49,36 @@ def lively(model: Any) -> Any:
     return model.eval()
 
 
-def image_model(directory: Path, features: Features, registers: int = 4) -> Path:
+def seeing(registers: int = 4) -> VisionTransformer:
     config = VisionConfig(SIZE, patch=8, layers=2, width=WIDTH, heads=2, mlp=48, registers=registers)
-    save_backbone(directory, lively(VisionTransformer(config)), features, lambda _: "# A network that sees\n")
-    return directory
+    return lively(VisionTransformer(config))
 
 
-def text_model(directory: Path, features: Features) -> Path:
+def reading() -> TextEncoder:
     config = EncoderConfig(TOKENIZER.vocabulary, 2, WIDTH, 2, 48, 20, tied=True, bias=False, local_window=6)
-    save_encoder(directory, lively(TextEncoder(config)), TOKENIZER, features, "")
+    return lively(TextEncoder(config))
+
+
+def image_model(directory: Path, features: Features, registers: int = 4) -> Path:
+    save_backbone(directory, seeing(registers), features, lambda _: "# A network that sees\n")
     return directory
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two towers, pooled differently, in the layout of `models.clip`."""
+    """Two towers, pooled differently, one mapped without a bias."""
     directory = tmp_path_factory.mktemp("pair") / "model"
-    image_model(directory / "image", projection("mean"))
-    text_model(directory / "text", projection("cls"))
-    described = {
-        "model_type": "selfsup-clip",
-        "loss": "softmax",
-        "scale": 9.0,
-        "bias": 0.0,
-        "dimension": DIMENSION,
-    }
-    (directory / "config.json").write_text(json.dumps(described))
-    (directory / "README.md").write_text("---\ntags: [selfsup]\n---\n# Two towers\n")
+    cls = Features("cls", drawn(DIMENSION, WIDTH) / 6)
+    save_clip(
+        directory,
+        seeing(),
+        projection("mean"),
+        reading(),
+        TOKENIZER,
+        cls,
+        Similarity("softmax", 9.0, 0.0),
+        lambda _: "---\ntags: [selfsup]\n---\n# Two towers\n",
+    )
     return directory
 
 
@@ -162,15 +165,16 @@ def test_resized_images_are_near(tmp_path: Path) -> None:
     large = [picture(9, 7).resize((160, 120), Image.Resampling.BICUBIC)]
     ours = ImageModel.load(source).embed(large, "fp32")
     moved = np.linalg.norm(stock(directory).encode(large) - ours) / np.linalg.norm(ours)
-    assert 1e-6 < moved < 0.05
-    assert 0 < share < 0.05
+    assert 1e-6 < moved <= share < 0.3
 
 
-def test_a_network_of_others_is_refused(tmp_path: Path) -> None:
+def test_a_network_of_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = adapt(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), 16)
-    save_backbone(tmp_path / "model", network, Features("mean"), str)
-    with pytest.raises(UserError, match="a network from Python"):
-        selfsup.export(tmp_path / "model", out=tmp_path / "st")
+    model = ImageModel(network, Features("mean"), 16)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(target, "load_encoder", lambda _: model)
+    with pytest.raises(UserError, match="opens networks of transformers, and Sequential is none"):
+        selfsup.export(tmp_path, out=tmp_path / "st")
     assert not (tmp_path / "st").exists()
 
 
@@ -192,7 +196,7 @@ def test_each_input_goes_to_its_tower(pair: Path, exported: Path) -> None:
 
 
 def test_images_and_texts_together_are_refused(exported: Path) -> None:
-    with pytest.raises(ValueError, match="Could not determine route"):
+    with pytest.raises(ValueError, match="Encode each modality separately"):
         stock(exported).encode([pictures()[0], "a cat"])
 
 
@@ -205,7 +209,7 @@ def test_nothing_but_modules_of_the_two_libraries(exported: Path) -> None:
         assert not any(report.values())
 
 
-def test_each_tower_opens_by_itself(pair: Path, exported: Path) -> None:
+def test_each_tower_opens_by_itself(exported: Path) -> None:
     model = stock(exported)
     np.testing.assert_array_equal(stock(exported / "image").encode(pictures()), model.encode(pictures()))
     np.testing.assert_array_equal(stock(exported / "text").encode(TEXTS), model.encode(TEXTS))
@@ -217,6 +221,18 @@ def test_each_tower_opens_by_itself(pair: Path, exported: Path) -> None:
         np.testing.assert_array_equal(*ours)
 
 
+def test_it_opens_here_too(pair: Path, exported: Path) -> None:
+    expected, found = (selfsup.load(where) for where in (pair, exported))
+    assert isinstance(found, PairModel)
+    assert isinstance(expected, PairModel)
+    assert found.similarity == expected.similarity
+    assert found.fingerprint == expected.fingerprint
+    np.testing.assert_array_equal(
+        found.image.embed(pictures(), "fp32"), expected.image.embed(pictures(), "fp32")
+    )
+    np.testing.assert_array_equal(found.text.embed(TEXTS, "fp32"), expected.text.embed(TEXTS, "fp32"))
+
+
 def test_the_card_says_how_exact_it_is(pair: Path, tmp_path: Path) -> None:
     exported = selfsup.export(pair, out=tmp_path / "st")
     assert exported.max_difference is not None
@@ -224,19 +240,17 @@ def test_the_card_says_how_exact_it_is(pair: Path, tmp_path: Path) -> None:
     card = (tmp_path / "st" / "README.md").read_text()
     assert f"max |Δ| = {exported.max_difference:.2e} in fp32" in card
     assert "# Two towers" in card
-    assert "the last hidden state of its first token, then a linear map" in card
-    assert "the mean of the last hidden states of its patches, then a linear map" in card
+    assert "the last hidden state of its first token, mapped linearly" in card
+    assert "the mean of the last hidden states of its patches, mapped linearly" in card
     code = card.partition("```python\n")[2].partition("```")[0]
-    for path, image in (("cat.jpg", pictures()[0]),):
-        image.save(tmp_path / path)
+    pictures()[0].save(tmp_path / "cat.jpg")
     code = code.replace("path/to/this/directory", str(tmp_path / "st")).replace(
         "cat.jpg", str(tmp_path / "cat.jpg")
     )
     exec(code)
 
 
-def test_an_image_tower_that_differs_is_noticed(pair: Path, exported: Path) -> None:
-    """In either tower."""
+def test_a_tower_that_differs_is_noticed(pair: Path, exported: Path) -> None:
     for changed in ("image", "text"):
         towers = [ImageModel.load(pair / "image"), EncoderModel.load(pair / "text")]
         network = towers[0].backbone if changed == "image" else towers[1].encoder
@@ -245,3 +259,9 @@ def test_an_image_tower_that_differs_is_noticed(pair: Path, exported: Path) -> N
         found = target.compare(exported, towers)
         assert found is not None
         assert found.difference > 1e-3
+
+
+def test_to_transformers_goes_one_tower(pair: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"two towers, .* export .*image or .*text\.$"):
+        selfsup.export(pair, out=tmp_path / "hf", to="transformers")
+    assert selfsup.export(pair / "image", out=tmp_path / "hf", to="transformers").directory.is_dir()

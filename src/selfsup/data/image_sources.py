@@ -28,7 +28,7 @@ from selfsup.data.image_stores import (
     label_column,
     of_spans,
 )
-from selfsup.data.image_tables import open_dataset, open_tables
+from selfsup.data.image_tables import has_images, open_dataset, open_tables, schema_of
 from selfsup.data.sources import load_from_hub, require_column, sample_file
 from selfsup.errors import UserError
 
@@ -58,6 +58,52 @@ def find_store(
         f"A {type(source).__name__} is no image source: give a path, a non-empty list of PIL images, of uint8 arrays "
         "or of Path objects, or a datasets.Dataset."
     )
+
+
+def holds_images(source: object, column: str | None = None) -> bool:
+    """Whether a source is one of images rather than of texts, as far as its kind tells; what is not there is not.
+
+    Image files and archives are, and pixels from Python; a table is where it has a column of images, a list where one
+    of its columns names image files, a list of strings where each ends like one. A column that is named decides by
+    itself.
+    """
+    if isinstance(source, str) and source.startswith("hub:"):
+        return has_images(load_from_hub(source).features.arrow_schema, column)
+    if isinstance(source, str) and source.startswith("sample:"):
+        return _hold_images([file_at(sample_file(source))], column)
+    if isinstance(source, str | Path):
+        return _hold_images(_found(Path(source).expanduser()), column)
+    if isinstance(source, list | tuple) and all(isinstance(item, str | Path | dict) for item in source):
+        if all(isinstance(item, Path) for item in source):
+            return _hold_images([file for path in source for file in _found(path)], column)
+        return bool(source) and all(isinstance(item, str) and kind_of(item) == "images" for item in source)
+    if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
+        return has_images(source.features.arrow_schema, column)
+    return isinstance(source, np.ndarray | list | tuple)
+
+
+def _found(path: Path) -> list[File]:
+    try:
+        return _find(path)
+    except UserError:
+        return []
+
+
+def _hold_images(files: list[File], column: str | None) -> bool:
+    """By the first of some files, which are of one kind."""
+    kind = _kind(files[0]) if files else None
+    if kind == "tables":
+        return has_images(schema_of(Path(files[0].path)), column)
+    if kind == "lists":
+        return _lists_images(Path(files[0].path), column)
+    return kind is not None
+
+
+def _lists_images(path: Path, column: str | None) -> bool:
+    """Whether the first values of a column, or of the one named, are names of image files."""
+    _, rows = file_part(path, 1.0).sample()
+    values = [value for row in rows[:1] for name, value in row.items() if column in (None, name)]
+    return any(isinstance(value, str) and kind_of(value) == "images" for value in values)
 
 
 def _find(path: Path) -> list[File]:

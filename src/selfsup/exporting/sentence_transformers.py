@@ -11,18 +11,22 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from selfsup.errors import UserError
 from selfsup.exporting import Exported
 from selfsup.exporting.sentence_transformers_card import CARD_FILE, Compared, Tower, card
 from selfsup.files import whole_directory
+from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.items import Vectors
 from selfsup.inference.vision import ImageModel
+from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.dinov3 import write_vision
-from selfsup.models.huggingface import quiet_transformers, read_json
+from selfsup.models.huggingface import quiet_transformers
 from selfsup.models.sentence_transformers import (
     write_image_input,
     write_modules,
@@ -32,11 +36,7 @@ from selfsup.models.sentence_transformers import (
 from selfsup.models.vision import VisionTransformer
 from selfsup.run import find_model, load_encoder
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 EXACT = 1e-5  # max |Δ| of fp32 vectors that is put down to rounding
-PAIR = "selfsup-clip"  # the model type of two towers
 # Short and long, with and without what is not plain English; the last one is longer than small windows.
 SAMPLES = (
     "A cat sleeps.",
@@ -50,13 +50,12 @@ log = logging.getLogger(__name__)
 
 
 def write(source: Path, directory: Path) -> Exported:
-    """Write the encoders of `source` to `directory`.
+    """Write the encoder of `source`, or both towers, to `directory`.
 
     Raises:
-        UserError: it holds none, or a network that transformers does not know.
+        UserError: it holds none, or one that is no network of transformers.
     """
-    model = find_model(source)
-    towers = _open(model)
+    model, towers = find_model(source), _towers(load_encoder(source))
     with whole_directory(directory) as temporary:
         for name, tower in towers.items():
             (temporary / name).mkdir(exist_ok=True)
@@ -73,11 +72,9 @@ def write(source: Path, directory: Path) -> Exported:
     return Exported(directory, "sentence-transformers", opens_with, difference)
 
 
-def _open(model: Path) -> dict[str, Tower]:
-    """The encoders of a model directory, by the directory in it where each stands."""
-    if read_json(model / "config.json").get("model_type") == PAIR:
-        return {"image": ImageModel.load(model / "image"), "text": EncoderModel.load(model / "text")}
-    return {"": load_encoder(model)}
+def _towers(model: Tower | PairModel) -> dict[str, Tower]:
+    """The encoders of a model by the directory that each is given: by what it takes, or the one there is."""
+    return {IMAGE: model.image, TEXT: model.text} if isinstance(model, PairModel) else {"": model}
 
 
 def _write_tower(directory: Path, tower: Tower) -> None:
@@ -87,17 +84,21 @@ def _write_tower(directory: Path, tower: Tower) -> None:
         write_text_input(directory, tower.window)
         width = tower.encoder.config.width
     else:
-        network = tower.backbone
-        if not isinstance(network, VisionTransformer):
-            raise UserError(
-                "sentence-transformers opens networks of transformers; give a run whose images are seen by selfsup's "
-                "own vision transformer."
-            )
+        network = _known(tower)
         write_vision(directory, network)
         write_image_input(directory, tower.features.pooling)
         width = network.config.width
     tower.features.write(directory)
     write_modules(directory, tower.features, width)
+
+
+def _known(tower: ImageModel) -> VisionTransformer:
+    if isinstance(tower.backbone, VisionTransformer):
+        return tower.backbone
+    raise UserError(
+        f"sentence-transformers opens networks of transformers, and {type(tower.backbone.network).__name__} is none; "
+        "give a run of selfsup's own vision transformer."
+    )
 
 
 def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
@@ -111,30 +112,25 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
         return None
     with quiet_transformers():
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+
+    def both(tower: Tower, samples: Sequence[Any]) -> tuple[Vectors, Vectors]:
+        return theirs.encode(samples, show_progress_bar=False), tower.embed(samples, precision="fp32")
+
     differences, resized = [], None
     for tower in towers:
-        if isinstance(tower, EncoderModel):
-            differences.append(np.abs(_apart(theirs, tower, SAMPLES)[0]).max())
-        else:
-            differences.append(np.abs(_apart(theirs, tower, images(tower.size, 1))[0]).max())
-            moved, expected = _apart(theirs, tower, [*images(tower.size, 1.7), *images(tower.size, 5)])
-            resized = float((np.linalg.norm(moved, axis=1) / np.linalg.norm(expected, axis=1)).max())
-    return Compared(float(max(differences)), resized)
+        found, expected = both(tower, pictures(tower.size, 1) if isinstance(tower, ImageModel) else SAMPLES)
+        differences.append(float(np.abs(found - expected).max()))
+        if isinstance(tower, ImageModel):
+            found, expected = both(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5))
+            moved = np.linalg.norm(found - expected, axis=1)
+            resized = float((moved / np.linalg.norm(expected, axis=1)).max())
+    return Compared(max(differences), resized)
 
 
-def _apart(theirs: Any, tower: Tower, samples: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The differences (n, dimension) of vectors from those of a tower, and the latter."""
-    expected = tower.embed(samples, precision="fp32")
-    return theirs.encode(list(samples), show_progress_bar=False) - expected, expected
-
-
-def images(size: int, scale: float) -> list[Image.Image]:
-    """Smooth images, always the same ones: square, wide, high, grey; the short side is `scale` times `size`."""
-    from PIL import Image
-
-    side, generator = round(scale * size), np.random.default_rng(0)
-    made = []
-    for width, height in ((side, side), (2 * side + 1, side), (side, side + 3)):
+def pictures(size: int, scale: float) -> list[Image.Image]:
+    """Smooth images, always the same: square, wide, high and grey; the short side is `scale` times `size`."""
+    side, generator, made = round(scale * size), np.random.default_rng(0), []
+    for shape in ((side, side), (2 * side + 1, side), (side, side + 3)):
         dots = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        made.append(dots.resize((width, height), Image.Resampling.BICUBIC))
+        made.append(dots.resize(shape, Image.Resampling.BICUBIC))
     return [*made, made[0].convert("L")]

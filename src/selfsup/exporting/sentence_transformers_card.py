@@ -27,39 +27,30 @@ class Compared:
 
 
 def card(model: Path, towers: Sequence[Tower], compared: Compared | None) -> str:
-    """The card of a model directory, with what is said of it as a sentence-transformers directory."""
-    example = PAIR_EXAMPLE
-    if len(towers) == 1:
-        example = TEXT_EXAMPLE if isinstance(towers[0], EncoderModel) else IMAGE_EXAMPLE
-    texts = any(isinstance(tower, EncoderModel) for tower in towers)
+    """The card of a model directory, with what is said of its towers as a sentence-transformers directory."""
+    kinds = {type(tower) for tower in towers}
     return CARD.format(
-        task="sentence-similarity" if texts else "image-feature-extraction",
-        tags="sentence-similarity" if texts else "image-feature-extraction",
+        task="sentence-similarity" if EncoderModel in kinds else "image-feature-extraction",
         own=_body(model / CARD_FILE),
         facts="\n".join(f"- {fact}" for fact in [*_facts(towers), *_parity(compared)]),
-        example=example,
+        example=PAIRS if len(kinds) > 1 else TEXTS if EncoderModel in kinds else IMAGES,
     )
 
 
 def _facts(towers: Sequence[Tower]) -> list[str]:
     facts = []
     for tower in towers:
-        mapped = ", then a linear map" if tower.features.weight is not None else ""
-        vectors = f"{_dimension(tower)} numbers; {_pooled(tower)}{mapped}; not normalised"
+        kind = "texts" if isinstance(tower, EncoderModel) else "images"
+        mapped = ", mapped linearly" if tower.features.weight is not None else ""
+        facts.append(
+            f"Vectors of {kind}: {tower.dimension} numbers; {_pooled(tower)}{mapped}; not normalised (compare them by "
+            "their cosine)"
+        )
         if isinstance(tower, EncoderModel):
-            facts.append(f"Vectors of texts: {vectors} (compare them by their cosine)")
             facts.append(f"Longest text: {tower.window} tokens; longer ones lose their end")
         else:
-            facts.append(f"Vectors of images: {vectors} (compare them by their cosine)")
             facts.append(f"Images: the short side is resized to {tower.size} pixels, the middle is kept")
-    if len(towers) > 1:
-        facts.append("One call is of images or of texts, not of both")
-    return facts
-
-
-def _dimension(tower: Tower) -> int:
-    weight = tower.features.weight
-    return tower.dimension if weight is None else len(weight)
+    return [*facts, "One call is of images or of texts, not of both"] if len(towers) > 1 else facts
 
 
 def _pooled(tower: Tower) -> str:
@@ -77,8 +68,8 @@ def _parity(compared: Compared | None) -> list[str]:
     facts = [f"The same vectors as selfsup's: max |Δ| = {compared.difference:.2e} in fp32, on samples"]
     if compared.resized is not None:
         facts.append(
-            f"Images of another size: vectors differ by up to {compared.resized:.1%} of their length, since what "
-            "resizes them there rounds pixels to 8 bits, and here does not"
+            f"Images that are resized: vectors differ by up to {compared.resized:.1%} of their length, for pixels are "
+            "rounded to 8 bits there, and much larger images first reduced by a whole number here"
         )
     return facts
 
@@ -95,7 +86,7 @@ CARD = """\
 ---
 library_name: sentence-transformers
 pipeline_tag: {task}
-tags: [selfsup, sentence-transformers, feature-extraction, {tags}]
+tags: [selfsup, sentence-transformers, feature-extraction, {task}]
 ---
 {own}
 
@@ -107,20 +98,20 @@ tags: [selfsup, sentence-transformers, feature-extraction, {tags}]
 {example}
 ```
 """
-TEXT_EXAMPLE = """\
+TEXTS = """\
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/directory")
 vectors = model.encode(["A cat sleeps.", "The dog barks."])
 print(model.similarity(vectors, vectors))"""
-IMAGE_EXAMPLE = """\
+IMAGES = """\
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/directory")
 vectors = model.encode([Image.open("cat.jpg"), Image.open("dog.jpg")])
 print(model.similarity(vectors, vectors))"""
-PAIR_EXAMPLE = """\
+PAIRS = """\
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 

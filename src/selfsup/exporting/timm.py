@@ -148,9 +148,10 @@ def _classes(features: Features) -> int:
 
 
 def _classifier(name: str, features: Features) -> dict[str, Tensor]:
-    if features.weight is None or features.bias is None:
+    if features.weight is None:
         return {}
-    return {f"{name}.weight": features.weight.float(), f"{name}.bias": features.bias.float()}
+    bias = features.weight.new_zeros(len(features.weight)) if features.bias is None else features.bias
+    return {f"{name}.weight": features.weight.float(), f"{name}.bias": bias.float()}
 
 
 @torch.inference_mode()

@@ -72,6 +72,7 @@ class EncoderModel:
         directory = Path(directory)
         encoder, masked = _open(directory)
         features, tokenizer = read_features(directory), load_tokenizer(directory, "encoder")
+        features.require_width(encoder.config.width, directory)
         if tokenizer.vocabulary > encoder.config.vocabulary:
             raise UserError(
                 f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the encoder "
@@ -93,7 +94,11 @@ class EncoderModel:
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
-        return self.encoder.config.width
+        return self.features.dimension(self.encoder.config.width)
+
+    @property
+    def pooling(self) -> str:
+        return self.features.pooling
 
     @property
     def window(self) -> int:

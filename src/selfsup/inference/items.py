@@ -23,7 +23,6 @@ import torch
 
 from selfsup.data.sources import Skipped
 from selfsup.errors import UserError
-from selfsup.models.features import Features
 
 Progress = Callable[[int, int | None], None]
 Vectors = npt.NDArray[np.float32]
@@ -110,12 +109,10 @@ class EmbeddingModel(Protocol):
     Attributes:
         kind: what messages call it, with its article.
         embeds: the kinds of items it reads.
-        features: what a vector is.
     """
 
     kind: ClassVar[str]
     embeds: ClassVar[tuple[type[Item], ...]]
-    features: Features
 
     @property
     def truncated(self) -> int:
@@ -128,6 +125,10 @@ class EmbeddingModel(Protocol):
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
+
+    @property
+    def pooling(self) -> str:
+        """How hidden states become a vector, in a word."""
 
     @property
     def fingerprint(self) -> str:
@@ -301,7 +302,7 @@ class Embedder:
         return {
             "model": self.path,
             "model_fingerprint": self.fingerprint,
-            "pooling": self.model.features.pooling,
+            "pooling": self.model.pooling,
             "dimension": self.dimension,
         }
 

@@ -55,12 +55,17 @@ class ImageModel:
     def load(cls, directory: str | Path, device: str = "cpu") -> ImageModel:
         """From a model directory; raises UserError where it cannot be opened."""
         opened = open_backbone(Path(directory))
+        opened.features.require_width(opened.backbone.dimension, Path(directory))
         return cls(opened.backbone, opened.features, opened.size).to(find_device(device))
 
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
-        return self.backbone.dimension
+        return self.features.dimension(self.backbone.dimension)
+
+    @property
+    def pooling(self) -> str:
+        return self.features.pooling
 
     @property
     def device(self) -> torch.device:

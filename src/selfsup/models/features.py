@@ -1,7 +1,7 @@
 """What the vector of a text or image is: its last hidden states, pooled, then mapped. Saved with each model.
 
 DIR/features.json          the pooling, and whether a map follows it
-DIR/features.safetensors   the map: `weight` (width, width) and `bias` (width,)
+DIR/features.safetensors   the map: `weight` (dimension, width) and, where it has one, `bias` (dimension,)
 """
 
 from __future__ import annotations
@@ -38,11 +38,23 @@ class Features:
     bias: Tensor | None = None
 
     def map(self, pooled: Tensor) -> Tensor:
-        """The vectors (n, width) of texts or images whose hidden states were pooled to (n, width)."""
+        """The vectors (n, dimension) of texts or images whose hidden states were pooled to (n, width)."""
         if self.weight is None:
             return pooled
         bias = None if self.bias is None else self.bias.to(pooled)
         return F.linear(pooled, self.weight.to(pooled), bias)
+
+    def dimension(self, width: int) -> int:
+        """Numbers in the vector of what has hidden states of a width."""
+        return width if self.weight is None else len(self.weight)
+
+    def require_width(self, width: int, directory: Path) -> None:
+        """Raise a UserError where a directory's map is of hidden states of another width than its network's."""
+        if self.weight is not None and self.weight.shape[1] != width:
+            raise UserError(
+                f"{directory / MAP} maps {self.weight.shape[1]} numbers and the network gives {width}; get a whole "
+                "copy of the model"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -61,8 +73,9 @@ class Features:
     def write(self, directory: Path) -> None:
         """Put the definition into a directory that exists."""
         write_json(directory / FEATURES, {"pooling": self.pooling, "mapped": self.weight is not None})
-        if self.weight is not None and self.bias is not None:
-            tensors = {"weight": self.weight.float().cpu(), "bias": self.bias.float().cpu()}
+        if self.weight is not None:
+            given = {"weight": self.weight, "bias": self.bias}
+            tensors = {name: t.float().cpu().contiguous() for name, t in given.items() if t is not None}
             save_tensors(tensors, directory / MAP)
 
 
@@ -90,9 +103,12 @@ def read_features(directory: Path) -> Features:
     if not saved.get("mapped"):
         return Features(pooling)
     tensors = read_safetensors(directory / MAP)
-    if tensors.keys() != {"weight", "bias"}:
-        raise UserError(f"{directory / MAP} holds no weight and bias; get a whole copy of the model")
-    return Features(pooling, tensors["weight"], tensors["bias"])
+    weight, bias = tensors.pop("weight", torch.empty(0)), tensors.pop("bias", None)
+    if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise UserError(
+            f"{directory / MAP} holds no weight (dimension, width) with its bias; get a whole copy of the model"
+        )
+    return Features(pooling, weight, bias)
 
 
 def whitening(vectors: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:

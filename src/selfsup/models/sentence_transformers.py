@@ -66,13 +66,8 @@ def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
 def _write_dense(directory: Path, weight: Tensor, bias: Tensor | None) -> None:
     directory.mkdir()
     outputs, inputs = weight.shape
-    config = {
-        "in_features": inputs,
-        "out_features": outputs,
-        "bias": bias is not None,
-        "activation_function": IDENTITY,
-    }
-    write_json(directory / "config.json", config)
+    sizes = {"in_features": inputs, "out_features": outputs, "bias": bias is not None}
+    write_json(directory / "config.json", {**sizes, "activation_function": IDENTITY})
     given = {"linear.weight": weight, "linear.bias": bias}
     tensors = {name: t.float().cpu().contiguous() for name, t in given.items() if t is not None}
     save_tensors(tensors, directory / "model.safetensors")
@@ -89,7 +84,8 @@ def write_image_input(directory: Path, pooling: Pooling) -> None:
     The latter are what transformers' backbone of the same weights gives. To name that class, and to have it opened,
     takes the one task of sentence-transformers that goes by the name of the class.
     """
-    task, taken = "feature-extraction", ["last_hidden_state"]
+    task: str = "feature-extraction"
+    taken: list[str | int] = ["last_hidden_state"]
     if pooling == "mean":
         task, taken = "retrieval", ["feature_maps", 0]
         config = read_json(directory / "config.json")

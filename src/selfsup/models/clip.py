@@ -1,0 +1,179 @@
+"""Two towers and how their vectors are compared, as a model directory; each tower opens by itself.
+
+DIR/config.json   which loss it was trained with, its scale and bias, and the dimension of the shared space
+DIR/image/        a network that sees, see `selfsup.models.backbones`; its features map into the shared space
+DIR/text/         a text encoder, see `selfsup.models.modernbert`, likewise
+DIR/README.md     the model card
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.files import whole_directory
+from selfsup.models.adapters import AdaptedEncoder
+from selfsup.models.backbones import AnyBackbone, save_backbone
+from selfsup.models.encoder import TextEncoder
+from selfsup.models.features import Features
+from selfsup.models.huggingface import Tokenizer, read_json, refuse_taken, write_json
+from selfsup.models.modernbert import parity, save_encoder
+
+MODEL_TYPE = "selfsup-clip"
+IMAGE, TEXT = "image", "text"
+PARITY_TOKENS = 64
+
+Loss = Literal["softmax", "sigmoid"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How an image and a text belong together: scale · cosine + bias, the logit of a softmax or of a sigmoid.
+
+    (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3; Zhai et al.
+    2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2.)
+    """
+
+    loss: Loss
+    scale: float
+    bias: float
+
+    def probabilities(self, cosines: Tensor) -> Tensor:
+        """Of texts, for cosines (images, texts): that it is this one of all (softmax), or whether it is (sigmoid)."""
+        logits = self.scale * cosines + self.bias
+        return logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
+
+
+@dataclass(frozen=True)
+class SavedClip:
+    """What a directory of `save_clip` holds beside its towers.
+
+    Attributes:
+        dimension: numbers in the vectors of both.
+    """
+
+    directory: Path
+    similarity: Similarity
+    dimension: int
+
+    @property
+    def image(self) -> Path:
+        return self.directory / IMAGE
+
+    @property
+    def text(self) -> Path:
+        return self.directory / TEXT
+
+
+def save_clip(
+    directory: Path,
+    image: AnyBackbone,
+    image_features: Features,
+    text: TextEncoder | AdaptedEncoder,
+    tokenizer: Tokenizer,
+    text_features: Features,
+    similarity: Similarity,
+    card: Callable[[dict[str, float | None]], str],
+) -> dict[str, float | None]:
+    """Write a directory that `read_clip` reads and each of whose towers opens by itself, wholly or not at all.
+
+    Args:
+        image_features, text_features: what maps the pooled states of each tower into the shared space.
+        card: the model card, README.md, for what is returned.
+
+    Returns:
+        max |Δ| of the hidden states in fp32 against the library whose layout each tower has, `image` and `text`; None
+        where that is unchecked.
+
+    Raises:
+        UserError: the directory exists already.
+        ValueError: the towers map into spaces of different dimensions.
+    """
+    dimension = image_features.dimension(image.dimension)
+    if text_features.dimension(text.config.width) != dimension:
+        raise ValueError("both towers map into one space")
+    refuse_taken(directory)
+    with whole_directory(directory) as temporary:
+        found = {
+            IMAGE: save_backbone(temporary / IMAGE, image, image_features, lambda exact: _card(IMAGE, exact)),
+            TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
+        }
+        write_json(
+            temporary / "config.json",
+            {"model_type": MODEL_TYPE, **asdict(similarity), "dimension": dimension},
+        )
+        (temporary / "README.md").write_text(card(found), encoding="utf-8")
+    return found
+
+
+def _save_text(
+    directory: Path, text: TextEncoder | AdaptedEncoder, tokenizer: Tokenizer, features: Features
+) -> float | None:
+    if isinstance(text, AdaptedEncoder):
+        with whole_directory(directory) as temporary:
+            text.opened.save(temporary, heads=False)
+            features.write(temporary)
+            (temporary / "README.md").write_text(_card(TEXT, "as transformers writes it"), encoding="utf-8")
+        return None
+    save_encoder(directory, text, tokenizer, features, _card(TEXT, "ModernBERT's"))
+    count = min(PARITY_TOKENS, text.config.window)
+    tokens = torch.arange(count)[None] * text.config.vocabulary // count
+    return parity(directory, text, tokens.to(next(text.parameters()).device))
+
+
+def read_clip(directory: Path) -> SavedClip:
+    """What a directory of `save_clip` says of its towers, which are not opened.
+
+    Raises:
+        UserError: it holds something else, is incomplete or damaged.
+    """
+    path = directory / "config.json"
+    saved = read_json(path)
+    if saved.get("model_type") != MODEL_TYPE:
+        raise UserError(
+            f"{directory} holds a model of type {saved.get('model_type')!r}; give the run of an image-text model"
+        )
+    for tower in (IMAGE, TEXT):
+        if not (directory / tower / "config.json").is_file():
+            raise UserError(f"{directory} lacks its {tower} tower; get a whole copy of the model")
+    try:
+        similarity = Similarity(saved["loss"], float(saved["scale"]), float(saved["bias"]))
+        dimension = int(saved["dimension"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is broken ({error!r}); get a whole copy of the model") from None
+    if similarity.loss not in LOSSES or not math.isfinite(similarity.scale + similarity.bias):
+        raise UserError(
+            f"{path} has loss {similarity.loss!r}, scale {similarity.scale} and bias {similarity.bias}, where the loss "
+            f"is {' or '.join(LOSSES)} and the others are numbers; get a whole copy of the model"
+        )
+    return SavedClip(directory, similarity, dimension)
+
+
+def _card(tower: str, exactness: str) -> str:
+    return CARD.format(tower=tower, exactness=exactness)
+
+
+CARD = """\
+---
+tags: [selfsup]
+---
+# The {tower} tower of an image-text model
+
+Trained with selfsup beside the other tower; its features (features.json) map into the space that both share.
+
+- Layout: {exactness}
+
+```python
+import selfsup
+
+vectors = selfsup.load("path/to/this/directory").embed(...)
+```
+"""
