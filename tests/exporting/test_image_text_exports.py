@@ -213,12 +213,6 @@ def test_each_tower_opens_by_itself(exported: Path) -> None:
     model = stock(exported)
     np.testing.assert_array_equal(stock(exported / "image").encode(pictures()), model.encode(pictures()))
     np.testing.assert_array_equal(stock(exported / "text").encode(TEXTS), model.encode(TEXTS))
-    assert json.loads((exported / "config.json").read_text()) == json.loads(
-        (pair / "config.json").read_text()
-    )
-    for tower, kind, samples in (("image", ImageModel, pictures()), ("text", EncoderModel, TEXTS)):
-        ours = [kind.load(where / tower).embed(samples, "fp32") for where in (pair, exported)]
-        np.testing.assert_array_equal(*ours)
 
 
 def test_it_opens_here_too(pair: Path, exported: Path) -> None:

@@ -114,7 +114,7 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
 
     def both(tower: Tower, samples: Sequence[Any]) -> tuple[Vectors, Vectors]:
-        return theirs.encode(samples, show_progress_bar=False), tower.embed(samples, precision="fp32")
+        return theirs.encode(list(samples), show_progress_bar=False), tower.embed(samples, precision="fp32")
 
     differences, resized = [], None
     for tower in towers:
