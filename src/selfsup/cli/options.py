@@ -31,6 +31,8 @@ Tokenizer = Annotated[
     str | None, typer.Option(help="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run")
 ]
 Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
+ImageInit = Annotated[str | None, typer.Option(help="the same, of an image tower (as --init)")]
+TextInit = Annotated[str | None, typer.Option(help="the same, of a text tower")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
@@ -52,6 +54,8 @@ def split_words(
     seed: int | None = None,
     tokenizer: str | None = None,
     init: str | None = None,
+    image_init: str | None = None,
+    text_init: str | None = None,
     device: str | None = None,
     precision: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
@@ -60,6 +64,8 @@ def split_words(
 
     words = list(words or [])
     objective = words.pop(0) if words and "=" not in words[0] else None
+    if init is not None and image_init is not None:
+        raise UserError("--init and --image-init say the same; give one of them.")
     flags = {
         "budget": budget,
         "steps": steps,
@@ -68,6 +74,8 @@ def split_words(
         "seed": seed,
         "tokenizer": tokenizer,
         "init": init,
+        "image_init": image_init,
+        "text_init": text_init,
         "device": device,
         "precision": precision,
     }

@@ -274,7 +274,8 @@ def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tenso
     """The distance between the mean of all images and that of all texts (Liang et al. 2022, "Mind the Gap", section
     4.1), of normalised vectors (n, dimension)."""
     count = collectives.sum(torch.tensor(float(len(image)), device=image.device))
-    return torch.linalg.vector_norm(collectives.sum((image - text).sum(0)) / count)
+    gap: Tensor = (collectives.sum((image - text).sum(0)) / count).norm()
+    return gap
 
 
 class CLIPRecipe(VisionRecipe):
