@@ -28,7 +28,7 @@ from selfsup.data.image_stores import (
     label_column,
     of_spans,
 )
-from selfsup.data.image_tables import has_images, open_dataset, open_tables, schema_of
+from selfsup.data.image_tables import file_has_images, has_images, open_dataset, open_tables
 from selfsup.data.sources import load_from_hub, require_column, sample_file
 from selfsup.errors import UserError
 
@@ -93,7 +93,7 @@ def _hold_images(files: list[File], column: str | None) -> bool:
     """By the first of some files, which are of one kind."""
     kind = _kind(files[0]) if files else None
     if kind == "tables":
-        return has_images(schema_of(Path(files[0].path)), column)
+        return file_has_images(Path(files[0].path), column)
     if kind == "lists":
         return _lists_images(Path(files[0].path), column)
     return kind is not None

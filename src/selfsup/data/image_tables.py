@@ -29,7 +29,7 @@ def open_tables(
 ) -> Store:
     """Rows of parquet files, in memory where there is room or else unpacked once into the cache; and of Arrow files."""
     first = Path(files[0].path)
-    schema = schema_of(first)
+    schema = _schema(first)
     wanted = _image_column(str(first), schema, column)
     labelled = label_column(str(first), schema.names, label)
     columns = [wanted, *([labelled] if labelled else [])]
@@ -64,7 +64,7 @@ def _read(files: list[File], columns: list[str], progress: Progress) -> list[Any
     tables = []
     for number, file in enumerate(files):
         for column in columns:
-            require_column(file.path, schema_of(Path(file.path)).names, column)
+            require_column(file.path, _schema(Path(file.path)).names, column)
         path = Path(file.path)
         if not fits and _is_parquet(path):
             path = kept_file(
@@ -133,6 +133,11 @@ def _is_image(kind: Any) -> bool:
     return _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
+def file_has_images(path: Path, column: str | None = None) -> bool:
+    """`has_images` of a parquet or Arrow file."""
+    return has_images(_schema(path), column)
+
+
 def has_images(schema: Any, column: str | None = None) -> bool:
     """Whether a column of an Arrow schema, or the one named, holds images."""
     return any(_is_image(field.type) for field in schema if column in (None, field.name))
@@ -166,8 +171,7 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def schema_of(path: Path) -> Any:
-    """The Arrow schema of a parquet or Arrow file."""
+def _schema(path: Path) -> Any:
     with reading(path):
         return pq.read_schema(path) if _is_parquet(path) else _reader(path).schema
 
