@@ -186,6 +186,38 @@ class MAEConfig(Section):
     decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
 
 
+class TextConfig(Section):
+    preset: str = Field("auto", description="size of the text tower by name, or auto (from data and budget)")
+    layers: Count | None = None
+    width: Count | None = None
+    heads: Count | None = None
+    mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
+    dropout: Share | None = Field(None, description="share of activations it drops in training")
+    init: str | None = Field(None, description="a run or Hugging Face directory whose weights to start from")
+
+
+class CLIPConfig(Section):
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="one right answer among all (CLIP), or each pair right or wrong (SigLIP)"
+    )
+    captions: tuple[str, ...] = Field(
+        (), description="their columns; found by themselves where none is named"
+    )
+    dimension: Count | None = Field(None, description="of the space that images and texts share")
+    pooling: Literal["mean", "cls"] | None = Field(None, description="how an image becomes one vector")
+    temperature: Rate | None = Field(None, description="at first; it is learnt")
+    crop: Annotated[Real, Field(gt=0, le=1)] | None = Field(
+        None, description="least share of an image that a view shows"
+    )
+    hidden_tokens: Share = Field(0.0, description="share of a caption's tokens that is hidden in training")
+    freeze: Literal["image", "text"] | None = Field(None, description="a tower that is not trained")
+    image_rate: Rate | None = Field(None, description="factor of the learning rates in the image tower")
+    text_rate: Rate | None = Field(None, description="and in the text tower")
+    simclr: Annotated[Real, Field(ge=0)] = Field(
+        0.0, description="weight of telling images apart by two views of each; 0 for none"
+    )
+
+
 class Config(Section):
     objective: str = "causal-lm"
     out: str | None = Field(None, description="the run directory")
@@ -200,6 +232,8 @@ class Config(Section):
     simclr: SimCLRConfig = Field(default_factory=SimCLRConfig)
     dino: DINOConfig = Field(default_factory=DINOConfig)
     mae: MAEConfig = Field(default_factory=MAEConfig)
+    clip: CLIPConfig = Field(default_factory=CLIPConfig)
+    text: TextConfig = Field(default_factory=TextConfig)
 
 
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
@@ -215,6 +249,8 @@ SHORT = {
     "device": "train.device",
     "precision": "train.precision",
     "init": "model.init",
+    "image_init": "model.init",
+    "text_init": "text.init",
 }
 SECTIONS = {name for name, field in Config.model_fields.items() if field.default_factory is not None}
 OBJECTIVES = {
@@ -223,6 +259,8 @@ OBJECTIVES = {
     "simclr": "simclr",
     "dino": "dino",
     "mae": "mae",
+    "clip": "clip",
+    "text": "clip",
 }  # sections that only one objective reads
 LENGTHS = ("train.steps", "train.epochs", "train.budget")
 

@@ -162,6 +162,34 @@ class AdamW(Part):
         )
 
 
+def _parts(
+    objective: Objective,
+    parameters: list[nn.Parameter],
+    config: OptimConfig,
+    rate: float,
+    dtype: torch.dtype,
+) -> list[Part]:
+    """The optimizers of parameters whose learning rates have one factor, those that have any to move."""
+    listed = {id(parameter) for parameter in objective.vectors()}
+    hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in listed]
+    tables = [p for p in parameters if p.ndim >= 2 and id(p) in listed]
+    vectors = [p for p in parameters if p.ndim < 2]
+    lr, adamw_lr, decay = (
+        rate * (config.lr or 0.0),
+        rate * (config.adamw_lr or 0.0),
+        config.weight_decay or 0.0,
+    )
+    moments = (config.betas, config.eps)
+    parts: list[Part] = [
+        Muon(hidden, lr, decay, config.momentum, dtype, objective.stacks())
+        if config.matrices == "muon"
+        else AdamW(hidden, lr, decay, *moments),
+        AdamW(tables, adamw_lr, decay, *moments),
+        AdamW(vectors, adamw_lr, 0.0, *moments),
+    ]
+    return [part for part in parts if part.parameters]
+
+
 class Optimizer:
     """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors.
 
@@ -180,19 +208,15 @@ class Optimizer:
             raise UserError(
                 f"{type(objective).__name__} has no parameter that can be trained; register its modules."
             )
-        listed = {id(parameter) for parameter in objective.vectors()}
-        hidden = [p for p in self.names if p.ndim >= 2 and id(p) not in listed]
-        tables = [p for p in self.names if p.ndim >= 2 and id(p) in listed]
-        vectors = [p for p in self.names if p.ndim < 2]
-        decay, moments = config.weight_decay, (config.betas, config.eps)
-        self.parts: list[Part] = [
-            Muon(hidden, config.lr, decay, config.momentum, dtype, objective.stacks())
-            if config.matrices == "muon"
-            else AdamW(hidden, config.lr, decay, *moments),
-            AdamW(tables, config.adamw_lr, decay, *moments),
-            AdamW(vectors, config.adamw_lr, 0.0, *moments),
+        rates = {id(parameter): rate for parameter, rate in objective.rates().items()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in self.names:
+            groups.setdefault(rates.get(id(parameter), 1.0), []).append(parameter)
+        self.parts = [
+            part
+            for rate in sorted(groups, reverse=True)
+            for part in _parts(objective, groups[rate], config, rate, dtype)
         ]
-        self.parts = [part for part in self.parts if part.parameters]
         self.multiplier = 1.0
 
     @property

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.checkpoint import Checkpoint
 from selfsup.config import Settings
@@ -175,6 +175,7 @@ class Trainer:
     def _update(self, batches: list[Any]) -> None:
         start = time.perf_counter()
         figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
+        figures |= self._watched_norms()
         norm = self.optimizer.clip(self.settings["optim.clip"])
         loss = float(figures["loss"])
         multiplier = self.schedule.multiplier(self.step)
@@ -187,6 +188,15 @@ class Trainer:
         self.step += 1
         self.pace = [*self.pace[-20:], time.perf_counter() - start]
         self._log(figures, norm, multiplier)
+
+    def _watched_norms(self) -> dict[str, Tensor]:
+        """The norm of the gradient of each part of the objective that is worth a figure of its own."""
+        return {
+            f"grad_norm_{name}": nn.utils.get_total_norm(
+                [p.grad for p in part.parameters() if p.grad is not None]
+            )
+            for name, part in self.objective.watched().items()
+        }
 
     def _steps_expected(self) -> int:
         """The length of the run as it was known at this step, be it made for the first time or again."""

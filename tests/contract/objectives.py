@@ -16,12 +16,16 @@ from selfsup.data.records import Batch
 from selfsup.data.sentences import Sentences
 from selfsup.data.text import Windows
 from selfsup.data.tokenizers import train_tokenizer
+from selfsup.models.clip import Loss
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise
+from selfsup.models.features import Features
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.clip import CLIP, HiddenTokens, ImageTower, TextTower
+from selfsup.objectives.clip import Projection as ClipProjection
 from selfsup.objectives.dino import DINO, Crops
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
@@ -30,7 +34,7 @@ from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import Projection, SimCSE
 from selfsup.objectives.teaching import Head, Network, Teaching
 from selfsup.seeding import derive, generator, seeded
-from selfsup.views import dino_global, dino_local, dino_second, mae_view, simclr_view
+from selfsup.views import View, dino_global, dino_local, dino_second, mae_view, simclr_view
 
 # -- causal language modelling -------------------------------------------------------------------------------
 
@@ -193,6 +197,66 @@ def uniform_over_other_views(task: Task) -> dict[str, float]:
     return {"nt_xent": float(others.double().log().mean())}
 
 
+# -- CLIP ----------------------------------------------------------------------------------------------------
+
+
+class Captioned(Pictures):
+    """The same with one to three captions each; some captions and some pictures are there several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        random = np.random.default_rng(8)
+        special, vocabulary = len(TOKENIZER.special), TOKENIZER.vocabulary
+        self.captions = random.integers(1, 4, RECORDS)
+        self.tokens = torch.from_numpy(random.integers(special, vocabulary, (RECORDS, 3, PASSAGE)))
+        self.tokens[:, :, 0] = int(TOKENIZER.start)
+        self.lengths = torch.from_numpy(random.integers(2, PASSAGE + 1, (RECORDS, 3)))
+        self.text_keys = torch.from_numpy(random.integers(0, 40, (RECORDS, 3)))
+        self.image_keys = torch.from_numpy(random.integers(0, 60, RECORDS))
+
+    def read(self, indices: np.ndarray) -> dict[str, Tensor]:
+        names = ("tokens", "lengths", "text_keys", "image_keys")
+        own = {name: getattr(self, name)[indices] for name in names}
+        return super().read(indices) | own | {"captions": torch.from_numpy(self.captions[indices])}
+
+
+def clip(seed: int, loss: Loss = "softmax", dropout: float = 0.0) -> CLIP:
+    """The sigmoid loss with everything that may come on top: hidden tokens, and SimCLR on the same images."""
+    draws = generator(seed, "weights")
+    network, encoder = vision_transformer(draws), TextEncoder(encoder_config(dropout)).initialise(draws)
+    image, text = (ClipProjection(part, 6).initialise(draws, Features()) for part in (16, 12))
+    also, hidden = None, None
+    if loss == "sigmoid":
+        with seeded(seed, "head"):
+            head = ProjectionHead(16, 8)
+        also = SimCLR(network, head, simclr_view(12), "mean", temperature=0.5), 0.5
+        hidden = HiddenTokens(0.3, int(TOKENIZER.mask or 0), tuple(TOKENIZER.special))
+    towers = ImageTower(network, image, "mean"), TextTower(encoder, text, "mean")
+    rates = {"image": 1.0, "text": 0.5}
+    for tower in towers:
+        shaken(tower, seed)
+    return CLIP(*towers, View(12, (0.5, 1.0)), loss, 0.5, -2.0, rates, hidden, also).double()
+
+
+FIGURES = {"temperature": float((-torch.tensor(-math.log(0.5)).double()).exp()), "modality_gap": 0.0}
+
+
+def uniform_over_pairs(task: Task) -> dict[str, float]:
+    """Scores of zero: of as many as are no copies of the caption or the picture."""
+    same = (task["keys"][:, None] == task["keys"]).any(-1)
+    others = (~same).sum(1) + 1
+    return {"softmax": float(others.double().log().mean()), **FIGURES}
+
+
+def undecided_pairs(task: Task) -> dict[str, float]:
+    """As likely right as wrong, by the bias, of as many as are no copies."""
+    same = (task["keys"][:, None] == task["keys"]).any(-1)
+    views = Task({"records": task["simclr_records"]}, {})
+    told = math.log1p(math.exp(-2.0))
+    right, wrong = math.log1p(math.exp(2.0)), float((~same).sum(1).double().mean()) * told
+    return {"sigmoid": right + wrong, **FIGURES, **uniform_over_other_views(views)}
+
+
 # -- MAE -----------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +386,21 @@ CASES = {
         Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3), random=False),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
+        Case(
+            "clip",
+            Captioned,
+            clip,
+            uniform_over_pairs,
+            lambda seed: clip(seed, dropout=0.3),
+            still=("image.network.embeddings.mask_token",),
+        ),
+        Case(
+            "clip-sigmoid",
+            Captioned,
+            lambda seed: clip(seed, "sigmoid"),
+            undecided_pairs,
+            still=("image.network.embeddings.mask_token", "simclr.network.embeddings.mask_token"),
+        ),
         Case("mae", Pictures, mae, mean_of_patches, still=("encoder.embeddings.mask_token",)),
         Case("dino", Pictures, dino, saying_the_same),
         Case("dino-centring", Pictures, lambda seed: dino(seed, "centring"), saying_the_same),

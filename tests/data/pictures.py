@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -34,3 +35,19 @@ def png(header, rows):
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     head = struct.pack(">IIBBBBB", *header, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else encoded(data))
+    return path
+
+
+def archive(path, members):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path

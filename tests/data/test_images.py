@@ -1,11 +1,9 @@
 """Images from every source: what is found, counted, labelled, split and read."""
 
 import csv
-import io
 import json
 import logging
 import os
-import tarfile
 import threading
 
 import datasets
@@ -16,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, noise, png, smooth
+from pictures import archive, encoded, noise, png, smooth, write
 from PIL import Image
 
 from selfsup.data import image_archives, image_tables, images
@@ -29,12 +27,6 @@ from selfsup.errors import UserError
 
 PICTURES = [noise(8 + k % 3, 10, k) for k in range(6)]
 NAMES = ["cat", "dog", "hen"]
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else encoded(data))
-    return path
 
 
 @pytest.fixture
@@ -267,16 +259,6 @@ def test_damaged_tables(tmp_path):
     refused(path, str(path), "cannot be read")
     (tmp_path / "a.arrow").write_bytes(b"nothing")
     refused(tmp_path / "a.arrow", "a.arrow", "cannot be read")
-
-
-def archive(path, members):
-    path.parent.mkdir(exist_ok=True, parents=True)
-    with tarfile.open(path, "w") as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_archives_in_webdataset_layout(tmp_path):

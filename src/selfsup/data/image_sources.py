@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +16,29 @@ from PIL import Image
 
 from selfsup.data.formats import Malformed, Values, file_part
 from selfsup.data.image_archives import open_archives
-from selfsup.data.image_files import BadImage
+from selfsup.data.image_captions import (
+    Captions,
+    caption_columns,
+    captions_by_name,
+    captions_in,
+    captions_in_file,
+)
+from selfsup.data.image_files import BadImage, Encoded
 from selfsup.data.image_stores import (
     KINDS,
+    Columns,
     File,
     Progress,
     Span,
     Store,
     file_at,
     folders,
+    for_all,
     kind_of,
     label_column,
     of_spans,
 )
-from selfsup.data.image_tables import file_has_images, has_images, open_dataset, open_tables
+from selfsup.data.image_tables import has_images, open_dataset, open_tables, schema_of
 from selfsup.data.sources import load_from_hub, require_column, sample_file
 from selfsup.errors import UserError
 
@@ -36,27 +46,27 @@ from selfsup.errors import UserError
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "img")
 
 
-def find_store(
-    source: object, column: str | None, label: str | None, failures: float, progress: Progress
-) -> Store:
+def find_store(source: object, columns: Columns, failures: float, progress: Progress) -> Store:
     """What a source of images stands for; see `open_images`."""
     if isinstance(source, np.ndarray | list | tuple) and len(source):
         if all(isinstance(item, Path) for item in source):
             files = list(itertools.chain.from_iterable(_find(cast(Path, path)) for path in source))
             name = f"{source[0]} and {len(source) - 1} more" if source[1:] else str(source[0])
-            return _of_files(name, files, column, label, failures, progress)
+            return _of_files(name, files, columns, failures, progress)
+        if all(isinstance(item, list | tuple) and len(item) == 2 for item in source):
+            return _of_pairs(cast("Sequence[tuple[Any, object]]", source), columns)
         return _of_objects(cast("Sequence[Any]", source))
     if isinstance(source, str) and source.startswith("sample:"):
-        return _of_files(source, [file_at(sample_file(source))], column, label, failures, progress)
+        return _of_files(source, [file_at(sample_file(source))], columns, failures, progress)
     if isinstance(source, str) and source.startswith("hub:"):
-        return open_dataset(source, load_from_hub(source), column, label)
+        return open_dataset(source, load_from_hub(source), columns)
     if isinstance(source, str | Path) and str(source):
-        return _of_files(str(source), _find(Path(source).expanduser()), column, label, failures, progress)
+        return _of_files(str(source), _find(Path(source).expanduser()), columns, failures, progress)
     if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
-        return open_dataset("the data set given from Python", source, column, label)
+        return open_dataset("the data set given from Python", source, columns)
     raise UserError(
         f"A {type(source).__name__} is no image source: give a path, a non-empty list of PIL images, of uint8 arrays "
-        "or of Path objects, or a datasets.Dataset."
+        "of Path objects or of pairs (image, caption), or a datasets.Dataset."
     )
 
 
@@ -93,7 +103,7 @@ def _hold_images(files: list[File], column: str | None) -> bool:
     """By the first of some files, which are of one kind."""
     kind = _kind(files[0]) if files else None
     if kind == "tables":
-        return file_has_images(Path(files[0].path), column)
+        return has_images(schema_of(Path(files[0].path)), column)
     if kind == "lists":
         return _lists_images(Path(files[0].path), column)
     return kind is not None
@@ -154,9 +164,7 @@ def _kind(file: File) -> str | None:
     return kind_of(file.path)
 
 
-def _of_files(
-    name: str, files: list[File], column: str | None, label: str | None, failures: float, progress: Progress
-) -> Store:
+def _of_files(name: str, files: list[File], columns: Columns, failures: float, progress: Progress) -> Store:
     kinds = {_kind(file) for file in files}
     if None in kinds:
         raise UserError(f"{name} holds no images; selfsup reads them from {', '.join(KINDS)}.")
@@ -164,17 +172,17 @@ def _of_files(
         raise UserError(f"{name} mixes {' and '.join(sorted(map(str, kinds)))}: give files of one kind.")
     kind = kinds.pop()
     if kind == "images":
-        if column is not None or label is not None:
+        if columns.content is not None or columns.label is not None:
             raise UserError(f"{name} holds image files, which have no columns: leave column and label out.")
-        return _of_images(name, files)
+        return _of_images(name, files, columns.captions, progress)
     if kind == "tables":
-        return open_tables(name, files, column, label, progress)
+        return open_tables(name, files, columns, progress)
     if kind == "lists":
-        return _of_lists(name, files, column, label, failures)
-    return open_archives(name, files, column, label)
+        return _of_lists(name, files, columns, failures)
+    return open_archives(name, files, columns)
 
 
-def _of_images(name: str, files: list[File]) -> Store:
+def _of_images(name: str, files: list[File], captions: Sequence[str] | None, progress: Progress) -> Store:
     return of_spans(
         name,
         len(files),
@@ -182,23 +190,54 @@ def _of_images(name: str, files: list[File]) -> Store:
         lambda index: files[index].path,
         labels=folders([file.path for file in files]),
         stamp=lambda: files,
+        captions=None if captions is None else Captions.of(_captions_beside(files, captions, progress)),
     )
 
 
-def _of_lists(name: str, files: list[File], column: str | None, label: str | None, failures: float) -> Store:
-    paths: list[str] = []
-    labels: list[object] = []
-    labelled = None
-    for file in files:
-        part = file_part(Path(file.path), failures)
-        columns, rows = part.sample()
-        wanted = _path_column(part.name, columns, rows, column)
-        labelled = label_column(part.name, columns, label)
-        folder = os.path.dirname(file.path)
-        for _, row in part.rows([wanted, *([labelled] if labelled else [])]):
-            value = row if isinstance(row, Malformed) else row[wanted]
-            paths.append(os.path.join(folder, value) if value and isinstance(value, str) else "")
-            labels.append(None if labelled is None or isinstance(row, Malformed) else row.get(labelled))
+def _captions_beside(files: list[File], wanted: Sequence[str], progress: Progress) -> list[list[str]]:
+    """The captions in the files of text that have the name of an image but for the extension."""
+    captions: list[list[str]] = [[] for _ in files]
+
+    def look(number: int) -> None:
+        stem = os.path.splitext(files[number].path)[0]
+        captions[number] = captions_by_name(wanted, lambda extension: _lines(f"{stem}.{extension}"))
+
+    for_all(len(files), look, progress)
+    return captions
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return captions_in_file(Path(path).read_bytes())
+    except OSError:  # mostly since there is no such file
+        return []
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The images that lists name, in the order of their first appearance."""
+
+    paths: list[str] = field(default_factory=list)
+    labels: list[object] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)  # by path, of what may get further captions
+
+    def add(self, path: str, label: object, captions: list[str] | None) -> None:
+        """Add a row: of an image with captions further ones, else an image."""
+        number = len(self.paths)
+        if captions is not None and path:
+            number = self.numbers.setdefault(path, number)
+        if number == len(self.paths):
+            self.paths.append(path)
+            self.labels.append(label)
+            self.captions.append([])
+        self.captions[number] += captions or []
+
+
+def _of_lists(name: str, files: list[File], columns: Columns, failures: float) -> Store:
+    listed = _Listed()
+    labelled = [_read_list(file, columns, failures, listed) for file in files]
+    paths = listed.paths
 
     def span(index: int) -> Span:
         if not paths[index]:
@@ -215,9 +254,30 @@ def _of_lists(name: str, files: list[File], column: str | None, label: str | Non
         len(paths),
         span,
         lambda index: paths[index] or f"{name}, record {index + 1}",
-        labels=labels if labelled else None,
+        labels=listed.labels if any(labelled) else None,
         stamp=stamp,
+        captions=Captions.of(listed.captions),
     )
+
+
+def _read_list(file: File, columns: Columns, failures: float, listed: _Listed) -> bool:
+    """Add the images of a file to those listed; whether the file has classes."""
+    part = file_part(Path(file.path), failures)
+    names, rows = part.sample()
+    wanted = _path_column(part.name, names, rows, columns.content)
+    labelled = label_column(part.name, names, columns.label)
+    texts = [name for name in names if any(captions_in(row.get(name)) for row in rows)]
+    captioned = caption_columns(part.name, names, texts, (wanted, labelled), columns.captions)
+    folder = os.path.dirname(file.path)
+    for _, row in part.rows([wanted, *([labelled] if labelled else []), *captioned]):
+        values = {} if isinstance(row, Malformed) else row
+        path = values.get(wanted)
+        listed.add(
+            os.path.join(folder, path) if path and isinstance(path, str) else "",
+            values.get(labelled) if labelled else None,
+            [text for name in captioned for text in captions_in(values.get(name))] if captioned else None,
+        )
+    return labelled is not None
 
 
 def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wanted: str | None) -> str:
@@ -238,9 +298,24 @@ def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wan
 def _of_objects(images: Sequence[Any]) -> Store:
     name = f"the list of {len(images)} images"
     for number, image in enumerate(images, 1):
-        if not isinstance(image, Image.Image | np.ndarray | bytes):
+        if not isinstance(image, Image.Image | np.ndarray | bytes | Path):
             raise UserError(
                 f"Image {number} of {name} is a {type(image).__name__}: "
                 "give PIL images, uint8 arrays, bytes or Path objects."
             )
-    return Store(name, len(images), lambda index: images[index], lambda index: f"image {index + 1}")
+
+    def read(index: int) -> Encoded:
+        image = images[index]
+        return image.expanduser().read_bytes() if isinstance(image, Path) else cast(Encoded, image)
+
+    def place(index: int) -> str:
+        return str(images[index]) if isinstance(images[index], Path) else f"image {index + 1}"
+
+    return Store(name, len(images), read, place)
+
+
+def _of_pairs(pairs: Sequence[tuple[Any, object]], columns: Columns) -> Store:
+    store = _of_objects([Path(image) if isinstance(image, str) else image for image, _ in pairs])
+    if columns.captions is None:
+        return store
+    return replace(store, captions=Captions.of(captions_in(captions) for _, captions in pairs))

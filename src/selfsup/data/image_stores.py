@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from selfsup.data.image_captions import Captions
 from selfsup.data.image_files import END, Encoded
 from selfsup.data.sources import require_column
 
@@ -20,9 +22,25 @@ KINDS = {
 # Names under which a column of classes goes, the likeliest first.
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
 SHARE = 8  # of the free memory, one part in so many may hold images
+CHUNK = 64  # images that a thread takes at a time
 FORMAT = 1  # of what is kept about images; a change makes it anew
 
 Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is read of a source, by the names of its columns, extensions or keys.
+
+    Attributes:
+        content: of the images or their paths; None is the one that is found.
+        label: of the classes; None is the one that is found, if any.
+        captions: all that hold captions; () is the one that is found, if any, and with None no captions are read.
+    """
+
+    content: str | None = None
+    label: str | None = None
+    captions: tuple[str, ...] | None = None
 
 
 class File(NamedTuple):
@@ -65,6 +83,7 @@ class Store:
         place: what messages call it.
         labels: of each image, as the source has them: numbers, names or None; None where the source has no labels.
         classes: names of the numbers, where the source gives them.
+        captions: of each image; None where there are none, or none were asked for.
         stamp: what changes whenever the images may have; None where only reading them tells.
     """
 
@@ -76,6 +95,7 @@ class Store:
     classes: tuple[str, ...] | None = None
     span: Callable[[int], Span] | None = None
     stamp: Callable[[], Iterable[object]] | None = None
+    captions: Captions | None = None
 
 
 def of_spans(
@@ -85,8 +105,18 @@ def of_spans(
     place: Callable[[int], str],
     labels: Sequence[object] | None,
     stamp: Callable[[], Iterable[object]],
+    captions: Captions | None,
 ) -> Store:
-    return Store(name, count, lambda index: span(index).read(), place, labels, span=span, stamp=stamp)
+    return Store(
+        name,
+        count,
+        lambda index: span(index).read(),
+        place,
+        labels,
+        span=span,
+        stamp=stamp,
+        captions=captions,
+    )
 
 
 def folders(paths: Sequence[str]) -> list[str] | None:
@@ -115,3 +145,19 @@ def file_at(path: Path | str) -> File:
 def kind_of(name: str) -> str | None:
     """The kind of a file, by its extension."""
     return KINDS.get(os.path.splitext(name)[1].lower())
+
+
+def for_all(count: int, work: Callable[[int], None], progress: Progress) -> None:
+    """Call `work` with every number below `count`, in threads."""
+
+    def chunk(start: int) -> int:
+        for number in range(start, min(start + CHUNK, count)):
+            work(number)
+        return min(start + CHUNK, count)
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            for done in threads.map(chunk, range(0, count, CHUNK)):
+                progress(done, count)
+        finally:
+            threads.shutdown(cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,10 @@ import pyarrow.parquet as pq
 import torch
 
 from selfsup.data.cache import kept_file
-from selfsup.data.formats import BATCH_ROWS, reading
+from selfsup.data.formats import BATCH_ROWS, is_text, reading
+from selfsup.data.image_captions import Captions, caption_columns, captions_in
 from selfsup.data.image_files import BadImage
-from selfsup.data.image_stores import FORMAT, SHARE, File, Progress, Store, label_column
+from selfsup.data.image_stores import FORMAT, SHARE, Columns, File, Progress, Store, label_column
 from selfsup.data.sources import require_column
 from selfsup.errors import UserError
 from selfsup.machine import free_memory
@@ -24,16 +26,13 @@ from selfsup.machine import free_memory
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp", "pixels", "bytes")  # usual names
 
 
-def open_tables(
-    name: str, files: list[File], column: str | None, label: str | None, progress: Progress
-) -> Store:
+def open_tables(name: str, files: list[File], columns: Columns, progress: Progress) -> Store:
     """Rows of parquet files, in memory where there is room or else unpacked once into the cache; and of Arrow files."""
     first = Path(files[0].path)
-    schema = _schema(first)
-    wanted = _image_column(str(first), schema, column)
-    labelled = label_column(str(first), schema.names, label)
-    columns = [wanted, *([labelled] if labelled else [])]
-    tables = _read(files, columns, progress)
+    schema = schema_of(first)
+    wanted, labelled, captioned = _found(str(first), schema, columns)
+    names = list(dict.fromkeys([wanted, *([labelled] if labelled else []), *captioned]))
+    tables = _read(files, names, progress)
     starts = list(itertools.accumulate(map(len, tables), initial=0))
     chunks = [
         (chunk, Path(file.path).parent)
@@ -54,7 +53,16 @@ def open_tables(
         labels=labels,
         classes=_class_names(schema, labelled),
         stamp=lambda: (wanted, *files),
+        captions=_captions(zip((file.path for file in files), tables, strict=True), captioned),
     )
+
+
+def _found(where: str, schema: Any, columns: Columns) -> tuple[str, str | None, Sequence[str]]:
+    """The columns of images, of classes and of captions."""
+    wanted = _image_column(where, schema, columns.content)
+    labelled = label_column(where, schema.names, columns.label)
+    texts = [field.name for field in schema if _holds_text(field.type)]
+    return wanted, labelled, caption_columns(where, schema.names, texts, (wanted, labelled), columns.captions)
 
 
 def _read(files: list[File], columns: list[str], progress: Progress) -> list[Any]:
@@ -64,7 +72,7 @@ def _read(files: list[File], columns: list[str], progress: Progress) -> list[Any
     tables = []
     for number, file in enumerate(files):
         for column in columns:
-            require_column(file.path, _schema(Path(file.path)).names, column)
+            require_column(file.path, schema_of(Path(file.path)).names, column)
         path = Path(file.path)
         if not fits and _is_parquet(path):
             path = kept_file(
@@ -133,11 +141,6 @@ def _is_image(kind: Any) -> bool:
     return _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
-def file_has_images(path: Path, column: str | None = None) -> bool:
-    """`has_images` of a parquet or Arrow file."""
-    return has_images(_schema(path), column)
-
-
 def has_images(schema: Any, column: str | None = None) -> bool:
     """Whether a column of an Arrow schema, or the one named, holds images."""
     return any(_is_image(field.type) for field in schema if column in (None, field.name))
@@ -159,6 +162,36 @@ def _image_column(where: str, schema: Any, wanted: str | None) -> str:
     )
 
 
+def _is_list(kind: Any) -> bool:
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a type is of texts or of lists of texts."""
+    return is_text(str(kind)) or (_is_list(kind) and is_text(str(kind.value_type)))
+
+
+def _captions(tables: Iterable[tuple[str, Any]], columns: Sequence[str]) -> Captions | None:
+    """The captions in all rows of tables, each of which goes by a name."""
+
+    def rows() -> Iterator[list[str]]:
+        for where, table in tables:
+            values = [_texts(where, column, table.column(column)) for column in columns]
+            for row in zip(*values, strict=True):
+                yield [caption for value in row for caption in captions_in(value)]
+
+    return Captions.of(rows()) if columns else None
+
+
+def _texts(where: str, name: str, column: Any) -> list[object]:
+    """The values of a column, texts as bytes, since Arrow would raise for one that is not UTF-8."""
+    if not _holds_text(column.type):
+        raise UserError(f"The column {name!r} of {where} holds {column.type}, no captions: name another one.")
+    content = pa.large_binary()
+    values = column.cast(pa.large_list(content) if _is_list(column.type) else content)
+    return cast("list[object]", values.to_pylist())
+
+
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
     """The names that the hub's metadata give the numbers of a label column."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -171,7 +204,8 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _schema(path: Path) -> Any:
+def schema_of(path: Path) -> Any:
+    """The Arrow schema of a parquet or Arrow file."""
     with reading(path):
         return pq.read_schema(path) if _is_parquet(path) else _reader(path).schema
 
@@ -185,15 +219,16 @@ def _reader(path: Path) -> Any:
         return pa.ipc.open_stream(memory)
 
 
-def open_dataset(name: str, dataset: Any, column: str | None, label: str | None) -> Store:
+def open_dataset(name: str, dataset: Any, columns: Columns) -> Store:
     """A `datasets.Dataset`, whose images it keeps encoded or as paths."""
     schema = dataset.features.arrow_schema
-    wanted = _image_column(name, schema, column)
-    labelled = label_column(name, schema.names, label)
+    wanted, labelled, captioned = _found(name, schema, columns)
     rows = dataset.select_columns([wanted]).with_format("arrow")
 
     def read(index: int) -> bytes:
         return _Column([(rows[index].column(wanted).chunk(0), Path())]).read(0)
+
+    texts = dataset.select_columns(list(captioned)).with_format("arrow")[:] if captioned else None
 
     return Store(
         name,
@@ -202,4 +237,5 @@ def open_dataset(name: str, dataset: Any, column: str | None, label: str | None)
         lambda index: f"{name}, row {index + 1}",
         labels=dataset.with_format(None)[labelled][:] if labelled else None,
         classes=_class_names(schema, labelled),
+        captions=_captions([(name, texts)], captioned),
     )

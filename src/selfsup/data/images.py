@@ -9,9 +9,11 @@ What `open_images` accepts:
 - `.csv`, `.tsv` or `.jsonl` with a column of paths, which are relative to the file;
 - `.tar` in WebDataset layout: files of one record share their name up to the first dot, `.cls` holds its class;
 - `sample:emoji`, the bundled pictures, and `hub:NAME[/CONFIG][:SPLIT]`, a data set of the Hugging Face hub;
-- from Python also a list of PIL images, of uint8 arrays or of `Path` objects, and a `datasets.Dataset`.
+- from Python also a list of PIL images, of uint8 arrays, of `Path` objects or of pairs (image, caption), and a
+  `datasets.Dataset`.
 
 A folder of several kinds is read as images, else as archives, tables or lists of paths, the first that it holds.
+Captions are read where they are asked for: see `selfsup.data.pairs`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from selfsup.data.cache import kept_table
 from selfsup.data.formats import Malformed
+from selfsup.data.image_captions import no_captions
 from selfsup.data.image_files import (
     BadImage,
     Pixels,
@@ -44,7 +47,7 @@ from selfsup.data.image_files import (
     stored_plainly,
 )
 from selfsup.data.image_sources import find_store
-from selfsup.data.image_stores import FORMAT, SHARE, Progress, Store
+from selfsup.data.image_stores import FORMAT, SHARE, Columns, Progress, Store, for_all
 from selfsup.data.sources import NAMED, Skipped, Tally, too_many
 from selfsup.data.split import hold_out
 from selfsup.errors import UserError
@@ -56,7 +59,6 @@ _log = logging.getLogger(__name__)
 
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
 LONG = 10_000  # images: the index of so many is kept
-CHUNK = 64  # images that a thread takes at a time
 
 
 class Unreadable(UserError):
@@ -76,6 +78,7 @@ class Images:
         hashes: uint64 (n,), of the content of each file.
         labels: int64 (n,), the class of each image, -1 where it has none; None where the source has no classes.
         classes: their names, by which the classes of two sources are matched.
+        captions: of each image one or more; None where none were asked for, or none found.
     """
 
     def __init__(self, store: Store, index: _Index, skipped: Skipped, failures: float) -> None:
@@ -86,6 +89,7 @@ class Images:
         self.sizes = index.sizes[self._good]
         self.hashes = index.hashes[self._good]
         self.labels, self.classes = _numbered(store, self._good)
+        self.captions = None if store.captions is None else store.captions.take(self._good)
         self._store = store
         self._small = index.small
         self._held = index.held
@@ -139,8 +143,11 @@ class Images:
         return self._store.place(int(self._good[index]))
 
     def fingerprint(self) -> str:
-        """32 hex digits that depend on the content and the order of the images, not on where they lie."""
-        return hashlib.blake2b(self.hashes.tobytes(), digest_size=16).hexdigest()
+        """32 hex digits that depend on the content and order of images and captions, not on where they lie."""
+        digest = hashlib.blake2b(self.hashes.tobytes(), digest_size=16)
+        for captions in self.captions or ():
+            digest.update(repr(captions).encode())
+        return digest.hexdigest()
 
     def _refusal(self, index: int, reason: str) -> UserError:
         place = self.place(index)
@@ -159,6 +166,7 @@ def open_images(
     *,
     column: str | None = None,
     label: str | None = None,
+    captions: Sequence[str] | None = None,
     failures: float = 0.01,
     progress: Progress | None = None,
 ) -> Images:
@@ -167,18 +175,26 @@ def open_images(
     Args:
         column: the column of images or paths; by default one with a usual name, else the first that holds any.
         label: the column of classes; by default one with a usual name, where there is one.
+        captions: where the captions are, see `selfsup.data.pairs`; with () they are found by themselves, if there are
+            any, and an image without one counts as unreadable. By default none are read.
         failures: the share of unreadable images, from 0 to 1, above which reading stops.
-        progress: called with the images done and all, once while they are looked at, once while they are decoded.
+        progress: called with the images done and all, once while their captions are read from files of their own,
+            once while they are looked at, once while they are decoded.
 
     Raises:
-        UserError: nothing there, no such column, too many images that cannot be read, none that can.
+        UserError: nothing there, no such column, too many images that cannot be read, none that can, no caption
+            under the names given.
     """
     if isinstance(source, Images):
         return source
     if not 0 <= failures <= 1:
         raise UserError(f"The share of failures must lie between 0 and 1, not at {failures:g}.")
     progress = progress or _silent
-    store = find_store(source, column, label, failures, progress)
+    named = (captions,) if isinstance(captions, str) else captions
+    columns = Columns(column, label, None if named is None else tuple(named))
+    store = find_store(source, columns, failures, progress)
+    if columns.captions and store.captions is None:
+        raise no_captions(store.name)
     index = _looked_at(store, progress)
     if index.small:
         index = _decoded(store, index, progress)
@@ -238,20 +254,28 @@ class ImageRecords:
         Raises:
             UserError: more images than may be cannot be read.
         """
+        return self.found(indices)[1]
+
+    def found(
+        self, indices: npt.NDArray[np.integer[Any]]
+    ) -> tuple[npt.NDArray[np.integer[Any]], dict[str, Tensor]]:
+        """What `read` returns, behind the records that it is of, (n,): other ones where images gave way."""
         if self._stack is not None:
             pixels = torch.from_numpy(self._stack[self._indices[indices]]).permute(0, 3, 1, 2)
-            return {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
-        images = list(_threads().map(self._readable, indices.tolist()))
+            return indices, {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
+        records, images = zip(*_threads().map(self._readable, indices.tolist()), strict=True)
         sizes = torch.tensor([image.shape[:2] for image in images])
         padded = np.zeros((len(images), *sizes.amax(0).tolist(), 3), np.uint8)
         for row, image in zip(padded, images, strict=True):
             row[: image.shape[0], : image.shape[1]] = image
-        return {"pixels": torch.from_numpy(padded).permute(0, 3, 1, 2), "sizes": sizes}
+        return np.array(records), {"pixels": torch.from_numpy(padded).permute(0, 3, 1, 2), "sizes": sizes}
 
-    def _readable(self, position: int) -> Pixels:
+    def _readable(self, first: int) -> tuple[int, Pixels]:
+        """The first record that can be read, and its image."""
         for step in range(len(self)):
+            record = (first + step) % len(self)
             try:
-                return self._pixels(int(self._indices[(position + step) % len(self)]))
+                return record, self._pixels(int(self._indices[record]))
             except Unreadable:
                 continue
         raise UserError(f"None of the images of {self._images.name} can be read: repair them.")
@@ -308,6 +332,9 @@ def _looked_at(store: Store, progress: Progress) -> _Index:
         table = kept_table("images", ("index", FORMAT, *store.stamp()), lambda: _look(store, progress))
     hashes, heights, widths = (table.column(name).to_numpy() for name in ("hash", "height", "width"))
     problems = {i: text for i, text in enumerate(table.column("problem").to_pylist()) if text is not None}
+    if store.captions is not None:
+        bare = np.flatnonzero(store.captions.counts() == 0).tolist()
+        problems = dict.fromkeys(bare, "it has no caption") | problems
     return _Index(hashes, np.stack([heights, widths], 1), problems)
 
 
@@ -323,7 +350,7 @@ def _look(store: Store, progress: Progress) -> Any:
         except (BadImage, OSError) as error:
             problems[number] = _reason(error)
 
-    _for_all(store.count, look, progress)
+    for_all(store.count, look, progress)
     return pa.table(
         {
             "hash": hashes,
@@ -368,26 +395,10 @@ def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
         sizes[number] = pixels.shape[:2]
         decoded[number] = pixels if fits else None
 
-    _for_all(store.count, work, progress)
+    for_all(store.count, work, progress)
     held = [pixels for pixels in decoded if pixels is not None]
     equal = len({pixels.shape for pixels in held}) == 1
     return _Index(index.hashes, sizes, problems, (np.stack(held) if equal else held) if fits else None)
-
-
-def _for_all(count: int, work: Callable[[int], None], progress: Progress) -> None:
-    """Call `work` with every number below `count`, in threads."""
-
-    def chunk(start: int) -> int:
-        for number in range(start, min(start + CHUNK, count)):
-            work(number)
-        return min(start + CHUNK, count)
-
-    with ThreadPoolExecutor() as threads:
-        try:
-            for done in threads.map(chunk, range(0, count, CHUNK)):
-                progress(done, count)
-        finally:
-            threads.shutdown(cancel_futures=True)
 
 
 def _reason(error: BadImage | OSError) -> str:

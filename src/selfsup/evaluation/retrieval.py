@@ -212,7 +212,11 @@ def _open(request: Request) -> Captioned:
         UserError: no data, no captions, or one image or one text only.
     """
     collection = open_captioned(
-        need_data(request), request.model.image.size, request.column, request.captions, progress=request.progress
+        need_data(request),
+        request.model.image.size,
+        request.column,
+        request.captions,
+        progress=request.progress,
     )
     items: dict[bytes, Item] = {}
     captions: dict[bytes, dict[str, None]] = {}  # in their order

@@ -48,7 +48,7 @@ def measure(request: Request) -> Score:
     pairs = open_pairs(request)
     if np.ptp(pairs.scores) == 0:
         raise UserError(
-            f"{pairs.name} holds no scores to be followed; give pairs of sentences with a column of how similar they are."
+            f"{pairs.name} holds no scores to be followed; give pairs of sentences with a column of scores."
         )
     cosine = cosines(pairs.first, pairs.second)
     return Score(

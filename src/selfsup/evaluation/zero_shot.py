@@ -6,9 +6,9 @@ highest cosine similarity, the first of those that are equal. (Radford et al. 20
 the data gives its classes: of folders, of labels in words, of numbers those in the hub's metadata; an underscore in a
 name stands for a space. All classes that the data knows are to choose from, whether or not an image has them.
 
-In percent. Chance is a class drawn at random. The details have the balanced accuracy, the mean over classes of the share
-of right answers (of classes that have images; chance is the same), and the share of the commonest class, which a model
-that always names it reaches. The interval resamples images.
+In percent. Chance is a class drawn at random. The details have the balanced accuracy, the mean over classes of the
+share of right answers (of classes that have images; chance is the same), and the share of the commonest class, which a
+model that always names it reaches. The interval resamples images.
 """
 
 from __future__ import annotations

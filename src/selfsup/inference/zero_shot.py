@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLACE = "{}"  # where the name of a class stands in a template
-TEMPLATES = (PLACE,)  # by default: the name alone, for only who knows the captions of a training knows a better one
+TEMPLATES = (
+    PLACE,
+)  # by default: the name alone, for only who knows the captions of a training knows a better one
 SHOWN = 5  # likeliest labels of an image that are printed
 
 

@@ -15,6 +15,7 @@ RECIPES = {
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
     "dino": "selfsup.objectives.dino:DINORecipe",
     "mae": "selfsup.objectives.mae:MAERecipe",
+    "clip": "selfsup.objectives.clip:CLIPRecipe",
 }
 
 # The same on a network that transformers opens.

@@ -105,6 +105,14 @@ class Objective(nn.Module, ABC):
         lists = [cast(nn.Parameter, module.weight) for module in embeddings]
         return lists + [vector for module in tokens for vector in module.vectors()]
 
+    def rates(self) -> Mapping[nn.Parameter, float]:
+        """Factors of the learning rates of parameters; 1 where one is not named."""
+        return {}
+
+    def watched(self) -> Mapping[str, nn.Module]:
+        """Parts whose gradient is worth a figure of its own, by what it is called: `grad_norm_NAME`."""
+        return {}
+
     def stacks(self) -> Mapping[nn.Parameter, int]:
         """Matrices that hold several maps, one above the other, and how many: Muon takes each map by itself."""
         stacked = (module for module in self.modules() if isinstance(module, Stacked))

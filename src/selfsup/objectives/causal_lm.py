@@ -236,7 +236,7 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
 
     def _settle_rates(self) -> None:
         """Of the middle of the presets: what the width of another network means is not known here."""
-        settle_rates(self.settings, MIDDLE, self.adamw_lr)
+        settle_rates(self.settings, MIDDLE, self.adamw_lr, self.settings["model.init"] is not None)
 
     def _block_parameters(self) -> float:
         return float(sum(parameter.numel() for parameter in self.network.parameters()))

@@ -110,7 +110,8 @@ class LanguageRecipe(Recipe):
         self._settle_rates()
 
     def _settle_rates(self) -> None:
-        settle_rates(self.settings, self.settings["model.width"], self.adamw_lr)
+        started = self.settings["model.init"] is not None
+        settle_rates(self.settings, self.settings["model.width"], self.adamw_lr, started)
 
     def _choose_preset(self, effort: Effort, tokens: int) -> None:
         """A size that suits what can be spent."""

@@ -105,17 +105,55 @@ def info_nce(
 
     Args:
         queries, keys: (n, dim), normalised; row i of both belongs together.
-        identities: (n,); other keys with the identity of a query are left out of its sum, for they are no negatives.
+        identities: (n,) or (n, kinds); other keys that share one with a query are left out of its sum, for they are no
+            negatives.
 
     Returns:
         The sum over the queries of this process, a scalar with gradient; in fp32, or wider.
     """
-    ranks = collectives.gather(torch.full((len(keys),), collectives.rank, device=keys.device))
-    own = (ranks == collectives.rank).nonzero().squeeze(1)  # where my keys stand among all
+    own = _own_rows(len(keys), keys.device, collectives)
     similar = scale * queries @ collectives.gather(keys).T
-    same = identities[:, None] == collectives.gather(identities)
-    same[torch.arange(len(own), device=own.device), own] = False
+    same = _others_alike(identities, own, collectives)
     return F.cross_entropy(similar.masked_fill(same, -torch.inf), own, reduction="sum")
+
+
+def sigmoid_pairs(
+    queries: Tensor,
+    keys: Tensor,
+    identities: Tensor,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    collectives: Collectives,
+) -> Tensor:
+    """Σ_i Σ_j −log σ(z_ij · (scale · queries_i · keys_j + bias)), z_ij = 1 where i = j, else −1 (Zhai et al. 2023,
+    "Sigmoid Loss for Language Image Pre-Training", equation in section 3.2).
+
+    Args:
+        queries, keys, identities: as in `info_nce`; what is no negative there is left out here.
+
+    Returns:
+        The sum over the queries of this process with the keys of all, a scalar with gradient; in fp32, or wider.
+    """
+    own = _own_rows(len(keys), keys.device, collectives)
+    logits = scale * queries @ collectives.gather(keys).T + bias
+    signs = torch.full_like(logits, -1.0)
+    signs[torch.arange(len(own), device=own.device), own] = 1.0
+    losses = -F.logsigmoid(signs * logits)
+    return losses.masked_fill(_others_alike(identities, own, collectives), 0.0).sum()
+
+
+def _own_rows(count: int, device: torch.device, collectives: Collectives) -> Tensor:
+    """Where the rows of this process, so many, stand among those of all, (count,)."""
+    ranks = collectives.gather(torch.full((count,), collectives.rank, device=device))
+    return (ranks == collectives.rank).nonzero().squeeze(1)
+
+
+def _others_alike(identities: Tensor, positives: Tensor, collectives: Collectives) -> Tensor:
+    """Whether each row of this process and each of all, (n, N), share an identity, other than its positive."""
+    kinds = identities[:, None] if identities.ndim == 1 else identities
+    same = (kinds[:, None] == collectives.gather(kinds)).any(-1)
+    same[torch.arange(len(positives), device=positives.device), positives] = False
+    return same
 
 
 def nt_xent(
@@ -131,12 +169,10 @@ def nt_xent(
         The sum over the views of this process, with those of all processes as negatives; in fp32, or wider.
     """
     views, owners = torch.cat((first, second)), torch.cat((identities, identities))
-    ranks = collectives.gather(torch.full((len(views),), collectives.rank, device=views.device))
-    own = (ranks == collectives.rank).nonzero().squeeze(1)  # where my views stand among all
-    others = own.roll(len(first))  # and the other view of each
+    own = _own_rows(len(views), views.device, collectives)
+    others = own.roll(len(first))  # the other view of each
     similar = scale * views @ collectives.gather(views).T
-    same = owners[:, None] == collectives.gather(owners)
-    same[torch.arange(len(own), device=own.device), others] = False
+    same = _others_alike(owners, others, collectives)
     return F.cross_entropy(similar.masked_fill(same, -torch.inf), others, reduction="sum")
 
 

@@ -12,12 +12,12 @@ WHITENED = 4096  # texts or images that features are whitened over
 FEWEST_WHITENED = 256  # of a run that saw less
 
 
-def settle_rates(settings: Settings, width: int, adamw_lr: float) -> None:
-    """Learning rates of the hidden matrices and of all else; weights to start from are to be kept, not drowned.
+def settle_rates(settings: Settings, width: int, adamw_lr: float, started: bool) -> None:
+    """Learning rates of the hidden matrices and of all else; weights that were `started` from are to be kept, not
+    drowned.
 
     Muon's update has singular values of 0.2·√width times its learning rate, so wider matrices need a smaller one.
     """
-    started = settings["model.init"] is not None
     share, origin = (STARTED, "init") if started else (1.0, "size")
     muon = SPECTRAL_LR / (0.2 * width**0.5)
     rate = muon if settings["optim.matrices"] == "muon" else min(muon, MATRICES_BY_ADAMW)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,19 +23,20 @@ from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.errors import UserError
 from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm, save_backbone
+from selfsup.models.clip import IMAGE
 from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer, flops_per_image
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
-from selfsup.objectives.language import model_directory
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates, whitened_over
+from selfsup.objectives.towers import tower_directory
 from selfsup.seeding import generator, seeded
 from selfsup.views import centred
 
 if TYPE_CHECKING:
-    from selfsup.data.images import ImageRecords, Images
+    from selfsup.data.images import Images
     from selfsup.inference.pictures import Pictures
 
 SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
@@ -66,23 +67,27 @@ class VisionRecipe(Recipe):
     useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
     pooling: ClassVar[Pooling] = "mean"  # how an image becomes one vector, where the network leaves it open
     adamw_lr: ClassVar[float] = 0.003
+    useless: ClassVar[Mapping[str, Any]] = (
+        TEXT_ONLY  # settings that mean nothing here, and what they are by default
+    )
     views: float  # images that the network sees of a record, in units of one of full size
     images: Images
-    train: ImageRecords
-    validation: ImageRecords | None = None
 
     # -- data ----------------------------------------------------------------------------------------------
 
     def open(self, progress: Progress) -> None:
-        from selfsup.data.images import open_images
-
-        data = self.settings.config.data
-        for key, default in TEXT_ONLY.items():
+        for key, default in self.useless.items():
             if self.settings[key] != default:
                 raise UserError(f"{self.settings['objective']} has no use for {key}; leave it out.")
         if (place := self.settings["model.init"]) is not None:  # for a resume from anywhere
             place = str(Path(place).expanduser().absolute())
             self.settings.change("model.init", place, self.settings.origin("model.init"))
+        self._open_images(progress)
+
+    def _open_images(self, progress: Progress) -> None:
+        from selfsup.data.images import open_images
+
+        data = self.settings.config.data
         source = self.source if self.source is not None else data.source
         self.images = open_images(source, column=data.column, failures=data.failures, progress=progress)
 
@@ -110,7 +115,11 @@ class VisionRecipe(Recipe):
         settings.settle("train.batch", most, "recipe and data")
         if self.validation is not None:
             settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
-        settle_rates(settings, settings["model.width"] or self.backbone_look.dimension, self.adamw_lr)
+        self._settle_rates()
+
+    def _settle_rates(self) -> None:
+        width = self.settings["model.width"] or self.backbone_look.dimension
+        settle_rates(self.settings, width, self.adamw_lr, self.settings["model.init"] is not None)
 
     def _settle_size(self) -> None:
         settings = self.settings
@@ -139,13 +148,22 @@ class VisionRecipe(Recipe):
         return self.module.size if isinstance(self.module, Adapted) else None
 
     def _records(self) -> None:
-        from selfsup.data.images import ImageRecords, split_images
+        from selfsup.data.images import split_images
 
         train, held_out = split_images(self.images, self.settings["data.validation"])
-        least = math.ceil(SURPLUS * self.settings["data.size"])
-        self.train = ImageRecords(self.images, train, least)
+        self.train = self._records_of(train)
         if len(held_out):
-            self.validation = ImageRecords(self.images, held_out, least)
+            self.validation = self._records_of(held_out)
+
+    def _records_of(self, indices: npt.NDArray[np.int64]) -> Records:
+        from selfsup.data.images import ImageRecords
+
+        return ImageRecords(self.images, indices, self._least)
+
+    @property
+    def _least(self) -> int:
+        """The short side that images are kept at."""
+        return math.ceil(SURPLUS * self.settings["data.size"])
 
     def _seen(self, effort: Effort) -> float:
         """Images that the run will see, about."""
@@ -170,7 +188,7 @@ class VisionRecipe(Recipe):
             UserError: there is none, or it is of another architecture.
         """
         place = self.settings["model.init"]
-        return None if place is None else read_vision(model_directory(place))
+        return None if place is None else read_vision(tower_directory(place, IMAGE))
 
     def _settle_network(self, effort: Effort) -> None:
         settings = self.settings

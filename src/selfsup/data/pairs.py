@@ -1,0 +1,178 @@
+"""Images with their captions as training data.
+
+`open_pairs` takes what `selfsup.data.images.open_images` takes. An image has one caption or several; they are
+
+- in a column of texts or of lists of texts of `.parquet`, `.arrow`, `.csv`, `.tsv`, `.jsonl` or a data set of the hub;
+  several rows of a list that name one path are one image with all their captions;
+- in a file of the same name as the image but for its extension, `.txt` or `.caption`, in a folder or in an archive
+  in WebDataset layout: each line that is not blank is a caption;
+- under `caption`, `captions` or `text` in the JSON beside an image of an archive;
+- from Python in a list of pairs (image, caption or list of captions), where the image may be a path.
+
+Where several columns (or extensions, or keys) are named, as for several languages, an image has the captions of all;
+where none is, it is one with a usual name (`CAPTION_COLUMNS`, `CAPTION_FILES`, in that order), never the column of the
+images or of their classes. White space in captions is reduced to single spaces. An image without a caption counts as
+one that cannot be read; a caption that is not valid UTF-8 is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from selfsup.data.image_captions import Captions, no_captions
+from selfsup.data.image_stores import Progress
+from selfsup.data.images import ImageRecords, Images, Indices, open_images
+from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.errors import UserError
+
+BATCH = 4096  # captions encoded at a time
+
+
+def open_pairs(
+    source: object,
+    *,
+    column: str | None = None,
+    captions: Sequence[str] = (),
+    label: str | None = None,
+    failures: float = 0.01,
+    progress: Progress | None = None,
+) -> Images:
+    """Open any source of images with captions (see the module's description).
+
+    Args:
+        captions: the columns, extensions or keys that hold the captions; by default one with a usual name.
+        column, label, failures, progress: as in `open_images`.
+
+    Returns:
+        Images whose `captions` are not None.
+
+    Raises:
+        UserError: what `open_images` raises; there is no caption.
+    """
+    images = open_images(
+        source, column=column, label=label, captions=captions, failures=failures, progress=progress
+    )
+    captions_of(images)
+    return images
+
+
+def captions_of(images: Images) -> Captions:
+    """The captions of images.
+
+    Raises:
+        UserError: there is none.
+    """
+    if images.captions is None:
+        raise no_captions(images.name)
+    return images.captions
+
+
+class PairRecords:
+    """Images with all their captions as records, the captions as tokens.
+
+    An image that turns out to be unreadable gives way, with its captions, to the next readable one of the indices.
+
+    Attributes:
+        truncated: captions that lost their end, since they have more than `window` tokens.
+        mean_length: of the captions, in tokens, the start and the end token included.
+
+    Raises:
+        UserError: there are no captions, or a window of less than three tokens.
+    """
+
+    def __init__(
+        self, images: Images, indices: Indices, least: int, tokenizer: TextTokenizer, window: int
+    ) -> None:
+        if window < 3:
+            raise UserError(f"A window of {window} holds no token between start and end; make it 3 or more.")
+        captions = captions_of(images).take(indices)
+        self.window = window
+        self.tokenizer = tokenizer
+        self._images = ImageRecords(images, indices, least)
+        self._image_keys = images.hashes[indices].view(np.int64)
+        self._counts = captions.counts()
+        self._firsts = self._counts.cumsum() - self._counts
+        self._texts = _encoded(captions, tokenizer, window)
+        self.truncated = self._texts.truncated
+        self.mean_length = float(self._texts.lengths.mean())
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def place(self, record: int) -> str:
+        """Where a record's image stands: see `Images.place`."""
+        return self._images.place(record)
+
+    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
+        """Records by index (n,), where C is the most captions that one of them has, T the most tokens of a caption.
+
+        Returns:
+            `pixels`, `sizes`: see `ImageRecords.read`; `image_keys`: int64 (n,), equal for equal images;
+            `captions`: int64 (n,), how many each has; `tokens`: int64 (n, C, T), padded, start and end token included;
+            `lengths`: int64 (n, C), 0 where there is no caption; `text_keys`: int64 (n, C), equal for captions of equal
+            tokens (and else, up to a chance of 2^-64, different), 0 where there is none.
+
+        Raises:
+            UserError: more images than may be cannot be read.
+        """
+        records, batch = self._images.found(indices)
+        counts = self._counts[records]
+        column = np.arange(counts.max())
+        there = column < counts[:, None]
+        captions = np.where(there, self._firsts[records][:, None] + column, 0)
+        lengths = np.where(there, self._texts.lengths[captions], 0)
+        added = {
+            "image_keys": self._image_keys[records],
+            "captions": counts,
+            "tokens": self._texts.padded(captions, lengths, int(self.tokenizer.pad or 0)),
+            "lengths": lengths,
+            "text_keys": np.where(there, self._texts.keys[captions], 0),
+        }
+        return batch | {name: torch.from_numpy(values) for name, values in added.items()}
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Encoded captions one behind the other: ids (all tokens,), lengths and keys int64 (captions,)."""
+
+    ids: Ids
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
+    truncated: int
+
+    def padded(
+        self, captions: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], pad: int
+    ) -> npt.NDArray[np.int64]:
+        """The first tokens of captions by number (…,), as many as `lengths` (…,) says: (…, most tokens)."""
+        token = np.arange(lengths.max())
+        places = np.minimum(self.starts[captions][..., None] + token, len(self.ids) - 1)
+        return np.where(token < lengths[..., None], self.ids[places], pad).astype(np.int64)
+
+
+def _encoded(captions: Captions, tokenizer: TextTokenizer, window: int) -> _Texts:
+    """All captions between start and end token, cut to the window."""
+    chunks: list[Ids] = []
+    lengths, keys = array("q"), bytearray()
+    truncated = 0
+    for batch in captions.batches(BATCH):
+        runs = []
+        for ids in tokenizer.encode_batch(batch):
+            truncated += len(ids) > window - 2
+            run = tokenizer.frame(ids[: window - 2])
+            runs.append(run)
+            lengths.append(len(run))
+            keys += hashlib.blake2b(run.tobytes(), digest_size=8).digest()
+        chunks.append(np.concatenate(runs))
+    sizes = np.array(lengths, np.int64)
+    starts = sizes.cumsum() - sizes
+    return _Texts(np.concatenate(chunks), starts, sizes, np.frombuffer(keys, np.int64), truncated)

@@ -1,0 +1,521 @@
+"""CLIP: an image finds its caption among all captions, and a caption its image (Radford et al. 2021, figure 3).
+
+L = ½ Σ_i ( − log softmax_j(s · x_i·y_j)[i] − log softmax_j(s · y_i·x_j)[i] )     x, y: normalised vectors of both
+
+or, as SigLIP (Zhai et al. 2023), every pair is told to belong together or not, by itself:
+
+L = − Σ_i Σ_j log σ( z_ij (s · x_i·y_j + b) )                                     z_ij = 1 where i = j, else − 1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.data.records import Batch
+from selfsup.doctor.contrastive import check_small_batch
+from selfsup.errors import UserError
+from selfsup.models.adapters import AnyEncoder
+from selfsup.models.backbones import AnyBackbone
+from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
+from selfsup.models.features import Features
+from selfsup.models.packing import Pooling, embed
+from selfsup.models.vision import VisionTransformer
+from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
+from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
+from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
+from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
+from selfsup.objectives.sizes import STARTED, settle_rates
+from selfsup.objectives.towers import TextSide, fingerprint_of
+from selfsup.objectives.vision import VisionRecipe
+from selfsup.seeding import generator, seeded, uniform
+from selfsup.views import View, render, simclr_view
+
+if TYPE_CHECKING:
+    from selfsup.data.pairs import PairRecords
+
+LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
+TEMPERATURES = {"softmax": 0.07, "sigmoid": 0.1}  # at first: there, and Zhai et al. 2023, section 3.2
+DIMENSION = 512  # of the shared space, at most
+CROP = 0.5  # least share of an image that is seen
+
+
+class Projection(nn.Module):
+    """W x + b in fp32: what an encoder makes of an image or text, put into the space that both share."""
+
+    def __init__(self, width: int, dimension: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dimension, width))
+        self.bias = nn.Parameter(torch.zeros(dimension))
+
+    @torch.no_grad()
+    def initialise(self, draws: torch.Generator, features: Features) -> Projection:
+        """Random directions of the vector that an encoder has been given by its `features`, a map M x + m: W = R·M and
+        b = R·m, or the map itself where it leads into as many dimensions. Returns self."""
+        dimension, width = self.weight.shape
+        mapped = torch.eye(width) if features.weight is None else features.weight
+        shift = torch.zeros(len(mapped)) if features.bias is None else features.bias
+        directions = torch.empty(dimension, len(mapped)).normal_(0.0, len(mapped) ** -0.5, generator=draws)
+        if features.weight is not None and len(mapped) == dimension:
+            directions = torch.eye(dimension)
+        self.weight.copy_(directions @ mapped)
+        self.bias.copy_(directions @ shift)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Tower(nn.Module):
+    """An encoder of images or of texts, and the way from its vectors into the shared space."""
+
+    def __init__(self, network: nn.Module, projection: Projection, pooling: Pooling) -> None:
+        super().__init__()
+        self.network = network
+        self.projection = projection
+        self.pooling = pooling
+        self.frozen = False
+
+    def freeze(self) -> None:
+        """Leave the network as it is; the projection is trained all the same."""
+        self.network.requires_grad_(False)
+        self.frozen = True
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+        return self
+
+    @property
+    def features(self) -> Features:
+        """What the vector of an image or text is, in the shared space."""
+        weight, bias = (tensor.detach().cpu() for tensor in (self.projection.weight, self.projection.bias))
+        return Features(self.pooling, weight.clone(), bias.clone())
+
+
+class ImageTower(Tower):
+    network: AnyBackbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, dimension)."""
+        return cast(Tensor, self.projection(self.network.embed(pixels, self.pooling)))
+
+
+class TextTower(Tower):
+    network: AnyEncoder
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Padded captions (B, T) of `lengths` (B,) tokens to (B, dimension)."""
+        flat = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
+        return cast(Tensor, self.projection(embed(self.network, flat, lengths, self.pooling)))
+
+
+@dataclass(frozen=True)
+class HiddenTokens:
+    """A share of a caption's tokens, none of them special, that is replaced by the mask (Li et al. 2023, "Scaling
+    Language-Image Pre-training via Masking", section 3, of texts): a pure function of (seed, epoch, record)."""
+
+    share: float
+    mask: int
+    special: tuple[int, ...]
+
+    def __call__(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Of captions (B, T)."""
+        draws = uniform(batch.seed, "hidden tokens", batch.epochs, batch.records, tokens.shape[1])
+        chosen = torch.from_numpy(draws < self.share).to(tokens.device)
+        special = torch.isin(tokens, torch.tensor(self.special, device=tokens.device))
+        return tokens.masked_fill(chosen & ~special, self.mask)
+
+
+class CLIP(Objective):
+    """Two towers, and how near to each other what belongs together shall be.
+
+    Args:
+        view: what is seen of an image in training.
+        temperature: by which cosines are divided at first.
+        bias: of the sigmoid loss at first.
+        rates: factors of the learning rates of the towers' networks.
+        hidden: what is hidden of captions in training; None for nothing.
+        simclr: the same images told apart by two views of each (Mu et al. 2022, "SLIP", section 3), and the weight of
+            it in the loss; its network is the image tower's.
+    """
+
+    separable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        image: ImageTower,
+        text: TextTower,
+        view: View,
+        loss: Loss,
+        temperature: float,
+        bias: float,
+        rates: Mapping[str, float],
+        hidden: HiddenTokens | None = None,
+        simclr: tuple[SimCLR, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.image, self.text, self.factors = image, text, rates
+        self.view, self.loss, self.hidden = view, loss, hidden
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
+        self.weights = {"temperature": 0.0, "modality_gap": 0.0}
+        self.simclr = None
+        if simclr is not None:
+            self.simclr, self.weights["nt_xent"] = simclr
+        if isinstance(image.network, VisionTransformer):
+            image.network.embeddings.mask_token.requires_grad_(False)  # no patch is hidden
+
+    def hide(self, batch: Batch) -> Task:
+        """A view of each image (B, 3, S, S), and one of its captions (B, T): each hides the other."""
+        pixels, place = batch.data["pixels"], (batch.seed, batch.epochs, batch.records)
+        tokens, lengths, keys = drawn_captions(batch)
+        if self.hidden is not None and self.training:
+            tokens = self.hidden(tokens, batch)
+        tensors = {
+            "views": render(pixels, batch.data["sizes"], self.view, *place, 0),
+            "tokens": tokens,
+            "lengths": lengths,
+            "keys": torch.stack((keys, batch.data["image_keys"]), 1),
+        }
+        count = torch.tensor(len(batch))
+        counts = dict.fromkeys((self.loss, "temperature", "modality_gap"), count)
+        if self.simclr is None:
+            return Task(tensors, counts)
+        also = self.simclr.hide(batch)
+        named = {f"simclr_{name}": tensor for name, tensor in also.tensors.items()}
+        return Task(tensors | named, counts | also.counts)
+
+    def predict(self, task: Task) -> Outputs:
+        """Where images and captions are put, (B, dimension) each."""
+        outputs = {"image": self.image(task["views"]), "text": self.text(task["tokens"], task["lengths"])}
+        if self.simclr is not None:
+            outputs |= {f"simclr_{name}": z for name, z in self.simclr.predict(_part(task)).items()}
+        return outputs
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
+        image, text = (F.normalize(at_least_single(outputs[name]), dim=-1) for name in ("image", "text"))
+        scale, keys = self.log_scale.exp(), task["keys"]
+        if self.bias is None:
+            both = info_nce(image, text, keys, scale, collectives)
+            total = (both + info_nce(text, image, keys, scale, collectives)) / 2
+        else:
+            total = sigmoid_pairs(image, text, keys, scale, self.bias, collectives)
+        sums = {
+            self.loss: total,
+            "temperature": len(image) / scale.detach(),
+            "modality_gap": len(image) * modality_gap(image.detach(), text.detach(), collectives),
+        }
+        if self.simclr is not None:
+            mine = {
+                name.removeprefix("simclr_"): z for name, z in outputs.items() if name.startswith("simclr_")
+            }
+            sums |= self.simclr.score(mine, _part(task), collectives)
+        return sums
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """The temperature stays where logits cannot drown all but the nearest."""
+        self.log_scale.clamp_(0.0, math.log(LARGEST_SCALE))
+
+    def watched(self) -> Mapping[str, nn.Module]:
+        return {IMAGE: self.image, TEXT: self.text}
+
+    def rates(self) -> Mapping[nn.Parameter, float]:
+        towers = {IMAGE: self.image, TEXT: self.text}
+        return {p: self.factors[name] for name, tower in towers.items() for p in tower.network.parameters()}
+
+    @property
+    def similarity(self) -> Similarity:
+        """How vectors are compared, as it stands."""
+        bias = 0.0 if self.bias is None else float(self.bias.detach())
+        return Similarity(self.loss, float(self.log_scale.detach().exp()), bias)
+
+
+def _part(task: Task) -> Task:
+    """Of a task, what belongs to SimCLR."""
+    tensors = {
+        name.removeprefix("simclr_"): tensor
+        for name, tensor in task.tensors.items()
+        if name.startswith("simclr_")
+    }
+    return Task(tensors, {})
+
+
+def drawn_captions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """One caption of each image, drawn anew in each epoch: tokens (B, T), lengths (B,) and keys (B,)."""
+    data = batch.data
+    draws = uniform(batch.seed, "caption", batch.epochs, batch.records, 1)[:, 0]
+    counts = data["captions"]
+    chosen = (torch.from_numpy(draws).to(counts.device) * counts).long()
+    rows = torch.arange(len(batch), device=counts.device)
+    return data["tokens"][rows, chosen], data["lengths"][rows, chosen], data["text_keys"][rows, chosen]
+
+
+def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tensor:
+    """The distance between the mean of all images and that of all texts (Liang et al. 2022, "Mind the Gap", section
+    4.1), of normalised vectors (n, dimension)."""
+    count = collectives.sum(torch.tensor(float(len(image)), device=image.device))
+    return (collectives.sum((image - text).sum(0)) / count).norm()
+
+
+class CLIPRecipe(VisionRecipe):
+    """From images with captions to two towers into one space."""
+
+    views = 1.0
+    useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
+    useless: ClassVar[Mapping[str, Any]] = {
+        key: default for key, default in VisionRecipe.useless.items() if not key.startswith("data.")
+    }
+    checks = (check_small_batch,)
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def _open_images(self, progress: Progress) -> None:
+        """With the captions comes their tokenizer, trained on those of the training part where none is named."""
+        from selfsup.data.images import split_images
+        from selfsup.data.pairs import open_pairs
+
+        data = self.settings.config.data
+        self.images = open_pairs(
+            self.source if self.source is not None else data.source,
+            column=data.column,
+            captions=self.settings["clip.captions"],
+            failures=data.failures,
+            progress=progress,
+        )
+        trained, _ = split_images(self.images, data.validation)
+        captions = self._captions
+        self.text = TextSide(self.settings)
+        self.text.open([caption for index in trained.tolist() for caption in captions[index]])
+
+    @property
+    def _captions(self) -> Sequence[Sequence[str]]:
+        assert self.images.captions is not None
+        return self.images.captions
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._captions, self.images.fingerprint(), self.text.tokenizer.fingerprint)
+
+    def counts(self) -> dict[str, int]:
+        """With the captions, and those of them that equal an earlier one."""
+        captions = [caption for several in self._captions for caption in several]
+        own = {"captions": len(captions), "duplicate_captions": len(captions) - len(set(captions))}
+        return super().counts() | own
+
+    def _records_of(self, indices: npt.NDArray[np.int64]) -> PairRecords:
+        from selfsup.data.pairs import PairRecords
+
+        return PairRecords(
+            self.images, indices, self._least, self.text.tokenizer, self.settings["data.window"]
+        )
+
+    # -- sizes ---------------------------------------------------------------------------------------------
+
+    def settle(self, effort: Effort) -> None:
+        """With the sizes of the image tower those of the text tower, of the shared space and of the loss."""
+        settings = self.settings
+        settings.settle("model.whiten", False, "recipe")
+        pooling: Pooling = "mean" if self.origin is None else self.origin.features.pooling
+        settings.settle("clip.pooling", pooling, "recipe" if self.origin is None else "init")
+        self.text.settle(effort)
+        super().settle(effort)
+        if settings["train.batch"] < 2:
+            raise UserError(
+                "clip tells the pairs of a batch apart, so it needs 2 or more; give more pairs or a larger --batch."
+            )
+        settings.settle("clip.crop", CROP, "recipe")
+        settings.settle("clip.temperature", TEMPERATURES[settings["clip.loss"]], "recipe")
+        settings.settle(
+            "clip.dimension", min(DIMENSION, self.backbone_look.dimension, self.text.width), "size"
+        )
+        for tower, place in (("image", settings["model.init"]), ("text", settings["text.init"])):
+            rate, origin = (1.0, "recipe") if place is None else (STARTED, "init")
+            settings.settle(f"clip.{tower}_rate", rate, origin)
+
+    def _settle_rates(self) -> None:
+        """Of what starts from nothing; the towers have factors of their own."""
+        width = (self.backbone_look.dimension + self.text.width) // 2
+        settle_rates(self.settings, width, self.adamw_lr, started=False)
+
+    @property
+    def pooling(self) -> Pooling:  # type: ignore[override]
+        pooling: Pooling = self.settings["clip.pooling"] or "mean"
+        return pooling
+
+    # -- the objective -------------------------------------------------------------------------------------
+
+    def build(self) -> CLIP:
+        settings, options = self.settings, self.settings.config.clip
+        image = ImageTower(*self._image_network(), self.pooling)
+        text = TextTower(*self._text_network(), self.text.features.pooling)
+        for name, tower in ((IMAGE, image), (TEXT, text)):
+            if options.freeze == name:
+                tower.freeze()
+        tokenizer = self.text.tokenizer
+        hidden = HiddenTokens(options.hidden_tokens, int(tokenizer.mask or 0), tuple(tokenizer.special))
+        view = View(settings["data.size"], (settings["clip.crop"], 1.0), flip=0.0)
+        return CLIP(
+            image,
+            text,
+            view,
+            options.loss,
+            settings["clip.temperature"],
+            -math.log(settings["train.batch"] - 1),  # as many pairs are wrong as that for one that is right
+            {IMAGE: settings["clip.image_rate"], TEXT: settings["clip.text_rate"]},
+            hidden if hidden.share else None,
+            self._simclr(image.network) if options.simclr else None,
+        )
+
+    def _image_network(self) -> tuple[AnyBackbone, Projection]:
+        network = self.backbone()
+        known = Features() if self.origin is None else self.origin.features
+        return network, self._projection(IMAGE, network.dimension, known)
+
+    def _text_network(self) -> tuple[AnyEncoder, Projection]:
+        return self.text.build(), self._projection(TEXT, self.text.width, self.text.features)
+
+    def _projection(self, tower: str, width: int, known: Features) -> Projection:
+        draws = generator(self.settings["train.seed"], f"{tower} projection")
+        return Projection(width, self.settings["clip.dimension"]).initialise(draws, known)
+
+    def _simclr(self, network: AnyBackbone) -> tuple[SimCLR, float]:
+        """As `SimCLRRecipe` makes it, on the network of the image tower."""
+        size = self.settings["data.size"]
+        kind = int(size > SMALL)
+        with seeded(self.settings["train.seed"], "head"):
+            head = ProjectionHead(network.dimension, self.settings["simclr.projection"])
+        view = simclr_view(size, (CROPS[kind], 1.0))
+        simclr = SimCLR(network, head, view, self.pooling, SIMCLR_TEMPERATURES[kind])
+        return simclr, self.settings["clip.simclr"]
+
+    def network(self, objective: Objective) -> AnyBackbone:
+        return cast(CLIP, objective).image.network
+
+    def flops_per_record(self) -> float:
+        """Of both towers; what SimCLR sees of an image comes on top."""
+        seen = 1 + 2 * (self.settings["clip.simclr"] > 0)
+        return float(seen * self._flops_per_image + self.text.flops(self._caption_length))
+
+    @property
+    def _caption_length(self) -> float:
+        """Tokens of a caption in the mean; a guess before they are counted."""
+        records = getattr(self, "train", None)
+        return float(self.settings["data.window"] / 2 if records is None else records.mean_length)
+
+    def facts(self) -> dict[str, str]:
+        settings, options, counts = self.settings, self.settings.config.clip, self.counts()
+        frozen = "" if options.freeze is None else f"; the {options.freeze} tower's network stays as it is"
+        captions = cast("PairRecords", self.train)
+        return (
+            super().facts()
+            | {
+                "captions": f"{counts['captions']:,}, {counts['duplicate_captions']:,} of them like an earlier one, "
+                f"{captions.mean_length:.1f} tokens in the mean, {captions.truncated:,} longer than "
+                f"{settings['data.window']} lose their end",
+                "text": self.text.describe(),
+                "space": f"{options.dimension} dimensions ({settings.origin('clip.dimension')}), {options.loss} loss, "
+                f"temperature {options.temperature:g} at first{frozen}",
+                "view": f"of {settings['clip.crop']:.0%} to 100% of an image ({settings.origin('clip.crop')})",
+            }
+            | self._started()
+        )
+
+    def _started(self) -> dict[str, str]:
+        """Where towers are started from."""
+        places = {IMAGE: self.settings["model.init"], TEXT: self.settings["text.init"]}
+        told = [
+            f"{tower} tower of {place} at {self.settings[f'clip.{tower}_rate']:g} times the rates"
+            for tower, place in places.items()
+            if place is not None
+        ]
+        return {"start": ", ".join(told)} if told else {}
+
+    @property
+    def chance(self) -> float:
+        """Each of a batch may be right; for the sigmoid loss, that each pair is right with the same probability."""
+        batch, options = self.settings["train.batch"], self.settings.config.clip
+        wrong = (batch - 1) * math.log1p(1 / (batch - 1)) if options.loss == "sigmoid" else 0.0
+        return math.log(batch) + wrong + options.simclr * math.log(2 * batch - 1)
+
+    # -- what is left of it --------------------------------------------------------------------------------
+
+    def definition(self, objective: Objective) -> Features:
+        return cast(CLIP, objective).image.features
+
+    def model(self, objective: Objective) -> Any:
+        from selfsup.inference.clip import PairModel
+        from selfsup.inference.encoder import EncoderModel
+
+        clip = cast(CLIP, objective)
+        text = EncoderModel(clip.text.network, self.text.tokenizer, clip.text.features)
+        return PairModel(super().model(objective), text, clip.similarity)
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """Both towers as model directories of their own, side by side, and how their vectors are compared."""
+        from selfsup.models.clip import save_clip
+
+        clip = cast(CLIP, objective)
+        summary["max_difference"] = save_clip(
+            directory,
+            clip.image.network,
+            clip.image.features,
+            clip.text.network,
+            self.text.tokenizer,
+            clip.text.features,
+            clip.similarity,
+            self._pair_card(summary),
+        )
+
+    def _pair_card(self, summary: dict[str, Any]) -> Callable[[dict[str, float | None]], str]:
+        source = self.settings["data.source"]
+
+        def card(differences: dict[str, float | None]) -> str:
+            return CARD.format(
+                name=Path(source).stem if "/" in source else source,
+                image=self._describe_model(),
+                text=self.text.describe(),
+                pairs=len(self.train),
+                steps=summary["steps"],
+                loss=f"{summary['loss']:.4f} on the held-out part" if "loss" in summary else "not measured",
+                exactness="; ".join(f"{tower} {_shown(value)}" for tower, value in differences.items()),
+            )
+
+        return card
+
+
+def _shown(difference: float | None) -> str:
+    return "unchecked" if difference is None else f"max |Δ| = {difference:.2e}"
+
+
+CARD = """\
+---
+pipeline_tag: zero-shot-image-classification
+tags: [selfsup]
+---
+# Images and texts in one space, trained on {name}
+
+{image}; {text}. Trained on {pairs:,} pairs with selfsup: {steps:,} steps.
+
+- Validation loss: {loss}
+- Towers: image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named), each
+  with features.json, the map into the shared space; against stock transformers, in fp32: {exactness}
+
+```python
+import selfsup
+
+model = selfsup.load("path/to/this/directory")
+images, texts = model.embed([image]), model.embed(["a red car"])  # uint8 arrays (height, width, 3), strings
+```
+"""

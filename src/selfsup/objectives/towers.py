@@ -1,0 +1,221 @@
+"""The text side of image-text training: the tokenizer of captions, and the encoder they are read by."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from selfsup.config import Settings, nearest
+from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer
+from selfsup.errors import UserError
+from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
+from selfsup.models.clip import TEXT
+from selfsup.models.encoder import EncoderConfig, TextEncoder, flops_per_token, parameter_count
+from selfsup.models.features import Features, read_features
+from selfsup.models.huggingface import read_json
+from selfsup.models.modernbert import SavedEncoder, read_encoder
+from selfsup.models.presets import PRESETS, feed_forward_width
+from selfsup.objectives.base import Effort
+from selfsup.objectives.language import model_directory
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
+from selfsup.seeding import generator
+
+LONGEST = 64  # tokens of a caption that are read, unless it is said
+BYTES_PER_TOKEN = 3  # of captions, about
+SHAPE = ("layers", "width", "heads", "mlp")
+
+
+def tower_directory(place: str | Path, tower: str) -> Path:
+    """The model directory to start a tower from: of an image-text run, that of its own tower."""
+    directory = model_directory(place)
+    inside = directory / tower
+    return inside if (inside / "config.json").is_file() else directory
+
+
+class TextSide:
+    """What the settings `text` and `data.tokenizer` say, together with the captions that are trained on.
+
+    Attributes:
+        tokenizer: brought by the encoder to start from, named, or trained on the captions.
+    """
+
+    tokenizer: TextTokenizer
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    # -- where it starts from ------------------------------------------------------------------------------
+
+    @cached_property
+    def directory(self) -> Path | None:
+        """The model to start from, where one is named."""
+        place = self.settings["text.init"]
+        return None if place is None else tower_directory(place, TEXT)
+
+    @cached_property
+    def origin(self) -> SavedEncoder | AdaptedEncoder | None:
+        """What that directory holds: an encoder of ModernBERT's layout, or one that transformers opens.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.directory is None:
+            return None
+        if read_json(self.directory / "config.json").get("model_type") == "modernbert":
+            return read_encoder(self.directory)
+        return open_encoder(self.directory)[0]
+
+    @property
+    def features(self) -> Features:
+        """What the vector of a text was to the encoder that is started from."""
+        return Features() if self.directory is None else read_features(self.directory)
+
+    def open(self, captions: Sequence[str]) -> None:
+        """Find the tokenizer, or train it on captions."""
+        settings = self.settings
+        if settings["text.init"] is not None:
+            place = str(Path(settings["text.init"]).expanduser().absolute())  # for a resume from anywhere
+            settings.change("text.init", place, settings.origin("text.init"))
+            self._take_tokenizer(str(self.directory))
+        spec = settings["data.tokenizer"]
+        given = open_tokenizer(spec, "encoder")
+        if given is not None and settings["data.vocabulary"] is not None:
+            raise UserError(f"The tokenizer of {spec} has a size of its own, so leave data.vocabulary out.")
+        kind: Kind = spec
+        self.tokenizer = given or train_tokenizer(
+            kind, captions, settings["data.vocabulary"], family="encoder"
+        )
+        if self.origin is not None and self.tokenizer.vocabulary > self.origin.config.vocabulary:
+            raise UserError(
+                f"The tokenizer of {self.directory} has {self.tokenizer.vocabulary} tokens and its model "
+                f"{self.origin.config.vocabulary}: get a whole copy of the model."
+            )
+        self._bytes = sum(len(caption.encode()) for caption in captions)
+
+    def _take_tokenizer(self, directory: str) -> None:
+        settings = self.settings
+        if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
+            raise UserError(
+                f"{settings['text.init']} brings its own tokenizer, so data.tokenizer cannot be "
+                f"{settings['data.tokenizer']!r}; leave it out."
+            )
+        settings.change("data.tokenizer", directory, "init")
+
+    # -- its shape -----------------------------------------------------------------------------------------
+
+    def settle(self, effort: Effort) -> None:
+        """Shape of the encoder and the longest caption; raises UserError where they do not fit together."""
+        settings, origin = self.settings, self.origin
+        longest = LONGEST if origin is None else min(LONGEST, origin.config.window)
+        settings.settle("data.window", longest, "recipe" if origin is None else "init")
+        if isinstance(origin, AdaptedEncoder) and settings["data.window"] > origin.config.window:
+            raise UserError(
+                f"{settings['text.init']} reads at most {origin.config.window} tokens, so data.window cannot be "
+                f"{settings['data.window']}; give less."
+            )
+        if origin is not None:
+            self._keep_shape(origin)
+            return
+        settings.settle("text.dropout", 0.0, "recipe")
+        if settings["text.preset"] == "auto":
+            tokens = max(1, self._bytes // BYTES_PER_TOKEN)
+            wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
+            name = min(PRESETS, key=lambda name: abs(math.log(PRESETS[name].blocks / wanted)))
+            settings.change("text.preset", name, effort.origin)
+        preset = settings["text.preset"]
+        if preset not in PRESETS:
+            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
+        shape, why = PRESETS[preset], f"preset {preset}"
+        settings.settle("text.layers", shape.layers, why)
+        settings.settle("text.width", shape.width, why)
+        settings.settle("text.heads", max(1, settings["text.width"] // shape.head_dim), why)
+        settings.settle("text.mlp", feed_forward_width(settings["text.width"]), why)
+
+    def _keep_shape(self, origin: SavedEncoder | AdaptedEncoder) -> None:
+        settings, place = self.settings, self.settings["text.init"]
+        if settings["text.preset"] != "auto":
+            raise UserError(f"{place} brings its own shape, so leave text.preset out.")
+        for name in SHAPE:
+            asked = settings[f"text.{name}"]
+            found = getattr(origin.config, name, None)
+            if asked not in (None, found):
+                raise UserError(
+                    f"{place} brings its own {name}, so text.{name} is not {asked}; leave it out."
+                )
+            if found is not None:
+                settings.settle(f"text.{name}", found, "init")
+        if isinstance(origin, AdaptedEncoder) and settings["text.dropout"] is not None:
+            raise UserError(f"{place} brings its own dropout, so leave text.dropout out.")
+        if isinstance(origin, SavedEncoder):
+            settings.settle("text.dropout", 0.0, "recipe")
+
+    @property
+    def width(self) -> int:
+        """Of the encoder's hidden states."""
+        return int(self.settings["text.width"] if self.origin is None else self.origin.config.width)
+
+    def config(self) -> EncoderConfig:
+        """The shape of an encoder of selfsup's own; raises UserError where there is no such."""
+        settings = self.settings
+        shape = {name: settings[f"text.{name}"] for name in (*SHAPE, "dropout")}
+        try:
+            return EncoderConfig(
+                vocabulary=self.tokenizer.vocabulary, window=settings["data.window"], tied=False, **shape
+            )
+        except ValueError as error:
+            raise UserError(f"There is no such text tower: {error}.") from None
+
+    # -- what is made of it --------------------------------------------------------------------------------
+
+    def build(self) -> AnyEncoder:
+        """The encoder as it starts: a function of the seed alone, or of the weights to start from."""
+        origin, settings = self.origin, self.settings
+        if origin is None:
+            return TextEncoder(self.config()).initialise(generator(settings["train.seed"], "text weights"))
+        if isinstance(origin, AdaptedEncoder):
+            assert self.directory is not None
+            return open_encoder(self.directory)[0]  # as it was given, whatever the calibration did to it
+        window = max(origin.config.window, settings["data.window"])
+        own = {"window": window, "dropout": settings["text.dropout"]}
+        encoder = TextEncoder(EncoderConfig(**{**vars(origin.config), **own}))
+        encoder.load_state_dict(origin.encoder().state_dict())
+        return encoder
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the encoder."""
+        if isinstance(self.origin, AdaptedEncoder):
+            return sum(parameter.numel() for parameter in self.origin.parameters())
+        return parameter_count(self.config() if self.origin is None else self.origin.config)
+
+    def flops(self, length: float) -> float:
+        """Floating-point operations of forward and backward for a caption of so many tokens."""
+        if isinstance(self.origin, AdaptedEncoder):
+            return 6 * self.parameters * length
+        config = self.config() if self.origin is None else self.origin.config
+        return length * flops_per_token(config, round(length), 0.0)
+
+    def describe(self) -> str:
+        """For the plan."""
+        tokens = f"{self.tokenizer.vocabulary:,} tokens"
+        if isinstance(self.origin, AdaptedEncoder):
+            return f"{self.parameters:,} parameters in {self.origin.opened.name}, {tokens}"
+        config = self.config() if self.origin is None else self.origin.config
+        return (
+            f"{self.parameters:,} parameters in the text encoder: {config.layers} layers, width {config.width}, "
+            f"{config.heads} heads, {tokens}"
+        )
+
+
+def fingerprint_of(captions: Sequence[Sequence[str]], *others: str) -> str:
+    """32 hex digits of the captions of all images, in order, and of what goes with them."""
+    digest = hashlib.blake2b(repr(others).encode(), digest_size=16)
+    for several in captions:
+        digest.update(f"{len(several)} ".encode())
+        for caption in several:
+            content = caption.encode(errors="surrogatepass")
+            digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()
