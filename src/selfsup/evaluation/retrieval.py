@@ -68,7 +68,7 @@ def ranks(
     """
     x, y = normalised(images).to(device), normalised(texts).to(device)
     i, t = torch.from_numpy(relation.images).to(device), torch.from_numpy(relation.texts).to(device)
-    blocks = zip(i.split(TILE), t.split(TILE), strict=True)
+    blocks = zip(torch.split(i, TILE), torch.split(t, TILE), strict=True)
     own = torch.cat([(x[first] * y[second]).sum(1) for first, second in blocks])
     of_images, of_texts = _Queries(i, t, own, len(x)), _Queries(t, i, own, len(y))
     for start in range(0, len(x), TILE):
@@ -119,17 +119,11 @@ def recall(ranks: Indices, at: int) -> float:
 def chance(owned: Indices, candidates: int, at: int) -> float:
     """R@`at` of a random order of the candidates, for queries that own so many of them each, (n,), in percent.
 
-    1 − C(m − k, at) / C(m, at) for k of m: none of the first `at` is one's own.
+    1 − C(m − at, k) / C(m, k) for k of m: all of one's own stand behind the first `at`.
     """
-    from scipy.special import gammaln
-
-    numbers, times = np.unique(owned, return_counts=True)
-    others = candidates - numbers
-    missable, others = others >= at, np.maximum(others, at)
-    drawn = gammaln(others + 1) - gammaln(others - at + 1)
-    all_drawn = gammaln(max(candidates, at) + 1) - gammaln(max(candidates, at) - at + 1)
-    missed = missable * np.exp(drawn - all_drawn)
-    return float(100 * (1 - missed) @ times / times.sum())
+    own = np.arange(owned.max())
+    missed = np.cumprod(np.maximum(candidates - at - own, 0) / (candidates - own))
+    return float(100 * (1 - missed[owned - 1]).mean())
 
 
 def chance_median(owned: Indices, candidates: int) -> int:

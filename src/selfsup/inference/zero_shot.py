@@ -17,7 +17,7 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.evaluation.geometry import normalised
 from selfsup.inference.clip import PairModel
-from selfsup.inference.hits import short
+from selfsup.inference.hits import ending, short
 from selfsup.inference.items import Progress, embed_items
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
@@ -118,11 +118,11 @@ def show(answers: Sequence[Shown], console: Console) -> None:
     from rich.text import Text as Line
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("image", overflow="fold")
+    table.add_column("image", no_wrap=True)
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
     for answer in answers:
         for number, (label, probability) in enumerate(list(answer.probabilities.items())[:SHOWN]):
-            image = "" if number else short(answer.image)
+            image = "" if number else ending(short(answer.image), console.width // 2)
             table.add_row(Line(image), Line(label, "" if number else "bold"), f"{probability:.1%}")
     console.print(table)
