@@ -46,7 +46,7 @@ def measure(request: Request) -> Score:
         raise UserError(f"None of the images of {collection.name} has a class; name the column with --label.")
     names = list(dict.fromkeys(collection.classes))
     numbers = {name: number for number, name in enumerate(names)}
-    templates = request.templates or TEMPLATES
+    templates = TEMPLATES if request.templates is None else request.templates
     read, features = embed(request, [item for item, _ in found])
     labels = np.array([numbers[str(label)] for _, label in found], np.int64)[read]
     texts = class_vectors(request.model, _spoken(names, collection.name), templates, request.directory)
