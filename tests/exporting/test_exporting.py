@@ -137,12 +137,12 @@ def test_other_vectors_are_noticed(
     model = selfsup.load(exported)
     assert isinstance(model, EncoderModel)
     model.encoder.final_norm.weight.data.mul_(1.01)
-    difference = target.compare(exported, model)
-    assert difference is not None
-    assert difference > 1e-3
-    monkeypatch.setattr(target, "compare", lambda *_: difference)
+    found = target.compare(exported, [model])
+    assert found is not None
+    assert found.difference > 1e-3
+    monkeypatch.setattr(target, "compare", lambda *_: found)
     selfsup.export(bert, out=tmp_path / "st")
-    assert f"{difference:.1e}" in caplog.text
+    assert f"{found.difference:.1e}" in caplog.text
 
 
 def test_half_a_directory_is_never_left(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

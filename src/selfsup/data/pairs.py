@@ -113,7 +113,7 @@ class PairRecords:
         return self._images.place(record)
 
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
-        """Records by index (n,), where C is the most captions that one of them has, T the most tokens of a caption.
+        """Records by index (n,), where C is the most captions that one of them has, T the most tokens of any caption.
 
         Returns:
             `pixels`, `sizes`: see `ImageRecords.read`; `image_keys`: int64 (n,), equal for equal images;
@@ -153,8 +153,9 @@ class _Texts:
     def padded(
         self, captions: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], pad: int
     ) -> npt.NDArray[np.int64]:
-        """The first tokens of captions by number (…,), as many as `lengths` (…,) says: (…, most tokens)."""
-        token = np.arange(lengths.max())
+        """The first tokens of captions by number (…,), as many as `lengths` (…,) says: (…, most tokens of all), so that
+        batches can be joined."""
+        token = np.arange(self.lengths.max())
         places = np.minimum(self.starts[captions][..., None] + token, len(self.ids) - 1)
         return np.where(token < lengths[..., None], self.ids[places], pad).astype(np.int64)
 

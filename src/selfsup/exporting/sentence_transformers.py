@@ -1,25 +1,42 @@
 """To sentence-transformers: a directory that stock `SentenceTransformer(…)` opens, and that gives the same vectors.
 
-It holds the encoder without heads, its tokenizer, its feature definition (once more as a pooling step), and a card that
-says how far the vectors of the two libraries differ. It opens here again, too.
+It holds the encoder without heads, of texts its tokenizer, its feature definition (once more as a pooling step), and a
+card that says how far the vectors of the two libraries differ. Of an image-text model it holds both towers so, in
+directories of their own, and what sends images to the one and texts to the other. It opens here again, too.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from selfsup.errors import UserError
 from selfsup.exporting import Exported
+from selfsup.exporting.sentence_transformers_card import CARD_FILE, Compared, Tower, card
 from selfsup.files import whole_directory
+from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.items import Vectors
+from selfsup.inference.vision import ImageModel
+from selfsup.models.clip import IMAGE, TEXT
+from selfsup.models.dinov3 import write_vision
 from selfsup.models.huggingface import quiet_transformers
-from selfsup.models.sentence_transformers import write_modules
-from selfsup.run import find_model, load_text_encoder
+from selfsup.models.sentence_transformers import (
+    write_image_input,
+    write_modules,
+    write_router,
+    write_text_input,
+)
+from selfsup.models.vision import VisionTransformer
+from selfsup.run import find_model, load_encoder
 
 EXACT = 1e-5  # max |Δ| of fp32 vectors that is put down to rounding
-CARD_FILE = "README.md"
 # Short and long, with and without what is not plain English; the last one is longer than small windows.
 SAMPLES = (
     "A cat sleeps.",
@@ -33,30 +50,59 @@ log = logging.getLogger(__name__)
 
 
 def write(source: Path, directory: Path) -> Exported:
-    """Write the encoder of `source` to `directory`; raises UserError where it holds none."""
-    model, card = load_text_encoder(source), find_model(source) / CARD_FILE
+    """Write the encoder of `source`, or both towers, to `directory`.
+
+    Raises:
+        UserError: it holds none, or one that is no network of transformers.
+    """
+    model, towers = find_model(source), _towers(load_encoder(source))
     with whole_directory(directory) as temporary:
-        model.write(temporary)
-        features = model.features
-        features.write(temporary)
-        write_modules(
-            temporary,
-            features.pooling,
-            features.weight,
-            features.bias,
-            model.encoder.config.width,
-            model.window,
-        )
-        difference = compare(temporary, model)
-        (temporary / CARD_FILE).write_text(_card(card, model, difference), encoding="utf-8")
+        for name, tower in towers.items():
+            (temporary / name).mkdir(exist_ok=True)
+            _write_tower(temporary / name, tower)
+        if len(towers) > 1:
+            shutil.copy(model / "config.json", temporary)
+            write_router(temporary, list(towers))
+        compared = compare(temporary, list(towers.values()))
+        (temporary / CARD_FILE).write_text(card(model, list(towers.values()), compared), encoding="utf-8")
+    difference = None if compared is None else compared.difference
     if difference is not None and difference > EXACT:
         log.warning("The vectors differ by up to %.1e, which is more than rounding explains.", difference)
     opens_with = f"sentence_transformers.SentenceTransformer({str(directory)!r})"
     return Exported(directory, "sentence-transformers", opens_with, difference)
 
 
-def compare(directory: Path, model: EncoderModel) -> float | None:
-    """max |Δ| in fp32 between the vectors of `SAMPLES` by stock sentence-transformers on a directory and by `model`.
+def _towers(model: Tower | PairModel) -> dict[str, Tower]:
+    """The encoders of a model by the directory that each is given: by what it takes, or the one there is."""
+    return {IMAGE: model.image, TEXT: model.text} if isinstance(model, PairModel) else {"": model}
+
+
+def _write_tower(directory: Path, tower: Tower) -> None:
+    """Into a directory that exists: an encoder, and what makes of it a sentence-transformers directory by itself."""
+    if isinstance(tower, EncoderModel):
+        tower.write(directory)
+        write_text_input(directory, tower.window)
+        width = tower.encoder.config.width
+    else:
+        network = _known(tower)
+        write_vision(directory, network)
+        write_image_input(directory, tower.features.pooling)
+        width = network.config.width
+    tower.features.write(directory)
+    write_modules(directory, tower.features, width)
+
+
+def _known(tower: ImageModel) -> VisionTransformer:
+    if isinstance(tower.backbone, VisionTransformer):
+        return tower.backbone
+    raise UserError(
+        f"sentence-transformers opens networks of transformers, and {type(tower.backbone.network).__name__} is none; "
+        "give a run of selfsup's own vision transformer."
+    )
+
+
+def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
+    """How far the vectors of stock sentence-transformers on a directory are from those of its towers, in fp32.
 
     None where sentence-transformers is not installed.
     """
@@ -66,58 +112,25 @@ def compare(directory: Path, model: EncoderModel) -> float | None:
         return None
     with quiet_transformers():
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
-    expected = theirs.encode(list(SAMPLES), show_progress_bar=False)
-    return float(np.abs(expected - model.embed(SAMPLES, precision="fp32")).max())
+
+    def both(tower: Tower, samples: Sequence[Any]) -> tuple[Vectors, Vectors]:
+        return theirs.encode(list(samples), show_progress_bar=False), tower.embed(samples, precision="fp32")
+
+    differences, resized = [], None
+    for tower in towers:
+        found, expected = both(tower, pictures(tower.size, 1) if isinstance(tower, ImageModel) else SAMPLES)
+        differences.append(float(np.abs(found - expected).max()))
+        if isinstance(tower, ImageModel):
+            found, expected = both(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5))
+            moved = np.linalg.norm(found - expected, axis=1)
+            resized = float((moved / np.linalg.norm(expected, axis=1)).max())
+    return Compared(max(differences), resized)
 
 
-def _card(own: Path, model: EncoderModel, difference: float | None) -> str:
-    """The card of the model, with what is said of it as a sentence-transformers directory."""
-    parity = (
-        "unchecked (sentence-transformers was not installed when it was written)"
-        if difference is None
-        else f"max |Δ| = {difference:.2e} in fp32, over {len(SAMPLES)} texts"
-    )
-    pooling = {
-        "mean": "the mean of its last hidden states",
-        "cls": "the last hidden state of its first token",
-    }
-    return CARD.format(
-        own=_body(own),
-        dimension=model.dimension,
-        pooling=pooling[model.features.pooling]
-        + (", mapped linearly" if model.features.weight is not None else ""),
-        window=model.window,
-        parity=parity,
-    )
-
-
-def _body(card: Path) -> str:
-    """What a model's card says, without the block of metadata above it."""
-    if not card.is_file():
-        return "# A text encoder"
-    text = card.read_text(encoding="utf-8")
-    return text.split("---\n", 2)[2].strip() if text.startswith("---\n") else text.strip()
-
-
-CARD = """\
----
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [selfsup, sentence-transformers, feature-extraction, sentence-similarity]
----
-{own}
-
-## As a sentence-transformers model
-
-- Vectors: {dimension} numbers; {pooling}; not normalised (compare them by their cosine)
-- Longest text: {window} tokens; longer ones lose their end
-- The same vectors as selfsup's: {parity}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/directory")
-vectors = model.encode(["A cat sleeps.", "The dog barks."])
-print(model.similarity(vectors, vectors))
-```
-"""
+def pictures(size: int, scale: float) -> list[Image.Image]:
+    """Smooth images, always the same: square, wide, high and grey; the short side is `scale` times `size`."""
+    side, generator, made = round(scale * size), np.random.default_rng(0), []
+    for shape in ((side, side), (2 * side + 1, side), (side, side + 3)):
+        dots = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        made.append(dots.resize(shape, Image.Resampling.BICUBIC))
+    return [*made, made[0].convert("L")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from selfsup.errors import UserError
 from selfsup.exporting import Exported
 from selfsup.files import whole_directory
+from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
 from selfsup.models.huggingface import read_json
 from selfsup.run import find_model
 
@@ -19,6 +20,10 @@ def write(source: Path, directory: Path) -> Exported:
     if "model_type" not in config:
         raise UserError(
             f"{source} holds a network that transformers does not know; one of timm's opens there."
+        )
+    if config["model_type"] == MODEL_TYPE:
+        raise UserError(
+            f"{source} holds two towers, which transformers opens one by one; export {model / IMAGE} or {model / TEXT}."
         )
     architectures = config.get("architectures") or ["AutoModel"]
     with whole_directory(directory) as temporary:

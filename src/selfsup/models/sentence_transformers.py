@@ -1,18 +1,21 @@
-"""The layout of sentence-transformers around a model directory: which tokens are pooled how, and how many are read.
+"""The layout of sentence-transformers around model directories: what is pooled how, and which model takes what.
 
-DIR/modules.json                        the steps from text to vector, in their order
+DIR/modules.json                        the steps from a text or an image to its vector, in their order
 DIR/1_Pooling/config.json               how hidden states become one vector
 DIR/2_Dense/                            the linear map that follows, where there is one
-DIR/sentence_bert_config.json           tokens that are read of a text
+DIR/sentence_bert_config.json           tokens that are read of a text, or what is taken of a vision transformer
 DIR/config_sentence_transformers.json   how two vectors are compared
+DIR/router_config.json                  of several models, each in a directory of this layout: what goes to which
 
-Written as every version since 2 reads it; version 6 itself writes other names, which are read here too.
+That of texts is written as every version since 2 reads it, images need version 6; it writes other names itself, which
+are read here too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -21,36 +24,39 @@ from selfsup.files import save_tensors
 from selfsup.models.huggingface import read_json, read_json_list, read_safetensors, write_json
 from selfsup.models.packing import POOLINGS, Pooling
 
+if TYPE_CHECKING:
+    from selfsup.models.features import Features
+
 MODULES = "modules.json"
+ROUTER = "router_config.json"
+TYPE = "sentence_transformers.models."
 IDENTITY = "torch.nn.modules.linear.Identity"
 LENGTH = "sentence_bert_config.json"
 POOLING_KEYS: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+BACKBONE = "DINOv3ViTBackbone"  # whose feature maps are the normalised states of the patches alone
 
 
-def write_modules(
-    directory: Path, pooling: Pooling, weight: Tensor | None, bias: Tensor | None, width: int, window: int
-) -> None:
-    """Beside the files of a model, what makes of them a sentence-transformers directory.
+def write_modules(directory: Path, features: Features, width: int) -> None:
+    """Beside the files of a model, how its hidden states of `width` numbers become a vector.
 
     No step normalises the vectors, for ours are not; the cosine that compares them does not need it.
-
-    Args:
-        weight, bias: (dimension, width) and (dimension,) of the linear map behind the pooling, where there is one.
-        width: of the hidden states.
     """
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    if weight is not None:
+    if features.weight is not None:
         kinds["2_Dense"] = "Dense"
-        _write_dense(directory / "2_Dense", weight, bias)
+        _write_dense(directory / "2_Dense", features.weight, features.bias)
+    chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
+    (directory / "1_Pooling").mkdir()
+    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **chosen})
+    _write_steps(directory, kinds)
+
+
+def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
     modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {"idx": number, "name": str(number), "path": path, "type": TYPE + kind}
         for number, (path, kind) in enumerate(kinds.items())
     ]
-    chosen = {key: mode == pooling for key, mode in POOLING_KEYS.items()}
-    (directory / "1_Pooling").mkdir()
     write_json(directory / MODULES, modules)
-    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **chosen})
-    write_json(directory / LENGTH, {"max_seq_length": window, "do_lower_case": False})
     write_json(
         directory / "config_sentence_transformers.json",
         {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
@@ -65,6 +71,57 @@ def _write_dense(directory: Path, weight: Tensor, bias: Tensor | None) -> None:
     given = {"linear.weight": weight, "linear.bias": bias}
     tensors = {name: t.float().cpu().contiguous() for name, t in given.items() if t is not None}
     save_tensors(tensors, directory / "model.safetensors")
+
+
+def write_text_input(directory: Path, window: int) -> None:
+    """Say of a text encoder how many tokens of a text it reads."""
+    write_json(directory / LENGTH, {"max_seq_length": window, "do_lower_case": False})
+
+
+def write_image_input(directory: Path, pooling: Pooling) -> None:
+    """Say of a vision transformer what is pooled of an image: all its last hidden states, or those of the patches.
+
+    The latter are what transformers' backbone of the same weights gives. To name that class, and to have it opened,
+    takes the one task of sentence-transformers that goes by the name of the class.
+    """
+    task: str = "feature-extraction"
+    taken: list[str | int] = ["last_hidden_state"]
+    if pooling == "mean":
+        task, taken = "retrieval", ["feature_maps", 0]
+        config = read_json(directory / "config.json")
+        write_json(directory / "config.json", config | {"architectures": [BACKBONE]})
+    image = {"method": "forward", "method_output_name": taken}
+    write_json(
+        directory / LENGTH,
+        {
+            "transformer_task": task,
+            "modality_config": {"image": image},
+            "module_output_name": "token_embeddings",
+        },
+    )
+
+
+def write_router(directory: Path, routes: Sequence[str]) -> None:
+    """Beside directories of this layout, each named as what it takes (`image`, `text`), what sends it there.
+
+    What none of them takes is refused.
+    """
+    steps = {
+        route: {
+            Path(route, step["path"]).as_posix(): step["type"]
+            for step in read_json_list(directory / route / MODULES)
+        }
+        for route in routes
+    }
+    write_json(
+        directory / ROUTER,
+        {
+            "types": {path: kind for kinds in steps.values() for path, kind in kinds.items()},
+            "structure": {route: list(kinds) for route, kinds in steps.items()},
+            "parameters": {"default_route": None, "allow_empty_key": False},
+        },
+    )
+    _write_steps(directory, {"": "Router"})
 
 
 def read_modules(directory: Path) -> tuple[Pooling, Tensor | None, Tensor | None]:

@@ -9,6 +9,7 @@ L = − Σ_i Σ_j log σ( z_ij (s · x_i·y_j + b) )                            
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
 from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
 from selfsup.objectives.sizes import STARTED, settle_rates
-from selfsup.objectives.towers import TextSide, fingerprint_of
+from selfsup.objectives.towers import TextSide
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator, seeded, uniform
-from selfsup.views import View, render, simclr_view
+from selfsup.views import View, centred, render, simclr_view
 
 if TYPE_CHECKING:
     from selfsup.data.pairs import PairRecords
@@ -178,13 +179,19 @@ class CLIP(Objective):
             image.network.embeddings.mask_token.requires_grad_(False)  # no patch is hidden
 
     def hide(self, batch: Batch) -> Task:
-        """A view of each image (B, 3, S, S), and one of its captions (B, T): each hides the other."""
-        pixels, place = batch.data["pixels"], (batch.seed, batch.epochs, batch.records)
+        """A view of each image (B, 3, S, S), and one of its captions (B, T): each hides the other.
+
+        In evaluation they are seen as a user's are: the middle of the image, and no token hidden.
+        """
+        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
         tokens, lengths, keys = drawn_captions(batch)
         if self.hidden is not None and self.training:
             tokens = self.hidden(tokens, batch)
+        place = (batch.seed, batch.epochs, batch.records, 0)
         tensors = {
-            "views": render(pixels, batch.data["sizes"], self.view, *place, 0),
+            "views": render(pixels, sizes, self.view, *place)
+            if self.training
+            else centred(pixels, sizes, self.view.size),
             "tokens": tokens,
             "lengths": lengths,
             "keys": torch.stack((keys, batch.data["image_keys"]), 1),
@@ -267,7 +274,7 @@ def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tenso
     """The distance between the mean of all images and that of all texts (Liang et al. 2022, "Mind the Gap", section
     4.1), of normalised vectors (n, dimension)."""
     count = collectives.sum(torch.tensor(float(len(image)), device=image.device))
-    return (collectives.sum((image - text).sum(0)) / count).norm()
+    return torch.linalg.vector_norm(collectives.sum((image - text).sum(0)) / count)
 
 
 class CLIPRecipe(VisionRecipe):
@@ -306,7 +313,8 @@ class CLIPRecipe(VisionRecipe):
         return self.images.captions
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._captions, self.images.fingerprint(), self.text.tokenizer.fingerprint)
+        parts = self.images.fingerprint(), self.text.tokenizer.fingerprint
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def counts(self) -> dict[str, int]:
         """With the captions, and those of them that equal an earlier one."""

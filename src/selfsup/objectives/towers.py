@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -208,14 +207,3 @@ class TextSide:
             f"{self.parameters:,} parameters in the text encoder: {config.layers} layers, width {config.width}, "
             f"{config.heads} heads, {tokens}"
         )
-
-
-def fingerprint_of(captions: Sequence[Sequence[str]], *others: str) -> str:
-    """32 hex digits of the captions of all images, in order, and of what goes with them."""
-    digest = hashlib.blake2b(repr(others).encode(), digest_size=16)
-    for several in captions:
-        digest.update(f"{len(several)} ".encode())
-        for caption in several:
-            content = caption.encode(errors="surrogatepass")
-            digest.update(f"{len(content)} ".encode() + content)
-    return digest.hexdigest()

@@ -36,7 +36,8 @@ from selfsup.seeding import generator, seeded
 from selfsup.views import centred
 
 if TYPE_CHECKING:
-    from selfsup.data.images import Images
+    from selfsup.data.images import ImageRecords, Images
+    from selfsup.data.pairs import PairRecords
     from selfsup.inference.pictures import Pictures
 
 SIZES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side, which patch
@@ -72,6 +73,8 @@ class VisionRecipe(Recipe):
     )
     views: float  # images that the network sees of a record, in units of one of full size
     images: Images
+    train: ImageRecords | PairRecords
+    validation: ImageRecords | PairRecords | None = None
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class VisionRecipe(Recipe):
         if len(held_out):
             self.validation = self._records_of(held_out)
 
-    def _records_of(self, indices: npt.NDArray[np.int64]) -> Records:
+    def _records_of(self, indices: npt.NDArray[np.int64]) -> ImageRecords | PairRecords:
         from selfsup.data.images import ImageRecords
 
         return ImageRecords(self.images, indices, self._least)
@@ -163,7 +166,8 @@ class VisionRecipe(Recipe):
     @property
     def _least(self) -> int:
         """The short side that images are kept at."""
-        return math.ceil(SURPLUS * self.settings["data.size"])
+        size: int = self.settings["data.size"]
+        return math.ceil(SURPLUS * size)
 
     def _seen(self, effort: Effort) -> float:
         """Images that the run will see, about."""
