@@ -42,8 +42,6 @@ Id = Annotated[
 ]
 Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
-
-
 Templates = Annotated[
     list[str] | None,
     typer.Option(help="texts around the name of a class, {} in its place; by default the name alone"),

@@ -7,10 +7,10 @@ them count as right (Karpathy and Fei-Fei 2015 and all that follow take the best
     rank = 1 + what is nearer than the best of one's own by more than `TOLERANCE`
              + what is as near, within it, and stands earlier in the data
 
-So neither rounding nor what a program does with ties decides, and a model that gives everything one vector is at
-chance. R@K is the share of ranks up to K, in percent. The value is the mean of R@1 of images and of texts; the details
-have R@1, R@5, R@10 and the median rank of both ways, each beside that of a random order. The interval resamples images,
-each with the captions that no earlier image has.
+So neither rounding nor what a program does with ties decides, and a model that gives everything one vector is no
+better than chance. R@K is the share of ranks up to K, in percent. The value is the mean of R@1 of images and of texts;
+the details have R@1, R@5, R@10 and the median rank of both ways, each beside that of a random order. The interval
+resamples images, each with the captions that no earlier image has.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from selfsup.machine import find_device
 
 Indices = npt.NDArray[np.int64]
 
-TOLERANCE = 1e-5  # of cosine similarities: ten times what fp32 and the company in a batch make of equal ones
+TOLERANCE = 1e-5  # of cosine similarities: more than fp32 and the company in a batch make of equal ones
 TILE = 4096  # images and texts whose similarities are in memory at once
 AT = (1, 5, 10)
 
