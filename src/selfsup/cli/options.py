@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from selfsup.errors import UserError
 
@@ -43,6 +44,34 @@ Id = Annotated[
 ]
 Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(help="texts around the name of a class, {} in its place; by default the name alone"),
+]
+
+
+class Command(TyperCommand):
+    """A command whose options that may be repeated take several values at once: `--labels cat dog`.
+
+    So what else is given stands before them, or behind another option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        several = {
+            name
+            for parameter in self.params
+            if getattr(parameter, "multiple", False)
+            for name in parameter.opts
+        }
+        spread: list[str] = []
+        current = None  # the option whose values follow
+        for number, word in enumerate(args):
+            if word.startswith("-"):
+                current = word if word in several else None
+            elif current is not None and args[number - 1] != current:
+                spread.append(current)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
 
 
 def split_words(
