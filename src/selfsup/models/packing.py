@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+MULTIPLE = 8  # of rows, and of places in a row: each new shape costs kernels that are made for it, and kept
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,11 @@ class Rows:
     first: Tensor
 
 
-def pack(lengths: Sequence[int]) -> tuple[list[int], list[int], int]:
-    """The row of each sequence and its place there, in rows as long as the longest: best fit, longest first.
+def pack(lengths: Sequence[int], room: int) -> tuple[list[int], list[int], int]:
+    """The row of each sequence and its place there, in rows of `room` places: best fit, longest first.
 
     (Johnson 1973, "Near-optimal bin packing algorithms".) Returns rows, offsets, and the number of rows.
     """
-    room = max(lengths)
     open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left in them
     rows, offsets, count = [0] * len(lengths), [0] * len(lengths), 0
     for sequence in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -51,8 +51,9 @@ def pack(lengths: Sequence[int]) -> tuple[list[int], list[int], int]:
 def lay(lengths: Tensor) -> Rows:
     """Where each of n sequences of these lengths (n,) comes to lie."""
     sizes = lengths.tolist()
-    rows, offsets, count = pack(sizes)
-    room = max(sizes)
+    room = _rounded(max(sizes))
+    rows, offsets, used = pack(sizes, room)
+    count = _rounded(used)
     first = torch.tensor(rows, device=lengths.device) * room + torch.tensor(offsets, device=lengths.device)
     numbers = torch.repeat_interleave(torch.arange(len(sizes), device=lengths.device), lengths)
     begins = lengths.cumsum(0) - lengths  # of each sequence among all tokens
@@ -60,6 +61,11 @@ def lay(lengths: Tensor) -> Rows:
     documents = torch.full((count * room,), -1, device=lengths.device)
     documents[places] = numbers
     return Rows(documents.view(count, room), places, first)
+
+
+def _rounded(count: int) -> int:
+    """Up to a multiple of `MULTIPLE`; fewer than that stay as they are."""
+    return count if count < MULTIPLE else -(-count // MULTIPLE) * MULTIPLE
 
 
 def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
