@@ -30,17 +30,18 @@ def check_beside_chance(history: History) -> Finding | None:
     patience = max(PATIENCE * history.steps, FEWEST_STEPS, 2 * history.setting("optim.warmup"))
     if history.step < patience:
         raise NotMade(f"it takes {patience:,.0f} steps before a loss can be judged")
-    loss = level(history.curve("loss"))
+    losses = history.curve("loss")
+    loss = level(losses)
     if loss < BESIDE * chance:
         return None
-    if loss > chance / BESIDE:
-        beside, remedy = "worse than", f"the learning rate is too high: {history.lower_rates()}"
+    if loss > max(chance, losses.values[0]) / BESIDE:  # a contrastive loss may begin above chance
+        remedy = f"the learning rate is too high: {history.lower_rates()}"
     else:
-        beside = "beside"
         remedy = (
             f"try another optim.lr (now {history.setting('optim.lr'):g}), and look at what is to be learnt with "
             "selfsup inspect"
         )
+    beside = "worse than" if loss > chance / BESIDE else "beside"
     return Finding(
         check="beside-chance",
         severity="problem",
@@ -62,8 +63,9 @@ def check_above_start(history: History) -> Finding | None:
     """The loss rose above where it began: the first steps were too long."""
     losses = history.curve("loss").at_least(LINES)
     start = max(history.start, losses.values[0])
+    scatter = start - history.start  # losses of untrained towers lie above chance, and as far apart
     worst = int(losses.values.argmax())
-    value = losses.values[worst] / start
+    value = losses.values[worst] / (start + scatter)
     if value <= ABOVE_START:
         return None
     return Finding(
@@ -266,7 +268,8 @@ def check_low_rank(history: History) -> Finding | None:
     records = latest(history.curve("records", "validation"))[1]
     if records < FEWEST_RECORDS:
         raise NotMade(f"it takes looks at {FEWEST_RECORDS} records")
-    directions = min(history.setting("model.width"), records)
+    shared = history.settings["clip.dimension"] or np.inf  # of a space that two towers share
+    directions = min(history.setting("model.width"), shared, records)
     least = max(LOWEST_RANK * directions, FEWEST_DIRECTIONS)
     if rank >= least:
         return None
