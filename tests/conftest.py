@@ -47,6 +47,13 @@ TINY_VISION: dict[str, Any] = {
     "batch": 8,
     **{key: TINY[key] for key in TINY if key not in ("tokenizer", "model", "data.window", "batch")},
 }
+TINY_PAIRS: dict[str, Any] = {
+    **TINY_VISION,
+    "objective": "clip",
+    "text": {"layers": 1, "width": 32, "heads": 1},
+    "data.window": 16,
+    "data.vocabulary": 280,
+}
 TINY_WORDS = [f"model.{name}={value}" for name, value in TINY["model"].items()] + [
     f"{name}={value}" for name, value in TINY.items() if name != "model"
 ]
@@ -88,6 +95,16 @@ def corpus(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small images, each with one or two captions in a file of its name; some captions are alike."""
+    directory = write_drawings(tmp_path_factory.mktemp("captioned") / "captioned", 96, 20)
+    for number in range(96):
+        captions = [f"drawing {number % 80}", f"a thing in {('red', 'green', 'blue')[number % 3]} {number}"]
+        (directory / f"{number:03d}.txt").write_text("\n".join(captions[: 1 + number % 2]), encoding="utf-8")
+    return directory
 
 
 @pytest.fixture(scope="session")

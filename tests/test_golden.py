@@ -26,6 +26,7 @@ from selfsup.distributed import Processes
 from selfsup.machine import Machine
 from selfsup.objectives.base import Effort, Recipe
 from selfsup.objectives.causal_lm import CausalLMRecipe
+from selfsup.objectives.clip import CLIPRecipe
 from selfsup.objectives.dino import DINORecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
@@ -126,6 +127,16 @@ CURVES = {
         },
         (8.1, 0.3),  # a fresh head is sure of what it says, and wrong: above 1.5 ln 64
         6.1,
+    ),
+    "clip": Curve(
+        CLIPRecipe,
+        IMAGES
+        | {
+            "data": {**IMAGES["data"], "window": 16, "vocabulary": 384},
+            "text": {"layers": 2, "width": 64, "heads": 2, "mlp": 128, "dropout": 0.0},
+        },
+        (3.9, 0.5),  # ln 32 and what a temperature of .07 makes of chance
+        3.6,
     ),
     "mae": Curve(
         MAERecipe,

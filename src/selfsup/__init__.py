@@ -23,6 +23,7 @@ _PUBLIC = {
     "delete": "selfsup.inference.search",
     "search": "selfsup.inference.search",
     "Searcher": "selfsup.inference.search",
+    "zero_shot": "selfsup.inference.zero_shot",
     "export": "selfsup.exporting",
     "diagnose": "selfsup.doctor",
     "Run": "selfsup.run",

@@ -12,7 +12,7 @@ from torch import nn
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
-from selfsup.evaluation import LANGUAGE_MODELS, SUPERVISED, require_known
+from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
@@ -213,8 +213,8 @@ def _require_measurable(recipe: Recipe) -> None:
     if recipe.settings["evaluate.data"] is not None:
         return
     for protocol in recipe.settings["evaluate.protocols"]:
-        if protocol not in LANGUAGE_MODELS and not recipe.measurable(protocol in SUPERVISED):
-            needed = "records with their classes" if protocol in SUPERVISED else "records"
+        if protocol not in LANGUAGE_MODELS and not recipe.measurable(protocol in LABELLED):
+            needed = "records with their classes" if protocol in LABELLED else "records"
             raise UserError(
                 f"{protocol} needs {needed} to be measured on, which this run has none of; name them by evaluate.data."
             )

@@ -185,7 +185,6 @@ def test_commands_refuse_the_wrong_kind(tmp_path: Path, selfsup_command) -> None
     for words in (
         ("generate", directory),
         ("fill", directory, "a [MASK]"),
-        ("export", directory, "--out", tmp_path / "x"),
     ):
         answer = selfsup_command(*words)
         assert (answer.code, answer.out) == (2, ""), answer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from selfsup.errors import UserError
 
@@ -31,6 +32,8 @@ Tokenizer = Annotated[
     str | None, typer.Option(help="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run")
 ]
 Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
+ImageInit = Annotated[str | None, typer.Option(help="the same, of an image tower (as --init)")]
+TextInit = Annotated[str | None, typer.Option(help="the same, of a text tower")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
@@ -41,6 +44,34 @@ Id = Annotated[
 ]
 Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(help="texts around the name of a class, {} in its place; by default the name alone"),
+]
+
+
+class Command(TyperCommand):
+    """A command whose options that may be repeated take several values at once: `--labels cat dog`.
+
+    So what else is given stands before them, or behind another option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        several = {
+            name
+            for parameter in self.params
+            if getattr(parameter, "multiple", False)
+            for name in parameter.opts
+        }
+        spread: list[str] = []
+        current = None  # the option whose values follow
+        for number, word in enumerate(args):
+            if word.startswith("-"):
+                current = word if word in several else None
+            elif current is not None and args[number - 1] != current:
+                spread.append(current)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
 
 
 def split_words(
@@ -52,6 +83,8 @@ def split_words(
     seed: int | None = None,
     tokenizer: str | None = None,
     init: str | None = None,
+    image_init: str | None = None,
+    text_init: str | None = None,
     device: str | None = None,
     precision: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
@@ -60,6 +93,8 @@ def split_words(
 
     words = list(words or [])
     objective = words.pop(0) if words and "=" not in words[0] else None
+    if init is not None and image_init is not None:
+        raise UserError("--init and --image-init say the same; give one of them.")
     flags = {
         "budget": budget,
         "steps": steps,
@@ -68,6 +103,8 @@ def split_words(
         "seed": seed,
         "tokenizer": tokenizer,
         "init": init,
+        "image_init": image_init,
+        "text_init": text_init,
         "device": device,
         "precision": precision,
     }

@@ -16,11 +16,13 @@ from selfsup.cli.options import (
     Data,
     Device,
     Epochs,
+    ImageInit,
     Init,
     Json,
     Precision,
     Seed,
     Steps,
+    TextInit,
     Tokenizer,
     Words,
     app,
@@ -46,6 +48,8 @@ def train(
     seed: Seed = None,
     tokenizer: Tokenizer = None,
     init: Init = None,
+    image_init: ImageInit = None,
+    text_init: TextInit = None,
     config: ConfigFile = None,
     resume: Annotated[Path | None, typer.Option(help="a run to go on with, or to extend")] = None,
     device: Device = None,
@@ -56,7 +60,7 @@ def train(
     from selfsup.training import train as run_training
 
     objective, settings = split_words(
-        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+        words, budget, steps, epochs, batch, seed, tokenizer, init, image_init, text_init, device, precision
     )
     place = settings.pop("out", None)
     run = run_training(
@@ -85,6 +89,8 @@ def plan(
     seed: Seed = None,
     tokenizer: Tokenizer = None,
     init: Init = None,
+    image_init: ImageInit = None,
+    text_init: TextInit = None,
     config: ConfigFile = None,
     device: Device = None,
     precision: Precision = None,
@@ -95,7 +101,7 @@ def plan(
     from selfsup.training import plan as make
 
     objective, settings = split_words(
-        words, budget, steps, epochs, batch, seed, tokenizer, init, device, precision
+        words, budget, steps, epochs, batch, seed, tokenizer, init, image_init, text_init, device, precision
     )
     made, resolved = make(objective, data=data, config=config, origin="command line", **settings)
     if as_json:

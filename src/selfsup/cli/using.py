@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from selfsup.cli.options import Column, Data, Json, Label, app, free_name, print_json, write_new
+from selfsup.cli.options import (
+    Column,
+    Command,
+    Data,
+    Json,
+    Label,
+    Templates,
+    app,
+    free_name,
+    print_json,
+    write_new,
+)
 from selfsup.errors import UserError
 
 
@@ -109,7 +120,7 @@ def show(
         print(f"\nThe pictures are in {out}.")
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run, or a model directory")],
     data: Data = None,
@@ -117,7 +128,8 @@ def evaluate(
         str,
         typer.Option(
             help="of language models: bits-per-byte, perplexity; of encoders: linear, knn-20, knn-200, rankme, "
-            "alpha-req, uniformity, alignment; of those of texts also sts, pseudo-perplexity"
+            "alpha-req, uniformity, alignment; of those of texts also sts, pseudo-perplexity; of image-text models "
+            "also retrieval, zero-shot, sts"
         ),
     ] = "bits-per-byte",
     test: Annotated[
@@ -125,6 +137,10 @@ def evaluate(
     ] = None,
     column: Column = None,
     label: Label = None,
+    templates: Templates = None,
+    captions: Annotated[
+        list[str] | None, typer.Option(help="the columns of the captions, for retrieval")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
     as_json: Json = False,
@@ -142,6 +158,8 @@ def evaluate(
             test=test,
             column=column,
             label=label,
+            templates=templates or None,
+            captions=captions or (),
             device=device,
             seed=seed,
             progress=reporter.counting,
@@ -150,6 +168,36 @@ def evaluate(
         print_json(score.to_json())
     else:
         score.print(to_stdout())
+
+
+@app.command(name="zero-shot", cls=Command)
+def zero_shot(
+    run: Annotated[Path, typer.Argument(help="a run of clip, or its model directory")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or globs")],
+    labels: Annotated[list[str], typer.Option(help="what they may show, such as 'a cat' 'a dog'")],
+    templates: Templates = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Say which of some texts describes each image, with probabilities."""
+    from selfsup.inference.zero_shot import TEMPLATES, show
+    from selfsup.inference.zero_shot import zero_shot as ask
+    from selfsup.report import Reporter, to_stdout
+
+    reporter = Reporter()
+    with reporter.bar("Embedding"):
+        answers = ask(
+            run,
+            images,
+            labels,
+            templates=templates or TEMPLATES,
+            device=device,
+            progress=reporter.counting,
+        )
+    if as_json:
+        print_json({"images": [answer.to_json() for answer in answers]})
+    else:
+        show(answers, to_stdout())
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,22 @@ FEATURES = {
     "uniformity": "selfsup.evaluation.uniformity:measure",
     "alignment": "selfsup.evaluation.alignment:measure",
 }  # of whatever is embedded
+SENTENCES = {"sts": "selfsup.evaluation.sts:measure"}
 TEXT_ENCODERS = {
-    "sts": "selfsup.evaluation.sts:measure",
+    **SENTENCES,
     **FEATURES,
     "pseudo-perplexity": "selfsup.evaluation.pseudo_perplexity:measure",
 }
-PROTOCOLS = LANGUAGE_MODELS | TEXT_ENCODERS
+PAIR_MODELS = {
+    "retrieval": "selfsup.evaluation.retrieval:measure",
+    "zero-shot": "selfsup.evaluation.zero_shot:measure",
+    **FEATURES,
+    **SENTENCES,
+}
+PROTOCOLS = LANGUAGE_MODELS | TEXT_ENCODERS | PAIR_MODELS
 SUPERVISED = ("linear", "knn-20", "knn-200")  # what learns from a part of the data, by its classes
+LABELLED = (*SUPERVISED, "zero-shot")  # what needs classes
+USES = {"test": SUPERVISED, "label": LABELLED, "templates": ("zero-shot",), "captions": ("retrieval",)}
 
 
 def evaluate(
@@ -42,6 +51,8 @@ def evaluate(
     test: object = None,
     column: str | None = None,
     label: str | None = None,
+    templates: Sequence[str] | None = None,
+    captions: Sequence[str] = (),
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
@@ -54,7 +65,9 @@ def evaluate(
             None is the run's own held-out part, for a language model.
         test: for `linear`, `knn-20` and `knn-200`, what is measured on; then all of `data` is learnt from.
         column: the column of the data that holds the content.
-        label: for the same, the column that holds the class.
+        label: for the same and for `zero-shot`, the column that holds the class.
+        templates: for `zero-shot`, texts in which `{}` stands for the name of a class; by default the name alone.
+        captions: for `retrieval`, the columns that hold the captions; found by themselves by default.
         seed: of the bootstrap behind the interval, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.
 
@@ -62,15 +75,18 @@ def evaluate(
         UserError: no such protocol, model or data, or the protocol is not defined for them.
     """
     require_known(protocol)
-    for name, given in (("test", test), ("label", label)):
-        if given is not None and protocol not in SUPERVISED:
+    given = {"test": test, "label": label, "templates": templates, "captions": captions or None}
+    for name, protocols in USES.items():
+        if given[name] is not None and protocol not in protocols:
             raise UserError(
-                f"{protocol} has no use for --{name}; leave it out, or take {', '.join(SUPERVISED)}."
+                f"{protocol} has no use for --{name}; leave it out, or take {', '.join(protocols)}."
             )
     directory = run.directory if isinstance(run, Run) else Path(run)
-    return measure(
-        Request(directory, load(directory), data, column, device, seed, progress, test, label), protocol
+    model = load(directory)
+    request = Request(
+        directory, model, data, column, device, seed, progress, test, label, templates, captions
     )
+    return measure(request, protocol)
 
 
 def measure(request: Request, protocol: str) -> Score:
@@ -104,9 +120,12 @@ def require_kind(directory: Path, model: Any, protocol: str) -> None:
 
 def protocols_for(model: Any) -> dict[str, str]:
     """The protocols that are defined for the kind of a model."""
+    from selfsup.inference.clip import PairModel
     from selfsup.inference.generate import LanguageModel
     from selfsup.inference.vision import ImageModel
 
     if isinstance(model, LanguageModel):
         return LANGUAGE_MODELS
+    if isinstance(model, PairModel):
+        return PAIR_MODELS
     return FEATURES if isinstance(model, ImageModel) else TEXT_ENCODERS

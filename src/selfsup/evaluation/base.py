@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,8 @@ class Request:
         progress: called with the predictions or records done so far, and all of them.
         test: a source of test records; where it is None they are a part of the data.
         label: the column of the data that holds the class; found by itself where it is None.
+        templates: texts around the name of a class; None is the protocol's own.
+        captions: the columns of the data that hold captions; found by themselves where there are none.
     """
 
     directory: Path
@@ -51,6 +53,8 @@ class Request:
     progress: Progress | None = None
     test: object = None
     label: str | None = None
+    templates: Sequence[str] | None = None
+    captions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Score:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {_shown(part)}" for name, part in value.items()) + ")"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from selfsup.errors import UserError
 from selfsup.evaluation.base import Features, Floats, Request, Score, bootstrap
 from selfsup.evaluation.features import open_pairs
 from selfsup.evaluation.geometry import squared_distances
@@ -45,6 +46,10 @@ def spearman(x: Floats, y: Floats) -> float:
 def measure(request: Request) -> Score:
     """Spearman's correlation of a request's data."""
     pairs = open_pairs(request)
+    if np.ptp(pairs.scores) == 0:
+        raise UserError(
+            f"{pairs.name} holds no scores to be followed; give pairs of sentences with a column of scores."
+        )
     cosine = cosines(pairs.first, pairs.second)
     return Score(
         protocol="sts",

@@ -113,6 +113,11 @@ class Pictures:
     def empty(self) -> int:
         return 0
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes that the source knows, also of those that none of these images is of."""
+        return self._images.classes
+
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
         """All images; where they have classes, these are the column `label`. A list may name one file several times:
         the ids of the others then end in their number.

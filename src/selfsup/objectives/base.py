@@ -223,7 +223,7 @@ class Recipe(ABC):
         return None
 
     def measurable(self, by_class: bool) -> bool:
-        """Whether protocols can be measured on `examples`, opened: those that learn classes, or all others."""
+        """Whether protocols can be measured on `examples`, opened: those that need classes, or all others."""
         return False
 
     def examples(self, by_class: bool, records: int) -> tuple[object, object]:

@@ -44,12 +44,13 @@ from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
 from selfsup.objectives.sizes import STARTED, settle_rates
 from selfsup.objectives.towers import TextSide
-from selfsup.objectives.vision import VisionRecipe
+from selfsup.objectives.vision import VisionRecipe, spread_evenly
 from selfsup.seeding import generator, seeded, uniform
 from selfsup.views import View, centred, render, simclr_view
 
 if TYPE_CHECKING:
     from selfsup.data.pairs import PairRecords
+    from selfsup.inference.pairs import CaptionedPictures
 
 LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
 TEMPERATURES = {"softmax": 0.07, "sigmoid": 0.1}  # at first: there, and Zhai et al. 2023, section 3.2
@@ -287,7 +288,8 @@ def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tenso
     """The distance between the mean of all images and that of all texts (Liang et al. 2022, "Mind the Gap", section
     4.1), of normalised vectors (n, dimension)."""
     count = collectives.sum(torch.tensor(float(len(image)), device=image.device))
-    return torch.linalg.vector_norm(collectives.sum((image - text).sum(0)) / count)
+    gap: Tensor = (collectives.sum((image - text).sum(0)) / count).norm()
+    return gap
 
 
 class CLIPRecipe(VisionRecipe):
@@ -488,6 +490,13 @@ class CLIPRecipe(VisionRecipe):
         clip = cast(CLIP, objective)
         text = EncoderModel(clip.text.network, self.text.tokenizer, clip.text.features)
         return PairModel(super().model(objective), text, clip.similarity)
+
+    def _some(self, indices: npt.NDArray[np.int64], most: int) -> CaptionedPictures:
+        """As images alone are, with their captions."""
+        from selfsup.inference.pairs import CaptionedPictures
+
+        chosen = spread_evenly(indices, most)
+        return CaptionedPictures(self.images, self.settings["data.size"], chosen)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """Both towers as model directories of their own, side by side, and how their vectors are compared."""

@@ -354,9 +354,7 @@ class VisionRecipe(Recipe):
         """Images spread evenly over those of the indices."""
         from selfsup.inference.pictures import Pictures
 
-        count = min(most, len(indices))
-        chosen = indices[np.arange(count) * len(indices) // count]
-        return Pictures(self.images, self.settings["data.size"], chosen)
+        return Pictures(self.images, self.settings["data.size"], spread_evenly(indices, most))
 
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
         return None if self.validation is None else self._embed(objective, self.validation, records)
@@ -393,6 +391,12 @@ class VisionRecipe(Recipe):
             size=self.settings["data.size"],
             exactness=exactness,
         )
+
+
+def spread_evenly(indices: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the indices, evenly over all."""
+    count = min(most, len(indices))
+    return indices[np.arange(count) * len(indices) // count]
 
 
 CARD = """\

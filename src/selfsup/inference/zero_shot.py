@@ -1,0 +1,128 @@
+"""What an image shows, by the texts that it could be: nothing is learnt from labelled images.
+
+(Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.) A class is
+the direction of its texts: its name set into each template, embedded, normalised, averaged, normalised (section 3.1.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.evaluation.geometry import normalised
+from selfsup.inference.clip import PairModel
+from selfsup.inference.hits import ending, short
+from selfsup.inference.items import Progress, embed_items
+from selfsup.inference.texts import Text
+from selfsup.machine import find_device
+from selfsup.run import load_pair_model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLACE = "{}"  # where the name of a class stands in a template
+TEMPLATES = (
+    PLACE,
+)  # by default: the name alone, for only who knows the captions of a training knows a better one
+SHOWN = 5  # likeliest labels of an image that are printed
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an image shows.
+
+    Attributes:
+        image: where it stands.
+        probabilities: of each label, the likeliest first. After a training with the softmax loss they add up to 1: one
+            of the labels is taken to be right. After one with the sigmoid loss each label is judged by itself.
+    """
+
+    image: str
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The likeliest one."""
+        return next(iter(self.probabilities))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"label": self.label, **asdict(self)}
+
+
+def zero_shot(
+    run: str | Path,
+    images: object,
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Shown]:
+    """Say of each image which of some labels describes it.
+
+    Args:
+        run: a run of clip, or its model directory.
+        images: any source of images, such as a list of paths, of PIL images or of uint8 arrays.
+        labels: what the images may show.
+        templates: texts in which `{}` stands for a label; a label's vector is the mean over all of them.
+        progress: called with the images done, and all of them.
+
+    Raises:
+        UserError: no such model, image or device; no labels, or one twice; a template without `{}`.
+    """
+    if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
+        raise UserError("Give labels that differ and are not blank, such as --labels 'a cat' 'a dog'.")
+    model = load_pair_model(run)
+    model.to(find_device(device))
+    items = list(model.image.read(images, failures=0.0).items())
+    read, vectors = embed_items(model, items, run, "fp32", progress)
+    if not read.all():
+        raise UserError(f"{items[int(read.argmin())].source} cannot be read; give another one.")
+    cosines = normalised(vectors) @ class_vectors(model, labels, templates, run).T
+    rows = model.similarity.probabilities(cosines).tolist()
+    return [
+        Shown(item.source, dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])))
+        for item, row in zip(items, rows, strict=True)
+    ]
+
+
+def class_vectors(
+    model: PairModel, names: Sequence[str], templates: Sequence[str], path: str | Path
+) -> Tensor:
+    """The direction of each class, (names, dimension) of length 1, by the texts that its name makes with templates.
+
+    Args:
+        path: where the model was opened, for messages.
+
+    Raises:
+        UserError: there is no template, or one in which no name stands; vectors that are not finite.
+    """
+    if not templates or not all(PLACE in template for template in templates):
+        raise UserError(
+            "Each template needs {} where the name of a class stands, such as --templates 'a photo of a {}'."
+        )
+    texts = [template.replace(PLACE, name) for name in names for template in templates]
+    _, vectors = embed_items(model, [Text("", text, "", {}) for text in texts], path, "fp32")
+    return F.normalize(normalised(vectors).view(len(names), len(templates), -1).mean(1))
+
+
+def show(answers: Sequence[Shown], console: Console) -> None:
+    """The likeliest labels of each image with their probabilities, a line each."""
+    from rich.table import Table
+    from rich.text import Text as Line
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("image", no_wrap=True)
+    table.add_column("label", overflow="fold")
+    table.add_column("probability", justify="right")
+    for answer in answers:
+        for number, (label, probability) in enumerate(list(answer.probabilities.items())[:SHOWN]):
+            image = "" if number else ending(short(answer.image), console.width // 2)
+            table.add_row(Line(image), Line(label, "" if number else "bold"), f"{probability:.1%}")
+    console.print(table)
