@@ -30,11 +30,10 @@ def check_beside_chance(history: History) -> Finding | None:
     patience = max(PATIENCE * history.steps, FEWEST_STEPS, 2 * history.setting("optim.warmup"))
     if history.step < patience:
         raise NotMade(f"it takes {patience:,.0f} steps before a loss can be judged")
-    losses = history.curve("loss")
-    loss = level(losses)
+    loss = level(history.curve("loss"))
     if loss < BESIDE * chance:
         return None
-    if loss > max(chance, losses.values[0]) / BESIDE:  # a contrastive loss may begin above chance
+    if loss > begun(history) / BESIDE:
         remedy = f"the learning rate is too high: {history.lower_rates()}"
     else:
         remedy = (
@@ -63,7 +62,7 @@ def check_above_start(history: History) -> Finding | None:
     """The loss rose above where it began: the first steps were too long."""
     losses = history.curve("loss").at_least(LINES)
     start = max(history.start, losses.values[0])
-    scatter = start - history.start  # losses of untrained towers lie above chance, and as far apart
+    scatter = begun(history) - history.start  # what begins above chance differs as much from batch to batch
     worst = int(losses.values.argmax())
     value = losses.values[worst] / (start + scatter)
     if value <= ABOVE_START:
@@ -402,6 +401,12 @@ CHECKS: tuple[Check, ...] = (
 
 
 LEAST_LEARNT = 0.05  # of the start, so that nothing is measured by a run that has learnt nothing
+
+
+def begun(history: History) -> float:
+    """The loss before any update, where that is above chance: of towers that are sure of what they say, and wrong."""
+    losses = history.curve("loss")
+    return max(history.start, float(losses.values[0])) if losses.steps[0] == 1 else history.start
 
 
 def learnt(history: History, levels: Values) -> Values:

@@ -309,8 +309,7 @@ class Matrix:
         return min(kept, default=0.0), max(kept, default=1.0)
 
     def _caption(self) -> str:
-        low, high = self._range()
-        return f"{self.name}, from {low:.2f} (pale) to {high:.2f} (full)"
+        return scale_caption(self.name, self._range())
 
     def _pairs(self) -> list[tuple[Sequence[float], str]]:
         return list(zip(self.values, self.roles, strict=True))
@@ -335,6 +334,11 @@ class Matrix:
                 inner = (left, top, left + side - 2 * DENSITY - 1, top + side - 2 * DENSITY - 1)
                 _cell(draw, inner, tuple(colours[row][column]), role)
         return picture
+
+
+def scale_caption(name: str, limits: tuple[float, float]) -> str:
+    """Of a matrix: what is drawn as nothing and at full strength."""
+    return f"{name}, from {limits[0]:.2f} (pale) to {limits[1]:.2f} (full)"
 
 
 def _number(value: float, role: str) -> tuple[str, str]:

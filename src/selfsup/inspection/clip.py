@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,9 +31,11 @@ from selfsup.inspection.blocks import (
     Points,
     Section,
     Tile,
+    scale_caption,
 )
 from selfsup.inspection.pictures import (
     DENSITY,
+    FAINT,
     FIRST,
     GAP,
     GROUND,
@@ -46,7 +48,6 @@ from selfsup.inspection.pictures import (
     stacked,
     written,
 )
-from selfsup.inspection.pictures import FAINT as QUIET
 from selfsup.inspection.tokens import TOKEN_STYLE, chip, visible
 from selfsup.inspection.vision import (
     HEIGHT,
@@ -63,10 +64,11 @@ from selfsup.objectives.base import Task
 from selfsup.objectives.clip import CLIP, CLIPRecipe, chance, drawn_captions
 from selfsup.run import Run
 
-BATCH = 128  # pairs that are looked at, at most
+BATCH, USUAL = 128, 64  # pairs that are looked at: at most, and where no batch is said
 CELL = 26  # of the matrix of the pairs that are drawn
 WHOLE = 440  # side of the matrix of all, in pixels of a page
 CONFUSIONS = 8  # that are shown in each direction
+CONFUSED = 96  # height of their images on a page
 PAIR_STYLE = """\
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(13.5rem, 1fr)); gap: 1rem 1.4rem;
   margin-top: .9rem; }
@@ -110,6 +112,12 @@ class Towers:
     loss: float
     temperature: float
     gap: float
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The cosines that are drawn as nothing, so that half of all are pale, and at full strength."""
+        cosines = np.array(self.similarity)
+        return float(np.median(cosines)), float(cosines.max())
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,12 @@ class CLIPInspection(VisionInspection):
         """With how much of a batch is looked at."""
         count = len(self.images)
         part = "" if count == self.batch else f"A training has {self.batch} in a batch. "
-        return f"{part}Figures are of these {count}; the first {len(self.shown)} are drawn."
+        drawn = (
+            ""
+            if count == len(self.shown)
+            else f"Figures are of these {count}; the first {len(self.shown)} are drawn."
+        )
+        return (part + drawn).strip()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -190,46 +203,17 @@ class CLIPInspection(VisionInspection):
         return chance(self.loss, len(self.captions))
 
     def sections(self) -> list[Section]:
-        count = len(self.captions)
-        count_out = sum(row.count(OUT) for row in self.roles)
-        out = (
-            f" Crossed out are the {count_out} that are no negatives: equal captions or images."
-            if count_out
-            else ""
-        )
-        hint = (
-            "Images in rows, captions in columns; the stronger a cell, the more alike the two are to the towers. Framed "
-            "is what belongs together: training makes these cells strong and all others pale." + out
-        )
-        small = [] if count == len(self.shown) else [
-            Section(
-                f"the whole batch, {count} by {count}",
-                "The same of all pairs. A line from corner to corner is what is to appear: each image nearest to its "
-                f"own caption.{out}",
-                Beside([Whole(each.name, each.similarity, self.roles, self._range) for each in self.networks]),
-            )
-        ]  # fmt: skip
+        marked = " Orange tokens are hidden: the tower sees a mask." if self._hides else ""
         return [
             Section("the task", "", Points(self._points())),
             Section(
                 "pairs of a batch",
-                "What the towers are given: the part of an image that was drawn for it, and a caption as tokens, without "
-                "start and end."
-                + (" Orange tokens are hidden: the tower sees a mask." if self._hides else ""),
+                "What the towers are given: the part of an image that was drawn for it, and a caption of it, as the "
+                f"tokens beneath, without start and end.{marked}",
                 Pairs([self._pair(pair) for pair in self.shown]),
             ),
-            Section(
-                "which belong together", hint, Beside([self._matrix(network) for network in self.networks])
-            ),
-            *small,
-            Section(
-                "how well they find each other",
-                f"Among the {count} pairs. The loss is what training lowers: guessing blindly gives {self.chance:.3f}"
-                + (f", ln {count}" if self.loss == "softmax" else "")
-                + "; more than that is worse than not to know. The gap is the distance of the mean image from the mean "
-                "caption: 0 is none and 2 the largest, and some is usual.",
-                Figures(["", *(network.name for network in self.networks)], self._figures()),
-            ),
+            *self._alike(),
+            self._measured(),
             *self._confused(),
         ]
 
@@ -254,11 +238,38 @@ class CLIPInspection(VisionInspection):
 
     # -- how alike --
 
-    @property
-    def _range(self) -> tuple[float, float]:
-        """Of all cosines of all networks, so that they can be compared."""
-        cosines = np.array([network.similarity for network in self.networks])
-        return float(cosines.min()), float(cosines.max())
+    def _alike(self) -> list[Section]:
+        count, alike = len(self.captions), sum(row.count(OUT) for row in self.roles)
+        out = (
+            f" Crossed out are the {alike} that are no negatives: equal captions or images." if alike else ""
+        )
+        drawn = Section(
+            "which belong together",
+            "Images in rows, captions in columns; the stronger a cell, the nearer the two are to the towers (cosine; "
+            "the lower half of all is pale). Framed is what belongs together: training makes these cells strong and "
+            f"all others pale.{out}",
+            Beside([self._matrix(network) for network in self.networks]),
+        )
+        if count == len(self.shown):
+            return [drawn]
+        whole = Section(
+            f"the whole batch, {count} by {count}" if count == self.batch else f"all {count} by {count}",
+            "The same of all pairs, with those that belong together in orange. A line from corner to corner is what "
+            "is to appear: each image nearest to its own caption.",
+            Beside([Whole(each.name, each.similarity, self.roles, each.limits) for each in self.networks]),
+        )
+        return [drawn, whole]
+
+    def _measured(self) -> Section:
+        count = len(self.captions)
+        chance = f"{self.chance:.3f}" + (f", ln {count}" if self.loss == "softmax" else "")
+        return Section(
+            "how well they find each other",
+            f"Among the {count} pairs. The loss is what training lowers: guessing blindly gives {chance}; more than "
+            "that is worse than not to know. The gap is the distance of the mean image from the mean caption: 0 is "
+            "none and 2 the largest, and some is usual.",
+            Figures(["", *(network.name for network in self.networks)], self._figures()),
+        )
 
     def _matrix(self, network: Towers) -> Matrix:
         count = len(self.shown)
@@ -269,24 +280,23 @@ class CLIPInspection(VisionInspection):
             [row[:count] for row in network.similarity[:count]],
             [row[:count] for row in self.roles[:count]],
             CELL,
-            self._range,
+            network.limits,
         )
 
     def _figures(self) -> list[list[str]]:
-        rows: dict[str, list[str]] = {
-            "cosine with its own caption": [
-                f"{mean(self._cosines(each, OWN)):.3f}" for each in self.networks
-            ],
-            "with another one": [f"{mean(self._cosines(each, ALIEN)):.3f}" for each in self.networks],
-            f"images that find their caption (blindly {1 / len(self.captions):.0%})": [
-                f"{self.found(each, IMAGE):.0%}" for each in self.networks
-            ],
-            "captions that find their image": [f"{self.found(each, TEXT):.0%}" for each in self.networks],
-            f"loss (chance {self.chance:.3f})": [f"{each.loss:.3f}" for each in self.networks],
-            "temperature": [f"{each.temperature:.3f}" for each in self.networks],
-            "gap": [f"{each.gap:.2f}" for each in self.networks],
+        blindly = f"{1 / len(self.captions):.0%}"
+        rows: dict[str, Callable[[Towers], str]] = {
+            "cosine with its own caption": lambda towers: f"{mean(self._cosines(towers, OWN)):.3f}",
+            "with another one": lambda towers: f"{mean(self._cosines(towers, ALIEN)):.3f}",
+            f"images that find their caption (blindly {blindly})": lambda towers: (
+                f"{self.found(towers, IMAGE):.0%}"
+            ),
+            "captions that find their image": lambda towers: f"{self.found(towers, TEXT):.0%}",
+            f"loss (chance {self.chance:.3f})": lambda towers: f"{towers.loss:.3f}",
+            "temperature": lambda towers: f"{towers.temperature:.3f}",
+            "gap": lambda towers: f"{towers.gap:.2f}",
         }
-        return [[name, *cells] for name, cells in rows.items()]
+        return [[name, *map(figure, self.networks)] for name, figure in rows.items()]
 
     def _cosines(self, network: Towers, role: str) -> list[float]:
         rows = zip(self.roles, network.similarity, strict=True)
@@ -300,9 +310,7 @@ class CLIPInspection(VisionInspection):
         """Of the images, or of the captions: to which a wrong one is as near as the right one, the worst first."""
         cosines = np.array(network.similarity)
         cosines = cosines if tower == IMAGE else cosines.T
-        negatives = np.array(
-            [[role == ALIEN for role in row] for row in self.roles]
-        )  # symmetric, as equality is
+        negatives = np.array([[role == ALIEN for role in row] for row in self.roles])  # both ways the same
         nearest = np.where(negatives, cosines, -np.inf).argmax(1)
         found = [
             Confusion(pair, other, float(cosines[pair, pair]), float(cosines[pair, other]))
@@ -321,8 +329,8 @@ class CLIPInspection(VisionInspection):
             found = self.confusions(self.networks[-1], tower)
             if found:
                 hint = (
-                    f"For {len(found)} of {len(self.captions)} {one}s a wrong {other} is nearer than their own; the worst "
-                    f"of them. Green is the pair, orange the one whose {other} is taken for its own."
+                    f"For {len(found)} of {len(self.captions)} {one}s a wrong {other} is nearer than their own; these "
+                    f"are the worst. Green is the pair, orange the one whose {other} is taken for its own."
                 )
                 groups = [(self._said(each, tower), [self._tiles(each)]) for each in found[:CONFUSIONS]]
                 sections.append(Section(f"{one}s that take a wrong {other}", hint, Gallery(groups)))
@@ -330,14 +338,23 @@ class CLIPInspection(VisionInspection):
 
     def _said(self, each: Confusion, tower: str) -> str:
         own, wrong = self.captions[each.pair].text, self.captions[each.other].text
-        if tower == IMAGE:
-            return f"“{wrong}” at cosine {each.wrong:.2f}, its own “{own}” at {each.own:.2f}"
-        return f"“{own}” takes the image of “{wrong}” at cosine {each.wrong:.2f}, its own at {each.own:.2f}"
+        return (
+            f"an image takes “{wrong}” for its caption" if tower == IMAGE else f"“{own}” takes another image"
+        )
 
     def _tiles(self, each: Confusion) -> list[Tile]:
         return [
-            Tile(self.views[pair].pixels, name, self.captions[pair].text, HEIGHT * 3 // 4, colour)
-            for pair, name, colour in ((each.pair, "right", OTHER), (each.other, "wrong", FIRST))
+            Tile(
+                self.views[pair].pixels,
+                name,
+                f"{self.captions[pair].text}, cosine {cosine:.2f}",
+                CONFUSED,
+                colour,
+            )
+            for pair, name, cosine, colour in (
+                (each.pair, "right", each.own, OTHER),
+                (each.other, "wrong", each.wrong, FIRST),
+            )
         ]
 
 
@@ -353,12 +370,12 @@ class Pairs:
     def screen(self, width: int) -> RenderableType:
         lines = []
         for tile, caption in self.pairs:
-            line = Text(f"{tile.name:>3} ", "dim")
+            line = Text.assemble((f"{tile.name:>3} ", "dim"), f"{caption.text}  ")
             pieces = (
-                Text(visible(token), "reverse yellow" if hidden else "")
+                Text(visible(token), "reverse yellow" if hidden else "dim")
                 for token, hidden in zip(caption.tokens, caption.hidden, strict=True)
             )
-            line.append_text(Text(" │ ", "dim").join(pieces)).append(f"  {tile.facts}", "dim")
+            line.append_text(Text(" │ ", "dim").join(pieces))
             line.truncate(width, overflow="ellipsis")
             lines.append(line)
         return Text("\n").join(lines)
@@ -373,13 +390,16 @@ class Pairs:
         )
         return (
             f'<figure><img src="{data_uri(Image.fromarray(tile.pixels))}" alt="{escape(caption.text)}"><figcaption>'
-            f"<b>{escape(tile.name)}</b> {chips}<br>{escape(tile.facts)}</figcaption></figure>"
+            f"<b>{escape(tile.name)} {escape(caption.text)}</b><br>{chips}<br>{escape(tile.facts)}"
+            "</figcaption></figure>"
         )
 
     def paint(self, width: int) -> Image.Image:
         tiles = [
-            Tile(
-                tile.pixels, f"{tile.name} {' '.join(map(visible, caption.tokens))}", tile.facts, tile.height
+            replace(
+                tile,
+                name=f"{tile.name} {caption.text}",
+                facts=f"{' '.join(map(visible, caption.tokens))}; {tile.facts}",
             )
             for tile, caption in self.pairs
         ]
@@ -409,13 +429,17 @@ class Whole:
     def html(self) -> str:
         picture = self._drawn()
         return (
-            f'<figure><figcaption>{escape(self.name)}</figcaption><img src="{data_uri(picture)}" '
+            f'<figure><figcaption>{escape(self._caption())}</figcaption><img src="{data_uri(picture)}" '
             f'width="{picture.width // DENSITY}" alt="{escape(self.name)}"></figure>'
         )
 
     def paint(self, width: int) -> Image.Image:
         picture = self._drawn()
-        return stacked([written(self.name, 13, QUIET, picture.width), picture], picture.width, 4 * DENSITY)
+        caption = written(self._caption(), 13, FAINT, picture.width)
+        return stacked([caption, picture], picture.width, 4 * DENSITY)
+
+    def _caption(self) -> str:
+        return scale_caption(self.name, self.limits)
 
     def _drawn(self) -> Image.Image:
         """Cells without space between them; diagonal cells are of another colour, as strong as theirs."""
@@ -431,7 +455,7 @@ class Whole:
             for column in (place for place, role in enumerate(roles) if role == OUT):
                 left, top = column * side, row * side
                 draw.rectangle((left, top, left + side - 1, top + side - 1), fill=PAPER)
-                draw.line((left, top, left + side - 1, top + side - 1), fill=QUIET, width=DENSITY)
+                draw.line((left, top, left + side - 1, top + side - 1), fill=FAINT, width=DENSITY)
         return picture
 
 
@@ -441,8 +465,11 @@ class Whole:
 def inspect_clip(request: Request) -> CLIPInspection:
     """Views, captions and objective are those of the training."""
     _take_tokenizer(request)
+    given = request.settings["train.batch"]
     recipe = opened(request, "clip")
     assert isinstance(recipe, CLIPRecipe)
+    if given is None:  # it would follow from the length of a training
+        recipe.settings.change("train.batch", min(USUAL, len(recipe.train)), "inspection")
     look = first_of(recipe, min(recipe.settings["train.batch"], BATCH))
     objective = recipe.build()
     task = objective.hide(look.batch)
