@@ -22,6 +22,8 @@ from PIL import Image
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "own_objective.py"
 SHORTER = {
+    "--out runs/clip --budget 30m": "--out runs/clip --steps 3 --batch 8 model.preset=vit-atto text.preset=0.1m",
+    "--out runs/lit": "--out runs/lit --steps 3 --batch 8",
     "--out runs/bert --budget 20m": "--out runs/bert --steps 8 model.preset=0.1m",
     "--init runs/bert --out runs/emb": "--init runs/bert --out runs/emb --steps 3 --batch 16",
     "--budget 8m": "--steps 4 --batch 16 model.preset=vit-atto",
@@ -81,7 +83,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "photos" / str(number % 2)).mkdir(parents=True, exist_ok=True)
         picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
         picture.save(place / "photos" / str(number % 2) / f"{number}.jpg")
-    shutil.copy(place / "photos" / "0" / "0.jpg", place / "query.jpg")
+        (place / "pairs").mkdir(exist_ok=True)
+        shutil.copy(place / "photos" / str(number % 2) / f"{number}.jpg", place / "pairs")
+        (place / "pairs" / f"{number}.txt").write_text(row["text"], encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(emoji[:40]), place / "heldout.parquet")
+    for name in ("query.jpg", "cat.jpg"):
+        shutil.copy(place / "photos" / "0" / "0.jpg", place / name)
     return place
 
 

@@ -38,12 +38,18 @@ def number(value: object) -> object:
     return value
 
 
+def names(value: object) -> object:
+    """`a,b` as two names; lists stay as they are."""
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
 Whole = Annotated[int, BeforeValidator(number)]
 Real = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 Duration = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
 Count = Annotated[Whole, Field(ge=1)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0)]
+Names = Annotated[tuple[str, ...], BeforeValidator(names)]
 
 
 class Section(BaseModel):
@@ -128,7 +134,7 @@ class EvaluateConfig(Section):
     records: Count | None = Field(None, description="validation records looked at during the run")
     final_records: Count | None = Field(None, description="validation records looked at when it ends")
     batch: Count | None = Field(None, description="validation records scored at once")
-    protocols: tuple[str, ...] = Field((), description="protocols measured at each look, on evaluate.data")
+    protocols: Names = Field((), description="protocols measured at each look, on evaluate.data")
     data: str | None = Field(None, description="what they are measured on")
 
 
@@ -200,7 +206,7 @@ class CLIPConfig(Section):
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="one right answer among all (CLIP), or each pair right or wrong (SigLIP)"
     )
-    captions: tuple[str, ...] = Field(
+    captions: Names = Field(
         (), description="their columns; found by themselves where none is named"
     )
     dimension: Count | None = Field(None, description="of the space that images and texts share")
