@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, Answer, Train
+from conftest import TINY, TINY_PAIRS, Answer, Train
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -26,10 +26,28 @@ from selfsup.doctor.base import SEVERITIES, name, preceding_medians
 from selfsup.doctor.checks import CHECKS
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_ln_k, check_uniform_teacher
+from selfsup.doctor.pairs import (
+    FLAT,
+    SHARPEST,
+    check_duplicate_captions,
+    check_loss_at_ln_b,
+    check_modality_gap,
+    check_temperature_bound,
+    check_vanishing_tower,
+)
+from selfsup.objectives.clip import LARGEST_SCALE, CLIPRecipe
+from selfsup.report import Reporter
 from selfsup.run import Run
 
 DISTILLATION: tuple[Check, ...] = (check_uniform_teacher, check_few_prototypes, check_loss_at_ln_k)
-EVERY_CHECK: tuple[Check, ...] = (*CHECKS, check_dropout_off, check_small_batch, *DISTILLATION)
+PAIRS: tuple[Check, ...] = (
+    check_loss_at_ln_b,
+    check_temperature_bound,
+    check_modality_gap,
+    check_duplicate_captions,
+    check_vanishing_tower,
+)
+EVERY_CHECK: tuple[Check, ...] = (*CHECKS, check_dropout_off, check_small_batch, *DISTILLATION, *PAIRS)
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
 LN_K = math.log(PROTOTYPES)
@@ -54,6 +72,11 @@ def sound(seed: int = 0) -> History:
                 "dino": (0.85 + 0.15 * math.exp(-step / 30) + 0.003 * draws.normal()) * LN_K,
                 "teacher_entropy": (0.8 + 0.01 * draws.normal()) * LN_K,
                 "prototypes_used": 0.7 + 0.02 * draws.normal(),
+                "softmax": level + 0.08 * draws.normal(),
+                "temperature": 0.07 + 0.0001 * step,
+                "modality_gap": 0.6 + 0.7 * math.exp(-step / 40) + 0.02 * draws.normal(),
+                "grad_norm_image": 0.5 * math.exp(0.3 * draws.normal()),
+                "grad_norm_text": 0.3 * math.exp(0.3 * draws.normal()),
             }
         )
         if step % EVERY == 0:
@@ -67,7 +90,7 @@ def sound(seed: int = 0) -> History:
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
-        "counts": {"documents": 1000, "duplicates": 30},
+        "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100},
     }
     return History(Path("runs/x"), Settings(("test", values)), environment, lines)
 
@@ -97,11 +120,10 @@ def setting(key: str, value: Any) -> History:
     return history
 
 
-def counted(duplicates: int) -> History:
+def counted(duplicates: int, what: str = "duplicates") -> History:
     history = sound()
-    return replace(
-        history, environment={**history.environment, "counts": {"documents": 1000, "duplicates": duplicates}}
-    )
+    counts = {**history.environment["counts"], what: duplicates}
+    return replace(history, environment={**history.environment, "counts": counts})
 
 
 def at(step: int, figure: str, value: float | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -258,6 +280,46 @@ AILMENTS = {
         0.995,
         "dino.teacher_temperature=[0.04,0.04]",
     ),
+    "loss-at-ln-b": Ailment(
+        lambda: train(lambda line: {"softmax": 3.98}),
+        lambda: train(lambda line: {"softmax": 3.85}),
+        "problem",
+        200,
+        0.995,
+        "selfsup inspect clip --run runs/x",
+    ),
+    "temperature-bound": Ailment(
+        lambda: train(lambda line: {"temperature": 0.01}, after=150),
+        lambda: train(lambda line: {"temperature": 0.012}, after=150),
+        "warning",
+        200,
+        0.01,
+        "clip.hidden_tokens=0.3",
+    ),
+    "modality-gap": Ailment(
+        lambda: train(lambda line: {"modality_gap": 1.3}, after=150),
+        lambda: train(lambda line: {"modality_gap": 1.2}, after=150),
+        "warning",
+        200,
+        1.3,
+        "optim.lr=0.0033 optim.adamw_lr=0.001",
+    ),
+    "duplicate-captions": Ailment(
+        lambda: counted(1500, "duplicate_captions"),
+        lambda: counted(500, "duplicate_captions"),
+        "warning",
+        0,
+        0.75,
+        "clip.captions",
+    ),
+    "vanishing-tower": Ailment(
+        lambda: train(lambda line: {"grad_norm_text": 0.001 * line["grad_norm_image"]}, after=150),
+        lambda: train(lambda line: {"grad_norm_text": 0.05 * line["grad_norm_image"]}, after=150),
+        "warning",
+        200,
+        0.001,
+        "selfsup inspect clip --run runs/x",
+    ),
 }
 
 
@@ -311,7 +373,7 @@ def _lack(check: Check, history: History) -> str:
 
 
 def test_a_loss_far_above_chance_asks_for_lower_rates() -> None:
-    finding = found(train(lambda line: {"loss": 9.0}))[0]
+    finding = found(train(lambda line: {"loss": 9.0}, after=1))[0]
     assert (finding.check, finding.severity) == ("beside-chance", "problem")
     assert "worse than" in finding.seen
     assert "--config runs/x/config.yaml --out NEW optim.lr=0.0033 optim.adamw_lr=0.001" in finding.remedy
@@ -337,6 +399,68 @@ def test_collapse_is_named_within_the_first_tenth() -> None:
     few = train(lambda line: {"prototypes_used": 1 / 128})
     few = replace(few, settings=setting("dino.targets", "centring").settings)
     assert "dino.targets=sinkhorn" in found(few)[0].remedy
+
+
+def test_captions_found_by_chance_are_named_for_what_they_are() -> None:
+    """Towers that came down to chance want shorter steps, ones that stay above it longer ones; SimCLR is set aside."""
+    fallen = train(lambda line: {"softmax": 5.0 if line["step"] < 4 else 4.0})
+    still = train(lambda line: {"softmax": 5.0 + 0.01 * (line["step"] % 3)})
+    for history, advice in (
+        (fallen, "optim.lr=0.0033 optim.adamw_lr=0.001"),
+        (still, "raise the learning rates"),
+    ):
+        (finding,) = found(history)
+        assert finding.check == "loss-at-ln-b"
+        assert advice in finding.remedy
+        assert found(history.until(49)) == []
+    beside = train(lambda line: {"softmax": 3.0})
+    beside.settings.change("clip.simclr", 0.25, "test")  # 4 - ln 127 / 4 = 2.79 is chance for the captions
+    (finding,) = found(beside)
+    assert finding.value == pytest.approx(3.0 / (CHANCE - 0.25 * math.log(127)))
+
+
+def test_both_bounds_of_the_temperature() -> None:
+    assert pytest.approx(1 / LARGEST_SCALE) == SHARPEST
+    (finding,) = found(train(lambda line: {"temperature": FLAT}, after=150))
+    assert (finding.check, finding.severity) == ("temperature-bound", "problem")
+    assert "optim.lr=0.0033" in finding.remedy
+    assert found(train(lambda line: {"temperature": 0.9 * FLAT}, after=150)) == []
+
+
+def test_a_gap_is_not_judged_as_a_run_begins() -> None:
+    wide = train(lambda line: {"modality_gap": 1.4 if line["step"] < 90 else 0.5})
+    assert found(wide.until(80)) == found(wide) == []
+    assert "modality-gap" in examine(wide.until(99), PAIRS)[1]
+
+
+@pytest.mark.parametrize(("weak", "other"), [("image", "text"), ("text", "image")])
+def test_a_tower_that_is_kept_as_it_is_may_be_without_gradient(weak: str, other: str) -> None:
+    history = train(lambda line: {f"grad_norm_{weak}": 1e-9})
+    (finding,) = found(history)
+    assert f"the {weak} tower learns next to nothing" in finding.seen
+    history.settings.change("clip.freeze", other, "test")
+    assert [each.check for each in found(history)] == ["vanishing-tower"]
+    history.settings.change("clip.freeze", weak, "test")
+    assert found(history) == []
+
+
+def test_a_loss_that_begins_above_chance_is_no_high_learning_rate() -> None:
+    """Untrained towers are sure of what they say, and wrong; batches of them differ by more."""
+    draws = np.random.default_rng(0)
+    still = train(lambda line: {"loss": 5.2 + 0.2 * draws.normal()})
+    findings = {finding.check: finding for finding in found(still)}
+    assert findings.keys() == {"beside-chance"}
+    assert "worse than" in findings["beside-chance"].seen
+    assert "too high" not in findings["beside-chance"].remedy
+    rising = altered(still, "train", at(6, "loss", 8.0))
+    assert "above-start" in {finding.check for finding in found(rising)}
+
+
+def test_features_in_a_small_shared_space_have_that_many_directions() -> None:
+    history = looks(lambda line: {"rankme": 3.0}, after=100)
+    assert [finding.check for finding in found(history)] == ["low-rank"]
+    history.settings.change("clip.dimension", 16, "test")
+    assert found(history) == []
 
 
 def test_a_teacher_is_not_judged_by_its_first_steps() -> None:
@@ -523,6 +647,43 @@ def test_a_teacher_driven_into_collapse(train_vision: Train, tmp_path: Path, che
     first = told(history, [PICTURES["steps"] // 10], monitor)
     assert [finding.check for _, finding in first if finding.severity == "problem"] == [check]
     assert "dino." in next(finding.remedy for _, finding in first if finding.check == check)
+
+
+CAPTIONED = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every": 150, "batch": 32}
+
+
+def train_pairs(out: Path, data: Path, **given: Any) -> Run:
+    settings = {**TINY_PAIRS, **CAPTIONED, "data": data, "reporter": Reporter(False), **given}
+    return selfsup.train(settings.pop("objective"), out=out, **settings)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_towers_that_are_well_have_nothing_of_their_own(captioned: Path, tmp_path: Path, loss: str) -> None:
+    """What these drawings are called cannot be seen, so their names are learnt by heart."""
+    diagnosis = diagnose(train_pairs(tmp_path / "run", captioned, **{"clip.loss": loss}))
+    assert {finding.check for finding in diagnosis.findings} <= {"validation-rising", "loader"}
+    assert {name(check) for check in PAIRS} <= set(diagnosis.made)
+
+
+def test_towers_driven_into_collapse(captioned: Path, tmp_path: Path) -> None:
+    run = train_pairs(tmp_path / "run", captioned, optim={"lr": 3.0, "adamw_lr": 1.0})
+    history = History.of(run)
+    half = {finding.check: finding for finding in found(history.until(75))}
+    for check in ("loss-at-ln-b", "temperature-bound"):
+        assert half[check].severity == "problem"
+        assert "optim.lr=1 optim.adamw_lr=0.33" in half[check].remedy
+    assert "temperature-bound" in {finding.check for finding in diagnose(run).findings}
+    monitor = Monitor(history.directory, history.settings, history.environment, CLIPRecipe.checks)
+    assert "temperature-bound" in {finding.check for _, finding in told(history, [15], monitor)}
+
+
+def test_towers_that_do_not_move(captioned: Path, tmp_path: Path) -> None:
+    findings = diagnose(
+        train_pairs(tmp_path / "run", captioned, optim={"lr": 1e-7, "adamw_lr": 1e-7})
+    ).findings
+    assert {"beside-chance", "loss-at-ln-b"} <= {finding.check for finding in findings}
+    assert "above-start" not in {finding.check for finding in findings}
+    assert not any("optim.lr=3.3e-08" in finding.remedy for finding in findings)
 
 
 def test_training_of_sentences_without_dropout_in_small_batches(train: Train, tmp_path: Path) -> None:

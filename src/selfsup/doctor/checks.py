@@ -33,14 +33,14 @@ def check_beside_chance(history: History) -> Finding | None:
     loss = level(history.curve("loss"))
     if loss < BESIDE * chance:
         return None
-    if loss > chance / BESIDE:
-        beside, remedy = "worse than", f"the learning rate is too high: {history.lower_rates()}"
+    if loss > begun(history) / BESIDE:
+        remedy = f"the learning rate is too high: {history.lower_rates()}"
     else:
-        beside = "beside"
         remedy = (
             f"try another optim.lr (now {history.setting('optim.lr'):g}), and look at what is to be learnt with "
             "selfsup inspect"
         )
+    beside = "worse than" if loss > chance / BESIDE else "beside"
     return Finding(
         check="beside-chance",
         severity="problem",
@@ -62,8 +62,9 @@ def check_above_start(history: History) -> Finding | None:
     """The loss rose above where it began: the first steps were too long."""
     losses = history.curve("loss").at_least(LINES)
     start = max(history.start, losses.values[0])
+    scatter = begun(history) - history.start  # what begins above chance differs as much from batch to batch
     worst = int(losses.values.argmax())
-    value = losses.values[worst] / start
+    value = losses.values[worst] / (start + scatter)
     if value <= ABOVE_START:
         return None
     return Finding(
@@ -266,7 +267,8 @@ def check_low_rank(history: History) -> Finding | None:
     records = latest(history.curve("records", "validation"))[1]
     if records < FEWEST_RECORDS:
         raise NotMade(f"it takes looks at {FEWEST_RECORDS} records")
-    directions = min(history.setting("model.width"), records)
+    shared = history.settings["clip.dimension"] or np.inf  # of a space that two towers share
+    directions = min(history.setting("model.width"), shared, records)
     least = max(LOWEST_RANK * directions, FEWEST_DIRECTIONS)
     if rank >= least:
         return None
@@ -399,6 +401,12 @@ CHECKS: tuple[Check, ...] = (
 
 
 LEAST_LEARNT = 0.05  # of the start, so that nothing is measured by a run that has learnt nothing
+
+
+def begun(history: History) -> float:
+    """The loss before any update, where that is above chance: of towers that are sure of what they say, and wrong."""
+    losses = history.curve("loss")
+    return max(history.start, float(losses.values[0])) if losses.steps[0] == 1 else history.start
 
 
 def learnt(history: History, levels: Values) -> Values:

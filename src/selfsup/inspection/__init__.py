@@ -27,6 +27,7 @@ INSPECTORS = {
     "simclr": "selfsup.inspection.simclr:inspect_simclr",
     "dino": "selfsup.inspection.dino:inspect_dino",
     "mae": "selfsup.inspection.mae:inspect_mae",
+    "clip": "selfsup.inspection.clip:inspect_clip",
 }
 
 

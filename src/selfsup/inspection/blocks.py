@@ -27,6 +27,7 @@ from selfsup.inspection.pictures import (
     Pixels,
     blank,
     data_uri,
+    drawable,
     flowed,
     font,
     png,
@@ -38,6 +39,7 @@ from selfsup.inspection.pictures import (
 
 WIDTH, MARGIN = 940, 28  # of a sheet
 CELL = 34  # of a matrix
+LETTER, LENGTH = 12, 110  # of texts above its columns: their size and room
 EDGE = 3  # of a frame
 NARROWEST = 96  # that what is said beneath a tile may be
 OWN, ALIEN, OUT = "+", "-", "="  # a cell that belongs together, one that does not, and one that says nothing
@@ -259,20 +261,24 @@ def _group(name: str, rows: Sequence[Sequence[Tile]], width: int) -> Image.Image
 
 @dataclass(frozen=True)
 class Matrix:
-    """How alike each picture of a row is to each of a column: the stronger a cell, the more.
+    """How alike each picture of a row is to each picture or text of a column: the stronger a cell, the more.
 
     Attributes:
         name: of what says so.
-        rows, columns: pictures, drawn in the margins.
+        rows, columns: pictures, drawn in the margins; texts of columns stand upright, cut to their space.
         values: row by row; the least is drawn as nothing, the largest at full strength.
         roles: row by row: OWN cells are framed, OUT cells crossed out.
+        cell: side of one, in pixels of a page, where there is room.
+        limits: what is drawn as nothing and at full strength; by default the least and the largest value.
     """
 
     name: str
     rows: Sequence[Pixels]
-    columns: Sequence[Pixels]
+    columns: Sequence[Pixels | str]
     values: Sequence[Sequence[float]]
     roles: Sequence[str]
+    cell: int = CELL
+    limits: tuple[float, float] | None = None
 
     def screen(self, width: int) -> RenderableType:
         lines = [Text(f"{self.name}, in hundredths", "italic")]
@@ -295,35 +301,44 @@ class Matrix:
         return stacked([caption, picture], picture.width, 4 * DENSITY)
 
     def _range(self) -> tuple[float, float]:
+        if self.limits is not None:
+            return self.limits
         kept = [
             v for values, roles in self._pairs() for v, role in zip(values, roles, strict=True) if role != OUT
         ]
         return min(kept, default=0.0), max(kept, default=1.0)
 
     def _caption(self) -> str:
-        low, high = self._range()
-        return f"{self.name}, from {low:.2f} (pale) to {high:.2f} (full)"
+        return scale_caption(self.name, self._range())
 
     def _pairs(self) -> list[tuple[Sequence[float], str]]:
         return list(zip(self.values, self.roles, strict=True))
 
     def _drawn(self, width: int) -> Image.Image:
-        side = min(CELL * DENSITY, width // (len(self.columns) + 1))
-        picture = blank(side * (len(self.columns) + 1), side * (len(self.rows) + 1))
-        for place, pixels in enumerate(self.columns, 1):
-            picture.paste(_thumbnail(pixels, side), (place * side + DENSITY, DENSITY))
-        for place, pixels in enumerate(self.rows, 1):
-            picture.paste(_thumbnail(pixels, side), (DENSITY, place * side + DENSITY))
+        side = min(self.cell * DENSITY, width // (len(self.columns) + 1))
+        heads = [_head(column, side) for column in self.columns]
+        above = max(head.height for head in heads)
+        picture = blank(side * (len(self.columns) + 1), above + 2 * DENSITY + side * len(self.rows))
+        for place, head in enumerate(heads, 1):
+            picture.paste(head, (place * side + DENSITY, DENSITY + above - head.height))
+        above += 2 * DENSITY
+        for place, pixels in enumerate(self.rows):
+            picture.paste(_thumbnail(pixels, side), (DENSITY, above + place * side + DENSITY))
         low, high = self._range()
         shares = (np.array(self.values) - low) / max(high - low, 1e-9)
         colours = ramp(shares, (GROUND, SECOND)).tolist()
         draw = ImageDraw.Draw(picture)
         for row, roles in enumerate(self.roles):
             for column, role in enumerate(roles):
-                left, top = (column + 1) * side + DENSITY, (row + 1) * side + DENSITY
+                left, top = (column + 1) * side + DENSITY, above + row * side + DENSITY
                 inner = (left, top, left + side - 2 * DENSITY - 1, top + side - 2 * DENSITY - 1)
                 _cell(draw, inner, tuple(colours[row][column]), role)
         return picture
+
+
+def scale_caption(name: str, limits: tuple[float, float]) -> str:
+    """Of a matrix: what is drawn as nothing and at full strength."""
+    return f"{name}, from {limits[0]:.2f} (pale) to {limits[1]:.2f} (full)"
 
 
 def _number(value: float, role: str) -> tuple[str, str]:
@@ -334,6 +349,16 @@ def _number(value: float, role: str) -> tuple[str, str]:
 def _thumbnail(pixels: Pixels, side: int) -> Image.Image:
     inner = side - 2 * DENSITY
     return Image.fromarray(pixels).resize((inner, inner), Image.Resampling.BILINEAR)
+
+
+def _head(column: Pixels | str, side: int) -> Image.Image:
+    if not isinstance(column, str):
+        return _thumbnail(column, side)
+    size = min(LETTER, side // DENSITY - 2)
+    strip = blank(LENGTH * DENSITY, side - 2 * DENSITY)
+    place = (0, strip.height / 2)
+    ImageDraw.Draw(strip).text(place, drawable(column), INK, font(size), anchor="lm")
+    return strip.rotate(90, expand=True)
 
 
 def _cell(

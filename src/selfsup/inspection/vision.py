@@ -192,6 +192,18 @@ def look_at(request: Request, objective: str, shown: int) -> Look:
     Raises:
         UserError: there are none, or the run is of another objective.
     """
+    return first_of(opened(request, objective), shown if request.run is None else max(shown, MEASURED))
+
+
+def first_of(recipe: VisionRecipe, count: int) -> Look:
+    """The images that a training takes first, at most so many."""
+    seed, size = recipe.settings["train.seed"], len(recipe.train)
+    epochs, places = draw(seed, 0, min(count, size), size)
+    return Look(recipe, Batch(recipe.train.read(places), seed, epochs, places))
+
+
+def opened(request: Request, objective: str) -> VisionRecipe:
+    """A training of what `look_at` looks at, settled; raises what that raises."""
     if request.text is not None or request.window is not None:
         raise UserError(
             f"{objective} looks at images, so --text and --window say nothing to it; give --data."
@@ -222,10 +234,7 @@ def look_at(request: Request, objective: str, shown: int) -> Look:
     ):  # which no training would take, and yet can be looked at
         settings.change("data.validation", 0.0, "one image")
     recipe.settle(Effort())
-    seed, size = settings["train.seed"], len(recipe.train)
-    count = min(shown if request.run is None else max(shown, MEASURED), size)
-    epochs, places = draw(seed, 0, count, size)
-    return Look(recipe, Batch(recipe.train.read(places), seed, epochs, places))
+    return recipe
 
 
 def trained(run: Run, objective: AnyObjective) -> AnyObjective:

@@ -24,6 +24,13 @@ from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_small_batch
+from selfsup.doctor.pairs import (
+    check_duplicate_captions,
+    check_loss_at_ln_b,
+    check_modality_gap,
+    check_temperature_bound,
+    check_vanishing_tower,
+)
 from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
@@ -271,6 +278,12 @@ def drawn_captions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return data["tokens"][rows, chosen], data["lengths"][rows, chosen], data["text_keys"][rows, chosen]
 
 
+def chance(loss: Loss, batch: int) -> float:
+    """The loss where each of a batch may be right; of the sigmoid loss, each pair with the same probability."""
+    wrong = (batch - 1) * math.log1p(1 / (batch - 1)) if loss == "sigmoid" else 0.0
+    return math.log(batch) + wrong
+
+
 def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tensor:
     """The distance between the mean of all images and that of all texts (Liang et al. 2022, "Mind the Gap", section
     4.1), of normalised vectors (n, dimension)."""
@@ -287,7 +300,14 @@ class CLIPRecipe(VisionRecipe):
     useless: ClassVar[Mapping[str, Any]] = {
         key: default for key, default in VisionRecipe.useless.items() if not key.startswith("data.")
     }
-    checks = (check_small_batch,)
+    checks = (
+        check_small_batch,
+        check_loss_at_ln_b,
+        check_temperature_bound,
+        check_modality_gap,
+        check_duplicate_captions,
+        check_vanishing_tower,
+    )
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -454,10 +474,9 @@ class CLIPRecipe(VisionRecipe):
 
     @property
     def chance(self) -> float:
-        """Each of a batch may be right; for the sigmoid loss, that each pair is right with the same probability."""
+        """With that of SimCLR, where it is a term."""
         batch, options = self.settings["train.batch"], self.settings.config.clip
-        wrong = (batch - 1) * math.log1p(1 / (batch - 1)) if options.loss == "sigmoid" else 0.0
-        return math.log(batch) + wrong + options.simclr * math.log(2 * batch - 1)
+        return chance(options.loss, batch) + options.simclr * math.log(2 * batch - 1)
 
     # -- what is left of it --------------------------------------------------------------------------------
 
