@@ -206,9 +206,7 @@ class CLIPConfig(Section):
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="one right answer among all (CLIP), or each pair right or wrong (SigLIP)"
     )
-    captions: Names = Field(
-        (), description="their columns; found by themselves where none is named"
-    )
+    captions: Names = Field((), description="their columns; found by themselves where none is named")
     dimension: Count | None = Field(None, description="of the space that images and texts share")
     pooling: Literal["mean", "cls"] | None = Field(None, description="how an image becomes one vector")
     temperature: Rate | None = Field(None, description="at first; it is learnt")

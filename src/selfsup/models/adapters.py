@@ -219,18 +219,22 @@ class Adapted(nn.Module):
             mask = additive((documents[:, :, None] == documents[:, None, :]).unsqueeze(1), dtype)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         begun = positions.where(_begins(documents), 0).cummax(1).values
-        return self._call(module, tokens, attention_mask=mask, position_ids=positions - begun + self.first)
+        within = (positions - begun).masked_fill(documents < 0, 0)  # padding may be longer than any document
+        return self._call(module, tokens, attention_mask=mask, position_ids=within + self.first)
 
     def _apart(self, module: Any, tokens: Tensor, documents: Tensor) -> Tensor:
-        """Each document in a row of its own, padded."""
+        """Each document in a row of its own, padded; zeros on the padding between them."""
         starts = _begins(documents).flatten().nonzero().squeeze(1)
         lengths = starts.diff(append=starts.new_tensor([tokens.numel()]))
+        real = documents.flatten()[starts] >= 0
+        starts, lengths = starts[real], lengths[real]
         steps = torch.arange(int(lengths.max()), device=tokens.device)
         within = steps < lengths[:, None]
         places = (starts[:, None] + steps).clamp(max=tokens.numel() - 1)
         rows = tokens.flatten()[places].masked_fill(~within, self.pad)
         out = self._call(module, rows, attention_mask=within.long())
-        return out[within].view(*tokens.shape, -1)
+        everywhere = out.new_zeros(tokens.numel(), out.shape[-1])
+        return everywhere.index_copy(0, places[within], out[within]).view(*tokens.shape, -1)
 
     def _call(self, module: Any, tokens: Tensor, **given: Tensor) -> Tensor:
         """Logits where the module has a head, else its last hidden states."""

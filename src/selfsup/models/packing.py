@@ -51,7 +51,7 @@ def pack(lengths: Sequence[int], room: int) -> tuple[list[int], list[int], int]:
 def lay(lengths: Tensor) -> Rows:
     """Where each of n sequences of these lengths (n,) comes to lie."""
     sizes = lengths.tolist()
-    room = _rounded(max(sizes))
+    room = _rounded(max(sizes)) if len(sizes) > 1 else sizes[0]
     rows, offsets, used = pack(sizes, room)
     count = _rounded(used)
     first = torch.tensor(rows, device=lengths.device) * room + torch.tensor(offsets, device=lengths.device)
