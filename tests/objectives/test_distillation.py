@@ -45,7 +45,9 @@ def plain_sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int) ->
     rows=st.integers(1, 9),
     prototypes=st.integers(1, 9),
     seed=st.integers(0, 2**30),
-    temperature=st.floats(0.05, 1.0),
+    temperature=st.floats(
+        0.2, 1.0
+    ),  # below, a prototype may be less likely than what a column's sum is kept above
     iterations=st.integers(1, 5),
 )
 def test_sinkhorn_knopp_against_a_plain_loop(

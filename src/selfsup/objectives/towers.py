@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from selfsup.config import Settings, nearest
-from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer
+from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer, vocabulary_size
 from selfsup.errors import UserError
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.clip import TEXT
@@ -24,6 +24,7 @@ from selfsup.seeding import generator
 
 LONGEST = 64  # tokens of a caption that are read, unless it is said
 BYTES_PER_TOKEN = 3  # of captions, about
+WORDS = 4  # times as many tokens as other text of that size has: captions are short, and their words count
 SHAPE = ("layers", "width", "heads", "mlp")
 
 
@@ -79,20 +80,25 @@ class TextSide:
             place = str(Path(settings["text.init"]).expanduser().absolute())  # for a resume from anywhere
             settings.change("text.init", place, settings.origin("text.init"))
             self._take_tokenizer(str(self.directory))
+        self._bytes = sum(len(caption.encode(errors="replace")) for caption in captions)
+        if settings.origin("data.tokenizer") == "default":
+            settings.change("data.tokenizer", "wordpiece", "recipe")
         spec = settings["data.tokenizer"]
         given = open_tokenizer(spec, "encoder")
         if given is not None and settings["data.vocabulary"] is not None:
             raise UserError(f"The tokenizer of {spec} has a size of its own, so leave data.vocabulary out.")
-        kind: Kind = spec
-        self.tokenizer = given or train_tokenizer(
-            kind, captions, settings["data.vocabulary"], family="encoder"
-        )
+        self.tokenizer = given or self._train_tokenizer(spec, captions)
         if self.origin is not None and self.tokenizer.vocabulary > self.origin.config.vocabulary:
             raise UserError(
                 f"The tokenizer of {self.directory} has {self.tokenizer.vocabulary} tokens and its model "
                 f"{self.origin.config.vocabulary}: get a whole copy of the model."
             )
-        self._bytes = sum(len(caption.encode()) for caption in captions)
+
+    def _train_tokenizer(self, kind: Kind, captions: Sequence[str]) -> TextTokenizer:
+        size = self.settings["data.vocabulary"]
+        if size is None and kind in ("bpe", "wordpiece"):
+            size = WORDS * vocabulary_size(self._bytes)
+        return train_tokenizer(kind, captions, size, family="encoder")
 
     def _take_tokenizer(self, directory: str) -> None:
         settings = self.settings

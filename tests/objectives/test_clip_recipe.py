@@ -1,0 +1,210 @@
+"""Image-text training as a user runs it: sizes, towers from earlier runs, frozen towers, what is left of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import foreign
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TINY_PAIRS, TINY_VISION
+from safetensors.torch import load_file
+
+import selfsup
+from selfsup.config import Settings
+from selfsup.errors import UserError
+from selfsup.inference.clip import PairModel
+from selfsup.models.features import read_features
+from selfsup.objectives.base import Effort
+from selfsup.objectives.clip import CLIPRecipe
+from selfsup.report import Reporter
+from selfsup.run import Run
+
+TrainPairs = Callable[..., Run]
+
+
+@pytest.fixture
+def train_pairs(captioned: Path) -> TrainPairs:
+    def call(out: Path, **more: Any) -> Run:
+        settings = {**TINY_PAIRS, "data": str(captioned), "steps": 4, **more}
+        return selfsup.train(**settings, out=out, reporter=Reporter(False))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def towers(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A run on the images alone, and one on texts alone."""
+    place, quiet = tmp_path_factory.mktemp("towers"), Reporter(False)
+    texts = [file.read_text(encoding="utf-8") for file in sorted(captioned.glob("*.txt"))]
+    return {
+        "image": selfsup.train(
+            "dino", data=str(captioned), out=place / "dino", reporter=quiet, **{**TINY_VISION, "steps": 3}
+        ),
+        "text": selfsup.train(
+            "masked-lm", data=texts, out=place / "masked", reporter=quiet, **{**TINY, "steps": 3}
+        ),
+    }
+
+
+def settled(captioned: Path, **more: Any) -> CLIPRecipe:
+    recipe = CLIPRecipe(Settings(("test", {**TINY_PAIRS, "data": str(captioned), **more})))
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort(steps=4))
+    return recipe
+
+
+# -- a run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_two_towers_in_one_space(train_pairs: TrainPairs, tmp_path: Path) -> None:
+    run = train_pairs(tmp_path / "run", **{"evaluate.every": 2, "evaluate.protocols": "retrieval,rankme"})
+    summary, lines = run.summary, run.metrics()
+    assert summary["chance"] == pytest.approx(math.log(8))
+    assert {"softmax", "temperature", "modality_gap", "grad_norm_image", "grad_norm_text"} <= lines[0].keys()
+    assert {"retrieval", "rankme"} <= next(line for line in lines if line["split"] == "validation").keys()
+    assert max(summary["max_difference"].values()) < 1e-5
+    model = selfsup.load(run.directory)
+    assert isinstance(model, PairModel)
+    assert model.similarity.scale == pytest.approx(1 / lines[-1]["temperature"], rel=0.05)
+    image = np.zeros((20, 20, 3), np.uint8)
+    assert model.embed([image, "a thing"]).shape == (2, model.dimension)
+    tower = selfsup.load(run.model_directory / "text").embed(["a thing"], precision="fp32")
+    np.testing.assert_allclose(tower, model.embed(["a thing"], precision="fp32"), atol=1e-6)
+
+
+def test_the_loss_of_the_towers_that_are_saved_is_that_of_the_run(
+    train_pairs: TrainPairs, captioned: Path, tmp_path: Path
+) -> None:
+    """Trained for a while it finds its own pairs more often than by chance, from its files alone."""
+    more = {"steps": 60, "batch": 32, "data.validation": 0.0, "optim.lr": 0.01, "optim.adamw_lr": 0.003}
+    run = train_pairs(tmp_path / "run", **more)
+    score = selfsup.evaluate(run, data=str(captioned), protocol="retrieval")
+    assert score.value > 4 * score.chance
+
+
+def test_pairs_from_python(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pairs = [(random.integers(0, 256, (20, 20, 3), dtype=np.uint8), f"thing {n}") for n in range(24)]
+    settings = {**TINY_PAIRS, "steps": 2, "out": tmp_path / "run", "reporter": Reporter(False)}
+    run = selfsup.train(**settings, data=pairs)
+    assert run.environment()["counts"]["captions"] == 24
+
+
+# -- towers from earlier runs --------------------------------------------------------------------------------
+
+
+def test_towers_start_from_runs(towers: dict[str, Run], captioned: Path) -> None:
+    """With the weights and the tokenizer of these, at a tenth of the rates, pooled as there."""
+    given = {name: value for name, value in TINY_PAIRS.items() if name not in ("model", "text")}
+    given = {name: value for name, value in given.items() if not name.startswith("data.voc")}
+    places = {"model.init": str(towers["image"].directory), "text.init": str(towers["text"].directory)}
+    recipe = CLIPRecipe(Settings(("test", {**given, "data": str(captioned), **places})))
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort(steps=4))
+    built = recipe.build()
+    for tower, module in (("image", built.image.network), ("text", built.text.network)):
+        saved = load_file(towers[tower].model_directory / "model.safetensors")
+        own = module.state_dict()
+        shared = [name for name in saved if name.removeprefix("model.") in own]
+        assert shared
+        for name in shared:
+            assert torch.equal(saved[name], own[name.removeprefix("model.")]), name
+    assert recipe.settings["clip.image_rate"] == recipe.settings["clip.text_rate"] == 0.1
+    assert recipe.settings["clip.pooling"] == "cls"
+    assert recipe.settings["data.tokenizer"] == str(towers["text"].model_directory)
+    vocabulary = json.loads((towers["text"].model_directory / "config.json").read_text())["vocab_size"]
+    assert recipe.text.tokenizer.vocabulary == vocabulary
+    whitening = read_features(towers["image"].model_directory)
+    assert torch.equal(built.image.projection.weight, whitening.weight)  # as many dimensions as its width
+    assert "image tower of" in recipe.facts()["start"]
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_a_frozen_tower_leaves_as_it_came(
+    frozen: str, towers: dict[str, Run], train_pairs: TrainPairs, tmp_path: Path
+) -> None:
+    init = {"image": {"model": {}, "model.init": str(towers["image"].directory)}}
+    init["text"] = {"text": {}, "text.init": str(towers["text"].directory), "data.vocabulary": None}
+    run = train_pairs(tmp_path / "run", **init[frozen], **{"clip.freeze": frozen, "optim.lr": 0.05})
+    before = load_file(towers[frozen].model_directory / "model.safetensors")
+    after = load_file(run.model_directory / frozen / "model.safetensors")
+    shared = {name: name.removeprefix("model.") for name in before if name.removeprefix("model.") in after}
+    assert shared
+    for name, other in shared.items():
+        assert torch.equal(before[name], after[other]), name
+    other = {"image": "text", "text": "image"}[frozen]
+    trained = [line[f"grad_norm_{other}"] for line in run.metrics() if line["split"] == "train"]
+    assert min(trained) > 0
+
+
+def test_a_clip_run_goes_on_with_its_projections(
+    train_pairs: TrainPairs, captioned: Path, tmp_path: Path
+) -> None:
+    first = train_pairs(tmp_path / "first")
+    places = {"model.init": str(first.directory), "text.init": str(first.directory)}
+    recipe = settled(captioned, model={}, text={}, **places, **{"data.vocabulary": None})
+    built = recipe.build()
+    for tower in ("image", "text"):
+        features = read_features(first.model_directory / tower)
+        assert torch.equal(getattr(built, tower).projection.weight, features.weight)
+        assert torch.equal(getattr(built, tower).projection.bias, features.bias)
+
+
+def test_a_text_tower_of_others(train_pairs: TrainPairs, tmp_path: Path) -> None:
+    """Any encoder that transformers opens; it is saved under its own names, and opens again."""
+    directory = foreign.bert(tmp_path / "bert")
+    more = {"text": {}, "text.init": str(directory), "data.vocabulary": None}
+    run = train_pairs(tmp_path / "run", **more)
+    assert json.loads((run.model_directory / "text" / "config.json").read_text())["model_type"] == "bert"
+    assert np.isfinite(selfsup.load(run.directory).embed(["a thing"])).all()
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"batch": 1}, "clip tells the pairs of a batch apart, so it needs 2 or more"),
+        ({"text.preset": "5mm"}, "There is no model preset '5mm'"),
+        ({"text": {"width": 30, "heads": 4, "layers": 1}}, "There is no such text tower"),
+        ({"clip.captions": "fr"}, "has no captions"),
+        ({"clip.crop": 0.0}, "clip.crop"),
+        ({"data.tokenizer": "bpee"}, "did you mean bpe"),
+        ({"text.init": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    more: dict[str, Any], message: str, train_pairs: TrainPairs, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train_pairs(tmp_path / "run", **more)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_what_an_earlier_tower_decides_is_not_decided_again(
+    towers: dict[str, Run], train_pairs: TrainPairs, tmp_path: Path
+) -> None:
+    start = {"text": {}, "text.init": str(towers["text"].directory), "data.vocabulary": None}
+    for more, message in (
+        ({"text.width": 64}, "so text.width is not 64; leave it out"),
+        ({"text.preset": "0.1m"}, "brings its own shape, so leave text.preset out"),
+        ({"data.tokenizer": "bpe"}, "brings its own tokenizer"),
+        ({"data.vocabulary": 300}, "has a size of its own, so leave data.vocabulary out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_pairs(tmp_path / "run", **{**start, **more})
+
+
+def test_images_without_captions_are_no_pairs(
+    drawings: Path, train_pairs: TrainPairs, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="caption"):
+        train_pairs(tmp_path / "run", data=str(drawings))
