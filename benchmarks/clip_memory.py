@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks.clip_steps import TOWERS
 from benchmarks.common import Figures, alternate, ratios, selfsup, show, spread, write
 
-SMALL, LARGE, STEPS = 128, 4096, 2
+SMALL, LARGE = 128, 4096
+SEEN = 4 * LARGE  # pairs of a run, whatever its batch: the heap grows a little with each micro-batch
 RECORDS = LARGE + LARGE // 4  # with what a run holds out
 
 
@@ -29,7 +30,7 @@ def repeated(source: Path, place: Path) -> Path:
 
 def train(pairs: Path, precision: str, batch: int) -> Figures:
     given = {
-        **TOWERS, "precision": precision, "batch": batch, "train.micro_batch": SMALL, "steps": STEPS,
+        **TOWERS, "precision": precision, "batch": batch, "train.micro_batch": SMALL, "steps": SEEN // batch,
         "evaluate.every": 1000, "evaluate.final_records": SMALL, "evaluate.batch": SMALL,
     }  # fmt: skip
     words = [f"{name}={value}" for name, value in given.items()]
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
         "clip_memory",
         f"Largest resident size in GiB of CLIP's training, {SMALL} pairs at once, in batches of {SMALL} and, with "
         f"gradient caching, of {LARGE:,}, on the towers of clip_steps; the pairs of the file are repeated until they "
-        f"are {RECORDS:,} or more.",
+        f"are {RECORDS:,} or more, and both runs see {SEEN:,}.",
         {"rounds": measured, "peaks": peaks, "shares": shares},
         [
             (f"{side.split('_')[0]}, batch {int(side.split('_')[1]):,}: GiB", show(peak))
