@@ -17,10 +17,11 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PEERS = Path(__file__).parent / "peers"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-LONGEST = 1200.0  # seconds of one side
+LONGEST = 3600.0  # seconds of one side
 LIGHTLY = os.environ.get(
     "LIGHTLY_PYTHON", sys.executable
 )  # an interpreter that has lightly, see peers/lightly_parts.py
+OPEN_CLIP = os.environ.get("OPEN_CLIP_PYTHON", LIGHTLY)  # likewise, see peers/open_clip_step.py
 
 Figures = dict[str, Any]
 
@@ -69,13 +70,27 @@ def peer(name: str, *arguments: str) -> Figures:
 
 def has_lightly() -> bool:
     """Whether the interpreter that is to run lightly has it."""
-    look = "import importlib.util; raise SystemExit(importlib.util.find_spec('lightly') is None)"
-    return subprocess.run([LIGHTLY, "-c", look], check=False).returncode == 0
+    return _has(LIGHTLY, "lightly")
+
+
+def has_open_clip() -> bool:
+    """Whether the interpreter that is to run open_clip has it."""
+    return _has(OPEN_CLIP, "open_clip_train")
+
+
+def _has(interpreter: str, package: str) -> bool:
+    look = f"import importlib.util; raise SystemExit(importlib.util.find_spec('{package}') is None)"
+    return subprocess.run([interpreter, "-c", look], check=False).returncode == 0
 
 
 def lightly(name: str, *arguments: str) -> Figures:
     """A script of benchmarks/peers that runs lightly, in a process of its own."""
     return run(LIGHTLY, str(PEERS / f"{name}.py"), *arguments)
+
+
+def open_clip(name: str, *arguments: str) -> Figures:
+    """A script of benchmarks/peers that runs open_clip, in a process of its own."""
+    return run(OPEN_CLIP, str(PEERS / f"{name}.py"), *arguments)
 
 
 def selfsup(*arguments: str) -> Figures:
