@@ -213,7 +213,9 @@ class CLIPConfig(Section):
     crop: Annotated[Real, Field(gt=0, le=1)] | None = Field(
         None, description="least share of an image that a view shows"
     )
-    hidden_tokens: Share = Field(0.0, description="share of a caption's tokens that is hidden in training")
+    hidden_tokens: Share | None = Field(
+        None, description="share of a caption's tokens that is hidden in training"
+    )
     freeze: Literal["image", "text"] | None = Field(None, description="a tower that is not trained")
     image_rate: Rate | None = Field(None, description="factor of the learning rates in the image tower")
     text_rate: Rate | None = Field(None, description="and in the text tower")

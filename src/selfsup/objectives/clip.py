@@ -56,6 +56,9 @@ LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
 TEMPERATURES = {"softmax": 0.07, "sigmoid": 0.1}  # at first: there, and Zhai et al. 2023, section 3.2
 DIMENSION = 512  # of the shared space, at most
 CROP = 0.5  # least share of an image that is seen
+HIDDEN_TOKENS = (
+    0.2  # of a caption: with few pairs it keeps their words from being learnt by heart (docs/LOG.md)
+)
 
 
 class Projection(nn.Module):
@@ -366,6 +369,7 @@ class CLIPRecipe(VisionRecipe):
                 "clip tells the pairs of a batch apart, so it needs 2 or more; give more pairs or a larger --batch."
             )
         settings.settle("clip.crop", CROP, "recipe")
+        settings.settle("clip.hidden_tokens", HIDDEN_TOKENS, "recipe")
         settings.settle("clip.temperature", TEMPERATURES[settings["clip.loss"]], "recipe")
         settings.settle(
             "clip.dimension", min(DIMENSION, self.backbone_look.dimension, self.text.width), "size"
@@ -394,7 +398,9 @@ class CLIPRecipe(VisionRecipe):
             if options.freeze == name:
                 tower.freeze()
         tokenizer = self.text.tokenizer
-        hidden = HiddenTokens(options.hidden_tokens, int(tokenizer.mask or 0), tuple(tokenizer.special))
+        hidden = HiddenTokens(
+            settings["clip.hidden_tokens"], int(tokenizer.mask or 0), tuple(tokenizer.special)
+        )
         view = View(settings["data.size"], (settings["clip.crop"], 1.0), flip=0.0)
         return CLIP(
             image,

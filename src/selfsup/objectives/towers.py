@@ -24,6 +24,7 @@ from selfsup.seeding import generator
 
 LONGEST = 64  # tokens of a caption that are read, unless it is said
 BYTES_PER_TOKEN = 3  # of captions, about
+DROPOUT = 0.1  # in the encoder: captions are few and short (docs/LOG.md)
 WORDS = 4  # times as many tokens as other text of that size has: captions are short, and their words count
 SHAPE = ("layers", "width", "heads", "mlp")
 
@@ -124,7 +125,7 @@ class TextSide:
         if origin is not None:
             self._keep_shape(origin)
             return
-        settings.settle("text.dropout", 0.0, "recipe")
+        settings.settle("text.dropout", DROPOUT, "recipe")
         if settings["text.preset"] == "auto":
             tokens = max(1, self._bytes // BYTES_PER_TOKEN)
             wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
@@ -155,7 +156,7 @@ class TextSide:
         if isinstance(origin, AdaptedEncoder) and settings["text.dropout"] is not None:
             raise UserError(f"{place} brings its own dropout, so leave text.dropout out.")
         if isinstance(origin, SavedEncoder):
-            settings.settle("text.dropout", 0.0, "recipe")
+            settings.settle("text.dropout", DROPOUT, "recipe")
 
     @property
     def width(self) -> int:
