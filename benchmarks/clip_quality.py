@@ -2,7 +2,8 @@
 
 Arguments: a parquet file of images with captions and classes, such as emoji.parquet; a place for what is made, which is
 kept; seeds (3); minutes (20); the shares of them that DINO and masked LM have where CLIP starts from their towers (1/3
-and 1/6); settings as NAME=VALUE. Those of `model` are of both image towers, those of `text` of both text towers. What
+and 1/6); settings as NAME=VALUE, among them texts=PATH, which masked LM then learns instead of the captions. Those of
+`model` are of both image towers, those of `text` of both text towers. What
 the place already holds is not made again, so that a call that was stopped can be repeated.
 """
 
@@ -24,6 +25,7 @@ from benchmarks.common import Figures, rates, selfsup, show, spread, write
 HELD_OUT = 0.1
 WAYS = ("image to text", "text to image")
 FIGURES = ("R@1", "R@5", "R@10", "median rank")
+WORDS = {"data.tokenizer": "wordpiece"}  # as of captions
 SIDES = {"scratch": "from scratch", "started": "from own DINO and masked LM"}
 
 
@@ -34,6 +36,7 @@ class Plan:
     seconds: float
     dino: float
     masked_lm: float
+    texts: str | None
     settings: dict[str, str]
 
     def of(self, section: str) -> dict[str, str]:
@@ -75,12 +78,12 @@ def split(source: Path, place: Path) -> Data:
 
 
 def train(
-    objective: str, data: Data, seconds: float, seed: int, settings: dict[str, str], out: Path
+    objective: str, source: Path, seconds: float, seed: int, settings: dict[str, str], out: Path
 ) -> Figures:
-    """One training as a user starts it, on all pairs it is given."""
+    """One training as a user starts it, on all that it is given."""
     words = [f"{name}={value}" for name, value in settings.items()]
     return selfsup(
-        "train", objective, "--data", str(data.train), "--out", str(out), "--budget", f"{seconds:g}s",
+        "train", objective, "--data", str(source), "--out", str(out), "--budget", f"{seconds:g}s",
         "--seed", str(seed), "--json", "data.validation=0", *words,
     )  # fmt: skip
 
@@ -95,7 +98,7 @@ def train_clip(
     data: Data, seconds: float, seed: int, settings: dict[str, str], towers: dict[str, Path], out: Path
 ) -> Figures:
     starts = {name: str(run) for name, run in towers.items()}
-    summary = train("clip", data, seconds, seed, settings | starts, out)
+    summary = train("clip", data.train, seconds, seed, settings | starts, out)
     return {**summary, **measured(data, out)}
 
 
@@ -107,15 +110,16 @@ def parts(data: Data, plan: Plan, seeds: int, work: Path) -> dict[str, Callable[
         names = {kind: f"{kind}-{seed}" for kind in (*SIDES, "dino", "masked-lm")}
         out = {kind: work / name for kind, name in names.items()}
         towers = {"model.init": out["dino"], "text.init": out["masked-lm"]}
-        captions = plan.of("text.") | {"data.column": "caption"}
+        texts = Path(plan.texts) if plan.texts else data.train
+        words = plan.of("text.") | ({} if plan.texts else {"data.column": "caption"}) | WORDS
         made[names["scratch"]] = partial(
             train_clip, data, plan.seconds, seed, plan.settings, {}, out["scratch"]
         )
         made[names["dino"]] = partial(
-            train, "dino", data, plan.dino * plan.seconds, seed, plan.of("model."), out["dino"]
+            train, "dino", data.train, plan.dino * plan.seconds, seed, plan.of("model."), out["dino"]
         )
         made[names["masked-lm"]] = partial(
-            train, "masked-lm", data, plan.masked_lm * plan.seconds, seed, captions, out["masked-lm"]
+            train, "masked-lm", texts, plan.masked_lm * plan.seconds, seed, words, out["masked-lm"]
         )
         made[names["started"]] = partial(
             train_clip, data, rest * plan.seconds, seed, plan.others, towers, out["started"]
@@ -134,7 +138,8 @@ def read_plan(words: Sequence[str]) -> tuple[int, Plan]:
             strict=True,
         )
     )
-    return int(seeds), Plan(float(60 * minutes), float(dino), float(masked_lm), settings)
+    texts = settings.pop("texts", None)
+    return int(seeds), Plan(float(60 * minutes), float(dino), float(masked_lm), texts, settings)
 
 
 def main(arguments: list[str]) -> None:
@@ -199,7 +204,8 @@ def report(plan: Plan, seeds: int, made: dict[str, Figures]) -> None:
     write(
         "clip_quality",
         f"CLIP trained for {plan.seconds / 60:g} minutes from scratch, and, in the same time, from towers of DINO on "
-        f"the pictures ({plan.dino:.0%} of it) and of masked LM on the captions ({plan.masked_lm:.0%}); measured on "
+        f"the pictures ({plan.dino:.0%} of it) and of masked LM on {Path(plan.texts).stem if plan.texts else 'the captions'} "
+        f"({plan.masked_lm:.0%}); measured on "
         f"{details['images']} images and {details['texts']} captions held out by the hash of their captions. Recall "
         "and accuracy in %; classes by their names alone, "
         f"{made['scratch-0']['zero-shot']['details']['classes']} to choose from"
