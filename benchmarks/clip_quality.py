@@ -200,11 +200,12 @@ def report(plan: Plan, seeds: int, made: dict[str, Figures]) -> None:
         for name in chance
     }
     details = made["scratch-0"]["retrieval"]["details"]
+    read = Path(plan.texts).stem if plan.texts else "the captions"
     given = " ".join(f"{name}={value}" for name, value in plan.settings.items())
     write(
         "clip_quality",
         f"CLIP trained for {plan.seconds / 60:g} minutes from scratch, and, in the same time, from towers of DINO on "
-        f"the pictures ({plan.dino:.0%} of it) and of masked LM on {Path(plan.texts).stem if plan.texts else 'the captions'} "
+        f"the pictures ({plan.dino:.0%} of it) and of masked LM on {read} "
         f"({plan.masked_lm:.0%}); measured on "
         f"{details['images']} images and {details['texts']} captions held out by the hash of their captions. Recall "
         "and accuracy in %; classes by their names alone, "
