@@ -27,7 +27,7 @@ TOWERS: Figures = {  # those of peers/open_clip_step.py
     "model.patch": 8, "model.layers": 12, "model.width": 192, "model.heads": 3, "model.registers": 0, "data.size": 64,
     "text.layers": 6, "text.width": 256, "text.heads": 4, "data.window": 77, "clip.dimension": 192,
 }  # fmt: skip
-SAME: Figures = {"clip.crop": 0.9, "optim.matrices": "adamw"}
+SAME: Figures = {"clip.crop": 0.9, "clip.hidden_tokens": 0, "text.dropout": 0, "optim.matrices": "adamw"}
 SIDES = {
     "open_clip_fp32": "open_clip fp32: pairs/s",
     "open_clip_bf16": "open_clip amp_bf16: pairs/s",

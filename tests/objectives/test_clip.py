@@ -19,6 +19,7 @@ from selfsup.models.clip import Loss
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.objectives import losses
 from selfsup.objectives.clip import (
     CLIP,
     LARGEST_SCALE,
@@ -28,7 +29,7 @@ from selfsup.objectives.clip import (
     TextTower,
     modality_gap,
 )
-from selfsup.objectives.losses import info_nce, sigmoid_pairs
+from selfsup.objectives.losses import info_nce, nt_xent, sigmoid_pairs
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.optim import Optimizer
 from selfsup.seeding import generator, seeded
@@ -145,6 +146,25 @@ def test_losses_against_plain_loops(
         wanted = torch.autograd.grad(expected, (queries, keys), allow_unused=True, retain_graph=True)
         for one, other in zip(torch.autograd.grad(found, (queries, keys)), wanted, strict=True):
             torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other)
+
+
+def test_a_large_batch_is_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which changes neither the loss nor any gradient, that of the learnt scale and bias included."""
+    queries, keys = normalised(20, 3)
+    scale, bias = (torch.tensor(value, dtype=torch.double, requires_grad=True) for value in (5.0, -1.0))
+    kinds = torch.arange(20) % 17
+    found = []
+    for rows in (1024, 6):
+        monkeypatch.setattr(losses, "ROWS", rows)
+        made = (
+            info_nce(queries, keys, kinds, scale, ALONE),
+            sigmoid_pairs(queries, keys, kinds, scale, bias, ALONE),
+            nt_xent(queries, keys, kinds, 2.0, ALONE),
+        )
+        total = made[0] + 2 * made[1] + 3 * made[2]
+        found.append((*made, *torch.autograd.grad(total, (queries, keys, scale, bias))))
+    for whole, blocks in zip(*found, strict=True):
+        torch.testing.assert_close(blocks, whole, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

@@ -12,7 +12,7 @@ backward pass and a micro-batch needs no knowledge of the others.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -40,7 +40,7 @@ class Task:
         counts: for each term of the score, the number of predictions it sums over (a scalar tensor).
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     counts: dict[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -51,7 +51,23 @@ class Task:
         """The tasks of several micro-batches as one."""
         if len(tasks) == 1:
             return tasks[0]
-        return Task(join_tensors([task.tensors for task in tasks]), add_counts(task.counts for task in tasks))
+        return Task(Joined([task.tensors for task in tasks]), add_counts(task.counts for task in tasks))
+
+
+class Joined(Mapping[str, Tensor]):
+    """The tensors of several tasks as one; each is joined when it is asked for, since a score needs few of them."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.cat([part[name] for part in self._parts])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts[0])
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
 
 
 Outputs = dict[str, Tensor]

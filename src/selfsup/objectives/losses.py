@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from selfsup.objectives.base import Collectives
 
 IGNORE = -100
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in fp32, which stays near the processor's caches
+ROWS = 1024  # of similarities that stand in memory at once
 BLOCK_ELEMENTS = 1 << 26  # logits' gradient of one block: 128 MiB in bf16
 
 
@@ -112,9 +116,26 @@ def info_nce(
         The sum over the queries of this process, a scalar with gradient; in fp32, or wider.
     """
     own = _own_rows(len(keys), keys.device, collectives)
-    similar = scale * queries @ collectives.gather(keys).T
-    same = _others_alike(identities, own, collectives)
-    return F.cross_entropy(similar.masked_fill(same, -torch.inf), own, reduction="sum")
+    return _contrast(queries, keys, identities, own, scale, collectives)
+
+
+def _contrast(
+    queries: Tensor,
+    keys: Tensor,
+    identities: Tensor,
+    positives: Tensor,
+    scale: float | Tensor,
+    collectives: Collectives,
+) -> Tensor:
+    """Σ −log softmax of each query's (n, dim) similarities with the keys of all at its positive (n,)."""
+    all_keys, all_identities = collectives.gather(keys), collectives.gather(identities)
+
+    def loss(queries: Tensor, identities: Tensor, positives: Tensor) -> Tensor:
+        similar = scale * queries @ all_keys.T
+        same = _others_alike(identities, all_identities, positives)
+        return F.cross_entropy(similar.masked_fill(same, -torch.inf), positives, reduction="sum")
+
+    return _in_blocks(loss, queries, identities, positives)
 
 
 def sigmoid_pairs(
@@ -134,12 +155,24 @@ def sigmoid_pairs(
     Returns:
         The sum over the queries of this process with the keys of all, a scalar with gradient; in fp32, or wider.
     """
-    own = _own_rows(len(keys), keys.device, collectives)
-    logits = scale * queries @ collectives.gather(keys).T + bias
-    signs = torch.full_like(logits, -1.0)
-    signs[torch.arange(len(own), device=own.device), own] = 1.0
-    losses = -F.logsigmoid(signs * logits)
-    return losses.masked_fill(_others_alike(identities, own, collectives), 0.0).sum()
+    all_keys, all_identities = collectives.gather(keys), collectives.gather(identities)
+
+    def loss(queries: Tensor, identities: Tensor, own: Tensor) -> Tensor:
+        logits = scale * queries @ all_keys.T + bias
+        signs = torch.full_like(logits, -1.0).scatter(1, own[:, None], 1.0)
+        losses = -F.logsigmoid(signs * logits)
+        return losses.masked_fill(_others_alike(identities, all_identities, own), 0.0).sum()
+
+    return _in_blocks(loss, queries, identities, _own_rows(len(keys), keys.device, collectives))
+
+
+def _in_blocks(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """The sum of a loss over rows, in blocks whose similarities are made once more for the gradient, so that those of a
+    large batch never stand in memory at once."""
+    blocks = list(zip(*(torch.split(tensor, ROWS) for tensor in rows), strict=True))
+    if len(blocks) == 1:
+        return loss(*rows)
+    return torch.stack([checkpoint(loss, *block, use_reentrant=False) for block in blocks]).sum()
 
 
 def _own_rows(count: int, device: torch.device, collectives: Collectives) -> Tensor:
@@ -148,12 +181,13 @@ def _own_rows(count: int, device: torch.device, collectives: Collectives) -> Ten
     return (ranks == collectives.rank).nonzero().squeeze(1)
 
 
-def _others_alike(identities: Tensor, positives: Tensor, collectives: Collectives) -> Tensor:
-    """Whether each row of this process and each of all, (n, N), share an identity, other than its positive."""
-    kinds = identities[:, None] if identities.ndim == 1 else identities
-    same = (kinds[:, None] == collectives.gather(kinds)).any(-1)
-    same[torch.arange(len(positives), device=positives.device), positives] = False
-    return same
+def _others_alike(identities: Tensor, everyones: Tensor, positives: Tensor) -> Tensor:
+    """Whether rows (n,) and all (N,) share an identity, (n, N), other than each row's positive (n,)."""
+    kinds, all_kinds = (x[:, None] if x.ndim == 1 else x for x in (identities, everyones))
+    same = torch.zeros(len(kinds), len(all_kinds), dtype=torch.bool, device=kinds.device)
+    for mine, theirs in zip(kinds.unbind(1), all_kinds.unbind(1), strict=True):
+        same |= mine[:, None] == theirs
+    return same.scatter(1, positives[:, None], False)
 
 
 def nt_xent(
@@ -169,11 +203,8 @@ def nt_xent(
         The sum over the views of this process, with those of all processes as negatives; in fp32, or wider.
     """
     views, owners = torch.cat((first, second)), torch.cat((identities, identities))
-    own = _own_rows(len(views), views.device, collectives)
-    others = own.roll(len(first))  # the other view of each
-    similar = scale * views @ collectives.gather(views).T
-    same = _others_alike(owners, others, collectives)
-    return F.cross_entropy(similar.masked_fill(same, -torch.inf), others, reduction="sum")
+    others = _own_rows(len(views), views.device, collectives).roll(len(first))
+    return _contrast(views, views, owners, others, scale, collectives)
 
 
 def at_least_single(tensor: Tensor) -> Tensor:
