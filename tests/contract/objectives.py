@@ -23,9 +23,9 @@ from selfsup.models.features import Features
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.captions import HiddenTokens
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.objectives.clip import CLIP, HiddenTokens, ImageTower, TextTower
-from selfsup.objectives.clip import Projection as ClipProjection
+from selfsup.objectives.clip import CLIP
 from selfsup.objectives.dino import DINO, Crops
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
@@ -33,6 +33,8 @@ from selfsup.objectives.masked_lm import MaskedLM, Masking
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import Projection, SimCSE
 from selfsup.objectives.teaching import Head, Network, Teaching
+from selfsup.objectives.towers import ImageTower, TextTower
+from selfsup.objectives.towers import Projection as ClipProjection
 from selfsup.seeding import derive, generator, seeded
 from selfsup.views import View, dino_global, dino_local, dino_second, mae_view, simclr_view
 

@@ -20,17 +20,11 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives import losses
-from selfsup.objectives.clip import (
-    CLIP,
-    LARGEST_SCALE,
-    HiddenTokens,
-    ImageTower,
-    Projection,
-    TextTower,
-    modality_gap,
-)
+from selfsup.objectives.captions import HiddenTokens
+from selfsup.objectives.clip import CLIP, LARGEST_SCALE, modality_gap
 from selfsup.objectives.losses import info_nce, nt_xent, sigmoid_pairs
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
+from selfsup.objectives.towers import ImageTower, Projection, TextTower
 from selfsup.optim import Optimizer
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients

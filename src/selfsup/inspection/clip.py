@@ -61,7 +61,8 @@ from selfsup.inspection.vision import (
 )
 from selfsup.models.clip import IMAGE, TEXT, Loss
 from selfsup.objectives.base import Task
-from selfsup.objectives.clip import CLIP, CLIPRecipe, chance, drawn_captions
+from selfsup.objectives.captions import drawn_captions
+from selfsup.objectives.clip import CLIP, CLIPRecipe, chance
 from selfsup.run import Run
 
 BATCH, USUAL = 128, 64  # pairs that are looked at: at most, and where no batch is said

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -36,16 +35,17 @@ from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
 from selfsup.models.features import Features
-from selfsup.models.packing import Pooling, embed
+from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
+from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
 from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
 from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
 from selfsup.objectives.sizes import STARTED, settle_rates
-from selfsup.objectives.towers import TextSide
+from selfsup.objectives.towers import ImageTower, Projection, TextTower
 from selfsup.objectives.vision import VisionRecipe, spread_evenly
-from selfsup.seeding import generator, seeded, uniform
+from selfsup.seeding import generator, seeded
 from selfsup.views import View, centred, render, simclr_view
 
 if TYPE_CHECKING:
@@ -55,99 +55,9 @@ if TYPE_CHECKING:
 LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
 TEMPERATURES = {"softmax": 0.07, "sigmoid": 0.1}  # at first: there, and Zhai et al. 2023, section 3.2
 DIMENSION = 512  # of the shared space, at most
+VIEW = 2  # its number; SimCLR's are 0 and 1
 CROP = 0.5  # least share of an image that is seen
-HIDDEN_TOKENS = (
-    0.2  # of a caption: with few pairs it keeps their words from being learnt by heart (docs/LOG.md)
-)
-
-
-class Projection(nn.Module):
-    """W x + b in fp32: what an encoder makes of an image or text, put into the space that both share."""
-
-    def __init__(self, width: int, dimension: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dimension, width))
-        self.bias = nn.Parameter(torch.zeros(dimension))
-
-    @torch.no_grad()
-    def initialise(self, draws: torch.Generator, features: Features) -> Projection:
-        """Random directions of the vector that an encoder has been given by its `features`, a map M x + m: W = R·M and
-        b = R·m, or the map itself where it leads into as many dimensions. Returns self."""
-        dimension, width = self.weight.shape
-        mapped = torch.eye(width) if features.weight is None else features.weight
-        shift = torch.zeros(len(mapped)) if features.bias is None else features.bias
-        directions = torch.empty(dimension, len(mapped)).normal_(0.0, len(mapped) ** -0.5, generator=draws)
-        if features.weight is not None and len(mapped) == dimension:
-            directions = torch.eye(dimension)
-        self.weight.copy_(directions @ mapped)
-        self.bias.copy_(directions @ shift)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class Tower(nn.Module):
-    """An encoder of images or of texts, and the way from its vectors into the shared space."""
-
-    def __init__(self, network: nn.Module, projection: Projection, pooling: Pooling) -> None:
-        super().__init__()
-        self.network = network
-        self.projection = projection
-        self.pooling = pooling
-        self.frozen = False
-
-    def freeze(self) -> None:
-        """Leave the network as it is; the projection is trained all the same."""
-        self.network.requires_grad_(False)
-        self.frozen = True
-
-    def train(self, mode: bool = True) -> Tower:
-        super().train(mode)
-        if self.frozen:
-            self.network.eval()
-        return self
-
-    @property
-    def features(self) -> Features:
-        """What the vector of an image or text is, in the shared space."""
-        weight, bias = (tensor.detach().cpu() for tensor in (self.projection.weight, self.projection.bias))
-        return Features(self.pooling, weight.clone(), bias.clone())
-
-
-class ImageTower(Tower):
-    network: AnyBackbone
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, dimension)."""
-        return cast(Tensor, self.projection(self.network.embed(pixels, self.pooling)))
-
-
-class TextTower(Tower):
-    network: AnyEncoder
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Padded captions (B, T) of `lengths` (B,) tokens to (B, dimension)."""
-        flat = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
-        return cast(Tensor, self.projection(embed(self.network, flat, lengths, self.pooling)))
-
-
-@dataclass(frozen=True)
-class HiddenTokens:
-    """A share of a caption's tokens, none of them special, that is replaced by the mask (Li et al. 2023, "Scaling
-    Language-Image Pre-training via Masking", section 3, of texts): a pure function of (seed, epoch, record)."""
-
-    share: float
-    mask: int
-    special: tuple[int, ...]
-
-    def __call__(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Of captions (B, T)."""
-        draws = uniform(batch.seed, "hidden tokens", batch.epochs, batch.records, tokens.shape[1])
-        chosen = torch.from_numpy(draws < self.share).to(tokens.device)
-        special = torch.isin(tokens, torch.tensor(self.special, device=tokens.device))
-        return tokens.masked_fill(chosen & ~special, self.mask)
+HIDDEN_TOKENS = 0.2  # of a caption: keeps few pairs from being learnt by heart (docs/LOG.md)
 
 
 class CLIP(Objective):
@@ -198,7 +108,7 @@ class CLIP(Objective):
         tokens, lengths, keys = drawn_captions(batch)
         if self.hidden is not None and self.training:
             tokens = self.hidden(tokens, batch)
-        place = (batch.seed, batch.epochs, batch.records, 0)
+        place = (batch.seed, batch.epochs, batch.records, VIEW)
         tensors = {
             "views": render(pixels, sizes, self.view, *place)
             if self.training
@@ -269,16 +179,6 @@ def _part(task: Task) -> Task:
         if name.startswith("simclr_")
     }
     return Task(tensors, {})
-
-
-def drawn_captions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """One caption of each image, drawn anew in each epoch: tokens (B, T), lengths (B,) and keys (B,)."""
-    data = batch.data
-    draws = uniform(batch.seed, "caption", batch.epochs, batch.records, 1)[:, 0]
-    counts = data["captions"]
-    chosen = (torch.from_numpy(draws).to(counts.device) * counts).long()
-    rows = torch.arange(len(batch), device=counts.device)
-    return data["tokens"][rows, chosen], data["lengths"][rows, chosen], data["text_keys"][rows, chosen]
 
 
 def chance(loss: Loss, batch: int) -> float:
@@ -459,7 +359,7 @@ class CLIPRecipe(VisionRecipe):
             | {
                 "captions": f"{counts['captions']:,}, {counts['duplicate_captions']:,} of them like an earlier one, "
                 f"{captions.mean_length:.1f} tokens in the mean, {captions.truncated:,} longer than "
-                f"{settings['data.window']} lose their end",
+                f"{settings['data.window']} lose their end, {settings['clip.hidden_tokens']:.0%} of the tokens hidden",
                 "text": self.text.describe(),
                 "space": f"{options.dimension} dimensions ({settings.origin('clip.dimension')}), {options.loss} loss, "
                 f"temperature {options.temperature:g} at first{frozen}",

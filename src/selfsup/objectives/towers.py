@@ -1,32 +1,91 @@
-"""The text side of image-text training: the tokenizer of captions, and the encoder they are read by."""
+"""The towers of image-text training: an encoder each, and the way from its vectors into the space that both share."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
+from typing import cast
 
-from selfsup.config import Settings, nearest
-from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer, vocabulary_size
-from selfsup.errors import UserError
-from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
-from selfsup.models.clip import TEXT
-from selfsup.models.encoder import EncoderConfig, TextEncoder, flops_per_token, parameter_count
-from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import read_json
-from selfsup.models.modernbert import SavedEncoder, read_encoder
-from selfsup.models.presets import PRESETS, feed_forward_width
-from selfsup.objectives.base import Effort
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.models.adapters import AnyEncoder
+from selfsup.models.backbones import AnyBackbone
+from selfsup.models.features import Features
+from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.language import model_directory
-from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
-from selfsup.seeding import generator
 
-LONGEST = 64  # tokens of a caption that are read, unless it is said
-BYTES_PER_TOKEN = 3  # of captions, about
-DROPOUT = 0.1  # in the encoder: captions are few and short (docs/LOG.md)
-WORDS = 4  # times as many tokens as other text of that size has: captions are short, and their words count
-SHAPE = ("layers", "width", "heads", "mlp")
+
+class Projection(nn.Module):
+    """W x + b in fp32: what an encoder makes of an image or text, put into the space that both share."""
+
+    def __init__(self, width: int, dimension: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dimension, width))
+        self.bias = nn.Parameter(torch.zeros(dimension))
+
+    @torch.no_grad()
+    def initialise(self, draws: torch.Generator, features: Features) -> Projection:
+        """Random directions of the vector that an encoder has been given by its `features`, a map M x + m: W = R·M and
+        b = R·m, or the map itself where it leads into as many dimensions. Returns self."""
+        dimension, width = self.weight.shape
+        mapped = torch.eye(width) if features.weight is None else features.weight
+        shift = torch.zeros(len(mapped)) if features.bias is None else features.bias
+        directions = torch.empty(dimension, len(mapped)).normal_(0.0, len(mapped) ** -0.5, generator=draws)
+        if features.weight is not None and len(mapped) == dimension:
+            directions = torch.eye(dimension)
+        self.weight.copy_(directions @ mapped)
+        self.bias.copy_(directions @ shift)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Tower(nn.Module):
+    """An encoder of images or of texts, and the way from its vectors into the shared space."""
+
+    def __init__(self, network: nn.Module, projection: Projection, pooling: Pooling) -> None:
+        super().__init__()
+        self.network = network
+        self.projection = projection
+        self.pooling = pooling
+        self.frozen = False
+
+    def freeze(self) -> None:
+        """Leave the network as it is; the projection is trained all the same."""
+        self.network.requires_grad_(False)
+        self.frozen = True
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+        return self
+
+    @property
+    def features(self) -> Features:
+        """What the vector of an image or text is, in the shared space."""
+        weight, bias = (tensor.detach().cpu() for tensor in (self.projection.weight, self.projection.bias))
+        return Features(self.pooling, weight.clone(), bias.clone())
+
+
+class ImageTower(Tower):
+    network: AnyBackbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, dimension)."""
+        return cast(Tensor, self.projection(self.network.embed(pixels, self.pooling)))
+
+
+class TextTower(Tower):
+    network: AnyEncoder
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Padded captions (B, T) of `lengths` (B,) tokens to (B, dimension)."""
+        flat = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
+        return cast(Tensor, self.projection(embed(self.network, flat, lengths, self.pooling)))
 
 
 def tower_directory(place: str | Path, tower: str) -> Path:
@@ -34,183 +93,3 @@ def tower_directory(place: str | Path, tower: str) -> Path:
     directory = model_directory(place)
     inside = directory / tower
     return inside if (inside / "config.json").is_file() else directory
-
-
-class TextSide:
-    """What the settings `text` and `data.tokenizer` say, together with the captions that are trained on.
-
-    Attributes:
-        tokenizer: brought by the encoder to start from, named, or trained on the captions.
-    """
-
-    tokenizer: TextTokenizer
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    # -- where it starts from ------------------------------------------------------------------------------
-
-    @cached_property
-    def directory(self) -> Path | None:
-        """The model to start from, where one is named."""
-        place = self.settings["text.init"]
-        return None if place is None else tower_directory(place, TEXT)
-
-    @cached_property
-    def origin(self) -> SavedEncoder | AdaptedEncoder | None:
-        """What that directory holds: an encoder of ModernBERT's layout, or one that transformers opens.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self.directory is None:
-            return None
-        if read_json(self.directory / "config.json").get("model_type") == "modernbert":
-            return read_encoder(self.directory)
-        return open_encoder(self.directory)[0]
-
-    @property
-    def features(self) -> Features:
-        """What the vector of a text was to the encoder that is started from."""
-        return Features() if self.directory is None else read_features(self.directory)
-
-    def open(self, captions: Sequence[str]) -> None:
-        """Find the tokenizer, or train it on captions."""
-        settings = self.settings
-        if settings["text.init"] is not None:
-            place = str(Path(settings["text.init"]).expanduser().absolute())  # for a resume from anywhere
-            settings.change("text.init", place, settings.origin("text.init"))
-            self._take_tokenizer(str(self.directory))
-        self._bytes = sum(len(caption.encode(errors="replace")) for caption in captions)
-        if settings.origin("data.tokenizer") == "default":
-            settings.change("data.tokenizer", "wordpiece", "recipe")
-        spec = settings["data.tokenizer"]
-        given = open_tokenizer(spec, "encoder")
-        if given is not None and settings["data.vocabulary"] is not None:
-            raise UserError(f"The tokenizer of {spec} has a size of its own, so leave data.vocabulary out.")
-        self.tokenizer = given or self._train_tokenizer(spec, captions)
-        if self.origin is not None and self.tokenizer.vocabulary > self.origin.config.vocabulary:
-            raise UserError(
-                f"The tokenizer of {self.directory} has {self.tokenizer.vocabulary} tokens and its model "
-                f"{self.origin.config.vocabulary}: get a whole copy of the model."
-            )
-
-    def _train_tokenizer(self, kind: Kind, captions: Sequence[str]) -> TextTokenizer:
-        size = self.settings["data.vocabulary"]
-        if size is None and kind in ("bpe", "wordpiece"):
-            size = WORDS * vocabulary_size(self._bytes)
-        return train_tokenizer(kind, captions, size, family="encoder")
-
-    def _take_tokenizer(self, directory: str) -> None:
-        settings = self.settings
-        if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
-            raise UserError(
-                f"{settings['text.init']} brings its own tokenizer, so data.tokenizer cannot be "
-                f"{settings['data.tokenizer']!r}; leave it out."
-            )
-        settings.change("data.tokenizer", directory, "init")
-
-    # -- its shape -----------------------------------------------------------------------------------------
-
-    def settle(self, effort: Effort) -> None:
-        """Shape of the encoder and the longest caption; raises UserError where they do not fit together."""
-        settings, origin = self.settings, self.origin
-        longest = LONGEST if origin is None else min(LONGEST, origin.config.window)
-        settings.settle("data.window", longest, "recipe" if origin is None else "init")
-        if isinstance(origin, AdaptedEncoder) and settings["data.window"] > origin.config.window:
-            raise UserError(
-                f"{settings['text.init']} reads at most {origin.config.window} tokens, so data.window cannot be "
-                f"{settings['data.window']}; give less."
-            )
-        if origin is not None:
-            self._keep_shape(origin)
-            return
-        settings.settle("text.dropout", DROPOUT, "recipe")
-        if settings["text.preset"] == "auto":
-            tokens = max(1, self._bytes // BYTES_PER_TOKEN)
-            wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
-            name = min(PRESETS, key=lambda name: abs(math.log(PRESETS[name].blocks / wanted)))
-            settings.change("text.preset", name, effort.origin)
-        preset = settings["text.preset"]
-        if preset not in PRESETS:
-            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
-        shape, why = PRESETS[preset], f"preset {preset}"
-        settings.settle("text.layers", shape.layers, why)
-        settings.settle("text.width", shape.width, why)
-        settings.settle("text.heads", max(1, settings["text.width"] // shape.head_dim), why)
-        settings.settle("text.mlp", feed_forward_width(settings["text.width"]), why)
-
-    def _keep_shape(self, origin: SavedEncoder | AdaptedEncoder) -> None:
-        settings, place = self.settings, self.settings["text.init"]
-        if settings["text.preset"] != "auto":
-            raise UserError(f"{place} brings its own shape, so leave text.preset out.")
-        for name in SHAPE:
-            asked = settings[f"text.{name}"]
-            found = getattr(origin.config, name, None)
-            if asked not in (None, found):
-                raise UserError(
-                    f"{place} brings its own {name}, so text.{name} is not {asked}; leave it out."
-                )
-            if found is not None:
-                settings.settle(f"text.{name}", found, "init")
-        if isinstance(origin, AdaptedEncoder) and settings["text.dropout"] is not None:
-            raise UserError(f"{place} brings its own dropout, so leave text.dropout out.")
-        if isinstance(origin, SavedEncoder):
-            settings.settle("text.dropout", DROPOUT, "recipe")
-
-    @property
-    def width(self) -> int:
-        """Of the encoder's hidden states."""
-        return int(self.settings["text.width"] if self.origin is None else self.origin.config.width)
-
-    def config(self) -> EncoderConfig:
-        """The shape of an encoder of selfsup's own; raises UserError where there is no such."""
-        settings = self.settings
-        shape = {name: settings[f"text.{name}"] for name in (*SHAPE, "dropout")}
-        try:
-            return EncoderConfig(
-                vocabulary=self.tokenizer.vocabulary, window=settings["data.window"], tied=False, **shape
-            )
-        except ValueError as error:
-            raise UserError(f"There is no such text tower: {error}.") from None
-
-    # -- what is made of it --------------------------------------------------------------------------------
-
-    def build(self) -> AnyEncoder:
-        """The encoder as it starts: a function of the seed alone, or of the weights to start from."""
-        origin, settings = self.origin, self.settings
-        if origin is None:
-            return TextEncoder(self.config()).initialise(generator(settings["train.seed"], "text weights"))
-        if isinstance(origin, AdaptedEncoder):
-            assert self.directory is not None
-            return open_encoder(self.directory)[0]  # as it was given, whatever the calibration did to it
-        window = max(origin.config.window, settings["data.window"])
-        own = {"window": window, "dropout": settings["text.dropout"]}
-        encoder = TextEncoder(EncoderConfig(**{**vars(origin.config), **own}))
-        encoder.load_state_dict(origin.encoder().state_dict())
-        return encoder
-
-    @cached_property
-    def parameters(self) -> int:
-        """Of the encoder."""
-        if isinstance(self.origin, AdaptedEncoder):
-            return sum(parameter.numel() for parameter in self.origin.parameters())
-        return parameter_count(self.config() if self.origin is None else self.origin.config)
-
-    def flops(self, length: float) -> float:
-        """Floating-point operations of forward and backward for a caption of so many tokens."""
-        if isinstance(self.origin, AdaptedEncoder):
-            return 6 * self.parameters * length
-        config = self.config() if self.origin is None else self.origin.config
-        return length * flops_per_token(config, round(length), 0.0)
-
-    def describe(self) -> str:
-        """For the plan."""
-        tokens = f"{self.tokenizer.vocabulary:,} tokens"
-        if isinstance(self.origin, AdaptedEncoder):
-            return f"{self.parameters:,} parameters in {self.origin.opened.name}, {tokens}"
-        config = self.config() if self.origin is None else self.origin.config
-        return (
-            f"{self.parameters:,} parameters in the text encoder: {config.layers} layers, width {config.width}, "
-            f"{config.heads} heads, {tokens}"
-        )
