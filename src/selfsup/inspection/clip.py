@@ -62,7 +62,7 @@ from selfsup.inspection.vision import (
 from selfsup.models.clip import IMAGE, TEXT, Loss
 from selfsup.objectives.base import Task
 from selfsup.objectives.captions import drawn_captions
-from selfsup.objectives.clip import CLIP, CLIPRecipe, chance
+from selfsup.objectives.clip import CLIP, VIEW, CLIPRecipe, chance
 from selfsup.run import Run
 
 BATCH, USUAL = 128, 64  # pairs that are looked at: at most, and where no batch is said
@@ -483,7 +483,7 @@ def inspect_clip(request: Request) -> CLIPInspection:
         **look.shared(request.run),
         loss=objective.loss,
         batch=recipe.settings["train.batch"],
-        views=look.seen(task["views"], objective.view, 0),
+        views=look.seen(task["views"], objective.view, VIEW),
         captions=[
             _caption(recipe.text.tokenizer, whole[:length].tolist(), shown[:length].tolist())
             for whole, shown, length in rows
