@@ -82,7 +82,7 @@ def test_pairs_are_those_that_are_trained_on(run: Run) -> None:
         length = int(task["lengths"][pair])
         ids = task["tokens"][pair, 1 : length - 1].tolist()  # padding, start and end are not shown
         assert caption.tokens == recipe.text.tokenizer.tokens(ids)
-        assert caption.hidden == [id_ == recipe.text.tokenizer.mask for id_ in ids]
+        assert caption.hidden == [id_ == recipe.text.tokenizer.unknown for id_ in ids]
     hidden = [mark for caption in inspection.captions for mark in caption.hidden]
     assert 0.15 < np.mean(hidden) < 0.45
 
@@ -195,7 +195,7 @@ def test_terminal_json_page_and_sheet(run: Run) -> None:
     shown = printed(inspection, width=80)
     assert max(map(len, shown.splitlines())) <= 80
     assert f"loss (chance {math.log(COUNT):.3f})" in shown
-    assert "[MASK]" in shown
+    assert "[UNK]" in shown
     assert "[PAD]" not in shown
     content = json.loads(json.dumps(inspection.to_json()))
     assert [len(content[name]) for name in ("pairs", "roles", "networks")] == [COUNT, COUNT, 2]

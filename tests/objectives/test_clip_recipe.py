@@ -165,6 +165,18 @@ def test_a_text_tower_of_others(train_pairs: TrainPairs, tmp_path: Path) -> None
     assert np.isfinite(selfsup.load(run.directory).embed(["a thing"])).all()
 
 
+def test_hidden_tokens_are_shown_as_unknown_or_as_an_earlier_tower_knows_them(
+    towers: dict[str, Run], captioned: Path
+) -> None:
+    fresh = settled(captioned).text
+    assert fresh.hiding(0.2).shown == fresh.tokenizer.unknown != fresh.tokenizer.mask
+    bytewise = settled(captioned, tokenizer="bpe").text  # which knows everything
+    assert bytewise.hiding(0.2).shown == bytewise.tokenizer.mask
+    more = {"text": {}, "text.init": str(towers["text"].directory), "data.vocabulary": None}
+    started = settled(captioned, **more).text
+    assert started.hiding(0.2).shown == started.tokenizer.mask
+
+
 # -- what is refused -----------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ class Caption:
 
     Attributes:
         text: the whole caption that was drawn.
-        tokens: without those at its start and end; as they are read, hidden ones as the mask.
+        tokens: without those at its start and end; as they are read, hidden ones as the mark in their place.
         hidden: which of them are hidden.
     """
 
@@ -204,7 +204,7 @@ class CLIPInspection(VisionInspection):
         return chance(self.loss, len(self.captions))
 
     def sections(self) -> list[Section]:
-        marked = " Orange tokens are hidden: the tower sees a mask." if self._hides else ""
+        marked = " Orange tokens are hidden: the tower sees a mark in their place." if self._hides else ""
         return [
             Section("the task", "", Points(self._points())),
             Section(

@@ -37,11 +37,11 @@ SHAPE = ("layers", "width", "heads", "mlp")
 
 @dataclass(frozen=True)
 class HiddenTokens:
-    """A share of a caption's tokens, none of them special, that is replaced by the mask (Li et al. 2023, "Scaling
-    Language-Image Pre-training via Masking", section 3, of texts): a pure function of (seed, epoch, record)."""
+    """A share of a caption's tokens, none of them special, in whose place a special one is shown (Li et al. 2023,
+    "Scaling Language-Image Pre-training via Masking", section 3): a pure function of (seed, epoch, record)."""
 
     share: float
-    mask: int
+    shown: int
     special: tuple[int, ...]
 
     def __call__(self, tokens: Tensor, batch: Batch) -> Tensor:
@@ -49,7 +49,7 @@ class HiddenTokens:
         draws = uniform(batch.seed, "hidden tokens", batch.epochs, batch.records, tokens.shape[1])
         chosen = torch.from_numpy(draws < self.share).to(tokens.device)
         special = torch.isin(tokens, torch.tensor(self.special, device=tokens.device))
-        return tokens.masked_fill(chosen & ~special, self.mask)
+        return tokens.masked_fill(chosen & ~special, self.shown)
 
 
 def drawn_captions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,6 +135,14 @@ class TextSide:
                 f"{settings['data.tokenizer']!r}; leave it out."
             )
         settings.change("data.tokenizer", directory, "init")
+
+    def hiding(self, share: float) -> HiddenTokens:
+        """Tokens are hidden as an encoder that is started from knows it, by the mask; to a fresh one they are shown as
+        unknown, where the tokenizer has a token for that, so that it learns what to make of words it never saw."""
+        tokenizer = self.tokenizer
+        known = self.origin is not None or tokenizer.unknown is None
+        shown = tokenizer.mask if known else tokenizer.unknown
+        return HiddenTokens(share, int(shown or 0), tuple(tokenizer.special))
 
     # -- its shape -----------------------------------------------------------------------------------------
 

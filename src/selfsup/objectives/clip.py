@@ -297,10 +297,7 @@ class CLIPRecipe(VisionRecipe):
         for name, tower in ((IMAGE, image), (TEXT, text)):
             if options.freeze == name:
                 tower.freeze()
-        tokenizer = self.text.tokenizer
-        hidden = HiddenTokens(
-            settings["clip.hidden_tokens"], int(tokenizer.mask or 0), tuple(tokenizer.special)
-        )
+        hidden = self.text.hiding(settings["clip.hidden_tokens"])
         view = View(settings["data.size"], (settings["clip.crop"], 1.0), flip=0.0)
         return CLIP(
             image,
