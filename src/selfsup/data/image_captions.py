@@ -57,6 +57,11 @@ class Captions(Sequence[tuple[str, ...]]):
         counts: npt.NDArray[np.int64] = self._lists.value_lengths().to_numpy()
         return counts
 
+    def texts(self) -> list[str]:
+        """The captions of all images in one sequence."""
+        texts: list[str] = self._lists.flatten().to_pylist()
+        return texts
+
     def batches(self, size: int) -> Iterator[list[str]]:
         """The captions of all images in one sequence, `size` at a time."""
         texts = self._lists.flatten()

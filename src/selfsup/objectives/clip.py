@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -217,7 +218,7 @@ class CLIPRecipe(VisionRecipe):
     def _open_images(self, progress: Progress) -> None:
         """With the captions comes their tokenizer, trained on those of the training part where none is named."""
         from selfsup.data.images import split_images
-        from selfsup.data.pairs import open_pairs
+        from selfsup.data.pairs import captions_of, open_pairs
 
         data = self.settings.config.data
         self.images = open_pairs(
@@ -228,24 +229,23 @@ class CLIPRecipe(VisionRecipe):
             progress=progress,
         )
         trained, _ = split_images(self.images, data.validation)
-        captions = self._captions
         self.text = TextSide(self.settings)
-        self.text.open([caption for index in trained.tolist() for caption in captions[index]])
-
-    @property
-    def _captions(self) -> Sequence[Sequence[str]]:
-        assert self.images.captions is not None
-        return self.images.captions
+        self.text.open(captions_of(self.images).take(trained).texts())
 
     def fingerprint(self) -> str:
         parts = self.images.fingerprint(), self.text.tokenizer.fingerprint
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def counts(self) -> dict[str, int]:
-        """With the captions, and those of them that equal an earlier one."""
-        captions = [caption for several in self._captions for caption in several]
-        own = {"captions": len(captions), "duplicate_captions": len(captions) - len(set(captions))}
-        return super().counts() | own
+        return super().counts() | self._caption_counts
+
+    @cached_property
+    def _caption_counts(self) -> dict[str, int]:
+        """The captions, and those of them that equal an earlier one."""
+        from selfsup.data.pairs import captions_of
+
+        texts = captions_of(self.images).texts()
+        return {"captions": len(texts), "duplicate_captions": len(texts) - len(set(texts))}
 
     def _records_of(self, indices: npt.NDArray[np.int64]) -> PairRecords:
         from selfsup.data.pairs import PairRecords
