@@ -209,7 +209,9 @@ class CLIPConfig(Section):
     captions: Names = Field((), description="their columns; found by themselves where none is named")
     dimension: Count | None = Field(None, description="of the space that images and texts share")
     pooling: Literal["mean", "cls"] | None = Field(None, description="how an image becomes one vector")
-    temperature: Rate | None = Field(None, description="at first; it is learnt")
+    temperature: Annotated[Real, Field(ge=0.01, le=1)] | None = Field(
+        None, description="at first; it is learnt, between .01 and 1"
+    )
     crop: Annotated[Real, Field(gt=0, le=1)] | None = Field(
         None, description="least share of an image that a view shows"
     )

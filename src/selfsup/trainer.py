@@ -366,9 +366,25 @@ class Trainer:
         for protocol in protocols:
             own = self.recipe.examples(protocol in SUPERVISED, records)
             data, test = own if named is None else (named, None)
-            request = Request(self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test)
+            how = {} if named is None else self.recipe.reading()
+            request = Request(
+                self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test, **how
+            )
             figures[protocol] = measure(request, protocol).value
         return figures
+
+    def _chance_of_looks(self) -> float | None:
+        """What knowing nothing costs in the last look: where records meet in the score, by the sizes of its batches."""
+        records: int = self.settings["evaluate.final_records"] or 0
+        batch: int | None = self.settings["evaluate.batch"]
+        if not records or not batch:
+            return self.recipe.chance
+        sizes = [min(batch, records - start) for start in range(0, records, batch)]
+        chances = [self.recipe.chance_of(size) for size in sizes]
+        known = [chance for chance in chances if chance is not None]
+        if len(known) < len(sizes):
+            return None
+        return sum(chance * size for chance, size in zip(known, sizes, strict=True)) / records
 
     def _diagnose(self) -> None:
         """Say what the figures so far show to be wrong, and did not show before."""
@@ -386,7 +402,7 @@ class Trainer:
         summary = {
             "objective": self.settings["objective"],
             **figures,
-            "chance": self.recipe.chance,
+            "chance": self._chance_of_looks(),
             "best": self.best,
             "steps": self.step,
             self.recipe.unit: units,

@@ -214,3 +214,14 @@ def test_without_transformers_it_says_what_to_install(
         open_encoder(tmp_path)
     with pytest.raises(UserError, match="pip install transformers"):
         fetch("somebody/some-model")
+
+
+def test_a_model_of_texts_and_more_is_refused(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**small, "vocab_size": 60},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+    )
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds a CLIPModel, which is no model of texts alone"):
+        open_encoder(tmp_path)

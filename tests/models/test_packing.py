@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selfsup.models import packing
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import POOLINGS, Pooling, embed, lay, pack
 
@@ -101,6 +102,16 @@ def test_tokens_lie_where_lay_says(lengths: list[int]) -> None:
 def up(count: int) -> int:
     """To a multiple of 8, from there on."""
     return count if count < 8 else math.ceil(count / 8) * 8
+
+
+@pytest.mark.parametrize("block", [1, 3, 256])
+def test_vectors_are_made_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "BLOCK", block)
+    lengths = torch.tensor([3, 1, 7, 2, 5])
+    tokens = torch.arange(int(lengths.sum())) % 9 + 1
+    found = embed(ENCODER, tokens, lengths, "mean")
+    for row, text in zip(found, tokens.split(lengths.tolist()), strict=True):
+        torch.testing.assert_close(row, ENCODER(text[None])[0].mean(0))
 
 
 def test_rows_of_many_batches_have_few_shapes() -> None:

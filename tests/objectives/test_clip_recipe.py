@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 
 import foreign
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TINY, TINY_PAIRS, TINY_VISION
+from PIL import Image
 from safetensors.torch import load_file
 
 import selfsup
@@ -65,7 +69,13 @@ def settled(captioned: Path, **more: Any) -> CLIPRecipe:
 def test_a_run_leaves_two_towers_in_one_space(train_pairs: TrainPairs, tmp_path: Path) -> None:
     run = train_pairs(tmp_path / "run", **{"evaluate.every": 2, "evaluate.protocols": "retrieval,rankme"})
     summary, lines = run.summary, run.metrics()
-    assert summary["chance"] == pytest.approx(math.log(8))
+    records, batch = (
+        summary["validation_records"],
+        8,
+    )  # the last batch is smaller, and so is what chance costs in it
+    rest = records % batch
+    expected = ((records - rest) * math.log(batch) + (rest * math.log(rest) if rest else 0.0)) / records
+    assert summary["chance"] == pytest.approx(expected)
     assert {"softmax", "temperature", "modality_gap", "grad_norm_image", "grad_norm_text"} <= lines[0].keys()
     assert {"retrieval", "rankme"} <= next(line for line in lines if line["split"] == "validation").keys()
     assert max(summary["max_difference"].values()) < 1e-5
@@ -177,6 +187,66 @@ def test_hidden_tokens_are_shown_as_unknown_or_as_an_earlier_tower_knows_them(
     assert started.hiding(0.2).shown == started.tokenizer.mask
 
 
+def test_a_tower_sees_images_at_the_size_that_it_was_trained_at(
+    towers: dict[str, Run], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    pairs = [(random.integers(0, 256, (60, 60, 3), dtype=np.uint8), f"thing {n}") for n in range(24)]
+    given = {name: value for name, value in TINY_PAIRS.items() if name not in ("model", "data.size")}
+    settings = Settings(("test", {**given, "model.init": str(towers["image"].directory)}))
+    recipe = CLIPRecipe(settings, pairs)
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort(steps=4))
+    assert recipe.settings["data.size"] == TINY_VISION["data.size"]
+
+
+def test_held_out_pairs_are_looked_for_by_default(train_pairs: TrainPairs, tmp_path: Path) -> None:
+    run = train_pairs(tmp_path / "run")
+    assert run.settings()["evaluate.protocols"] == ("retrieval",)
+    assert 0 <= run.summary["retrieval"] <= 100
+    alone = train_pairs(tmp_path / "alone", **{"data.validation": 0.0})
+    assert alone.settings()["evaluate.protocols"] == ()
+
+
+def test_protocols_read_the_captions_that_are_trained_on(tmp_path: Path) -> None:
+    """Of another source, too: its first usual column holds something else."""
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "image": png(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)),
+            "caption": "",
+            "fr": f"chose {n}",
+        }
+        for n in range(24)
+    ]
+    for name in ("train", "held"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    settings = {**TINY_PAIRS, "steps": 2, "out": tmp_path / "run", "reporter": Reporter(False)}
+    more = {"clip.captions": "fr", "evaluate.data": str(tmp_path / "held.parquet")}
+    run = selfsup.train(**settings, **more, data=str(tmp_path / "train.parquet"))
+    assert "retrieval" in run.summary
+
+
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "png")
+    return content.getvalue()
+
+
+def test_features_are_those_of_the_shared_space(captioned: Path) -> None:
+    recipe = settled(captioned)
+    built = recipe.build()
+    features = recipe.features(built, 6)
+    assert features is not None
+    assert features.shape[1] == recipe.settings["clip.dimension"]
+    with torch.no_grad():
+        built.image.projection.weight.zero_()
+        built.image.projection.bias.fill_(1.0)
+    collapsed = recipe.features(built, 6)
+    assert collapsed is not None
+    np.testing.assert_array_equal(collapsed, 1.0)
+
+
 # -- what is refused -----------------------------------------------------------------------------------------
 
 
@@ -190,6 +260,10 @@ def test_hidden_tokens_are_shown_as_unknown_or_as_an_earlier_tower_knows_them(
         ({"clip.crop": 0.0}, "clip.crop"),
         ({"data.tokenizer": "bpee"}, "did you mean bpe"),
         ({"text.init": "nowhere"}, "nowhere"),
+        ({"clip.freeze": "image"}, "keeps a tower that knows nothing yet; start it from a run"),
+        ({"clip.freeze": "text"}, "keeps a tower that knows nothing yet"),
+        ({"model.whiten": True}, "clip has no use for model.whiten"),
+        ({"clip.temperature": 0.001}, "clip.temperature"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
@@ -213,6 +287,20 @@ def test_what_an_earlier_tower_decides_is_not_decided_again(
     ):
         with pytest.raises(UserError, match=message):
             train_pairs(tmp_path / "run", **{**start, **more})
+
+
+def test_a_clip_run_is_no_image_tower_alone(train_pairs: TrainPairs, tmp_path: Path) -> None:
+    first = train_pairs(tmp_path / "first")
+    with pytest.raises(UserError, match="holds two towers"):
+        train_pairs(tmp_path / "second", model={}, **{"model.init": str(first.directory)})
+
+
+def test_simclr_needs_a_tower_that_learns(
+    towers: dict[str, Run], train_pairs: TrainPairs, tmp_path: Path
+) -> None:
+    more = {"model": {}, "model.init": str(towers["image"].directory), "clip.simclr": 0.5}
+    with pytest.raises(UserError, match="leave one out"):
+        train_pairs(tmp_path / "run", **more, **{"clip.freeze": "image"})
 
 
 def test_images_without_captions_are_no_pairs(

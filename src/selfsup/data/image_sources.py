@@ -86,10 +86,24 @@ def holds_images(source: object, column: str | None = None) -> bool:
     if isinstance(source, list | tuple) and all(isinstance(item, str | Path | dict) for item in source):
         if all(isinstance(item, Path) for item in source):
             return _hold_images([file for path in source for file in _found(path)], column)
-        return bool(source) and all(isinstance(item, str) and kind_of(item) == "images" for item in source)
+        return bool(source) and _all_images(source)
     if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
         return has_images(source.features.arrow_schema, column)
     return isinstance(source, np.ndarray | list | tuple)
+
+
+def _all_images(items: Sequence[object]) -> bool:
+    """Whether strings or records are places of images; raises UserError where only some are."""
+    images = [
+        isinstance(item, str) and (kind_of(item) == "images" or _hold_images(_found(Path(item)), None))
+        for item in items
+    ]
+    if any(images) and not all(images):
+        raise UserError(
+            f"{items[images.index(True)]} is an image or holds some, and {items[images.index(False)]!r} does not; give "
+            "images or texts alone."
+        )
+    return all(images)
 
 
 def _found(path: Path) -> list[File]:

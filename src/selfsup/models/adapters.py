@@ -198,6 +198,10 @@ class Adapted(nn.Module):
         self.opened = opened
         self.network = opened.network
         found, table = self.network.config, _position_table(self.network)
+        if not (hasattr(found, "vocab_size") and hasattr(found, "hidden_size")):
+            raise UserError(
+                f"{opened.directory} holds a {opened.name}, which is no model of texts alone; give one that is."
+            )
         self.first = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
         window = getattr(found, "max_position_embeddings", None) or UNLIMITED
         self.config = AdaptedConfig(found.vocab_size, found.hidden_size, window - self.first)

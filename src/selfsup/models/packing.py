@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+BLOCK = 256  # texts whose vectors are made at once
 MULTIPLE = 8  # of rows, and of places in a row: each new shape costs kernels that are made for it, and kept
 
 
@@ -83,7 +84,17 @@ def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if pooling == "cls":
         return hidden.index_select(0, rows.first).to(wide)
-    texts = torch.arange(len(lengths), device=tokens.device)[:, None]
     with torch.autocast(hidden.device.type, enabled=False):
-        share = (rows.documents.view(1, -1) == texts).to(wide) / lengths[:, None]
-        return share @ hidden.to(wide)
+        return _means(hidden[rows.places].to(wide), lengths)
+
+
+def _means(states: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of the states (tokens in all, width) of each text, (n, width): a product with a matrix of shares, of a
+    block of texts at a time, for it grows with the square of their number."""
+    parts = torch.split(lengths, BLOCK)
+    pooled = []
+    for part, own in zip(parts, torch.split(states, [int(part.sum()) for part in parts]), strict=True):
+        texts = torch.arange(len(part), device=part.device)
+        share = (torch.repeat_interleave(texts, part) == texts[:, None]).to(states.dtype) / part[:, None]
+        pooled.append(share @ own)
+    return torch.cat(pooled)

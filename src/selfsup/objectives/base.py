@@ -222,6 +222,14 @@ class Recipe(ABC):
     def chance(self) -> float | None:
         """The loss of a model that knows nothing, where that is known."""
 
+    def chance_of(self, records: int) -> float | None:
+        """The same for so many records in a batch, on which it depends where they meet in the score."""
+        return self.chance
+
+    def reading(self) -> dict[str, Any]:
+        """How other data than the run's own is read for protocols: arguments of `selfsup.evaluation.base.Request`."""
+        return {}
+
     @abstractmethod
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """Write what a user keeps, in a layout that opens elsewhere."""

@@ -117,8 +117,10 @@ class TextSide:
         self.tokenizer = given or self._train_tokenizer(spec, captions)
         if self.origin is not None and self.tokenizer.vocabulary > self.origin.config.vocabulary:
             raise UserError(
-                f"The tokenizer of {self.directory} has {self.tokenizer.vocabulary} tokens and its model "
-                f"{self.origin.config.vocabulary}: get a whole copy of the model."
+                f"The model of {self.directory} knows {self.origin.config.vocabulary} tokens, and "
+                f"{self.tokenizer.vocabulary} are needed with those of an encoder "
+                f"({', '.join(self.tokenizer.marks.listed())}); give "
+                "an encoder such as a run of masked-lm."
             )
 
     def _train_tokenizer(self, kind: Kind, captions: Sequence[str]) -> TextTokenizer:
@@ -140,8 +142,13 @@ class TextSide:
         """Tokens are hidden as an encoder that is started from knows it, by the mask; to a fresh one they are shown as
         unknown, where the tokenizer has a token for that, so that it learns what to make of words it never saw."""
         tokenizer = self.tokenizer
-        known = self.origin is not None or tokenizer.unknown is None
-        shown = tokenizer.mask if known else tokenizer.unknown
+        marks = [tokenizer.unknown, tokenizer.mask]
+        shown = next((mark for mark in (marks[::-1] if self.origin else marks) if mark is not None), None)
+        if shown is None and share:
+            raise UserError(
+                f"The tokenizer of {self.directory} has no token for what is hidden; leave captions as they are: "
+                "clip.hidden_tokens=0."
+            )
         return HiddenTokens(share, int(shown or 0), tuple(tokenizer.special))
 
     # -- its shape -----------------------------------------------------------------------------------------

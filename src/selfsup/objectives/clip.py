@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.data.pairs import PairRecords, captions_of, open_pairs
 from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_small_batch
 from selfsup.doctor.pairs import (
@@ -40,6 +41,7 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
 from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
+from selfsup.objectives.language import model_directory
 from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
 from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
@@ -50,7 +52,6 @@ from selfsup.seeding import generator, seeded
 from selfsup.views import View, centred, render, simclr_view
 
 if TYPE_CHECKING:
-    from selfsup.data.pairs import PairRecords
     from selfsup.inference.pairs import CaptionedPictures
 
 LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
@@ -172,19 +173,30 @@ class CLIP(Objective):
         return Similarity(self.loss, float(self.log_scale.detach().exp()), bias)
 
 
+class _Part(Mapping[str, Tensor]):
+    """Of a task's tensors those of SimCLR, each asked for only when it is needed."""
+
+    def __init__(self, whole: Mapping[str, Tensor]) -> None:
+        self._whole = whole
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._whole[f"simclr_{name}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix("simclr_") for name in self._whole if name.startswith("simclr_"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def _part(task: Task) -> Task:
     """Of a task, what belongs to SimCLR."""
-    tensors = {
-        name.removeprefix("simclr_"): tensor
-        for name, tensor in task.tensors.items()
-        if name.startswith("simclr_")
-    }
-    return Task(tensors, {})
+    return Task(_Part(task.tensors), {})
 
 
 def chance(loss: Loss, batch: int) -> float:
     """The loss where each of a batch may be right; of the sigmoid loss, each pair with the same probability."""
-    wrong = (batch - 1) * math.log1p(1 / (batch - 1)) if loss == "sigmoid" else 0.0
+    wrong = (batch - 1) * math.log1p(1 / (batch - 1)) if loss == "sigmoid" and batch > 1 else 0.0
     return math.log(batch) + wrong
 
 
@@ -215,10 +227,19 @@ class CLIPRecipe(VisionRecipe):
 
     # -- data ----------------------------------------------------------------------------------------------
 
+    def open(self, progress: Progress) -> None:
+        place = self.settings["model.init"]
+        both = place is not None and (model_directory(place) / IMAGE).is_dir()
+        if both and self.settings["text.init"] is None:
+            raise UserError(
+                f"{place} holds two towers, and --init starts that of images; give --text-init {place} too, or the "
+                f"directory of the one ({model_directory(place) / IMAGE})."
+            )
+        super().open(progress)
+
     def _open_images(self, progress: Progress) -> None:
         """With the captions comes their tokenizer, trained on those of the training part where none is named."""
         from selfsup.data.images import split_images
-        from selfsup.data.pairs import captions_of, open_pairs
 
         data = self.settings.config.data
         self.images = open_pairs(
@@ -242,14 +263,10 @@ class CLIPRecipe(VisionRecipe):
     @cached_property
     def _caption_counts(self) -> dict[str, int]:
         """The captions, and those of them that equal an earlier one."""
-        from selfsup.data.pairs import captions_of
-
         texts = captions_of(self.images).texts()
         return {"captions": len(texts), "duplicate_captions": len(texts) - len(set(texts))}
 
     def _records_of(self, indices: npt.NDArray[np.int64]) -> PairRecords:
-        from selfsup.data.pairs import PairRecords
-
         return PairRecords(
             self.images, indices, self._least, self.text.tokenizer, self.settings["data.window"]
         )
@@ -259,11 +276,16 @@ class CLIPRecipe(VisionRecipe):
     def settle(self, effort: Effort) -> None:
         """With the sizes of the image tower those of the text tower, of the shared space and of the loss."""
         settings = self.settings
+        if settings["model.whiten"]:
+            raise UserError("clip has no use for model.whiten; leave it out.")
         settings.settle("model.whiten", False, "recipe")
         pooling: Pooling = "mean" if self.origin is None else self.origin.features.pooling
         settings.settle("clip.pooling", pooling, "recipe" if self.origin is None else "init")
         self.text.settle(effort)
         super().settle(effort)
+        self._refuse_idle_towers()
+        if settings.origin("evaluate.protocols") == "default" and self._can_be_mistaken():
+            settings.change("evaluate.protocols", ("retrieval",), "recipe")
         if settings["train.batch"] < 2:
             raise UserError(
                 "clip tells the pairs of a batch apart, so it needs 2 or more; give more pairs or a larger --batch."
@@ -277,6 +299,28 @@ class CLIPRecipe(VisionRecipe):
         for tower, place in (("image", settings["model.init"]), ("text", settings["text.init"])):
             rate, origin = (1.0, "recipe") if place is None else (STARTED, "init")
             settings.settle(f"clip.{tower}_rate", rate, origin)
+
+    def _can_be_mistaken(self) -> bool:
+        """Whether there are several images and captions among those held out."""
+        from selfsup.data.images import split_images
+
+        _, held_out = split_images(self.images, self.settings["data.validation"])
+        captions = captions_of(self.images).take(held_out).texts()
+        return min(len(set(self.images.hashes[held_out].tolist())), len(set(captions))) > 1
+
+    def _refuse_idle_towers(self) -> None:
+        """Raise a UserError where a tower is to stay as it is that knows nothing, or is to learn all the same."""
+        settings, frozen = self.settings, self.settings["clip.freeze"]
+        started = {IMAGE: settings["model.init"] or self.module, TEXT: settings["text.init"]}
+        if frozen is not None and started[frozen] is None:
+            raise UserError(
+                f"clip.freeze={frozen} keeps a tower that knows nothing yet; start it from a run (--{frozen}-init), or "
+                "leave it out."
+            )
+        if frozen == IMAGE and settings["clip.simclr"]:
+            raise UserError(
+                "clip.simclr trains the image tower, which clip.freeze=image keeps; leave one out."
+            )
 
     def _settle_rates(self) -> None:
         """Of what starts from nothing; the towers have factors of their own."""
@@ -377,11 +421,22 @@ class CLIPRecipe(VisionRecipe):
 
     @property
     def chance(self) -> float:
+        return self.chance_of(self.settings["train.batch"])
+
+    def chance_of(self, records: int) -> float:
         """With that of SimCLR, where it is a term."""
-        batch, options = self.settings["train.batch"], self.settings.config.clip
-        return chance(options.loss, batch) + options.simclr * math.log(2 * batch - 1)
+        options = self.settings.config.clip
+        return chance(options.loss, records) + options.simclr * math.log(2 * records - 1)
+
+    def reading(self) -> dict[str, Any]:
+        return {"captions": self.settings["clip.captions"]}
 
     # -- what is left of it --------------------------------------------------------------------------------
+
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        """Of held-out images, in the space that both towers share."""
+        states = super().features(objective, records)
+        return None if states is None else self.definition(objective).map(torch.from_numpy(states)).numpy()
 
     def definition(self, objective: Objective) -> Features:
         return cast(CLIP, objective).image.features

@@ -113,7 +113,10 @@ class SimCLRRecipe(VisionRecipe):
 
     @property
     def chance(self) -> float:
-        return math.log(2 * self.settings["train.batch"] - 1)
+        return self.chance_of(self.settings["train.batch"])
+
+    def chance_of(self, records: int) -> float:
+        return math.log(2 * records - 1)
 
 
 SimCLRRecipe.adapted = SimCLRRecipe

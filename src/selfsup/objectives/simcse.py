@@ -152,7 +152,10 @@ class SimCSERecipe(EncoderRecipe):
 
     @property
     def chance(self) -> float:
-        return math.log(self.settings["train.batch"])
+        return self.chance_of(self.settings["train.batch"])
+
+    def chance_of(self, records: int) -> float:
+        return math.log(records)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""

@@ -126,7 +126,7 @@ class VisionRecipe(Recipe):
 
     def _settle_size(self) -> None:
         settings = self.settings
-        side = min(self.side, LARGEST)
+        side = min(self.side, LARGEST if self.origin is None else self.origin.config.size)
         if (own := self._own_size()) is not None:
             settings.settle("data.size", own, "network")
             if settings["data.size"] != own:
