@@ -8,6 +8,7 @@ from selfsup.doctor.base import Finding, History, NotMade
 from selfsup.doctor.checks import BESIDE, FEWEST_STEPS, LINES, PATIENCE, TINY, level
 
 TOWERS = ("image", "text")
+FEW_ALIKE = 0.05  # of the captions, that change what blind guessing costs by no more than batches differ
 
 
 def check_loss_at_ln_b(history: History) -> Finding | None:
@@ -17,6 +18,8 @@ def check_loss_at_ln_b(history: History) -> Finding | None:
     patience = max(PATIENCE * history.steps, FEWEST_STEPS)
     if history.step < patience:
         raise NotMade(f"it takes {patience:,.0f} steps before a loss can be judged")
+    if history.count("duplicate_captions") > FEW_ALIKE * history.count("captions"):
+        raise NotMade("equal captions are no negatives of each other, so blind guessing costs less than ln B")
     apart = math.log(2 * history.setting("train.batch") - 1)  # of SimCLR, which may be a term beside it
     nothing = history.chance - history.setting("clip.simclr") * apart
     loss = level(losses)
