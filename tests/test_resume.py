@@ -258,13 +258,17 @@ VISION: dict[str, dict[str, Any]] = {
 
 def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
     check_kills(
-        {name: settings_of(tmp_path, corpus, **more) for name, more in ENCODERS.items()}, resume, tmp_path
+        {name: settings_of(tmp_path, corpus, objective=name, **more) for name, more in ENCODERS.items()},
+        resume,
+        tmp_path,
     )
 
 
 def test_vision_is_killed_and_resumed(drawings: Path, resume: Train, tmp_path: Path) -> None:
     common = {**TINY_VISION, **LONG, "data": str(drawings)}
-    check_kills({name: {**common, **more} for name, more in VISION.items()}, resume, tmp_path)
+    check_kills(
+        {name: {**common, "objective": name, **more} for name, more in VISION.items()}, resume, tmp_path
+    )
 
 
 PAIRS: dict[str, dict[str, Any]] = {
@@ -283,7 +287,7 @@ def check_kills(trainings: dict[str, dict[str, Any]], resume: Train, place: Path
     dice = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     print("dice", seed)
     runs = [Run(place / name) for name in trainings]
-    given = [{"objective": name, **more, "steps": 40} for name, more in trainings.items()]
+    given = [{**more, "steps": 40} for more in trainings.values()]
     first = [{**more, "out": str(run.directory)} for run, more in zip(runs, given, strict=True)]
     kill_at(runs, [start(pause=0.02, settings=more) for more in first], [dice.randint(3, 15) for _ in runs])
     again = [{"resume": str(run.directory), "data.workers": 3} for run in runs]

@@ -415,7 +415,8 @@ def explain(error: ValidationError, sources: Mapping[str, str], section: str = "
     key = next((full for full in sources if full.startswith(f"{key}.")), key)  # of an unknown section
     origin = f" ({sources[key]})" if key in sources else ""
     if problem["type"] == "extra_forbidden":
-        return f"Unknown key {key!r}{origin}{nearest(key, [*known_keys(), *SHORT])}"
+        full = next((known for known in known_keys() if known.endswith(f".{key}")), key)
+        return f"Unknown key {key!r}{origin}{nearest(full, [*known_keys(), *SHORT])}"
     reason = str(problem["msg"]).removeprefix("Value error, ")
     return f"{key!r} cannot be {problem['input']!r}{origin}: {reason[0].lower() + reason[1:]}."
 

@@ -88,7 +88,6 @@ def test_a_source_on_the_disk(
     ("source", "images"),
     [
         (["a cat", "the dog"], False),
-        (["a cat", "dog.jpg"], False),
         ([{"text": "a cat"}], False),
         ([picture("red", 0)], True),
         (np.stack([picture("red", 0)[:16, :16]] * 2), True),
@@ -99,6 +98,14 @@ def test_a_source_on_the_disk(
 )
 def test_a_source_from_python(source: Any, images: bool, model: PairModel) -> None:
     assert isinstance(model.read(source), Pictures if images else Texts)
+
+
+def test_images_and_texts_are_not_mixed(model: PairModel, place: Path) -> None:
+    """Neither by a list of both nor by a folder of images among texts, which would be embedded as its name."""
+    for source in (["a cat", "dog.jpg"], ["a cat", str(place / "photos")]):
+        with pytest.raises(UserError, match="give images or texts alone"):
+            model.read(source)
+    assert isinstance(model.read([str(place / "photos")]), Pictures)
 
 
 def test_paths_as_words_are_images(model: PairModel, place: Path) -> None:

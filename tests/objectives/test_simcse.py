@@ -276,7 +276,9 @@ def test_a_run_leaves_an_encoder_and_no_projection(train: Train, tmp_path: Path)
     assert vectors.shape == (2, 32)
     assert np.isfinite(vectors).all()
     summary = run.summary
-    assert summary["chance"] == pytest.approx(math.log(16))
+    assert run.environment()["plan"]["chance"] == pytest.approx(math.log(16))
+    assert summary["chance"] == pytest.approx(math.log(8))  # of the last look, at 8 sentences
+    assert summary["validation_records"] == 8
     assert summary["sentences"] == 12 * 16
     assert summary["max_difference"] < 1e-5
     assert run.settings()["model.dropout"] == 0.1

@@ -20,6 +20,7 @@ LINES = 10
 
 # Even the frequencies of tokens, which the first steps learn, take a fifth off chance; dice stay within a percent.
 BESIDE = 0.98  # of chance
+WORSE = 1.12  # times where it began, by which losses of small batches differ
 PATIENCE = 0.2  # of the run
 FEWEST_STEPS = 50  # before which nothing can be expected of any run
 
@@ -33,7 +34,7 @@ def check_beside_chance(history: History) -> Finding | None:
     loss = level(history.curve("loss"))
     if loss < BESIDE * chance:
         return None
-    if loss > begun(history) / BESIDE:
+    if loss > WORSE * begun(history):
         remedy = f"the learning rate is too high: {history.lower_rates()}"
     else:
         remedy = (
