@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfsup.config import Settings, nearest
+from selfsup.config import Settings
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer, vocabulary_size
 from selfsup.errors import UserError
@@ -22,9 +21,8 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder, flops_per_token, 
 from selfsup.models.features import Features, read_features
 from selfsup.models.huggingface import read_json
 from selfsup.models.modernbert import SavedEncoder, read_encoder
-from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.base import Effort
-from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
+from selfsup.objectives.language import fitting_preset, take_preset
 from selfsup.objectives.towers import tower_directory
 from selfsup.seeding import generator, uniform
 
@@ -169,17 +167,8 @@ class TextSide:
         settings.settle("text.dropout", DROPOUT, "recipe")
         if settings["text.preset"] == "auto":
             tokens = max(1, self._bytes // BYTES_PER_TOKEN)
-            wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
-            name = min(PRESETS, key=lambda name: abs(math.log(PRESETS[name].blocks / wanted)))
-            settings.change("text.preset", name, effort.origin)
-        preset = settings["text.preset"]
-        if preset not in PRESETS:
-            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
-        shape, why = PRESETS[preset], f"preset {preset}"
-        settings.settle("text.layers", shape.layers, why)
-        settings.settle("text.width", shape.width, why)
-        settings.settle("text.heads", max(1, settings["text.width"] // shape.head_dim), why)
-        settings.settle("text.mlp", feed_forward_width(settings["text.width"]), why)
+            settings.change("text.preset", fitting_preset(effort, tokens), effort.origin)
+        take_preset(settings, "text")
 
     def _keep_shape(self, origin: SavedEncoder | AdaptedEncoder) -> None:
         settings, place = self.settings, self.settings["text.init"]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from selfsup.config import nearest
+from selfsup.config import Settings, nearest
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.models.presets import PRESETS, feed_forward_width
@@ -116,7 +116,7 @@ class LanguageRecipe(Recipe):
     def _choose_preset(self, effort: Effort, tokens: int) -> None:
         """A size that suits what can be spent."""
         if self.module is None and self.origin is None and self.settings["model.preset"] == "auto":
-            self.settings.change("model.preset", _fitting_preset(effort, tokens), effort.origin)
+            self.settings.change("model.preset", fitting_preset(effort, tokens), effort.origin)
 
     def _settle_shape(self) -> None:
         for key in (*(f"model.{name}" for name in self.unused), *IMAGE_ONLY):
@@ -138,15 +138,8 @@ class LanguageRecipe(Recipe):
             settings.settle(f"model.{name}", found, "init")
 
     def _take_preset(self) -> None:
-        settings, preset = self.settings, self.settings["model.preset"]
-        if preset not in PRESETS:
-            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
-        shape, origin = PRESETS[preset], f"preset {preset}"
-        settings.settle("model.layers", shape.layers, origin)
-        settings.settle("model.width", shape.width, origin)
-        settings.settle("model.heads", max(1, settings["model.width"] // shape.head_dim), origin)
-        settings.settle("model.mlp", feed_forward_width(settings["model.width"]), origin)
-        settings.settle("model.tied", self.tied, "recipe")
+        take_preset(self.settings, "model")
+        self.settings.settle("model.tied", self.tied, "recipe")
 
     def _longest_window(self) -> int:
         """Tokens that a window may hold."""
@@ -202,7 +195,24 @@ def model_directory(place: str | Path) -> Path:
     return inside if (inside / "config.json").is_file() else Path(place)
 
 
-def _fitting_preset(effort: Effort, tokens: int) -> str:
+def take_preset(settings: Settings, section: str) -> None:
+    """Fill the gaps in the shape of a network of texts, from the preset that its section of the settings names.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    preset = settings[f"{section}.preset"]
+    if preset not in PRESETS:
+        raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
+    shape, origin = PRESETS[preset], f"preset {preset}"
+    settings.settle(f"{section}.layers", shape.layers, origin)
+    settings.settle(f"{section}.width", shape.width, origin)
+    width = settings[f"{section}.width"]
+    settings.settle(f"{section}.heads", max(1, width // shape.head_dim), origin)
+    settings.settle(f"{section}.mlp", feed_forward_width(width), origin)
+
+
+def fitting_preset(effort: Effort, tokens: int) -> str:
     """The preset whose parameters suit what is spent: about a tenth of the tokens seen (Hoffmann et al. 2022)."""
     wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
     return min(PRESETS, key=lambda name: abs(math.log(PRESETS[name].blocks / wanted)))
