@@ -87,7 +87,13 @@ def sound(seed: int = 0) -> History:
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
-    values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1}
+    values |= {
+        "train.steps": STEPS,
+        "train.batch": 64,
+        "model.width": 64,
+        "model.dropout": 0.1,
+        "simcse.deletion": 0.0,
+    }
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
         "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100},
@@ -538,6 +544,12 @@ def test_the_worst_comes_first() -> None:
     assert [finding.check for finding in found(history)] == ["beside-chance", "dropout-off", "duplicates"]
 
 
+def test_views_that_deletion_tells_apart_need_no_dropout() -> None:
+    history = setting("model.dropout", 0.0)
+    history.settings.change("simcse.deletion", 0.5, "test")
+    assert found(history) == []
+
+
 # -- while it trains -----------------------------------------------------------------------------------------
 
 
@@ -688,7 +700,7 @@ def test_towers_that_do_not_move(captioned: Path, tmp_path: Path) -> None:
 
 def test_training_of_sentences_without_dropout_in_small_batches(train: Train, tmp_path: Path) -> None:
     given = {**SENTENCES, "batch": 8, "model": {**TINY["model"], "dropout": 0.0}}
-    run = train(tmp_path / "run", "simcse", **given)
+    run = train(tmp_path / "run", "simcse", **given, **{"simcse.deletion": 0.0})
     assert [finding.check for finding in diagnose(run).findings] == ["dropout-off", "small-batch"]
 
 

@@ -147,6 +147,7 @@ class MaskedLMConfig(Section):
 class SimCSEConfig(Section):
     temperature: Rate = Field(0.05, description="by which cosine similarities are divided")
     pooling: Literal["mean", "cls"] = Field("mean", description="how a sentence becomes one vector")
+    deletion: Share | None = Field(None, description="share of a sentence's tokens that each view is without")
 
 
 class SimCLRConfig(Section):

@@ -94,7 +94,26 @@ def test_sentences_are_those_of_the_first_step(run: Run) -> None:
         for row, length in zip(data["tokens"], data["lengths"], strict=True)
     ]
     assert (inspection.temperature, inspection.dropout, inspection.pooling) == (0.05, 0.1, "mean")
+    assert inspection.deletion == 0.5
     assert [views.name for views in inspection.views] == ["before training", str(run.directory)]
+
+
+def test_which_tokens_each_view_sees(run: Run) -> None:
+    """Those of the task that the objective makes of the batch."""
+    inspection = look(run=run.directory)
+    recipe = SimCSERecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe._records()
+    seed = run.settings()["train.seed"]
+    epochs, places = draw(seed, 0, SIZE, len(recipe.train))
+    task = recipe.build().hide(Batch(recipe.train.read(places), seed, epochs, places))
+    for view in ("first", "second"):
+        for t, (tokens, seen_in) in enumerate(zip(inspection.tokens, inspection.seen_in, strict=True)):
+            shown = task[view][t, : task[f"{view}_lengths"][t]].tolist()
+            kept = [token for token, where in zip(tokens, seen_in, strict=True) if where in (view, "both")]
+            assert kept == recipe.corpus.tokenizer.tokens(shown)
+    where = {views for row in inspection.seen_in for views in row}
+    assert where == {"both", "first", "second", "neither"}
 
 
 def pooled(run: Run, texts: list[str]) -> np.ndarray:
@@ -106,7 +125,7 @@ def pooled(run: Run, texts: list[str]) -> np.ndarray:
 
 
 def test_without_dropout_the_vectors_are_those_of_the_saved_encoder(run: Run) -> None:
-    inspection = look(run=run.directory, model={"dropout": 0.0})
+    inspection = look(run=run.directory, model={"dropout": 0.0}, simcse={"deletion": 0.0})
     vectors = pooled(run, inspection.texts)
     normal = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     trained = inspection.views[-1]
@@ -161,7 +180,9 @@ def test_losses_against_plain_loops(run: Run) -> None:
 
 
 def test_a_training_that_goes_on_begins_with_what_it_is_given(run: Run) -> None:
-    inspection = look(data=SENTENCES, init=str(run.directory), model={"dropout": 0.0})
+    inspection = look(
+        data=SENTENCES, init=str(run.directory), model={"dropout": 0.0}, simcse={"deletion": 0.0}
+    )
     assert [views.name for views in inspection.views] == [f"before training ({run.directory})"]
     vectors = pooled(run, inspection.texts)
     np.testing.assert_allclose(inspection.views[0].first, vectors[:, :32], atol=1e-5)

@@ -24,7 +24,7 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import POOLINGS, Pooling
 from selfsup.objectives.losses import info_nce
-from selfsup.objectives.simcse import Projection, SimCSE
+from selfsup.objectives.simcse import VIEWS, Projection, SimCSE, kept_tokens
 from selfsup.run import load
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients, predict
@@ -46,13 +46,17 @@ RECORDS = sentences()
 
 
 def objective(
-    dropout: float = 0.0, pooling: Pooling = "mean", layers: int = 3, dtype: torch.dtype = torch.float32
+    dropout: float = 0.0,
+    pooling: Pooling = "mean",
+    layers: int = 3,
+    dtype: torch.dtype = torch.float32,
+    deletion: float = 0.0,
 ) -> SimCSE:
     """With weights that all matter: a fresh encoder says little."""
     config = EncoderConfig(
         TOKENIZER.vocabulary, layers, WIDTH, 2, 24, WINDOW, True, local_window=8, dropout=dropout
     )
-    made = SimCSE(TextEncoder(config), Projection(WIDTH), pooling, 0.05)
+    made = SimCSE(TextEncoder(config), Projection(WIDTH), pooling, 0.05, deletion)
     with torch.no_grad():
         for number, parameter in enumerate(made.parameters()):
             noise = torch.randn(parameter.shape, generator=generator(0, "noise", number))
@@ -126,7 +130,7 @@ def test_score_is_the_plain_loss_of_sentences_alone(pooling: Pooling) -> None:
     task = made.hide(batch_of(indices))
     found = made.score(made.predict(task), task, ALONE)["info_nce"]
     vectors = []
-    for row, length in zip(task["tokens"], task["lengths"].tolist(), strict=True):
+    for row, length in zip(task["first"], task["first_lengths"].tolist(), strict=True):
         hidden = made.encoder(row[:length][None])[0]
         pooled = hidden.mean(0) if pooling == "mean" else hidden[0]
         vectors.append(torch.tanh(made.projection.dense.weight @ pooled))
@@ -165,6 +169,63 @@ def test_dropout_runs_in_evaluation_too() -> None:
     assert made.encoder.training
     outputs = made.predict(made.hide(batch_of(range(8))))
     assert not outputs["first"].equal(outputs["second"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    indices=st.lists(st.integers(0, 95), min_size=1, max_size=12),
+    deletion=st.floats(0, 0.95),
+    seed=st.integers(0, 2**30),
+)
+def test_views_are_without_the_tokens_that_are_deleted(
+    indices: list[int], deletion: float, seed: int
+) -> None:
+    """Each of what is kept, in its order, between the start and the end, and of a sentence something is always left."""
+    batch = batch_of(indices)
+    batch = Batch(batch.data, seed, batch.epochs, batch.records)
+    task = objective(deletion=deletion).hide(batch)
+    for view in VIEWS:
+        kept = kept_tokens(batch, deletion, view)
+        for t, (tokens, length) in enumerate(
+            zip(batch.data["tokens"], batch.data["lengths"].tolist(), strict=True)
+        ):
+            left = [place for place in range(length) if kept[t, place]]
+            assert left[0] == 0
+            assert left[-1] == length - 1
+            assert len(left) > 2 or length == 2
+            assert not kept[t, length:].any()
+            assert task[f"{view}_lengths"][t] == len(left)
+            assert task[view][t, : len(left)].equal(tokens[left])
+
+
+def test_what_is_deleted_changes_no_vector() -> None:
+    """A token that a view is without has no part in its encoding."""
+    made, batch = objective(deletion=0.5), batch_of(range(12))
+    kept = kept_tokens(batch, 0.5, "first")
+    other = torch.where(kept, batch.data["tokens"], 5)
+    changed = Batch({**batch.data, "tokens": other}, batch.seed, batch.epochs, batch.records)
+    one, same = (made.predict(made.hide(shown)) for shown in (batch, changed))
+    assert not other.equal(batch.data["tokens"])
+    torch.testing.assert_close(one["first"], same["first"])
+    assert not one["second"].equal(same["second"])
+
+
+def test_deletion_is_a_function_of_the_place() -> None:
+    """The same wherever a sentence stands in a batch; another in each view, epoch and seed; as often as it is said."""
+    batch = batch_of(range(96))
+    whole = kept_tokens(batch, 0.3, "first")
+    part = Batch(RECORDS.read(np.array([40, 7])), 3, np.zeros(2, int), np.array([40, 7]))
+    alone = kept_tokens(part, 0.3, "first")
+    assert alone.equal(whole[[40, 7], : alone.shape[1]])
+    words = whole.sum() - 2 * len(whole)
+    assert float(words / (batch.data["lengths"] - 2).sum()) == pytest.approx(0.7, abs=0.05)
+    others = [
+        kept_tokens(batch, 0.3, "second"),
+        kept_tokens(Batch(batch.data, 3, batch.epochs + 1, batch.records), 0.3, "first"),
+        kept_tokens(Batch(batch.data, 4, batch.epochs, batch.records), 0.3, "first"),
+    ]
+    assert not any(other.equal(whole) for other in others)
+    assert kept_tokens(batch, 0.0, "first").sum() == batch.data["lengths"].sum()
 
 
 # -- gradient caching ----------------------------------------------------------------------------------------
@@ -282,6 +343,7 @@ def test_a_run_leaves_an_encoder_and_no_projection(train: Train, tmp_path: Path)
     assert summary["sentences"] == 12 * 16
     assert summary["max_difference"] < 1e-5
     assert run.settings()["model.dropout"] == 0.1
+    assert run.settings()["simcse.deletion"] == 0.5
     lines = run.metrics()
     assert {"sentences", "sentences_per_second"} <= lines[0].keys()
     assert "unsupervised SimCSE" in (run.model_directory / "README.md").read_text()

@@ -6,18 +6,18 @@ from selfsup.doctor.base import Finding, History
 
 
 def check_dropout_off(history: History) -> Finding | None:
-    """Two views that only dropout tells apart, and no dropout: for objectives that encode a record twice."""
+    """Neither dropout nor deletion, which tell two views apart: for objectives that encode a sentence twice."""
     dropout = history.setting("model.dropout")
-    if dropout > 0:
+    if dropout > 0 or history.setting("simcse.deletion"):
         return None
     return Finding(
         check="dropout-off",
         severity="problem",
-        seen="model.dropout is 0, so both views of a record are the same",
+        seen="model.dropout and simcse.deletion are 0, so both views of a sentence are the same",
         step=0,
         value=dropout,
         threshold=0.0,
-        why="dropout is all that this objective hides: without it the views agree before anything is learnt "
+        why="nothing is hidden then: the views agree before anything is learnt "
         "(Gao et al. 2021, SimCSE, table 3)",
         remedy=f"give it dropout: {history.anew('model.dropout=0.1')}",
     )

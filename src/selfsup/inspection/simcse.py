@@ -27,14 +27,19 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inspection.base import Inspection, Part, Request, table_part
 from selfsup.inspection.tokens import TOKEN_STYLE, chip, colour, loss_bar, open_for, prepare, visible
 from selfsup.models.encoder import EncoderConfig, TextEncoder
-from selfsup.models.packing import Pooling
 from selfsup.models.presets import PRESETS
-from selfsup.objectives.simcse import SENTENCE, SimCSE, SimCSERecipe
+from selfsup.objectives.simcse import SENTENCE, VIEWS, SimCSE, SimCSERecipe, kept_tokens
 from selfsup.run import load_text_encoder
 from selfsup.seeding import generator
 from selfsup.step import predict
 
 POSITIVE, NEGATIVE, EXCLUDED = "+", "-", "="
+SEEN_IN = {
+    "both": "",
+    "first": "blue",
+    "second": "yellow",
+    "neither": "dim strike",
+}  # views of a token, in a terminal
 BATCH = 24  # sentences that are looked at
 NUMBERS = 32  # of a vector that are shown
 PRESET = "0.8m"  # an encoder to look at where neither a run nor a setting says which
@@ -44,6 +49,9 @@ PAIRS = 4  # sentences whose two views are drawn
 
 STYLE = """\
 .sentences li { gap: .25rem; }
+.sentences .first { box-shadow: inset 0 -.18rem var(--seen); }
+.sentences .second { box-shadow: inset 0 -.18rem var(--hot); }
+.sentences .neither { opacity: .4; text-decoration: line-through; }
 .hardest li { display: grid; grid-template-columns: 1.6rem 1fr auto; }
 .hardest .same { text-align: right; }
 .number { color: var(--faint); font-size: .8rem; min-width: 1.6rem; font-variant-numeric: tabular-nums; }
@@ -112,15 +120,16 @@ class SimCSEInspection(Inspection):
         source: name of what they were taken from.
         length: sentences of all of the source.
         texts: the sentences, as the tokens say them.
-        tokens: of each sentence, as the model reads them.
+        tokens: of each sentence.
+        seen_in: of each token of each sentence, the views that it is left in: `both`, `first`, `second` or `neither`.
         roles: row i says of each sentence j what its second view is to sentence i: `+` the positive, `-` a negative,
             `=` neither, since it equals sentence i.
-        temperature, dropout, pooling: of the training.
+        temperature, dropout, deletion, pooling: of the training.
         views: before the training, and after it where a run was given.
     """
 
     objective: ClassVar[str] = "simcse"
-    idea: ClassVar[str] = "a sentence, read twice under dropout, finds itself among others"
+    idea: ClassVar[str] = "a sentence, read twice in part and under dropout, finds itself among others"
     style: ClassVar[str] = TOKEN_STYLE + STYLE
     script: ClassVar[str] = SCRIPT.replace("MARGIN", str(CELL)).replace("CELL", str(CELL))
 
@@ -128,9 +137,11 @@ class SimCSEInspection(Inspection):
     length: int
     texts: list[str]
     tokens: list[list[str]]
+    seen_in: list[list[str]]
     roles: list[str]
     temperature: float
     dropout: float
+    deletion: float
     pooling: str
     views: list[Views]
 
@@ -147,7 +158,8 @@ class SimCSEInspection(Inspection):
             f"{len(self.texts)} of {self.length:,} sentences",
             f"{self.count(NEGATIVE):,} negatives",
             *([f"{excluded} pairs of equal sentences left out"] if excluded else []),
-            f"temperature {self.temperature:g}, dropout {self.dropout:g}, {self.pooling} pooling",
+            f"temperature {self.temperature:g}, dropout {self.dropout:g}, deletion {self.deletion:g}, "
+            f"{self.pooling} pooling",
         ]
         return ", ".join(facts)
 
@@ -156,14 +168,14 @@ class SimCSEInspection(Inspection):
         return [
             Part(
                 "sentences of a batch",
-                "Each as the model reads it, twice: both views have the same tokens.",
+                "Each is read twice, each time without some of its tokens. Plain ones are in both views, blue ones in "
+                "the first alone, orange ones in the second alone; what is crossed out is in neither.",
                 self._sentences,
                 self._sentences_html,
             ),
             Part(
                 "the two views of a sentence",
-                f"The first {NUMBERS} numbers of its vectors under two draws of the dropout ({trained.name}): not the "
-                "same, and yet to be recognised.",
+                f"The first {NUMBERS} numbers of its vectors ({trained.name}): not the same, and yet to be recognised.",
                 self._sparks,
                 self._bars,
             ),
@@ -239,10 +251,9 @@ class SimCSEInspection(Inspection):
 
     def _sentences(self, width: int) -> Text:
         lines = []
-        for number, tokens in enumerate(self.tokens, 1):
-            line = Text.assemble(
-                (f"{number:>3} ", "dim"), Text(" │ ", "dim").join(Text(visible(t)) for t in tokens)
-            )
+        for number, (tokens, seen_in) in enumerate(zip(self.tokens, self.seen_in, strict=True), 1):
+            words = [Text(visible(t), SEEN_IN[views]) for t, views in zip(tokens, seen_in, strict=True)]
+            line = Text.assemble((f"{number:>3} ", "dim"), Text(" │ ", "dim").join(words))
             line.append(self._twin(number - 1), "yellow")
             line.truncate(width, overflow="ellipsis")
             lines.append(line)
@@ -310,7 +321,7 @@ class SimCSEInspection(Inspection):
     def _sentences_html(self) -> str:
         items = "".join(
             f'<li data-text="{escape(text)}"><span class="number">{t + 1}</span>'
-            f"{''.join(chip('input', token) for token in tokens)}"
+            f"{''.join(map(chip, self.seen_in[t], tokens))}"
             f'<span class="same">{self._twin(t)}</span></li>'
             for t, (text, tokens) in enumerate(zip(self.texts, self.tokens, strict=True))
         )
@@ -409,6 +420,7 @@ def inspect_simcse(request: Request) -> SimCSEInspection:
     batch = _first_batch(records, min(BATCH, settings["train.batch"] or BATCH), settings["train.seed"])
     dropout = SimCSERecipe.dropout if settings["model.dropout"] is None else settings["model.dropout"]
     config = replace(begun.native.config if begun else _shape(request, tokenizer), dropout=dropout)
+    deletion = SimCSERecipe.deletion if options.deletion is None else options.deletion
     fresh = TextEncoder(config).initialise(generator(settings["train.seed"], "weights"))
     before = origin.native if origin else fresh
     begins = f"before training ({settings['model.init']})" if origin else "before training"
@@ -421,12 +433,24 @@ def inspect_simcse(request: Request) -> SimCSEInspection:
         length=len(records),
         texts=[tokenizer.decode(row) for row in rows],
         tokens=[tokenizer.tokens(row) for row in rows],
+        seen_in=[views[: len(row)] for views, row in zip(_seen_in(batch, deletion), rows, strict=True)],
         roles=_roles(batch.data["keys"].tolist()),
         temperature=options.temperature,
         dropout=dropout,
+        deletion=deletion,
         pooling=options.pooling,
         views=[
-            _views(name, _with_dropout(encoder, config), options.pooling, options.temperature, batch)
+            _views(
+                name,
+                SimCSE(
+                    _with_dropout(encoder, config),
+                    nn.Identity(),
+                    options.pooling,
+                    options.temperature,
+                    deletion,
+                ),
+                batch,
+            )
             for name, encoder in encoders.items()
         ],
     )
@@ -501,15 +525,22 @@ def _roles(keys: list[int]) -> list[str]:
     ]
 
 
+def _seen_in(batch: Batch, deletion: float) -> list[list[str]]:
+    """Of each token of padded sentences, the views that it is left in: see `SimCSEInspection`."""
+    first, second = (kept_tokens(batch, deletion, view) for view in VIEWS)
+    names = np.array(["neither", "first", "second", "both"])
+    return [row.tolist() for row in names[(first + 2 * second).numpy()]]
+
+
 @torch.inference_mode()
-def _views(name: str, encoder: TextEncoder, pooling: Pooling, temperature: float, batch: Batch) -> Views:
+def _views(name: str, objective: SimCSE, batch: Batch) -> Views:
     """Both views of each sentence, with the dropout of the first step."""
-    objective = SimCSE(encoder, nn.Identity(), pooling, temperature).train()
+    objective.train()
     outputs = predict(objective, batch, objective.hide(batch), nullcontext)
     first, second = (F.normalize(outputs[name], dim=-1) for name in ("first", "second"))
     similarity, keys = first @ second.T, batch.data["keys"]
     same = (keys[:, None] == keys).fill_diagonal_(False)
-    logits = (similarity / temperature).masked_fill(same, -torch.inf)
+    logits = (similarity / objective.temperature).masked_fill(same, -torch.inf)
     losses = F.cross_entropy(logits, torch.arange(len(keys)), reduction="none")
     return Views(
         name,

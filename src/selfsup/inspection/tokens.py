@@ -85,7 +85,7 @@ def visible(token: str) -> str:
 
 def colour(share: float) -> str:
     """Of a loss in a terminal, by its share of chance."""
-    return ("green", "yellow", "red")[min(2, int(3 * share))]
+    return ("green", "yellow", "red")[max(0, min(2, int(3 * share)))]
 
 
 def newest(tokens: list[str], room: int) -> str:

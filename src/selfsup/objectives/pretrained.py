@@ -196,6 +196,7 @@ class PretrainedSimCSERecipe(PretrainedEncoderRecipe, SimCSERecipe):
     """An encoder without its heads."""
 
     kind: ClassVar[str] = "AutoModel"
+    deletion: ClassVar[float] = 0.0  # Gao et al. 2021, table 1
 
     def build(self) -> SimCSE:
         encoder = AdaptedEncoder(self._open())
@@ -205,10 +206,11 @@ class PretrainedSimCSERecipe(PretrainedEncoderRecipe, SimCSERecipe):
             )  # which makes no part of the vectors, and stays as it is
         projection = Projection(encoder.config.width)
         initialise(projection, generator(self.settings["train.seed"], "weights"))
-        return SimCSE(encoder, projection, self.pooling, self.settings["simcse.temperature"])
+        options, deletion = self.settings.config.simcse, self.settings["simcse.deletion"]
+        return SimCSE(encoder, projection, options.pooling, options.temperature, deletion)
 
     def flops_per_record(self) -> float:
-        return 12 * self._block_parameters() * self.train.mean_length
+        return 12 * self._block_parameters() * self.mean_seen
 
 
 class PretrainedCausalLMRecipe(PretrainedRecipe, CausalLMRecipe):

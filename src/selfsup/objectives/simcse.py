@@ -1,6 +1,10 @@
 """SimCSE: a sentence finds itself, under another dropout, among the other sentences (Gao et al. 2021, equation 4).
 
 L = − Σ_i log ( exp(cos(z_i, z'_i) / τ) / Σ_j exp(cos(z_i, z'_j) / τ) )      z, z' the two encodings of each sentence
+
+Each encoding is of some of the sentence's tokens (word deletion; Wu et al. 2020, "CLEAR", arXiv:2012.15466): what is
+left must tell what else stood there, which teaches an encoder from scratch which words have to do with each other.
+Dropout alone serves one that was trained on billions of words (Gao et al. 2021, table 1).
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
 from selfsup.objectives.losses import info_nce
-from selfsup.seeding import generator
+from selfsup.seeding import generator, uniform
 
 BATCH = 128
 SENTENCE = 64  # tokens, at most
+VIEWS = ("first", "second")
 
 
 class Projection(nn.Module):
@@ -40,32 +45,52 @@ class Projection(nn.Module):
 
 
 class SimCSE(Objective):
-    """InfoNCE between two encodings of each sentence; sentences that equal it are no negatives of a sentence."""
+    """InfoNCE between two encodings of each sentence; sentences that equal it are no negatives of a sentence.
+
+    Args:
+        encoder: of tokens; its dropout tells the encodings apart.
+        projection: of the vectors, in training only.
+        pooling: how a sentence becomes one vector.
+        temperature: by which cosines are divided.
+        deletion: the share of a sentence's tokens that each encoding is made without.
+    """
 
     separable: ClassVar[bool] = False
 
     def __init__(
-        self, encoder: AnyEncoder, projection: nn.Module, pooling: Pooling, temperature: float
+        self,
+        encoder: AnyEncoder,
+        projection: nn.Module,
+        pooling: Pooling,
+        temperature: float,
+        deletion: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projection = projection
         self.pooling = pooling
         self.temperature = temperature
+        self.deletion = deletion
 
     def train(self, mode: bool = True) -> SimCSE:
         """Dropout makes the views, so it runs in evaluation too."""
         return super().train(True)
 
     def hide(self, batch: Batch) -> Task:
-        """The sentences, padded (B, T), their lengths (B,) and keys (B,); each is hidden from itself by dropout."""
-        return Task(dict(batch.data), {"info_nce": torch.tensor(len(batch))})
+        """What is left of the sentences in each view, padded (B, T), with their lengths (B,), and their keys (B,)."""
+        tokens = batch.data["tokens"]
+        views: dict[str, Tensor] = {}
+        for view in VIEWS:
+            kept = kept_tokens(batch, self.deletion, view)
+            order = kept.byte().argsort(dim=1, descending=True, stable=True)
+            views |= {view: tokens.gather(1, order), f"{view}_lengths": kept.sum(1)}
+        return Task({**views, "keys": batch.data["keys"]}, {"info_nce": torch.tensor(len(batch))})
 
     def predict(self, task: Task) -> Outputs:
         """Two encodings of each sentence, (B, width) each, under different draws of the dropout."""
-        tokens, lengths = task["tokens"], task["lengths"]
-        flat = flattened(tokens, lengths)
-        both = embed(self.encoder, torch.cat((flat, flat)), torch.cat((lengths, lengths)), self.pooling)
+        lengths = [task[f"{view}_lengths"] for view in VIEWS]
+        flat = [flattened(task[view], own) for view, own in zip(VIEWS, lengths, strict=True)]
+        both = embed(self.encoder, torch.cat(flat), torch.cat(lengths), self.pooling)
         first, second = self.projection(both).to(both.dtype).chunk(2)
         return {"first": first, "second": second}
 
@@ -73,6 +98,19 @@ class SimCSE(Objective):
         first = F.normalize(outputs["first"], dim=-1)
         second = F.normalize(outputs["second"], dim=-1)
         return {"info_nce": info_nce(first, second, task["keys"], 1 / self.temperature, collectives)}
+
+
+def kept_tokens(batch: Batch, deletion: float, view: str) -> Tensor:
+    """Which tokens of the sentences of a batch (B, T) are left in a view, a function of (seed, epoch, record, view).
+
+    Start and end always are, and so is all of a sentence that nothing else would be left of.
+    """
+    tokens, lengths = batch.data["tokens"], batch.data["lengths"][:, None]
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    draws = uniform(batch.seed, f"deletion {view}", batch.epochs, batch.records, tokens.shape[1])
+    words = (place > 0) & (place < lengths - 1)
+    kept = words & torch.from_numpy(draws >= deletion).to(tokens.device)
+    return (place < lengths) & (kept | ~words | ~kept.any(1, keepdim=True))
 
 
 def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -85,6 +123,7 @@ class SimCSERecipe(EncoderRecipe):
 
     useful: ClassVar[str | None] = "selfsup index {run} --data docs/ --out library.lance"
     dropout: ClassVar[float] = 0.1
+    deletion: ClassVar[float] = 0.5  # measured: docs/LOG.md
     unit: ClassVar[str] = "sentences"
     checks = (check_dropout_off, check_small_batch)
 
@@ -101,6 +140,7 @@ class SimCSERecipe(EncoderRecipe):
         self._choose_preset(effort, self.corpus.facts.training_tokens)
         self._settle_shape()
         settings.settle("data.window", min(SENTENCE, self._longest_window()), "recipe")
+        settings.settle("simcse.deletion", self.deletion, "recipe")
         self._records()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
         if self.validation is not None:
@@ -122,7 +162,8 @@ class SimCSERecipe(EncoderRecipe):
         encoder, projection = TextEncoder(config).initialise(draws), Projection(config.width)
         initialise(projection, draws)
         self.start(encoder)
-        return SimCSE(encoder, projection, options.pooling, options.temperature)
+        deletion = self.settings["simcse.deletion"]
+        return SimCSE(encoder, projection, options.pooling, options.temperature, deletion)
 
     def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return flattened(records["tokens"], records["lengths"]), records["lengths"]
@@ -136,9 +177,15 @@ class SimCSERecipe(EncoderRecipe):
         return pooling
 
     def flops_per_record(self) -> float:
-        """Two views of a sentence of mean length."""
-        length = self.train.mean_length
+        """What is left in two views of a sentence of mean length."""
+        length = self.mean_seen
         return float(2 * length * flops_per_token(self.encoder_config(), round(length), 0.0))
+
+    @property
+    def mean_seen(self) -> float:
+        """Tokens of a view, start and end among them, in the mean."""
+        share: float = self.settings["simcse.deletion"]
+        return 2 + (1 - share) * (self.train.mean_length - 2)
 
     @property
     def units_per_record(self) -> int:
@@ -147,7 +194,9 @@ class SimCSERecipe(EncoderRecipe):
     def facts(self) -> dict[str, str]:
         return super().facts() | {
             "windows": f"{len(self.train):,} sentences of {self.train.mean_length:.1f} tokens in the mean, "
-            f"{self.train.truncated:,} longer than {self.settings['data.window']} lose their end"
+            f"{self.train.truncated:,} longer than {self.settings['data.window']} lose their end",
+            "views": f"each of {1 - self.settings['simcse.deletion']:.0%} of a sentence's tokens "
+            f"({self.settings.origin('simcse.deletion')})",
         }
 
     @property
