@@ -65,6 +65,7 @@ def means(
 
 def predict(objective: Objective, batch: Batch, task: Task, autocast: Autocast) -> Outputs:
     """Outputs of one micro-batch; dropout in the network is seeded from the micro-batch's first record."""
+    task = Task(dict(task.tensors), task.counts)  # what is deferred is made here, once and in full precision
     with seeded(batch.seed, "dropout", int(batch.epochs[0]), int(batch.records[0])), autocast():
         return objective.predict(task)
 
@@ -103,14 +104,29 @@ def _cached(
     sums = objective.score(joined, Task.join(tasks), processes)
     _weigh(objective, {term: value / counts[term] for term, value in sums.items()}).backward()  # type: ignore[no-untyped-call]
     start = 0
+    rooms = _rooms(objective)
     for batch, task in zip(batches, tasks, strict=True):
         outputs = predict(objective, batch, task, autocast)
         stop = start + len(batch)
         used = [name for name in outputs if joined[name].grad is not None and outputs[name].requires_grad]
         slices = [joined[name].grad[start:stop] for name in used]  # type: ignore[index]
         torch.autograd.backward([outputs[name] for name in used], slices)
+        _move_into(rooms)
         start = stop
     return {term: value.detach() for term, value in sums.items()}
+
+
+def _rooms(objective: Objective) -> dict[nn.Parameter, Tensor]:
+    """Memory for gradients, taken before that of activations. Gradients that stayed where the first backward pass makes
+    them, among activations that go, would leave those of the next micro-batches too little in one piece."""
+    return {p: torch.empty_like(p) for p in objective.parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _move_into(rooms: dict[nn.Parameter, Tensor]) -> None:
+    for parameter, room in rooms.items():
+        if parameter.grad is not None and parameter.grad is not room:
+            parameter.grad = room.copy_(parameter.grad)
 
 
 @contextmanager

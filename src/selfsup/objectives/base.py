@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
@@ -36,7 +37,8 @@ class Task:
     """What is shown, what is hidden, where it was.
 
     Attributes:
-        tensors: first dimension is the record, so that tasks can be joined and cut.
+        tensors: first dimension is the record, so that tasks can be joined and cut. Those that are large and cheap to
+            make may be `Deferred`.
         counts: for each term of the score, the number of predictions it sums over (a scalar tensor).
     """
 
@@ -52,6 +54,23 @@ class Task:
         if len(tasks) == 1:
             return tasks[0]
         return Task(Joined([task.tensors for task in tasks]), add_counts(task.counts for task in tasks))
+
+
+class Deferred(Mapping[str, Tensor]):
+    """Tensors of a task, some of which are made whenever they are asked for, the same each time: while the other
+    micro-batches of a large batch have their turn, they take no memory."""
+
+    def __init__(self, made: Mapping[str, Callable[[], Tensor]], kept: Mapping[str, Tensor]) -> None:
+        self._made, self._kept = made, kept
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._made[name]() if name in self._made else self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._made, self._kept)
+
+    def __len__(self) -> int:
+        return len(self._made) + len(self._kept)
 
 
 class Joined(Mapping[str, Tensor]):

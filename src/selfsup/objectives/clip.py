@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -39,7 +39,7 @@ from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
+from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Progress, Task
 from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
 from selfsup.objectives.language import model_directory
 from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
@@ -110,22 +110,22 @@ class CLIP(Objective):
         tokens, lengths, keys = drawn_captions(batch)
         if self.hidden is not None and self.training:
             tokens = self.hidden(tokens, batch)
-        place = (batch.seed, batch.epochs, batch.records, VIEW)
-        tensors = {
-            "views": render(pixels, sizes, self.view, *place)
-            if self.training
-            else centred(pixels, sizes, self.view.size),
+        views = partial(centred, pixels, sizes, self.view.size)
+        if self.training:
+            views = partial(render, pixels, sizes, self.view, batch.seed, batch.epochs, batch.records, VIEW)
+        made: dict[str, Callable[[], Tensor]] = {"views": views}
+        kept = {
             "tokens": tokens,
             "lengths": lengths,
             "keys": torch.stack((keys, batch.data["image_keys"]), 1),
         }
         count = torch.tensor(len(batch))
         counts = dict.fromkeys((self.loss, "temperature", "modality_gap"), count)
-        if self.simclr is None:
-            return Task(tensors, counts)
-        also = self.simclr.hide(batch)
-        named = {f"simclr_{name}": tensor for name, tensor in also.tensors.items()}
-        return Task(tensors | named, counts | also.counts)
+        if self.simclr is not None:
+            also = self.simclr.hide(batch)
+            made |= {f"simclr_{name}": partial(also.__getitem__, name) for name in also.tensors}
+            counts |= also.counts
+        return Task(Deferred(made, kept), counts)
 
     def predict(self, task: Task) -> Outputs:
         """Where images and captions are put, (B, dimension) each."""

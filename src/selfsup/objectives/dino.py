@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, TypeAlias, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
 from selfsup.objectives.distillation import (
     centred,
     in_use,
@@ -113,23 +114,31 @@ class DINO(Objective):
     def hide(self, batch: Batch) -> Task:
         """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
         (B, 2, P) bool."""
-        crops, place = self.crops, (batch.seed, batch.epochs, batch.records)
-        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
-        first = render(pixels, sizes, crops.first, *place, 0)
-        second = render(pixels, sizes, crops.second, *place, 1)
-        tensors = {"globals": torch.stack((first, second), 1)}
-        if crops.count:
-            numbers = range(GLOBALS, GLOBALS + crops.count)
-            tensors["locals"] = render_several(pixels, sizes, crops.local, *place, numbers).transpose(0, 1)
+        made: dict[str, Callable[[], Tensor]] = {"globals": partial(self._globals, batch)}
+        kept: dict[str, Tensor] = {}
+        if self.crops.count:
+            made["locals"] = partial(self._locals, batch)
         shown = torch.tensor(GLOBALS * len(batch))
-        counts = {"dino": shown * (1 + crops.count), **dict.fromkeys(FIGURES, shown)}
+        counts = {"dino": shown * (1 + self.crops.count), **dict.fromkeys(FIGURES, shown)}
         if self.weights["koleo"]:
             counts["koleo"] = shown
         if self.weights["ibot"]:
+            place = (batch.seed, batch.epochs, batch.records)
             hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
-            tensors["hidden"] = hidden.to(first.device)
+            kept["hidden"] = hidden.to(batch.data["pixels"].device)
             counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
-        return Task(tensors, counts)
+        return Task(Deferred(made, kept), counts)
+
+    def _globals(self, batch: Batch) -> Tensor:
+        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
+        place, views = (batch.seed, batch.epochs, batch.records), (self.crops.first, self.crops.second)
+        crops = [render(pixels, sizes, view, *place, number) for number, view in enumerate(views)]
+        return torch.stack(crops, 1)
+
+    def _locals(self, batch: Batch) -> Tensor:
+        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
+        place, numbers = (batch.seed, batch.epochs, batch.records), range(GLOBALS, GLOBALS + self.crops.count)
+        return render_several(pixels, sizes, self.crops.local, *place, numbers).transpose(0, 1)
 
     def _mask(self, place: Place, number: int) -> Tensor:
         config = cast(VisionTransformer, self.student.backbone).config

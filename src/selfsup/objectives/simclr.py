@@ -6,6 +6,7 @@ L = − Σ_i log ( exp(cos(z_i, z_j(i)) / τ) / Σ_{k ≠ i} exp(cos(z_i, z_k) /
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
 from selfsup.objectives.losses import at_least_single, nt_xent
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import seeded
@@ -60,11 +61,13 @@ class SimCLR(Objective):
 
     def hide(self, batch: Batch) -> Task:
         """Two views of each image, (B, 2, 3, S, S): each hides from the other what the augmentation changed."""
-        pixels, place = batch.data["pixels"], (batch.seed, batch.epochs, batch.records)
-        views = render_several(pixels, batch.data["sizes"], self.view, *place, range(2))
-        records = torch.from_numpy(batch.records).to(pixels.device)
-        tensors = {"views": views.transpose(0, 1), "records": records}
+        records = torch.from_numpy(batch.records).to(batch.data["pixels"].device)
+        tensors = Deferred({"views": partial(self._views, batch)}, {"records": records})
         return Task(tensors, {"nt_xent": torch.tensor(2 * len(batch))})
+
+    def _views(self, batch: Batch) -> Tensor:
+        pixels, place = batch.data["pixels"], (batch.seed, batch.epochs, batch.records)
+        return render_several(pixels, batch.data["sizes"], self.view, *place, range(2)).transpose(0, 1)
 
     def predict(self, task: Task) -> Outputs:
         """Where the two views of each image are put, (B, dimension) each; one forward pass for both."""
