@@ -13,7 +13,7 @@ from benchmarks.clip_steps import TOWERS
 from benchmarks.common import Figures, alternate, ratios, selfsup, show, spread, write
 
 SMALL, LARGE = 128, 4096
-SEEN = 4 * LARGE  # pairs of a run, whatever its batch: the heap grows a little with each micro-batch
+SEEN = LARGE  # pairs of a run, whatever its batch: the heap grows a little with each micro-batch
 RECORDS = LARGE + LARGE // 4  # with what a run holds out
 
 

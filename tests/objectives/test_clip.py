@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selfsup import step
 from selfsup.config import OptimConfig
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
@@ -28,7 +31,7 @@ from selfsup.objectives.towers import ImageTower, Projection, TextTower
 from selfsup.optim import Optimizer
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients
-from selfsup.views import View, simclr_view
+from selfsup.views import View, render, simclr_view
 
 ALONE = Processes.alone()
 RECORDS, CAPTIONS, LONGEST, VOCABULARY, SIZE = 24, 3, 9, 20, 8
@@ -314,6 +317,48 @@ def test_caching_gives_the_gradient_of_the_large_batch(size: int, loss: Loss) ->
         assert one.grad is not None, name
         assert other.grad is not None, name
         assert float((one.grad - other.grad).norm()) < 1e-5 * max(float(other.grad.norm()), 1e-2), name
+
+
+def test_views_of_other_micro_batches_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is made when it is predicted: twice, and not while another one is there."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def counted(*place: Any) -> Tensor:
+        assert sum(view() is not None for view in made) <= 1  # of the micro-batch before, at most
+        views = render(*place)
+        made.append(weakref.ref(views))
+        return views
+
+    monkeypatch.setattr("selfsup.objectives.clip.render", counted)
+    gradients(objective(), cut(4), ALONE)
+    assert len(made) == 2 * len(cut(4))
+
+
+def test_what_is_deferred_is_the_same_each_time() -> None:
+    task = objective(simclr=0.5).hide(batch_of(range(6)))
+    assert {"views", "tokens", "simclr_views", "simclr_records"} <= set(task.tensors)
+    assert len(task.tensors) == len(list(task.tensors))
+    for name in task.tensors:
+        assert torch.equal(task[name], task[name]), name
+
+
+def test_gradients_of_micro_batches_lie_where_the_step_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory that was taken before the first of them, and only where there are any."""
+    made = objective()
+    made.text.freeze()
+    rooms: dict[torch.nn.Parameter, Tensor] = {}
+
+    def taken(objective: CLIP) -> dict[torch.nn.Parameter, Tensor]:
+        rooms.update(real(objective))
+        return rooms
+
+    real = step._rooms
+    monkeypatch.setattr(step, "_rooms", taken)
+    gradients(made, cut(8), ALONE)
+    found = {name: parameter for name, parameter in made.named_parameters() if parameter.grad is not None}
+    assert all(parameter.grad is rooms[parameter] for parameter in found.values())
+    assert found
+    assert not [name for name in found if name.startswith("text.network")]
 
 
 def test_simclr_on_top_is_simclr_alone() -> None:
