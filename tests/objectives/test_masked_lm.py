@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from selfsup.distributed import Processes
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.objectives.base import Task
 from selfsup.objectives.losses import IGNORE
-from selfsup.objectives.masked_lm import MaskedLM, Masking, document_numbers
+from selfsup.objectives.masked_lm import SAMPLE_TOKENS, MaskedLM, MaskedLMRecipe, Masking, document_numbers
 from selfsup.run import load
 from selfsup.seeding import generator
 from selfsup.trainer import EVALUATION_SEED
@@ -436,6 +437,25 @@ def test_a_record_that_hides_nothing_costs_nothing() -> None:
 
 
 # -- the recipe ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "wordpiece", "bpe", "characters"])
+def test_a_sample_is_the_text_with_its_hidden_tokens_in_brackets(
+    train: Train, tmp_path: Path, tokenizer: str
+) -> None:
+    """Spaces stand where the tokenizer puts them; pieces within words show where they go on."""
+    given = {"data.window": 32, "data.tokenizer": tokenizer, "steps": 1}
+    run = train(tmp_path / "run", objective="masked-lm", **given)
+    sample = sorted(run.samples.iterdir())[-1].read_text()
+    recipe = MaskedLMRecipe(run.settings())
+    recipe.open(lambda done, total: None)
+    recipe._records()
+    assert recipe.validation is not None
+    tokens = recipe.validation.read(np.array([0]))["tokens"][0].tolist()[:SAMPLE_TOKENS]
+    told = re.sub(
+        r"( ?)\[(.*?) → .*?\]", lambda found: found[1] + found[2], sample.strip("\n"), flags=re.DOTALL
+    )
+    assert told.replace(" ##", "").replace("##", "") == recipe.corpus.tokenizer.decode(tokens)
 
 
 def test_a_run_leaves_a_model_that_fills(train: Train, tmp_path: Path) -> None:

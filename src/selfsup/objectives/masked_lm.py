@@ -237,20 +237,32 @@ class MaskedLMRecipe(EncoderRecipe):
         device = model.output_weight.device
         hidden = objective.predict(Task({n: t.to(device) for n, t in task.tensors.items()}, {}))["hidden"][0]
         guesses = (hidden.float() @ model.output_weight.float().T).argmax(-1).tolist()
-        places = dict(zip(task["positions"][0].tolist(), guesses, strict=True))
-        truth = dict(zip(task["positions"][0].tolist(), task["targets"][0].tolist(), strict=True))
-        pieces = []
-        for place, token in enumerate(task["inputs"][0].tolist()[:SAMPLE_TOKENS]):
-            if truth.get(place, IGNORE) == IGNORE:
-                pieces.append(tokenizer.decode([token]))
-            else:
-                pieces.append(f"[{tokenizer.decode([truth[place]])} → {tokenizer.decode([places[place]])}]")
-        return "".join(pieces)
+        places, targets = task["positions"][0].tolist(), task["targets"][0].tolist()
+        told = {
+            place: (target, guess)
+            for place, target, guess in zip(places, targets, guesses, strict=True)
+            if target != IGNORE
+        }
+        return marked(tokenizer, task["inputs"][0].tolist()[:SAMPLE_TOKENS], told)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
         model = cast(MaskedLanguageModel, cast(MaskedLM, objective).model)
         self.save_encoder(model, self.definition(objective), directory, summary, HOW)
+
+
+def marked(tokenizer: TextTokenizer, shown: list[int], told: dict[int, tuple[int, int]]) -> str:
+    """A text in which `told` of some places the hidden token and the guess stands in brackets."""
+    text: list[str] = []
+    left: list[int] = []
+    for place, token in enumerate(shown):
+        truth, guess = told.get(place, (token, None))
+        alone = tokenizer.decode([truth])
+        joined = tokenizer.decode([*left, truth]).removeprefix(tokenizer.decode(left))
+        space = " " if joined == f" {alone}" else ""  # which tokenizers of words put between them
+        text.append(joined if guess is None else f"{space}[{alone} → {tokenizer.decode([guess])}]")
+        left = [truth] if alone else left  # start and end tokens say nothing
+    return "".join(text)
 
 
 HOW = """\
