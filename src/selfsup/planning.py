@@ -204,8 +204,9 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
     objective = recipe.build().to(machine.device)
     _trial_optimizer(objective, settings, machine)  # says so where there is nothing to train
     loader = Loader(recipe.train, settings["train.seed"], 1, 1, 0)
-    one, two = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in (1, 2))
-    record = max(1, two - one)
+    # Not one alone: batch normalisation has no variance to divide by where it finds a single value.
+    two, three = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in (2, 3))
+    record = max(1, three - two)
     size = most
     while size > 1 and size * record > free_memory(machine.device) / 2:
         size = -(-size // 2)
