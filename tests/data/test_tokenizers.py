@@ -76,6 +76,16 @@ def test_characters(trained):
     assert [capped.encode(symbol)[0] for symbol in "abc"] == [2, 3, 1]
 
 
+def test_how_many_texts_are_encoded_at_once_changes_nothing(trained, monkeypatch):
+    tokenizer = trained["bpe"]
+    whole = tokenizer.encode_batch(CORPUS)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    parts = tokenizer.encode_batch(CORPUS)
+    assert len(CORPUS) > 2
+    assert [ids.tolist() for ids in parts] == [ids.tolist() for ids in whole]
+    assert tokenizer.encode_batch([]) == []
+
+
 def test_words():
     tokenizer = train_tokenizer("words", ["Il gatto dorme sul divano. Il gatto mangia."])
     ids = tokenizer.encode("Il gatto dorme sul divano")

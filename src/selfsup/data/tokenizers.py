@@ -92,6 +92,9 @@ KNOWN = {
     "pad_token": ("[PAD]", "<pad>"),
 }
 
+AT_ONCE = (
+    1 << 14
+)  # texts that are encoded before their ids are taken: what else is known of them takes a kilobyte each
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
 # Places where neither our BPE, nor words, nor characters can have a token across: behind a line break that no
 # white space follows, and before a single space between two ASCII letters (for texts that are one long line).
@@ -164,8 +167,11 @@ class TextTokenizer:
         A foreign model may have its start or end token as an ordinary piece of text as well; it then becomes
         the unknown token, since it would end the document.
         """
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        batch = [np.array(encoding.ids, self.dtype) for encoding in encodings]
+        batch: list[Ids] = []
+        for start in range(0, len(texts), AT_ONCE):
+            some = texts[start : start + AT_ONCE]
+            encodings = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            batch += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         for ids in batch:
             self._replace_ends(ids)
         return batch
