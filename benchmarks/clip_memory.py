@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
         "clip_memory",
         f"Largest resident size in GiB of CLIP's training, {SMALL} pairs at once, in batches of {SMALL} and, with "
         f"gradient caching, of {LARGE:,}, on the towers of clip_steps; the pairs of the file are repeated until they "
-        f"are {RECORDS:,} or more, and both runs see {SEEN:,}.",
+        f"are {RECORDS:,} or more, and both runs see {SEEN:,}, beside the few steps that planning tries.",
         {"rounds": measured, "peaks": peaks, "shares": shares},
         [
             (f"{side.split('_')[0]}, batch {int(side.split('_')[1]):,}: GiB", show(peak))

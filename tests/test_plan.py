@@ -133,6 +133,22 @@ def test_the_micro_batch_fits_the_memory(documents: list[str], monkeypatch: pyte
     assert sizes[0] > sizes[-1] == 1
 
 
+def test_sentences_that_fill_rows_of_others_have_their_memory_too(
+    documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two short ones and a third may lie in the same row, which then costs no more than before."""
+    short = [" ".join(document.split()[: 3 + number % 5]) for number, document in enumerate(documents)]
+
+    def micro_batch(free: int) -> int:
+        monkeypatch.setattr(planning, "free_memory", lambda device: free)
+        given: dict[str, Any] = {**TINY, "batch": 64, "steps": 5}
+        _, settings = selfsup.plan("simcse", data=short, **given)
+        return int(settings["train.micro_batch"])
+
+    assert micro_batch(2**40) == 64
+    assert micro_batch(2**19) < 64
+
+
 def test_a_budget_that_leaves_no_time_is_refused(train: Train, tmp_path: Path) -> None:
     with pytest.raises(selfsup.UserError, match="leaves no time"):
         train(tmp_path / "run", budget=0.05)

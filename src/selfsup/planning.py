@@ -41,6 +41,9 @@ LOOKS = 10
 SECONDS_PER_LOOK = 10.0  # of a budget, at least
 FEWEST_EVALUATED = 8  # records
 EVALUATION_BATCHES = 4  # micro-batches that are evaluated at once: nothing is kept for a gradient
+# Records whose memory is compared: not one alone, for batch normalisation needs two values, and enough that the last of
+# them does not just fill the rest of a row of sentences.
+COMPARED = (2, 10)
 FORGOTTEN = 5.0  # times that the weights' average over past updates is renewed within a run
 MOST_WEIGHT_DECAY = 1.0
 CALIBRATION_SECONDS = 0.8
@@ -204,9 +207,8 @@ def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, m
     objective = recipe.build().to(machine.device)
     _trial_optimizer(objective, settings, machine)  # says so where there is nothing to train
     loader = Loader(recipe.train, settings["train.seed"], 1, 1, 0)
-    # Not one alone: batch normalisation has no variance to divide by where it finds a single value.
-    two, three = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in (2, 3))
-    record = max(1, three - two)
+    few, more = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in COMPARED)
+    record = max(1, (more - few) // (COMPARED[1] - COMPARED[0]))
     size = most
     while size > 1 and size * record > free_memory(machine.device) / 2:
         size = -(-size // 2)

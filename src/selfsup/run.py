@@ -133,9 +133,16 @@ class Run:
     def checkpoints(self, keep: int = 3) -> Checkpoints:
         return Checkpoints(self.checkpoints_directory, keep)
 
+    def config(self) -> dict[str, Any]:
+        """The configuration as it was written; what is settled differently since then is said as it was."""
+        config = read_yaml(self.config_file)
+        if config.get("objective") == "simcse":
+            config.setdefault("simcse", {}).setdefault("deletion", 0.0)
+        return config
+
     def settings(self) -> Settings:
         """The resolved configuration, with the origins that were written beside the values."""
-        settings = Settings((str(self.config_file), read_yaml(self.config_file)))
+        settings = Settings((str(self.config_file), self.config()))
         settings.sources = self.environment().get("sources", settings.sources)
         return settings
 

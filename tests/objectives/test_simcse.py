@@ -25,6 +25,7 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import POOLINGS, Pooling
 from selfsup.objectives.losses import info_nce
 from selfsup.objectives.simcse import VIEWS, Projection, SimCSE, kept_tokens
+from selfsup.report import Reporter
 from selfsup.run import load
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients, predict
@@ -347,6 +348,17 @@ def test_a_run_leaves_an_encoder_and_no_projection(train: Train, tmp_path: Path)
     lines = run.metrics()
     assert {"sentences", "sentences_per_second"} <= lines[0].keys()
     assert "unsupervised SimCSE" in (run.model_directory / "README.md").read_text()
+
+
+def test_a_run_from_before_there_was_deletion_goes_on_without(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", **SIMCSE, **{"simcse.deletion": 0.0})
+    lines = run.config_file.read_text().splitlines(keepends=True)
+    run.config_file.write_text("".join(line for line in lines if "deletion" not in line))
+    assert run.settings()["simcse.deletion"] == 0
+    selfsup.train(resume=run.directory, steps=14, reporter=Reporter(False))
+    assert "deletion: 0.0" in run.config_file.read_text()
+    inspection = selfsup.inspect(run=run.directory)
+    assert inspection.deletion == 0
 
 
 def test_the_plan_counts_what_loses_its_end(corpus: Path) -> None:

@@ -92,9 +92,8 @@ KNOWN = {
     "pad_token": ("[PAD]", "<pad>"),
 }
 
-AT_ONCE = (
-    1 << 14
-)  # texts that are encoded before their ids are taken: what else is known of them takes a kilobyte each
+# Texts that are encoded before their ids are taken: what else is known of each takes a kilobyte.
+AT_ONCE = 1 << 14
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
 # Places where neither our BPE, nor words, nor characters can have a token across: behind a line break that no
 # white space follows, and before a single space between two ASCII letters (for texts that are one long line).

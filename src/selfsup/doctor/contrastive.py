@@ -19,7 +19,7 @@ def check_dropout_off(history: History) -> Finding | None:
         threshold=0.0,
         why="nothing is hidden then: the views agree before anything is learnt "
         "(Gao et al. 2021, SimCSE, table 3)",
-        remedy=f"give it dropout: {history.anew('model.dropout=0.1')}",
+        remedy=f"give it one: {history.anew('simcse.deletion=0.5')}, or model.dropout=0.1",
     )
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfsup.config import Settings, nearest, read_yaml
+from selfsup.config import Settings, nearest
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.run import Run
@@ -66,7 +66,7 @@ def inspect(
         tokenizer = Run(tokenizer).model_directory
     layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
     if run is not None and Run(run).exists:
-        layers.insert(0, (str(Run(run).config_file), read_yaml(Run(run).config_file)))
+        layers.insert(0, (str(Run(run).config_file), Run(run).config()))
     request = Request(text, data, tokenizer, run, window, Settings(*layers), progress)
     return _inspector(objective or request.settings["objective"])(request)
 

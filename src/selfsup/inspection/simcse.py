@@ -34,12 +34,8 @@ from selfsup.seeding import generator
 from selfsup.step import predict
 
 POSITIVE, NEGATIVE, EXCLUDED = "+", "-", "="
-SEEN_IN = {
-    "both": "",
-    "first": "blue",
-    "second": "yellow",
-    "neither": "dim strike",
-}  # views of a token, in a terminal
+# Views that a token is left in, and how it then looks in a terminal.
+SEEN_IN = {"both": "", "first": "blue", "second": "dark_orange", "neither": "dim strike"}
 BATCH = 24  # sentences that are looked at
 NUMBERS = 32  # of a vector that are shown
 PRESET = "0.8m"  # an encoder to look at where neither a run nor a setting says which
@@ -96,7 +92,7 @@ document.querySelectorAll(".alike svg").forEach(svg => {
 
 @dataclass(frozen=True)
 class Views:
-    """What an encoder makes of the sentences under two draws of the dropout.
+    """What an encoder makes of the two views of the sentences.
 
     Attributes:
         name: of the encoder.
@@ -534,7 +530,7 @@ def _seen_in(batch: Batch, deletion: float) -> list[list[str]]:
 
 @torch.inference_mode()
 def _views(name: str, objective: SimCSE, batch: Batch) -> Views:
-    """Both views of each sentence, with the dropout of the first step."""
+    """Both views of each sentence, with the deletion and dropout of the first step."""
     objective.train()
     outputs = predict(objective, batch, objective.hide(batch), nullcontext)
     first, second = (F.normalize(outputs[name], dim=-1) for name in ("first", "second"))

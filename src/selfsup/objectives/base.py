@@ -58,7 +58,7 @@ class Task:
 
 class Deferred(Mapping[str, Tensor]):
     """Tensors of a task, some of which are made whenever they are asked for, the same each time: while the other
-    micro-batches of a large batch have their turn, they take no memory."""
+    micro-batches of a large batch have their turn, they take no memory. Gradient caching so makes them twice."""
 
     def __init__(self, made: Mapping[str, Callable[[], Tensor]], kept: Mapping[str, Tensor]) -> None:
         self._made, self._kept = made, kept

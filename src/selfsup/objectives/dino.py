@@ -165,7 +165,7 @@ class DINO(Objective):
         local = self.student.see(task["locals"].flatten(0, 1))[0] if self.crops.count else classes[:0]
         vectors = self.student.head(torch.cat((classes, local, patches.flatten(0, 1)[places])))
         said = vectors.split((len(classes), len(local), len(places)))
-        records = len(task["globals"])
+        records = len(pixels) // GLOBALS
         outputs = {
             "globals": said[0].view(records, GLOBALS, -1),
             "locals": said[1].view(records, self.crops.count, vectors.shape[1]),

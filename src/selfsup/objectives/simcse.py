@@ -1,4 +1,4 @@
-"""SimCSE: a sentence finds itself, under another dropout, among the other sentences (Gao et al. 2021, equation 4).
+"""SimCSE: a sentence finds itself, seen otherwise, among the other sentences (Gao et al. 2021, equation 4).
 
 L = − Σ_i log ( exp(cos(z_i, z'_i) / τ) / Σ_j exp(cos(z_i, z'_j) / τ) )      z, z' the two encodings of each sentence
 
@@ -48,7 +48,7 @@ class SimCSE(Objective):
     """InfoNCE between two encodings of each sentence; sentences that equal it are no negatives of a sentence.
 
     Args:
-        encoder: of tokens; its dropout tells the encodings apart.
+        encoder: of tokens; its dropout, too, tells the encodings apart.
         projection: of the vectors, in training only.
         pooling: how a sentence becomes one vector.
         temperature: by which cosines are divided.
@@ -73,7 +73,7 @@ class SimCSE(Objective):
         self.deletion = deletion
 
     def train(self, mode: bool = True) -> SimCSE:
-        """Dropout makes the views, so it runs in evaluation too."""
+        """Dropout is a part of the views, so it runs in evaluation too."""
         return super().train(True)
 
     def hide(self, batch: Batch) -> Task:
