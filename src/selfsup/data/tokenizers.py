@@ -92,7 +92,7 @@ KNOWN = {
     "pad_token": ("[PAD]", "<pad>"),
 }
 
-# Texts that are encoded before their ids are taken: what else is known of each takes a kilobyte.
+# Texts that are encoded before their ids are taken: what else is known of each takes far more memory.
 AT_ONCE = 1 << 14
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
 # Places where neither our BPE, nor words, nor characters can have a token across: behind a line break that no

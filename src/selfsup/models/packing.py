@@ -69,6 +69,11 @@ def _rounded(count: int) -> int:
     return count if count < MULTIPLE else -(-count // MULTIPLE) * MULTIPLE
 
 
+def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The tokens of padded texts (B, T) of `lengths` (B,), one after the other."""
+    return tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
+
+
 def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token.
 

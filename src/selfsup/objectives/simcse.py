@@ -3,8 +3,8 @@
 L = − Σ_i log ( exp(cos(z_i, z'_i) / τ) / Σ_j exp(cos(z_i, z'_j) / τ) )      z, z' the two encodings of each sentence
 
 Each encoding is of some of the sentence's tokens (word deletion; Wu et al. 2020, "CLEAR", arXiv:2012.15466): what is
-left must tell what else stood there, which teaches an encoder from scratch which words have to do with each other.
-Dropout alone serves one that was trained on billions of words (Gao et al. 2021, table 1).
+left must tell what else stood there. Dropout alone is a task for an encoder that was trained on billions of words (Gao et
+al. 2021, table 1); small ones that were trained for minutes got worse by it (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selfsup.data.records import Batch
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
-from selfsup.models.packing import Pooling, embed
+from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
@@ -111,11 +111,6 @@ def kept_tokens(batch: Batch, deletion: float, view: str) -> Tensor:
     words = (place > 0) & (place < lengths - 1)
     kept = words & torch.from_numpy(draws >= deletion).to(tokens.device)
     return (place < lengths) & (kept | ~words | ~kept.any(1, keepdim=True))
-
-
-def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """The tokens of padded sentences (B, T), one after the other."""
-    return tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
 
 
 class SimCSERecipe(EncoderRecipe):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.features import Features
-from selfsup.models.packing import Pooling, embed
+from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.objectives.language import model_directory
 
 
@@ -84,8 +84,8 @@ class TextTower(Tower):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Padded captions (B, T) of `lengths` (B,) tokens to (B, dimension)."""
-        flat = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
-        return cast(Tensor, self.projection(embed(self.network, flat, lengths, self.pooling)))
+        vectors = embed(self.network, flattened(tokens, lengths), lengths, self.pooling)
+        return cast(Tensor, self.projection(vectors))
 
 
 def tower_directory(place: str | Path, tower: str) -> Path:
