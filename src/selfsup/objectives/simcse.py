@@ -3,8 +3,8 @@
 L = − Σ_i log ( exp(cos(z_i, z'_i) / τ) / Σ_j exp(cos(z_i, z'_j) / τ) )      z, z' the two encodings of each sentence
 
 Each encoding is of some of the sentence's tokens (word deletion; Wu et al. 2020, "CLEAR", arXiv:2012.15466): what is
-left must tell what else stood there. Dropout alone is a task for an encoder that was trained on billions of words (Gao et
-al. 2021, table 1); small ones that were trained for minutes got worse by it (docs/LOG.md).
+left must tell what else stood there. Dropout alone is a task for an encoder that was trained on billions of words
+(Gao et al. 2021, table 1); small ones that were trained for minutes got worse by it (docs/LOG.md).
 """
 
 from __future__ import annotations
