@@ -19,7 +19,7 @@ from benchmarks.common import Figures, selfsup, show, spread, write
 
 DIMENSION = 300  # of a random vector
 SHAPE = ("model.layers=2", "model.width=256", "data.vocabulary=8192")
-MASKED, CONTRASTIVE = "45s", "90s"  # of training
+MASKED, CONTRASTIVE = "240s", "90s"  # of training
 STAGES = ("untrained", "masked", "simcse")
 STILL = ("--steps", "32", "optim.lr=1e-30", "optim.adamw_lr=1e-30")  # steps that change nothing
 
