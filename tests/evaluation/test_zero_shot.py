@@ -100,6 +100,22 @@ def test_names_of_the_hub(model: Path) -> None:
     assert score.details["balanced"] == pytest.approx(100 * np.mean(recalls))
 
 
+def test_a_label_may_list_several_names(model: Path) -> None:
+    """A class is then the mean of their directions; a comma or slash within a name separates nothing."""
+    data = dataset(LABELS.tolist(), ["ship & snow", "tench, Tinca_tinca", "AC/DC at 1,000 m & "])
+    opened = selfsup.load(model)
+    assert isinstance(opened, PairModel)
+
+    def unit(vectors: np.ndarray) -> np.ndarray:
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    names = [["ship", "snow"], ["tench", "Tinca tinca"], ["AC/DC at 1,000 m"]]
+    classes = np.stack([unit(unit(opened.text.embed(some, "fp32")).mean(0)) for some in names])
+    images = unit(opened.image.embed([row["image"] for row in data], "fp32"))
+    score = evaluate(model, data=data, protocol="zero-shot")
+    assert score.value == pytest.approx(100 * ((images @ classes.T).argmax(1) == LABELS).mean())
+
+
 def test_classes_of_one_name_are_one(model: Path, tmp_path: Path) -> None:
     """The datasets library refuses them, but a file may say so."""
     dataset(LABELS.tolist(), ["red", "green", "blue"]).to_parquet(tmp_path / "data.parquet")

@@ -4,7 +4,9 @@ The name of each class of the data is set into templates (`{}` stands for it; by
 are embedded, normalised, averaged over the templates and normalised again. An image's answer is the class with the
 highest cosine similarity, the first of those that are equal. (Radford et al. 2021, section 3.1.4.) Names are those that
 the data gives its classes: of folders, of labels in words, of numbers those in the hub's metadata; an underscore in a
-name stands for a space. All classes that the data knows are to choose from, whether or not an image has them.
+name stands for a space. What lists several names, as "tench, Tinca tinca" or "Food & Drink" do (`SEPARATORS`), is set
+into the templates one by one, and the average is over all of these texts. All classes that the data knows are to choose
+from, whether or not an image has them.
 
 In percent. Chance is a class drawn at random. The details have the balanced accuracy, the mean over classes of the
 share of right answers (of classes that have images; chance is the same), and the share of the commonest class, which a
@@ -14,6 +16,7 @@ model that always names it reaches. The interval resamples images.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +30,8 @@ from selfsup.inference.pictures import Pictures
 from selfsup.inference.zero_shot import TEMPLATES, class_vectors
 
 log = logging.getLogger(__name__)
+
+SEPARATORS = re.compile(r", | [&/|] ")  # between names of one class
 
 
 def balanced(answers: Labels, labels: Labels) -> float:
@@ -72,8 +77,8 @@ def measure(request: Request) -> Score:
     )
 
 
-def _spoken(names: Sequence[str], data: str) -> list[str]:
-    """The names of classes as words; numbers are let be, for they may be what the images show."""
+def _spoken(names: Sequence[str], data: str) -> list[list[str]]:
+    """The names of each class as words; numbers are let be, for they may be what the images show."""
     if all(name.lstrip("-").isdecimal() for name in names):
         log.warning(
             "The classes of %s go by numbers (%s, …), which are looked for as texts; where they stand for something "
@@ -81,4 +86,5 @@ def _spoken(names: Sequence[str], data: str) -> list[str]:
             data,
             names[0],
         )
-    return [name.replace("_", " ") for name in names]
+    words = [name.replace("_", " ") for name in names]
+    return [[part for part in SEPARATORS.split(name) if part.strip()] or [name] for name in words]

@@ -1,7 +1,8 @@
 """What an image shows, by the texts that it could be: nothing is learnt from labelled images.
 
 (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.) A class is
-the direction of its texts: its name set into each template, embedded, normalised, averaged, normalised (section 3.1.4).
+the direction of its texts: its name, or each of several, set into each template, embedded, normalised, averaged and
+normalised again (section 3.1.4).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,7 +86,8 @@ def zero_shot(
     read, vectors = embed_items(model, items, run, "fp32", progress)
     if not read.all():
         raise UserError(f"{items[int(read.argmin())].source} cannot be read; give another one.")
-    cosines = normalised(vectors) @ class_vectors(model, labels, templates, run).T
+    directions = class_vectors(model, [[label] for label in labels], templates, run)
+    cosines = normalised(vectors) @ directions.T
     rows = model.similarity.probabilities(cosines).tolist()
     return [
         Shown(item.source, dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])))
@@ -93,11 +96,12 @@ def zero_shot(
 
 
 def class_vectors(
-    model: PairModel, names: Sequence[str], templates: Sequence[str], path: str | Path
+    model: PairModel, classes: Sequence[Sequence[str]], templates: Sequence[str], path: str | Path
 ) -> Tensor:
-    """The direction of each class, (names, dimension) of length 1, by the texts that its name makes with templates.
+    """The direction of each class, (classes, dimension) of length 1, by the texts that its names make with templates.
 
     Args:
+        classes: one or more names of each.
         path: where the model was opened, for messages.
 
     Raises:
@@ -107,9 +111,10 @@ def class_vectors(
         raise UserError(
             "Each template needs {} where the name of a class stands, such as --templates 'a photo of a {}'."
         )
-    texts = [template.replace(PLACE, name) for name in names for template in templates]
+    texts = [template.replace(PLACE, name) for names in classes for name in names for template in templates]
     _, vectors = embed_items(model, [Text("", text, "", {}) for text in texts], path, "fp32")
-    return F.normalize(normalised(vectors).view(len(names), len(templates), -1).mean(1))
+    parts = torch.split(normalised(vectors), [len(names) * len(templates) for names in classes])
+    return F.normalize(torch.stack([part.mean(0) for part in parts]))
 
 
 def show(answers: Sequence[Shown], console: Console) -> None:
