@@ -17,6 +17,7 @@ from tiny_clip import DIMENSION, save_table, save_tiny_clip
 from tiny_vision import picture, save_photos
 
 import selfsup
+from selfsup.data.image_sources import holds_images
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.pictures import Pictures
@@ -48,6 +49,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "note.txt").write_text("a cat")
     (place / "archive.tar").write_bytes(b"\0" * 10240)
     pq.write_table(pa.table({"text": TEXTS}), place / "texts.parquet")
+    listed = pa.table({"file": ["photos/red/00.png"], "caption": ["a red photo"]})
+    pq.write_table(listed, place / "listed.parquet")
+    pq.write_table(listed.slice(1), place / "empty.parquet")
+    with pa.OSFile(str(place / "listed.arrow"), "wb") as sink, pa.ipc.new_file(sink, listed.schema) as writer:
+        writer.write_table(listed)
     (place / "folder").mkdir()
     (place / "folder" / "note.md").write_text("a dog")
     return place
@@ -66,6 +72,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pairs.parquet", "image", True),
         ("pairs.parquet", "caption", False),
         ("texts.parquet", None, False),
+        ("listed.parquet", "file", True),
+        ("listed.parquet", "caption", False),
+        ("listed.arrow", "file", True),
         ("list.csv", None, True),
         ("list.csv", "file", True),
         ("list.csv", "caption", False),
@@ -82,6 +91,11 @@ def test_a_source_on_the_disk(
         opened = model.read(source, column)
         assert isinstance(opened, Pictures if images else Texts)
         assert list(opened.items())
+
+
+def test_a_table_without_rows_names_no_images(place: Path) -> None:
+    assert not holds_images(place / "empty.parquet", "file")
+    assert not holds_images(place / "listed.parquet", "nothing")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from selfsup.data.image_stores import (
     label_column,
     of_spans,
 )
-from selfsup.data.image_tables import has_images, open_dataset, open_tables, schema_of
+from selfsup.data.image_tables import has_images, names_images, open_dataset, open_tables, schema_of
 from selfsup.data.sources import load_from_hub, require_column, sample_file
 from selfsup.errors import UserError
 
@@ -75,7 +75,7 @@ def holds_images(source: object, column: str | None = None) -> bool:
 
     Image files and archives are, and pixels from Python; a table is where it has a column of images, a list where one
     of its columns names image files, a list of strings where each ends like one. A column that is named decides by
-    itself.
+    itself, in a table also one of the names of image files.
     """
     if isinstance(source, str) and source.startswith("hub:"):
         return has_images(load_from_hub(source).features.arrow_schema, column)
@@ -117,7 +117,8 @@ def _hold_images(files: list[File], column: str | None) -> bool:
     """By the first of some files, which are of one kind."""
     kind = _kind(files[0]) if files else None
     if kind == "tables":
-        return has_images(schema_of(Path(files[0].path)), column)
+        path = Path(files[0].path)
+        return has_images(schema_of(path), column) or (column is not None and names_images(path, column))
     if kind == "lists":
         return _lists_images(Path(files[0].path), column)
     return kind is not None

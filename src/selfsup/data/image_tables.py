@@ -18,7 +18,7 @@ from selfsup.data.cache import kept_file
 from selfsup.data.formats import BATCH_ROWS, is_text, reading
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
 from selfsup.data.image_files import BadImage
-from selfsup.data.image_stores import FORMAT, SHARE, Columns, File, Progress, Store, label_column
+from selfsup.data.image_stores import FORMAT, SHARE, Columns, File, Progress, Store, kind_of, label_column
 from selfsup.data.sources import require_column
 from selfsup.errors import UserError
 from selfsup.machine import free_memory
@@ -208,6 +208,19 @@ def schema_of(path: Path) -> Any:
     """The Arrow schema of a parquet or Arrow file."""
     with reading(path):
         return pq.read_schema(path) if _is_parquet(path) else _reader(path).schema
+
+
+def names_images(path: Path, column: str) -> bool:
+    """Whether the first value of a column of a parquet or Arrow file is the name of an image file."""
+    if column not in schema_of(path).names:
+        return False
+    with reading(path):
+        if _is_parquet(path):
+            rows = next(pq.ParquetFile(path).iter_batches(1, columns=[column]), None)
+        else:
+            rows = _reader(path).read_all().select([column])
+        value = rows[column][0].as_py() if rows else None
+    return isinstance(value, str) and kind_of(value) == "images"
 
 
 def _reader(path: Path) -> Any:
