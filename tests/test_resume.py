@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import foreign
 import pytest
 import torch
 from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer, Train, tree
@@ -280,6 +281,21 @@ PAIRS: dict[str, dict[str, Any]] = {
 def test_image_text_is_killed_and_resumed(captioned: Path, resume: Train, tmp_path: Path) -> None:
     common = {**TINY_PAIRS, **LONG, "data": str(captioned)}
     check_kills({name: {**common, **more} for name, more in PAIRS.items()}, resume, tmp_path)
+
+
+FOREIGN = {"masked-lm": foreign.bert, "simcse": foreign.roberta, "causal-lm": foreign.gpt2}
+
+
+def test_networks_of_transformers_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
+    places = {name: str(make(tmp_path / f"of-{name}")) for name, make in FOREIGN.items()}
+    check_kills(
+        {
+            name: settings_of(tmp_path, corpus, objective=name, model=f"hf:{place}", tokenizer=place)
+            for name, place in places.items()
+        },
+        resume,
+        tmp_path,
+    )
 
 
 def check_kills(trainings: dict[str, dict[str, Any]], resume: Train, place: Path) -> None:
