@@ -18,7 +18,7 @@ TEXT = ("--tokenizer", "wordpiece", "model.layers=2", "model.width=256", "data.v
 ABOUT = ("simcse.deletion=0.8", "data.window=128")
 IMAGE = ("model.layers=6", "model.width=96", "model.heads=3", "model.patch=8", "data.size=64", "batch=256",
          "clip.dimension=256")  # fmt: skip
-MASKED, CONTRASTIVE, PAIRS = 180, 150, 150  # seconds of training
+MASKED, CONTRASTIVE, PAIRS = 300, 150, 120  # seconds of training
 
 
 def passages(texts: Path) -> Iterator[str]:
