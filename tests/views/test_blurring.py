@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,8 @@ def images(count: int, size: int, seed: int = 0) -> torch.Tensor:
 )
 def test_a_blur_is_a_convolution_with_reflected_borders(sigmas: list[float], size: int, seed: int) -> None:
     found = images(len(sigmas), size, seed)
-    blurred = blur(found, gaussian(torch.tensor(sigmas), size)).numpy()
+    kernels = gaussian(torch.tensor(sigmas), size)
+    blurred = blur(found, kernels[:, : reach(size, max(sigmas)) + 1]).numpy()
     for i, sigma in enumerate(sigmas):
         for channel in range(3):
             expected = ndimage.gaussian_filter(
@@ -49,6 +52,16 @@ def test_a_kernel_is_a_normalised_gaussian() -> None:
 def test_the_kernel_of_simclr_is_23_pixels_wide_at_224() -> None:
     assert 2 * reach(224) + 1 == 23
     assert reach(8) == 1
+
+
+@given(sigma=st.floats(0.05, 5), size=st.integers(2, 300))
+def test_nothing_lies_beyond_the_reach(sigma: float, size: int) -> None:
+    near, (kernel,) = reach(size, sigma), gaussian(torch.tensor([sigma]), size)
+    assert 1 <= near <= reach(size)
+    assert (kernel[near + 1 :] == 0).all()
+    whole = [math.exp(-((d / sigma) ** 2) / 2) for d in range(-reach(size), reach(size) + 1)]
+    assert abs(2 * kernel.sum() - kernel[0] - 1) < 1e-6
+    assert abs(kernel[0] - 1 / sum(whole)) < 1e-6
 
 
 def test_no_number_is_below_the_normal_ones() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from selfsup.seeding import uniform
-from selfsup.views.crops import CROP_DRAWS, TRIES, Line, random_boxes, resample
+from selfsup.views.crops import CROP_DRAWS, LARGE, TRIES, Line, cropping, random_boxes, resample
 
 RATIO = (3 / 4, 4 / 3)
 sides = st.integers(1, 40)
@@ -128,6 +128,34 @@ def test_crops_of_bytes_are_those_of_pillow_to_a_level() -> None:
     part = Image.fromarray(pixels[0].transpose(1, 2, 0)).crop((3, 7, 33, 48))
     theirs = np.asarray(part.resize((24, 24), Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1)
     assert np.abs(ours(pixels, torch.tensor([box]), 24)[0] - theirs).max() < 1.01
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    size=st.integers(LARGE, 130),
+    seed=st.integers(0, 99),
+)
+def test_large_crops_are_those_of_pillow_to_a_level(height: int, width: int, size: int, seed: int) -> None:
+    """On a CPU they come from PyTorch's own resize, of any layout of the pixels."""
+    pixels = torch.from_numpy(images(2, height, width, seed)).to(memory_format=torch.channels_last)
+    chosen, mirror = torch.tensor([1, 0, 1]), torch.tensor([False, True, True])
+    boxes = random_boxes(draws(3, seed), torch.tensor([[height, width]]).expand(3, 2), (0.05, 1.0), RATIO)
+    made = cropping(pixels, chosen, boxes, mirror, size)
+    found = made(slice(0, 3))
+    assert torch.equal(found[1:], made(slice(1, 3)))
+    for number, (source, (top, left, high, wide)) in enumerate(
+        zip(chosen.tolist(), boxes.tolist(), strict=True)
+    ):
+        whole = Image.fromarray(pixels[source].permute(1, 2, 0).numpy())
+        part = whole.crop((left, top, left + wide, top + high))
+        theirs = np.array(part.resize((size, size), Image.Resampling.BILINEAR), float).transpose(2, 0, 1)
+        ours = found[number].double().numpy() * 255
+        np.testing.assert_allclose(ours, ours.round(), atol=1e-4)
+        errors = np.abs((ours[..., ::-1] if mirror[number] else ours) - theirs)
+        assert errors.max() < 2.01  # its weights have 15 bits, those of Pillow more
+        assert (errors > 1.01).mean() < 1e-3
 
 
 def test_crops_are_those_of_torchvision() -> None:

@@ -19,6 +19,7 @@ from selfsup.views import (
     STD,
     View,
     centred,
+    crops,
     dino_local,
     dino_second,
     mae_view,
@@ -28,7 +29,7 @@ from selfsup.views import (
     simclr_view,
 )
 from selfsup.views.blurring import reach
-from selfsup.views.crops import CROP_DRAWS, random_boxes
+from selfsup.views.crops import CROP_DRAWS, LARGE, random_boxes
 from selfsup.views.rendering import AMOUNTS, BLUR, CROP, FLIP, GREY, JITTER, KEYS, SIGMA, SOLARIZE
 
 EVERYTHING = View(
@@ -114,6 +115,40 @@ def test_a_view_is_its_operations_one_after_the_other(height: int, width: int, s
     draws = uniform(seed, "view 2", epochs, records, CROP.stop)
     for image, row, one in zip(pixels.numpy(), draws, found.numpy(), strict=True):
         np.testing.assert_allclose(one, plain_view(image, view, row), atol=1e-3)
+
+
+def test_a_large_view_is_its_operations_but_for_the_rounding_of_its_crop() -> None:
+    view = replace(EVERYTHING, size=LARGE)
+    pixels, sizes = images(8, 90, 70)
+    places = np.zeros(8, np.int64), np.arange(8)
+    found = render(pixels, sizes, view, 0, *places, 0)
+    draws = uniform(0, "view 0", *places, CROP.stop)
+    for image, row, one in zip(pixels.numpy(), draws, found.numpy(), strict=True):
+        errors = np.abs(one - plain_view(image, view, row))
+        assert errors.max() < 0.1
+        assert errors.mean() < 1 / 255 / min(STD)
+
+
+def test_threads_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer of them work on large images."""
+    pixels, sizes = images(2, 90, 70)
+    places = np.zeros(2, np.int64), np.arange(2)
+    seen = []
+
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        raise RuntimeError
+
+    monkeypatch.setattr(rendering, "CACHE", 1)
+    monkeypatch.setattr(rendering, "_normalised", broken)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(RuntimeError):
+            render(pixels, sizes, PLAIN, 0, *places, 0)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(usual)
 
 
 def test_an_image_that_draws_nothing_is_only_normalised() -> None:
@@ -223,7 +258,8 @@ def test_operations_are_as_frequent_as_asked(change: dict[str, float]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_renders_the_same_views() -> None:
+def test_a_gpu_renders_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crops, "LARGE", 1000)  # those that are rounded on a CPU
     pixels, sizes = images(33, 40, 50)
     places = np.zeros(33, np.int64), np.arange(33)
     for view in (simclr_view(32), simclr_view(64), dino_second(64), dino_local(16), mae_view(32)):

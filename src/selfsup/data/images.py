@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -294,8 +295,8 @@ class ImageRecords:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """What decodes batches, shared by all readers."""
-    return ThreadPoolExecutor(thread_name_prefix="images")
+    """What decodes batches, shared by all readers: no more than cores, since they compete with the step."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
 
 def _silent(done: int, total: int | None) -> None:

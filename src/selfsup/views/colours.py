@@ -71,7 +71,8 @@ def blend(images: Tensor, parameters: Tensor) -> None:
         return
     factor, grey, mean = parameters[:, :, None].unbind(1)
     anchor = luminance(images)
-    torch.addcmul(anchor.mean(1, keepdim=True).mul_(mean), anchor, grey, out=anchor)
+    average = anchor.mean(1, keepdim=True).mul_(mean)
+    anchor.mul_(grey).add_(average)
     torch.addcmul(anchor[:, None], images, factor[:, None], out=images).clamp_(0, 1)
 
 

@@ -1,16 +1,20 @@
-"""Where a crop lies, and how it is resampled: as two products with a matrix of weights for each image."""
+"""Where a crop lies, and how it is resampled: as two products with a matrix of weights for each image, large ones on a
+CPU by PyTorch's own resize of bytes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
 BLOCK = 48  # outputs that are computed together: most weights of a long line are zero
+LARGE = 64  # pixels: crops of this size are faster one by one on a CPU
 
 
 def random_boxes(
@@ -43,6 +47,39 @@ def random_boxes(
     room = sizes - extent
     start = torch.where(fit, draws[:, 2 * TRIES :] * (room + 1), room / 2).floor()
     return torch.cat((start, extent), 1).long()
+
+
+def cropping(
+    pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int
+) -> Callable[[slice], Tensor]:
+    """What makes any part of n crops, resized to squares as Pillow's antialiased bilinear resize does it.
+
+    Args:
+        pixels: (N, 3, H, W) uint8.
+        chosen: (n,) int64: of which of them each crop is.
+        boxes: (n, 4) int64 top, left, height and width.
+        mirror: (n,) bool: whose columns come in reverse order.
+        size: S, their side.
+
+    Returns:
+        A function to (…, 3, S, S) float32 in [0, 1]; on a CPU `LARGE` crops are multiples of 1 / 255, as of Pillow.
+    """
+    if pixels.device.type == "cpu" and size >= LARGE:
+        return lambda part: _one_by_one(pixels, chosen[part], boxes[part], mirror[part], size)
+    top, left, height, width = boxes.unbind(1)
+    rows = Line.of(top, height, top, top + height, pixels.shape[2], size)
+    columns = Line.of(left, width, left, left + width, pixels.shape[3], size, mirror)
+    return lambda part: resample(pixels, chosen[part], rows[part], columns[part])
+
+
+def _one_by_one(pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int) -> Tensor:
+    images = torch.empty(len(chosen), 3, size, size)
+    each = zip(images, chosen.tolist(), boxes.tolist(), mirror.tolist(), strict=True)
+    for image, source, (top, left, height, width), mirrored in each:
+        part = pixels[source, :, top : top + height, left : left + width]
+        resized = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+        image.copy_(resized.flip(2) if mirrored else resized)
+    return images.div_(255)
 
 
 @dataclass(frozen=True)

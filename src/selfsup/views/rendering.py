@@ -8,6 +8,7 @@ that they stay in the cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from selfsup.seeding import uniform
-from selfsup.views.blurring import blur, gaussian
+from selfsup.views.blurring import blur, gaussian, reach
 from selfsup.views.colours import HUE, jitter, jitter_parameters, luminance, solarize
-from selfsup.views.crops import CROP_DRAWS, Line, random_boxes, resample
+from selfsup.views.crops import CROP_DRAWS, Line, cropping, random_boxes, resample
 from selfsup.views.kinds import View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained networks have them
@@ -68,29 +69,29 @@ def render_several(
     draws = np.concatenate(
         [uniform(seed, f"view {number}", epochs, records, CROP.stop) for number in numbers]
     )
+    step = _together(pixels, view.size)
     early = np.where(draws[:, JITTER] < view.jitter, (draws[:, KEYS] < draws[:, KEYS][:, HUE:]).sum(1), -1)
-    order = np.argsort(-early, kind="stable")
+    order = np.lexsort((-early, np.arange(len(draws)) // step))  # sorted as `jitter` wants them worked on
     draws, early = draws[order], early[order]
-    places, drawn = (_moved(array, pixels.device) for array in (order, draws))
+    places, back, drawn = (_moved(array, pixels.device) for array in (order, np.argsort(order) % step, draws))
     source = places % len(pixels)
     boxes = random_boxes(drawn[:, CROP], sizes[source], view.scale, view.ratio)
-    top, left, height, width = boxes.unbind(1)
-    mirror = drawn[:, FLIP] < view.flip
-    rows = Line.of(top, height, top, top + height, pixels.shape[2], view.size)
-    columns = Line.of(left, width, left, left + width, pixels.shape[3], view.size, mirror)
+    cropped = cropping(pixels, source, boxes, drawn[:, FLIP] < view.flip, view.size)
     strengths = (view.brightness, view.contrast, view.saturation, view.hue)
     blends, shifts = jitter_parameters(drawn[:, KEYS], drawn[:, AMOUNTS], strengths)
-    kernels = gaussian(view.sigma[0] + (view.sigma[1] - view.sigma[0]) * drawn[:, SIGMA], view.size)
+    sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[:, SIGMA]
+    kernels = gaussian(_moved(sigma, pixels.device), view.size)
 
     out = pixels.new_empty((len(order), 3, view.size, view.size), dtype=torch.float32)
-    with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-        for part in _parts(pixels, len(order), view.size):
-            images = resample(pixels, source[part], rows[part], columns[part])
+    with _threads(step), torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        for part in _parts(len(order), step):
+            images = cropped(part)
             jitter(images.flatten(2), blends[part], shifts[part], early[part])
             images = _changed(images, draws[part, GREY] < view.grey, _grey)
-            images = _changed(images, draws[part, BLUR] < view.blur, blur, kernels[part])
+            near = kernels[part, : reach(view.size, sigma[part].max()) + 1]
+            images = _changed(images, draws[part, BLUR] < view.blur, blur, near)
             images = _changed(images, draws[part, SOLARIZE] < view.solarize, solarize)
-            out.index_copy_(0, places[part], _normalised(images))
+            torch.index_select(_normalised(images), 0, back[part], out=out[part])
     return out.view(len(numbers), len(pixels), *out.shape[1:])
 
 
@@ -116,17 +117,31 @@ def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     everyone = torch.arange(len(pixels), device=pixels.device)
     out = pixels.new_empty((len(pixels), 3, size, size), dtype=torch.float32)
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-        for part in _parts(pixels, len(pixels), size):
+        for part in _parts(len(pixels), _together(pixels, size)):
             images = resample(pixels, everyone[part], rows[part], columns[part])
             out[part] = _normalised(images)
     return out
 
 
-def _parts(pixels: Tensor, count: int, size: int) -> Iterator[slice]:
-    """As many of `count` views at a time as stay in the cache, or in a GPU's memory."""
+def _together(pixels: Tensor, size: int) -> int:
+    """How many views are worked on at a time: as many as stay in the cache, or in a GPU's memory."""
     values = 3 * max(pixels.shape[2] * pixels.shape[3], size * size)
     fitting = CACHE * torch.get_num_threads() if pixels.device.type == "cpu" else MEMORY
-    step = max(1, fitting // values)
+    return max(1, fitting // values)
+
+
+@contextmanager
+def _threads(most: int) -> Iterator[None]:
+    """Operations on few images are too small for many threads, which decode the next ones meanwhile."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(min(usual, most))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _parts(count: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, count, step))
 
 
@@ -150,7 +165,7 @@ def _grey(images: Tensor) -> Tensor:
 def _normalised(images: Tensor) -> Tensor:
     """(x − mean) / std of each channel of (n, 3, S, S); in place."""
     for channel, mean, std in zip(images.unbind(1), MEAN, STD, strict=True):
-        channel.sub_(mean).mul_(1 / std)
+        torch.add(images.new_tensor(-mean / std), channel, alpha=1 / std, out=channel)
     return images
 
 
