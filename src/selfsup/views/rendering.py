@@ -71,7 +71,7 @@ def render_several(
     )
     step = _together(pixels, view.size)
     early = np.where(draws[:, JITTER] < view.jitter, (draws[:, KEYS] < draws[:, KEYS][:, HUE:]).sum(1), -1)
-    order = np.lexsort((-early, np.arange(len(draws)) // step))  # sorted as `jitter` wants them worked on
+    order = np.lexsort((-early, np.arange(len(draws)) // step))  # each part sorted as `jitter` wants it
     draws, early = draws[order], early[order]
     places, back, drawn = (_moved(array, pixels.device) for array in (order, np.argsort(order) % step, draws))
     source = places % len(pixels)
@@ -165,7 +165,7 @@ def _grey(images: Tensor) -> Tensor:
 def _normalised(images: Tensor) -> Tensor:
     """(x − mean) / std of each channel of (n, 3, S, S); in place."""
     for channel, mean, std in zip(images.unbind(1), MEAN, STD, strict=True):
-        torch.add(images.new_tensor(-mean / std), channel, alpha=1 / std, out=channel)
+        torch.add(images.new_full((), -mean / std), channel, alpha=1 / std, out=channel)
     return images
 
 
