@@ -239,6 +239,13 @@ def test_how_many_pairs_are_looked_at(
     assert ("the first 16 are drawn" in inspection.limits()) == (looked > 16)
 
 
+def test_the_tokenizer_is_that_of_a_training_unless_one_is_given(captioned: Path) -> None:
+    given = {"data": str(captioned), "data.window": 16, "data.vocabulary": 280}
+    usual, other, named = look(**given), look(**given, tokenizer="bpe"), look(**given, tokenizer="wordpiece")
+    assert usual.captions == named.captions
+    assert usual.captions != other.captions
+
+
 def test_captions_are_no_markup(tmp_path: Path) -> None:
     for number in range(8):
         Image.fromarray(drawing(number, 20)).save(tmp_path / f"{number}.png")

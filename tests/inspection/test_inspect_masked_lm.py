@@ -233,6 +233,11 @@ def test_page_shows_every_position(run: Run) -> None:
     assert f"{inspection.hidden[0].loss:.2f}" in page.text
 
 
+def test_tokenizer_of_the_settings() -> None:
+    inspection = look(text="The hen.", **{"data.tokenizer": "characters"})
+    assert inspection.tokens == ["[CLS]", *"The hen.", "[SEP]"]
+
+
 def test_tokenizer_of_a_run(run: Run) -> None:
     inspection = look(text="The hen.", tokenizer=run.directory, masked_lm={"rate": 0.5})
     assert inspection.tokens == ["[CLS]", *"The hen.", "[SEP]"]

@@ -116,8 +116,8 @@ def inspect(
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
     data: Data = None,
     tokenizer: Annotated[
-        str, typer.Option(help="bpe, wordpiece, characters, words, a run, or a path")
-    ] = "bpe",
+        str | None, typer.Option(help="bpe, wordpiece, characters, words, a run, or a path")
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
     ] = None,

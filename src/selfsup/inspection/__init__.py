@@ -36,7 +36,7 @@ def inspect(
     *,
     text: str | None = None,
     data: object = None,
-    tokenizer: str | Path | TextTokenizer = "bpe",
+    tokenizer: str | Path | TextTokenizer | None = None,
     run: str | Path | None = None,
     window: int | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
@@ -49,7 +49,8 @@ def inspect(
         text: a text to look at: one document, left open behind its last token.
         data: in place of a text, a source, whose training part is looked at; without either, the data of the
             run, or else the bundled text or images.
-        tokenizer: as in a training; one that is trained, is trained on this text or data.
+        tokenizer: as in a training, and by default the one there; one that is trained, is trained on this text or
+            data.
         run: a run (of texts also a model directory), whose tokenizer is used, and what it makes of the task is told.
         window: tokens of a text to look at, at most; by default those of the run, or 256.
         progress: called with the images read and all, while a source of images is opened.
@@ -67,8 +68,13 @@ def inspect(
     layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
     if run is not None and Run(run).exists:
         layers.insert(0, (str(Run(run).config_file), Run(run).config()))
-    request = Request(text, data, tokenizer, run, window, Settings(*layers), progress)
-    return _inspector(objective or request.settings["objective"])(request)
+    resolved = Settings(*layers)
+    if tokenizer is None:
+        tokenizer = str(resolved["data.tokenizer"])
+    elif run is None and isinstance(tokenizer, str | Path):
+        resolved.change("data.tokenizer", str(tokenizer), "given")
+    request = Request(text, data, tokenizer, run, window, resolved, progress)
+    return _inspector(objective or resolved["objective"])(request)
 
 
 def _inspector(objective: str) -> Callable[[Request], Inspection]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -500,11 +499,7 @@ def _take_tokenizer(request: Request) -> None:
         UserError: other data than the run's is named, and the run has no model yet to bring its tokenizer.
     """
     settings = request.settings
-    if request.run is None:
-        if request.tokenizer != "bpe" and isinstance(request.tokenizer, str | Path):
-            settings.change("data.tokenizer", str(request.tokenizer), "given")
-        return
-    if request.data is None or settings["text.init"] is not None:
+    if request.run is None or request.data is None or settings["text.init"] is not None:
         return
     directory = Run(request.run).model_directory / TEXT
     if not directory.is_dir():
