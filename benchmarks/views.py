@@ -27,8 +27,8 @@ from benchmarks.common import (
 
 CORES = (1, 2)
 IMAGES = 4096
-# Of JPEG files: number (no fewer than a batch), width, height, magnification of the images they are pieced together from, quality. The first
-# kind is about as large as ImageNet's files (110 KB), the second as photos of 3 megapixels (0.8 MB).
+# Of JPEG files: number (a batch or more), width, height, magnification of the images they are pieced together from,
+# quality. The first kind is about as large as ImageNet's files (110 KB), the second as photos of 3 megapixels (0.8 MB).
 FILES = {"512 × 384": (192, 512, 384, 1, 95), "2,048 × 1,536": (64, 2048, 1536, 2, 90)}
 
 
