@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 WORKERS = 2  # processes that make views, one for each core
 
@@ -82,12 +82,9 @@ class Files(Dataset[Any]):
 
 
 def batches(images: Dataset[Any], batch: int, workers: int = WORKERS) -> Iterator[list[torch.Tensor]]:
-    """Batches of views, pass after pass."""
-    loader = DataLoader(
-        images, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-    )
-    while True:
-        yield from loader
+    """Batches of views without end: workers do not wait where a pass over few images ends."""
+    endless = RandomSampler(images, num_samples=1 << 40)
+    return iter(DataLoader(images, batch, sampler=endless, num_workers=workers))
 
 
 def vit_tiny() -> nn.Module:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from itertools import groupby
 
 from selfsup.launch import ENVIRONMENT
 
@@ -27,7 +28,7 @@ def main() -> None:
 
     from selfsup.data import images as data
     from selfsup.data.loader import Loader
-    from selfsup.views import View, render
+    from selfsup.views import View, render_several
 
     colours = {"jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "grey": 0.2}
     half = colours | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
@@ -52,8 +53,9 @@ def main() -> None:
 
     def make() -> None:
         (one,) = next(read)
-        for number, view in enumerate(views):
-            render(one.data["pixels"], one.data["sizes"], view, 0, one.epochs, one.records, number)
+        for view, numbers in groupby(range(len(views)), views.__getitem__):
+            place = (0, one.epochs, one.records, list(numbers))
+            render_several(one.data["pixels"], one.data["sizes"], view, *place)
 
     for _ in range(WARM):
         make()

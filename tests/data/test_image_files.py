@@ -130,6 +130,23 @@ def test_orientation(orientation, decoder):
     np.testing.assert_array_equal(decode(data), UPRIGHT[orientation](plain(data)))
 
 
+def test_orientation_behind_other_segments(decoder):
+    exif = Image.Exif()
+    exif[image_files.ORIENTATION] = 6
+    data = encoded(smooth(24, 40), "JPEG", exif=exif)
+    profile = b"\xff\xe2" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    np.testing.assert_array_equal(decode(data[:2] + profile + data[2:]), UPRIGHT[6](plain(data)))
+
+
+@given(rest=st.binary(max_size=40))
+def test_segments_of_any_bytes_are_walked(rest):
+    """Where they end before a picture, they tell nothing."""
+    may_be_turned = image_files._may_be_turned
+    assert may_be_turned(b"\xff\xd8" + rest.replace(b"\xff", b""))
+    assert not may_be_turned(b"\xff\xd8\xff\xe0" + (2 + len(rest)).to_bytes(2, "big") + rest + b"\xff\xda")
+    assert may_be_turned(b"\xff\xd8\xff\xe0" + (2 + len(rest)).to_bytes(2, "big") + rest + b"\xff\xe1")
+
+
 def test_damaged_exif_data_do_not_matter(decoder):
     for exif in (
         b"Exif\0\0",

@@ -119,5 +119,7 @@ def test_each_image_has_an_order_of_its_own(count: int, seed: int, jittered: int
             expected[i] = plain(NAMES[kind], expected[i], signed if kind == 3 else 1 + signed)
     found = images(count, seed=seed)
     numbers = torch.from_numpy(draws)
-    jitter(found, *jitter_parameters(numbers[:, :4], numbers[:, 4:], STRENGTHS), early)
+    jitter(
+        found, *jitter_parameters(numbers[:, :4], numbers[:, 4:], STRENGTHS), early, np.argsort(draws[:, :3])
+    )
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)

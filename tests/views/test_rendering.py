@@ -215,8 +215,8 @@ def test_several_views_are_those_that_are_made_one_by_one() -> None:
     pixels, sizes = images(5, 16, 20)
     epochs, records = np.arange(5), np.arange(5) * 3
     several = render_several(pixels, sizes, EVERYTHING, 4, epochs, records, (3, 0, 7))
-    assert several.shape == (3, 5, 3, 9, 9)
-    for number, found in zip((3, 0, 7), several, strict=True):
+    assert several.shape == (5, 3, 3, 9, 9)
+    for number, found in zip((3, 0, 7), several.unbind(1), strict=True):
         one = render(pixels, sizes, EVERYTHING, 4, epochs, records, number)
         torch.testing.assert_close(found, one, atol=1e-5, rtol=0)
 

@@ -219,7 +219,7 @@ def _simplejpeg() -> Any:
 def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
     """What Pillow gives, several times as fast for small files; None for what needs Pillow after all."""
     library = _simplejpeg()
-    if library is None or data[:2] != b"\xff\xd8" or b"\xff\xe1" in data:  # it may have an orientation
+    if library is None or data[:2] != b"\xff\xd8" or _may_be_turned(data):
         return None
     try:
         height, width, space, _ = library.decode_jpeg_header(data)
@@ -235,3 +235,14 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
     except ValueError:
         return None
     return pixels
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a segment of a JPEG for EXIF data (APP1) stands before its picture, or none can tell.
+
+    The segments are walked, since a search through all bytes would keep other threads waiting.
+    """
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b"\xe1"):
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data[place : place + 2] != b"\xff\xda"

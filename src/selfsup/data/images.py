@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ Indices = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
 
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
+FEW = 8  # images that a thread decodes at a time: for each one the threads would wait for each other
 LONG = 10_000  # images: the index of so many is kept
 
 
@@ -264,11 +266,14 @@ class ImageRecords:
         if self._stack is not None:
             pixels = torch.from_numpy(self._stack[self._indices[indices]]).permute(0, 3, 1, 2)
             return indices, {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
-        records, images = zip(*_threads().map(self._readable, indices.tolist()), strict=True)
+        parts = (indices[start : start + FEW].tolist() for start in range(0, len(indices), FEW))
+        read = _threads().map(lambda part: [self._readable(index) for index in part], parts)
+        records, images = zip(*chain.from_iterable(read), strict=True)
         sizes = torch.tensor([image.shape[:2] for image in images])
-        padded = np.zeros((len(images), *sizes.amax(0).tolist(), 3), np.uint8)
+        padded = np.empty((len(images), *sizes.amax(0).tolist(), 3), np.uint8)
         for row, image in zip(padded, images, strict=True):
-            row[: image.shape[0], : image.shape[1]] = image
+            height, width, _ = image.shape
+            row[:height, :width], row[height:], row[:height, width:] = image, 0, 0
         return np.array(records), {"pixels": torch.from_numpy(padded).permute(0, 3, 1, 2), "sizes": sizes}
 
     def _readable(self, first: int) -> tuple[int, Pixels]:

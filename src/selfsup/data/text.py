@@ -256,13 +256,19 @@ def _build(
         )
         _write(directory / "validation.bin", stream)
 
-    facts = TextFacts(
+    _write_facts(directory, _facts(text, scan, tokenizer, training, held_out))
+
+
+def _facts(
+    text: TextCollection, scan: _Scan, tokenizer: TextTokenizer, training: _Tally, held_out: _Tally
+) -> TextFacts:
+    return TextFacts(
         documents=len(scan.hashes),
         duplicates=len(scan.hashes) - scan.distinct,
         empty=text.empty,
         skipped=text.skipped,
         characters=scan.characters,
-        bytes=total,
+        bytes=int(scan.sizes.sum()),
         training_documents=training.documents,
         validation_documents=held_out.documents,
         training_tokens=training.tokens,
@@ -275,7 +281,6 @@ def _build(
         unknown_tokens=training.unknown + held_out.unknown,
         vocabulary=tokenizer.vocabulary,
     )
-    _write_facts(directory, facts)
 
 
 def _scan(text: TextCollection, progress: Progress) -> _Scan:

@@ -138,7 +138,7 @@ class DINO(Objective):
     def _locals(self, batch: Batch) -> Tensor:
         pixels, sizes = batch.data["pixels"], batch.data["sizes"]
         place, numbers = (batch.seed, batch.epochs, batch.records), range(GLOBALS, GLOBALS + self.crops.count)
-        return render_several(pixels, sizes, self.crops.local, *place, numbers).transpose(0, 1)
+        return render_several(pixels, sizes, self.crops.local, *place, numbers)
 
     def _mask(self, place: Place, number: int) -> Tensor:
         config = cast(VisionTransformer, self.student.backbone).config

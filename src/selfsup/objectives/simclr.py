@@ -67,7 +67,7 @@ class SimCLR(Objective):
 
     def _views(self, batch: Batch) -> Tensor:
         pixels, place = batch.data["pixels"], (batch.seed, batch.epochs, batch.records)
-        return render_several(pixels, batch.data["sizes"], self.view, *place, range(2)).transpose(0, 1)
+        return render_several(pixels, batch.data["sizes"], self.view, *place, range(2))
 
     def predict(self, task: Task) -> Outputs:
         """Where the two views of each image are put, (B, dimension) each; one forward pass for both."""

@@ -36,33 +36,38 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     count, channels, size, _ = images.shape
     lines = images.flatten(0, 1)
     tall, blurred = torch.empty_like(lines), torch.empty_like(lines)
-    blocks = [
-        (to, seen, of_channels((kernels @ table).view(count, to.stop - to.start, -1), channels))
-        for to, seen, table in _blocks(size, kernels.shape[1] - 1, images.device)
-    ]
-    for to, seen, weights in blocks:
-        torch.bmm(weights, lines[:, seen], out=tall[:, to])
-    for to, seen, weights in blocks:
-        torch.bmm(tall[:, :, seen], weights.mT, out=blurred[:, :, to])
+    tables, blocks = _blocks(size, kernels.shape[1] - 1, images.device)
+    flat = ((kernels @ table.flatten(1)).view(count, *table.shape[1:]) for table in tables)
+    weights = [of_channels(matrices, channels) for matrices in flat]
+    for to, seen, kind in blocks:
+        torch.bmm(weights[kind], lines[:, seen], out=tall[:, to])
+    for to, seen, kind in blocks:
+        torch.bmm(tall[:, :, seen], weights[kind].mT, out=blurred[:, :, to])
     return blurred.view_as(images)
 
 
 @lru_cache(maxsize=32)
-def _blocks(size: int, radius: int, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+def _blocks(
+    size: int, radius: int, device: torch.device
+) -> tuple[list[Tensor], list[tuple[slice, slice, int]]]:
     """Successive outputs of a line that goes on beyond its first and last pixel as its own reflection about them.
 
     Returns:
-        The outputs, the pixels that they read, and (radius + 1, outputs · pixels): how often each output reads each
-        pixel from d pixels away, d the row.
+        Tables (radius + 1, outputs, pixels) of how often each output reads each pixel from d pixels away, d the row;
+        and of each block the outputs, the pixels that they read, and the number of its table.
     """
     outputs = torch.arange(size)
-    table = torch.zeros(radius + 1, size, size)
+    whole = torch.zeros(radius + 1, size, size)
     for offset in range(-radius, radius + 1):
         places = (outputs + offset).abs()
-        table[abs(offset), outputs, torch.minimum(places, 2 * (size - 1) - places)] += 1
+        whole[abs(offset), outputs, torch.minimum(places, 2 * (size - 1) - places)] += 1
+    tables: list[Tensor] = []
     blocks = []
     for start in range(0, size, BLOCK):
         to = slice(start, min(size, start + BLOCK))
         seen = slice(max(0, start - radius), min(size, to.stop + radius))
-        blocks.append((to, seen, table[:, to, seen].flatten(1).to(device)))
-    return blocks
+        table = whole[:, to, seen].contiguous()
+        if not tables or not torch.equal(tables[-1], table):
+            tables.append(table)
+        blocks.append((to, seen, len(tables) - 1))
+    return [table.to(device) for table in tables], blocks

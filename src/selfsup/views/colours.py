@@ -33,7 +33,7 @@ def jitter_parameters(
     return torch.stack((factors, *anchors), 2).float(), signed[:, HUE].float()
 
 
-def jitter(images: Tensor, blends: Tensor, shifts: Tensor, early: np.ndarray) -> None:
+def jitter(images: Tensor, blends: Tensor, shifts: Tensor, early: np.ndarray, kinds: np.ndarray) -> None:
     """Change brightness, contrast, saturation and hue of each image in an order of its own; in place.
 
     Args:
@@ -41,13 +41,23 @@ def jitter(images: Tensor, blends: Tensor, shifts: Tensor, early: np.ndarray) ->
         blends: (n, 3, 3) parameters of three blends.
         shifts: (n,) of the hue.
         early: (n,) how many of the blends come before the shift, in descending order; −1: nothing is changed.
+        kinds: (n, 3) what each blend changes: BRIGHTNESS, CONTRAST or SATURATION.
     """
+
+    def blended(some: slice, turn: int) -> None:
+        if some.start == some.stop:
+            return
+        if (kinds[some, turn] == BRIGHTNESS).all():
+            images[some].mul_(blends[some, turn, 0, None, None]).clamp_(max=1)
+        else:
+            blend(images[some], blends[some, turn])
+
     end, *counts = (int((early > turn).sum()) for turn in (-1, 0, 1, 2))
     for turn, count in enumerate(counts):
-        blend(images[:count], blends[:count, turn])
+        blended(slice(0, count), turn)
     shift_hue(images[:end], shifts[:end])
     for turn, count in enumerate(counts):
-        blend(images[count:end], blends[count:end, turn])
+        blended(slice(count, end), turn)
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -67,8 +77,6 @@ def blend(images: Tensor, parameters: Tensor) -> None:
         images: (n, 3, P).
         parameters: (n, 3) f, g, c.
     """
-    if not len(images):
-        return
     factor, grey, mean = parameters[:, :, None].unbind(1)
     anchor = luminance(images)
     average = anchor.mean(1, keepdim=True).mul_(mean)
@@ -93,7 +101,7 @@ def shift_hue(images: Tensor, shifts: Tensor) -> None:
     base = least.sub_(chroma)
     hue = (green + blue).sub_(red).sub_(base).div_(chroma)
     hue.copysign_(green.sub_(blue)).add_(6 * shifts[:, None])
-    hue.sub_((hue / 6).round_(), alpha=6)
+    hue.sub_((hue * (1 / 6)).round_(), alpha=6)
     torch.addcmul(base, chroma, torch.add(hue, 1, out=green).abs_().clamp_(1, 2), out=green)
     torch.addcmul(base, chroma, torch.sub(hue, 1, out=blue).abs_().clamp_(1, 2), out=blue)
     top = base.add_(chroma, alpha=3)

@@ -49,7 +49,7 @@ def render(
     Returns:
         (n, 3, S, S) float32 on the device of the pixels, normalised with MEAN and STD.
     """
-    return render_several(pixels, sizes, view, seed, epochs, records, (number,))[0]
+    return render_several(pixels, sizes, view, seed, epochs, records, (number,))[:, 0]
 
 
 def render_several(
@@ -64,21 +64,23 @@ def render_several(
     """Several views of one kind of each image, the same as `render` makes one by one, but faster.
 
     Returns:
-        (views, n, 3, S, S) float32.
+        (n, views, 3, S, S) float32.
     """
-    draws = np.concatenate(
-        [uniform(seed, f"view {number}", epochs, records, CROP.stop) for number in numbers]
-    )
+    drawn_for = [uniform(seed, f"view {number}", epochs, records, CROP.stop) for number in numbers]
+    draws = np.stack(drawn_for, 1).reshape(
+        -1, CROP.stop
+    )  # views of one image after the other: it is in the cache
     step = _together(pixels, view.size)
     early = np.where(draws[:, JITTER] < view.jitter, (draws[:, KEYS] < draws[:, KEYS][:, HUE:]).sum(1), -1)
     order = np.lexsort((-early, np.arange(len(draws)) // step))  # each part sorted as `jitter` wants it
     draws, early = draws[order], early[order]
     places, back, drawn = (_moved(array, pixels.device) for array in (order, np.argsort(order) % step, draws))
-    source = places % len(pixels)
+    source = places // len(numbers)
     boxes = random_boxes(drawn[:, CROP], sizes[source], view.scale, view.ratio)
     cropped = cropping(pixels, source, boxes, drawn[:, FLIP] < view.flip, view.size)
     strengths = (view.brightness, view.contrast, view.saturation, view.hue)
     blends, shifts = jitter_parameters(drawn[:, KEYS], drawn[:, AMOUNTS], strengths)
+    kinds = np.argsort(draws[:, KEYS][:, :HUE])
     sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[:, SIGMA]
     kernels = gaussian(_moved(sigma, pixels.device), view.size)
 
@@ -86,13 +88,13 @@ def render_several(
     with _threads(step), torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for part in _parts(len(order), step):
             images = cropped(part)
-            jitter(images.flatten(2), blends[part], shifts[part], early[part])
+            jitter(images.flatten(2), blends[part], shifts[part], early[part], kinds[part])
             images = _changed(images, draws[part, GREY] < view.grey, _grey)
             near = kernels[part, : reach(view.size, sigma[part].max()) + 1]
             images = _changed(images, draws[part, BLUR] < view.blur, blur, near)
             images = _changed(images, draws[part, SOLARIZE] < view.solarize, solarize)
             torch.index_select(_normalised(images), 0, back[part], out=out[part])
-    return out.view(len(numbers), len(pixels), *out.shape[1:])
+    return out.view(len(pixels), len(numbers), *out.shape[1:])
 
 
 def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
@@ -159,11 +161,11 @@ def _changed(
 
 
 def _grey(images: Tensor) -> Tensor:
-    return luminance(images)[:, None].repeat(1, 3, 1, 1)
+    return luminance(images)[:, None].expand_as(images).contiguous()
 
 
 def _normalised(images: Tensor) -> Tensor:
-    """(x − mean) / std of each channel of (n, 3, S, S); in place."""
+    """(x − mean) / std of each channel of (n, 3, S, S); in place, in the cache, from where a copy is fast."""
     for channel, mean, std in zip(images.unbind(1), MEAN, STD, strict=True):
         torch.add(images.new_full((), -mean / std), channel, alpha=1 / std, out=channel)
     return images
