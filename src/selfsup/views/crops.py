@@ -65,17 +65,17 @@ def cropping(
         A function to (…, 3, S, S) float32 in [0, 1]; on a CPU `LARGE` crops are multiples of 1 / 255, as of Pillow.
     """
     if pixels.device.type == "cpu" and size >= LARGE:
-        return lambda part: _one_by_one(pixels, chosen[part], boxes[part], mirror[part], size)
+        each = list(zip(chosen.tolist(), boxes.tolist(), mirror.tolist(), strict=True))
+        return lambda part: _one_by_one(pixels, each[part], size)
     top, left, height, width = boxes.unbind(1)
     rows = Line.of(top, height, top, top + height, pixels.shape[2], size)
     columns = Line.of(left, width, left, left + width, pixels.shape[3], size, mirror)
     return lambda part: resample(pixels, chosen[part], rows[part], columns[part])
 
 
-def _one_by_one(pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int) -> Tensor:
-    images = torch.empty(len(chosen), 3, size, size)
-    each = zip(images, chosen.tolist(), boxes.tolist(), mirror.tolist(), strict=True)
-    for image, source, (top, left, height, width), mirrored in each:
+def _one_by_one(pixels: Tensor, each: list[tuple[int, list[int], bool]], size: int) -> Tensor:
+    images = torch.empty(len(each), 3, size, size)
+    for image, (source, (top, left, height, width), mirrored) in zip(images, each, strict=True):
         part = pixels[source, :, top : top + height, left : left + width]
         resized = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
         image.copy_(resized.flip(2) if mirrored else resized)

@@ -66,10 +66,9 @@ def render_several(
     Returns:
         (n, views, 3, S, S) float32.
     """
-    drawn_for = [uniform(seed, f"view {number}", epochs, records, CROP.stop) for number in numbers]
-    draws = np.stack(drawn_for, 1).reshape(
-        -1, CROP.stop
-    )  # views of one image after the other: it is in the cache
+    # The views of an image stand beside each other, since it is in the cache then.
+    each = [uniform(seed, f"view {number}", epochs, records, CROP.stop) for number in numbers]
+    draws = np.stack(each, 1).reshape(-1, CROP.stop)
     step = _together(pixels, view.size)
     early = np.where(draws[:, JITTER] < view.jitter, (draws[:, KEYS] < draws[:, KEYS][:, HUE:]).sum(1), -1)
     order = np.lexsort((-early, np.arange(len(draws)) // step))  # each part sorted as `jitter` wants it
@@ -81,18 +80,20 @@ def render_several(
     strengths = (view.brightness, view.contrast, view.saturation, view.hue)
     blends, shifts = jitter_parameters(drawn[:, KEYS], drawn[:, AMOUNTS], strengths)
     kinds = np.argsort(draws[:, KEYS][:, :HUE])
+    grey, blurred = draws[:, GREY] < view.grey, draws[:, BLUR] < view.blur
+    inverted = draws[:, SOLARIZE] < view.solarize
     sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[:, SIGMA]
     kernels = gaussian(_moved(sigma, pixels.device), view.size)
 
     out = pixels.new_empty((len(order), 3, view.size, view.size), dtype=torch.float32)
-    with _threads(step), torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+    with _threads(step), torch.inference_mode(), torch.autocast(pixels.device.type, enabled=False):
         for part in _parts(len(order), step):
             images = cropped(part)
             jitter(images.flatten(2), blends[part], shifts[part], early[part], kinds[part])
-            images = _changed(images, draws[part, GREY] < view.grey, _grey)
+            images = _changed(images, grey[part], _grey)
             near = kernels[part, : reach(view.size, sigma[part].max()) + 1]
-            images = _changed(images, draws[part, BLUR] < view.blur, blur, near)
-            images = _changed(images, draws[part, SOLARIZE] < view.solarize, solarize)
+            images = _changed(images, blurred[part], blur, near)
+            images = _changed(images, inverted[part], solarize)
             torch.index_select(_normalised(images), 0, back[part], out=out[part])
     return out.view(len(pixels), len(numbers), *out.shape[1:])
 
