@@ -48,7 +48,7 @@ def jitter(images: Tensor, blends: Tensor, shifts: Tensor, early: np.ndarray, ki
         if some.start == some.stop:
             return
         if (kinds[some, turn] == BRIGHTNESS).all():
-            images[some].mul_(blends[some, turn, 0, None, None]).clamp_(max=1)
+            images[some].mul_(blends[some, turn, 0, None, None]).clamp_(0, 1)
         else:
             blend(images[some], blends[some, turn])
 
