@@ -104,9 +104,10 @@ def test_torchvision_agrees() -> None:
 
 
 @settings(deadline=None)
-@given(count=st.integers(1, 8), seed=seeds, jittered=st.integers(0, 8))
-def test_each_image_has_an_order_of_its_own(count: int, seed: int, jittered: int) -> None:
-    """The operations one after the other, in the order of their keys, on each image by itself."""
+@given(count=st.integers(1, 8), seed=seeds, jittered=st.integers(0, 8), times=st.sampled_from((1, 2)))
+def test_each_image_has_an_order_of_its_own(count: int, seed: int, jittered: int, times: int) -> None:
+    """The operations one after the other, in the order of their keys, on each image by itself; factors below 0 too."""
+    strengths = tuple(times * strength for strength in STRENGTHS)
     draws = np.random.default_rng(seed).random((count, 8))
     early = (draws[:, :3] < draws[:, 3:4]).sum(1)
     early[jittered:] = -1
@@ -115,11 +116,10 @@ def test_each_image_has_an_order_of_its_own(count: int, seed: int, jittered: int
     expected = images(count, seed=seed).double().numpy()
     for i in np.flatnonzero(early >= 0):
         for kind in np.argsort(draws[i, :4]):
-            signed = (2 * draws[i, 4 + kind] - 1) * STRENGTHS[kind]
+            signed = (2 * draws[i, 4 + kind] - 1) * strengths[kind]
             expected[i] = plain(NAMES[kind], expected[i], signed if kind == 3 else 1 + signed)
     found = images(count, seed=seed)
     numbers = torch.from_numpy(draws)
-    jitter(
-        found, *jitter_parameters(numbers[:, :4], numbers[:, 4:], STRENGTHS), early, np.argsort(draws[:, :3])
-    )
+    blends, shifts = jitter_parameters(numbers[:, :4], numbers[:, 4:], strengths)
+    jitter(found, blends, shifts, early, np.argsort(draws[:, :3]))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
