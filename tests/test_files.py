@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import TINY_WORDS
 from safetensors.torch import load_file
 from torch import nn
 
-from selfsup.files import checksum, save_tensors, separate, whole_directory, write_atomically
+from selfsup import files
+from selfsup.errors import UserError
+from selfsup.files import LOCK, checksum, held, save_tensors, separate, whole_directory, write_atomically
 
 
 def test_the_checksum_is_of_the_content(tmp_path: Path) -> None:
@@ -114,3 +121,106 @@ def test_what_the_system_refuses_is_an_os_error(tmp_path: Path, small_disk: Call
     with pytest.raises(OSError, match="No space left"):
         write_atomically(disk / "file", "x" * 1_000_000)
     assert list(disk.iterdir()) == []
+
+
+# -- locks ---------------------------------------------------------------------------------------------------
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from selfsup.files import held
+with held(Path(sys.argv[1]), "refused"):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_holds_a_directory_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holds\n"
+        with pytest.raises(UserError, match="refused"), held(tmp_path, "refused"):
+            pass
+        other.kill()
+    for _ in range(2):
+        with held(tmp_path, "refused"), pytest.raises(UserError), held(tmp_path, "refused"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    assert (tmp_path / LOCK).stat().st_size == 0
+
+
+# -- Windows -------------------------------------------------------------------------------------------------
+
+
+def test_files_and_directories_are_kept_where_no_directory_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a directory has no descriptor, and only a file that may be written is flushed."""
+    open_any = os.open
+
+    def open_as_windows(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        assert flags & (os.O_RDWR | os.O_WRONLY)
+        return open_any(path, flags, *rest, **more)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", open_as_windows)
+    write_atomically(tmp_path / "file", "content")
+    with whole_directory(tmp_path / "directory") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_text("content")
+    assert (tmp_path / "directory" / "inner" / "file").read_text() == "content"
+    with held(tmp_path, "refused"), pytest.raises(UserError), held(tmp_path, "refused"):
+        pass
+
+
+# What Python has on other systems alone.
+ELSEWHERE = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix")
+NAMES = {
+    "os": "fork forkpty getuid geteuid getgid getegid getpgid killpg setsid chown mkfifo mknod nice statvfs sysconf"
+    " uname sched_getaffinity getloadavg O_DIRECTORY O_NOFOLLOW O_NONBLOCK O_CLOEXEC pread sendfile WNOHANG",
+    "signal": "SIGHUP SIGKILL SIGALRM SIGPIPE SIGQUIT SIGUSR1 SIGCHLD alarm setitimer",
+}
+AS_ON_WINDOWS = """
+import builtins, importlib, os, pkgutil, signal, sys, types
+import psutil, torch
+import selfsup, selfsup.files
+
+hidden, names, words = eval(sys.argv[1]), eval(sys.argv[2]), sys.argv[3:]
+real = builtins.__import__
+
+def without(name, globals=None, *rest, **more):
+    if name in hidden and (globals or {}).get("__name__", "").startswith("selfsup"):
+        raise ImportError(name)
+    return real(name, globals, *rest, **more)
+
+class Os(types.ModuleType):
+    def __init__(self, real, without):
+        super().__init__(real.__name__)
+        self.__dict__.update({name: value for name, value in vars(real).items() if name not in without})
+
+builtins.__import__ = without
+importlib.reload(selfsup.files)
+modules = [found.name for found in pkgutil.walk_packages(selfsup.__path__, "selfsup.") if "__main__" not in found.name]
+for name in modules:
+    module = importlib.import_module(name)
+    for each, gone in names.items():
+        if getattr(module, each, None) is sys.modules[each]:
+            setattr(module, each, Os(sys.modules[each], gone.split()))
+selfsup.files.WINDOWS = True
+psutil.Process.memory_info = lambda process: types.SimpleNamespace(rss=1, peak_wset=1)
+sys.argv = ["selfsup", *words]
+importlib.import_module("selfsup.cli").main()
+"""
+
+
+def test_all_modules_are_imported_and_a_model_is_trained_without_what_windows_lacks(
+    corpus: Path, tmp_path: Path
+) -> None:
+    words = ["train", "causal-lm", "--data", str(corpus), "--out", str(tmp_path / "run"), *TINY_WORDS]
+    command = [sys.executable, "-c", AS_ON_WINDOWS, repr(ELSEWHERE), repr(NAMES), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Validation loss" in done.stdout

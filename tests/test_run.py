@@ -39,6 +39,7 @@ def test_a_run_leaves_these_files(finished: Run) -> None:
         "checkpoints",
         "model",
         "samples",
+        ".lock",
     }
     assert {path.name for path in finished.model_directory.iterdir()} == {
         "README.md",
@@ -49,7 +50,7 @@ def test_a_run_leaves_these_files(finished: Run) -> None:
         "tokenizer_config.json",
     }
     hidden = [path for path in finished.directory.rglob("*") if path.name.startswith(".")]
-    assert hidden == []
+    assert hidden == [finished.directory / ".lock"]
 
 
 def test_metrics_have_the_promised_keys(finished: Run) -> None:

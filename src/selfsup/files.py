@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from selfsup.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+LOCK = ".lock"  # the file in a directory that whoever holds it has locked; it stays when the lock is gone
+WINDOWS = sys.platform == "win32"
 
 
 def checksum(path: Path) -> str:
@@ -30,17 +35,12 @@ def checksum(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Ask the disk to hold a file or directory before going on."""
-    with opened(path) as descriptor:
-        os.fsync(descriptor)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """The descriptor of a file or directory during the block."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Ask the disk to hold a file or directory before going on (Windows keeps the entries of directories itself)."""
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
-        yield descriptor
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -49,14 +49,17 @@ def opened(path: Path) -> Iterator[int]:
 def held(directory: Path, refusal: str) -> Iterator[None]:
     """Keep other processes from holding a directory during the block; a killed process holds nothing.
 
+    The lock is the system's (flock, on Windows LockFile), so it goes with its process. Over NFS it reaches other
+    machines where the server keeps locks.
+
     Raises:
         UserError: another process holds it; `refusal` says so.
     """
-    with opened(directory) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(refusal) from None
+    try:
+        lock = FileLock(directory / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise UserError(refusal) from None
+    with lock:
         yield
 
 

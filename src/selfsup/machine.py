@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -109,6 +108,10 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes held so far: the resident size of this process, or what was allocated on an accelerator."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if (peak := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # on Windows alone
+        return int(peak)
+    import resource  # there everywhere but on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -9,6 +9,7 @@ RUN/checkpoints/       see selfsup.checkpoint
 RUN/model/             the model, as a Hugging Face directory
 RUN/summary.json       final figures; a run that has one is finished
 RUN/earlier/           model and summary of a finished run that was extended since
+RUN/.lock              empty; the process that trains the run has it locked
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
-from selfsup.files import held, write_atomically
+from selfsup.files import LOCK, held, write_atomically
 
 if TYPE_CHECKING:
     from selfsup.inference.clip import PairModel
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
 
 UNFINISHED = (".environment.json.", ".config.yaml.")  # files that a crash left half written
-STARTED = {"samples", "checkpoints", "environment.json"}  # all that a start which was cut short leaves
+STARTED = {"samples", "checkpoints", "environment.json", LOCK}  # all that a start which was cut short leaves
 
 
 class Run:
@@ -89,6 +90,7 @@ class Run:
             shutil.rmtree(directory, ignore_errors=True)
         with suppress(OSError):  # what is not ours to remove, such as a mount point
             (self.directory / "environment.json").unlink()
+            (self.directory / LOCK).unlink(missing_ok=True)
             self.directory.rmdir()
 
     @classmethod

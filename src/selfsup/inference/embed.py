@@ -133,7 +133,7 @@ def embed(
                 f"{collection.name} has changed while it was being embedded; run the same command again."
             )
         written, truncated = _join(work, out, schema, plan)
-        _remove(work)
+    _remove(work)
     return Embeddings(out, written, embedder.dimension, truncated, skipped + total - written, empty)
 
 
@@ -160,7 +160,7 @@ def _is_left_over(work: Path, out: Path) -> bool:
 def _remove(work: Path) -> None:
     """Remove finished work, the plan last, so that what a crash leaves of it is still known for what it is."""
     for file in sorted(work.glob("*.parquet")) + sorted(work.glob(".*")):
-        file.unlink()
+        file.unlink(missing_ok=True)
     (work / PLAN).unlink(missing_ok=True)
     work.rmdir()
 
