@@ -1,5 +1,6 @@
 # make demo: install, train for two minutes on the bundled Shakespeare, show what the model learned
 # make test: install, run every test        make lint: format, lint and type checks        make bench: comparisons
+# make fuzz: tens of thousands of damaged inputs, more than an hour on two cores
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +8,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test fuzz lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/selfsup train
 
 test: $(DEV)
 	$(BIN)/python -m pytest
+
+fuzz: $(DEV)
+	$(BIN)/python tests/fuzz/campaign.py
 
 lint: $(DEV)
 	$(BIN)/ruff format --check src tests benchmarks scripts
