@@ -28,6 +28,7 @@ COUNTS = {
         ("settings", "yaml", "texts", "records", "columnar", "images", "lists", "archives"), 2000
     ),
     **dict.fromkeys(("tokenizers", "embeddings", "text_cache", "image_cache"), 1000),
+    "bombs": 60,
     **dict.fromkeys(("checkpoints", "run_files", "models", "probes", "libraries"), 800),
 }
 SLACK = (

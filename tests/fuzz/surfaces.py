@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import surfaces_bombs
 import surfaces_data
 import surfaces_models
 import surfaces_runs
@@ -25,6 +26,7 @@ SURFACES: dict[str, Surface] = {
     "images": surfaces_data.images,
     "lists": surfaces_data.lists,
     "archives": surfaces_data.archives,
+    "bombs": surfaces_bombs.bombs,
     "tokenizers": surfaces_models.tokenizers,
     "models": surfaces_models.models,
     "probes": surfaces_models.probes,
