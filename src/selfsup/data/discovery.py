@@ -1,0 +1,339 @@
+"""Which files a path stands for, and how a file is opened: for texts and images alike.
+
+A path is a file, a folder, a pattern (`*`, `?`, `[…]`, `**`, and `{a,b}` or `{000..011}`), or a folder that is one data
+set (see `is_dataset`). Folders are read recursively; hidden files and folders are passed over. Links are followed, each
+folder is read once, and none that lies above the one that was named. What is left out is counted, and the first of each
+kind named. Only regular files are read: a pipe would wait for ever, a device may never end.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import itertools
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from selfsup.errors import UserError
+
+MOST_PATTERNS = 100_000  # that braces may stand for
+# What the parts of a data set are called on the hub, in names of files and folders.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+_MAGIC = re.compile(r"[*?\[]")
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d{1,9}\.\.\d{1,9})\}")  # the innermost ones
+
+
+class File(NamedTuple):
+    """A file, or a folder that is one data set, as it was found."""
+
+    path: str
+    size: int
+    changed: int  # nanoseconds
+
+
+class Left(NamedTuple):
+    """How many files or folders were left out for one reason, and the first of them."""
+
+    number: int
+    first: str
+
+
+@dataclass
+class Found:
+    """What a path stands for.
+
+    Attributes:
+        root: the folder that was named, or that of a pattern.
+        files: ordered by the parts of their paths.
+        left_out: by what they are, such as `.pdf files` or `folders that may not be read`.
+    """
+
+    root: str
+    files: list[File] = field(default_factory=list)
+    left_out: dict[str, Left] = field(default_factory=dict)
+
+    def leave_out(self, what: str, path: str) -> None:
+        """Count something that is not read."""
+        number, first = self.left_out.get(what, (0, path))
+        self.left_out[what] = Left(number + 1, first)
+
+    def told(self) -> str:
+        """What is left out, in words; empty where nothing is."""
+        return "; ".join(
+            f"{what}: {number:,} ({first}{' and others' if number > 1 else ''})"
+            for what, (number, first) in self.left_out.items()
+        )
+
+    def splits(self) -> dict[str, str | None]:
+        """The part of a data set that each file belongs to, by its path; None where its name says nothing."""
+        return {file.path: split_of(os.path.relpath(file.path, self.root)) for file in self.files}
+
+    def training(self) -> Found:
+        """Without the files of validation and test parts, where there are some of a training part."""
+        splits = self.splits()
+        return self.of("train") if "train" in splits.values() else self
+
+    def of(self, split: str) -> Found:
+        """Without the files of other parts of a data set; those whose name says nothing stay.
+
+        Raises:
+            UserError: there is none of that part.
+        """
+        splits = self.splits()
+        if split not in splits.values():
+            there = ", ".join(sorted({name for name in splits.values() if name})) or "none"
+            raise UserError(f"{self.root} has no {split} split (found by their names: {there}).")
+        chosen = replace(self, files=[], left_out=dict(self.left_out))
+        for file in self.files:
+            if splits[file.path] in (None, split):
+                chosen.files.append(file)
+            else:
+                chosen.leave_out(f"files of the {splits[file.path]} split", file.path)
+        return chosen
+
+
+def split_of(path: str) -> str | None:
+    """The part of a data set that a relative path names: by a folder, else by a word in the name of the file."""
+    *folders, name = path.lower().split(os.sep)
+    for folder in folders:
+        if folder in SPLITS:
+            return SPLITS[folder]
+    named = {SPLITS[word] for word in re.split(r"[^a-z]+", name) if word in SPLITS}
+    return named.pop() if len(named) == 1 else None
+
+
+def find(path: str | Path, reads: Callable[[str], bool], readable: str) -> Found:
+    """The files that a path stands for.
+
+    Args:
+        reads: whether a file of that name is of a readable kind.
+        readable: what those kinds are, for messages, such as `images from .png, .jpg`.
+
+    Raises:
+        UserError: nothing there, or nothing readable.
+    """
+    name = os.fspath(path)
+    if "\0" in name:
+        raise UserError(f"{name!r} is no path, since it holds a null character: check the name.")
+    if os.path.isfile(name) and not reads(name):
+        raise UserError(f"{name} is of no readable kind: selfsup reads {readable}.")
+    there = os.path.lexists(name)
+    found = Found(name if there else _base(name))
+    for place in [name] if there else _matching(name, found):
+        _add(place, reads, found)
+    found.files = sorted(set(found.files), key=lambda file: file.path.split(os.sep))
+    if not found.files:
+        left_out = found.told() and f" (left out: {found.told()})"
+        raise UserError(f"{name} holds no file of a readable kind: selfsup reads {readable}{left_out}.")
+    return found
+
+
+def is_dataset(folder: str) -> bool:
+    """Whether a folder is one data set: of `datasets.save_to_disk`, or of Lance."""
+    return _is_dataset(_names(folder))
+
+
+def _is_dataset(names: Iterable[str]) -> bool:
+    within = set(names)
+    return {"state.json", "dataset_info.json"} <= within or {"_versions", "data"} <= within
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+# -- folders -------------------------------------------------------------------------------------------------
+
+
+def _add(place: str, reads: Callable[[str], bool], found: Found) -> None:
+    """Add a file, or what lies in a folder and in the folders in it."""
+    if not os.path.isdir(place):
+        _add_file(place, reads, found)
+        return
+    for folder, names in _folders(place, found):
+        if _is_dataset(names):
+            found.files.append(_file(folder, os.stat(folder)))
+            continue
+        for path in (os.path.join(folder, name) for name in names):
+            if not os.path.isdir(path):
+                _add_file(path, reads, found)
+
+
+def _folders(top: str, found: Found) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all in it, each once, with the names in it that are not hidden; none lies in a data set.
+
+    Folders behind links come last, so that a folder goes by its own name where it has one here.
+    """
+    folders, links = [top], deque[str]()
+    above = set(map(str, Path(os.path.realpath(top)).parents))
+    read: set[str] = set()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        here = os.path.realpath(folder)
+        if here in above:
+            found.leave_out("links to a folder above", folder)
+        elif here not in read:
+            read.add(here)
+            names = _visible(folder, found)
+            yield folder, names
+            for path in [] if _is_dataset(names) else (os.path.join(folder, name) for name in names):
+                if os.path.isdir(path):
+                    (links if os.path.islink(path) else folders).append(path)
+
+
+def _visible(folder: str, found: Found) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        found.leave_out("folders that may not be read", folder)
+        return []
+
+
+def _add_file(path: str, reads: Callable[[str], bool], found: Found) -> None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        found.leave_out("links to nothing", path)
+        return
+    if not stat.S_ISREG(status.st_mode):
+        found.leave_out("pipes, sockets and devices", path)
+    elif not reads(path):
+        ending = os.path.splitext(path)[1].lower()
+        found.leave_out(f"{ending} files" if ending else "files without an extension", path)
+    else:
+        found.files.append(_file(path, status))
+
+
+def _file(path: str, status: os.stat_result) -> File:
+    return File(path, status.st_size, status.st_mtime_ns)
+
+
+# -- patterns ------------------------------------------------------------------------------------------------
+
+
+def _base(pattern: str) -> str:
+    """The folder that all of a pattern's matches lie in."""
+    return os.path.dirname(re.split(r"[*?\[{]", pattern)[0]) or os.curdir
+
+
+def _matching(pattern: str, found: Found) -> Iterator[str]:
+    """What a pattern stands for; each one that its braces stand for has to match something."""
+    patterns = list(itertools.islice(_without_braces(pattern), MOST_PATTERNS + 1))
+    if len(patterns) > MOST_PATTERNS:
+        raise UserError(
+            f"{pattern} stands for more than {MOST_PATTERNS:,} patterns: use * in place of braces."
+        )
+    for single in patterns:
+        matches = list(_below("", single.split(os.sep), found))
+        if not matches and _MAGIC.search(single):
+            raise UserError(f"No file matches {single}: check the pattern.")
+        if not matches:
+            raise UserError(
+                f"There is no file or folder {single}: check the path (a hub data set is hub:user/name)."
+            )
+        yield from matches
+
+
+def _without_braces(pattern: str) -> Iterator[str]:
+    """`a{1,2}` as `a1` and `a2`, `{08..10}` as 08, 09 and 10."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        yield pattern
+        return
+    for choice in _choices(braces[1]):
+        yield from _without_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
+
+
+def _choices(within: str) -> Iterable[str]:
+    first, dots, last = within.partition("..")
+    if not dots or not (first + last).isdigit():
+        return within.split(",")
+    width = len(first) if first.startswith("0") else 0
+    return (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+
+
+def _below(folder: str, parts: list[str], found: Found) -> Iterator[str]:
+    """What lies in a folder under a path of patterns; `**` stands for all folders in it, and itself."""
+    if not parts:
+        yield folder
+        return
+    part, *rest = parts
+    if part == "**":
+        for deeper, _ in _folders(folder or os.curdir, found):
+            yield from _below(
+                deeper if folder else os.path.relpath(deeper).removeprefix(os.curdir), rest, found
+            )
+        return
+    names = [name for name in _names(folder or os.curdir) if part.startswith(".") or not name.startswith(".")]
+    for name in fnmatch.filter(names, part) if _MAGIC.search(part) else [part]:
+        place = os.path.join(folder, name) if name else folder or os.sep
+        if os.path.lexists(place):
+            yield from _below(place, rest, found)
+
+
+# -- opening -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[IO[bytes]]:
+    """A regular file, open for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; its `strerror` says so.
+    """
+    if "\0" in os.fspath(path):
+        raise OSError(errno.EINVAL, "its name holds a null character", repr(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody to write
+    with open(descriptor, "rb") if _is_regular(descriptor) else _closed(descriptor, path) as file:
+        yield file
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _closed(descriptor: int, path: str | Path) -> IO[bytes]:
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """All of a regular file of at most so many bytes; nothing is read of one that has more.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more bytes.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > most else file.read(most + 1)  # it may grow meanwhile
+        if max(size, len(data)) > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
+        return data
+
+
+def inside(root: str | Path, name: str) -> str:
+    """The path of what a name in a folder's own metadata stands for, which may not lead out of that folder.
+
+    Raises:
+        OSError: it does.
+    """
+    here = os.path.realpath(root)
+    place = os.path.realpath(os.path.join(here, name.replace("\0", "")))
+    if "\0" in name or os.path.commonpath([here, place]) != here:
+        raise OSError(errno.EACCES, "it leads out of its folder", repr(name))
+    return place
