@@ -1,0 +1,342 @@
+"""Tables of Arrow on the disk, opened and fully checked: nothing that a damaged file says is believed.
+
+A table is a file of parquet or of Arrow (`.arrow` or `.feather`, in the format of files or of streams), or a Lance data
+set, which is a directory. What `datasets.save_to_disk` writes is a directory of Arrow files: see `saved_files`.
+
+Reading is bounded before memory is taken: by rows (`ROWS` for each byte on the disk), by what a table unpacks to
+(`EXPANSION` times what it takes on the disk), and by what has to be unpacked at once (half of the free memory).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfsup.errors import UserError
+
+BATCH_ROWS = 256  # at most in a batch
+BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are referred to many times
+ROWS, FEW_ROWS = 64, 1 << 20  # rows that a table may have: for each byte on the disk, and in any case
+EXPANSION, SMALL = 1000, 1 << 30  # what it may unpack to: times its bytes on the disk, and in any case
+METADATA = 1 << 28  # bytes of a schema or a footer at most
+SUFFIXES = (".parquet", ".arrow", ".feather", ".lance")
+
+_MAGIC = b"ARROW1\0\0"
+
+
+@dataclass(frozen=True)
+class ArrowFile:
+    """An opened table, whose batches can be read any number of times, by several threads.
+
+    Attributes:
+        schema: all columns with their types, as Arrow has them.
+        size: its bytes on the disk.
+        mapped: whether its batches lie on the disk as they are, so that keeping them takes no memory.
+    """
+
+    path: Path
+    schema: Any
+    rows: int
+    size: int
+    mapped: bool
+    read: Callable[[list[str]], Iterator[Any]]
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """All rows in order, in record batches of at most `BATCH_ROWS`, checked; texts may still be no UTF-8.
+
+        Args:
+            columns: those to read, in this order; by default all.
+
+        Raises:
+            UserError: no such column, or several of that name; a damaged table, or one that unpacks to too much.
+        """
+        names = list(self.schema.names if columns is None else columns)
+        for name in names:
+            if (count := self.schema.names.count(name)) != 1:
+                known = ", ".join(map(str, self.schema.names))
+                raise UserError(f"{self.path} has {count} columns {name!r}: choose one of {known}.")
+        unpacked = 0
+        with damage_of(self.path):
+            for batch in self.read(names):
+                _check(batch)
+                unpacked += 0 if self.mapped else batch.nbytes
+                if unpacked > max(SMALL, EXPANSION * self.size):
+                    raise _bomb(self.path, f"more than {unpacked >> 20} MiB")
+                step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, _shared_bytes(batch))))
+                yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+
+
+def open_arrow(path: Path) -> ArrowFile:
+    """Open a table; its columns and how many rows it has are known then, and nothing else is read.
+
+    Raises:
+        UserError: it is damaged, or claims more than may be.
+    """
+    with damage_of(path):
+        if path.suffix.lower() == ".lance":
+            table = _open_lance(path)
+        elif path.suffix.lower() == ".parquet":
+            table = _open_parquet(path)
+        else:
+            table = _open_ipc(path)
+    if table.rows > max(FEW_ROWS, ROWS * table.size):
+        raise _bomb(path, f"{table.rows} rows")
+    return table
+
+
+def saved_files(folder: Path) -> list[Path] | None:
+    """The Arrow files of a directory that `datasets.save_to_disk` wrote, in their order; None of another directory.
+
+    Raises:
+        UserError: what the directory says of itself is damaged, or names files elsewhere.
+    """
+    if not (folder / "dataset_info.json").is_file() or not (folder / "state.json").is_file():
+        return None
+    with damage_of(folder / "state.json"):
+        if (folder / "state.json").stat().st_size > METADATA:
+            raise ValueError("it is too long")
+        state = json.loads((folder / "state.json").read_bytes())
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+        if any(os.path.basename(name) != name or name.startswith(".") for name in names):
+            raise ValueError("it names files of other directories")
+    return [folder / name for name in names]
+
+
+@contextmanager
+def damage_of(path: Path) -> Iterator[None]:
+    """Say in one sentence what is wrong with a table that Arrow cannot read, whatever it raises for that."""
+    try:
+        yield
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+        MemoryError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
+
+
+def _bomb(path: Path, claim: str) -> UserError:
+    return UserError(f"{path} holds {claim}, far more than its size allows: repair it or leave it out.")
+
+
+def _room() -> int:
+    """Bytes that may be unpacked at once."""
+    return int(psutil.virtual_memory().available) // 2
+
+
+# -- checks --------------------------------------------------------------------------------------------------
+
+
+def _check(batch: Any) -> None:
+    """Raise ArrowInvalid where offsets, indices, lengths or counts of nulls lie."""
+    for column in batch.columns:
+        storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+        storage.view(_without_texts(storage.type)).validate(full=True)
+
+
+def _without_texts(kind: Any) -> Any:
+    """A type with bytes in place of texts: whether these are UTF-8 is asked of each by itself, by whoever reads it."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _without_texts(kind.storage_type)
+    if isinstance(kind, pa.DictionaryType):
+        return pa.dictionary(kind.index_type, _without_texts(kind.value_type), kind.ordered)
+    if isinstance(kind, pa.StructType):
+        return pa.struct([field.with_type(_without_texts(field.type)) for field in kind])
+    for of_list, build in _LISTS.items():
+        if isinstance(kind, of_list):
+            return build(kind, kind.value_field.with_type(_without_texts(kind.value_type)))
+    return _BYTES.get(kind, kind)
+
+
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+_LISTS: dict[Any, Callable[[Any, Any], Any]] = {
+    pa.ListType: lambda kind, field: pa.list_(field),
+    pa.LargeListType: lambda kind, field: pa.large_list(field),
+    pa.FixedSizeListType: lambda kind, field: pa.list_(field, kind.list_size),
+}
+
+
+def _shared_bytes(batch: Any) -> int:
+    """Of the columns whose rows refer to values rather than hold them, so that each row may be all of them."""
+    return sum(
+        column.get_total_buffer_size()
+        for column in batch.columns
+        if any(word in str(column.type) for word in ("dictionary", "view", "run_end"))
+    )
+
+
+# -- parquet and Lance ---------------------------------------------------------------------------------------
+
+
+def _open_parquet(path: Path) -> ArrowFile:
+    def opened() -> Any:
+        limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA >> 8}
+        return pq.ParquetFile(path, memory_map=True, **limits)
+
+    def read(names: list[str]) -> Iterator[Any]:
+        with opened() as file:
+            # One group at a time: over the border of two, Arrow gives columns of nulls a wrong length.
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(BATCH_ROWS, [group], names, use_threads=False):
+                    yield batch.select(names)
+
+    with opened() as file:
+        return ArrowFile(
+            path, file.schema_arrow, file.metadata.num_rows, path.stat().st_size, mapped=False, read=read
+        )
+
+
+def _open_lance(path: Path) -> ArrowFile:
+    """A data set of Lance, by the library that the index of vectors is kept with."""
+    try:
+        import lancedb
+    except ImportError:
+        raise UserError(f"Reading {path} needs the lancedb library: pip install 'selfsup[search]'.") from None
+
+    def read(names: list[str]) -> Iterator[Any]:
+        with _panics():
+            query = table.search().select(names).limit(None)
+            for batch in query.to_batches(batch_size=BATCH_ROWS):
+                yield batch.select(names)
+
+    with _panics():
+        table = lancedb.connect(path.absolute().parent).open_table(path.stem)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return ArrowFile(path, table.schema, table.count_rows(), size, mapped=False, read=read)
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Turn what Lance raises for damage into ValueError: a panic of Rust is no Exception at all."""
+    try:
+        yield
+    except (UserError, OSError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ValueError(str(error)) from error
+
+
+# -- Arrow ---------------------------------------------------------------------------------------------------
+
+
+def _open_ipc(path: Path) -> ArrowFile:
+    """A stream, which is also what a file of Arrow has between its magic number and its footer, mapped into memory."""
+    content = _mapped(path)
+    with pa.ipc.open_stream(content) as stream:
+        schema = stream.schema
+    rows, compressed = 0, False
+    for message in _messages(content):
+        batch = _Batch.of(message)
+        rows += batch.rows if message.type == "record batch" else 0
+        compressed |= batch.compressed
+        if batch.compressed and (unpacked := batch.unpacked(message.body)) > min(_room(), _largest(content)):
+            raise _bomb(path, f"a batch of {unpacked >> 20} MiB")
+
+    def read(names: list[str]) -> Iterator[Any]:
+        places = sorted(schema.get_field_index(name) for name in names)
+        options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
+        with pa.ipc.open_stream(content, options=options) as stream:
+            for batch in stream:
+                yield batch.select(names)
+
+    return ArrowFile(path, schema, rows, path.stat().st_size, not compressed, read)
+
+
+def _largest(content: Any) -> int:
+    return max(SMALL, EXPANSION * content.size)
+
+
+def _mapped(path: Path) -> Any:
+    with pa.memory_map(str(path)) as file:
+        content = file.read_buffer()
+    start = len(_MAGIC) if content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC else 0
+    return content.slice(start)
+
+
+def _messages(content: Any) -> Iterator[Any]:
+    """The batches of a stream, of records and of dictionaries, without what they hold."""
+    reader = pa.ipc.MessageReader.open_stream(content)
+    return (message for message in reader if message.type in ("record batch", "dictionary"))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the metadata of a batch say, in the encoding of flatbuffers (Message.fbs of Arrow's format).
+
+    Attributes:
+        buffers: where each of the buffers begins in the body.
+    """
+
+    rows: int
+    buffers: tuple[int, ...]
+    compressed: bool
+
+    @classmethod
+    def of(cls, message: Any) -> _Batch:
+        data = message.metadata.to_pybytes()
+        header = _Table(data, struct.unpack_from("<I", data)[0]).below(2)
+        if message.type == "dictionary":
+            header = header.below(1)
+        start, count = header.vector(2)
+        places = [struct.unpack_from("<qq", data, start + 16 * number) for number in range(count)]
+        return cls(
+            header.number(0),
+            tuple(place for place, length in places if length > 0),
+            header.place(3) is not None,
+        )
+
+    def unpacked(self, body: Any) -> int:
+        """Bytes that compressed buffers have without compression: each begins with that number, or -1."""
+        view = memoryview(body)
+        sizes = (struct.unpack_from("<q", view, place)[0] for place in self.buffers)
+        return sum(max(0, size) for size in sizes)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of flatbuffers within bytes."""
+
+    data: bytes
+    start: int
+
+    def place(self, field: int) -> int | None:
+        """Where a field lies, None where it has its default."""
+        description = self.start - struct.unpack_from("<i", self.data, self.start)[0]
+        entry = 4 + 2 * field
+        if entry >= struct.unpack_from("<H", self.data, description)[0]:
+            return None
+        offset = struct.unpack_from("<H", self.data, description + entry)[0]
+        return self.start + offset if offset else None
+
+    def number(self, field: int) -> int:
+        place = self.place(field)
+        return 0 if place is None else int(struct.unpack_from("<q", self.data, place)[0])
+
+    def below(self, field: int) -> _Table:
+        place = self.place(field)
+        if place is None:
+            raise ValueError("its metadata lack a part")
+        return _Table(self.data, place + struct.unpack_from("<I", self.data, place)[0])
+
+    def vector(self, field: int) -> tuple[int, int]:
+        """Where the elements of a vector begin, and how many there are."""
+        place = self.place(field)
+        if place is None:
+            return 0, 0
+        start = place + struct.unpack_from("<I", self.data, place)[0]
+        return start + 4, int(struct.unpack_from("<I", self.data, start)[0])
