@@ -1,5 +1,7 @@
 """Tables of Arrow: every kind that is opened, and what is refused before it does harm."""
 
+import json
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfsup.data import arrow_files
-from selfsup.data.arrow_files import open_arrow, saved_files
+from selfsup.data.arrow_files import open_arrow
 from selfsup.errors import UserError
 
 ROWS = 600
@@ -95,16 +97,20 @@ def test_texts_that_are_no_utf_8_are_not_damage(tmp_path):
 
 
 def test_directories_of_save_to_disk(tmp_path):
-    datasets.Dataset.from_dict({"a": list(range(10))}).save_to_disk(tmp_path / "d", num_shards=2)
-    files = saved_files(tmp_path / "d")
-    assert [
-        row for file in files for batch in open_arrow(file).batches() for row in batch["a"].to_pylist()
-    ] == list(range(10))
-    assert saved_files(tmp_path) is None
-    for state in ('{"_data_files": [{"filename": "../a.arrow"}]}', "{}", "["):
-        (tmp_path / "d" / "state.json").write_text(state)
-        with pytest.raises(UserError, match=r"state\.json cannot be read"):
-            saved_files(tmp_path / "d")
+    folder = tmp_path / "d"
+    datasets.Dataset.from_dict({"a": list(range(10))}).save_to_disk(folder, num_shards=2)
+    stream(folder / "cache-1.arrow")  # what `map` leaves there
+    table = open_arrow(folder)
+    assert (table.rows, table.mapped, table.schema.names) == (10, True, ["a"])
+    assert [number for batch in table.batches() for number in batch["a"].to_pylist()] == list(range(10))
+    stream(tmp_path / "a.arrow")
+    for names in (["../a.arrow"], [str(tmp_path / "a.arrow")], [], ["\0"]):
+        state = {"_data_files": [{"filename": name} for name in names]}
+        (folder / "state.json").write_text(json.dumps(state))
+        refused(folder, "cannot be read")
+    for state in ("{}", "[", "null"):
+        (folder / "state.json").write_text(state)
+        refused(folder, "cannot be read")
 
 
 def test_extension_types(tmp_path):

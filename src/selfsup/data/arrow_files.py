@@ -1,7 +1,7 @@
 """Tables of Arrow on the disk, opened and fully checked: nothing that a damaged file says is believed.
 
-A table is a file of parquet or of Arrow (`.arrow` or `.feather`, in the format of files or of streams), or a Lance data
-set, which is a directory. What `datasets.save_to_disk` writes is a directory of Arrow files: see `saved_files`.
+A table is a file of parquet or of Arrow (`.arrow` or `.feather`, in the format of files or of streams), or a directory
+that is a Lance data set (`.lance`) or was written by `datasets.save_to_disk`.
 
 Reading is bounded before memory is taken: by rows (`ROWS` for each byte on the disk), by what a table unpacks to
 (`EXPANSION` times what it takes on the disk), and by what has to be unpacked at once (half of the free memory).
@@ -29,7 +29,7 @@ BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are
 ROWS, FEW_ROWS = 64, 1 << 20  # rows that a table may have: for each byte on the disk, and in any case
 EXPANSION, SMALL = 1000, 1 << 30  # what it may unpack to: times its bytes on the disk, and in any case
 METADATA = 1 << 28  # bytes of a schema or a footer at most
-SUFFIXES = (".parquet", ".arrow", ".feather", ".lance")
+SUFFIXES = (".parquet", ".arrow", ".feather")  # of files
 
 _MAGIC = b"ARROW1\0\0"
 
@@ -83,33 +83,16 @@ def open_arrow(path: Path) -> ArrowFile:
         UserError: it is damaged, or claims more than may be.
     """
     with damage_of(path):
-        if path.suffix.lower() == ".lance":
-            table = _open_lance(path)
-        elif path.suffix.lower() == ".parquet":
-            table = _open_parquet(path)
-        else:
-            table = _open_ipc(path)
+        table = _opener(path)(path)
     if table.rows > max(FEW_ROWS, ROWS * table.size):
         raise _bomb(path, f"{table.rows} rows")
     return table
 
 
-def saved_files(folder: Path) -> list[Path] | None:
-    """The Arrow files of a directory that `datasets.save_to_disk` wrote, in their order; None of another directory.
-
-    Raises:
-        UserError: what the directory says of itself is damaged, or names files elsewhere.
-    """
-    if not (folder / "dataset_info.json").is_file() or not (folder / "state.json").is_file():
-        return None
-    with damage_of(folder / "state.json"):
-        if (folder / "state.json").stat().st_size > METADATA:
-            raise ValueError("it is too long")
-        state = json.loads((folder / "state.json").read_bytes())
-        names = [str(entry["filename"]) for entry in state["_data_files"]]
-        if any(os.path.basename(name) != name or name.startswith(".") for name in names):
-            raise ValueError("it names files of other directories")
-    return [folder / name for name in names]
+def _opener(path: Path) -> Callable[[Path], ArrowFile]:
+    if path.is_dir():
+        return _open_saved if (path / "state.json").exists() else _open_lance
+    return _open_parquet if path.suffix.lower() == ".parquet" else _open_ipc
 
 
 @contextmanager
@@ -180,7 +163,23 @@ def _shared_bytes(batch: Any) -> int:
     )
 
 
-# -- parquet and Lance ---------------------------------------------------------------------------------------
+# -- directories and parquet ---------------------------------------------------------------------------------
+
+
+def _open_saved(folder: Path) -> ArrowFile:
+    """A data set of `datasets.save_to_disk`: Arrow files, which a JSON file lists in their order."""
+    with (folder / "state.json").open("rb") as file:
+        state = json.loads(file.read(METADATA))
+    names = [os.path.basename(str(entry["filename"])) for entry in state["_data_files"]]
+    tables = [_open_ipc(folder / name) for name in names]
+    if not tables or any(table.schema != tables[0].schema for table in tables):
+        raise ValueError("its state.json lists no files, or such of different columns")
+
+    def read(names: list[str]) -> Iterator[Any]:
+        return (batch for table in tables for batch in table.read(names))
+
+    rows, size = (sum(getattr(table, name) for table in tables) for name in ("rows", "size"))
+    return ArrowFile(folder, tables[0].schema, rows, size, all(table.mapped for table in tables), read)
 
 
 def _open_parquet(path: Path) -> ArrowFile:
@@ -258,7 +257,7 @@ def _open_ipc(path: Path) -> ArrowFile:
 
 
 def _largest(content: Any) -> int:
-    return max(SMALL, EXPANSION * content.size)
+    return max(SMALL, EXPANSION * int(content.size))
 
 
 def _mapped(path: Path) -> Any:
