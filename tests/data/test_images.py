@@ -477,7 +477,7 @@ def test_files_that_vanish(folder, large):
 
 def test_nothing_readable(tmp_path):
     write(tmp_path / "a.png", b"")
-    refused(tmp_path, "holds no images", failures=1)
+    refused(tmp_path, "1 of 1 records", "a.png: it is empty", failures=1)
 
 
 # -- memory and scale ----------------------------------------------------------------------------------------

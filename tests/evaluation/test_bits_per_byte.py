@@ -22,6 +22,7 @@ from selfsup.evaluation import LANGUAGE_MODELS, Score, evaluate
 from selfsup.evaluation.base import ratio_interval
 from selfsup.evaluation.language import FEWEST_BLOCKS, block_sums
 from selfsup.inference.generate import LanguageModel
+from selfsup.inference.items import LeftOut
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.huggingface import save_model
 from selfsup.report import Reporter
@@ -121,6 +122,7 @@ def test_json(run: Run, protocol: str) -> None:
         "seed",
         "data",
         "details",
+        *LeftOut().to_json(),
     ]
     low, high = content["interval"]
     assert low < content["value"] < high

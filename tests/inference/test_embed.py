@@ -20,6 +20,7 @@ from selfsup.errors import UserError
 from selfsup.inference import embed as module
 from selfsup.inference import items
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.items import LeftOut
 from selfsup.inference.texts import Text
 
 RECORDS = 23
@@ -92,7 +93,8 @@ def test_what_is_told(model, tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text("\n".join(lines))
     made = selfsup.embed(model, source, tmp_path / "out.parquet")
-    assert (made.records, made.truncated, made.skipped, made.empty) == (202, 1, 1, 1)
+    left_out = made.left_out
+    assert (made.records, left_out.truncated, left_out.skipped, left_out.empty) == (202, 1, 1, 1)
     told = made.rows()
     assert list(told) == ["written", "truncated", "skipped", "empty"]
     assert "202 vectors of 32 numbers" in told["written"]
@@ -331,9 +333,7 @@ def test_the_command(model, data, tmp_path, selfsup_command):
         "path": str(out),
         "records": RECORDS,
         "dimension": WIDTH,
-        "truncated": made["truncated"],
-        "skipped": 0,
-        "empty": 0,
+        **LeftOut(made["truncated"]).to_json(),
     }
     again = selfsup_command("embed", model, "--data", data, "--out", out)
     assert again.code == 2

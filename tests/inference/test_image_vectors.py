@@ -21,6 +21,7 @@ from tiny_vision import COLOURS, WIDTH, picture, save_photos, save_tiny_vision
 import selfsup
 from selfsup.data import images as images_module
 from selfsup.errors import UserError
+from selfsup.inference.items import LeftOut
 from selfsup.inference.probe import Probe
 from selfsup.inference.vision import ImageModel
 
@@ -70,7 +71,7 @@ def damage(file: Path) -> None:
 
 def test_the_file_holds_each_image_with_its_vector(model: Path, photos: Path, tmp_path: Path) -> None:
     made = selfsup.embed(model, photos, tmp_path / "x.parquet", batch=BATCH)
-    assert (made.records, made.dimension, made.truncated, made.skipped) == (15, WIDTH, 0, 0)
+    assert (made.records, made.dimension, made.left_out) == (15, WIDTH, LeftOut())
     table = pq.read_table(tmp_path / "x.parquet")
     assert table.column_names == ["id", "source", "vector"]
     assert table.column("id").to_pylist() == table.column("source").to_pylist() == places(photos)
@@ -131,14 +132,14 @@ def test_images_found_damaged_are_left_out(
         images_module, "SMALL", 0
     )  # as a large collection, of which only headers are looked at
     made = selfsup.embed(model, tmp_path / "photos", tmp_path / "x.parquet", batch=BATCH, failures=0.2)
-    assert (made.records, made.skipped) == (13, 2)
+    assert (made.records, made.left_out.skipped) == (13, 2)
     left = [
         place for place in places(tmp_path / "photos") if not place.endswith(("blue/01.png", "red/04.png"))
     ]
     assert pq.read_table(tmp_path / "x.parquet").column("id").to_pylist() == left
     assert "blue/01.png cannot be read" in caplog.text
     indexed = selfsup.index(model, tmp_path / "photos", tmp_path / "x.lance", batch=1, failures=0.2)
-    assert (indexed.records, indexed.added, indexed.skipped) == (13, 13, 2)
+    assert (indexed.records, indexed.added, indexed.left_out.skipped) == (13, 13, 2)
     with pytest.raises(UserError, match=r"\.png"):
         selfsup.embed(model, tmp_path / "photos", tmp_path / "y.parquet", failures=0.01)
 
@@ -147,7 +148,7 @@ def test_small_collections_are_looked_at_before(model: Path, photos: Path, tmp_p
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "red" / "04.png").write_bytes(b"")
     made = selfsup.embed(model, tmp_path / "photos", tmp_path / "x.parquet", failures=0.1)
-    assert (made.records, made.skipped) == (14, 1)
+    assert (made.records, made.left_out.skipped) == (14, 1)
     assert "1 records that cannot be read" in made.rows()["skipped"]
 
 

@@ -38,6 +38,12 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, 
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
 Column = Annotated[str | None, typer.Option(help="the column of the texts or images")]
+Failures = Annotated[
+    float,
+    typer.Option(
+        help="most of the records, as a share of 1, that may be unreadable; they are left out, counted and named"
+    ),
+]
 Label = Annotated[str | None, typer.Option(help="the column of the class")]
 Id = Annotated[
     str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")

@@ -12,6 +12,7 @@ from selfsup.cli.options import (
     Column,
     Command,
     Data,
+    Failures,
     Json,
     Label,
     Templates,
@@ -141,6 +142,7 @@ def evaluate(
     captions: Annotated[
         list[str] | None, typer.Option(help="the columns of the captions, for retrieval")
     ] = None,
+    failures: Failures = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
     as_json: Json = False,
@@ -160,6 +162,7 @@ def evaluate(
             label=label,
             templates=templates or None,
             captions=captions or (),
+            failures=failures,
             device=device,
             seed=seed,
             progress=reporter.counting,
@@ -176,6 +179,7 @@ def zero_shot(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or globs")],
     labels: Annotated[list[str], typer.Option(help="what they may show, such as 'a cat' 'a dog'")],
     templates: Templates = None,
+    failures: Failures = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -191,13 +195,15 @@ def zero_shot(
             images,
             labels,
             templates=templates or TEMPLATES,
+            failures=failures,
             device=device,
             progress=reporter.counting,
         )
     if as_json:
-        print_json({"images": [answer.to_json() for answer in answers]})
+        print_json({"images": [answer.to_json() for answer in answers], **answers.left_out.to_json()})
     else:
         show(answers, to_stdout())
+        reporter.table(answers.left_out.rows())
 
 
 @app.command()
@@ -211,6 +217,7 @@ def probe(
     out: Annotated[Path, typer.Option(help="the directory of the probe")],
     column: Column = None,
     label: Label = None,
+    failures: Failures = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     seed: Annotated[int, typer.Option(help="of folds and bootstrap")] = 0,
     as_json: Json = False,
@@ -223,7 +230,14 @@ def probe(
     reporter = Reporter()
     with reporter.bar("Embedding"):
         fitted = Probe.fit(
-            run, data, column=column, label=label, device=device, seed=seed, progress=reporter.counting
+            run,
+            data,
+            column=column,
+            label=label,
+            failures=failures,
+            device=device,
+            seed=seed,
+            progress=reporter.counting,
         )
     fitted.save(out)
     if as_json:
@@ -246,6 +260,7 @@ def classify(
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="write the JSON lines here")] = None,
     column: Column = None,
+    failures: Failures = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
 ) -> None:
     """Tell the class of texts or images: a JSON line for each, with its label and the probability of it."""
@@ -260,8 +275,9 @@ def classify(
     reporter = Reporter()
     with reporter.bar("Classifying"):
         answers = Probe.load(probe).classify(
-            run, given or data, column=column, device=device, progress=reporter.counting
+            run, given or data, column=column, failures=failures, device=device, progress=reporter.counting
         )
+    reporter.table(answers.left_out.rows())
     lines = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
     if out is None:
         print(lines, end="")

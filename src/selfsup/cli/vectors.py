@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from selfsup.cli.options import Chunk, Column, Data, Id, Json, app, print_json
+from selfsup.cli.options import Chunk, Column, Data, Failures, Id, Json, app, print_json
 from selfsup.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -26,6 +23,7 @@ def embed(
     id_column: Id = None,
     column: Column = None,
     batch: Chunk = 4096,
+    failures: Failures = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -43,6 +41,7 @@ def embed(
             id_column=id_column,
             half=half,
             batch=batch,
+            failures=failures,
             device=device,
             progress=reporter.counting,
         )
@@ -65,6 +64,7 @@ def index(
     id_column: Id = None,
     column: Column = None,
     batch: Chunk = 4096,
+    failures: Failures = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -94,6 +94,7 @@ def index(
             column=column,
             id_column=id_column,
             batch=batch,
+            failures=failures,
             device=device,
             progress=reporter.counting,
         )

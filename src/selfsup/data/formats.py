@@ -33,6 +33,7 @@ from selfsup.files import checksum
 SAMPLED_ROWS = 100  # records looked at to find the columns
 BATCH_ROWS = 256  # parquet rows in memory at a time
 TEXT = "text"  # the column of what has no columns of its own
+UNDECODABLE = 0.1  # at most, of the bytes of a text file, whatever share may fail: what has more is no text
 
 _KINDS = {
     ".txt": "text",
@@ -89,7 +90,7 @@ class Part:
 
 
 def file_part(path: Path, failures: float) -> Part:
-    """A file of a readable kind; `failures` is the share of undecodable bytes that a text file may have."""
+    """A file of a readable kind; of its bytes a text may have the share `failures` undecodable, up to `UNDECODABLE`."""
     kind = cast(str, _kind(path))
     if kind == "text":
         part = text_part(str(path), lambda: [(str(path), _read_text(path, failures))])
@@ -223,7 +224,7 @@ def _read_text(path: Path, failures: float) -> object:
         return data.decode()
     except UnicodeDecodeError:
         undecodable = len(re.findall("[\udc80-\udcff]", data.decode(errors="surrogateescape")))
-    if undecodable > failures * len(data):
+    if undecodable > min(failures, UNDECODABLE) * len(data):
         return Malformed(f"{undecodable} of its {len(data)} bytes are not UTF-8")
     return Repaired(data.decode(errors="replace"), undecodable)
 

@@ -50,7 +50,7 @@ from selfsup.data.image_files import (
 )
 from selfsup.data.image_sources import find_store
 from selfsup.data.image_stores import FORMAT, SHARE, Columns, Progress, Store, for_all
-from selfsup.data.sources import NAMED, Skipped, Tally, too_many
+from selfsup.data.sources import NAMED, Skipped, Tally, refusal, too_many
 from selfsup.data.split import hold_out
 from selfsup.errors import UserError
 from selfsup.machine import free_memory
@@ -159,8 +159,8 @@ class Images:
                 self._bad[index] = f"{place}: {reason}"
                 _log.warning("%s cannot be read (%s).", place, reason)
             skipped = self.skipped
-        if skipped.count > self._failures * skipped.seen:
-            return too_many(self.name, skipped, self._failures)
+        if too_many(skipped, self._failures):
+            return refusal(self.name, skipped, self._failures)
         return Unreadable(f"{place} cannot be read ({reason}): repair it or leave it out.")
 
 

@@ -125,11 +125,11 @@ class Tally:
         """The count of a complete pass.
 
         Raises:
-            UserError: more records are bad than may be.
+            UserError: more records are bad than may be, or all of them.
         """
         skipped = Skipped(self._bad, self._seen, tuple(self._names), self._replaced)
-        if self._bad > self._failures * self._seen:
-            raise too_many(self.name, skipped, self._failures)
+        if too_many(skipped, self._failures):
+            raise refusal(self.name, skipped, self._failures)
         return skipped
 
 
@@ -137,9 +137,9 @@ class TextCollection:
     """A `TextSource` that drops empty documents, and skips and counts bad records.
 
     Bad are: undecodable UTF-8 bytes, a malformed JSON line, a record without the column, a null. A text
-    file is one record: where at most the share `failures` of its bytes cannot be decoded, it is kept with
-    U+FFFD in their place, else it is bad. When more than the share `failures` of all records is bad,
-    `documents` ends in a UserError.
+    file is one record: where at most the share `failures` of its bytes cannot be decoded (and no more than
+    `selfsup.data.formats.UNDECODABLE`), it is kept with U+FFFD in their place, else it is bad. When more than the
+    share `failures` of all records is bad, or all of them are, `documents` ends in a UserError.
 
     `skipped` and `empty` describe the last complete pass over `documents()`.
     """
@@ -202,11 +202,20 @@ def open_text(source: object, column: str | None = None, failures: float = 0.01)
     return TextCollection(find_source(source, failures), column, failures)
 
 
-def too_many(name: str, skipped: Skipped, failures: float) -> UserError:
-    """What to say of a source with more bad records than may be."""
+def too_many(skipped: Skipped, failures: float) -> bool:
+    """Whether more records are bad than may be, or all of them."""
+    return skipped.count > failures * skipped.seen or 0 < skipped.count == skipped.seen
+
+
+def refusal(name: str, skipped: Skipped, failures: float) -> UserError:
+    """What to say of a source with too many bad records."""
+    refused = f"{skipped.count} of {skipped.seen} records of {name} cannot be read"
+    reasons = "; ".join(skipped.names)
+    if skipped.count == skipped.seen:
+        return UserError(f"{refused}, so nothing is left; mend them: {reasons}")
     return UserError(
-        f"{skipped.count} of {skipped.seen} records of {name} cannot be read, more than the share of {failures:g} that "
-        "may be skipped; mend them or allow more failures: " + "; ".join(skipped.names)
+        f"{refused}, more than the share of {failures:g} that may be skipped; mend them or allow more failures "
+        f"(--failures, of a training data.failures): {reasons}"
     )
 
 
@@ -225,8 +234,9 @@ def is_blank(text: str) -> bool:
 
 def no_text(name: str, skipped: Skipped, empty: int) -> UserError:
     """What to say of a source without a document."""
+    unread = f", {skipped.count} unreadable: {'; '.join(skipped.names)}" if skipped.count else ""
     return UserError(
-        f"{name} holds no text ({skipped.seen} records, {empty} of them empty): "
+        f"{name} holds no text ({skipped.seen} records, {empty} of them empty{unread}): "
         "point at data with at least one document that is not blank."
     )
 

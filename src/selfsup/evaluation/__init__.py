@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def evaluate(
     label: str | None = None,
     templates: Sequence[str] | None = None,
     captions: Sequence[str] = (),
+    failures: float = 1.0,
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
@@ -68,6 +70,8 @@ def evaluate(
         label: for the same and for `zero-shot`, the column that holds the class.
         templates: for `zero-shot`, texts in which `{}` stands for the name of a class; by default the name alone.
         captions: for `retrieval`, the columns that hold the captions; found by themselves by default.
+        failures: the share of bad records, from 0 to 1, above which the data is refused; by default they are left out
+            and counted, however many there are, as long as one can be read.
         seed: of the bootstrap behind the interval, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.
 
@@ -84,7 +88,7 @@ def evaluate(
     directory = run.directory if isinstance(run, Run) else Path(run)
     model = load(directory)
     request = Request(
-        directory, model, data, column, device, seed, progress, test, label, templates, captions
+        directory, model, data, column, device, seed, progress, test, label, templates, captions, failures
     )
     return measure(request, protocol)
 
@@ -99,7 +103,7 @@ def measure(request: Request, protocol: str) -> Score:
     require_kind(request.directory, request.model, protocol)
     module, _, name = PROTOCOLS[protocol].partition(":")
     follow: Callable[[Request], Score] = getattr(import_module(module), name)
-    return follow(request)
+    return replace(follow(request), left_out=request.seen.left_out())
 
 
 def require_known(protocol: str) -> None:

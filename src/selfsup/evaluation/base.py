@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from selfsup.inference.items import Counted, LeftOut
 from selfsup.seeding import derive
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ Features = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
 Drawn = npt.NDArray[np.int64]  # numbers of the units in a resample
+
+
+@dataclass
+class Seen:
+    """What has been read for a figure: the sources that were opened, and the texts of them that were truncated."""
+
+    sources: list[Counted] = field(default_factory=list)
+    truncated: int = 0
+
+    def left_out(self) -> LeftOut:
+        return LeftOut.of(self.sources, self.truncated)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,8 @@ class Request:
         label: the column of the data that holds the class; found by itself where it is None.
         templates: texts around the name of a class; None is the protocol's own.
         captions: the columns of the data that hold captions; found by themselves where there are none.
+        failures: the share of bad records, from 0 to 1, above which reading stops.
+        seen: what has been read for it so far.
     """
 
     directory: Path
@@ -55,6 +69,8 @@ class Request:
     label: str | None = None
     templates: Sequence[str] | None = None
     captions: Sequence[str] = ()
+    failures: float = 1.0
+    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,7 @@ class Score:
         seed: of the resamples.
         data: name of what was measured on.
         details: figures of this protocol alone, see its module.
+        left_out: what of the data it is not made of, or not wholly.
     """
 
     protocol: str
@@ -80,9 +97,21 @@ class Score:
     seed: int
     data: str
     details: dict[str, Any] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"interval": list(self.interval)}
+        figures = asdict(self) | {"interval": list(self.interval)}
+        del figures["left_out"]
+        return figures | self.left_out.to_json()
+
+    @classmethod
+    def from_json(cls, figures: dict[str, Any]) -> Score:
+        """What `to_json` gave; raises KeyError, TypeError or ValueError where it is something else."""
+        low, high = figures["interval"]
+        left_out = {f.name: figures[f.name] for f in fields(LeftOut) if f.name in figures}
+        own = {f.name: figures[f.name] for f in fields(cls) if f.name != "left_out"}
+        names = tuple(left_out.pop("skipped_names", ()))
+        return cls(**own | {"interval": (low, high), "left_out": LeftOut(**left_out, skipped_names=names)})
 
     def print(self, console: Console) -> None:
         """The figure with its interval, what it was measured on, and the details."""
@@ -98,6 +127,8 @@ class Score:
             markup=False,
             soft_wrap=True,
         )
+        for name, told in self.left_out.rows().items():
+            console.print(f"{name}: {told}", markup=False, soft_wrap=True)
         if self.details:
             figures = "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items())
             console.print(figures, markup=False, soft_wrap=True)

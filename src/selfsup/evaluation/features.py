@@ -135,6 +135,7 @@ def embed(request: Request, items: Sequence[Item]) -> tuple[Chosen, Features]:
     read, features = embed_items(
         request.model, list(distinct.values()), request.directory, "fp32", request.progress
     )
+    request.seen.truncated += request.model.truncated
     places = {identity: place for place, identity in enumerate(itertools.compress(distinct, read))}
     found = [places.get(item.identity) for item in items]
     return np.array([place is not None for place in found]), features[[p for p in found if p is not None]]
@@ -249,8 +250,9 @@ def open_pairs(request: Request) -> Pairs:
 def open_collection(request: Request, source: object) -> Collection:
     """A source as the model of a request reads it."""
     collection: Collection = request.model.read(
-        source, request.column, label=request.label, progress=request.progress
+        source, request.column, label=request.label, failures=request.failures, progress=request.progress
     )
+    request.seen.sources.append(collection)
     return collection
 
 

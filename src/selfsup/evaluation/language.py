@@ -57,7 +57,8 @@ def open_subject(request: Request) -> tuple[LanguageModel, Text]:
     model: LanguageModel = request.model
     if request.data is None:
         return model, _held_out(request)
-    source = open_text(request.data, request.column)
+    source = open_text(request.data, request.column, request.failures)
+    request.seen.sources.append(source)
     encoded = encode_documents(source, model.tokenizer)
     return model, Text(source.name, encoded.tokens, encoded.bytes, encoded.lossless)
 

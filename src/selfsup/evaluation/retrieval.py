@@ -210,8 +210,10 @@ def _open(request: Request) -> Captioned:
         request.model.image.size,
         request.column,
         request.captions,
-        progress=request.progress,
+        request.failures,
+        request.progress,
     )
+    request.seen.sources.append(collection)
     items: dict[bytes, Item] = {}
     captions: dict[bytes, dict[str, None]] = {}  # in their order
     for item, own in collection.captioned():

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfsup.data.sources import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import held, sync, whole_file, write_atomically
 from selfsup.inference.items import (
     CHUNK,
     Embedder,
     Item,
+    LeftOut,
     Progress,
     chunks,
-    left_out,
     open_embedder,
     shifted,
     silent,
@@ -36,6 +37,7 @@ from selfsup.inference.items import (
 
 METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
 TRUNCATED = b"truncated"  # key of a chunk's number of truncated items
+UNREAD = b"unread"  # key of the JSON list of a chunk's items that turned out to be unreadable
 PLAN = "plan.json"
 
 
@@ -45,25 +47,22 @@ class Embeddings:
 
     Attributes:
         records: rows of the file.
-        truncated: those of them that are longer than the model's window, embedded by their beginning.
-        skipped: bad records that were left out; `empty`: blank ones.
+        left_out: what of the source is not in it, or not wholly.
     """
 
     path: Path
     records: int
     dimension: int
-    truncated: int
-    skipped: int
-    empty: int
+    left_out: LeftOut
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path)}
+        made = {"path": str(self.path), "records": self.records, "dimension": self.dimension}
+        return made | self.left_out.to_json()
 
     def rows(self) -> dict[str, str]:
         """What to tell of it, and what there is of each."""
-        return {"written": f"{self.path}, {self.records:,} vectors of {self.dimension} numbers"} | left_out(
-            self.truncated, self.skipped, self.empty
-        )
+        written = f"{self.path}, {self.records:,} vectors of {self.dimension} numbers"
+        return {"written": written} | self.left_out.rows()
 
 
 def embed(
@@ -75,15 +74,15 @@ def embed(
     id_column: str | None = None,
     half: bool = False,
     batch: int = CHUNK,
-    failures: float = 0.01,
+    failures: float = 1.0,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Embeddings:
     """Embed every record of a source into a parquet file with the columns id, text (source, of images) and vector.
 
     A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
-    object with the model, its fingerprint, pooling and dimension, the data, and the fingerprint of its ids and
-    contents.
+    object with the model, its fingerprint, pooling and dimension, the data, the fingerprint of its ids and contents,
+    and what was left out.
     The same call after an interruption goes on where it stood.
 
     Args:
@@ -94,7 +93,8 @@ def embed(
         id_column: the column of ids, each of which may occur once; None takes the place of a record.
         half: store float16.
         batch: records that are embedded together, and kept together when interrupted.
-        failures: the share of bad records, from 0 to 1, above which reading stops.
+        failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
+            counted, however many there are, as long as one can be read.
         progress: called with the records embedded so far, and all of them (None while they are being counted).
 
     Raises:
@@ -108,7 +108,8 @@ def embed(
     embedder = open_embedder(run, device)
     collection = embedder.model.read(data, column, failures=failures, progress=progress)
     total, fingerprint = survey(collection.items(id_column), id_column, progress)
-    skipped, empty = collection.skipped.count, collection.empty
+    left_out = LeftOut.of([collection])  # before images are decoded: what then fails is noted with its chunk
+    seen = collection.skipped.seen
     plan = embedder.description() | {
         "data": collection.name,
         "data_fingerprint": fingerprint,
@@ -116,7 +117,6 @@ def embed(
         "id": id_column,
         "half": half,
         "batch": batch,
-        "failures": failures,
         "records": total,
     }
     with _held(work, out):
@@ -132,9 +132,12 @@ def embed(
             raise UserError(
                 f"{collection.name} has changed while it was being embedded; run the same command again."
             )
-        written, truncated = _join(work, out, schema, plan)
+        left_out = _with_chunks(left_out, work)
+        if 0 < seen == left_out.skipped:
+            raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
+        written = _join(work, out, schema, plan | left_out.to_json())
     _remove(work)
-    return Embeddings(out, written, embedder.dimension, truncated, skipped + total - written, empty)
+    return Embeddings(out, written, embedder.dimension, left_out)
 
 
 def _require_free(out: Path, work: Path) -> None:
@@ -221,18 +224,31 @@ def _write_chunk(
         raise UserError(f"The vectors of {embedder.path} do not fit half precision; leave out --half.")
     column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
     columns = [[item.id for item in read], [getattr(item, item.shown) for item in read], column]
-    counted = schema.with_metadata({TRUNCATED: str(embedder.truncated)})
+    there = {item.id for item in read}
+    unread = [f"{item.source}: it cannot be decoded" for item in items if item.id not in there]
+    counted = schema.with_metadata(
+        {TRUNCATED: str(embedder.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)}
+    )
     with whole_file(file) as temporary:
         pq.write_table(pa.table(columns, schema=counted), temporary)
 
 
-def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> tuple[int, int]:
-    """Write all chunks, in order, into the output; its rows, and the truncated ones among them."""
-    files = sorted(work.glob("*.parquet"))
-    truncated = sum(int(pq.read_schema(file).metadata[TRUNCATED]) for file in files)
-    described = schema.with_metadata(
-        {METADATA: json.dumps(plan | {"truncated": truncated}, ensure_ascii=False)}
+def _with_chunks(left_out: LeftOut, work: Path) -> LeftOut:
+    """What was left out, with what the chunks know of."""
+    notes = [pq.read_schema(file).metadata for file in sorted(work.glob("*.parquet"))]
+    unread = [name for note in notes for name in json.loads(note[UNREAD])]
+    return replace(
+        left_out,
+        truncated=sum(int(note[TRUNCATED]) for note in notes),
+        skipped=left_out.skipped + len(unread),
+        skipped_names=(*left_out.skipped_names, *unread)[:NAMED],
     )
+
+
+def _join(work: Path, out: Path, schema: pa.Schema, description: dict[str, Any]) -> int:
+    """Write all chunks, in order, into the output, with its description; its rows."""
+    files = sorted(work.glob("*.parquet"))
+    described = schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False)})
     joined = work / ".joined"
     with pq.ParquetWriter(joined, described) as writer:
         for file in files:
@@ -241,4 +257,4 @@ def _join(work: Path, out: Path, schema: pa.Schema, plan: dict[str, Any]) -> tup
     _require_free(out, work)
     joined.rename(out)
     sync(out.parent)
-    return pq.read_metadata(out).num_rows, truncated
+    return int(pq.read_metadata(out).num_rows)

@@ -12,21 +12,22 @@ import hashlib
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.sources import Skipped
+from selfsup.data.sources import NAMED, Skipped
 from selfsup.errors import UserError
 
 Progress = Callable[[int, int | None], None]
 Vectors = npt.NDArray[np.float32]
 Label = str | int
+T = TypeVar("T")
 
 CHUNK = 4096  # items embedded together: enough to sort into batches of even length, and seconds or minutes to lose
 CHARACTERS = 1 << 26  # in one chunk, however few its texts: they stand in memory
@@ -72,23 +73,30 @@ class ScoredPairs:
     scores: npt.NDArray[np.float64]
 
 
-class Collection(Protocol):
-    """A source as a model reads it, again with each pass.
+class Counted(Protocol):
+    """A source that counts what it leaves out.
 
     Attributes:
-        kind: what its items are.
         skipped: bad records of the last complete pass.
         empty: blank ones.
     """
-
-    kind: ClassVar[type[Item]]
-    name: str
 
     @property
     def skipped(self) -> Skipped: ...
 
     @property
     def empty(self) -> int: ...
+
+
+class Collection(Counted, Protocol):
+    """A source as a model reads it, again with each pass.
+
+    Attributes:
+        kind: what its items are.
+    """
+
+    kind: ClassVar[type[Item]]
+    name: str
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
         """All that can be read, in a fixed order."""
@@ -232,14 +240,67 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
     return count, digest.hexdigest()
 
 
-def left_out(truncated: int, skipped: int, empty: int) -> dict[str, str]:
-    """What to tell of items that are not there, or not wholly."""
-    told = {
-        "truncated": (truncated, "longer than the model's window and embedded by their beginning"),
-        "skipped": (skipped, "records that cannot be read"),
-        "empty": (empty, "records without text"),
-    }
-    return {name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count}
+@dataclass(frozen=True)
+class LeftOut:
+    """What is not, or not wholly, in a result that is made of a source.
+
+    Attributes:
+        truncated: items that are longer than the model's window, of which it read the beginning.
+        skipped: records that cannot be read; `skipped_names` are the first of them, each with the reason.
+        empty: blank records.
+        replaced_bytes: of texts, that are not UTF-8 and were read as U+FFFD.
+    """
+
+    truncated: int = 0
+    skipped: int = 0
+    empty: int = 0
+    replaced_bytes: int = 0
+    skipped_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, collections: Iterable[Counted], truncated: int = 0) -> LeftOut:
+        """Of the last pass over collections, from which so many items were truncated."""
+        counted = [(collection.skipped, collection.empty) for collection in collections]
+        names = itertools.chain.from_iterable(skipped.names for skipped, _ in counted)
+        return cls(
+            truncated,
+            sum(skipped.count for skipped, _ in counted),
+            sum(empty for _, empty in counted),
+            sum(skipped.replaced_bytes for skipped, _ in counted),
+            tuple(itertools.islice(names, NAMED)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"skipped_names": list(self.skipped_names)}
+
+    def rows(self) -> dict[str, str]:
+        """What to tell of it, and what there is of each."""
+        more = "; …" if self.skipped > len(self.skipped_names) else ""
+        told = {
+            "truncated": (
+                self.truncated,
+                "longer than the model's window and embedded by their beginning",
+            ),
+            "skipped": (
+                self.skipped,
+                f"records that cannot be read: {'; '.join(self.skipped_names)}{more}",
+            ),
+            "empty": (self.empty, "records without text"),
+            "replaced": (self.replaced_bytes, "bytes of text that are not UTF-8, read as U+FFFD"),
+        }
+        return {name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count}
+
+
+class Answers(list[T]):
+    """What was found of each readable record of a source, in its order.
+
+    Attributes:
+        left_out: what of the source is not among them, or was not read wholly.
+    """
+
+    def __init__(self, answers: Iterable[T], left_out: LeftOut) -> None:
+        super().__init__(answers)
+        self.left_out = left_out
 
 
 def silent(done: int, total: int | None) -> None:

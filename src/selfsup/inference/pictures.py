@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from selfsup.data.sources import NAMED
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, Label, Progress, ScoredPairs
 
@@ -104,10 +105,14 @@ class Pictures:
         self._images = images
         self._size = size
         self._indices = np.arange(len(images)) if indices is None else indices
+        self._classless: list[str] = []
 
     @property
     def skipped(self) -> Skipped:
-        return self._images.skipped
+        """Images that cannot be read, and those that the last pass over classes found without one."""
+        found = self._images.skipped
+        names = (*found.names, *(f"{place}: it has no class" for place in self._classless))
+        return replace(found, count=found.count + len(self._classless), names=names[:NAMED])
 
     @property
     def empty(self) -> int:
@@ -142,9 +147,12 @@ class Pictures:
                 f"{self.name} has no classes; give a folder with one folder for each class, or name the column of the "
                 "class with --label."
             )
+        self._classless = []
         for index in self._indices.tolist():
             if (label := self._class(index)) is not None:
                 yield self._item(index), label
+            else:
+                self._classless.append(_absolute(self._images.place(index)))
 
     def parts(self) -> Iterator[Item]:
         return self.items()

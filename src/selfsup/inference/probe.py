@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Request, Score
-from selfsup.evaluation.features import embed, read_labelled, report_skipped, test_part
+from selfsup.evaluation.features import embed, open_collection, read_labelled, test_part
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
 from selfsup.files import save_tensors, whole_directory
-from selfsup.inference.items import Label
+from selfsup.inference.items import Answers, Label
 from selfsup.run import load_encoder
 
 Progress = Callable[[int, int | None], None]
@@ -76,6 +76,7 @@ class Probe:
         label: str | None = None,
         device: str = "auto",
         seed: int = 0,
+        failures: float = 1.0,
         progress: Progress | None = None,
     ) -> Probe:
         """Fit to all records of labelled data, C chosen by cross-validation over five folds of them.
@@ -84,18 +85,22 @@ class Probe:
             run: a run of an encoder, or its model directory.
             column, label: the columns of the content and of its class; found by themselves where they are None.
             seed: of the folds and of the estimate's interval.
+            failures: the share of bad records, from 0 to 1, above which the data is refused.
             progress: called with the records embedded so far, and all of them.
 
         Raises:
             UserError: no such model or data, no classes, too few records, features that are not finite.
         """
         model = load_encoder(run)
-        request = Request(Path(run), model, data, column, device, seed, progress, label=label)
+        request = Request(
+            Path(run), model, data, column, device, seed, progress, label=label, failures=failures
+        )
         labelled = read_labelled(request, data)
         tested, name = test_part(labelled)
         read, features = embed(request, labelled.items)
         labelled = labelled.only(read)
         estimate = score(request, labelled.split(tested[read], features, name))
+        estimate = replace(estimate, left_out=request.seen.left_out())
         strength = best_strength(features, labelled.numbers, seed)
         classifier = fit(features, labelled.numbers, strength)
         return cls(classifier, labelled.classes, estimate, model.fingerprint, len(features))
@@ -107,9 +112,13 @@ class Probe:
         *,
         column: str | None = None,
         device: str = "auto",
+        failures: float = 1.0,
         progress: Progress | None = None,
-    ) -> list[Answer]:
+    ) -> Answers[Answer]:
         """The class of each readable record of a source, such as a list of strings, in its order.
+
+        Args:
+            failures: the share of bad records, from 0 to 1, above which the data is refused.
 
         Raises:
             UserError: the model is not the one that the probe was fitted to; no such data.
@@ -120,15 +129,15 @@ class Probe:
                 f"The probe was fitted to another model than {run} (their weights or features differ); give the model "
                 f"that it belongs to, or fit a new one with: selfsup probe {run}"
             )
-        collection = model.read(data, column, progress=progress)
-        items = list(collection.items())
-        report_skipped(collection)
-        read, features = embed(Request(Path(run), model, data, column, device, progress=progress), items)
+        request = Request(Path(run), model, data, column, device, progress=progress, failures=failures)
+        items = list(open_collection(request, data).items())
+        read, features = embed(request, items)
         probabilities = self.classifier.probabilities(features)
-        return [
+        answers = (
             Answer(item.source, item.text, self.classes[int(row.argmax())], float(row.max()))
             for item, row in zip(itertools.compress(items, read), probabilities, strict=True)
-        ]
+        )
+        return Answers(answers, request.seen.left_out())
 
     def save(self, directory: str | Path) -> None:
         """Write a new directory; raises UserError where something is there already."""
@@ -163,8 +172,9 @@ class Probe:
             )
             if classifier.weight.shape != (len(classes), len(classifier.mean)):
                 raise ValueError("its weights do not belong to its classes")
-            estimate = Score(**(facts["estimate"] | {"interval": tuple(facts["estimate"]["interval"])}))
-            return cls(classifier, classes, estimate, facts["model"], facts["records"])
+            return cls(
+                classifier, classes, Score.from_json(facts["estimate"]), facts["model"], facts["records"]
+            )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{place} is damaged ({reason}); fit the probe anew: selfsup probe") from None

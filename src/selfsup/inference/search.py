@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from selfsup.inference.items import (
     CHUNK,
     Embedder,
     Item,
+    LeftOut,
     Progress,
     chunks,
-    left_out,
     open_embedder,
     shifted,
     silent,
@@ -42,8 +42,7 @@ class Indexed:
     Attributes:
         records: in the library now.
         added, updated, unchanged: records of the source; `embedded` of them had a new content.
-        truncated: of the embedded ones, those longer than the model's window, found by their beginning.
-        skipped: bad records that were left out; `empty`: blank ones.
+        left_out: what of the source is not in the library, or not wholly; truncated are some of the embedded ones.
         index: None for a library that is searched exactly, else LanceDB's index, with its measured `recall@10`.
     """
 
@@ -53,13 +52,12 @@ class Indexed:
     updated: int
     unchanged: int
     embedded: int
-    truncated: int
-    skipped: int
-    empty: int
+    left_out: LeftOut
     index: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"library": str(self.library)}
+        own = {name: value for name, value in vars(self).items() if name != "left_out"}
+        return own | self.left_out.to_json() | {"library": str(self.library)}
 
     def rows(self) -> dict[str, str]:
         """What to tell of it, and what there is of each."""
@@ -72,7 +70,7 @@ class Indexed:
                 f"{self.index['index']}, recall@10 {self.index['recall@10']:.3f} beside the exact search "
                 f"({self.index['queries']} records as queries)"
             )
-        return told | left_out(self.truncated, self.skipped, self.empty)
+        return told | self.left_out.rows()
 
 
 def index(
@@ -83,7 +81,7 @@ def index(
     column: str | None = None,
     id_column: str | None = None,
     batch: int = CHUNK,
-    failures: float = 0.01,
+    failures: float = 1.0,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Indexed:
@@ -100,7 +98,8 @@ def index(
         column: the column of the content; found by itself where it is None.
         id_column: the column of ids, each of which may occur once; None takes the place of a record.
         batch: records that are embedded and put together.
-        failures: the share of bad records, from 0 to 1, above which reading stops.
+        failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
+            counted, however many there are, as long as one can be read.
         progress: called with the records done so far, and all of them (None while they are being counted).
 
     Raises:
@@ -129,8 +128,8 @@ def index(
             update.put(items, shifted(progress, update.done, total))
         library.settle()
     return Indexed(
-        path, library.count(), update.added, update.updated, update.unchanged, update.embedded, update.truncated,
-        collection.skipped.count, collection.empty, library.description.get("index"),
+        path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
+        LeftOut.of([collection], update.truncated), library.description.get("index"),
     )  # fmt: skip
 
 

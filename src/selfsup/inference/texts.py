@@ -142,6 +142,8 @@ def _find_label(table: Table) -> str:
     for usual in LABELS:
         if usual in names:
             return names[usual]
+    if not names:
+        list(table.rows())  # says why there is nothing
     raise UserError(
         f"{table.name} has no column of classes by a usual name ({', '.join(LABELS)}), only "
         f"{', '.join(table.columns)}; name it with --label."

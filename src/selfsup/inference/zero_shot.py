@@ -7,6 +7,7 @@ normalised again (section 3.1.4).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation.geometry import normalised
 from selfsup.inference.clip import PairModel
 from selfsup.inference.hits import ending, short
-from selfsup.inference.items import Progress, embed_items
+from selfsup.inference.items import Answers, LeftOut, Progress, embed_items
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
 from selfsup.run import load_pair_model
@@ -63,16 +64,18 @@ def zero_shot(
     labels: Sequence[str],
     *,
     templates: Sequence[str] = TEMPLATES,
+    failures: float = 1.0,
     device: str = "auto",
     progress: Progress | None = None,
-) -> list[Shown]:
-    """Say of each image which of some labels describes it.
+) -> Answers[Shown]:
+    """Say of each readable image which of some labels describes it.
 
     Args:
         run: a run of clip, or its model directory.
         images: any source of images, such as a list of paths, of PIL images or of uint8 arrays.
         labels: what the images may show.
         templates: texts in which `{}` stands for a label; a label's vector is the mean over all of them.
+        failures: the share of images, from 0 to 1, above which they are refused where they cannot be read.
         progress: called with the images done, and all of them.
 
     Raises:
@@ -82,17 +85,17 @@ def zero_shot(
         raise UserError("Give labels that differ and are not blank, such as --labels 'a cat' 'a dog'.")
     model = load_pair_model(run)
     model.to(find_device(device))
-    items = list(model.image.read(images, failures=0.0).items())
+    collection = model.image.read(images, failures=failures)
+    items = list(collection.items())
     read, vectors = embed_items(model, items, run, "fp32", progress)
-    if not read.all():
-        raise UserError(f"{items[int(read.argmin())].source} cannot be read; give another one.")
     directions = class_vectors(model, [[label] for label in labels], templates, run)
     cosines = normalised(vectors) @ directions.T
     rows = model.similarity.probabilities(cosines).tolist()
-    return [
+    answers = (
         Shown(item.source, dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])))
-        for item, row in zip(items, rows, strict=True)
-    ]
+        for item, row in zip(itertools.compress(items, read), rows, strict=True)
+    )
+    return Answers(answers, LeftOut.of([collection]))
 
 
 def class_vectors(

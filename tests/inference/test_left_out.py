@@ -1,0 +1,219 @@
+"""What cannot be read ends no command: it is left out, counted and named, wherever the result is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import Answer
+from tiny_clip import save_tiny_clip
+from tiny_encoder import WORDS, save_tiny
+from tiny_vision import save_photos, save_tiny_vision
+
+import selfsup
+from selfsup.data import images as images_module
+from selfsup.errors import UserError
+from selfsup.evaluation import evaluate
+from selfsup.evaluation.base import Score
+from selfsup.inference.items import LeftOut
+from selfsup.inference.probe import Probe
+
+Command = Callable[..., Answer]
+GOOD, BAD = 40, 6
+
+
+def sentences(count: int) -> list[str]:
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice(WORDS, 4)) + f" {number}" for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("models")
+    return {
+        "texts": save_tiny(place / "texts"),
+        "images": save_tiny_vision(place / "images"),
+        "pairs": save_tiny_clip(place / "pairs"),
+    }
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Labelled texts and images, the first of which cannot be read."""
+    place = tmp_path_factory.mktemp("sources")
+    lines = ['{"text": broken'] * BAD + [
+        json.dumps({"text": text, "label": "ab"[number % 2]}) for number, text in enumerate(sentences(GOOD))
+    ]
+    (place / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    photos = save_photos(place / "photos", 12)
+    for number in range(BAD):
+        (photos / "blue" / f"{number:02}.png").write_bytes(b"GIF89a and no more")
+    return {"texts": place / "texts.jsonl", "images": photos}
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same, of which none can be read."""
+    place = tmp_path_factory.mktemp("nothing")
+    (place / "texts.jsonl").write_text('{"text": broken\n' * 3)
+    photos = save_photos(place / "photos", 1)
+    for file in photos.rglob("*.png"):
+        file.write_bytes(b"")
+    return {"texts": place / "texts.jsonl", "images": photos}
+
+
+@pytest.fixture(scope="module")
+def probes(models: dict[str, Path], sources: dict[str, Path], tmp_path_factory: Any) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("probes")
+    for kind, source in sources.items():
+        Probe.fit(models[kind], source).save(place / kind)
+    return {kind: place / kind for kind in sources}
+
+
+def words(
+    command: str, kind: str, models: dict[str, Path], source: Path, probes: dict[str, Path], out: Path
+) -> list[object]:
+    """A command over a source, which answers in JSON."""
+    model = models["pairs" if command == "zero-shot" else kind]
+    data = ["--data", source]
+    return {
+        "embed": ["embed", model, *data, "--out", out / "x.parquet", "--json"],
+        "index": ["index", model, *data, "--out", out / "x.lance", "--json"],
+        "evaluate": ["evaluate", model, *data, "--protocol", "rankme", "--json"],
+        "probe": ["probe", model, *data, "--out", out / "probe", "--json"],
+        "classify": ["classify", model, *data, "--probe", probes[kind]],
+        "zero-shot": ["zero-shot", model, source, "--labels", "red", "blue", "--json"],
+    }[command]
+
+
+COMMANDS = [
+    (command, kind)
+    for command in ("embed", "index", "evaluate", "probe", "classify", "zero-shot")
+    for kind in ("texts", "images")
+    if (command, kind) != ("zero-shot", "texts")
+]
+
+
+@pytest.mark.parametrize(("command", "kind"), COMMANDS)
+def test_a_command_goes_on_and_says_what_it_left_out(
+    command: str,
+    kind: str,
+    models: dict[str, Path],
+    sources: dict[str, Path],
+    probes: dict[str, Path],
+    tmp_path: Path,
+    selfsup_command: Command,
+) -> None:
+    given = words(command, kind, models, sources[kind], probes, tmp_path)
+    answer = selfsup_command(*given)
+    assert answer.code == 0, answer
+    if command == "classify":  # its lines are of records alone
+        assert len(answer.out.splitlines()) == (GOOD if kind == "texts" else 30)
+        assert f"{BAD} records that cannot be read" in " ".join(answer.error.split())
+    else:
+        told = json.loads(answer.out)
+        told = told.get("estimate", told)
+        assert told["skipped"] == BAD
+        assert len(told["skipped_names"]) == 5
+        assert all(name.startswith(str(sources[kind])) for name in told["skipped_names"])
+    shutil.rmtree(tmp_path)
+    refused = selfsup_command(*given, "--failures", "0.1")
+    assert refused.code == 2, refused
+    assert f"{BAD} of {GOOD + BAD if kind == 'texts' else 36} records" in refused.error
+    assert "--failures" in refused.error
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "kind"), COMMANDS)
+def test_where_nothing_can_be_read_a_command_is_refused(
+    command: str,
+    kind: str,
+    models: dict[str, Path],
+    nothing: dict[str, Path],
+    probes: dict[str, Path],
+    tmp_path: Path,
+    selfsup_command: Command,
+) -> None:
+    answer = selfsup_command(*words(command, kind, models, nothing[kind], probes, tmp_path))
+    assert (answer.code, answer.out) == (2, ""), answer
+    assert "3 of 3 records" in answer.error
+    assert answer.error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_in_the_file(models: dict[str, Path], sources: dict[str, Path], tmp_path: Path) -> None:
+    made = selfsup.embed(models["texts"], sources["texts"], tmp_path / "x.parquet")
+    description = json.loads(pq.read_schema(tmp_path / "x.parquet").metadata[b"selfsup"])
+    assert description["skipped"] == made.left_out.skipped == BAD
+    assert description["skipped_names"] == list(made.left_out.skipped_names)
+
+
+def test_it_stands_beside_the_figure(
+    models: dict[str, Path], sources: dict[str, Path], selfsup_command: Command
+) -> None:
+    answer = selfsup_command("evaluate", models["texts"], "--data", sources["texts"], "--protocol", "knn-20")
+    assert f"skipped: {BAD} records that cannot be read: {sources['texts']}, line 1" in answer.out
+
+
+def test_a_score_is_read_as_it_was_written(models: dict[str, Path], sources: dict[str, Path]) -> None:
+    score = evaluate(models["texts"], data=sources["texts"], protocol="knn-20")
+    assert score.left_out.skipped == BAD
+    assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
+    older = {key: value for key, value in score.to_json().items() if key not in LeftOut().to_json()}
+    assert Score.from_json(older).left_out == LeftOut()
+
+
+def test_images_that_turn_out_to_be_unreadable(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = save_photos(tmp_path / "photos", 5)
+    for file in sorted(photos.rglob("*.png"))[:BAD]:
+        file.write_bytes(file.read_bytes()[:-200])
+    monkeypatch.setattr(images_module, "SMALL", 0)  # only headers are looked at before
+    made = selfsup.embed(models["images"], photos, tmp_path / "x.parquet", batch=4)
+    assert (made.records, made.left_out.skipped) == (9, BAD)
+    assert made.left_out.skipped_names[0].startswith(str(photos / "blue" / "00.png"))
+    assert evaluate(models["images"], data=photos, protocol="rankme").left_out.skipped == BAD
+    assert len(selfsup.zero_shot(models["pairs"], photos, ["red", "blue"])) == 9
+    for file in sorted(photos.rglob("*.png")):
+        file.write_bytes(file.read_bytes()[:200])
+    for work in (
+        lambda: selfsup.embed(models["images"], photos, tmp_path / "y.parquet", batch=4),
+        lambda: selfsup.index(models["images"], photos, tmp_path / "y.lance", batch=4),
+        lambda: evaluate(models["images"], data=photos, protocol="rankme"),
+        lambda: selfsup.zero_shot(models["pairs"], photos, ["red", "blue"]),
+    ):
+        with pytest.raises(UserError, match="15 of 15 records"):
+            work()
+
+
+def test_images_without_a_class_are_counted(models: dict[str, Path], tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos", 8)
+    rows = [
+        {"path": str(file), "label": "" if number < 3 else file.parent.name}
+        for number, file in enumerate(sorted(photos.rglob("*.png")))
+    ]
+    listed = tmp_path / "list.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score = evaluate(models["images"], data=listed, protocol="knn-20")
+    assert score.n + score.details["bank"] == 21
+    assert score.left_out.skipped == 3
+    assert "it has no class" in score.left_out.skipped_names[0]
+
+
+def test_texts_that_are_not_read_wholly_are_counted(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(
+        "Der Bär hört schöne Töne, und alle anderen lauschen. ".encode("latin-1") * 3
+    )
+    (tmp_path / "long.txt").write_text("the sea " * 40)
+    (tmp_path / "picture.txt").write_bytes(bytes(range(256)) * 4)
+    made = selfsup.embed(models["texts"], tmp_path, tmp_path / "x.parquet")
+    assert (made.records, made.left_out.skipped, made.left_out.replaced_bytes) == (2, 1, 12)
+    assert made.left_out.truncated == 2
+    assert evaluate(models["texts"], data=tmp_path, protocol="rankme").left_out == made.left_out
