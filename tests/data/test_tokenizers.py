@@ -1,6 +1,10 @@
 """Tokenizers: round trips, parity with transformers, special tokens, foreign files, incremental decoding."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -200,13 +204,94 @@ def test_pieces_encode_as_the_whole(trained, text):
             assert np.array_equal(np.concatenate(tokenizer.encode_batch(pieces)), whole)
 
 
-def test_pieces_are_of_bounded_length(monkeypatch, trained):
+def test_pieces_are_of_bounded_length(monkeypatch):
     monkeypatch.setattr(module, "PIECE", 100)
     lines = "A line of some words\n" * 100
     spaces = "one long line of words " * 100
     for text in (lines, spaces):
-        assert {len(piece) < 130 for piece in cut(text)} == {True}
-    assert cut("x" * 1000) == ["x" * 1000]
+        assert {len(piece) < 130 for piece in cut(text, lambda _: None)} == {True}
+    run = "x" * 1000
+    assert cut(run, lambda _: None) == [run]
+    assert [len(piece) for piece in cut(run, lambda _: 150)] == [150] * 6 + [100]
+
+
+# -- runs without white space --
+
+RUNS = {
+    "letters": "x",
+    "marks": "=",
+    "spaces": " ",
+    "lines": "\n",
+    "spaced lines": " \n",
+    "base64": "9aB+/",
+    "accents": "\u0301",
+    "ideographs": "日本",
+    "emoji": "👩\u200d",
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_long_runs_are_cut_and_their_tokens_stay_the_same(tmp_path, trained, kind, run, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 3000)
+    text = f"It was the {(run * 20_000)[:20_000]} times 'll"
+    tokenizer = trained[kind]
+    pieces = tokenizer.pieces(text)
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 2 * module.PIECE
+    ids = np.concatenate(tokenizer.encode_batch(pieces))
+    assert np.array_equal(ids, tokenizer.encode(text))
+    tokenizer.save(tmp_path)
+    stock = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert np.array_equal(ids, stock.encode(text, add_special_tokens=False).ids)
+
+
+def longest(tokenizer, text):
+    """Characters of the longest piece that the tokenizer treats as one word."""
+    found = tokenizer._tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return max(end - start for _, (start, end) in found)
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_no_word_is_longer_than_its_bound(trained, run):
+    """What a BPE or WordPiece does with a word grows faster than the word."""
+    text = run * 5000
+    assert longest(trained["bpe"], text) <= 2 * module.RUN + 1
+    if not text.isspace():
+        assert longest(trained["wordpiece"], text) <= module.WORD
+
+
+@given(text=SEAMS)
+@settings(deadline=None)
+def test_ordinary_text_is_cut_as_qwen2_cuts_it(trained, text):
+    theirs = module._qwen2(module.QWEN2_PATTERN).pre_tokenize_str(text)
+    assert trained["bpe"]._tokenizer.pre_tokenizer.pre_tokenize_str(text) == theirs
+
+
+def test_a_long_word_goes_in_word_pieces():
+    tokenizer = train_tokenizer("wordpiece", ["ACGT" * 500] * 3)
+    ids = tokenizer.encode("ACGT" * 400)
+    assert tokenizer.unknown not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == "acgt" * 400
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process of its own is interrupted in another way there")
+def test_an_interrupt_ends_a_long_encoding(tmp_path):
+    """Of a tokenizer from elsewhere, whose words have no bound; by itself this one would take minutes."""
+    theirs = train_tokenizer("bpe", ["ACGT" * 100])._tokenizer
+    theirs.pre_tokenizer = module._qwen2(module.QWEN2_PATTERN)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    program = (
+        "import sys; from pathlib import Path; from selfsup.data.tokenizers import load_tokenizer\n"
+        "tokenizer = load_tokenizer(Path(sys.argv[1])); print('begun', flush=True)\n"
+        "tokenizer.encode('ACGT' * 500_000)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in error
 
 
 # -- other people's programs --

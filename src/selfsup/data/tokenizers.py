@@ -20,12 +20,14 @@ import hashlib
 import json
 import math
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +79,11 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# What a BPE does with a run grows faster than the run is long, so ours cut one after so many characters. No text in
+# words has such runs; DNA, base64 and rulers have.
+RUN = 1024
+BOUNDED_PATTERN = QWEN2_PATTERN.replace("+", f"{{1,{RUN}}}").replace("*", f"{{0,{RUN}}}")
+WORD = 100  # characters of the longest word that word pieces are looked for in; a longer run is cut into such words
 
 LARGEST = 1 << 16  # ids fit 16 bits
 WORDS = 1 << 15  # the most frequent words that are kept by default
@@ -100,6 +107,7 @@ PIECE = 1 << 16  # characters after which a long document may be cut for encodin
 _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 
 Ids = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 class TextTokenizer:
@@ -169,7 +177,7 @@ class TextTokenizer:
         batch: list[Ids] = []
         for start in range(0, len(texts), AT_ONCE):
             some = texts[start : start + AT_ONCE]
-            encodings = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            encodings = _interruptible(self._tokenizer.encode_batch_fast, some, add_special_tokens=False)
             batch += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         for ids in batch:
             self._replace_ends(ids)
@@ -205,7 +213,18 @@ class TextTokenizer:
         Pieces end at the first harmless place after `PIECE` characters. Documents of tokenizers that are
         not known to have such places (prefix spaces, normalizers, other patterns) stay whole.
         """
-        return cut(document) if self._may_cut else [document]
+        return cut(document, self._seam) if self._may_cut else [document]
+
+    def _seam(self, beginning: str) -> int | None:
+        """The first place after `PIECE` characters that no token is across, where the tokenizer bounds its runs."""
+        if self._structure["pre_tokenizer"] is None:
+            return PIECE
+        if self._structure["pre_tokenizer"] != _as_json(_qwen2()):
+            return None
+        runs = self._tokenizer.pre_tokenizer.pre_tokenize_str(
+            beginning[: PIECE + 4 * RUN]
+        )  # none looks further
+        return next(int(end) for _, (_, end) in runs if end >= PIECE)
 
     @cached_property
     def _may_cut(self) -> bool:
@@ -214,7 +233,8 @@ class TextTokenizer:
             return False
         if structure["pre_tokenizer"] is None:
             return structure["model"]["type"] == "BPE" and not structure["model"]["merges"]
-        return structure["pre_tokenizer"] in (_as_json(_qwen2()), _as_json(pre_tokenizers.Whitespace()))
+        known = _qwen2(), _qwen2(QWEN2_PATTERN), pre_tokenizers.Whitespace()
+        return structure["pre_tokenizer"] in [_as_json(splitting) for splitting in known]
 
     @cached_property
     def _structure(self) -> dict[str, Any]:
@@ -314,6 +334,20 @@ class TextTokenizer:
         (directory / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8"
         )
+
+
+def _interruptible(call: Callable[..., T], *given: Any, **named: Any) -> T:
+    """What a long call of the library returns; Ctrl-C ends the wait for it, which in the main thread it could not."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call(*given, **named))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 def _in_word(symbol: str) -> bool:
@@ -438,14 +472,16 @@ def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) ->
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_evenly(_pieces(documents), total, BPE_SAMPLE), trainer)
+    sample = _evenly(_pieces(documents), total, BPE_SAMPLE)
+    _interruptible(tokenizer.train_from_iterator, sample, trainer)
     return TextTokenizer(tokenizer, marks)
 
 
 def _train_wordpiece(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=marks.unknown))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words = pre_tokenizers.Split(Regex(f".{{1,{WORD}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), words])
     tokenizer.decoder = decoders.WordPiece()
     sample = list(_evenly(_pieces(documents), total, BPE_SAMPLE))
     most = min(ALPHABET, (size - len(marks.listed())) // 2)
@@ -459,7 +495,7 @@ def _train_wordpiece(documents: Iterable[str], total: int, size: int, marks: Mar
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample, trainer)
+    _interruptible(tokenizer.train_from_iterator, sample, trainer)
     plain = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=marks.unknown))
     plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     plain.decoder = tokenizer.decoder
@@ -498,22 +534,39 @@ def _train_words(documents: Iterable[str], size: int, marks: Marks) -> TextToken
     tokenizer = Tokenizer(models.WordLevel(unk_token=marks.unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=marks.listed(), show_progress=False)
-    tokenizer.train_from_iterator(_pieces(documents), trainer)
+    _interruptible(tokenizer.train_from_iterator, _pieces(documents), trainer)
     return TextTokenizer(tokenizer, marks)
 
 
-def cut(document: str) -> list[str]:
-    """A document in pieces of `PIECE` characters and what is left to the next harmless place (see `_CUT`)."""
+def cut(document: str, seam: Callable[[str], int | None]) -> list[str]:
+    """A document in pieces of `PIECE` characters and what is left to the next harmless place (see `_CUT`).
+
+    Where there is none within `PIECE` more, `seam` is asked for one in what begins there.
+    """
     pieces, start = [], 0
-    while place := _CUT.search(document, start + PIECE):
-        pieces.append(document[start : place.start()])
-        start = place.start()
+    while length := _piece(document, start, seam):
+        pieces.append(document[start : start + length])
+        start += length
     pieces.append(document[start:])
     return pieces
 
 
+def _piece(document: str, start: int, seam: Callable[[str], int | None]) -> int | None:
+    """Characters of the piece that begins at a place; None for all that are left."""
+    least, most = start + PIECE, start + 2 * PIECE
+    if near := _CUT.search(document, least, most):
+        return near.start() - start
+    if len(document) <= most:
+        return None
+    if place := seam(document[start : most + 4 * RUN]):
+        return place
+    far = _CUT.search(document, most)
+    return far and far.start() - start
+
+
 def _pieces(documents: Iterable[str]) -> Iterator[str]:
-    return (piece for document in documents for piece in cut(document))
+    """What is learnt from may be cut anywhere."""
+    return (piece for document in documents for piece in cut(document, lambda _: PIECE))
 
 
 def _evenly(pieces: Iterable[str], total: int, limit: int) -> Iterator[str]:
@@ -528,8 +581,8 @@ def _evenly(pieces: Iterable[str], total: int, limit: int) -> Iterator[str]:
         seen += size
 
 
-def _qwen2() -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated")
+def _qwen2(pattern: str = BOUNDED_PATTERN) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
