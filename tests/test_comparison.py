@@ -191,7 +191,7 @@ def test_plot_that_cannot_be_drawn(runs: list[Run], tmp_path: Path, monkeypatch:
     comparison = compare(directories(*runs))
     with pytest.raises(UserError, match=r"\.png"):
         comparison.plot(tmp_path / "curves.bmpp")
-    with pytest.raises(UserError, match="another place"):
+    with pytest.raises(UserError, match="another name"):
         comparison.plot(tmp_path / "nowhere" / "curves.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"selfsup\[plots\]"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
-from rich.text import Text
 
 from selfsup.config import known_keys
 from selfsup.errors import UserError
-from selfsup.files import checksum
-from selfsup.report import duration
+from selfsup.files import checksum, write_new
+from selfsup.report import Text, duration, printable
 from selfsup.run import Run
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Comparison:
             console.print(block)
             console.print()
         for note in self.notes:
-            console.print(f"Note: {note}", markup=False)
+            console.print(Text(f"Note: {note}"))
 
     def _figures(self) -> Table:
         table = _table("", self.runs)
@@ -131,7 +131,7 @@ class Comparison:
         """Draw the curves, train faint and validation bold, over wall time and over tokens.
 
         Args:
-            path: where to; the ending chooses the format, such as .png or .svg.
+            path: where to, a name that is free; the ending chooses the format, such as .png or .svg.
 
         Raises:
             UserError: matplotlib is not installed, does not know the format, or the file cannot be written.
@@ -145,29 +145,33 @@ class Comparison:
         self._draw(over_time, "time")
         self._draw(over_tokens, "tokens")
         over_time.set_ylabel(f"loss ({UNITS[self.measure]})")
-        over_tokens.legend(frameon=False, title="validation bold, training faint")
+        legend = over_tokens.legend(frameon=False, title="validation bold, training faint")
+        for line, run in zip(
+            legend.get_texts(), self.runs, strict=True
+        ):  # a name is no formula and no directive
+            line.set(text=printable(run.name), parse_math=False)
+        picture = BytesIO()
         try:
-            figure.savefig(path, dpi=150)
+            figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
         except ValueError:
             known = ", ".join(f".{kind}" for kind in sorted(figure.canvas.get_supported_filetypes()))
             raise UserError(f"{path} names no format of pictures; let it end with one of {known}.") from None
-        except OSError as error:
-            raise UserError(f"Cannot write {path}: {error.strerror}; give another place.") from None
+        write_new(Path(path), picture.getvalue())
 
     def _draw(self, axes: Axes, against: str) -> None:
         """One panel. Its height is that of the validation curves: a training curve falls into it from chance."""
-        parts = [(run, self._curve(run.train), self._curve(run.validation)) for run in self.runs]
-        everything = [point for _, train, validation in parts for point, _ in (*train, *validation)]
+        parts = [(self._curve(run.train), self._curve(run.validation)) for run in self.runs]
+        everything = [point for train, validation in parts for point, _ in (*train, *validation)]
         scale, unit = _axis(against, max((getattr(point, against) for point in everything), default=1.0))
-        for number, (run, train, validation) in enumerate(parts):
+        for number, (train, validation) in enumerate(parts):
             colour = COLOURS[number % len(COLOURS)]
             for curve, style in (
                 (train, {"alpha": 0.3, "linewidth": 1}),
-                (validation, {"linewidth": 2.2, "marker": "o", "markersize": 3.5, "label": run.name}),
+                (validation, {"linewidth": 2.2, "marker": "o", "markersize": 3.5, "label": str(number)}),
             ):
                 places = [getattr(point, against) / scale for point, _ in curve]
                 axes.plot(places, [y for _, y in curve], color=colour, **style)
-        bounds = [y for _, _, validation in parts for _, y in validation]
+        bounds = [y for _, validation in parts for _, y in validation]
         if bounds:
             margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
             axes.set_ylim(min(bounds) - 2 * margin, max(bounds) + margin)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from selfsup.report import printable
+
 
 class UserError(Exception):
     """Something the user can put right. The command line prints it as one sentence and exits with 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # what a user named may hold line breaks
+        super().__init__(printable(" ".join(message.splitlines())))  # what a user named may hold anything
 
 
 class Interrupted(Exception):

@@ -82,6 +82,24 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_free(*places: Path | None) -> None:
+    """Raise a UserError where something lies already, before work is done for it."""
+    for place in places:
+        if place is not None and os.path.lexists(place):
+            raise UserError(f"{place} exists already; give another name.")
+
+
+def write_new(path: Path, content: str | bytes) -> None:
+    """Write a file that is not there yet: wholly or not at all."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    require_free(path)
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}; give another name.") from None
+
+
 def separate(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors on the CPU, each in memory of its own: a safetensors file knows no shared weights."""
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in module.state_dict().items()}

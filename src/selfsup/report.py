@@ -1,18 +1,119 @@
-"""What a person sees while something runs: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""What a person sees: words that a terminal cannot obey, and while something runs a bar with rate and time left.
+
+All text reaches a terminal through here. What comes from data, names or models may hold anything, so control
+characters are shown as escapes, and square brackets are no markup.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
+import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any
 
+import rich.text
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
+
+# What a terminal obeys in place of showing it: the controls of ASCII and of Latin-1 (but new lines and tabs), those
+# that turn the direction of writing, line and paragraph separators, invisible marks and tags, and half characters.
+CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff\ud800-\udfff]"
+)
+# Where an output's encoding lacks our own signs; any other character is shown as an escape there.
+PLAIN = dict(zip("█·│┤└─–“”", '#.||`--""', strict=True)) | {"→": "->", "…": "..."}
+
+
+def printable(text: str) -> str:
+    r"""A text whose controls are escapes, such as `\x1b` or `\u202e`; its lines and tabs stay."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a result as a person reads it."""
+    print(printable(text), end=end, flush=True)
+
+
+def json_line(value: object, narrow: bool = False) -> str:
+    """A result as a program reads it: every character exactly, but none that a terminal obeys; ASCII where narrow."""
+    line = json.dumps(value, ensure_ascii=narrow)
+    return CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], line)
+
+
+def print_json(value: object) -> None:
+    """Print a result for a program, on one line."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(json_line(value, narrow=not encoding.lower().startswith("utf")))
+
+
+if TYPE_CHECKING:
+    from rich.text import Text as Text
+else:
+
+    class Text(rich.text.Text):
+        """rich's, for what comes from data: its controls are escapes."""
+
+        def __init__(self, text="", *styles, **more):
+            super().__init__(printable(text), *styles, **more)
+
+        def append(self, text, *style, **more):
+            return super().append(printable(text) if isinstance(text, str) else text, *style, **more)
+
+
+class Screen(Console):
+    """rich's console without markup, and with controls as escapes."""
+
+    def __init__(self, file: IO[str], quiet: bool = False) -> None:
+        super().__init__(file=file, quiet=quiet, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        return super().render_str(printable(text), **more)
+
+
+class Lines(logging.Formatter):
+    """What is logged, as a person reads it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def prepare_streams() -> None:
+    """Make the standard streams of a command ready for any text: closed ones are empty, no encoding is too narrow."""
+    codecs.register_error("plain", _plain)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What is written in place of characters that an encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking), error.end
+
+
+def finish_output() -> None:
+    """Hand over what is still to be printed; where that fails, Python is not to try it again when it ends."""
+    with suppress(ValueError):  # closed
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
 
 def duration(seconds: float) -> str:
@@ -39,14 +140,14 @@ class Reporter:
     """Everything that a training says; silent in every process but the leading one."""
 
     def __init__(self, speaks: bool = True, to: IO[str] | None = None) -> None:
-        self.console = Console(file=to or sys.stderr, quiet=not speaks, highlight=False)
+        self.console = Screen(to or sys.stderr, quiet=not speaks)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
         self._counted: tuple[float, int] | None = None  # when `counting` began, and at what
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def table(self, rows: Mapping[str, str]) -> None:
         """Facts, one a line: what and its value."""
@@ -66,9 +167,9 @@ class Reporter:
             yield
             return
         columns = (
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as self._bar:
@@ -81,7 +182,7 @@ class Reporter:
     def advance(self, share: float, text: str) -> None:
         """Move the bar to a share of the whole; elsewhere a line now and then."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=min(share, 1.0), text=text)
+            self._bar.update(self._task, completed=min(share, 1.0), text=printable(text))
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"{min(share, 1.0):4.0%}  {text}")
@@ -109,4 +210,4 @@ class Reporter:
 
 def to_stdout() -> Console:
     """The console for results, as opposed to progress."""
-    return Console(file=sys.stdout, highlight=False)
+    return Screen(sys.stdout)

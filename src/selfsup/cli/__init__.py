@@ -13,6 +13,7 @@ import typer
 from selfsup.cli import runs, using, vectors
 from selfsup.cli.options import app
 from selfsup.errors import Interrupted, UserError
+from selfsup.report import Lines, finish_output, prepare_streams, printable
 
 __all__ = ["app", "main", "runs", "using", "vectors"]
 
@@ -21,7 +22,7 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    print(f"selfsup: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"selfsup: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -38,15 +39,24 @@ def describe(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; an error that the user can put right is one sentence and exit code 2."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    prepare_streams()
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.captureWarnings(True)
     if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        try:
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        finally:
+            finish_output()
     except UsageError as error:
         fail(f"{error.format_message().rstrip('.')}; see selfsup --help.", 2)
     except UserError as error:
         fail(str(error), 2)
+    except BrokenPipeError:  # the reader of our output wants no more of it
+        raise SystemExit(1) from None
     except OSError as error:
         fail(describe(error), 2)
     except Interrupted as interruption:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,23 +125,7 @@ def split_words(
     return objective or named, settings
 
 
-def print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
 def free_name(name: str, suffix: str) -> Path:
     """A file here that is not there yet: name.html, name-2.html, …"""
     names = (Path(f"{name}{number}{suffix}") for number in ("", *(f"-{n}" for n in range(2, 10_000))))
     return next(path for path in names if not path.exists())
-
-
-def write_new(path: Path, content: str | bytes) -> None:
-    """Write a file that is not there yet."""
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except FileExistsError:
-        raise UserError(f"{path} exists already; give another name.") from None
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}; give another name.") from None

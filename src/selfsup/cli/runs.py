@@ -27,10 +27,10 @@ from selfsup.cli.options import (
     Words,
     app,
     free_name,
-    print_json,
     split_words,
-    write_new,
 )
+from selfsup.files import require_free, write_new
+from selfsup.report import print_json, say
 
 if TYPE_CHECKING:
     from selfsup.run import Run
@@ -131,6 +131,7 @@ def inspect(
     from selfsup.report import Reporter, to_stdout
 
     objective, settings = split_words(words)
+    require_free(html, png)
     reporter = Reporter()
     with reporter.bar("Reading"):
         inspection = look(
@@ -154,7 +155,7 @@ def inspect(
         return
     inspection.print(to_stdout())
     if inspection.pictured:
-        print(f"\nThe pictures are in {' and '.join(str(place) for place in (html, png) if place)}.")
+        say(f"\nThe pictures are in {' and '.join(str(place) for place in (html, png) if place)}.")
 
 
 @app.command()
@@ -167,6 +168,7 @@ def compare(
     from selfsup.comparison import compare as set_side_by_side
     from selfsup.report import to_stdout
 
+    require_free(plot)
     comparison = set_side_by_side(runs)
     if plot is not None:
         comparison.plot(plot)
@@ -200,10 +202,10 @@ def show_end(run: Run) -> None:
     recipe = find_recipe(settings["objective"], settings["model.preset"])
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
-        print(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+        say(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
     if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
         chance = "" if summary["chance"] is None else f" (chance {summary['chance']:.3f})"
-        print(f"Validation loss {summary['loss']:.3f}{chance}{bits}.")
+        say(f"Validation loss {summary['loss']:.3f}{chance}{bits}.")
     if recipe.useful is not None:
-        print(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")
+        say(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")

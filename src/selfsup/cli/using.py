@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +17,10 @@ from selfsup.cli.options import (
     Templates,
     app,
     free_name,
-    print_json,
-    write_new,
 )
 from selfsup.errors import UserError
+from selfsup.files import require_free, write_new
+from selfsup.report import json_line, print_json, say
 
 
 @app.command()
@@ -52,7 +51,7 @@ def generate(
     starts = prompts or [""]
     streams = len(starts) == 1 and not as_json
     if streams:
-        print(starts[0], end="", flush=True)
+        say(starts[0], end="")
     texts = model.generate(
         starts,
         tokens=tokens,
@@ -62,15 +61,15 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        stream=(lambda _, piece: print(piece, end="", flush=True)) if streams else None,
+        stream=(lambda _, piece: say(piece, end="")) if streams else None,
     )
     if as_json:
         written = [{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)]
         print_json({"texts": written})
     elif streams:
-        print()
+        say("")
     else:
-        print("\n\n".join(start + text for start, text in zip(starts, texts, strict=True)))
+        say("\n\n".join(start + text for start, text in zip(starts, texts, strict=True)))
 
 
 @app.command()
@@ -92,7 +91,7 @@ def fill(
         if len(places) > 1:
             to_stdout().print(f"place {number}", style="bold")
         for candidate in place:
-            to_stdout().print(f"{candidate.probability:6.1%}  {candidate.token}", markup=False)
+            say(f"{candidate.probability:6.1%}  {candidate.token}")
 
 
 @app.command()
@@ -111,6 +110,7 @@ def show(
     from selfsup.inspection.show import show as look
     from selfsup.report import to_stdout
 
+    require_free(out)
     shown = look(run, image, size=size, seed=seed)
     out = out or free_name("show", ".png")
     write_new(out, shown.to_png())
@@ -118,7 +118,7 @@ def show(
         print_json(shown.to_json())
     else:
         shown.print(to_stdout())
-        print(f"\nThe pictures are in {out}.")
+        say(f"\nThe pictures are in {out}.")
 
 
 @app.command(cls=Command)
@@ -244,7 +244,7 @@ def probe(
         print_json(fitted.to_json())
     else:
         fitted.estimate.print(to_stdout())
-        print(
+        say(
             f"{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} --data NEW"
         )
 
@@ -278,11 +278,11 @@ def classify(
             run, given or data, column=column, failures=failures, device=device, progress=reporter.counting
         )
     reporter.table(answers.left_out.rows())
-    lines = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
-    if out is None:
-        print(lines, end="")
-    else:
-        write_atomically(out, lines)
+    if out is not None:
+        write_atomically(out, "".join(json_line(answer.to_json()) + "\n" for answer in answers))
+        return
+    for answer in answers:
+        print_json(answer.to_json())
 
 
 @app.command()
@@ -302,5 +302,5 @@ def export(
         print_json(exported.to_json())
         return
     if exported.max_difference is not None:
-        print(f"max |Δ| = {exported.max_difference:.2e} in fp32 between its vectors by {to} and by selfsup.")
-    print(f"{out} opens with: {exported.opens_with}")
+        say(f"max |Δ| = {exported.max_difference:.2e} in fp32 between its vectors by {to} and by selfsup.")
+    say(f"{out} opens with: {exported.opens_with}")

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from selfsup.cli.options import Chunk, Column, Data, Failures, Id, Json, app, print_json
+from selfsup.cli.options import Chunk, Column, Data, Failures, Id, Json, app
 from selfsup.errors import UserError
+from selfsup.report import print_json, say
 
 
 @app.command()
@@ -79,7 +80,7 @@ def index(
         if as_json:
             print_json({"library": str(out), "deleted": len(set(delete)), "records": left})
         else:
-            print(f"{len(set(delete)):,} deleted, {left:,} left in {out}.")
+            say(f"{len(set(delete)):,} deleted, {left:,} left in {out}.")
         return
     if run is None or data is None:
         raise UserError(

@@ -55,8 +55,10 @@ class Diagnosis:
 
     def print(self, console: Console) -> None:
         """Each finding with its threshold and remedy, then what was looked for without finding anything."""
+        from selfsup.report import Text
+
         state = "finished after" if self.finished else "at"
-        console.print(f"[bold]{self.run}[/bold], {state} step {self.step:,}")
+        console.print(Text.assemble((self.run, "bold"), f", {state} step {self.step:,}"))
         for finding in self.findings:
             console.print()
             _print_finding(finding, console)
@@ -67,19 +69,20 @@ class Diagnosis:
         if self.not_made:
             console.print("\nNot checked:", style="dim")
         for check, lack in self.not_made.items():
-            console.print(f"  {check}: {lack}", style="dim", markup=False)
+            console.print(Text(f"  {check}: {lack}", "dim"))
 
 
 def _print_finding(finding: Finding, console: Console) -> None:
     """Long lines are left to the terminal, so that commands can be copied."""
-    from rich.text import Text
+    from selfsup.report import Text
 
     head = Text.assemble(
         (finding.severity, f"bold {COLOURS[finding.severity]}"), "  ", (finding.check, "bold")
     )
     reason = f"{finding.value:.4g}, threshold {finding.threshold:.4g}: {finding.why}"
-    for text in (head, f"  {finding.seen}", Text(f"  {reason}", "dim"), f"  Remedy: {finding.remedy}"):
-        console.print(text, markup=False, soft_wrap=True)
+    rest = (Text(f"  {finding.seen}"), Text(f"  {reason}", "dim"), Text(f"  Remedy: {finding.remedy}"))
+    for text in (head, *rest):
+        console.print(text, soft_wrap=True)
 
 
 def diagnose(run: str | Path | Run) -> Diagnosis:

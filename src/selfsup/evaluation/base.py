@@ -115,23 +115,28 @@ class Score:
 
     def print(self, console: Console) -> None:
         """The figure with its interval, what it was measured on, and the details."""
+        from selfsup.report import Text
+
         low, high = self.interval
         chance = "" if self.chance is None else f", chance {self.chance:.4f}"
         console.print(
-            f"[bold]{self.protocol} {self.value:.4f}[/bold] {self.unit}, "
-            f"{CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}",
+            Text.assemble(
+                (f"{self.protocol} {self.value:.4f}", "bold"),
+                f" {self.unit}, {CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}",
+            ),
             soft_wrap=True,
         )
         console.print(
-            f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}",
-            markup=False,
+            Text(
+                f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}"
+            ),
             soft_wrap=True,
         )
         for name, told in self.left_out.rows().items():
             console.print(f"{name}: {told}", markup=False, soft_wrap=True)
         if self.details:
             figures = "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items())
-            console.print(figures, markup=False, soft_wrap=True)
+            console.print(Text(figures), soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

@@ -76,12 +76,13 @@ def _best_start(text: str, query: str, width: int) -> int:
 def show(hits: Sequence[Hit], query: str, console: Console) -> None:
     """Score, snippet and source of each hit, one line each."""
     from rich.table import Table
-    from rich.text import Text
+
+    from selfsup.report import Text, printable
 
     if not hits:
         console.print("Nothing found.")
         return
-    sources = [short(hit.source) for hit in hits]
+    sources = [printable(short(hit.source)) for hit in hits]
     worded = any(hit.text for hit in hits)
     aside = min(max(map(len, sources)), console.width // 3 if worded else console.width - 9)
     width = max(20, console.width - aside - 11)
@@ -91,7 +92,7 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
         table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
     table.add_column("source", no_wrap=True, width=aside, style="dim" if worded else None)
     for hit, source in zip(hits, sources, strict=True):
-        line = Text(snippet(hit.text, query, width))
+        line = Text(snippet(printable(hit.text), query, width))
         line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
         table.add_row(f"{hit.score:.3f}", *([line] if worded else []), Text(ending(source, aside)))
     console.print(table)

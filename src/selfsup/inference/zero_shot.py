@@ -123,7 +123,9 @@ def class_vectors(
 def show(answers: Sequence[Shown], console: Console) -> None:
     """The likeliest labels of each image with their probabilities, a line each."""
     from rich.table import Table
-    from rich.text import Text as Line
+
+    from selfsup.report import Text as Line
+    from selfsup.report import printable
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("image", no_wrap=True)
@@ -131,6 +133,6 @@ def show(answers: Sequence[Shown], console: Console) -> None:
     table.add_column("probability", justify="right")
     for answer in answers:
         for number, (label, probability) in enumerate(list(answer.probabilities.items())[:SHOWN]):
-            image = "" if number else ending(short(answer.image), console.width // 2)
+            image = "" if number else ending(printable(short(answer.image)), console.width // 2)
             table.add_row(Line(image), Line(label, "" if number else "bold"), f"{probability:.1%}")
     console.print(table)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
-from rich.text import Text
 
 from selfsup.errors import UserError
+from selfsup.report import Text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -109,13 +109,13 @@ class Inspection(ABC):
 
     def print(self, console: Console) -> None:
         """Every part, for a terminal."""
-        console.print(f"[bold]{self.objective}[/bold]: {self.idea}")
-        console.print(self.summary(), style="dim", markup=False)
+        console.print(Text.assemble((self.objective, "bold"), f": {self.idea}"))
+        console.print(Text(self.summary(), "dim"))
         if limits := self.limits(console.width):
-            console.print(limits, style="dim", markup=False)
+            console.print(Text(limits, "dim"))
         for part in self.parts():
             console.print()
-            console.print(part.title, style="bold")
+            console.print(Text(part.title, "bold"))
             console.print(part.screen(console.width))
 
     def to_html(self) -> str:

@@ -11,7 +11,6 @@ from typing import ClassVar, Protocol
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from selfsup.inspection.base import Inspection, Part, table_part
 from selfsup.inspection.page import sentence
@@ -36,6 +35,7 @@ from selfsup.inspection.pictures import (
     stacked,
     written,
 )
+from selfsup.report import Text
 
 WIDTH, MARGIN = 940, 28  # of a sheet
 CELL = 34  # of a matrix

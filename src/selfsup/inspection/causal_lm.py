@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from rich.cells import cell_len
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from selfsup.data.records import Batch
@@ -34,6 +33,7 @@ from selfsup.inspection.window import WindowInspection, fitting_window
 from selfsup.models.decoder import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
+from selfsup.report import Text
 from selfsup.run import load_decoder
 
 CONTEXT = 12  # tokens of what is given that a line of the page shows

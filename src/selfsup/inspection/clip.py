@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from rich.console import RenderableType
-from rich.text import Text
 
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.distributed import Processes
@@ -62,6 +61,7 @@ from selfsup.models.clip import IMAGE, TEXT, Loss
 from selfsup.objectives.base import Task
 from selfsup.objectives.captions import drawn_captions
 from selfsup.objectives.clip import CLIP, VIEW, CLIPRecipe, chance
+from selfsup.report import Text
 from selfsup.run import Run
 
 BATCH, USUAL = 128, 64  # pairs that are looked at: at most, and where no batch is said

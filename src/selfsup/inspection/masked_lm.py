@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from selfsup.data.passages import Passages
@@ -28,6 +27,7 @@ from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.objectives.base import Task
 from selfsup.objectives.losses import IGNORE, token_losses
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
+from selfsup.report import Text
 from selfsup.run import load_text_encoder
 
 MASK, RANDOM, KEPT, SHOWN = "mask", "random", "kept", "shown"

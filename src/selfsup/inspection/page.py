@@ -6,14 +6,16 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING
 
+from selfsup.report import printable
+
 if TYPE_CHECKING:
     from selfsup.inspection.base import Inspection, Part
 
 
 def page(inspection: Inspection) -> str:
-    """The page as HTML; whatever comes from the data is escaped."""
+    """The page as HTML; whatever comes from the data is escaped, controls (such as those of direction) too."""
     facts = f"{sentence(inspection.summary())} {inspection.limits()}"
-    return PAGE.substitute(
+    text = PAGE.substitute(
         objective=escape(inspection.objective),
         idea=escape(sentence(inspection.idea)),
         summary=escape(facts.rstrip()),
@@ -21,6 +23,7 @@ def page(inspection: Inspection) -> str:
         parts="\n".join(map(_section, inspection.parts())),
         script=inspection.script,
     )
+    return printable(text)
 
 
 def sentence(text: str) -> str:

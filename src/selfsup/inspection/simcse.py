@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Group
-from rich.text import Text
 from torch import nn
 
 from selfsup.config import nearest
@@ -29,6 +28,7 @@ from selfsup.inspection.tokens import TOKEN_STYLE, chip, colour, loss_bar, open_
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.presets import PRESETS
 from selfsup.objectives.simcse import SENTENCE, VIEWS, SimCSE, SimCSERecipe, kept_tokens
+from selfsup.report import Text
 from selfsup.run import load_text_encoder
 from selfsup.seeding import generator
 from selfsup.step import predict

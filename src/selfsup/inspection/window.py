@@ -8,11 +8,10 @@ from html import escape
 from itertools import groupby
 from typing import Any, ClassVar
 
-from rich.text import Text
-
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.tokens import TOKEN_STYLE, chip, visible
+from selfsup.report import Text
 
 WINDOW = 256  # tokens, where neither the user nor a run says how many
 
