@@ -133,7 +133,7 @@ class Score:
             soft_wrap=True,
         )
         for name, told in self.left_out.rows().items():
-            console.print(f"{name}: {told}", markup=False, soft_wrap=True)
+            console.print(Text(f"{name}: {told}"), soft_wrap=True)
         if self.details:
             figures = "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items())
             console.print(Text(figures), soft_wrap=True)
