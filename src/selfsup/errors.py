@@ -14,3 +14,7 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The user, or the system, asked a run to stop; it has been saved, and the message says how to go on."""
+
+
+class Damaged(UserError):
+    """A file or folder of several that cannot be read; whoever allows all of them to fail goes on with the others."""

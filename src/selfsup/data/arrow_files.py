@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfsup.errors import UserError
+from selfsup.errors import Damaged, UserError
 
 BATCH_ROWS = 256  # at most in a batch
 BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are referred to many times
@@ -64,7 +64,7 @@ class ArrowFile:
         for name in names:
             if (count := self.schema.names.count(name)) != 1:
                 known = ", ".join(map(str, self.schema.names))
-                raise UserError(f"{self.path} has {count} columns {name!r}: choose one of {known}.")
+                raise Damaged(f"{self.path} has {count} columns {name!r}: choose one of {known}.")
         unpacked = 0
         with damage_of(self.path):
             for batch in self.read(names):
@@ -110,11 +110,11 @@ def damage_of(path: Path) -> Iterator[None]:
         MemoryError,
     ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
+        raise Damaged(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
 
 
-def _bomb(path: Path, claim: str) -> UserError:
-    return UserError(f"{path} holds {claim}, far more than its size allows: repair it or leave it out.")
+def _bomb(path: Path, claim: str) -> Damaged:
+    return Damaged(f"{path} holds {claim}, far more than its size allows: repair it or leave it out.")
 
 
 def _room() -> int:
@@ -191,7 +191,7 @@ def _open_parquet(path: Path) -> ArrowFile:
         with opened() as file:
             # One group at a time: over the border of two, Arrow gives columns of nulls a wrong length.
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(BATCH_ROWS, [group], names, use_threads=False):
+                for batch in file.iter_batches(BATCH_ROWS, [group], columns=names, use_threads=False):
                     yield batch.select(names)
 
     with opened() as file:

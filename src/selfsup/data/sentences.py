@@ -17,6 +17,8 @@ from selfsup.errors import UserError
 
 RULE = 1  # of splitting; another one makes other sentences of the same documents
 
+_LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines takes other signs for ends, such as U+2028
+
 # What may end a sentence: its mark, quotes and brackets that close behind it, and white space; or a full-width mark.
 # (Only the first of several marks begins a match, so that a long row of them takes no longer than any text.)
 _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+\s+|[。！？]+[”’」』）]*\s*")
@@ -36,7 +38,7 @@ class SentenceCollection(TextCollection):
     def documents(self) -> Iterator[str]:
         for part, document in self.by_part():
             if part.whole_file:
-                yield from (line.strip() for line in document.splitlines() if line.strip())
+                yield from (line.strip() for line in _LINE_END.split(document) if line.strip())
             else:
                 yield from split_sentences(document)
 
@@ -46,13 +48,15 @@ class SentenceCollection(TextCollection):
         ).hexdigest()
 
 
-def open_sentences(source: object, column: str | None = None, failures: float = 0.01) -> SentenceCollection:
+def open_sentences(
+    source: object, column: str | None = None, failures: float = 0.01, split: str | None = None
+) -> SentenceCollection:
     """Open any source that `open_text` takes; each line of a text file is a sentence, other records are split.
 
     Raises:
         UserError: as `open_text`.
     """
-    return SentenceCollection(find_source(source, failures), column, failures)
+    return SentenceCollection(find_source(source, failures, split), column, failures)
 
 
 def split_sentences(document: str) -> Iterator[str]:

@@ -7,23 +7,29 @@ the columns that they have there. CSV values are strings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from selfsup.data.formats import Malformed, Part, Rows, Values, checked
+from selfsup.data.columns import require_column
+from selfsup.data.parts import Malformed, Part, Rows, Values, checked, value_at
 from selfsup.data.sources import (
     Skipped,
     Source,
     Tally,
     as_text,
+    column_or_none,
+    columns_of,
     find_source,
     is_blank,
     no_text,
-    require_column,
-    text_column,
+    notes,
+    rows_of,
 )
-from selfsup.errors import UserError
+from selfsup.errors import Damaged, UserError
+
+Check = Callable[[Values], str | None]
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,21 @@ class Table:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """All columns, in the order in which they are met; the first rows of a JSON file stand for it."""
-        return tuple(dict.fromkeys(name for part in self._source.parts for name in part.sample()[0]))
+        columns: dict[str, None] = {}
+        for part in self._source.parts:
+            with suppress(Damaged):  # which says so itself when its rows are read
+                columns |= dict.fromkeys(part.sample()[0])
+        return tuple(columns)
+
+    def notes(self, column: str | None) -> dict[str, str]:
+        """What to tell of how it is read for the texts in a column; see `selfsup.data.sources.notes`."""
+        return notes(self._source, columns_of(self._source, column), self.skipped)
 
     def rows(
-        self, columns: Sequence[str] | None = None, optional: Sequence[str] | None = ()
+        self,
+        columns: Sequence[str] | None = None,
+        optional: Sequence[str] | None = (),
+        check: Check = lambda values: None,
     ) -> Iterator[Row]:
         """All readable records.
 
@@ -68,6 +85,7 @@ class Table:
             columns: those to read; a record without one of them, or with a null there, is bad. By default
                 every column is read and none is needed.
             optional: columns to read beside them, None where a record has no value; None is all others.
+            check: what is wrong with the values of a record, which makes it bad; None where nothing is.
 
         Raises:
             UserError: a file lacks a column, too many records are bad, there is no record.
@@ -77,15 +95,18 @@ class Table:
         tally = Tally(self.name, self._failures)
         kept = 0
         for part in self._source.parts:
-            for where, record in _read(part, columns, optional):
+            for where, record in rows_of(part, partial(_read, part, columns, optional), tally):
                 values = _complete(record, columns, optional, tally)
+                if not isinstance(values, Malformed) and (problem := check(values)):
+                    values = Malformed(problem)
                 tally.count(where, values)
                 if not isinstance(values, Malformed):
                     kept += 1
                     yield Row(where, part.name, values)
         self.skipped = tally.close()
         if kept == 0:
-            raise UserError(f"{self.name} holds no records: point at data with at least one.")
+            unreadable = f" ({'; '.join(self.skipped.names)})" if self.skipped.names else ""
+            raise UserError(f"{self.name} holds no records{unreadable}: point at data with at least one.")
 
     def documents(
         self, column: str | None = None, columns: Sequence[str] = (), optional: Sequence[str] | None = ()
@@ -102,9 +123,11 @@ class Table:
         tally = Tally(self.name, self._failures)
         kept = empty = 0
         for part in self._source.parts:
-            name = text_column(part, column)
-            needed = [name, *(other for other in columns if other != name)]
-            for where, record in _read(part, needed, optional):
+            name = column_or_none(part, column, tally)
+            if name is None:
+                continue
+            needed = list(dict.fromkeys([name, *columns]))
+            for where, record in rows_of(part, partial(_read, part, needed, optional), tally):
                 values = _complete(record, needed, optional, tally)
                 text = values if isinstance(values, Malformed) else as_text(values[name])
                 tally.count(where, text)
@@ -156,7 +179,7 @@ def _complete(
         return record
     values: Values = {}
     for name in dict.fromkeys([*columns, *(record if optional is None else optional)]):
-        value = record.get(name)
+        value = value_at(record, name)
         if name not in columns and (value is None or isinstance(value, Malformed)):
             values[name] = None
             continue

@@ -1,0 +1,222 @@
+"""Records in CSV and TSV: rows of fields under a header.
+
+The separator is the one of `,` `;` tab `|` that divides header and first rows best. With tabs there is no quoting: a
+line is a row, quotation marks belong to the text; only a field that a program has put into quotation marks is taken out
+of them, which shows by every mark within it being doubled, or by all fields of the header being in quotation marks.
+Elsewhere fields may be quoted and go over several lines; where the quoting of a row is wrong, its first line stands
+by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+from selfsup.data.parts import RECORD, SAMPLED_ROWS, Malformed, Part, Rows, Sample, Values
+from selfsup.data.streams import PIECE, lines
+from selfsup.errors import Damaged
+
+SEPARATORS = (",", ";", "\t", "|")
+LOOKED_AT = 20  # rows that tell the separator
+
+Open = Callable[[str], AbstractContextManager[io.TextIOWrapper]]
+Row = list[str] | Malformed
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a file is laid out: its separator, what ends a line, and the names of its columns."""
+
+    separator: str
+    end: str
+    header: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [_unquoted(name, self.separator == "\t") for name in self.header]
+
+    def rows(self, texts: Iterable[str | Malformed]) -> Iterator[tuple[int, Row]]:
+        """Rows that are not blank, each with the number of its last line."""
+        if self.separator == "\t":
+            always = bool(self.header) and all(map(_is_quoted, self.header))
+            return _unquoted_rows(texts, always)
+        return _quoted_rows(texts, self.separator, len(self.header))
+
+
+def csv_part(name: str, opened: Open, separator: str) -> Part:
+    """A file of rows under a header.
+
+    Args:
+        opened: opens it, with what ends its lines.
+        separator: the usual one of its kind.
+    """
+    layout = partial(_layout, name, opened, separator)
+    return Part(
+        name, lambda: _sample(layout(), opened), lambda columns: _rows(name, layout(), opened, columns)
+    )
+
+
+def _sample(layout: _Layout, opened: Open) -> Sample:
+    names = layout.names
+    sampled: list[Values] = []
+    with opened(layout.end) as file:
+        left = RECORD
+        for _, row in itertools.islice(layout.rows(lines(file, layout.end)), 1, SAMPLED_ROWS + 1):
+            if isinstance(row, list):
+                sampled.append(dict(zip(names, row, strict=False)))
+                left -= sum(map(len, row))
+            if left < 0:
+                break
+    return names, sampled
+
+
+def _rows(name: str, layout: _Layout, opened: Open, columns: Sequence[str] | None) -> Rows:
+    header = layout.names
+    places = {
+        column: header.index(column)
+        for column in (header if columns is None else columns)
+        if column in header
+    }
+    with opened(layout.end) as file:
+        for number, row in itertools.islice(layout.rows(lines(file, layout.end)), 1, None):
+            where = f"{name}, line {number}"
+            if isinstance(row, list) and any(row[len(header) :]):
+                row = Malformed(f"the row has {len(row)} fields and the header {len(header)}")
+            if isinstance(row, Malformed):
+                yield where, row
+                continue
+            yield (
+                where,
+                {
+                    column: row[place] if place < len(row) else Malformed(f"the row ends before {column!r}")
+                    for column, place in places.items()
+                },
+            )
+
+
+# -- the layout ----------------------------------------------------------------------------------------------
+
+
+def _layout(name: str, opened: Open, usual: str) -> _Layout:
+    with opened("\n") as file:
+        head = file.read(PIECE)
+    end = "\n" if "\n" in head or "\r" not in head else "\r"
+    first = head.split(end)
+    texts = [line + end for line in (first[:LOOKED_AT] if len(first) > 1 else first)]
+    layouts = [_divided(texts, separator, end) for separator in (usual, *SEPARATORS)]
+    layout = max(layouts, key=lambda layout: _fit(layout, texts))
+    if "\0" in "".join(layout.header):
+        raise Damaged(f"{name} cannot be read: its header holds bytes that are zero, save it as UTF-8.")
+    names = [column for column in layout.names if column]
+    if twice := next((column for column in names if names.count(column) > 1), None):
+        raise Damaged(f"{name} has several columns called {twice!r}: give them different names.")
+    return layout
+
+
+def _divided(texts: Sequence[str], separator: str, end: str) -> _Layout:
+    layout = _Layout(separator, end, ())
+    header = next((row for _, row in layout.rows(texts) if isinstance(row, list)), [])
+    return _Layout(separator, end, tuple(header))
+
+
+def _fit(layout: _Layout, texts: Sequence[str]) -> tuple[bool, float, int]:
+    """How well a separator divides the first lines: into as many fields as the header has, and into many."""
+    width = len(layout.header)
+    rows = [row for _, row in layout.rows(texts)][1:]
+    alike = sum(isinstance(row, list) and len(row) == width for row in rows)
+    return (True, alike / max(1, len(rows)), width) if width > 1 else (False, 0.0, width)
+
+
+# -- rows ----------------------------------------------------------------------------------------------------
+
+
+def _unquoted_rows(texts: Iterable[str | Malformed], always: bool) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(texts, 1):
+        if isinstance(line, Malformed):
+            yield number, line
+        elif line := line.rstrip("\r\n"):
+            yield number, [_unquoted(field, always) for field in line.split("\t")]
+
+
+def _is_quoted(field: str) -> bool:
+    """Whether a field is in quotation marks, and those within it are doubled."""
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+
+
+def _unquoted(field: str, always: bool) -> str:
+    """A field out of the quotation marks that a program put it into: it does so always, or where it has to."""
+    if not _is_quoted(field) or not (always or '""' in field[1:-1]):
+        return field
+    return field[1:-1].replace('""', '"')
+
+
+class _Lines:
+    """Lines that are taken by the row, and of which those of a row but the first can be given back."""
+
+    def __init__(self, texts: Iterable[str | Malformed]) -> None:
+        self._texts = iter(texts)
+        self._waiting: deque[str | Malformed] = deque()
+        self.number = 0
+        self.row: list[str | Malformed] = []
+        self._left = RECORD
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else next(self._texts)
+        self.number += 1
+        self.row.append(line)
+        if isinstance(line, Malformed):
+            raise csv.Error(line.reason)
+        self._left -= len(line)
+        if self._left < 0:
+            raise csv.Error("the row is too long")
+        return line
+
+    def begin(self) -> None:
+        """Begin a row."""
+        self.row, self._left = [], RECORD
+
+    def give_back(self) -> str | Malformed:
+        """The first line of the row; the others come again."""
+        self._waiting.extendleft(reversed(self.row[1:]))
+        self.number -= len(self.row) - 1
+        return self.row[0]
+
+
+def _quoted_rows(texts: Iterable[str | Malformed], separator: str, width: int) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(sys.maxsize)  # rows have a bound already; the limit is global
+    taken = _Lines(texts)
+    reader = csv.reader(taken, delimiter=separator, strict=True)
+    while True:
+        taken.begin()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            fields = None
+        if fields is None or (len(taken.row) > 1 and width and (len(fields) < width or any(fields[width:]))):
+            row = _by_itself(taken.give_back(), separator)
+        else:
+            row = fields
+        if row:
+            yield taken.number, row
+
+
+def _by_itself(line: str | Malformed, separator: str) -> Row:
+    """The fields of a single line, whatever its quotation marks promise."""
+    if isinstance(line, Malformed):
+        return line
+    try:
+        return next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+    except csv.Error as error:
+        return Malformed(f"the line is no CSV ({error})")

@@ -1,0 +1,207 @@
+"""Records in JSON: one object per line, or one document: a list of objects, or an object that holds such a list.
+
+A list is read element by element; an object is read whole.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from selfsup.data.columns import TEXT_COLUMNS
+from selfsup.data.parts import RECORD, Malformed, Rows, Values
+from selfsup.data.streams import PIECE, lines
+from selfsup.errors import Damaged
+
+LONG_TEXT = 100  # characters of a text that make the object it is in a document, whatever else is in it
+
+Open = Callable[[], AbstractContextManager[io.TextIOWrapper]]
+
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def json_records(name: str, opened: Open, one_per_line: bool) -> Rows:
+    """(place, record) for each record of a file.
+
+    Args:
+        one_per_line: a file with a single line holds one record, whatever that holds.
+
+    Raises:
+        Damaged: a document that is no JSON, or of which it is not clear where its records are.
+    """
+    with opened() as file:
+        start = _document_start(file, one_per_line)
+    with opened() as file:
+        if start == "[":
+            yield from _elements(name, file)
+        elif start == "{":
+            yield from _of_object(name, file)
+        else:
+            yield from _of_lines(name, file)
+
+
+def _document_start(file: io.TextIOWrapper, one_per_line: bool) -> str:
+    """`[` or `{` where the file is one document, which its first line begins and does not end; else nothing."""
+    line = file.readline(PIECE)
+    while line.isspace():
+        line = file.readline(PIECE)
+    start = line.lstrip()[:1]
+    if start not in ("[", "{"):
+        return ""
+    cut = len(line) == PIECE and not line.endswith("\n")
+    if _goes_on(line) if not cut else start == "[":
+        return start
+    if start == "{" and one_per_line:
+        return ""
+    return "" if _has_another_line(file, cut) else start
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line is JSON as far as it goes."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line.rstrip())
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _has_another_line(file: io.TextIOWrapper, cut: bool) -> bool:
+    while cut and (rest := file.readline(PIECE)):
+        cut = not rest.endswith("\n")
+    return any(not piece.isspace() for piece in iter(lambda: file.read(PIECE), ""))
+
+
+# -- lines ---------------------------------------------------------------------------------------------------
+
+
+def _of_lines(name: str, file: io.TextIOWrapper) -> Rows:
+    for number, line in enumerate(lines(file), 1):
+        if isinstance(line, str) and line.isspace():
+            continue
+        yield f"{name}, line {number}", line if isinstance(line, Malformed) else _record_of(line)
+
+
+def _record_of(line: str) -> Values | Malformed:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return Malformed("the line is not JSON (one object per line is read)")
+    return record if isinstance(record, dict) else Malformed("the line is not a JSON object")
+
+
+# -- documents -----------------------------------------------------------------------------------------------
+
+
+def _of_object(name: str, file: io.TextIOWrapper) -> Rows:
+    """The records within an object, or itself as the only one."""
+    content = file.read(RECORD + 1)
+    if len(content) > RECORD:
+        raise Damaged(
+            f"{name} is one JSON object of more than {RECORD:,} characters: write its records one per line."
+        )
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(
+            f"{name} is no JSON ({error}): repair it or leave it out (one object per line is read too)."
+        ) from None
+    records, where = [whole], ""
+    if not _is_document(whole):
+        lists = {key: value for key, value in whole.items() if _is_records(value)}
+        if len(lists) > 1:
+            raise Damaged(
+                f"{name} holds several lists of records ({', '.join(lists)}): write the one to read into a file of its "
+                "own, one record per line."
+            )
+        records, where = next(((value, f"{key} ") for key, value in lists.items()), (records, where))
+    for number, record in enumerate(records, 1):
+        yield f"{name}, {where}record {number}", record
+
+
+def _is_document(whole: Values) -> bool:
+    """Whether an object is a record itself: one with a text."""
+    texts = {key.lower(): value for key, value in whole.items() if isinstance(value, str)}
+    return any(key in TEXT_COLUMNS or len(value) >= LONG_TEXT for key, value in texts.items())
+
+
+def _is_records(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _elements(name: str, file: io.TextIOWrapper) -> Rows:
+    """The elements of a list, one after the other."""
+    window = _Window(name, file)
+    window.skip("[")
+    for number in itertools.count(1):
+        if window.next() in ("]", ""):
+            break
+        record = window.value()
+        yield (
+            f"{name}, record {number}",
+            record if isinstance(record, dict) else Malformed("the record is no JSON object"),
+        )
+        if window.next() == ",":
+            window.skip(",")
+        elif window.next() != "]":
+            break
+    window.skip("]")
+    if window.next():
+        raise window.damage("there is more behind its list")
+
+
+class _Window:
+    """A part of a text that moves on as values are taken from its start."""
+
+    def __init__(self, name: str, file: io.TextIOWrapper) -> None:
+        self._name, self._file = name, file
+        self._text, self._place = "", 0
+
+    def damage(self, reason: str) -> Damaged:
+        return Damaged(f"{self._name} is no JSON ({reason}): repair it or leave it out.")
+
+    def next(self) -> str:
+        """The next character that is no white space; nothing at the end."""
+        while True:
+            self._place = _SPACE.match(self._text, self._place).end()  # type: ignore[union-attr]
+            if self._place < len(self._text) or not self._read(PIECE):
+                return self._text[self._place : self._place + 1]
+
+    def skip(self, mark: str) -> None:
+        if self.next() != mark:
+            raise self.damage(f"{mark} is missing in its list, which may be cut off")
+        self._place += 1
+
+    def value(self) -> Any:
+        """The next value, read on for as long as it is not whole."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._place)
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, RecursionError):
+                    raise self.damage("it is nested too deeply") from None
+                if not self._read(max(PIECE, self._left)):
+                    raise self.damage(str(error)) from None
+                continue
+            if end < len(self._text) or not self._read(PIECE):  # a number may go on
+                self._place = end
+                return value
+
+    @property
+    def _left(self) -> int:
+        return len(self._text) - self._place
+
+    def _read(self, size: int) -> bool:
+        """Read on; whether there was anything."""
+        if self._left > RECORD:
+            raise self.damage(f"a record of it has more than {RECORD:,} characters")
+        more = self._file.read(size)
+        self._text, self._place = self._text[self._place :] + more, 0
+        return bool(more)
