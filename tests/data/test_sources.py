@@ -69,7 +69,7 @@ def test_every_format_plain_and_compressed(tmp_path, kind, end):
         content, expected = DOCUMENTS[3], [DOCUMENTS[3]]
     elif kind in (".csv", ".tsv"):
         delimiter, expected = (
-            (",", DOCUMENTS) if kind == ".csv" else ("\t", DOCUMENTS[1:3] + ['an "odd" one'])
+            (",", DOCUMENTS) if kind == ".csv" else ("\t", [*DOCUMENTS[1:3], 'an "odd" one'])
         )
         content = write_csv(tmp_path / "plain", expected, delimiter).read_bytes()
     else:

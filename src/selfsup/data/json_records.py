@@ -48,35 +48,39 @@ def json_records(name: str, opened: Open, one_per_line: bool) -> Rows:
 
 def _document_start(file: io.TextIOWrapper, one_per_line: bool) -> str:
     """`[` or `{` where the file is one document, which its first line begins and does not end; else nothing."""
-    line = file.readline(PIECE)
+    line = _next_line(file)
+    start = line.lstrip()[:1]
+    if start == "[":
+        return "" if _kind(line) == "whole" and _next_line(file) else start
+    if start != "{":
+        return ""
+    if _kind(line) == "begun":  # but for a line that was cut off
+        return "" if _kind(_next_line(file)) == "whole" else start
+    return "" if one_per_line or _next_line(file) else start
+
+
+def _next_line(file: io.TextIOWrapper) -> str:
+    """The start of the next line that is not blank; nothing at the end."""
+    line = " "
     while line.isspace():
         line = file.readline(PIECE)
-    start = line.lstrip()[:1]
-    if start not in ("[", "{"):
-        return ""
-    cut = len(line) == PIECE and not line.endswith("\n")
-    if _goes_on(line) if not cut else start == "[":
-        return start
-    if start == "{" and one_per_line:
-        return ""
-    return "" if _has_another_line(file, cut) else start
+    rest = line
+    while rest and not rest.endswith("\n"):
+        rest = file.readline(PIECE)
+    return line
 
 
-def _goes_on(line: str) -> bool:
-    """Whether a line is JSON as far as it goes."""
+def _kind(line: str) -> str:
+    """Whether a line is JSON, `whole`, or `begun` where it is as far as it goes; else, or if it is long, `neither`."""
+    if len(line) == PIECE:
+        return "neither"
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
-        return error.pos >= len(line.rstrip())
+        return "begun" if error.pos >= len(line.rstrip()) else "neither"
     except (ValueError, RecursionError):
-        pass
-    return False
-
-
-def _has_another_line(file: io.TextIOWrapper, cut: bool) -> bool:
-    while cut and (rest := file.readline(PIECE)):
-        cut = not rest.endswith("\n")
-    return any(not piece.isspace() for piece in iter(lambda: file.read(PIECE), ""))
+        return "neither"
+    return "whole"
 
 
 # -- lines ---------------------------------------------------------------------------------------------------
