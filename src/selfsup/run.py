@@ -295,9 +295,9 @@ def open_model(directory: Path) -> AnyModel:
     from selfsup.inference.vision import ImageModel, sees
     from selfsup.models.adapters import writes
     from selfsup.models.clip import MODEL_TYPE
-    from selfsup.models.huggingface import read_json
+    from selfsup.models.directories import read_config
 
-    if read_json(directory / "config.json").get("model_type") == MODEL_TYPE:
+    if read_config(directory).get("model_type") == MODEL_TYPE:
         return PairModel.load(directory)
     if sees(directory):
         return ImageModel.load(directory)

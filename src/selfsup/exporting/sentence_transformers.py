@@ -111,7 +111,9 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
     except ImportError:
         return None
     with quiet_transformers():
-        theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+        theirs = SentenceTransformer(
+            str(directory), device="cpu", local_files_only=True, trust_remote_code=False
+        )
 
     def both(tower: Tower, samples: Sequence[Any]) -> tuple[Vectors, Vectors]:
         return theirs.encode(list(samples), show_progress_bar=False), tower.embed(samples, precision="fp32")

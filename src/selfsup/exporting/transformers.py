@@ -9,14 +9,14 @@ from selfsup.errors import UserError
 from selfsup.exporting import Exported
 from selfsup.files import whole_directory
 from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
-from selfsup.models.huggingface import read_json
+from selfsup.models.directories import read_config
 from selfsup.run import find_model
 
 
 def write(source: Path, directory: Path) -> Exported:
     """Copy the model directory of `source` to `directory`."""
     model = find_model(source)
-    config = read_json(model / "config.json")
+    config = read_config(model)
     if "model_type" not in config:
         raise UserError(
             f"{source} holds a network that transformers does not know; one of timm's opens there."

@@ -19,9 +19,9 @@ from selfsup.inference.items import Item, Progress
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
+from selfsup.models.directories import read_config
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features, fingerprint, read_features
-from selfsup.models.huggingface import read_json
 from selfsup.models.modernbert import read_encoder, write_encoder
 from selfsup.models.packing import embed
 from selfsup.objectives.losses import token_losses
@@ -238,7 +238,7 @@ def _open(
     directory: Path,
 ) -> tuple[AnyEncoder, AnyMaskedLM | None]:
     """The encoder of a directory, and the same with its head of masked LM, where there is one."""
-    if read_json(directory / "config.json").get("model_type") != "modernbert":
+    if read_config(directory).get("model_type") != "modernbert":
         return open_encoder(directory)
     saved = read_encoder(directory)
     masked = saved.masked() if saved.head else None

@@ -16,7 +16,8 @@ from selfsup.inference.decoding import Decoding
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
-from selfsup.models.huggingface import load_decoder, read_json
+from selfsup.models.directories import read_config
+from selfsup.models.huggingface import load_decoder
 
 
 class LanguageModel:
@@ -36,7 +37,7 @@ class LanguageModel:
             UserError: it cannot be opened, or its tokenizer belongs to another model.
         """
         directory = Path(directory)
-        native = read_json(directory / "config.json").get("model_type") == "qwen3"
+        native = read_config(directory).get("model_type") == "qwen3"
         decoder = load_decoder(directory) if native else open_decoder(directory)
         tokenizer = load_tokenizer(directory)
         if tokenizer.vocabulary > decoder.config.vocabulary:

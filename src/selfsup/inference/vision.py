@@ -23,8 +23,8 @@ from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed
 from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.backbones import AnyBackbone, open_backbone
 from selfsup.models.dinov3 import MODEL_TYPE, PREPROCESSOR
+from selfsup.models.directories import read_config
 from selfsup.models.features import Features, fingerprint
-from selfsup.models.huggingface import read_json
 from selfsup.views import MEAN, STD, centred
 
 PIXELS, IMAGES = 1 << 22, 512  # at most, that are embedded at once
@@ -182,6 +182,4 @@ def _pixels(image: Any, least: int) -> Pixels | None:
 
 def sees(directory: Path) -> bool:
     """Whether a model directory is one of images: it says how they are prepared."""
-    return (directory / PREPROCESSOR).exists() or read_json(directory / "config.json").get(
-        "model_type"
-    ) == MODEL_TYPE
+    return (directory / PREPROCESSOR).exists() or read_config(directory).get("model_type") == MODEL_TYPE

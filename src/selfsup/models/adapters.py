@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.models.decoder import document_mask
+from selfsup.models.directories import own_code, read_config, weight_files
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
-from selfsup.models.huggingface import quiet_transformers, read_json
+from selfsup.models.huggingface import quiet_transformers
 from selfsup.models.sentence_transformers import MODULES, read_length
 from selfsup.models.transformer import additive, compute_dtype
 
@@ -76,7 +77,9 @@ class Opened:
             from transformers import AutoTokenizer
 
             (self.network if heads else self.network.base_model).save_pretrained(directory)
-            tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.directory, local_files_only=True, trust_remote_code=False
+            )
             tokenizer.save_pretrained(directory)
 
 
@@ -103,13 +106,21 @@ def open_network(kind: str, directory: Path) -> Opened:
     Raises:
         UserError: it cannot be opened so, or transformers is not installed.
     """
+    found, code = read_config(directory).get("model_type"), own_code(directory)
+    weight_files(directory)  # transformers goes wherever they are said to lie
     with transformers_at_work(str(directory)):
         import transformers
 
+        if code and found not in transformers.CONFIG_MAPPING:
+            raise UserError(
+                f"{directory} opens only by Python code of its own ({code}), which is not run; give a model that "
+                "transformers opens without it."
+            )
         network, report = getattr(transformers, kind).from_pretrained(
             directory,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -125,7 +136,7 @@ def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | Non
     Raises:
         UserError: it cannot be opened, or lacks weights.
     """
-    names = read_json(directory / "config.json").get("architectures") or []
+    names = read_config(directory).get("architectures") or []
     has_head = any(name.endswith("ForMaskedLM") for name in names)
     opened = open_network("AutoModelForMaskedLM" if has_head else "AutoModel", directory)
     _require_weights(opened)
@@ -150,7 +161,7 @@ def open_decoder(directory: Path) -> AdaptedDecoder:
 
 def writes(directory: Path) -> bool:
     """Whether a directory holds a decoder with its head."""
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     names = config.get("architectures") or []
     return config.get("model_type") == "qwen3" or any(name.endswith(HEADS_THAT_WRITE) for name in names)
 

@@ -32,13 +32,15 @@ from selfsup.models.dinov3 import (
     read_vision,
     save_vision,
 )
+from selfsup.models.directories import read_config, read_json, read_weights, write_json
 from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import read_json, read_weights, refuse_taken, write_json
+from selfsup.models.huggingface import refuse_taken
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import CHANNELS, VisionTransformer
 from selfsup.views import MEAN, STD
 
 TIMM = "timm:"
+ARGUMENTS = {"img_size", "dynamic_img_size"}  # that networks of timm are given here
 Extract = Callable[[Any, Tensor], Tensor]
 
 
@@ -224,7 +226,7 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
     Raises:
         UserError: the directory is broken, or of another architecture; timm or a module is needed and not there.
     """
-    saved = read_json(directory / "config.json")
+    saved = read_config(directory)
     if saved.get("model_type") == MODEL_TYPE:
         vision = read_vision(directory)
         return Opened(vision.model(), vision.features, vision.config.size)
@@ -258,9 +260,15 @@ def _read_size(directory: Path) -> int:
 
 def _reopen_timm(saved: dict[str, Any], size: int, directory: Path) -> Adapted:
     timm = import_timm(str(directory))
+    name = str(saved["architecture"])
     arguments = {k: v for k, v in saved.get("model_args", {}).items() if k != "num_classes"}
+    if not timm.is_model(name) or not arguments.keys() <= ARGUMENTS:  # a name may be of the hub, an argument a file
+        raise UserError(
+            f"{directory} holds a network of timm that selfsup did not save ({name}, {', '.join(arguments)}); only "
+            f"timm's own names with {' and '.join(sorted(ARGUMENTS))} can be loaded"
+        )
     try:
-        return _build_timm(timm, TimmNetwork(saved["architecture"], arguments), size)
+        return _build_timm(timm, TimmNetwork(name, arguments), size)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"timm cannot build what {directory} holds ({error}); try the newest timm") from None
 
@@ -288,7 +296,7 @@ def _config(backbone: Adapted) -> dict[str, Any]:
         "architecture": backbone.timm.name,
         "num_classes": 0,
         "num_features": backbone.dimension,
-        "model_args": {"num_classes": 0, **backbone.timm.arguments},
+        "model_args": backbone.timm.arguments,  # num_classes is said above; twice is too often for transformers
         "pretrained_cfg": {
             **timm_preprocessing(backbone.size),
             "num_classes": 0,

@@ -21,9 +21,10 @@ from selfsup.errors import UserError
 from selfsup.files import whole_directory
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.backbones import AnyBackbone, save_backbone
+from selfsup.models.directories import inside, read_config, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.huggingface import Tokenizer, read_json, refuse_taken, write_json
+from selfsup.models.huggingface import Tokenizer, refuse_taken
 from selfsup.models.modernbert import parity, save_encoder
 
 MODEL_TYPE = "selfsup-clip"
@@ -136,13 +137,13 @@ def read_clip(directory: Path) -> SavedClip:
         UserError: it holds something else, is incomplete or damaged.
     """
     path = directory / "config.json"
-    saved = read_json(path)
+    saved = read_config(directory)
     if saved.get("model_type") != MODEL_TYPE:
         raise UserError(
             f"{directory} holds a model of type {saved.get('model_type')!r}; give the run of an image-text model"
         )
     for tower in (IMAGE, TEXT):
-        if not (directory / tower / "config.json").is_file():
+        if not (inside(directory, tower) / "config.json").is_file():
             raise UserError(f"{directory} lacks its {tower} tower; get a whole copy of the model")
     try:
         similarity = Similarity(saved["loss"], float(saved["scale"]), float(saved["bias"]))

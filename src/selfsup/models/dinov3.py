@@ -12,15 +12,9 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
+from selfsup.models.directories import read_config, read_json, read_weights, write_json
 from selfsup.models.features import FEATURES, Features, read_features
-from selfsup.models.huggingface import (
-    fill,
-    open_with_transformers,
-    read_json,
-    read_weights,
-    refuse_taken,
-    write_json,
-)
+from selfsup.models.huggingface import fill, open_with_transformers, refuse_taken
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 from selfsup.views import MEAN, STD
 
@@ -111,7 +105,7 @@ def read_vision(directory: Path) -> SavedVision:
     Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
     this one with different arithmetic, or is incomplete or broken.
     """
-    config = _from_dinov3(read_json(directory / "config.json"), directory)
+    config = _from_dinov3(read_config(directory), directory)
     _refuse_other_pixels(directory)
     features = read_features(directory) if (directory / FEATURES).exists() else Features("cls")
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}

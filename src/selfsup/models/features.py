@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
-from selfsup.models.huggingface import read_json, read_safetensors, write_json
+from selfsup.models.directories import read_json, read_safetensors, write_json
 from selfsup.models.packing import POOLINGS, Pooling
 from selfsup.models.sentence_transformers import MODULES, read_modules
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.directories import read_config, read_weights, write_json
 
 
 class Tokenizer(Protocol):
@@ -73,7 +71,7 @@ def load_decoder(directory: Path) -> Decoder:
     Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a
     variant of this one with different arithmetic, or is incomplete or broken.
     """
-    config = _from_qwen3(read_json(directory / "config.json"), directory)
+    config = _from_qwen3(read_config(directory), directory)
     weights = read_weights(directory)
     if config.tied:
         weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
@@ -122,7 +120,7 @@ def open_with_transformers(kind: str, directory: Path) -> Any:
         return None
     with quiet_transformers():
         opened = getattr(transformers, kind).from_pretrained
-        return opened(directory, dtype=torch.float32, local_files_only=True)
+        return opened(directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
@@ -221,56 +219,6 @@ def read_rope(saved: dict[str, Any]) -> dict[str, Any]:
     flat = {"rope_theta": saved["rope_theta"]} if "rope_theta" in saved else {}
     renamed = {"rope_type": settings["type"]} if "type" in settings else {}
     return flat | renamed | settings
-
-
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    index = directory / "model.safetensors.index.json"
-    files = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    weights: dict[str, Tensor] = {}
-    for name in files:
-        weights |= read_safetensors(directory / Path(name).name)
-    return {name: tensor.float() for name, tensor in weights.items()}
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise UserError(
-            f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it"
-        )
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
-    return weights
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object."""
-    content = _parse(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; get a whole copy of it")
-    return content
-
-
-def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """A file that holds a list of JSON objects."""
-    content = _parse(path)
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise UserError(f"{path} is not a list of JSON objects; get a whole copy of it")
-    return content
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
-
-
-def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.files import whole_directory
+from selfsup.models.directories import read_config, read_weights
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import (
-    Tokenizer,
-    fill,
-    open_with_transformers,
-    read_json,
-    read_weights,
-    refuse_taken,
-    write_files,
-)
+from selfsup.models.huggingface import Tokenizer, fill, open_with_transformers, refuse_taken, write_files
 from selfsup.models.sentence_transformers import MODULES, read_length
 
 PREFIX = "model."  # of the encoder's names where a head stands beside it
@@ -108,7 +101,7 @@ def read_encoder(directory: Path) -> SavedEncoder:
     Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
     this one with different arithmetic, or is incomplete or broken.
     """
-    config = _from_modernbert(read_json(directory / "config.json"), directory)
+    config = _from_modernbert(read_config(directory), directory)
     length = read_length(directory) if (directory / MODULES).exists() else None
     config = replace(config, window=min(config.window, length or config.window))
     weights = read_weights(directory)

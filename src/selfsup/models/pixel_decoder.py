@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate
-from selfsup.models.huggingface import fill, read_json, read_safetensors, write_json
+from selfsup.models.directories import read_json, read_safetensors, write_json
+from selfsup.models.huggingface import fill
 from selfsup.models.kernels import project
 from selfsup.models.transformer import LayerNorm, Linear, Stacked, attention, compute_dtype
 

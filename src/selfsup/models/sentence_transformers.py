@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
-from selfsup.models.huggingface import read_json, read_json_list, read_safetensors, write_json
+from selfsup.models.directories import inside, read_json, read_json_list, read_safetensors, write_json
 from selfsup.models.packing import POOLINGS, Pooling
 
 if TYPE_CHECKING:
@@ -136,11 +136,17 @@ def read_modules(directory: Path) -> tuple[Pooling, Tensor | None, Tensor | None
     weight: Tensor | None = None
     bias: Tensor | None = None
     for module in read_json_list(directory / MODULES):
-        kind = str(module.get("type")).rpartition(".")[2]
+        library, _, kind = str(module.get("type")).rpartition(".")
+        if library.partition(".")[0] != "sentence_transformers":
+            raise UserError(
+                f"{directory} has a step of a class of its own ({module.get('type')}), whose code is not run; give a "
+                "model made of the steps of sentence-transformers"
+            )
+        place = inside(directory, str(module.get("path")))
         if kind == "Pooling":
-            pooling = _mode(read_json(directory / str(module.get("path")) / "config.json"))
+            pooling = _mode(read_json(place / "config.json"))
         elif kind == "Dense" and weight is None:
-            weight, bias = _read_dense(directory / str(module.get("path")))
+            weight, bias = _read_dense(place)
         elif kind not in ("Transformer", "Normalize"):
             raise UserError(
                 f"{directory} has a step {kind!r} behind its encoder; only pooling and a linear map can be loaded"

@@ -17,9 +17,9 @@ from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_t
 from selfsup.errors import UserError
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.clip import TEXT
+from selfsup.models.directories import read_config
 from selfsup.models.encoder import EncoderConfig, TextEncoder, flops_per_token, parameter_count
 from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import read_json
 from selfsup.models.modernbert import SavedEncoder, read_encoder
 from selfsup.objectives.base import Effort
 from selfsup.objectives.language import fitting_preset, take_preset
@@ -89,7 +89,7 @@ class TextSide:
         """
         if self.directory is None:
             return None
-        if read_json(self.directory / "config.json").get("model_type") == "modernbert":
+        if read_config(self.directory).get("model_type") == "modernbert":
             return read_encoder(self.directory)
         return open_encoder(self.directory)[0]
 

@@ -1,0 +1,193 @@
+"""What lies in a model directory, which may be a stranger's: read within bounds, never run.
+
+JSON and safetensors are read, files of the directory alone, nothing is fetched for it. Whatever it asks for beyond that
+is refused, or passed over where it can be opened without.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from selfsup.errors import UserError
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+# Files that name code of their own (`auto_map`).
+NAMING = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+OPENED = (
+    ".json",
+    ".safetensors",
+    ".txt",
+    ".model",
+    ".jinja",
+)  # endings of what is read here or by transformers
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+TIMM = ("architecture", "backbone", "use_timm_backbone")  # keys of a part of a network that timm is to build, or fetch
+MOST_JSON = 32 << 20  # bytes of a file
+
+log = logging.getLogger(__name__)
+
+
+# -- what a directory asks for -------------------------------------------------------------------------------
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """What the config.json of a model directory says. Python code that the directory names is passed over, and that is
+    said.
+
+    Raises:
+        UserError: there is none, or what the directory holds would be more than read: it is an adapter of another
+            model, names kernels, weights or networks that lie elsewhere, or has links that lead out of it.
+    """
+    _refuse_links(directory)
+    if (directory / ADAPTER).exists():
+        raise UserError(
+            f"{directory} holds an adapter of another model; merge the two and give what comes of it."
+        )
+    config = read_json(directory / CONFIG)
+    for part in _objects(config):
+        _refuse_elsewhere(part, directory / CONFIG)
+    if code := own_code(directory):
+        _say_once(f"{directory} names Python code of its own ({code}), which is not run.")
+    return config
+
+
+def own_code(directory: Path) -> str:
+    """The Python code that the files of a directory name, with commas; empty where they name none."""
+    maps = (read_json(directory / name).get("auto_map") for name in NAMING if (directory / name).exists())
+    named = [place for entries in maps if isinstance(entries, dict) for place in entries.values()]
+    return ", ".join(dict.fromkeys(str(place) for place in named))
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def _refuse_links(directory: Path) -> None:
+    for path in sorted(directory.glob("*")):
+        if path.suffix in OPENED:
+            inside(directory, path.name)
+
+
+def _refuse_elsewhere(part: dict[str, Any], path: Path) -> None:
+    """Raise a UserError where an object of a config.json has transformers look for something outside it."""
+    for key in ("attn_implementation", "experts_implementation"):
+        asked = part.get(key) or part.get(f"_{key}")
+        if any("/" in str(name) for name in (asked.values() if isinstance(asked, dict) else [asked])):
+            raise UserError(
+                f"{path} asks for kernels of others ({key} {asked}), which are not run; take it out."
+            )
+    if part.get("transformers_weights") is not None:
+        raise UserError(f"{path} names other weights than {WEIGHTS} (transformers_weights); take it out.")
+    if "model_type" in part and any(part.get(key) for key in TIMM):
+        raise UserError(f"{path.parent} has a part that timm builds, which is not opened; give a model without one.")
+    if part.get("quantization_config") is not None:
+        raise UserError(f"{path.parent} holds quantised weights; load the model's unquantised release")
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object within a value, itself among them."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+
+
+def inside(directory: Path, name: str) -> Path:
+    """What has a name in a model directory; raises UserError where it lies, or a link leads, outside.
+
+    In the cache of the hub, a model's files are links into a directory beside it, `blobs`.
+    """
+    path, root = directory / name, Path(os.path.realpath(directory))
+    if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
+        root = root.parent.parent
+    if not Path(os.path.realpath(path)).is_relative_to(root):
+        raise UserError(f"{path} leads out of the model's directory; put there what it leads to.")
+    return path
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The weights of a model, of one file or of several that an index names."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        weights |= read_safetensors(path)
+    return {name: tensor.float() for name, tensor in weights.items()}
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Where the weights of a model lie, which may be missing; raises UserError where that is outside its directory."""
+    index = directory / INDEX
+    if (directory / WEIGHTS).exists() or not index.exists():
+        return [directory / WEIGHTS]
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index} names no file for each weight (weight_map); get a whole copy of the model")
+    return [inside(directory, name) for name in sorted(set(named.values()))]
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it"
+        )
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+    return weights
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object."""
+    content = _parse(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; get a whole copy of it")
+    return content
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """A file that holds a list of JSON objects."""
+    content = _parse(path)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise UserError(f"{path} is not a list of JSON objects; get a whole copy of it")
+    return content
+
+
+def _parse(path: Path) -> Any:
+    refuse_irregular(path, MOST_JSON)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+
+
+def refuse_irregular(path: Path, most: int) -> None:
+    """Raise a UserError where there is no file, no plain one, or one of more bytes than `most`."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout")
+    if not path.is_file():
+        raise UserError(f"{path} is no plain file; get a whole copy of it")
+    if path.stat().st_size > most:
+        raise UserError(
+            f"{path} has more than {most >> 20} MiB, which no such file needs; get a whole copy of it"
+        )
+
+
+def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
