@@ -62,6 +62,19 @@ def hollow_torchvision() -> Iterator[None]:
         sys.modules.update(before)
 
 
+def timm_in_transformers(patch: pytest.MonkeyPatch) -> Any:
+    """The module transformers, which asks for torchvision before it opens a network of timm."""
+    import transformers
+
+    def there() -> bool:
+        return True
+
+    backends = transformers.utils.import_utils.BACKENDS_MAPPING
+    patch.setitem(backends, "timm", (there, backends["timm"][1]))
+    patch.setattr(transformers.utils, "is_timm_available", there)
+    return transformers
+
+
 def timm() -> Any:
     """The module timm; the test is skipped where it is not installed."""
     with hollow_torchvision():

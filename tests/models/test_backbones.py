@@ -183,9 +183,9 @@ def test_without_timm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     [("resnet10t", 48, 512), ("test_vit", 32, 64), ("test_convnext", 48, 64)],
 )
 def test_a_network_of_timm_opens_again_here_and_there(
-    name: str, size: int, dimension: int, tmp_path: Path
+    name: str, size: int, dimension: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timm = vision_peers.timm()
+    timm, transformers = vision_peers.timm(), vision_peers.timm_in_transformers(monkeypatch)
     torch.manual_seed(0)
     backbone = open_timm(f"timm:{name}", size)
     pixels = torch.randn(2, 3, size, size)
@@ -202,6 +202,8 @@ def test_a_network_of_timm_opens_again_here_and_there(
         expected = backbone.eval()(pixels)
         torch.testing.assert_close(opened.backbone.eval()(pixels), expected)
         torch.testing.assert_close(theirs.eval()(pixels), expected, atol=1e-5, rtol=1e-4)
+        wrapped = transformers.AutoModel.from_pretrained(tmp_path / "model").eval()
+        torch.testing.assert_close(wrapped(pixels).pooler_output, expected, atol=1e-5, rtol=1e-4)
     preparation = timm.data.resolve_model_data_config(theirs)
     assert tuple(preparation["input_size"]) == (3, size, size)
     assert tuple(preparation["mean"]) == (0.485, 0.456, 0.406)

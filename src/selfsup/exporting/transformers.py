@@ -17,11 +17,14 @@ def write(source: Path, directory: Path) -> Exported:
     """Copy the model directory of `source` to `directory`."""
     model = find_model(source)
     config = read_config(model)
-    if "model_type" not in config:
+    if not config.keys() & {
+        "model_type",
+        "architecture",
+    }:  # the latter is of timm's, which transformers wraps
         raise UserError(
-            f"{source} holds a network that transformers does not know; one of timm's opens there."
+            f"{source} holds a network from Python, which transformers does not know; selfsup.load opens it."
         )
-    if config["model_type"] == MODEL_TYPE:
+    if config.get("model_type") == MODEL_TYPE:
         raise UserError(
             f"{source} holds two towers, which transformers opens one by one; export {model / IMAGE} or {model / TEXT}."
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.models.decoder import document_mask
-from selfsup.models.directories import own_code, read_config, weight_files
+from selfsup.models.directories import forget_code, own_code, read_config, weight_files
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.huggingface import quiet_transformers
 from selfsup.models.sentence_transformers import MODULES, read_length
@@ -81,6 +81,7 @@ class Opened:
                 self.directory, local_files_only=True, trust_remote_code=False
             )
             tokenizer.save_pretrained(directory)
+        forget_code(directory)
 
 
 def fetch(name: str) -> Path:

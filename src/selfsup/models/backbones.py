@@ -7,8 +7,8 @@ DIR/model.safetensors         the weights
 DIR/preprocessor_config.json  how an image becomes pixels
 DIR/features.json             what follows the network's own vector
 
-timm opens a directory of its own by `timm.create_model("local-dir:DIR", pretrained=True)`; a module from Python must
-be built anew before it is given its weights.
+timm (1.0.31 or later) opens a directory of its own by `timm.create_model("local-dir:DIR", pretrained=True)`, and
+transformers by `AutoModel`; a module from Python must be built anew before it is given its weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from selfsup.models.dinov3 import (
     read_vision,
     save_vision,
 )
-from selfsup.models.directories import read_config, read_json, read_weights, write_json
+from selfsup.models.directories import (
+    WEIGHTS,
+    read_config,
+    read_json,
+    read_safetensors,
+    read_weights,
+    write_json,
+)
 from selfsup.models.features import Features, read_features
 from selfsup.models.huggingface import refuse_taken
 from selfsup.models.packing import Pooling
@@ -211,7 +218,10 @@ def save_backbone(
         features.write(temporary)
         difference = None if backbone.timm is None else _timm_parity(temporary, backbone)
         opens = f"weights by the names of {_class(backbone.network)}, which opens them"
-        statement = opens if backbone.timm is None else exactness(difference, "timm")
+        checked = (
+            f"{exactness(difference, 'timm')}; where timm is installed, `transformers.AutoModel` opens it too"
+        )
+        statement = opens if backbone.timm is None else checked
         (temporary / "README.md").write_text(card(statement), encoding="utf-8")
     return difference
 
@@ -262,7 +272,9 @@ def _reopen_timm(saved: dict[str, Any], size: int, directory: Path) -> Adapted:
     timm = import_timm(str(directory))
     name = str(saved["architecture"])
     arguments = {k: v for k, v in saved.get("model_args", {}).items() if k != "num_classes"}
-    if not timm.is_model(name) or not arguments.keys() <= ARGUMENTS:  # a name may be of the hub, an argument a file
+    if (
+        not timm.is_model(name) or not arguments.keys() <= ARGUMENTS
+    ):  # a name may be of the hub, an argument a file
         raise UserError(
             f"{directory} holds a network of timm that selfsup did not save ({name}, {', '.join(arguments)}); only "
             f"timm's own names with {' and '.join(sorted(ARGUMENTS))} can be loaded"
@@ -325,8 +337,14 @@ def _class(module: nn.Module) -> str:
 
 @torch.inference_mode()
 def _timm_parity(directory: Path, backbone: Adapted) -> float:
-    """max |Δ| of the vectors of noise in fp32 between timm on a directory and a backbone."""
-    theirs = import_timm(str(directory)).create_model(f"local-dir:{directory}", pretrained=True).eval()
+    """max |Δ| of the vectors of noise in fp32 between timm with the weights of a directory and a backbone.
+
+    Before 1.0.31 timm itself takes any of several safetensors files of a directory for the weights, and fails.
+    """
+    assert backbone.timm is not None
+    timm, source = import_timm(str(directory)), backbone.timm
+    theirs = timm.create_model(source.name, num_classes=0, **source.arguments).eval()
+    theirs.load_state_dict(read_safetensors(directory / WEIGHTS))
     device = next(backbone.parameters()).device
     pixels = torch.randn(
         2, CHANNELS, backbone.size, backbone.size, generator=torch.Generator().manual_seed(0)

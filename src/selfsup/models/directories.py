@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from selfsup.data.discovery import read_bytes
 from selfsup.errors import UserError
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -32,7 +33,11 @@ OPENED = (
 )  # endings of what is read here or by transformers
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-TIMM = ("architecture", "backbone", "use_timm_backbone")  # keys of a part of a network that timm is to build, or fetch
+TIMM = (
+    "architecture",
+    "backbone",
+    "use_timm_backbone",
+)  # keys of a part of a network that timm is to build, or fetch
 MOST_JSON = 32 << 20  # bytes of a file
 
 log = logging.getLogger(__name__)
@@ -65,8 +70,18 @@ def read_config(directory: Path) -> dict[str, Any]:
 def own_code(directory: Path) -> str:
     """The Python code that the files of a directory name, with commas; empty where they name none."""
     maps = (read_json(directory / name).get("auto_map") for name in NAMING if (directory / name).exists())
-    named = [place for entries in maps if isinstance(entries, dict) for place in entries.values()]
-    return ", ".join(dict.fromkeys(str(place) for place in named))
+    entries = [entry for named in maps if isinstance(named, dict) for entry in named.values()]
+    places = [
+        place for entry in entries for place in (entry if isinstance(entry, list) else [entry]) if place
+    ]
+    return ", ".join(dict.fromkeys(map(str, places)))
+
+
+def forget_code(directory: Path) -> None:
+    """Take out of the files of a directory what names code, which was not run and is not there."""
+    for path in (directory / name for name in NAMING):
+        if path.exists() and (content := read_json(path)).pop("auto_map", None):
+            write_json(path, content)
 
 
 @cache
@@ -91,7 +106,9 @@ def _refuse_elsewhere(part: dict[str, Any], path: Path) -> None:
     if part.get("transformers_weights") is not None:
         raise UserError(f"{path} names other weights than {WEIGHTS} (transformers_weights); take it out.")
     if "model_type" in part and any(part.get(key) for key in TIMM):
-        raise UserError(f"{path.parent} has a part that timm builds, which is not opened; give a model without one.")
+        raise UserError(
+            f"{path.parent} has a part that timm builds, which is not opened; give a model without one."
+        )
     if part.get("quantization_config") is not None:
         raise UserError(f"{path.parent} holds quantised weights; load the model's unquantised release")
 
@@ -114,7 +131,11 @@ def inside(directory: Path, name: str) -> Path:
     path, root = directory / name, Path(os.path.realpath(directory))
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
         root = root.parent.parent
-    if not Path(os.path.realpath(path)).is_relative_to(root):
+    try:
+        leads_out = not Path(os.path.realpath(path)).is_relative_to(root)
+    except ValueError:  # no name that a file can have
+        leads_out = True
+    if leads_out:
         raise UserError(f"{path} leads out of the model's directory; put there what it leads to.")
     return path
 
@@ -170,23 +191,12 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path) -> Any:
-    refuse_irregular(path, MOST_JSON)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path, MOST_JSON).decode())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
-
-
-def refuse_irregular(path: Path, most: int) -> None:
-    """Raise a UserError where there is no file, no plain one, or one of more bytes than `most`."""
-    if not path.exists():
-        raise UserError(f"{path} is missing; name a directory in Hugging Face's layout")
-    if not path.is_file():
-        raise UserError(f"{path} is no plain file; get a whole copy of it")
-    if path.stat().st_size > most:
-        raise UserError(
-            f"{path} has more than {most >> 20} MiB, which no such file needs; get a whole copy of it"
-        )
 
 
 def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
