@@ -185,12 +185,12 @@ def embeddings(random: Random, place: Path) -> None:
         before = module._write_chunk
         count = 0
 
-        def interrupted(*words: object) -> None:
+        def interrupted(*words: object) -> Path:
             nonlocal count
             count += 1
             if count == 4:
                 raise KeyboardInterrupt
-            before(*words)  # type: ignore[arg-type]
+            return before(*words)  # type: ignore[arg-type]
 
         module._write_chunk = interrupted
         try:

@@ -223,12 +223,11 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Fit a linear classifier to an encoder's features of labelled texts or images, and keep it."""
-    from selfsup.inference.probe import Probe, refuse_taken
+    from selfsup.inference.probe import Probe, claimed
     from selfsup.report import Reporter, to_stdout
 
-    refuse_taken(out)
     reporter = Reporter()
-    with reporter.bar("Embedding"):
+    with claimed(out), reporter.bar("Embedding"):
         fitted = Probe.fit(
             run,
             data,
@@ -239,7 +238,7 @@ def probe(
             seed=seed,
             progress=reporter.counting,
         )
-    fitted.save(out)
+        fitted.save(out)
     if as_json:
         print_json(fitted.to_json())
     else:

@@ -1,15 +1,19 @@
 """Vectors of a whole source in one parquet file, made chunk by chunk so that a killed process loses one chunk.
 
-Finished chunks lie in `OUT.partial/` beside the output with the plan that they belong to; the same command goes
-on behind them, and at the end they are joined. A chunk's vectors depend on that chunk alone, so the file is the
-same, byte for byte, with and without interruptions.
+Finished chunks lie in `OUT.partial/` beside the output with the plan that they belong to, each with its checksum in
+its name; the same command makes what is missing or damaged, and at the end they are joined. A chunk's vectors depend
+on that chunk alone, so the file is the same, byte for byte, with and without interruptions.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +43,12 @@ METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
 TRUNCATED = b"truncated"  # key of a chunk's number of truncated items
 UNREAD = b"unread"  # key of the JSON list of a chunk's items that turned out to be unreadable
 PLAN = "plan.json"
+CHUNK_FILE = re.compile(r"\d{9}\.[0-9a-f]{32}\.parquet")
+BESIDE = re.compile(
+    r"plan\.json|\.(lock|joined|plan\.json\..*|\d{9}\..*)"
+)  # what else lies there, whole or half written
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,22 +130,25 @@ def embed(
         "records": total,
     }
     with _held(work, out):
-        plan = _agreed(work, plan)
+        _require_agreement(work, plan)
+        write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
         schema = _schema(collection.kind.shown, embedder.dimension, half)
+        files: list[Path] = []
         done = 0
         for number, items in enumerate(chunks(collection.items(id_column), batch)):
-            file = work / f"{number:09d}.parquet"
-            if not file.exists():
-                _write_chunk(file, items, embedder, schema, shifted(progress, done, total))
+            within = shifted(progress, done, total)
+            files.append(
+                _found_chunk(work, number) or _write_chunk(work, number, items, embedder, schema, within)
+            )
             done += len(items)
         if done != total:
             raise UserError(
                 f"{collection.name} has changed while it was being embedded; run the same command again."
             )
-        left_out = _with_chunks(left_out, work)
+        left_out = _with_chunks(left_out, files)
         if 0 < seen == left_out.skipped:
             raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
-        written = _join(work, out, schema, plan | left_out.to_json())
+        written = _join(files, work, out, schema, plan | left_out.to_json())
     _remove(work)
     return Embeddings(out, written, embedder.dimension, left_out)
 
@@ -153,11 +166,11 @@ def _is_left_over(work: Path, out: Path) -> bool:
     try:
         if not any(work.iterdir()):
             return True
-        made = json.loads(pq.read_schema(out).metadata[METADATA])
-        plan = json.loads((work / PLAN).read_text(encoding="utf-8"))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        made = dict(json.loads(pq.read_schema(out).metadata[METADATA]))
+        plan = dict(json.loads((work / PLAN).read_text(encoding="utf-8")))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError):
         return False
-    return {key: made.get(key) for key in plan} == plan  # type: ignore[no-any-return]
+    return {key: made.get(key) for key in plan} == plan
 
 
 def _remove(work: Path) -> None:
@@ -178,24 +191,47 @@ def _held(work: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _agreed(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan that finished chunks belong to: this one, or an earlier one that asks for the same."""
+def _require_agreement(work: Path, plan: dict[str, Any]) -> None:
+    """Raise a UserError where what lies in `work` is no chunk, or one of a plan that asks for something else."""
     names = {path.name for path in work.iterdir()}
-    if foreign := [name for name in names if name != PLAN and not name.startswith(".")]:
-        if PLAN not in names:
+    if foreign := [name for name in names if not (CHUNK_FILE.fullmatch(name) or BESIDE.fullmatch(name))]:
+        raise UserError(f"{work} holds {min(foreign)}, which no embedding left there; give another --out.")
+    if not any(map(CHUNK_FILE.fullmatch, names)):
+        return
+    begun = _read_plan(work, plan)
+    for key in sorted(plan.keys() - {"model", "data"}):  # these two are names; the fingerprints tell
+        if begun[key] != plan[key]:
             raise UserError(
-                f"{work} holds {min(foreign)}, which no embedding left there; give another --out."
+                f"{work} was begun with another {key.removesuffix('_fingerprint')}: give the same again to go "
+                "on, give another --out, or remove it."
             )
-        begun: dict[str, Any] = json.loads((work / PLAN).read_text(encoding="utf-8"))
-        for key in plan.keys() - {"model", "data"}:  # these two are names; the fingerprints tell
-            if begun.get(key) != plan[key]:
-                raise UserError(
-                    f"{work} was begun with another {key.removesuffix('_fingerprint')}: give the same again to go "
-                    "on, give another --out, or remove it."
-                )
-        return begun
-    write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
-    return plan
+
+
+def _read_plan(work: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """The plan that the chunks in `work` belong to, as far as `keys` go; a UserError where it cannot be read."""
+    try:
+        begun = dict(json.loads((work / PLAN).read_text(encoding="utf-8")))
+        return {key: begun[key] for key in keys}
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(
+            f"{work / PLAN} is missing or damaged, so it is not known what the chunks beside it belong to; give "
+            f"another --out, or remove {work} to begin anew."
+        ) from None
+
+
+def _found_chunk(work: Path, number: int) -> Path | None:
+    """A finished chunk, as it was written; a damaged one is removed, since it can be made again."""
+    for file in work.glob(f"{number:09d}.*.parquet"):
+        if file.name == _chunk_name(number, file.read_bytes()):
+            return file
+        log.warning("%s is damaged; it is made anew.", file)
+        file.unlink()
+    return None
+
+
+def _chunk_name(number: int, content: bytes) -> str:
+    """What `CHUNK_FILE` matches: the number of a chunk and the checksum of its file."""
+    return f"{number:09d}.{hashlib.blake2b(content, digest_size=16).hexdigest()}.parquet"
 
 
 def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
@@ -210,12 +246,19 @@ def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
 
 
 def _write_chunk(
-    file: Path,
-    items: list[Item],
-    embedder: Embedder,
-    schema: pa.Schema,
-    progress: Progress,
-) -> None:
+    work: Path, number: int, items: list[Item], embedder: Embedder, schema: pa.Schema, progress: Progress
+) -> Path:
+    """The file of a chunk that was not there."""
+    content = io.BytesIO()
+    pq.write_table(_chunk(items, embedder, schema, progress), content)
+    file = work / _chunk_name(number, content.getvalue())
+    with whole_file(file) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return file
+
+
+def _chunk(items: list[Item], embedder: Embedder, schema: pa.Schema, progress: Progress) -> pa.Table:
+    """What can be read of some items, with its vectors; what cannot be, and what was truncated, in the metadata."""
     kind = schema.field("vector").type.value_type.to_pandas_dtype()
     read, vectors = embedder(items, progress)
     with np.errstate(over="ignore"):
@@ -229,13 +272,12 @@ def _write_chunk(
     counted = schema.with_metadata(
         {TRUNCATED: str(embedder.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)}
     )
-    with whole_file(file) as temporary:
-        pq.write_table(pa.table(columns, schema=counted), temporary)
+    return pa.table(columns, schema=counted)
 
 
-def _with_chunks(left_out: LeftOut, work: Path) -> LeftOut:
+def _with_chunks(left_out: LeftOut, files: Sequence[Path]) -> LeftOut:
     """What was left out, with what the chunks know of."""
-    notes = [pq.read_schema(file).metadata for file in sorted(work.glob("*.parquet"))]
+    notes = [pq.read_schema(file).metadata for file in files]
     unread = [name for note in notes for name in json.loads(note[UNREAD])]
     return replace(
         left_out,
@@ -245,9 +287,10 @@ def _with_chunks(left_out: LeftOut, work: Path) -> LeftOut:
     )
 
 
-def _join(work: Path, out: Path, schema: pa.Schema, description: dict[str, Any]) -> int:
+def _join(
+    files: Sequence[Path], work: Path, out: Path, schema: pa.Schema, description: dict[str, Any]
+) -> int:
     """Write all chunks, in order, into the output, with its description; its rows."""
-    files = sorted(work.glob("*.parquet"))
     described = schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False)})
     joined = work / ".joined"
     with pq.ParquetWriter(joined, described) as writer:

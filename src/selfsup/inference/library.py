@@ -6,21 +6,25 @@ the whole table (the model, how well its index finds) stands in the metadata of 
 
 from __future__ import annotations
 
+import errno
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from selfsup.errors import UserError
-from selfsup.files import held
+from selfsup.files import LOCK, held
+from selfsup.inference.recorded import record, verify
 from selfsup.seeding import derive
 
+BEGUN = {"_transactions", "_versions", LOCK}  # what may lie in a directory before a table is in it
 KEY = "selfsup"  # of the JSON object in the metadata
 OWN = ("id", "text", "source", "vector", "content_hash", "values_hash")  # the columns of every library
 
@@ -32,18 +36,59 @@ EXACT_ROWS = 50_000
 CANDIDATES = 3
 CELLS = 20  # that a query looks into
 
+# What LanceDB raises, Arrow where it reads the answers, and (no Exception) its Rust where it panics.
+FAILURES = (OSError, ValueError, RuntimeError, KeyError, pa.ArrowException)
+PANIC = "Panic"
+NO_SPACE = f"os error {errno.ENOSPC}"
+
 QUERIES = 100  # to measure recall with
 NEIGHBOURS = 10
 
 Vectors = npt.NDArray[np.float32]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _told(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of a library whose failures are told in one sentence."""
+
+    @wraps(method)
+    def told(*arguments: P.args, **options: P.kwargs) -> R:
+        library = cast(Library, arguments[0])
+        with _speaking(library.path):
+            return method(*arguments, **options)
+
+    return told
 
 
 class Library:
-    """A table on the disk."""
+    """A table on the disk; whatever LanceDB finds wrong with it is a UserError."""
 
     def __init__(self, path: Path, table: Any) -> None:
         self.path = path
         self._table = table
+
+    @classmethod
+    @contextmanager
+    def held(cls, path: Path, description: Mapping[str, Any] | None = None) -> Iterator[Library]:
+        """A library that no other process writes to during the block.
+
+        Args:
+            description: of the one to create where there is none.
+
+        Raises:
+            UserError: another process writes to it; what `open` and `create` raise.
+        """
+        if description is None:
+            cls.open(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with held(
+            path, f"{path} is being written by another process; wait for it, then give the command again."
+        ):
+            if description is None or cls.exists(path):
+                yield cls.open(path)
+            else:
+                yield cls.create(path, description)
 
     @classmethod
     def create(cls, path: Path, description: Mapping[str, Any]) -> Library:
@@ -57,7 +102,6 @@ class Library:
             "vector", pa.list_(pa.float32(), description["dimension"]), False, _metadata(description)
         )
         fields = [vector if name == "vector" else pa.field(name, pa.string(), False) for name in OWN]
-        path.parent.mkdir(parents=True, exist_ok=True)
         with _speaking(path):
             return cls(path, _database(path).create_table(_name(path), schema=pa.schema(fields)))
 
@@ -66,9 +110,7 @@ class Library:
         """Raise a UserError where a library cannot come to stand; what a crash left of one is no obstacle."""
         _name(path)
         _database(path)
-        if path.exists() and (
-            not path.is_dir() or {child.name for child in path.iterdir()} - {"_transactions", "_versions"}
-        ):
+        if path.exists() and (not path.is_dir() or {child.name for child in path.iterdir()} - BEGUN):
             raise UserError(f"{path} exists already and is no library; give another --out.")
 
     @classmethod
@@ -84,10 +126,14 @@ class Library:
                 f"There is no library {path}; make one with: selfsup index RUN --data … --out {path}"
             )
         with _speaking(path):
-            library = cls(path, _database(path).open_table(name))
-        if "model_fingerprint" not in library.description or not set(OWN) <= set(library._table.schema.names):
-            raise UserError(f"{path} was not made by selfsup index as it is now; make it anew.")
-        return library
+            verify(path)
+            table = _database(path).open_table(name)
+            if not _is_ours(table.schema):
+                raise UserError(
+                    f"{path} was not made by selfsup index as it is now, or it is damaged; make it anew, under another "
+                    "name."
+                )
+        return cls(path, table)
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -99,44 +145,44 @@ class Library:
     @property
     def description(self) -> dict[str, Any]:
         """What `describe` stored."""
-        schema = self._table.schema
-        metadata = schema.field("vector").metadata if "vector" in schema.names else None
-        return json.loads((metadata or {}).get(KEY.encode(), b"{}"))  # type: ignore[no-any-return]
+        return _description(self._table.schema)
 
+    @_told
     def describe(self, description: Mapping[str, Any]) -> None:
         """Replace it."""
         self._table.update_field_metadata({"path": "vector", "metadata": _metadata(description)})
-
-    def held(self) -> AbstractContextManager[None]:
-        """Keep other processes from indexing into this library."""
-        return held(self.path, f"{self.path} is being written by another process; wait for it.")
 
     @property
     def kinds(self) -> dict[str, pa.DataType]:
         """The type of each column that came from the data."""
         return {field.name: field.type for field in self._table.schema if field.name not in OWN}
 
+    @_told
     def widen(self, kinds: Mapping[str, pa.DataType]) -> None:
         """Add columns, which are null in the rows that are there."""
         if kinds:
             self._table.add_columns([pa.field(name, kind) for name, kind in kinds.items()])
 
+    @_told
     def count(self) -> int:
         """How many records there are."""
         return int(self._table.count_rows())
 
+    @_told
     def hashes(self) -> dict[str, tuple[str, str]]:
         """By id: the hash of the content, the hash of the other columns."""
         found = self._table.search().select(["id", "content_hash", "values_hash"]).to_arrow()
         columns = [found.column(name).to_pylist() for name in ("id", "content_hash", "values_hash")]
         return {key: (content, values) for key, content, values in zip(*columns, strict=True)}
 
+    @_told
     def vectors(self, ids: Sequence[str]) -> Vectors:
         """The vectors (n, dimension) of records that are there."""
         found = self._table.search().where(_among(ids)).select(["id", "vector"]).limit(len(ids)).to_arrow()
         place = {key: number for number, key in enumerate(found.column("id").to_pylist())}
         return _matrix(found)[[place[key] for key in ids]]
 
+    @_told
     def put(self, rows: Mapping[str, Sequence[Any]], vectors: Vectors) -> None:
         """Insert records, given by column, or replace those of the same ids; at once or not at all."""
         schema = self._table.schema
@@ -147,6 +193,7 @@ class Library:
         merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(pa.table(columns, schema=schema))
 
+    @_told
     def delete(self, ids: Sequence[str]) -> None:
         """Remove records.
 
@@ -158,8 +205,14 @@ class Library:
             raise UserError(f"{self.path} holds no record with the id {min(missing)!r}; nothing was deleted.")
         self._table.delete(_among(ids))
 
+    @_told
+    def record(self) -> None:
+        """Note the checksums of its files, by which `open` knows whether they are damaged."""
+        record(self.path)
+
     # -- how it is searched --
 
+    @_told
     def settle(self) -> None:
         """Bring the files in order, and index the vectors where there are many and not all were indexed yet."""
         rows = self.count()
@@ -180,6 +233,7 @@ class Library:
             return False
         return self._table.index_stats(index).num_unindexed_rows == 0  # type: ignore[no-any-return]
 
+    @_told
     def search(self, vector: Vectors, top: int, where: str | None = None) -> list[dict[str, Any]]:
         """The nearest records by cosine distance (`_distance`), nearest first, without their vectors.
 
@@ -191,8 +245,7 @@ class Library:
         ]
         query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
         if where is None:
-            with _speaking(self.path):
-                return query.to_list()  # type: ignore[no-any-return]
+            return query.to_list()  # type: ignore[no-any-return]
         try:
             return query.where(where).to_list()  # type: ignore[no-any-return]
         except (ValueError, RuntimeError) as error:
@@ -230,6 +283,26 @@ class Library:
         return float(np.mean(shares))
 
 
+def _description(schema: pa.Schema) -> dict[str, Any]:
+    """What `Library.describe` stored; raises KeyError, TypeError or ValueError where it stored nothing there."""
+    return dict(json.loads(schema.field("vector").metadata[KEY.encode()]))
+
+
+def _is_ours(schema: pa.Schema) -> bool:
+    """Whether a table has the columns of a library, and says of which model its vectors are."""
+    columns = {field.name: field.type for field in schema}
+    try:
+        description = _description(schema)
+        vectors = pa.list_(pa.float32(), description["dimension"])
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return False
+    if not isinstance(description.get("index", {}), dict):
+        return False
+    facts = [description.get(key) for key in ("model", "model_fingerprint", "pooling")]
+    texts = [columns.get(name) == pa.string() for name in OWN if name != "vector"]
+    return all(texts) and columns["vector"] == vectors and all(isinstance(fact, str) for fact in facts)
+
+
 def _metadata(description: Mapping[str, Any]) -> dict[str, str]:
     return {KEY: json.dumps(dict(description), ensure_ascii=False)}
 
@@ -256,11 +329,18 @@ def _speaking(path: Path) -> Iterator[None]:
     """Turn what LanceDB raises into one sentence."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except BaseException as error:
+        if not isinstance(error, FAILURES) and PANIC not in type(error).__name__:
+            raise
+        if NO_SPACE in str(error):
+            raise UserError(
+                f"There is no space left on the device for {path}; what is in it can be searched as before: make room, "
+                "then give the same command again."
+            ) from error
         raise UserError(f"{path} cannot be used ({_reason(error)}); restore it or make it anew.") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What LanceDB says, without the place in its own sources."""
     text = re.sub(r", /\S+\.rs:\d+:\d+.*", "", " ".join(str(error).split()))
     return text.removeprefix("Invalid input, ").removeprefix("lance error: ").rstrip(".")

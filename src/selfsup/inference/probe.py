@@ -1,26 +1,30 @@
 """A linear classifier on top of an encoder that stays as it is: fitted to few labelled records, kept, applied.
 
-PROBE/probe.safetensors   mean and deviation (d,) of the features, weight (classes, d), bias (classes,)
+PROBE/probe.safetensors   mean and deviation (d,) of the features, weight (classes, d), bias (classes,); in its header
+                          the checksums of these numbers and of probe.json
 PROBE/probe.json          the classes, C, how often it is right on records it has not seen, and what tells the
                           model that it belongs to
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Request, Score
 from selfsup.evaluation.features import embed, open_collection, read_labelled, test_part
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
-from selfsup.files import save_tensors, whole_directory
+from selfsup.files import LOCK, held, save_tensors, whole_directory
 from selfsup.inference.items import Answers, Label
 from selfsup.run import load_encoder
 
@@ -142,19 +146,19 @@ class Probe:
     def save(self, directory: str | Path) -> None:
         """Write a new directory; raises UserError where something is there already."""
         refuse_taken(Path(directory))
+        tensors = {name: torch.from_numpy(getattr(self.classifier, name)).contiguous() for name in TENSORS}
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         with whole_directory(Path(directory)) as place:
-            tensors = {
-                name: torch.from_numpy(getattr(self.classifier, name)).contiguous() for name in TENSORS
-            }
-            save_tensors(tensors, place / "probe.safetensors")
-            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
-            (place / "probe.json").write_text(text + "\n", encoding="utf-8")
+            save_tensors(tensors, place / "probe.safetensors", _checksums(text, tensors))
+            (place / "probe.json").write_text(text, encoding="utf-8")
+            ours = place.stat().st_ino
+        if Path(directory).stat().st_ino != ours:
+            raise taken(Path(directory))
 
     @classmethod
     def load(cls, directory: str | Path) -> Probe:
         """A saved probe; raises UserError where there is none, or a damaged one."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         place = Path(directory)
         if not (place / "probe.json").is_file():
@@ -162,11 +166,12 @@ class Probe:
                 f"{place} holds no probe (there is no probe.json in it); make one with: selfsup probe"
             )
         try:
-            facts = json.loads((place / "probe.json").read_text(encoding="utf-8"))
-            tensors = {name: value.numpy() for name, value in load_file(place / "probe.safetensors").items()}
+            text = (place / "probe.json").read_text(encoding="utf-8")
+            tensors = _read_tensors(place / "probe.safetensors", text)
+            facts = json.loads(text)
             classes = tuple(facts["classes"])
             classifier = LinearClassifier(
-                **{name: tensors[name] for name in TENSORS},
+                **{name: tensors[name].numpy() for name in TENSORS},
                 classes=torch.arange(len(classes)).numpy(),
                 strength=facts["C"],
             )
@@ -175,7 +180,7 @@ class Probe:
             return cls(
                 classifier, classes, Score.from_json(facts["estimate"]), facts["model"], facts["records"]
             )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{place} is damaged ({reason}); fit the probe anew: selfsup probe") from None
 
@@ -189,7 +194,57 @@ class Probe:
         }
 
 
+def _checksums(text: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Of the description and of the numbers with their names and shapes, by the names they have in the header."""
+    numbers = hashlib.blake2b(digest_size=16)
+    for name in TENSORS:
+        numbers.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
+        numbers.update(tensors[name].numpy().tobytes())
+    description = hashlib.blake2b(text.encode(), digest_size=16)
+    return {"description": description.hexdigest(), "numbers": numbers.hexdigest()}
+
+
+def _read_tensors(file: Path, text: str) -> dict[str, Tensor]:
+    """The numbers of a probe with a description.
+
+    Raises:
+        ValueError: they, or the description, are not those that were written; KeyError where some are missing.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        header = opened.metadata() or {}
+    expected = _checksums(text, tensors)
+    if header.keys() & expected.keys() and {name: header.get(name) for name in expected} != expected:
+        raise ValueError("its checksums are not those of its contents")
+    return tensors
+
+
+@contextmanager
+def claimed(place: Path) -> Iterator[None]:
+    """Keep other processes from fitting a probe for the same place during the block.
+
+    Raises:
+        UserError: something lies there already, or another process is at it.
+    """
+    refuse_taken(place)
+    beside = place.with_name(f"{place.name}.partial")
+    beside.mkdir(parents=True, exist_ok=True)
+    with held(beside, f"{place} is being made by another process; wait for it, or give another --out."):
+        try:
+            yield
+        finally:
+            (beside / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # what else lies there is not ours
+                beside.rmdir()
+
+
 def refuse_taken(place: Path) -> None:
     """Raise a UserError where something lies already, so that long work is not done for a place that is taken."""
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise UserError(f"{place} exists already; give another --out.")
+        raise taken(place)
+
+
+def taken(place: Path) -> UserError:
+    return UserError(f"{place} exists already; give another --out.")

@@ -109,24 +109,24 @@ def index(
     path, progress = Path(out), progress or silent
     if batch < 1:
         raise UserError(f"batch is {batch}; embed 1 or more records together.")
-    library = Library.open(path) if Library.exists(path) else None
-    if library is None:
+    there = Library.open(path) if Library.exists(path) else None
+    if there is None:
         Library.require_free(path)
     embedder = open_embedder(run, device)
-    if library is not None:
-        _require_model(library, embedder)
+    if there is not None:
+        _require_model(there, embedder)
     collection = embedder.model.read(data, column, failures=failures, progress=progress)
     kinds = Kinds()
     total, _ = survey(kinds.watch(collection.items(id_column, with_values=True)), id_column, progress)
-    if library is None:
-        library = Library.create(path, embedder.description())
-    with library.held():
+    with Library.held(path, embedder.description()) as library:
+        _require_model(library, embedder)
         columns = kinds.columns(library.kinds)
         library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
         update = _Update(library, embedder, columns)
         for items in chunks(update.changed(collection.items(id_column, with_values=True)), batch):
             update.put(items, shifted(progress, update.done, total))
         library.settle()
+        library.record()
     return Indexed(
         path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
         LeftOut.of([collection], update.truncated), library.description.get("index"),
@@ -139,10 +139,10 @@ def delete(library: str | Path, ids: Sequence[str]) -> int:
     Raises:
         UserError: there is no such library, or no such record in it, and then nothing is removed.
     """
-    opened = Library.open(Path(library))
-    with opened.held():
+    with Library.held(Path(library)) as opened:
         opened.delete(ids)
-    return opened.count()
+        opened.record()
+        return opened.count()
 
 
 def search(
