@@ -377,7 +377,7 @@ def test_records_hold_all_captions(content, window, data):
     )
     assert read["captions"].tolist() == [len(expected[record]) for record in wanted]
     most = max(len(expected[record]) for record in wanted)
-    longest = max(len(ids) for record in wanted for ids in expected[record])
+    longest = max(lengths)
     assert read["tokens"].shape == (len(wanted), most, longest)
     keys = {}
     for row, record in enumerate(wanted):

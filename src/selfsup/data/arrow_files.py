@@ -10,9 +10,8 @@ Reading is bounded before memory is taken: by rows (`ROWS` for each byte on the 
 from __future__ import annotations
 
 import json
-import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfsup.data.discovery import inside, opened, read_bytes
 from selfsup.errors import Damaged, UserError
 
 BATCH_ROWS = 256  # at most in a batch
@@ -67,13 +67,23 @@ class ArrowFile:
                 raise Damaged(f"{self.path} has {count} columns {name!r}: choose one of {known}.")
         unpacked = 0
         with damage_of(self.path):
-            for batch in self.read(names):
-                _check(batch)
+            for batch in checked_batches(self.read(names)):
                 unpacked += 0 if self.mapped else batch.nbytes
                 if unpacked > max(SMALL, EXPANSION * self.size):
                     raise _bomb(self.path, f"more than {unpacked >> 20} MiB")
-                step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, _shared_bytes(batch))))
-                yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+                yield batch
+
+
+def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Record batches with the same rows, each checked, and cut to at most `BATCH_ROWS`.
+
+    Raises:
+        pa.ArrowInvalid: what one says of itself is wrong.
+    """
+    for batch in batches:
+        _check(batch)
+        step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, _shared_bytes(batch))))
+        yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
 
 
 def open_arrow(path: Path) -> ArrowFile:
@@ -92,6 +102,8 @@ def open_arrow(path: Path) -> ArrowFile:
 def _opener(path: Path) -> Callable[[Path], ArrowFile]:
     if path.is_dir():
         return _open_saved if (path / "state.json").exists() else _open_lance
+    with opened(path):  # of a pipe or a device, Arrow would read for ever
+        pass
     return _open_parquet if path.suffix.lower() == ".parquet" else _open_ipc
 
 
@@ -109,7 +121,8 @@ def damage_of(path: Path) -> Iterator[None]:
         struct.error,
         MemoryError,
     ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = " ".join(said.split())[:200] or type(error).__name__
         raise Damaged(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
 
 
@@ -168,10 +181,9 @@ def _shared_bytes(batch: Any) -> int:
 
 def _open_saved(folder: Path) -> ArrowFile:
     """A data set of `datasets.save_to_disk`: Arrow files, which a JSON file lists in their order."""
-    with (folder / "state.json").open("rb") as file:
-        state = json.loads(file.read(METADATA))
-    names = [os.path.basename(str(entry["filename"])) for entry in state["_data_files"]]
-    tables = [_open_ipc(folder / name) for name in names]
+    state = json.loads(read_bytes(folder / "state.json", METADATA))
+    names = [str(entry["filename"]) for entry in state["_data_files"]]
+    tables = [_open_ipc(Path(inside(folder, name))) for name in names]
     if not tables or any(table.schema != tables[0].schema for table in tables):
         raise ValueError("its state.json lists no files, or such of different columns")
 

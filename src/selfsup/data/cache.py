@@ -9,13 +9,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfsup.errors import UserError
 from selfsup.files import whole_file
+
+Read = TypeVar("Read")
+
+DIGEST = 16  # bytes of the checksum that a table begins with
 
 _log = logging.getLogger(__name__)
 
@@ -60,17 +64,43 @@ def kept_file(kind: str, ending: str, key: Iterable[object], write: Callable[[Pa
     return path
 
 
-def kept_table(kind: str, key: Iterable[object], build: Callable[[], Any]) -> Any:
-    """An Arrow table of the cache, built where it is not there; a damaged one is built anew."""
+def kept(
+    kind: str, ending: str, key: Iterable[object], write: Callable[[Path], None], read: Callable[[Path], Read]
+) -> Read:
+    """What `read` finds in a file of the cache, which is written where it is not there, and anew where it is damaged.
+
+    Args:
+        kind, ending, key, write: as in `kept_file`.
+        read: raises UserError for a damaged file.
+    """
     parts = list(key)
+    path = kept_file(kind, ending, parts, write)
+    try:
+        return read(path)
+    except UserError:
+        _log.warning("The prepared file %s is damaged: preparing it again.", path)
+        path.unlink(missing_ok=True)
+        return read(kept_file(kind, ending, parts, write))
+
+
+def kept_table(kind: str, key: Iterable[object], build: Callable[[], Any]) -> Any:
+    """An Arrow table of the cache, built where it is not there; one that is not as it was written is built anew."""
 
     def write(path: Path) -> None:
-        pq.write_table(build(), path)
+        sink = pa.BufferOutputStream()
+        pq.write_table(build(), sink)
+        content = sink.getvalue().to_pybytes()
+        path.write_bytes(_digest(content) + content)
 
-    path = kept_file(kind, ".parquet", parts, write)
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError):
-        _log.warning("The prepared index %s is damaged: preparing it again.", path)
-        path.unlink(missing_ok=True)
-        return pq.read_table(kept_file(kind, ".parquet", parts, write))
+    def read(path: Path) -> Any:
+        stored = path.read_bytes()
+        digest, content = stored[:DIGEST], stored[DIGEST:]
+        if _digest(content) != digest:
+            raise UserError(f"{path} is damaged: remove it.")
+        return pq.read_table(pa.BufferReader(content))
+
+    return kept(kind, ".table", key, write, read)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()

@@ -6,18 +6,22 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from selfsup.data.cache import kept_table
-from selfsup.data.formats import Values
+from selfsup.data.arrow_files import EXPANSION, SMALL
+from selfsup.data.cache import kept_file, kept_table
+from selfsup.data.discovery import File, opened
+from selfsup.data.formats import Values, reading
 from selfsup.data.image_captions import Captions, captions_by_name, captions_in, captions_in_file
+from selfsup.data.image_files import BadImage
 from selfsup.data.image_stores import (
     FORMAT,
     LABEL_COLUMNS,
+    MOST_TEXT,
     Columns,
-    File,
     Span,
     Store,
     folders,
@@ -26,6 +30,12 @@ from selfsup.data.image_stores import (
 )
 from selfsup.errors import UserError
 
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstd",
+}  # by first bytes
 LONG = 1 << 30  # bytes: whoever goes through archives of more should do it once
 
 
@@ -34,11 +44,13 @@ def open_archives(name: str, files: list[File], columns: Columns) -> Store:
 
     An image is a record, but for one with two extensions (`a.seg.png`) beside one with a single (`a.jpg`), unless
     the columns name its extension. Its class is in the file of the same name with `.cls`, or in the JSON of its
-    `.json`, or else the name of its folder; its captions are in a file of the same name or in that JSON.
+    `.json`, or else the name of its folder; its captions are in a file of the same name or in that JSON. Where one name
+    comes several times, each is an image.
     """
+    paths = [_plain(file) for file in files]
 
     def build() -> Any:
-        rows = [row for number, file in enumerate(files) for row in _members(file.path, number, columns)]
+        rows = [row for number, path in enumerate(paths) for row in _images(path, number, columns)]
         return pa.Table.from_pylist(rows, _MEMBERS)
 
     if sum(file.size for file in files) < LONG:
@@ -53,7 +65,9 @@ def open_archives(name: str, files: list[File], columns: Columns) -> Store:
         labels = folders(names)
 
     def span(index: int) -> Span:
-        return Span(files[parts[index]].path, int(starts[index]), int(sizes[index]))
+        if sizes[index] < 0:
+            raise BadImage("it is a link or no regular file")
+        return Span(paths[parts[index]], int(starts[index]), int(sizes[index]))
 
     def place(index: int) -> str:
         return f"{files[parts[index]].path}, {names[index]}"
@@ -73,34 +87,104 @@ _MEMBERS = pa.schema(
 )
 
 
-def _members(path: str, number: int, columns: Columns) -> Iterator[Values]:
+def _plain(file: File) -> str:
+    """The path of an archive, of a compressed one that of its copy in the cache: its members are read at random."""
+    with reading(file.path), opened(file.path) as archive:
+        head = archive.read(6)
+    compression = next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), None)
+    if compression is None:
+        return file.path
+
+    def unpack(target: Path) -> None:
+        left = max(SMALL, EXPANSION * file.size)
+        with reading(file.path), _decompressed(file.path, compression) as stream, target.open("wb") as sink:
+            while piece := stream.read(1 << 20):
+                left -= len(piece)
+                if left < 0:
+                    raise UserError(f"{file.path} unpacks to far more than its size allows: leave it out.")
+                sink.write(piece)
+
+    return str(kept_file("images", ".tar", ("archive", FORMAT, file), unpack))
+
+
+def _decompressed(path: str, compression: str) -> Any:
+    return pa.input_stream(path, compression=compression)
+
+
+def _images(path: str, number: int, columns: Columns) -> Iterator[Values]:
     """The images of an archive as rows of `_MEMBERS`."""
-    records: dict[str, dict[str, Span]] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isreg() and not os.path.basename(member.name).startswith("."):
-                    folder, file = os.path.split(member.name)
-                    key, _, extension = file.partition(".")
-                    span = Span(path, member.offset_data, member.size)
-                    records.setdefault(os.path.join(folder, key), {})[extension] = span
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a tar archive without compression ({error}): repair or unpack it."
-        ) from error
-    for key, record in records.items():
+    for key, record in _records(path):
         described = _described(record)
         label = _label_of(record, described, columns.label)
         for extension in _image_extensions(record, columns.content):
             span = record[extension]
             yield {
                 "archive": number,
-                "name": f"{key}.{extension}",
+                "name": _valid(f"{key}.{extension}"),
                 "start": span.start,
                 "size": span.size,
-                "label": label,
+                "label": None if label is None else _valid(label),
                 "captions": _captions_of(record, described, extension, columns.captions),
             }
+
+
+def _records(path: str) -> list[tuple[str, dict[str, Span]]]:
+    """The members of an archive by their names up to the first dot, and in those by the rest of them.
+
+    A name that comes again begins a record of its own.
+    """
+    records: list[tuple[str, dict[str, Span]]] = []
+    latest: dict[str, dict[str, Span]] = {}
+    for name, span in _members(path):
+        folder, file = os.path.split(name)
+        key, _, extension = file.partition(".")
+        key = os.path.join(folder, key)
+        record = latest.get(key)
+        if record is None or extension in record:
+            record = latest[key] = {}
+            records.append((key, record))
+        record[extension] = span
+    return records
+
+
+def _members(path: str) -> Iterator[tuple[str, Span]]:
+    """The name and the bytes of each file of an archive; of what is no regular file, a size below zero."""
+    try:
+        with opened(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
+            end = -1
+            while (member := archive.next()) is not None:
+                if archive.offset <= end:
+                    raise tarfile.ReadError("a member has a negative size")
+                end = archive.offset
+                archive.members.clear()  # type: ignore[attr-defined]  # which would hold millions
+                if not member.isdir() and not os.path.basename(member.name).startswith("."):
+                    regular = member.isreg() and not member.issparse()
+                    yield member.name, Span(path, member.offset_data, member.size if regular else -1)
+            file.seek(archive.offset)
+            if any(file.read(tarfile.BLOCKSIZE)):
+                raise tarfile.ReadError(f"what follows byte {archive.offset:,} is no member")
+    except (tarfile.TarError, OSError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{path} cannot be read as a tar archive ({reason}): repair or unpack it.") from error
+
+
+class _Member(tarfile.TarInfo):
+    """What is read of a member, but for a name or other properties of more than `MOST_TEXT` bytes."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isreg() and self.type in tarfile.SUPPORTED_TYPES and self.size > MOST_TEXT:
+            raise tarfile.ReadError("the properties of a member are too long")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
+def _valid(text: str) -> str:
+    """A text in valid UTF-8, as Arrow keeps it."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _content(span: Span) -> bytes:
+    """Of a file beside an image; of one that is too long nothing."""
+    return span.read(MOST_TEXT) if 0 <= span.size <= MOST_TEXT else b""
 
 
 def _image_extensions(record: dict[str, Span], column: str | None) -> list[str]:
@@ -113,7 +197,7 @@ def _image_extensions(record: dict[str, Span], column: str | None) -> list[str]:
 def _described(record: dict[str, Span]) -> Values:
     """What the JSON of a record says."""
     try:
-        values = json.loads(record["json"].read()) if "json" in record else {}
+        values = json.loads(_content(record["json"])) if "json" in record else {}
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -121,7 +205,7 @@ def _described(record: dict[str, Span]) -> Values:
 
 def _label_of(record: dict[str, Span], described: Values, label: str | None) -> str | None:
     if label is None and "cls" in record:
-        return record["cls"].read().decode(errors="replace").strip()
+        return _content(record["cls"]).decode(errors="replace").strip()
     names = LABEL_COLUMNS if label is None else (label,)
     known = (described[name] for name in names if described.get(name) is not None)
     return next(map(str, known), None)
@@ -135,6 +219,6 @@ def _captions_of(
 
     def read(name: str) -> list[str]:
         member = record.get(f"{within}.{name}") or record.get(name)
-        return captions_in_file(member.read()) if member else captions_in(described.get(name))
+        return captions_in_file(_content(member)) if member else captions_in(described.get(name))
 
     return None if wanted is None else captions_by_name(wanted, read)

@@ -1,12 +1,12 @@
 """One encoded image and its pixels: what is read, what is refused, and at what scale.
 
-Read are JPEG (MPO too), PNG, WebP, GIF, BMP and TIFF, of which an animation gives its first frame, and become 8-bit
-RGB: grey and palettes as Pillow converts them, CMYK by Pillow's formula (no colour profile is applied), 16 bits by
-their upper byte, transparency over white, turned as the EXIF orientation says. Of an image more than `RATIO` times as
-long as it is wide (or the other way round) the middle is kept.
+Read are JPEG (MPO too), PNG, WebP, GIF, BMP and TIFF, AVIF where Pillow can and HEIF where pillow-heif is installed; an
+animation gives its first frame. They become 8-bit RGB: grey and palettes as Pillow converts them, CMYK by Pillow's
+formula (no colour profile is applied), 16 bits by their upper byte, transparency over white, turned as the EXIF
+orientation says. Of an image more than `RATIO` times as long as it is wide (or the other way round) the middle is kept.
 
-Refused are an empty or a truncated file, what is no image, 32-bit numbers as pixels, and an image of more pixels than
-Pillow opens (179 million: a decompression bomb).
+Refused are an empty or a truncated file, what is no image, 32-bit numbers as pixels, and what takes too much to decode:
+an image of more than `MOST_PIXELS`, a file of more than `MOST_BYTES`, a JPEG of more than `MOST_SCANS`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import hashlib
 import io
 import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -27,19 +27,28 @@ from PIL import Image
 RATIO = 3
 END = 1 << 16  # bytes at either end of a file that its hash is of
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MOST_BYTES = 1 << 28  # of an encoded image
+MOST_PIXELS = 1 << 27  # of an image, by its header
+MOST_SCANS = 32  # of a JPEG, each of which goes over the whole picture: programs write about ten
+WORK = 7  # bytes that a pixel takes while it is decoded: four in Pillow, three in the result
+BAND = 1 << 20  # pixels that become RGB at a time
+
 ORIENTATION = 0x0112  # the EXIF tag
-TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+SCAN = 0xDA  # of JPEG's markers, the one that begins a scan
+SEQUENTIAL = {0xC0, 0xC1}  # those that begin a picture which is not progressive
 
 Pixels = npt.NDArray[np.uint8]
+
+TURNED: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+}
+
 Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
 
 # Pillow warns from half the number of pixels that it refuses, and large photographs lie in between; damaged EXIF data
@@ -65,16 +74,25 @@ def decode(image: Encoded, least: int | None = None) -> Pixels:
     """
     if isinstance(image, np.ndarray):
         return reduced(_middle(_rgb_of_array(image)), least)
-    if isinstance(image, bytes) and (fast := _decode_jpeg(image, least)) is not None:
-        return reduced(_middle(fast), least)
+    if isinstance(image, bytes):
+        _refuse_work(image)
+        if (fast := _decode_jpeg(image, least)) is not None:
+            return reduced(_middle(fast), least)
     with _refusing():
-        opened = image
-        if isinstance(opened, bytes):
-            opened = _open(opened)
-            if least is not None:
-                opened.draft(None, (least, least))
-        opened.load()
-        return reduced(_middle(np.array(_rgb(_turned(opened)))), least)
+        return reduced(_middle(_decode(image, least)), least)
+
+
+def _decode(image: bytes | Image.Image, least: int | None) -> Pixels:
+    """What Pillow makes of an image, whose own memory is free again when this returns."""
+    opened = image
+    if isinstance(opened, bytes):
+        opened = _open(opened)
+        if least is not None:
+            opened.draft(None, (least, least))
+    opened.load()
+    turn = _turn(opened)
+    pixels = _pixels(opened)
+    return pixels if turn is None else turn(pixels)
 
 
 def reduced(pixels: Pixels, least: int | None) -> Pixels:
@@ -130,19 +148,53 @@ def _hash(opening: str, *parts: Any) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """What Pillow calls the formats that are read here."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    optional = (name for name in ("AVIF", "HEIF") if name in Image.OPEN)
+    return ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *optional)
+
+
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("it is empty")
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=formats())
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    return image
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """Upright. Where the EXIF data are damaged, the image is taken as it stands."""
+def _refuse_work(data: bytes) -> None:
+    """Refuse what takes too much to decode, as far as its pixels do not tell."""
+    if len(data) > MOST_BYTES:
+        raise BadImage(f"it has more than the {MOST_BYTES >> 20} MiB that are read of an image")
+    if _scans(data) > MOST_SCANS:
+        raise BadImage(f"it has more than the {MOST_SCANS} scans that are decoded")
+
+
+def _turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
+    """What makes it upright. Where the EXIF data are damaged, the image is taken as it stands."""
     try:
-        turn = TURNED.get(image.getexif().get(ORIENTATION, 1))
+        return TURNED.get(image.getexif().get(ORIENTATION, 1))
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """An image as RGB, by bands, since what is made on the way takes several times its memory."""
+    rows = max(1, BAND // image.width)
+    if image.height <= rows:
+        return np.array(_rgb(image))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        band = (0, top, image.width, min(top + rows, image.height))
+        pixels[top : top + rows] = np.asarray(_rgb(image.crop(band)))
+    return pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -176,7 +228,7 @@ def _middle(pixels: Pixels) -> Pixels:
     """An image without its ends, where it is longer than `RATIO` times its short side."""
     longest = RATIO * min(pixels.shape[:2])
     if max(pixels.shape[:2]) <= longest:
-        return pixels
+        return np.ascontiguousarray(pixels)
     top, left = (max(side - longest, 0) // 2 for side in pixels.shape[:2])
     return np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
 
@@ -189,7 +241,8 @@ def _refusing() -> Iterator[None]:
     except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadImage("it has more pixels than the 179 million that are opened") from None
+        most = f"{MOST_PIXELS / 1e6:.0f} million"
+        raise BadImage(f"it has more pixels than the {most} that are decoded") from None
     except Exception as error:  # decoders of damaged files raise what they like
         raise BadImage(_reason(error)) from error
 
@@ -225,7 +278,7 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
         height, width, space, _ = library.decode_jpeg_header(data)
         short = min(height, width)
         # Of a smaller image several scales give the size that is asked for.
-        if short < 16 or space in ("CMYK", "YCCK") or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        if short < 16 or space in ("CMYK", "YCCK") or height * width > MOST_PIXELS:
             return None
         factor = 1 if least is None else short // least
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))
@@ -238,11 +291,31 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
 
 
 def _may_be_turned(data: bytes) -> bool:
-    """Whether a segment of a JPEG for EXIF data (APP1) stands before its picture, or none can tell.
+    """Whether a segment of a JPEG for EXIF data (APP1) stands before its picture, or none can tell."""
+    markers = [marker for marker, _ in _segments(data)]
+    return 0xE1 in markers or markers[-1:] != [SCAN]
 
-    The segments are walked, since a search through all bytes would keep other threads waiting.
+
+def _scans(data: bytes) -> int:
+    """How many scans of a JPEG are decoded: one, unless it is progressive or has its colours one after the other."""
+    if data[:2] != b"\xff\xd8":
+        return 0
+    places = dict(_segments(data))
+    frames = [place for marker, place in places.items() if marker in SEQUENTIAL]
+    if SCAN in places and len(frames) == 1:
+        colours, of_scan = (data[place : place + 1] for place in (frames[0] + 9, places[SCAN] + 4))
+        if colours == of_scan:
+            return 1
+    return data.count(bytes((0xFF, SCAN)))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker and the place of each segment of a JPEG up to its first scan.
+
+    They are walked, since a search through all bytes would keep other threads waiting.
     """
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b"\xe1"):
+    place, marker = 2, 0
+    while marker != SCAN and data[place : place + 1] == b"\xff" and place + 1 < len(data):
+        marker = data[place + 1]
+        yield marker, place
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return data[place : place + 2] != b"\xff\xda"

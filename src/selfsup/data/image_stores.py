@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Condition
 from typing import NamedTuple
 
+from selfsup.data import arrow_files
+from selfsup.data.discovery import File, opened
 from selfsup.data.image_captions import Captions
-from selfsup.data.image_files import END, Encoded
+from selfsup.data.image_files import END, MOST_BYTES, Encoded, formats
 from selfsup.data.sources import require_column
 
-KINDS = {
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "images"),
-    ".tar": "archives",
-    **dict.fromkeys((".parquet", ".arrow"), "tables"),
-    **dict.fromkeys((".csv", ".tsv", ".jsonl"), "lists"),
-}
+KINDS = (
+    "images",
+    "archives",
+    "tables",
+    "lists",
+)  # of files, in the order in which a folder is searched for them
+# Extensions of further images, with what Pillow calls the format, where it can be read.
+OPTIONAL = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}
+# Names under which a column of paths goes, the likeliest first.
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "img")
 # Names under which a column of classes goes, the likeliest first.
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
 SHARE = 8  # of the free memory, one part in so many may hold images
+MOST_TEXT = 1 << 20  # bytes of a file of captions or of properties of one image
 CHUNK = 64  # images that a thread takes at a time
 FORMAT = 1  # of what is kept about images; a change makes it anew
 
@@ -43,14 +54,6 @@ class Columns:
     captions: tuple[str, ...] | None = None
 
 
-class File(NamedTuple):
-    """A file as it was found."""
-
-    path: str
-    size: int
-    changed: int  # nanoseconds
-
-
 class Span(NamedTuple):
     """The bytes of an image within a file."""
 
@@ -58,14 +61,21 @@ class Span(NamedTuple):
     start: int
     size: int
 
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
+    def read(self, most: int = MOST_BYTES) -> bytes:
+        """All of them, where they are no more than so many.
+
+        Raises:
+            OSError: they are more, or lie in no regular file.
+        """
+        if self.size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", self.path)
+        with opened(self.path) as file:
             file.seek(self.start)
             return file.read(self.size)
 
     def ends(self) -> tuple[bytes, bytes]:
         """The first `END` bytes, and the last as far as they follow those."""
-        with open(self.path, "rb") as file:
+        with opened(self.path) as file:
             file.seek(self.start)
             head = file.read(min(END, self.size))
             rest = max(0, min(END, self.size - END))
@@ -85,6 +95,7 @@ class Store:
         classes: names of the numbers, where the source gives them.
         captions: of each image; None where there are none, or none were asked for.
         stamp: what changes whenever the images may have; None where only reading them tells.
+        left_out: what lies at the source and is not read, in words.
     """
 
     name: str
@@ -96,6 +107,7 @@ class Store:
     span: Callable[[int], Span] | None = None
     stamp: Callable[[], Iterable[object]] | None = None
     captions: Captions | None = None
+    left_out: str = ""
 
 
 def of_spans(
@@ -106,6 +118,7 @@ def of_spans(
     labels: Sequence[object] | None,
     stamp: Callable[[], Iterable[object]],
     captions: Captions | None,
+    left_out: str = "",
 ) -> Store:
     return Store(
         name,
@@ -116,6 +129,7 @@ def of_spans(
         span=span,
         stamp=stamp,
         captions=captions,
+        left_out=left_out,
     )
 
 
@@ -136,15 +150,62 @@ def label_column(where: str, columns: Sequence[str], wanted: str | None) -> str 
     return next((name for name in LABEL_COLUMNS if name in columns), None)
 
 
-def file_at(path: Path | str) -> File:
-    """A file, looked up."""
-    status = os.stat(path)
-    return File(str(path), status.st_size, status.st_mtime_ns)
+def file_at(path: str | Path) -> File:
+    """A regular file, looked up.
+
+    Raises:
+        OSError: there is none.
+    """
+    with opened(path) as file:
+        status = os.fstat(file.fileno())
+    return File(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def extensions() -> dict[str, str]:
+    """The kind of a file, by its extension."""
+    images = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+    further = (extension for extension, name in OPTIONAL.items() if name in formats())
+    archives = (".tar", ".tgz", *(f".tar.{packed}" for packed in ("gz", "bz2", "xz", "zst")))
+    return {
+        **dict.fromkeys((*images, *further), "images"),
+        **dict.fromkeys(archives, "archives"),
+        **dict.fromkeys(arrow_files.SUFFIXES, "tables"),
+        **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson", ".json"), "lists"),
+    }
 
 
 def kind_of(name: str) -> str | None:
     """The kind of a file, by its extension."""
-    return KINDS.get(os.path.splitext(name)[1].lower())
+    stem, extension = os.path.splitext(name.lower())
+    return extensions().get(extension) or extensions().get(os.path.splitext(stem)[1] + extension)
+
+
+class Room:
+    """Memory that threads take for a while: one that needs more than all of it waits until it has it for itself."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Wait for so many bytes, and hold them during the block."""
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+ROOM = Room(
+    (1 << 27) * max(4, os.cpu_count() or 1)
+)  # what all that is decoded or read at the same time may take
 
 
 def for_all(count: int, work: Callable[[int], None], progress: Progress) -> None:

@@ -1,24 +1,35 @@
-"""Images in columns: of parquet and Arrow files, and of the data sets of the hub."""
+"""Images in columns: of tables on the disk, of the data sets of the hub, and of data frames."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from selfsup.data.cache import kept_file
-from selfsup.data.formats import BATCH_ROWS, is_text, reading
+from selfsup.data.arrow_files import ArrowFile, checked_batches, open_arrow
+from selfsup.data.cache import kept
+from selfsup.data.discovery import File, read_bytes
+from selfsup.data.formats import is_text
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
-from selfsup.data.image_files import BadImage
-from selfsup.data.image_stores import FORMAT, SHARE, Columns, File, Progress, Store, kind_of, label_column
+from selfsup.data.image_files import MOST_BYTES, BadImage
+from selfsup.data.image_stores import (
+    FORMAT,
+    PATH_COLUMNS,
+    SHARE,
+    Columns,
+    Progress,
+    Store,
+    kind_of,
+    label_column,
+)
 from selfsup.data.sources import require_column
 from selfsup.errors import UserError
 from selfsup.machine import free_memory
@@ -26,119 +37,182 @@ from selfsup.machine import free_memory
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp", "pixels", "bytes")  # usual names
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a table, as record batches, with the name that messages call it by and the folder of its paths."""
+
+    name: str
+    folder: str
+    batches: list[Any]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The columns of images, of classes and of captions."""
+
+    images: str
+    label: str | None
+    captions: Sequence[str]
+
+    @property
+    def all(self) -> list[str]:
+        return list(dict.fromkeys([self.images, *([self.label] if self.label else []), *self.captions]))
+
+
 def open_tables(name: str, files: list[File], columns: Columns, progress: Progress) -> Store:
-    """Rows of parquet files, in memory where there is room or else unpacked once into the cache; and of Arrow files."""
-    first = Path(files[0].path)
-    schema = schema_of(first)
-    wanted, labelled, captioned = _found(str(first), schema, columns)
-    names = list(dict.fromkeys([wanted, *([labelled] if labelled else []), *captioned]))
-    tables = _read(files, names, progress)
-    starts = list(itertools.accumulate(map(len, tables), initial=0))
-    chunks = [
-        (chunk, Path(file.path).parent)
-        for file, table in zip(files, tables, strict=True)
-        for chunk in table.column(wanted).chunks
-    ]
+    """Rows of tables: where they lie mapped, else in memory where there is room, else unpacked once into the cache."""
+    tables = [open_arrow(Path(file.path)) for file in files]
+    found = _find(str(tables[0].path), tables[0].schema, columns, lambda: _first(tables[0]))
+    room = free_memory(torch.device("cpu")) // SHARE
+    parts = []
+    for number, (file, table) in enumerate(zip(files, tables, strict=True)):
+        for column in found.all:
+            require_column(file.path, table.schema.names, column)
+        batches = _held(table, found.all, room)
+        if batches is None:
+            batches = _unpacked(file, table, found.all)
+        elif not table.mapped:
+            room -= sum(batch.nbytes for batch in batches)
+        parts.append(_Part(file.path, str(table.path.parent), batches))
+        progress(number + 1, len(files))
+    known = [(file, table.rows, table.size) for file, table in zip(files, tables, strict=True)]
+    return _store(name, tables[0].schema, parts, found, [found.images, *known])
+
+
+def open_frame(frame: Any, columns: Columns) -> Store:
+    """A data frame or a table from Python, by Arrow's interface for such."""
+    name, schema, batches = _frame(frame)
+    found = _find(name, schema, columns, lambda: batches[:1])
+    return _store(name, schema, [_Part(name, "", batches)], found, None)
+
+
+def _frame(frame: Any) -> tuple[str, Any, list[Any]]:
+    """Name, schema and rows of a data frame."""
+    name = "the table given from Python"
+    try:
+        table = pa.table(frame)
+        return name, table.schema, list(checked_batches(table.to_batches()))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be read as columns of Arrow ({error}): give the images as bytes or paths."
+        ) from error
+
+
+def _store(name: str, schema: Any, parts: list[_Part], found: _Found, stamp: list[object] | None) -> Store:
+    counts = [sum(batch.num_rows for batch in part.batches) for part in parts]
+    starts = list(itertools.accumulate(counts, initial=0))
 
     def place(index: int) -> str:
         part = bisect.bisect_right(starts, index) - 1
-        return f"{files[part].path}, row {index - starts[part] + 1}"
+        return f"{parts[part].name}, row {index - starts[part] + 1}"
 
-    labels = [value for table in tables for value in table.column(labelled).to_pylist()] if labelled else None
+    batches = [(part.name, batch) for part in parts for batch in part.batches]
+    images = [(batch.column(found.images), part.folder) for part in parts for batch in part.batches]
     return Store(
         name,
         starts[-1],
-        _Column(chunks).read,
+        _Images(images).read,
         place,
-        labels=labels,
-        classes=_class_names(schema, labelled),
-        stamp=lambda: (wanted, *files),
-        captions=_captions(zip((file.path for file in files), tables, strict=True), captioned),
+        labels=[value for _, batch in batches for value in _plain(batch.column(found.label))]
+        if found.label
+        else None,
+        classes=_class_names(schema, found.label),
+        stamp=None if stamp is None else lambda: stamp,
+        captions=_captions(batches, found.captions),
     )
 
 
-def _found(where: str, schema: Any, columns: Columns) -> tuple[str, str | None, Sequence[str]]:
-    """The columns of images, of classes and of captions."""
-    wanted = _image_column(where, schema, columns.content)
-    labelled = label_column(where, schema.names, columns.label)
+def _find(where: str, schema: Any, columns: Columns, first: Callable[[], list[Any]]) -> _Found:
+    """The columns of images, of classes and of captions; `first` gives first rows, for what their names leave open."""
+    images = _image_column(where, schema, columns.content, first)
+    label = label_column(where, schema.names, columns.label)
     texts = [field.name for field in schema if _holds_text(field.type)]
-    return wanted, labelled, caption_columns(where, schema.names, texts, (wanted, labelled), columns.captions)
+    return _Found(
+        images, label, caption_columns(where, schema.names, texts, (images, label), columns.captions)
+    )
 
 
-def _read(files: list[File], columns: list[str], progress: Progress) -> list[Any]:
-    """The columns of each file, as Arrow tables."""
-    room = free_memory(torch.device("cpu")) // SHARE
-    fits = sum(_unpacked_size(file, columns) for file in files) <= room
-    tables = []
-    for number, file in enumerate(files):
-        for column in columns:
-            require_column(file.path, schema_of(Path(file.path)).names, column)
-        path = Path(file.path)
-        if not fits and _is_parquet(path):
-            path = kept_file(
-                "images", ".arrow", ("unpacked", FORMAT, columns, file), partial(_unpack, path, columns)
-            )
-            progress(number + 1, len(files))
-        with reading(path):
-            whole = pq.read_table(path, columns=columns) if _is_parquet(path) else _reader(path).read_all()
-            tables.append(whole.select(columns))
-    return tables
+def _first(table: ArrowFile) -> list[Any]:
+    """The texts of the first rows."""
+    texts = [field.name for field in table.schema if _is_text(field.type)]
+    return list(itertools.islice(table.batches(texts), 1)) if texts else []
 
 
-def _unpacked_size(file: File, columns: list[str]) -> int:
-    """Bytes that the columns take in memory; an Arrow file is mapped and takes none."""
-    path = Path(file.path)
-    if not _is_parquet(path):
-        return 0
-    with reading(path), pq.ParquetFile(path) as parquet:
-        groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
-    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+def _held(table: ArrowFile, columns: list[str], room: int) -> list[Any] | None:
+    """All batches of a table, None where they take more memory than there is room."""
+    batches = []
+    for batch in table.batches(columns):
+        batches.append(batch)
+        room -= 0 if table.mapped else batch.nbytes
+        if room < 0:
+            return None
+    return batches
 
 
-def _unpack(path: Path, columns: list[str], target: Path) -> None:
-    """Write columns of a parquet file, whose rows only come in groups, so that each can be read by itself."""
-    with reading(path), pq.ParquetFile(path) as parquet:
-        schema = pa.schema([parquet.schema_arrow.field(column) for column in columns])
-        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-                writer.write_batch(batch.select(columns))
+def _unpacked(file: File, table: ArrowFile, columns: list[str]) -> list[Any]:
+    """All batches of a table, mapped from a copy in the cache that each row can be read of by itself."""
+
+    def unpack(target: Path) -> None:
+        schema = pa.schema([table.schema.field(column) for column in columns])
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in table.batches(columns):
+                writer.write_batch(batch)
+
+    key = ("unpacked", FORMAT, columns, file, table.size)
+    return kept("images", ".arrow", key, unpack, lambda path: list(open_arrow(path).batches(columns)))
 
 
-class _Column:
+class _Images:
     """A column of images in Arrow's memory: bytes, paths, or the hub's struct of both; paths lie in given folders."""
 
-    def __init__(self, chunks: list[tuple[Any, Path]]) -> None:
-        self._parts = [(*_fields(chunk), folder) for chunk, folder in chunks]
+    def __init__(self, chunks: list[tuple[Any, str]]) -> None:
+        self._chunks = chunks
         self._starts = list(itertools.accumulate((len(chunk) for chunk, _ in chunks), initial=0))
 
     def read(self, index: int) -> bytes:
         part = bisect.bisect_right(self._starts, index) - 1
-        contents, paths, folder = self._parts[part]
-        row = index - self._starts[part]
-        content = None if contents is None else contents[row].as_py()
-        if content is not None:
-            return cast(bytes, content)
-        path = None if paths is None else paths[row].as_py()
-        if path is None:
-            raise BadImage("it is null")
-        return Path(folder, path).read_bytes()
+        chunk, folder = self._chunks[part]
+        return _content(chunk[index - self._starts[part]], folder)
 
 
-def _fields(chunk: Any) -> tuple[Any, Any]:
-    """The bytes and the paths of a chunk, None for the one it lacks."""
-    if pa.types.is_struct(chunk.type):
-        fields = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
-        return fields.get("bytes"), fields.get("path")
-    return (chunk, None) if _is_binary(chunk.type) else (None, chunk)
+def _content(scalar: Any, folder: str) -> bytes:
+    """The bytes of an image, from a value of a column of images."""
+    while isinstance(scalar, pa.DictionaryScalar | pa.ExtensionScalar):
+        scalar = scalar.value
+    if scalar is None or not scalar.is_valid:
+        raise BadImage("it is null")
+    if isinstance(scalar, pa.StructScalar):
+        fields = dict(zip((field.name for field in scalar.type), scalar.values(), strict=True))
+        content = fields["bytes"] if fields["bytes"].is_valid else fields.get("path")
+        return _content(content, folder)
+    content = scalar.as_buffer()
+    if _is_text(scalar.type):
+        return read_bytes(os.path.join(folder, os.fsdecode(content.to_pybytes())), MOST_BYTES)
+    if content.size > MOST_BYTES:
+        raise BadImage(f"it has more than {MOST_BYTES:,} bytes")
+    return cast(bytes, content.to_pybytes())
+
+
+def _values(kind: Any) -> Any:
+    """The type of the values of a dictionary or of an extension, else the type itself."""
+    if isinstance(kind, pa.DictionaryType):
+        return _values(kind.value_type)
+    return _values(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    return str(_values(kind)) in ("string", "large_string", "string_view")
 
 
 def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return str(_values(kind)) in ("binary", "large_binary", "binary_view")
 
 
 def _is_image(kind: Any) -> bool:
-    return _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    kind = _values(kind)
+    if not isinstance(kind, pa.StructType):
+        return _is_binary(kind)
+    return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
 
 
 def has_images(schema: Any, column: str | None = None) -> bool:
@@ -146,20 +220,58 @@ def has_images(schema: Any, column: str | None = None) -> bool:
     return any(_is_image(field.type) for field in schema if column in (None, field.name))
 
 
-def _image_column(where: str, schema: Any, wanted: str | None) -> str:
+def _image_column(where: str, schema: Any, wanted: str | None, first: Callable[[], list[Any]]) -> str:
     if wanted is not None:
         require_column(where, schema.names, wanted)
         kind = schema.field(wanted).type
-        of_paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not _is_image(kind) and not of_paths:
+        if not _is_image(kind) and not _is_text(kind):
             raise UserError(f"The column {wanted!r} of {where} holds {kind}, no images: name another one.")
         return wanted
-    images = [field.name for field in schema if _is_image(field.type)]
+    images = [field.name for field in schema if _is_image(field.type)] or _path_columns(schema, first())
     if images:
-        return next((usual for usual in IMAGE_COLUMNS if usual in images), images[0])
+        return next((usual for usual in (*IMAGE_COLUMNS, *PATH_COLUMNS) if usual in images), images[0])
     raise UserError(
         f"{where} has no column of images, only {', '.join(schema.names)}: name the column to read."
     )
+
+
+def _path_columns(schema: Any, first: list[Any]) -> list[str]:
+    """The columns whose first value is the name of an image file."""
+    return [
+        field.name
+        for field in schema
+        for batch in first
+        if _is_text(field.type) and batch.num_rows and _names_image(batch.column(field.name))
+    ]
+
+
+def _names_image(column: Any) -> bool:
+    value = _plain(column.slice(0, 1))[0]
+    return isinstance(value, str) and kind_of(value) == "images"
+
+
+def names_images(path: Path, column: str) -> bool:
+    """Whether the first value of a column of a table is the name of an image file."""
+    table = open_arrow(path)
+    return column in _path_columns(table.schema, _first(table))
+
+
+def holds_images(frame: Any, column: str | None) -> bool:
+    """Whether a column of a data frame or table from Python, or the one named, holds images or names image files."""
+    _, schema, batches = _frame(frame)
+    return has_images(schema, column) or any(
+        column in (None, found) for found in _path_columns(schema, batches[:1])
+    )
+
+
+def _plain(column: Any) -> list[object]:
+    """The values of a column; in texts, what is no UTF-8 is replaced, where Arrow would raise."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    if not _is_text(column.type):
+        return cast("list[object]", column.to_pylist())
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode(errors="replace") for value in values]
 
 
 def _is_list(kind: Any) -> bool:
@@ -168,15 +280,15 @@ def _is_list(kind: Any) -> bool:
 
 def _holds_text(kind: Any) -> bool:
     """Whether a type is of texts or of lists of texts."""
-    return is_text(str(kind)) or (_is_list(kind) and is_text(str(kind.value_type)))
+    return _is_text(kind) or (_is_list(kind) and is_text(str(kind.value_type)))
 
 
-def _captions(tables: Iterable[tuple[str, Any]], columns: Sequence[str]) -> Captions | None:
-    """The captions in all rows of tables, each of which goes by a name."""
+def _captions(batches: Iterable[tuple[str, Any]], columns: Sequence[str]) -> Captions | None:
+    """The captions in all rows of batches, each of a table that goes by a name."""
 
     def rows() -> Iterator[list[str]]:
-        for where, table in tables:
-            values = [_texts(where, column, table.column(column)) for column in columns]
+        for where, batch in batches:
+            values = [_texts(where, column, batch.column(column)) for column in columns]
             for row in zip(*values, strict=True):
                 yield [caption for value in row for caption in captions_in(value)]
 
@@ -187,68 +299,43 @@ def _texts(where: str, name: str, column: Any) -> list[object]:
     """The values of a column, texts as bytes, since Arrow would raise for one that is not UTF-8."""
     if not _holds_text(column.type):
         raise UserError(f"The column {name!r} of {where} holds {column.type}, no captions: name another one.")
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
     content = pa.large_binary()
     values = column.cast(pa.large_list(content) if _is_list(column.type) else content)
     return cast("list[object]", values.to_pylist())
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
-    """The names that the hub's metadata give the numbers of a label column."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = described.get("info", {}).get("features", {}).get(label)
-    named = isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    return tuple(feature["names"]) if named else None
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
-def schema_of(path: Path) -> Any:
-    """The Arrow schema of a parquet or Arrow file."""
-    with reading(path):
-        return pq.read_schema(path) if _is_parquet(path) else _reader(path).schema
-
-
-def names_images(path: Path, column: str) -> bool:
-    """Whether the first value of a column of a parquet or Arrow file is the name of an image file."""
-    if column not in schema_of(path).names:
-        return False
-    with reading(path):
-        if _is_parquet(path):
-            rows = next(pq.ParquetFile(path).iter_batches(1, columns=[column]), None)
-        else:
-            rows = _reader(path).read_all().select([column])
-        value = rows[column][0].as_py() if rows else None
-    return isinstance(value, str) and kind_of(value) == "images"
-
-
-def _reader(path: Path) -> Any:
-    """An Arrow file, or the stream that the datasets library writes, mapped into memory."""
-    memory = pa.memory_map(str(path))
+    """The names that the hub's metadata give the numbers of a label column, as far as they are sound."""
     try:
-        return pa.ipc.open_file(memory)
-    except pa.ArrowInvalid:
-        return pa.ipc.open_stream(memory)
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) or None
 
 
 def open_dataset(name: str, dataset: Any, columns: Columns) -> Store:
     """A `datasets.Dataset`, whose images it keeps encoded or as paths."""
     schema = dataset.features.arrow_schema
-    wanted, labelled, captioned = _found(name, schema, columns)
-    rows = dataset.select_columns([wanted]).with_format("arrow")
+    texts = [field.name for field in schema if _is_text(field.type)]
+    rows = dataset.with_format("arrow")
+    found = _find(name, schema, columns, lambda: rows.select_columns(texts)[:1].to_batches() if texts else [])
+    images = rows.select_columns([found.images])
 
     def read(index: int) -> bytes:
-        return _Column([(rows[index].column(wanted).chunk(0), Path())]).read(0)
+        return _content(images[index].column(found.images)[0], "")
 
-    texts = dataset.select_columns(list(captioned)).with_format("arrow")[:] if captioned else None
-
+    captions = rows.select_columns(list(found.captions))[:].to_batches() if found.captions else []
     return Store(
         name,
         len(dataset),
         read,
         lambda index: f"{name}, row {index + 1}",
-        labels=dataset.with_format(None)[labelled][:] if labelled else None,
-        classes=_class_names(schema, labelled),
-        captions=_captions([(name, texts)], captioned),
+        labels=dataset.with_format(None)[found.label][:] if found.label else None,
+        classes=_class_names(schema, found.label),
+        captions=_captions([(name, batch) for batch in captions], found.captions),
     )

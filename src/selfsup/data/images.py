@@ -39,7 +39,9 @@ from selfsup.data.cache import kept_table
 from selfsup.data.formats import Malformed
 from selfsup.data.image_captions import no_captions
 from selfsup.data.image_files import (
+    WORK,
     BadImage,
+    Encoded,
     Pixels,
     decode,
     hash_of,
@@ -49,7 +51,7 @@ from selfsup.data.image_files import (
     stored_plainly,
 )
 from selfsup.data.image_sources import find_store
-from selfsup.data.image_stores import FORMAT, SHARE, Columns, Progress, Store, for_all
+from selfsup.data.image_stores import FORMAT, ROOM, SHARE, Columns, Progress, Store, for_all
 from selfsup.data.sources import NAMED, Skipped, Tally, refusal, too_many
 from selfsup.data.split import hold_out
 from selfsup.errors import UserError
@@ -62,6 +64,10 @@ _log = logging.getLogger(__name__)
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
 FEW = 8  # images that a thread decodes at a time: for each one the threads would wait for each other
 LONG = 10_000  # images: the index of so many is kept
+FREE, TIMES = (
+    1 << 28,
+    100,
+)  # decoded images that are held take at most so many bytes and so many times their files
 
 
 class Unreadable(UserError):
@@ -135,9 +141,10 @@ class Images:
         if self._held is not None:
             return reduced(self._held[index], least)
         try:
-            image = self._store.read(int(self._good[index]))
-            # A small collection gives the same pixels whether or not there is memory to hold it.
-            return reduced(decode(image), least) if self._small else decode(image, least)
+            with ROOM.taken(_work(self.sizes[index])):
+                image = self._store.read(int(self._good[index]))
+                # A small collection gives the same pixels whether or not there is memory to hold it.
+                return reduced(decode(image), least) if self._small else decode(image, least)
         except (BadImage, OSError) as error:
             raise self._refusal(index, _reason(error)) from None
 
@@ -375,36 +382,63 @@ def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
     span = store.span(number)
     head, tail = span.ends()
     if stored_plainly(head):
-        whole = span.read()
-        return hash_of(whole), size_of(whole)
+        with ROOM.taken(span.size):
+            whole = span.read()
+            return hash_of(whole), size_of(whole)
     try:
         size = size_of(head)
     except BadImage:
-        size = size_of(span.read())  # some formats have their header elsewhere
+        with ROOM.taken(span.size):
+            size = size_of(span.read())  # some formats have their header elsewhere
     return hash_of_ends(span.size, head, tail), size
+
+
+def _work(size: npt.NDArray[np.int64]) -> int:
+    """Bytes that decoding an image takes."""
+    return WORK * int(size.prod())
 
 
 def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
     """The index of a small collection, every image decoded, and held where memory allows it."""
-    fits = index.bytes <= free_memory(torch.device("cpu")) // SHARE
     sizes, problems = index.sizes.copy(), dict(index.problems)
     decoded: list[Pixels | None] = [None] * store.count
+    held = _Held(index.bytes)
 
     def work(number: int) -> None:
         if number in problems:
             return
         try:
-            pixels = decode(store.read(number))
+            with ROOM.taken(_work(sizes[number])):
+                image = store.read(number)
+                pixels = decode(image)
         except (BadImage, OSError) as error:
             problems[number] = _reason(error)
             return
         sizes[number] = pixels.shape[:2]
-        decoded[number] = pixels if fits else None
+        decoded[number] = pixels if held.takes(image, pixels) else None
 
     for_all(store.count, work, progress)
-    held = [pixels for pixels in decoded if pixels is not None]
-    equal = len({pixels.shape for pixels in held}) == 1
-    return _Index(index.hashes, sizes, problems, (np.stack(held) if equal else held) if fits else None)
+    if not held.all:
+        return _Index(index.hashes, sizes, problems)
+    kept = [pixels for pixels in decoded if pixels is not None]
+    equal = len({pixels.shape for pixels in kept}) == 1
+    return _Index(index.hashes, sizes, problems, np.stack(kept) if equal else kept)
+
+
+class _Held:
+    """Whether decoded images are held: where memory allows it, and they do not take far more than their files."""
+
+    def __init__(self, size: int) -> None:
+        self.all = size <= free_memory(torch.device("cpu")) // SHARE
+        self._room = FREE
+        self._lock = threading.Lock()
+
+    def takes(self, image: Encoded, pixels: Pixels) -> bool:
+        """Whether one more is; once one is not, none has to be."""
+        with self._lock:
+            self._room += TIMES * (len(image) if isinstance(image, bytes) else pixels.nbytes) - pixels.nbytes
+            self.all &= self._room >= 0
+            return self.all
 
 
 def _reason(error: BadImage | OSError) -> str:
