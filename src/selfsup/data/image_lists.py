@@ -1,7 +1,7 @@
 """Images that lists name by their paths, with what the lists say of them; and what a folder's own lists say.
 
-A list is a file of records (`.csv`, `.tsv`, JSON lines or a JSON array) or captions in COCO's layout: a JSON object with
-`images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`).
+A list is a file of records (`.csv`, `.tsv`, JSON lines or a JSON array) or captions in COCO's layout: a JSON object
+with `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`).
 
 A list that the user names may point anywhere. What a folder of images says of itself, in `metadata.csv`, `.jsonl` or
 `.parquet` with `file_name`, or in COCO's captions beside or above it, tells of the images of that folder alone.
@@ -30,6 +30,7 @@ from selfsup.data.image_stores import (
     file_at,
     kind_of,
     label_column,
+    named,
     of_spans,
 )
 from selfsup.data.sources import require_column
@@ -217,9 +218,7 @@ def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wan
     for name in columns:
         if rows and isinstance(rows[0].get(name), str) and kind_of(str(rows[0][name])) == "images":
             return name
-    raise UserError(
-        f"{where} has no column of image paths, only {', '.join(columns)}: name the column to read."
-    )
+    raise UserError(f"{where} has no column of image paths, only {named(columns)}: name the column to read.")
 
 
 # -- COCO ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from threading import Condition
 from typing import NamedTuple
 
@@ -148,6 +149,11 @@ def label_column(where: str, columns: Sequence[str], wanted: str | None) -> str 
         require_column(where, columns, wanted)
         return wanted
     return next((name for name in LABEL_COLUMNS if name in columns), None)
+
+
+def named(columns: Sequence[str]) -> str:
+    """The first columns, as far as a sentence has room for them."""
+    return shorten(", ".join(map(str, columns)), 200, placeholder=" …")
 
 
 def file_at(path: str | Path) -> File:

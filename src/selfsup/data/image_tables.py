@@ -29,6 +29,7 @@ from selfsup.data.image_stores import (
     Store,
     kind_of,
     label_column,
+    named,
 )
 from selfsup.data.sources import require_column
 from selfsup.errors import UserError
@@ -230,9 +231,7 @@ def _image_column(where: str, schema: Any, wanted: str | None, first: Callable[[
     images = [field.name for field in schema if _is_image(field.type)] or _path_columns(schema, first())
     if images:
         return next((usual for usual in (*IMAGE_COLUMNS, *PATH_COLUMNS) if usual in images), images[0])
-    raise UserError(
-        f"{where} has no column of images, only {', '.join(schema.names)}: name the column to read."
-    )
+    raise UserError(f"{where} has no column of images, only {named(schema.names)}: name the column to read.")
 
 
 def _path_columns(schema: Any, first: list[Any]) -> list[str]:
