@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import pyarrow as pa
 from selfsup.data.arrow_files import EXPANSION, SMALL
 from selfsup.data.cache import kept_file, kept_table
 from selfsup.data.discovery import File, opened
-from selfsup.data.formats import Values, reading
 from selfsup.data.image_captions import Captions, captions_by_name, captions_in, captions_in_file
 from selfsup.data.image_files import BadImage
 from selfsup.data.image_stores import (
@@ -22,24 +23,28 @@ from selfsup.data.image_stores import (
     LABEL_COLUMNS,
     MOST_TEXT,
     Columns,
+    Damage,
     Span,
     Store,
     folders,
     kind_of,
     of_spans,
 )
-from selfsup.errors import UserError
+from selfsup.data.parts import Values
+from selfsup.data.streams import PIECE, decompressed, reading
+from selfsup.errors import Damaged
 
 COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bz2",
-    b"\xfd7zXZ": "xz",
-    b"(\xb5/\xfd": "zstd",
+    b"\x1f\x8b": ".gz",
+    b"BZh": ".bz2",
+    b"\xfd7zXZ": ".xz",
+    b"(\xb5/\xfd": ".zst",
 }  # by first bytes
+FIRST = 1000  # members that tell whether an archive is one of images
 LONG = 1 << 30  # bytes: whoever goes through archives of more should do it once
 
 
-def open_archives(name: str, files: list[File], columns: Columns) -> Store:
+def open_archives(name: str, files: list[File], columns: Columns, failures: float) -> Store:
     """The images in tar files, read where they lie; what lies where is kept for archives that take long to go through.
 
     An image is a record, but for one with two extensions (`a.seg.png`) beside one with a single (`a.jpg`), unless
@@ -47,13 +52,19 @@ def open_archives(name: str, files: list[File], columns: Columns) -> Store:
     `.json`, or else the name of its folder; its captions are in a file of the same name or in that JSON. Where one name
     comes several times, each is an image.
     """
-    paths = [_plain(file) for file in files]
+    damage, paths = Damage(failures), [file.path for file in files]
+    for number, file in enumerate(files):
+        with damage.allowed(file.path):
+            paths[number] = _plain(file)
 
     def build() -> Any:
-        rows = [row for number, path in enumerate(paths) for row in _images(path, number, columns)]
+        rows: list[Values] = []
+        for number, file in enumerate(files):
+            with damage.allowed(file.path):
+                rows += _images(paths[number], number, columns)
         return pa.Table.from_pylist(rows, _MEMBERS)
 
-    if sum(file.size for file in files) < LONG:
+    if failures == 1 or sum(file.size for file in files) < LONG:
         table = build()
     else:
         table = kept_table("images", ("archives", FORMAT, columns, *files), build)
@@ -72,7 +83,9 @@ def open_archives(name: str, files: list[File], columns: Columns) -> Store:
     def place(index: int) -> str:
         return f"{files[parts[index]].path}, {names[index]}"
 
-    return of_spans(name, len(names), span, place, labels, lambda: (columns.content, *files), captions)
+    return of_spans(
+        name, len(names), span, place, labels, lambda: (columns.content, *files), captions, damage.found
+    )
 
 
 _MEMBERS = pa.schema(
@@ -89,26 +102,36 @@ _MEMBERS = pa.schema(
 
 def _plain(file: File) -> str:
     """The path of an archive, of a compressed one that of its copy in the cache: its members are read at random."""
-    with reading(file.path), opened(file.path) as archive:
-        head = archive.read(6)
-    compression = next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), None)
-    if compression is None:
+    compression = _compression(file.path)
+    if not compression:
         return file.path
 
     def unpack(target: Path) -> None:
         left = max(SMALL, EXPANSION * file.size)
-        with reading(file.path), _decompressed(file.path, compression) as stream, target.open("wb") as sink:
-            while piece := stream.read(1 << 20):
+        with decompressed(Path(file.path), compression) as stream, target.open("wb") as sink:
+            while piece := stream.read(PIECE):
                 left -= len(piece)
                 if left < 0:
-                    raise UserError(f"{file.path} unpacks to far more than its size allows: leave it out.")
+                    raise Damaged(f"{file.path} unpacks to far more than its size allows: leave it out.")
                 sink.write(piece)
 
     return str(kept_file("images", ".tar", ("archive", FORMAT, file), unpack))
 
 
-def _decompressed(path: str, compression: str) -> Any:
-    return pa.input_stream(path, compression=compression)
+def _compression(path: str) -> str:
+    with reading(path), opened(path) as archive:
+        head = archive.read(6)
+    return next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), "")
+
+
+def holds_images(path: str) -> bool:
+    """Whether an image is among the first members of an archive."""
+    with (
+        _damage(path),
+        decompressed(Path(path), _compression(path)) as stream,
+        tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
+    ):
+        return any(kind_of(member.name) == "images" for member in itertools.islice(archive, FIRST))
 
 
 def _images(path: str, number: int, columns: Columns) -> Iterator[Values]:
@@ -149,23 +172,33 @@ def _records(path: str) -> list[tuple[str, dict[str, Span]]]:
 
 def _members(path: str) -> Iterator[tuple[str, Span]]:
     """The name and the bytes of each file of an archive; of what is no regular file, a size below zero."""
+    with (
+        _damage(path),
+        opened(path) as file,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive,
+    ):
+        end = -1
+        while (member := archive.next()) is not None:
+            if archive.offset <= end:
+                raise tarfile.ReadError("a member has a negative size")
+            end = archive.offset
+            archive.members.clear()  # type: ignore[attr-defined]  # which would hold millions
+            if not member.isdir() and not os.path.basename(member.name).startswith("."):
+                regular = member.isreg() and not member.issparse()
+                yield member.name, Span(path, member.offset_data, member.size if regular else -1)
+        file.seek(archive.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError(f"what follows byte {archive.offset:,} is no member")
+
+
+@contextmanager
+def _damage(path: str) -> Iterator[None]:
+    """Say what is wrong with an archive; tarfile raises many kinds for that."""
     try:
-        with opened(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
-            end = -1
-            while (member := archive.next()) is not None:
-                if archive.offset <= end:
-                    raise tarfile.ReadError("a member has a negative size")
-                end = archive.offset
-                archive.members.clear()  # type: ignore[attr-defined]  # which would hold millions
-                if not member.isdir() and not os.path.basename(member.name).startswith("."):
-                    regular = member.isreg() and not member.issparse()
-                    yield member.name, Span(path, member.offset_data, member.size if regular else -1)
-            file.seek(archive.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError(f"what follows byte {archive.offset:,} is no member")
+        yield
     except (tarfile.TarError, OSError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"{path} cannot be read as a tar archive ({reason}): repair or unpack it.") from error
+        raise Damaged(f"{path} cannot be read as a tar archive ({reason}): repair or unpack it.") from error
 
 
 class _Member(tarfile.TarInfo):

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.data.discovery import File, find, opened, read_bytes
-from selfsup.data.formats import Malformed, Part, Values, file_part, reading, selected
+from selfsup.data.formats import file_part
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
 from selfsup.data.image_files import BadImage
 from selfsup.data.image_stores import (
     PATH_COLUMNS,
     Columns,
+    Damage,
     Span,
     Store,
     file_at,
@@ -33,8 +34,10 @@ from selfsup.data.image_stores import (
     named,
     of_spans,
 )
+from selfsup.data.parts import Malformed, Part, Values, record_part
 from selfsup.data.sources import require_column
-from selfsup.errors import UserError
+from selfsup.data.streams import reading
+from selfsup.errors import Damaged
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 NAME = "file_name"  # the column of paths in a folder's own lists
@@ -71,8 +74,11 @@ class Listed:
 
 def open_lists(name: str, files: list[File], columns: Columns, failures: float) -> Store:
     """The images that lists name, wherever they lie."""
-    listed = Listed()
-    labelled = [_read(file.path, _place(file.path), columns, failures, listed) for file in files]
+    listed, damage = Listed(), Damage(failures)
+    labelled = False
+    for file in files:
+        with damage.allowed(file.path):
+            labelled |= _read(file.path, _place(file.path), columns, failures, listed)
     paths = listed.paths
 
     def span(index: int) -> Span:
@@ -90,9 +96,10 @@ def open_lists(name: str, files: list[File], columns: Columns, failures: float) 
         len(paths),
         span,
         lambda index: paths[index] or f"{name}, record {index + 1}",
-        labels=listed.labels if any(labelled) else None,
+        labels=listed.labels if labelled else None,
         stamp=stamp,
         captions=Captions.of(listed.captions),
+        damaged=damage.found,
     )
 
 
@@ -218,7 +225,7 @@ def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wan
     for name in columns:
         if rows and isinstance(rows[0].get(name), str) and kind_of(str(rows[0][name])) == "images":
             return name
-    raise UserError(f"{where} has no column of image paths, only {named(columns)}: name the column to read.")
+    raise Damaged(f"{where} has no column of image paths, only {named(columns)}: name the column to read.")
 
 
 # -- COCO ----------------------------------------------------------------------------------------------------
@@ -253,13 +260,9 @@ def _coco_part(path: str) -> Part:
         for annotation in whole["annotations"]:
             captions[annotation["image_id"]].append(annotation["caption"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(
+        raise Damaged(
             f"{path} holds no captions in COCO's layout ({type(error).__name__}: {error}): it needs images with id and "
             "file_name, and annotations with image_id and caption."
         ) from error
     rows: list[Values] = [{NAME: names[number], "captions": captions[number]} for number in names]
-
-    def read(columns: Sequence[str] | None) -> Iterator[tuple[str, Values | Malformed]]:
-        return ((f"{path}, image {number}", selected(row, columns)) for number, row in enumerate(rows, 1))
-
-    return Part(path, lambda: ([NAME, "captions"], rows[:100]), read)
+    return record_part(path, lambda: ((f"{path}, image {number}", row) for number, row in enumerate(rows, 1)))

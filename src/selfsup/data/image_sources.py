@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from selfsup.data import image_lists, image_tables
+from selfsup.data import image_archives, image_lists, image_tables
 from selfsup.data.arrow_files import open_arrow
 from selfsup.data.discovery import File, Found, find, read_bytes
 from selfsup.data.image_archives import open_archives
@@ -39,15 +39,17 @@ from selfsup.data.image_stores import (
     of_spans,
 )
 from selfsup.data.image_tables import has_images, open_dataset, open_frame, open_tables
-from selfsup.data.sources import load_from_hub, sample_file
+from selfsup.data.sources import _of_split, load_from_hub, sample_file
 from selfsup.errors import UserError
 
 
-def find_store(source: object, columns: Columns, failures: float, progress: Progress) -> Store:
+def find_store(
+    source: object, columns: Columns, failures: float, split: str | None, progress: Progress
+) -> Store:
     """What a source of images stands for; see `open_images`."""
     if isinstance(source, np.ndarray | list | tuple) and len(source):
         if all(isinstance(item, Path) for item in source):
-            found = [_find(cast(Path, path)) for path in source]
+            found = [_find(cast(Path, path), split) for path in source]
             name = f"{source[0]} and {len(source) - 1} more" if source[1:] else str(source[0])
             return _of_files(name, found, columns, failures, progress)
         if all(isinstance(item, list | tuple) and len(item) == 2 for item in source):
@@ -58,7 +60,7 @@ def find_store(source: object, columns: Columns, failures: float, progress: Prog
     if isinstance(source, str) and source.startswith("hub:"):
         return open_dataset(source, load_from_hub(source), columns)
     if isinstance(source, str | Path) and str(source):
-        return _of_files(str(source), [_find(Path(source).expanduser())], columns, failures, progress)
+        return _of_files(str(source), [_find(Path(source).expanduser(), split)], columns, failures, progress)
     if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
         return open_dataset("the data set given from Python", source, columns)
     if hasattr(source, "__arrow_c_stream__"):
@@ -123,15 +125,18 @@ def _hold_images(files: list[File], column: str | None) -> bool:
         return has_images(open_arrow(path).schema, column) or named
     if kind == "lists":
         return image_lists.names_images(files[0].path, column)
+    if kind == "archives":
+        return image_archives.holds_images(files[0].path)
     return kind is not None
 
 
-def _find(path: Path) -> Found:
+def _find(path: Path, split: str | None = None) -> Found:
     """The readable files of one kind that a path, folder or glob stands for, sorted by path.
 
     One kind only: a list may be of the images beside it.
     """
     found = find(path, lambda name: kind_of(name) is not None, f"images from {', '.join(extensions())}")
+    found = _of_split(found, split)
     found.files.sort()
     kinds = {file.path: _kind(file) for file in found.files}
     kind = next(kind for kind in KINDS if kind in kinds.values())
@@ -156,16 +161,16 @@ def _of_files(name: str, found: list[Found], columns: Columns, failures: float, 
     if kind == "images":
         return _of_images(name, found, columns, failures, progress)
     if kind == "tables":
-        store = open_tables(name, files, columns, progress)
+        store = open_tables(name, files, columns, failures, progress)
     elif kind == "lists":
         store = open_lists(name, files, columns, failures)
     else:
-        store = open_archives(name, files, columns)
+        store = open_archives(name, files, columns, failures)
     return replace(store, left_out=_told(found))
 
 
-def _told(found: Sequence[Found]) -> str:
-    return "; ".join(filter(None, (part.told() for part in found)))
+def _told(found: Sequence[Found]) -> tuple[str, ...]:
+    return tuple(filter(None, (part.told() for part in found)))
 
 
 def _of_images(name: str, found: list[Found], columns: Columns, failures: float, progress: Progress) -> Store:
@@ -182,7 +187,7 @@ def _of_images(name: str, found: list[Found], columns: Columns, failures: float,
         for path in said.unknown:
             found[0].leave_out("images that a list names and that are not there", path)
     classes = folders([file.path for file in files])
-    return of_spans(
+    store = of_spans(
         name,
         len(files),
         lambda index: Span(files[index].path, 0, files[index].size),
@@ -190,8 +195,8 @@ def _of_images(name: str, found: list[Found], columns: Columns, failures: float,
         labels=said.labels if said is not None and said.labels is not None else classes,
         stamp=lambda: files,
         captions=captions if columns.captions is not None else None,
-        left_out=_told(found),
     )
+    return replace(store, left_out=_told(found))
 
 
 def _captions_beside(files: list[File], wanted: Sequence[str], progress: Progress) -> list[list[str]]:

@@ -16,9 +16,12 @@ from typing import NamedTuple
 
 from selfsup.data import arrow_files
 from selfsup.data.discovery import File, opened
+from selfsup.data.formats import malformed
 from selfsup.data.image_captions import Captions
 from selfsup.data.image_files import END, MOST_BYTES, Encoded, formats
 from selfsup.data.sources import require_column
+from selfsup.data.streams import COMPRESSIONS
+from selfsup.errors import Damaged
 
 KINDS = (
     "images",
@@ -96,6 +99,7 @@ class Store:
         classes: names of the numbers, where the source gives them.
         captions: of each image; None where there are none, or none were asked for.
         stamp: what changes whenever the images may have; None where only reading them tells.
+        damaged: files that cannot be read at all, each with the reason.
         left_out: what lies at the source and is not read, in words.
     """
 
@@ -108,7 +112,8 @@ class Store:
     span: Callable[[int], Span] | None = None
     stamp: Callable[[], Iterable[object]] | None = None
     captions: Captions | None = None
-    left_out: str = ""
+    damaged: Sequence[tuple[str, str]] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def of_spans(
@@ -119,7 +124,7 @@ def of_spans(
     labels: Sequence[object] | None,
     stamp: Callable[[], Iterable[object]],
     captions: Captions | None,
-    left_out: str = "",
+    damaged: Sequence[tuple[str, str]] = (),
 ) -> Store:
     return Store(
         name,
@@ -130,7 +135,7 @@ def of_spans(
         span=span,
         stamp=stamp,
         captions=captions,
-        left_out=left_out,
+        damaged=damaged,
     )
 
 
@@ -172,12 +177,17 @@ def extensions() -> dict[str, str]:
     """The kind of a file, by its extension."""
     images = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
     further = (extension for extension, name in OPTIONAL.items() if name in formats())
-    archives = (".tar", ".tgz", *(f".tar.{packed}" for packed in ("gz", "bz2", "xz", "zst")))
+    archives = (".tar", ".tgz", ".tbz2", ".txz", ".tzst")
+    lists = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+    packed = {f".tar{ending}": "archives" for ending in COMPRESSIONS} | {
+        f"{name}{ending}": "lists" for name in lists for ending in COMPRESSIONS
+    }
     return {
         **dict.fromkeys((*images, *further), "images"),
         **dict.fromkeys(archives, "archives"),
         **dict.fromkeys(arrow_files.SUFFIXES, "tables"),
-        **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson", ".json"), "lists"),
+        **dict.fromkeys(lists, "lists"),
+        **packed,
     }
 
 
@@ -185,6 +195,24 @@ def kind_of(name: str) -> str | None:
     """The kind of a file, by its extension."""
     stem, extension = os.path.splitext(name.lower())
     return extensions().get(extension) or extensions().get(os.path.splitext(stem)[1] + extension)
+
+
+class Damage:
+    """Files that cannot be read, which end the reading unless everything may fail, as of texts."""
+
+    def __init__(self, failures: float) -> None:
+        self._failures = failures
+        self.found: list[tuple[str, str]] = []
+
+    @contextmanager
+    def allowed(self, path: str) -> Iterator[None]:
+        """Note in place of raising that a file is damaged."""
+        try:
+            yield
+        except Damaged as error:
+            if self._failures < 1:
+                raise
+            self.found.append((path, malformed(path, error).reason))
 
 
 class Room:

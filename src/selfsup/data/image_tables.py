@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from selfsup.data.image_stores import (
     PATH_COLUMNS,
     SHARE,
     Columns,
+    Damage,
     Progress,
     Store,
     kind_of,
@@ -32,7 +33,7 @@ from selfsup.data.image_stores import (
     named,
 )
 from selfsup.data.sources import require_column
-from selfsup.errors import UserError
+from selfsup.errors import Damaged, UserError
 from selfsup.machine import free_memory
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp", "pixels", "bytes")  # usual names
@@ -60,24 +61,32 @@ class _Found:
         return list(dict.fromkeys([self.images, *([self.label] if self.label else []), *self.captions]))
 
 
-def open_tables(name: str, files: list[File], columns: Columns, progress: Progress) -> Store:
+def open_tables(name: str, files: list[File], columns: Columns, failures: float, progress: Progress) -> Store:
     """Rows of tables: where they lie mapped, else in memory where there is room, else unpacked once into the cache."""
-    tables = [open_arrow(Path(file.path)) for file in files]
-    found = _find(str(tables[0].path), tables[0].schema, columns, lambda: _first(tables[0]))
+    damage, tables = Damage(failures), []
+    for file in files:
+        with damage.allowed(file.path):
+            tables.append((file, open_arrow(Path(file.path))))
+    if not tables:
+        return Store(name, 0, lambda _: b"", str, damaged=damage.found)
+    first = tables[0][1]
+    found = _find(str(first.path), first.schema, columns, lambda: _first(first))
     room = free_memory(torch.device("cpu")) // SHARE
     parts = []
-    for number, (file, table) in enumerate(zip(files, tables, strict=True)):
-        for column in found.all:
-            require_column(file.path, table.schema.names, column)
-        batches = _held(table, found.all, room)
-        if batches is None:
-            batches = _unpacked(file, table, found.all)
-        elif not table.mapped:
-            room -= sum(batch.nbytes for batch in batches)
-        parts.append(_Part(file.path, str(table.path.parent), batches))
+    for number, (file, table) in enumerate(tables):
+        with damage.allowed(file.path):
+            parts.append(_Part(file.path, str(table.path.parent), _batches(file, table, found.all, room)))
+            room -= 0 if table.mapped else sum(batch.nbytes for batch in parts[-1].batches)
         progress(number + 1, len(files))
-    known = [(file, table.rows, table.size) for file, table in zip(files, tables, strict=True)]
-    return _store(name, tables[0].schema, parts, found, [found.images, *known])
+    stamp: list[object] = [found.images, *((file, table.rows, table.size) for file, table in tables)]
+    return replace(_store(name, first.schema, parts, found, stamp), damaged=damage.found)
+
+
+def _batches(file: File, table: ArrowFile, columns: list[str], room: int) -> list[Any]:
+    for column in columns:
+        require_column(file.path, table.schema.names, column)
+    batches = _held(table, columns, room)
+    return _unpacked(file, table, columns) if batches is None else batches
 
 
 def open_frame(frame: Any, columns: Columns) -> Store:
@@ -223,7 +232,8 @@ def has_images(schema: Any, column: str | None = None) -> bool:
 
 def _image_column(where: str, schema: Any, wanted: str | None, first: Callable[[], list[Any]]) -> str:
     if wanted is not None:
-        require_column(where, schema.names, wanted)
+        if schema.names.count(wanted) != 1:
+            raise Damaged(f"{where} has no column {wanted!r}: choose one of {named(schema.names)}.")
         kind = schema.field(wanted).type
         if not _is_image(kind) and not _is_text(kind):
             raise UserError(f"The column {wanted!r} of {where} holds {kind}, no images: name another one.")

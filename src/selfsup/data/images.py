@@ -178,6 +178,7 @@ def open_images(
     label: str | None = None,
     captions: Sequence[str] | None = None,
     failures: float = 0.01,
+    split: str | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """Open any source of images (see the module's description) and look at each image once.
@@ -188,6 +189,7 @@ def open_images(
         captions: where the captions are, see `selfsup.data.pairs`; with () they are found by themselves, if there are
             any, and an image without one counts as unreadable. By default none are read.
         failures: the share of unreadable images, from 0 to 1, above which reading stops.
+        split: the part of a data set to read, see `selfsup.data.sources.open_text`.
         progress: called with the images done and all, once while their captions are read from files of their own,
             once while they are looked at, once while they are decoded.
 
@@ -202,17 +204,20 @@ def open_images(
     progress = progress or _silent
     named = (captions,) if isinstance(captions, str) else captions
     columns = Columns(column, label, None if named is None else tuple(named))
-    store = find_store(source, columns, failures, progress)
+    store = find_store(source, columns, failures, split, progress)
     if columns.captions and store.captions is None:
         raise no_captions(store.name)
     index = _looked_at(store, progress)
     if index.small:
         index = _decoded(store, index, progress)
     tally = Tally(store.name, failures)
+    for place, reason in store.damaged:
+        tally.count(place, Malformed(reason))
     for number in range(store.count):
         problem = index.problems.get(number)
         tally.count(store.place(number) if problem else "", Malformed(problem) if problem else None)
-    return Images(store, index, tally.close(), failures)
+    skipped = replace(tally.close(), left_out=store.left_out)
+    return Images(store, index, skipped, failures)
 
 
 def split_images(images: Images, share: float) -> tuple[Indices, Indices]:

@@ -44,13 +44,14 @@ def open_pairs(
     captions: Sequence[str] = (),
     label: str | None = None,
     failures: float = 0.01,
+    split: str | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """Open any source of images with captions (see the module's description).
 
     Args:
         captions: the columns, extensions or keys that hold the captions; by default one with a usual name.
-        column, label, failures, progress: as in `open_images`.
+        column, label, failures, split, progress: as in `open_images`.
 
     Returns:
         Images whose `captions` are not None.
@@ -59,7 +60,13 @@ def open_pairs(
         UserError: what `open_images` raises; there is no caption.
     """
     images = open_images(
-        source, column=column, label=label, captions=captions, failures=failures, progress=progress
+        source,
+        column=column,
+        label=label,
+        captions=captions,
+        failures=failures,
+        split=split,
+        progress=progress,
     )
     captions_of(images)
     return images
