@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Train
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -66,8 +70,9 @@ def directories(*runs: Run) -> list[Path]:
 def test_figures_are_those_of_the_summaries(runs: list[Run]) -> None:
     comparison = compare([str(runs[0].directory), runs[1].directory])
     for figures, run in zip(comparison.runs, runs, strict=True):
-        for name in ("loss", "bits_per_byte", "steps", "tokens", "parameters", "wall_seconds", "chance"):
+        for name in ("loss", "bits_per_byte", "steps", "parameters", "wall_seconds", "chance"):
             assert getattr(figures, name) == run.summary[name], name
+        assert (figures.unit, figures.amount) == ("tokens", run.summary["tokens"])
         assert figures.best == run.summary["best"]["loss"]
         assert figures.finished
     assert [run.name for run in comparison.runs] == ["narrow", "wide"]
@@ -81,7 +86,7 @@ def test_curves_hold_every_line_of_the_metrics(runs: list[Run]) -> None:
             assert [(p.step, p.time, p.loss) for p in points] == [
                 (x["step"], x["time"], x["loss"]) for x in lines
             ]
-        assert figures.validation[-1].tokens == figures.tokens
+        assert figures.validation[-1].amount == figures.amount
 
 
 def test_only_what_differs_is_told_with_its_origin(runs: list[Run]) -> None:
@@ -99,7 +104,7 @@ def test_only_what_differs_is_told_with_its_origin(runs: list[Run]) -> None:
 def test_json_holds_all(runs: list[Run]) -> None:
     content = json.loads(json.dumps(compare(directories(*runs)).to_json()))
     assert content.keys() == {"runs", "differences", "measure", "notes"}
-    assert content["runs"][1]["validation"][-1].keys() == {"step", "time", "tokens", "loss", "bits_per_byte"}
+    assert content["runs"][1]["validation"][-1].keys() == {"step", "time", "amount", "loss", "bits_per_byte"}
 
 
 def test_print(runs: list[Run]) -> None:
@@ -134,6 +139,74 @@ def test_run_that_has_logged_nothing_yet(runs: list[Run], other: Run, tmp_path: 
     comparison = compare(directories(runs[0], other))
     assert comparison.runs[1].loss is None
     assert "–" in printed(comparison)
+    comparison.plot(tmp_path / "curves.png")
+
+
+def test_losses_that_are_no_numbers(runs: list[Run], other: Run, tmp_path: Path) -> None:
+    lines = other.metrics()
+    for line, loss in zip(lines[::2], itertools.cycle((math.nan, math.inf, None))):
+        line["loss"] = loss
+    (other.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other.write_summary({**other.summary, "loss": math.nan, "bits_per_byte": math.inf})
+    comparison = compare(directories(runs[0], other))
+    figures = comparison.runs[1]
+    assert (figures.loss, figures.bits_per_byte) == (None, None)
+    assert all(math.isfinite(point.loss) for point in (*figures.train, *figures.validation))
+    assert figures.train
+    assert "–" in printed(comparison)
+    comparison.plot(tmp_path / "curves.png")
+
+
+@pytest.fixture(scope="module")
+def kinds(
+    train: Train, train_vision: Train, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Run, str]]:
+    """A run of each objective, with what it counts."""
+    place = tmp_path_factory.mktemp("kinds")
+    few: dict[str, Any] = {"steps": 4}
+    images = {name: train_vision(place / name, name, **few) for name in ("simclr", "dino", "mae")}
+    texts = {name: train(place / name, name, tokenizer="words", **few) for name in ("masked-lm", "simcse")}
+    units = {"masked-lm": "tokens", "simcse": "sentences"}
+    return {name: (run, units.get(name, "images")) for name, run in {**images, **texts}.items()}
+
+
+@pytest.mark.parametrize("objective", ["simclr", "dino", "mae", "masked-lm", "simcse"])
+def test_runs_of_every_objective(objective: str, kinds: dict[str, tuple[Run, str]], tmp_path: Path) -> None:
+    run, unit = kinds[objective]
+    again = Run(shutil.copytree(run.directory, tmp_path / "again"))
+    comparison = compare(directories(run, again))
+    for figures in comparison.runs:
+        assert (figures.objective, figures.unit, figures.amount) == (objective, unit, run.summary[unit])
+        assert figures.validation[-1].amount == figures.amount
+    text = printed(comparison)
+    assert f"{unit} per second" in text
+    assert ("tokens" in text) == (unit == "tokens")
+    assert "bits per byte" not in text
+    assert comparison.notes == comparison.notes[: int(objective == "dino")]
+    json.dumps(comparison.to_json())
+    comparison.plot(tmp_path / "curves.png")
+
+
+def test_the_loss_of_a_teacher_is_doubted(kinds: dict[str, tuple[Run, str]], tmp_path: Path) -> None:
+    run, _ = kinds["dino"]
+    again = Run(shutil.copytree(run.directory, tmp_path / "again"))
+    assert "own teacher" in compare(directories(run, again)).notes[0]
+
+
+def test_losses_with_another_chance_are_told(kinds: dict[str, tuple[Run, str]], tmp_path: Path) -> None:
+    run, _ = kinds["simclr"]
+    again = Run(shutil.copytree(run.directory, tmp_path / "again"))
+    again.write_summary({**again.summary, "chance": 7.0})
+    assert "in again: set each loss beside its own chance" in compare(directories(run, again)).notes[0]
+
+
+def test_objectives_that_differ(kinds: dict[str, tuple[Run, str]], runs: list[Run], tmp_path: Path) -> None:
+    comparison = compare([*(run.directory for run, _ in kinds.values()), runs[0].directory])
+    assert comparison.notes[0].startswith("The objectives differ (causal-lm, dino, mae, masked-lm, simclr")
+    assert "evaluate" in comparison.notes[0]
+    text = printed(comparison, width=160)
+    for unit in ("images", "sentences", "tokens"):
+        assert f"{unit} per second" in text
     comparison.plot(tmp_path / "curves.png")
 
 

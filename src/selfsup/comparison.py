@@ -9,7 +9,7 @@ from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from rich.table import Table
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("blue", "red", "green", "magenta", "yellow", "cyan")
 MARKS = "●▲■◆✚★"
+UNKNOWN = "–"
 CHART_HEIGHT = 14  # lines
-UNITS = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
+PACE = "_per_second"  # of what a train line counts, such as images_per_second
+NATS = {
+    "causal-lm": "nats per token",
+    "masked-lm": "nats per hidden token",
+}  # whose losses are means of that kind
+TAUGHT = ("dino",)  # whose losses are measured against a teacher of the run's own
 OWN = ("out",)  # keys that name a run rather than say what it does
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Point:
 
     step: int
     time: float  # seconds
-    tokens: int
+    amount: int  # of the run's unit
     loss: float
     bits_per_byte: float | None
 
@@ -48,19 +55,23 @@ class Point:
 class RunFigures:
     """One run. A figure that is not known is None; those of a run that is not finished are the latest ones.
 
-    `train` and `validation` are its curves, from the first step to the last.
+    Attributes:
+        unit: what it went through, such as tokens, sentences or images; `amount` of it, `per_second` in the median.
+        train, validation: its curves, from the first step to the last, without what is no finite number.
     """
 
     name: str
+    objective: str
+    unit: str | None
     finished: bool
     loss: float | None
     bits_per_byte: float | None
     best: float | None
     steps: int
-    tokens: int
+    amount: int | None
     parameters: int | None
     wall_seconds: float | None
-    tokens_per_second: float | None
+    per_second: float | None
     chance: float | None
     train: list[Point] = field(repr=False)
     validation: list[Point] = field(repr=False)
@@ -97,7 +108,7 @@ class Comparison:
         for title, block in (
             ("figures", self._figures()),
             ("differences", self._differences() if self.differences else "The configurations are the same."),
-            (f"validation, {UNITS[self.measure]} over time", self._chart(console.width)),
+            (f"validation, {self._measured} over time", self._chart(console.width)),
         ):
             console.print(title, style="bold")
             console.print(block)
@@ -105,10 +116,24 @@ class Comparison:
         for note in self.notes:
             console.print(Text(f"Note: {note}"))
 
+    @property
+    def _measured(self) -> str:
+        """What the curves show: the unit of the measure, where all losses are of one kind."""
+        if self.measure == "bits_per_byte":
+            return "bits per byte"
+        return shared([NATS.get(run.objective) for run in self.runs]) or "loss"
+
     def _figures(self) -> Table:
         table = _table("", self.runs)
         for title, figure in FIGURES.items():
-            table.add_row(title, *(figure(run) for run in self.runs))
+            cells = [figure(run) for run in self.runs]
+            if set(cells) != {UNKNOWN}:
+                table.add_row(title, *cells)
+        for unit in dict.fromkeys(run.unit for run in self.runs if run.unit is not None):
+            amounts = [run.amount if run.unit == unit else None for run in self.runs]
+            paces = [run.per_second if run.unit == unit else None for run in self.runs]
+            table.add_row(unit, *(_number(amount, 0) for amount in amounts))
+            table.add_row(f"{unit} per second", *(_number(pace, 0) for pace in paces))
         return table
 
     def _differences(self) -> Table:
@@ -128,7 +153,7 @@ class Comparison:
         return [(point, value) for point, value in values if value is not None]
 
     def plot(self, path: str | Path) -> None:
-        """Draw the curves, train faint and validation bold, over wall time and over tokens.
+        """Draw the curves, train faint and validation bold, over wall time and over what the runs went through.
 
         Args:
             path: where to, a name that is free; the ending chooses the format, such as .png or .svg.
@@ -141,11 +166,12 @@ class Comparison:
         except ImportError:
             raise UserError("Plots need matplotlib; install it with: pip install 'selfsup[plots]'") from None
         figure: Any = Figure(figsize=(11, 4.5), layout="constrained")
-        over_time, over_tokens = figure.subplots(1, 2, sharey=True)
-        self._draw(over_time, "time")
-        self._draw(over_tokens, "tokens")
-        over_time.set_ylabel(f"loss ({UNITS[self.measure]})")
-        legend = over_tokens.legend(frameon=False, title="validation bold, training faint")
+        over_time, over_amount = figure.subplots(1, 2, sharey=True)
+        self._draw(over_time, "time", "")
+        unit = shared([run.unit for run in self.runs])
+        self._draw(over_amount, "amount" if unit else "step", unit or "steps")
+        over_time.set_ylabel(self._measured if self._measured == "loss" else f"loss ({self._measured})")
+        legend = over_amount.legend(frameon=False, title="validation bold, training faint")
         for line, run in zip(
             legend.get_texts(), self.runs, strict=True
         ):  # a name is no formula and no directive
@@ -158,11 +184,12 @@ class Comparison:
             raise UserError(f"{path} names no format of pictures; let it end with one of {known}.") from None
         write_new(Path(path), picture.getvalue())
 
-    def _draw(self, axes: Axes, against: str) -> None:
+    def _draw(self, axes: Axes, against: str, unit: str) -> None:
         """One panel. Its height is that of the validation curves: a training curve falls into it from chance."""
         parts = [(self._curve(run.train), self._curve(run.validation)) for run in self.runs]
         everything = [point for train, validation in parts for point, _ in (*train, *validation)]
-        scale, unit = _axis(against, max((getattr(point, against) for point in everything), default=1.0))
+        largest = max((getattr(point, against) for point in everything), default=1.0)
+        scale, label = _time_axis(largest) if against == "time" else _amount_axis(largest, unit)
         for number, (train, validation) in enumerate(parts):
             colour = COLOURS[number % len(COLOURS)]
             for curve, style in (
@@ -176,7 +203,7 @@ class Comparison:
             margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
             axes.set_ylim(min(bounds) - 2 * margin, max(bounds) + margin)
         axes.set_xlim(left=0)
-        axes.set_xlabel(unit)
+        axes.set_xlabel(label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
 
@@ -207,41 +234,53 @@ def _names(runs: list[Run]) -> list[str]:
 def _figures_of(run: Run, name: str) -> RunFigures:
     summary, lines = run.summary, run.metrics()
     train = [line for line in lines if line["split"] == "train"]
-    per_step: float = train[-1]["tokens"] / train[-1]["step"] if train else 0.0
+    unit = _unit(train)
+    per_step: float = 0.0 if unit is None else train[-1][unit] / train[-1]["step"]
     curves = {
-        split: [
-            _point(line, per_step) for line in lines if line["split"] == split and line["loss"] is not None
-        ]
+        split: [_point(line, per_step) for line in lines if line["split"] == split and _known(line["loss"])]
         for split in ("train", "validation")
     }
     validation = curves["validation"]
     latest = validation[-1] if validation else None
     last: dict[str, Any] = lines[-1] if lines else {"step": 0, "time": None}
     steps: int = summary.get("steps", last["step"])
-    rates = [line["tokens_per_second"] for line in train]
+    rates = [line[f"{unit}{PACE}"] for line in train if f"{unit}{PACE}" in line]
     return RunFigures(
         name=name,
+        objective=run.settings()["objective"],
+        unit=unit,
         finished=bool(summary),
-        loss=summary.get("loss", latest and latest.loss),
-        bits_per_byte=summary.get("bits_per_byte", latest and latest.bits_per_byte),
+        loss=_known(summary.get("loss", latest and latest.loss)),
+        bits_per_byte=_known(summary.get("bits_per_byte", latest and latest.bits_per_byte)),
         best=min((point.loss for point in validation), default=None),
         steps=steps,
-        tokens=summary.get("tokens", round(steps * per_step)),
+        amount=None if unit is None else summary.get(unit, round(steps * per_step)),
         parameters=run.environment().get("plan", {}).get("parameters"),
         wall_seconds=summary.get("wall_seconds", last["time"]),
-        tokens_per_second=median(rates) if rates else None,
-        chance=run.environment().get("plan", {}).get("chance"),
+        per_second=median(rates) if rates else None,
+        chance=summary.get("chance", run.environment().get("plan", {}).get("chance")),
         **curves,
     )
 
 
-def _point(line: dict[str, Any], tokens_per_step: float) -> Point:
+def _unit(train: list[dict[str, Any]]) -> str | None:
+    """What train lines count; None where there are none."""
+    paces = [key for line in train for key in line if key.endswith(PACE)]
+    return paces[0].removesuffix(PACE) if paces else None
+
+
+def _known(value: float | None) -> float | None:
+    """A figure, unless it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _point(line: dict[str, Any], per_step: float) -> Point:
     return Point(
         line["step"],
         line["time"],
-        round(line["step"] * tokens_per_step),
+        round(line["step"] * per_step),
         line["loss"],
-        line.get("bits_per_byte"),
+        _known(line.get("bits_per_byte")),
     )
 
 
@@ -262,16 +301,19 @@ def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
         for run in figures
         if not run.finished
     ]
-    objectives = {run.settings()["objective"] for run in runs}
-    if len(objectives) > 1:
+    objective = shared([run.objective for run in figures])
+    if objective is None:
+        names = ", ".join(sorted({run.objective for run in figures}))
         notes.append(
-            f"The objectives differ ({', '.join(sorted(objectives))}), and their losses measure different things."
+            f"The objectives differ ({names}), so neither losses nor curves compare the runs; measure their models by "
+            "one protocol: selfsup evaluate RUN --protocol NAME --data SOURCE."
         )
         return "loss", notes
+    notes += _cautions(objective, figures)
     if _same({run.environment().get("data") for run in runs}):  # text, split and tokenizer
         return "loss", notes
     notes.append("The data, its split or its tokens differ, so a lower figure may come from easier data.")
-    if _same({_tokenizer(run) for run in runs}):
+    if objective not in NATS or _same({_tokenizer(run) for run in runs}):
         return "loss", notes
     if all(run.bits_per_byte is not None for run in figures):
         notes.append(
@@ -282,6 +324,26 @@ def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
         "The tokenizers are not known to be the same, and not all keep every byte: no figure here compares the runs."
     )
     return "loss", notes
+
+
+def _cautions(objective: str, figures: list[RunFigures]) -> list[str]:
+    """Why the losses of runs of one objective may not say which is better."""
+    notes = []
+    if objective in TAUGHT:
+        notes.append(
+            f"The loss of {objective} is measured against the run's own teacher, so a lower one is not a better model; "
+            "measure the features: selfsup evaluate RUN --protocol knn-20 --data SOURCE."
+        )
+    chances = [run.chance for run in figures]
+    if None not in chances and shared(chances) is None:
+        costs = ", ".join(f"{run.chance:.4g} in {run.name}" for run in figures)
+        notes.append(f"Knowing nothing costs {costs}: set each loss beside its own chance.")
+    return notes
+
+
+def shared(values: Sequence[T]) -> T | None:
+    """What all values are; None where they differ."""
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def _same(marks: set[str | None]) -> bool:
@@ -298,21 +360,17 @@ def _tokenizer(run: Run) -> str | None:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
 FIGURES: dict[str, Callable[[RunFigures], str]] = {
-    "loss (nats per token)": lambda run: _number(run.loss),
+    "loss": lambda run: _number(run.loss),
     "bits per byte": lambda run: _number(run.bits_per_byte),
     "best loss": lambda run: _number(run.best),
     "chance": lambda run: _number(run.chance),
     "steps": lambda run: f"{run.steps:,}" + ("" if run.finished else " so far"),
-    "tokens": lambda run: f"{run.tokens:,}",
-    "parameters": lambda run: "–" if run.parameters is None else f"{run.parameters:,}",
-    "wall time": lambda run: "–" if run.wall_seconds is None else duration(run.wall_seconds),
-    "tokens per second": lambda run: (
-        "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
-    ),
+    "parameters": lambda run: UNKNOWN if run.parameters is None else f"{run.parameters:,}",
+    "wall time": lambda run: UNKNOWN if run.wall_seconds is None else duration(run.wall_seconds),
 }
 
 
@@ -334,14 +392,14 @@ def _style(number: int) -> str:
 
 
 def _value(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return UNKNOWN if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def chart(curves: list[list[tuple[float, float]]], width: int, height: int) -> Text:
     """Curves of (seconds, value) as characters, one mark each, interpolated over the columns of `width`."""
     points = [point for curve in curves for point in curve]
     if not points:
-        return Text("nothing was held out")
+        return Text("nothing was measured on a held-out part")
     low, high = min(y for _, y in points), max(y for _, y in points)
     end = max(x for x, _ in points) or 1.0
     margin = max(len(f"{low:.3f}"), len(f"{high:.3f}")) + 2
@@ -372,14 +430,17 @@ def _in_columns(curve: list[tuple[float, float]], end: float, columns: int) -> d
     return dict(zip(between, straight, strict=True)) | dict(zip(map(round, places), values, strict=True))
 
 
-def _axis(against: str, largest: float) -> tuple[float, str]:
-    """What an axis is divided by, and its label."""
-    if against == "time":
-        scale, unit = (
-            (3600.0, "hours") if largest > 7200 else (60.0, "minutes") if largest > 120 else (1.0, "seconds")
-        )
-        return scale, f"wall time ({unit})"
-    scale, unit = (
-        (1e9, "billions") if largest > 2e9 else (1e6, "millions") if largest > 2e6 else (1e3, "thousands")
-    )
-    return scale, f"tokens ({unit})"
+def _time_axis(largest: float) -> tuple[float, str]:
+    """What an axis of seconds is divided by, and its label."""
+    for scale, name in ((3600.0, "hours"), (60.0, "minutes")):
+        if largest > 2 * scale:
+            return scale, f"wall time ({name})"
+    return 1.0, "wall time (seconds)"
+
+
+def _amount_axis(largest: float, unit: str) -> tuple[float, str]:
+    """The same of an axis of so many of a unit."""
+    for scale, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+        if largest > 2 * scale:
+            return scale, f"{unit} ({name})"
+    return 1.0, unit
