@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import example, given
 from hypothesis import settings as hypothesis
@@ -388,9 +391,7 @@ def test_words_are_yaml() -> None:
     assert Settings(("command line", values))["optim.lr"] == 1e-3
 
 
-@pytest.mark.parametrize(
-    "word", ["layers", "=3", "model.layers=[[[", "data.column=2020-13-45", "a=!!python/name:os"]
-)
+@pytest.mark.parametrize("word", ["layers", "=3", "model.layers=[[[", "data=*.txt", "a=!!python/name:os"])
 def test_words_that_are_no_settings_are_refused(word: str) -> None:
     with pytest.raises(UserError):
         parse_overrides([word])
@@ -398,7 +399,7 @@ def test_words_that_are_no_settings_are_refused(word: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "just text", "[1, 2]", "a: [", "{{}}: 1", "a: 2020-13-45", "\tx: 1", "a: !!python/object:os {}"],
+    ["", "just text", "[1, 2]", "a: [", "{{}}: 1", "\tx: 1", "a: !!python/object:os {}"],
 )
 def test_files_that_are_no_configuration_are_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
@@ -412,3 +413,201 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     for name in ("missing.yaml", "binary.yaml", "."):
         with pytest.raises(UserError):
             read_yaml(tmp_path / name)
+
+
+# -- documents that are too much, or other than they seem ----------------------------------------------------
+
+
+def laughs(width: int = 10, depth: int = 12) -> str:
+    """Lines of ten aliases of the line before: a few hundred bytes that stand for 10 ** 12 words."""
+    lines = ["a0: &a0 [" + ", ".join(["x"] * width) + "]"]
+    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * width) + "]" for n in range(1, depth)]
+    return "\n".join(lines)
+
+
+def merges(width: int = 10, depth: int = 12) -> str:
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {{<<: [" + ", ".join([f"*a{n - 1}"] * width) + "]}" for n in range(1, depth)]
+    return "\n".join(lines)
+
+
+TOO_MUCH: dict[str, tuple[str | bytes, str]] = {
+    "billion laughs": (laughs(), "more than"),
+    "billion laughs by merging": (merges(), "more than"),
+    "alias of itself": ("a: &a [*a]", "deep"),
+    "merge of itself": ("a: &a {<<: *a}", "deep"),
+    "deep lists": ("a: " + "[" * 5000 + "]" * 5000, "deep"),
+    "deep mappings": ("{a: " * 3000 + "1" + "}" * 3000, "deep"),
+    "deep dashes": ("- " * 5000 + "a", "deep"),
+    "deep keys": ("? " * 5000 + "a", "deep"),
+    "many values": ("a: [" + "1," * 20_000 + "]", "more than"),
+    "long file": ("# " + "x" * 70_000, "more than"),
+    "number of many digits": ("seed: " + "7" * 5000, "number has 5,000 characters"),
+    "hexadecimal number of many digits": ("seed: 0x" + "7" * 50_000, "number has"),
+    "number to the base of sixty": ("seed: 1" + ":59" * 15_000, "number has"),
+    "timestamp": ("a: !!timestamp 2020-01-01", "timestamp"),
+    "binary": ("a: !!binary aGVsbG8=", "binary"),
+    "set": ("a: !!set {b, c}", "set"),
+    "pairs": ("a: !!pairs [b: 1]", "pairs"),
+    "omap": ("a: !!omap [b: 1]", "omap"),
+    "Python": ("a: !!python/object/apply:os.getcwd []", "python"),
+    "tag of one's own": ("a: !mine 3", "!mine"),
+    "tag that does not fit": ("a: !!int many", "no int"),
+    "truth value that is none": ("a: !!bool 3", "no bool"),
+    "key twice": ("seed: 1\nmodel: {layers: 2}\nseed: 3", "'seed' is given twice (line 3"),
+    "key twice below": ("model:\n  layers: 1\n  layers: 2", "'layers' is given twice (line 3"),
+    "key in two forms": ("steps: 1\ntrain: {steps: 2}", "train.steps' is given twice"),
+    "number as a key": ("1: 2", "no word"),
+    "truth value as a key": ("on: 2", "no word"),
+    "null as a key": ("~: 2", "no word"),
+    "list as a key": ("? [a, b]\n: 2", "no word"),
+    "merge of a word": ("<<: word", "takes mappings"),
+    "two documents": ("a: 1\n---\nb: 2", "single document"),
+    "undefined alias": ("a: *b", "undefined alias"),
+    "long undefined alias": ("a: *" + "b" * 50_000, "undefined alias"),
+    "long tag": ("a: !" + "b" * 50_000 + " c", "!bbb"),
+    "long key twice": ("? " + "b" * 20_000 + "\n: c\n? " + "b" * 20_000 + "\n: c", "bbb"),
+    "long truth value": ("a: !!bool " + "b" * 50_000, "bbb"),
+    "null character": ("a: \0", "special characters"),
+    "no UTF-8": (b"a: \xff\xfe\xfa", "unacceptable"),
+    "half of UTF-16": (b"\xff\xfea\0:\0 \0\0\xd8", "unacceptable"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_documents_that_are_too_much_are_refused_at_once(case: str, tmp_path: Path) -> None:
+    content, reason = TOO_MUCH[case]
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError) as caught:
+        Settings(("c.yaml", read_yaml(file)))
+    message = str(caught.value)
+    assert reason in message
+    assert "c.yaml" in message
+    assert len(message) < 400
+    if isinstance(content, str) and "\n" not in content:
+        with pytest.raises(UserError) as caught:
+            Settings(("command line", parse_overrides([f"model.layers={content}"])))
+        assert len(str(caught.value)) < 500
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "link.yaml").symlink_to("/dev/zero")
+    (tmp_path / "broken.yaml").symlink_to("nowhere")
+    (tmp_path / "long.yaml").write_bytes(b"")
+    os.truncate(tmp_path / "long.yaml", 1 << 40)
+    places = [tmp_path / f"{name}.yaml" for name in ("pipe", "link", "broken", "long")]
+    for place in (*places, Path("/dev/zero"), Path("a\0b"), Path("x" * 300)):
+        with pytest.raises(UserError, match="Cannot read the configuration"):
+            read_yaml(place)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_dates_equals_signs_merges_and_encodings(encoding: str, tmp_path: Path) -> None:
+    text = """\
+base: &base {layers: 2, width: 64}
+model: {<<: *base, width: 32}
+data: {source: 2020-13-45, column: =, tokenizer: "größe"}
+out: 2001-12-14t21:59:43.10-05:00
+"""
+    (tmp_path / "c.yaml").write_bytes(text.encode(encoding))
+    found = read_yaml(tmp_path / "c.yaml")
+    assert found.pop("base") == {"layers": 2, "width": 64}
+    assert found == {
+        "model": {"layers": 2, "width": 32},
+        "data": {"source": "2020-13-45", "column": "=", "tokenizer": "größe"},
+        "out": "2001-12-14t21:59:43.10-05:00",
+    }
+
+
+def test_a_file_of_json(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text('{\n\t"model": {"layers": 2},\n\t"optim": {"lr": 1e-3}, "data": "\\ud83d\\ude00"\n}\n')
+    assert read_yaml(file) == {"model": {"layers": 2}, "optim": {"lr": 1e-3}, "data": "\U0001f600"}
+    broken = (
+        "{",
+        '{"a": 1, "a": 2}',
+        "[" * 60_000,
+        '{"seed": ' + "7" * 5000 + "}",
+        "\xff",
+        "[1]",
+        " " * 70_000,
+    )
+    for content in broken:
+        file.write_text(content, encoding="latin-1")
+        with pytest.raises(UserError, match=r"c\.json"):
+            read_yaml(file)
+    file.write_text('{"model": ' * 50 + "1" + "}" * 50)
+    with pytest.raises(UserError, match="deep"):
+        Settings(("c.json", read_yaml(file)))
+
+
+def test_a_message_says_which_line_a_value_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 3\nmodel:\n  layers: 2\n  width: many\n")
+    with pytest.raises(UserError, match=r"'model\.width' cannot be 'many' \(c\.yaml, line 4\)"):
+        Settings(("c.yaml", read_yaml(tmp_path / "c.yaml")))
+    (tmp_path / "c.yaml").write_text("seed: 3\nbugdet: 2m\n")
+    with pytest.raises(UserError, match=r"Unknown key 'bugdet' \(c\.yaml, line 2\); did you mean 'budget'"):
+        Settings(("c.yaml", read_yaml(tmp_path / "c.yaml")))
+    with pytest.raises(UserError, match=r"cannot be 'many' \(command line\)"):
+        Settings(("c.yaml", {"model.width": 3}), ("command line", {"model.width": "many"}))
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {"a": 1}
+
+
+def endless() -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    values["model"] = values
+    return values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"layers": 10**5000}},
+        {"seed": 2**63},
+        {"seed": -(10**400)},
+        {"train": {"batch": 1e300}},
+        {"model": {1: 2}},
+        {"model": {None: 2}},
+        {b"model": 2},
+        {"model": {"layers": object()}},
+        {"model": {"layers": {"x": 3}}},
+        {"model": {"layers": [8]}},
+        {"model": {"layers": np.array([8, 8])}},
+        {"model": {"layers": np.float64("nan")}},
+        {"data": {"source": "x\udcff"}},
+        {"x" * 100_000: 3},
+        {"data.source": 3, "data": {"source": "x"}},
+        {"optim": {"betas": [[0.9], [0.9]]}},
+        {"optim": {"betas": [0.9] * 100_000}},
+        nested(500),
+        endless(),
+    ],
+    ids=lambda values: next(iter(str(key)[:20] for key in values)),
+)
+def test_odd_values_from_python_are_refused_in_a_sentence(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        Settings(("python", values))
+    assert len(str(caught.value)) < 2000
+
+
+def test_numbers_of_numpy_paths_and_tuples_are_taken() -> None:
+    values = {
+        "model": {"layers": np.int64(3), "tied": np.bool_(True), "init": Path("runs/a")},
+        "optim": {"lr": np.float32(0.5), "betas": (np.float32(0.5), torch.tensor(0.25))},
+        "train": {"seed": np.uint8(7), "epochs": np.array(2.0)},
+        "evaluate.protocols": ("knn-20",),
+    }
+    plain = {
+        "model": {"layers": 3, "tied": True, "init": "runs/a"},
+        "optim": {"lr": 0.5, "betas": [0.5, 0.25]},
+        "train": {"seed": 7, "epochs": 2.0},
+        "evaluate.protocols": "knn-20",
+    }
+    settings = Settings(("python", values))
+    assert settings.config == Settings(("python", plain)).config
+    assert yaml.safe_load(settings.to_yaml())["train"]["seed"] == 7

@@ -69,7 +69,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "truth value for a number": ([*ON_CORPUS, "model.layers=true"], "'model.layers' cannot be True"),
     "infinite rate": ([*ON_CORPUS, "optim.lr=.inf"], "optim.lr"),
     "value that is no YAML": ([*ON_CORPUS, "model.layers=[["], "no valid YAML"),
-    "date that does not exist": ([*ON_CORPUS, "data.column=2020-13-45"], "no valid YAML"),
+    "glob that is not quoted": ([*TRAIN, "data=*.txt"], "no valid YAML"),
+    "word with a tag": ([*ON_CORPUS, "data.column=!!timestamp 2020-01-01"], "no valid YAML"),
+    "data twice": ([*ON_CORPUS, "data=corpus.jsonl"], "data.source is given twice"),
+    "objective twice": ([*ON_CORPUS, "objective=mae"], "objective is given twice"),
     "word without a value": ([*ON_CORPUS, "fast"], "'fast' is no setting"),
     "negative seed": ([*ON_CORPUS, "--seed", "-1"], "train.seed"),
     "no steps": ([*ON_CORPUS, "steps=0"], "train.steps"),
@@ -80,7 +83,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "budget without time to train": (
         [word for word in ON_CORPUS if "steps" not in word] + ["--budget", "0.01s"], "leaves no time"),
     "missing configuration": ([*ON_CORPUS, "--config", "missing.yaml"], "missing.yaml"),
-    "malformed configuration": ([*ON_CORPUS, "--config", "broken.yaml"], "broken.yaml is no valid YAML"),
+    "malformed configuration": ([*ON_CORPUS, "--config", "broken.yaml"], "Cannot read the configuration broken.yaml: "),
     "configuration without keys": ([*ON_CORPUS, "--config", "list.yaml"], "list.yaml"),
     "folder as a configuration": ([*ON_CORPUS, "--config", "run"], "run"),
     # names

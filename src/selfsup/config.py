@@ -9,14 +9,17 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from selfsup.data.discovery import read_bytes
 from selfsup.errors import UserError
+from selfsup.plain_yaml import DEEPEST, MOST_BYTES, Written, YAMLProblem, parse_json, parse_yaml
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -43,7 +46,9 @@ def names(value: object) -> object:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
-Whole = Annotated[int, BeforeValidator(number)]
+MOST = 2**63 - 1  # what a number of 64 bits holds
+
+Whole = Annotated[int, BeforeValidator(number), Field(ge=-MOST, le=MOST)]
 Real = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 Duration = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -289,8 +294,9 @@ class Settings:
     def __init__(self, *layers: tuple[str, Mapping[str, Any]]) -> None:
         values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
+        places: dict[str, str] = {}  # with the lines of files
         for origin, layer in layers:
-            given = dict(flatten(layer))
+            given = _once(flatten(layer), origin)
             lengths = [key for key in LENGTHS if given.get(key) is not None]
             if len(lengths) > 1:
                 raise UserError(f"{' and '.join(lengths)} are both given ({origin}); give one of them.")
@@ -300,10 +306,12 @@ class Settings:
                     self.sources.pop(key, None)
             values |= given
             self.sources |= dict.fromkeys(given, origin)
+            lines = dict(flatten(layer.lines)) if isinstance(layer, Written) else {}
+            places |= {key: f"{origin}, line {lines[key]}" if key in lines else origin for key in given}
         try:
             self.config = Config.model_validate(nest(values))
         except ValidationError as error:
-            raise UserError(explain(error, self.sources)) from None
+            raise UserError(explain(error, places)) from None
 
     def settle(self, key: str, value: Any, origin: str) -> None:
         """Fill a gap: a value the user left open, and what it was chosen from. Given values are left alone."""
@@ -358,17 +366,43 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     """Nested, dotted or short keys as dotted ones; `flatten({"model": {"layers": 8}})` gives `model.layers`.
 
     A section that holds nothing says nothing.
+
+    Raises:
+        UserError: a key is no string, or the values are nested too deeply (within themselves, perhaps).
     """
+    if prefix.count(".") > DEEPEST:
+        raise UserError(f"{shown(prefix)} is nested more than {DEEPEST} deep; settings are not.")
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise UserError(f"{shown(key)} is no name of a setting; names are words, such as 'model.layers'.")
         empty = value is None or (isinstance(value, Mapping) and not value)
         if empty and not prefix and key in SECTIONS:
             continue
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         elif not prefix and key in SHORT:
-            yield SHORT[key], value
+            yield SHORT[key], plain(value)
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", plain(value)
+
+
+def _once(pairs: Iterable[tuple[str, Any]], origin: str) -> dict[str, Any]:
+    """Dotted keys and values as a dictionary; raises a UserError where a key is given in two forms."""
+    given: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in given:
+            raise UserError(f"{shown(key)} is given twice ({origin}), in two forms; give it once.")
+        given[key] = value
+    return given
+
+
+def plain(value: Any) -> Any:
+    """A value from Python as a file would give it: numbers of NumPy and PyTorch as Python's, paths as text."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, Path):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -400,13 +434,30 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
             yield f"{prefix}{name}"
 
 
-def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
+def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest choice, or nothing where none is close."""
     names = list(choices)
-    close = difflib.get_close_matches(word, names, 1, 0.5)
+    close = difflib.get_close_matches(word[:LONGEST], names, 1, 0.5)
     if not close:  # a bare name that belongs into a section: `layers` for `model.layers`
         close = [name for name in names if name.rpartition(".")[2] == word]
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}."
+
+
+LONGEST = 80  # characters of a value in a message
+
+
+class _Shown(reprlib.Repr):
+    """Values as a message shows them, however long or deep they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = LONGEST
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if value.bit_length() < 4 * LONGEST else f"a number of {value.bit_length():,} bits"
+
+
+shown = _Shown().repr
 
 
 def explain(error: ValidationError, sources: Mapping[str, str], section: str = "") -> str:
@@ -417,43 +468,48 @@ def explain(error: ValidationError, sources: Mapping[str, str], section: str = "
     origin = f" ({sources[key]})" if key in sources else ""
     if problem["type"] == "extra_forbidden":
         full = next((known for known in known_keys() if known.endswith(f".{key}")), key)
-        return f"Unknown key {key!r}{origin}{nearest(full, [*known_keys(), *SHORT])}"
+        return f"Unknown key {shown(key)}{origin}{nearest(full, [*known_keys(), *SHORT])}"
     reason = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{key!r} cannot be {problem['input']!r}{origin}: {reason[0].lower() + reason[1:]}."
+    return f"{key!r} cannot be {shown(problem['input'])}{origin}: {reason[0].lower() + reason[1:]}."
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as a mapping.
+def read_yaml(path: Path) -> Written:
+    """A configuration file as a mapping; one whose name ends in .json is read as JSON.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds no mapping.
+        UserError: the file is missing or no regular one, no YAML of plain values, beyond a bound, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the configuration {path}: {error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+        data = read_bytes(path, MOST_BYTES)
+        values, lines = (parse_json(data), {}) if path.suffix == ".json" else parse_yaml(data)
+    except (OSError, YAMLProblem) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot read the configuration {path}: {reason}.") from None
     if not isinstance(values, dict):
         raise UserError(
             f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'."
         )
-    return values
+    written = Written(values)
+    written.lines = lines
+    return written
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
     """`["model.layers=8", "optim.lr=0.01"]` as dotted keys and YAML values.
 
     Raises:
-        UserError: a word without `=`, or a value that is no YAML.
+        UserError: a word without `=`, or a value that is no YAML of plain values.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise UserError(f"'{word}' is no setting; write key=value, such as model.layers=8.")
+            raise UserError(f"{shown(word)} is no setting; write key=value, such as model.layers=8.")
         try:
-            values[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            raise UserError(f"The value of '{key}' is no valid YAML: {text}.") from None
+            values[key], _ = parse_yaml(text)
+        except YAMLProblem as problem:
+            raise UserError(
+                f"The value of {shown(key)} is no valid YAML: {shown(text)}, {problem}; a text with signs of YAML "
+                f"stands in quotes within quotes, such as data='\"*.txt\"'."
+            ) from None
     return values

@@ -50,7 +50,7 @@ def train(
     Raises:
         UserError: whatever the user can put right.
     """
-    given = {**values, **_as_settings(objective, data, model)}
+    given = _given(values, objective, data, model)
     with process_group() as processes, ExitStack() as held:
         reporter = reporter or Reporter(processes.leads)
         if resume is not None:
@@ -73,11 +73,19 @@ def plan(
     **values: Any,
 ) -> tuple[Plan, Settings]:
     """What `train` with the same arguments would do: sizes, arithmetic, memory, time. Trains and writes nothing."""
-    settings = _settings({**values, **_as_settings(objective, data, model)}, None, config, origin)
+    settings = _settings(_given(values, objective, data, model), None, config, origin)
     recipe = _recipe(settings, objective, data, model)
     with process_group() as processes:
         made, _ = _prepare(settings, recipe, processes, reporter or Reporter(False), Clock())
     return made, settings
+
+
+def _given(values: Mapping[str, Any], objective: object, data: object, model: object) -> dict[str, Any]:
+    """All settings that were given; raises a UserError where one is given both by itself and by its key."""
+    named = _as_settings(objective, data, model)
+    if twice := values.keys() & named.keys():
+        raise UserError(f"{min(twice)} is given twice, by itself and by its key; give it once.")
+    return {**values, **named}
 
 
 def _as_settings(objective: object, data: object, model: object) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def _settings(
 ) -> Settings:
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
-        values = dict(flatten(read_yaml(Path(config))))
+        values = read_yaml(Path(config))
         values.pop("out", None)  # a run directory belongs to one run
         layers.append((str(config), values))
     layers.append((origin, given))

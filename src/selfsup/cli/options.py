@@ -122,6 +122,8 @@ def split_words(
         ("command line", settings)
     )  # refuses what is no setting, before it can be taken for anything else
     named = settings.pop("objective", None)
+    if objective is not None and named is not None:
+        raise UserError(f"The objective is given twice, {objective} and {named}; give it once.")
     return objective or named, settings
 
 

@@ -23,6 +23,8 @@ from typing import IO, NamedTuple
 
 from selfsup.errors import UserError
 
+# A pipe would wait for somebody to write; Windows has none among its files, but would change the ends of lines.
+WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 MOST_PATTERNS = 100_000  # that braces may stand for
 # What the parts of a data set are called on the hub, in names of files and folders.
 SPLITS = {
@@ -298,7 +300,7 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
     """
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name holds a null character", repr(path))
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody to write
+    descriptor = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
     with open(descriptor, "rb") if _is_regular(descriptor) else _closed(descriptor, path) as file:
         yield file
 

@@ -69,6 +69,8 @@ def inspect(
     if run is not None and Run(run).exists:
         layers.insert(0, (str(Run(run).config_file), Run(run).config()))
     resolved = Settings(*layers)
+    if text is None and data is None and resolved.origin("data.source") == "given":
+        data = resolved["data.source"]
     if tokenizer is None:
         tokenizer = str(resolved["data.tokenizer"])
     elif run is None and isinstance(tokenizer, str | Path):
