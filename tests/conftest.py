@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,14 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for place in mounted:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def dead_name() -> Callable[[Path], Path]:
+    """`dead_name(path)`: the temporary name beside `path` that a process took which has ended since."""
+    code = "import pathlib, selfsup.files as files; print(files.temporary_name(pathlib.Path('x')).name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return lambda path: path.with_name(done.stdout.strip().replace(".x.", f".{path.name}.", 1))
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:

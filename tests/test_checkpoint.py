@@ -230,9 +230,9 @@ def test_every_file_of_a_checkpoint_must_be_in_its_manifest(tmp_path: Path) -> N
     assert same(checkpoints.newest(), made(2))
 
 
-def test_what_a_killed_process_left_does_no_harm(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_does_no_harm(tmp_path: Path, dead_name: Callable[[Path], Path]) -> None:
     checkpoints = written(tmp_path, 2)
-    leftover = tmp_path / ".step-000000004.0123abcd"
+    leftover = dead_name(place(tmp_path, 4))
     shutil.copytree(place(tmp_path, 2), leftover)
     (leftover / "manifest.json").unlink()
     (leftover / ".tmpAbc").write_bytes(b"half")
@@ -242,6 +242,29 @@ def test_what_a_killed_process_left_does_no_harm(tmp_path: Path) -> None:
     checkpoints.wait()
     assert same(checkpoints.newest(), made(4))
     assert not leftover.exists()
+
+
+def test_a_users_file_in_a_checkpoint_is_never_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither when the checkpoint is too old to stay, nor when it is damaged and written again."""
+    checkpoints = written(tmp_path, 1)
+    (place(tmp_path, 1) / "notes.txt").write_text("mine")
+    checkpoints = written(tmp_path, 2, 3, 4, 5)
+    assert (place(tmp_path, 1) / "notes.txt").read_text() == "mine"
+    assert checkpoints.steps() == [1, 3, 4, 5]
+
+    (place(tmp_path, 5) / "notes.txt").write_text("mine too")
+    (place(tmp_path, 5) / "model.safetensors").unlink()
+    assert same(written(tmp_path, 5).newest(), made(5))
+    assert (tmp_path / "damaged-step-000000005-1" / "notes.txt").read_text() == "mine too"
+    assert "damaged-step-000000005-1" in caplog.text
+
+
+def test_a_users_file_in_the_place_of_a_checkpoint_is_moved_beside_it(tmp_path: Path) -> None:
+    place(tmp_path, 3).write_text("mine")
+    assert same(written(tmp_path, 3).newest(), made(3))
+    assert (tmp_path / "damaged-step-000000003-1").read_text() == "mine"
 
 
 def test_other_files_are_let_alone(tmp_path: Path) -> None:

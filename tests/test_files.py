@@ -14,13 +14,26 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_WORDS
+from conftest import TINY_WORDS, tree
 from safetensors.torch import load_file
 from torch import nn
 
 from selfsup import files
 from selfsup.errors import UserError
-from selfsup.files import LOCK, checksum, held, save_tensors, separate, whole_directory, write_atomically
+from selfsup.files import (
+    LOCK,
+    checksum,
+    damage,
+    expanded,
+    held,
+    new_file,
+    save_tensors,
+    separate,
+    temporary_name,
+    whole_directory,
+    write_atomically,
+    write_manifest,
+)
 
 
 def test_the_checksum_is_of_the_content(tmp_path: Path) -> None:
@@ -85,14 +98,82 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_of_two_builders_stays(tmp_path: Path) -> None:
+def test_the_first_of_two_builders_stays_and_the_second_is_told(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with whole_directory(target) as late:
+    with pytest.raises(FileExistsError, match="target"), whole_directory(target) as late:
         (late / "file").write_text("late")
         with whole_directory(target) as early:
             (early / "file").write_text("early")
     assert (target / "file").read_text() == "early"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_new_file_never_replaces_another(tmp_path: Path) -> None:
+    with new_file(tmp_path / "file") as temporary:
+        temporary.write_text("first")
+    with pytest.raises(UserError, match="file exists already"), new_file(tmp_path / "file"):
+        pytest.fail("the block must not begin")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UserError, match="exists already"), new_file(tmp_path / "dangling"):
+        pytest.fail("the block must not begin")
+    with pytest.raises(UserError, match="late exists already"), new_file(tmp_path / "late") as temporary:
+        temporary.write_text("mine")
+        (tmp_path / "late").write_text("yours")
+    assert tree(tmp_path) == {"file": b"first", "dangling": None, "late": b"yours"}
+
+
+# -- what dead processes left --------------------------------------------------------------------------------
+
+
+def test_what_a_dead_process_left_goes_and_nothing_else_does(
+    tmp_path: Path, dead_name: Callable[[Path], Path]
+) -> None:
+    machine, number, started = dead_name(tmp_path / "a").name.split("selfsup-")[1].split("-")[:3]
+    living = temporary_name(tmp_path / "a")
+    of_another_machine = f".a.selfsup-{int(machine, 16) ^ 1:08x}-{number}-{started}-0"
+    kept = [
+        living.name,
+        of_another_machine,
+        ".a.0123456789abcdef0123456789abcdef",
+        f"a.selfsup-{machine}-{number}-{started}-0",
+        f".a.selfsup-{machine}-{number}-{started}-0.txt",
+    ]
+    for name in kept:
+        (tmp_path / name).write_text("stays")
+    dead_name(tmp_path / "file").write_text("goes")
+    dead_name(tmp_path / "directory").mkdir()
+    (dead_name(tmp_path / "directory") / "inner").write_text("goes")
+    reused = living.name.split("-")
+    reused[-2] = str(int(reused[-2]) - 1000)  # of a process that had this one's number before
+    (tmp_path / "-".join(reused)).write_text("goes")
+    write_atomically(tmp_path / "written", "text")
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "written"}
+
+
+# -- manifests -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"other", b"longer than that", None])
+def test_a_file_that_changed_is_named(content: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    file = tmp_path / "inner" / "file"
+    file.write_bytes(b"right")
+    write_manifest(tmp_path)
+    assert damage(tmp_path) is None
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    problem = damage(tmp_path)
+    assert problem is not None
+    assert "file" in problem
+
+
+def test_a_home_directory_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert expanded("~/run") == Path("/home/ada/run") == expanded(Path("~/run"))
+    assert expanded("~") == Path("/home/ada")
+    for plain in ("run", "a/~/b", "~nobody-of-that-name/run", "~$draft.txt"):
+        assert expanded(plain) == Path(plain)
 
 
 def test_tensors_keep_their_names_and_values(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import selfsup
 from selfsup import training
 from selfsup.config import OBJECTIVES, Settings, known_keys, read_yaml
 from selfsup.errors import UserError
-from selfsup.run import Run, finite, new_directory, read_lines
+from selfsup.run import Run, append_line, finite, new_directory, read_lines
 
 
 def tiny_settings(out: Path, corpus: Path) -> dict[str, Any]:
@@ -210,8 +211,6 @@ def test_a_run_from_another_ones_configuration_is_the_same_run(
 def test_a_run_is_never_overwritten(
     lost: tuple[str, ...], finished: Run, corpus: Path, tmp_path: Path, selfsup_command: Callable[..., Answer]
 ) -> None:
-    import shutil
-
     run = Run(shutil.copytree(finished.directory, tmp_path / "run", ignore=shutil.ignore_patterns(*lost)))
     before = tree(run.directory)
     answer = selfsup_command("train", "--data", corpus, "--out", run.directory)
@@ -222,22 +221,59 @@ def test_a_run_is_never_overwritten(
     assert tree(run.directory) == before
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model", "config.json", ".git", "summary.json"])
-def test_a_directory_with_something_else_in_it_is_refused(name: str, corpus: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {re.escape(name)}"):
-        selfsup.train(**tiny_settings(out, corpus))
-    assert tree(out) == {name: b"mine"}
+@pytest.mark.parametrize(
+    "name",
+    ["notes.txt", "model", "config.json", ".git", "summary.json", "environment.json", "checkpoints/mine.txt",
+     "samples/mine.txt", ".environment.json.0123abcd"],
+)  # fmt: skip
+def test_a_directory_with_something_else_in_it_is_refused(
+    name: str, corpus: Path, tmp_path: Path, selfsup_command: Callable[..., Answer]
+) -> None:
+    """Whether the data is there or not, on the command line and from Python; every file stays."""
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    before = tree(tmp_path)
+    first = name.partition("/")[0]
+    for data in (corpus, "missing.txt"):
+        with pytest.raises(UserError, match=f"holds {re.escape(first)}"):
+            selfsup.train(**tiny_settings(tmp_path / "out", corpus) | {"data": data})
+        answer = selfsup_command("train", "causal-lm", "--data", data, "--out", tmp_path / "out")
+        assert (answer.code, len(answer.error.splitlines())) == (2, 1)
+    assert tree(tmp_path) == before
 
 
-def test_a_start_that_was_cut_short_leaves_a_directory_that_can_be_used(train: Train, tmp_path: Path) -> None:
+def test_a_start_that_fails_removes_what_it_made_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Train
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "yours").mkdir()
+    for out in ("mine", "yours/a/b/c", "new/run"):
+        with pytest.raises(UserError, match=r"missing\.txt"):
+            train(tmp_path / out, data="missing.txt")
+        assert tree(tmp_path) == {"mine": None, "yours": None}
+
+    def interfere(*_: object) -> None:
+        (tmp_path / "new" / "run" / "notes.txt").write_text("mine")
+        raise UserError("no")
+
+    monkeypatch.setattr(training, "_prepare", interfere)
+    with pytest.raises(UserError, match="no"):
+        train(tmp_path / "new" / "run")
+    assert tree(tmp_path / "new") == {"run": None, "run/notes.txt": b"mine"}
+
+
+def test_a_start_that_was_cut_short_leaves_a_directory_that_can_be_used(
+    train: Train, tmp_path: Path, dead_name: Callable[[Path], Path], finished: Run
+) -> None:
     out = tmp_path / "out"
-    Run.create(out)
-    (out / ".environment.json.0123abcd").write_text("{")
-    (out / ".config.yaml.0123abcd").write_text("obj")
-    assert train(out, steps=2).summary["steps"] == 2
+    for left in ({}, finished.environment()):
+        Run.create(out)
+        Run(out).write_environment(left)
+        dead_name(out / "environment.json").write_text("{")
+        dead_name(out / "config.yaml").write_text("obj")
+        assert train(out, steps=2).summary["steps"] == 2
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".lock"]
+        shutil.rmtree(out)
 
 
 @pytest.mark.parametrize(
@@ -292,8 +328,6 @@ def test_an_unfinished_run_has_no_model_yet(train: Train, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["summary.json", "environment.json"])
 def test_a_broken_file_is_named(name: str, finished: Run, tmp_path: Path) -> None:
-    import shutil
-
     run = Run(shutil.copytree(finished.directory, tmp_path / "run"))
     (run.directory / name).write_text("{")
     with pytest.raises(UserError, match=re.escape(name)):
@@ -311,6 +345,17 @@ def test_lines_that_a_crash_cut_short_are_left_out(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(UserError, match=r"lines\.jsonl"):
         read_lines(path)
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"a": 3}', b'{"a": "\xc3', b"\0" * 5000])
+def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    for before in (b"", b'{"a": 1}\n', b'{"a": 1}\n{"a": "\xc3\xa9"}\n'):
+        path.write_bytes(before + torn)
+        assert len(read_lines(path)) == before.count(b"\n")
+        append_line(path, {"b": "é"})
+        append_line(path, {"b": 2}, durable=True)
+        assert path.read_bytes() == before + '{"b": "é"}\n{"b": 2}\n'.encode()
 
 
 def test_what_is_not_finite_becomes_null() -> None:

@@ -7,10 +7,11 @@ does not wait for the disk, and takes its name when all of it is on the disk.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import re
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ import safetensors.torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.files import checksum, save_tensors, whole_directory
+from selfsup.files import MANIFEST, damage, remove_made, save_tensors, whole_directory, write_manifest
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{9})")
-MANIFEST = "manifest.json"
+STATE = "state.json"
+FILES = ("model.safetensors", "optimizer.safetensors", STATE, MANIFEST)  # all that this program puts into one
 
 
 @dataclass(frozen=True)
@@ -90,29 +92,36 @@ class Checkpoints:
         self._writer.shutdown(wait=True)
 
     def _write(self, checkpoint: Checkpoint, marked: frozenset[int]) -> None:
-        target = self.directory / f"step-{checkpoint.step:09d}"
-        if target.exists():
+        target = self._path(checkpoint.step)
+        if os.path.lexists(target):
             if self.problem(checkpoint.step) is None:
                 return
-            shutil.rmtree(target)
+            self._make_way(target)
         with whole_directory(target) as temporary:
             for name, tensors in checkpoint.tensors.items():
                 save_tensors(tensors, temporary / f"{name}.safetensors")
-            (temporary / "state.json").write_text(json.dumps(checkpoint.state), encoding="utf-8")
-            manifest = {
-                file.name: {"size": file.stat().st_size, "checksum": checksum(file)}
-                for file in sorted(temporary.iterdir())
-            }
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            (temporary / STATE).write_text(json.dumps(checkpoint.state), encoding="utf-8")
+            write_manifest(temporary)
         self._forget(marked)
 
+    def _make_way(self, target: Path) -> None:
+        """Clear the place of a damaged checkpoint; one that holds something else too is moved beside it."""
+        if target.is_dir() and remove_made(target, FILES):
+            return
+        aside = next(
+            path
+            for n in itertools.count(1)
+            if not (path := target.with_name(f"damaged-{target.name}-{n}")).exists()
+        )
+        logger.warning("%s is damaged and holds files that are not the run's; it is now %s.", target, aside)
+        target.rename(aside)
+
     def _forget(self, marked: frozenset[int]) -> None:
+        """Remove what is neither among the newest nor marked; a directory with a user's own files in it stays."""
         newest = self.steps()[-self.keep :]
         for step in self.steps():
             if step not in newest and step not in marked:
-                shutil.rmtree(self._path(step))
-        for leftover in self.directory.glob(".step-*"):  # of a killed process; ours has its name by now
-            shutil.rmtree(leftover, ignore_errors=True)
+                remove_made(self._path(step), FILES)
 
     def steps(self) -> list[int]:
         """The steps of which a checkpoint stands, oldest first."""
@@ -138,27 +147,13 @@ class Checkpoints:
     def problem(self, step: int) -> str | None:
         """What is wrong with a checkpoint, judged by its manifest; None for a whole one."""
         path = self._path(step)
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            loaded = {"state.json", *(file.name for file in path.glob("*.safetensors"))}
-            if not isinstance(manifest, dict) or not loaded <= manifest.keys():
-                return "its manifest is incomplete"
-            for name, entry in manifest.items():
-                if (path / name).stat().st_size != entry["size"]:
-                    return f"{name} has the wrong size"
-                if checksum(path / name) != entry["checksum"]:
-                    return f"{name} has the wrong content"
-        except FileNotFoundError as error:
-            return f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "its manifest cannot be read"
-        return None
+        return damage(path, {STATE, *(file.name for file in path.glob("*.safetensors"))})
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of a step, as it was saved."""
         path = self._path(step)
         tensors = {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
-        return Checkpoint(step, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+        return Checkpoint(step, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:09d}"

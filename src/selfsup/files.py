@@ -1,19 +1,23 @@
-"""Files that exist wholly or not at all, and their checksums."""
+"""Files that exist wholly or not at all, their checksums, and whose they are while they are made."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import itertools
+import json
 import os
+import platform
 import re
 import shutil
 import sys
-import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from filelock import FileLock, Timeout
 
 from selfsup.errors import UserError
@@ -23,6 +27,50 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"  # the file in a directory that whoever holds it has locked; it stays when the lock is gone
 WINDOWS = sys.platform == "win32"
+
+
+MANIFEST = "manifest.json"  # in a directory: the size and checksum of every other file of it
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+TEMPORARY = re.compile(r"\..+\.selfsup-([0-9a-f]{8})-(\d+)-(\d+)-\d+")  # machine, process, its start
+_numbers = itertools.count()
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as a user gives it: where it begins with `~`, that is their home directory, as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
+def require_free(*places: Path | None) -> None:
+    """Raise a UserError where something lies already, before work is done for it."""
+    for place in places:
+        if place is not None and os.path.lexists(place):
+            raise UserError(f"{place} exists already; give another name.")
+
+
+@contextmanager
+def writable(directory: Path, remedy: str) -> Iterator[None]:
+    """One sentence where the system lets nothing be written below a directory; its other errors pass.
+
+    Raises:
+        UserError: no space, or no right to write; `remedy` says what helps.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename and not Path(str(error.filename)).is_relative_to(directory)
+        if error.errno not in FULL + CLOSED or (elsewhere and error.errno not in FULL):
+            raise
+        problem = "there is no space left on the device" if error.errno in FULL else error.strerror
+        raise UserError(f"{directory} cannot be written ({problem}); {remedy}") from error
 
 
 def checksum(path: Path) -> str:
@@ -63,10 +111,59 @@ def held(directory: Path, refusal: str) -> Iterator[None]:
         yield
 
 
+@functools.cache
+def _machine() -> str:
+    """What tells machines apart, and containers, whose numbers of processes mean nothing to each other."""
+    space = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
+    return hashlib.blake2b(f"{platform.node()} {space}".encode(), digest_size=4).hexdigest()
+
+
+def _started(process: psutil.Process) -> int:
+    """When a process started, in seconds; Linux counts them from a clock that may be set, which is taken off."""
+    return round(process.create_time() - (psutil.boot_time() if sys.platform == "linux" else 0))
+
+
+def _is_gone(number: int, started: int) -> bool:
+    """Whether a process of this machine has ended; another one may have its number by now."""
+    try:
+        process = psutil.Process(number)
+        return abs(_started(process) - started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what processes of this machine that have ended left unfinished in a directory."""
+    for path in directory.iterdir():
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match[1] == _machine() and _is_gone(int(match[2]), int(match[3])):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove what may be a file, a directory, or gone, as far as the system lets us."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
+
+
+def temporary_name(path: Path) -> Path:
+    """A free name beside `path` that says which process made it; what others left there when they died goes."""
+    with suppress(OSError):
+        remove_leftovers(path.parent)
+    number = os.getpid()
+    owner = f"{_machine()}-{number}-{_started(psutil.Process(number))}-{next(_numbers)}"
+    return path.with_name(f".{path.name}.selfsup-{owner}")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` whose file becomes `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         sync(temporary)
@@ -76,25 +173,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """As `whole_file`, where nothing lies there yet, neither before the block nor after it.
+
+    Raises:
+        UserError: something does.
+    """
+    require_free(path)
+    with whole_file(path) as temporary:
+        yield temporary
+        require_free(path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader (or a crash) sees either the old content or the new one."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def require_free(*places: Path | None) -> None:
-    """Raise a UserError where something lies already, before work is done for it."""
-    for place in places:
-        if place is not None and os.path.lexists(place):
-            raise UserError(f"{place} exists already; give another name.")
-
-
 def write_new(path: Path, content: str | bytes) -> None:
     """Write a file that is not there yet: wholly or not at all."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    require_free(path)
     try:
-        with whole_file(path) as temporary:
+        with new_file(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}; give another name.") from None
@@ -128,20 +230,21 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 def whole_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path` that becomes `path` when the block ends without an error.
 
-    A crash leaves only a temporary name behind, which nobody reads. Where `path` came to exist meanwhile
-    (another process built the same thing), that one stays and ours is dropped.
+    A crash leaves only a temporary name behind, which nobody reads.
+
+    Raises:
+        FileExistsError: `path` came to exist meanwhile; it stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
         sync(temporary)
-        with suppress(FileExistsError):
-            _rename_to_free_name(temporary, path)
-            sync(path.parent)
+        _rename_to_free_name(temporary, path)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -151,5 +254,53 @@ def _rename_to_free_name(source: Path, target: Path) -> None:
         source.rename(target)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise FileExistsError(target) from None
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
         raise
+
+
+def write_manifest(directory: Path) -> None:
+    """Write down the size and checksum of every file in a directory, so that `damage` finds what changes."""
+    files = {
+        str(file.relative_to(directory)): {"size": file.stat().st_size, "checksum": checksum(file)}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+    (directory / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def damage(directory: Path, needed: Collection[str] = ()) -> str | None:
+    """What is wrong with a directory, judged by its manifest; None for a whole one.
+
+    Every file is read, at about 1 GB/s where the disk is as fast.
+
+    Args:
+        needed: files that the manifest must name.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or not manifest or not set(needed) <= manifest.keys():
+            return "its manifest is incomplete"
+        for name, entry in manifest.items():
+            if (directory / name).stat().st_size != entry["size"]:
+                return f"{name} has the wrong size"
+            if checksum(directory / name) != entry["checksum"]:
+                return f"{name} has the wrong content"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its manifest cannot be read"
+    return None
+
+
+def remove_made(directory: Path, names: Collection[str]) -> bool:
+    """Remove a directory that this program made, files of these names and all; one that holds more stays.
+
+    Returns:
+        whether it is gone.
+    """
+    if {path.name for path in directory.iterdir()} - set(names):
+        return False
+    dying = temporary_name(directory)
+    directory.rename(dying)
+    shutil.rmtree(dying, ignore_errors=True)
+    return True

@@ -17,16 +17,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
-from selfsup.files import LOCK, held, write_atomically
+from selfsup.files import LOCK, TEMPORARY, expanded, held, write_atomically
 
 if TYPE_CHECKING:
     from selfsup.inference.clip import PairModel
@@ -36,15 +35,15 @@ if TYPE_CHECKING:
 
     AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
 
-UNFINISHED = (".environment.json.", ".config.yaml.")  # files that a crash left half written
-STARTED = {"samples", "checkpoints", "environment.json", LOCK}  # all that a start which was cut short leaves
+ENVIRONMENT = "environment.json"
 
 
 class Run:
     """One training, and the directory that holds all of it."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = expanded(directory)
+        self._made: list[Path] = []  # by this process, for a run that is being started
 
     @classmethod
     def create(cls, directory: str | Path) -> Run:
@@ -59,19 +58,33 @@ class Run:
                 f"{run.directory} already holds a run; go on with it (--resume {run.directory}) or give another --out."
             )
         try:
-            run.directory.mkdir(parents=True, exist_ok=True)
-            foreign = {path.name for path in run.directory.iterdir()} - STARTED
-            foreign = {name for name in foreign if not name.startswith(UNFINISHED)}
-            if foreign:
-                raise UserError(f"{run.directory} holds {min(foreign)}, which is no run; give another --out.")
-            run.samples.mkdir(exist_ok=True)
-            run.checkpoints_directory.mkdir(exist_ok=True)
-            write_atomically(run.directory / "environment.json", "{}")
+            run._begin()
         except OSError as error:
+            run.discard()
             raise UserError(
                 f"Cannot write to {run.directory}: {error.strerror}; give another --out."
             ) from None
         return run
+
+    def _begin(self) -> None:
+        """Make the directory and what shows that it can be written, and remember what was not there before."""
+        self._made = [place for place in (self.directory, *self.directory.parents) if not place.exists()]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        foreign = {path.name for path in self.directory.iterdir() if not self._is_of_a_start(path)}
+        if foreign:
+            raise UserError(f"{self.directory} holds {min(foreign)}, which is no run; give another --out.")
+        self._made = [self.directory / ENVIRONMENT, self.directory / LOCK, *self._made]
+        write_atomically(self.directory / ENVIRONMENT, "{}")
+
+    def _is_of_a_start(self, path: Path) -> bool:
+        """Whether a start that was cut short left this: a half-written file, a lock, or an environment."""
+        if path.name != ENVIRONMENT:
+            return bool(TEMPORARY.fullmatch(path.name)) or (path.name == LOCK and path.stat().st_size == 0)
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and (found == {} or "selfsup" in found)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -85,13 +98,11 @@ class Run:
             yield
 
     def discard(self) -> None:
-        """Remove a start that came to nothing: a run without a configuration."""
-        for directory in (self.samples, self.checkpoints_directory):
-            shutil.rmtree(directory, ignore_errors=True)
-        with suppress(OSError):  # what is not ours to remove, such as a mount point
-            (self.directory / "environment.json").unlink()
-            (self.directory / LOCK).unlink(missing_ok=True)
-            self.directory.rmdir()
+        """Remove what `create` made, as long as nothing else lies in it: a start that came to nothing."""
+        for path in self._made:
+            with suppress(OSError):
+                path.unlink() if path.name in (ENVIRONMENT, LOCK) else path.rmdir()
+        self._made = []
 
     @classmethod
     def open(cls, directory: str | Path) -> Run:
@@ -180,6 +191,11 @@ class Run:
     def log(self, line: dict[str, Any]) -> None:
         append_line(self.directory / "metrics.jsonl", line)
 
+    def write_sample(self, step: int, text: str) -> None:
+        """Keep what the model wrote at a step."""
+        self.samples.mkdir(exist_ok=True)
+        write_atomically(self.samples / f"step-{step:09d}.txt", text)
+
     def rewind(self, step: int, look_again: bool = False) -> None:
         """Drop the metrics that were logged after a step, for they are about to be made again.
 
@@ -196,14 +212,25 @@ class Run:
 
     def set_aside(self, step: int) -> None:
         """Move what lies beyond a step to earlier/, before the run takes another way from there."""
-        checkpoints = [
-            path for path in self.checkpoints_directory.glob("step-*") if int(path.name[5:]) > step
-        ]
-        last = max((int(path.name[5:]) for path in checkpoints), default=step)
-        place = self.directory / "earlier" / f"step-{last:09d}"
-        place.mkdir(parents=True, exist_ok=True)
-        for path in (self.directory / "summary.json", self.model_directory, *checkpoints):
-            if path.exists():
+        beyond = [made for made in self.checkpoints().steps() if made > step]
+        checkpoints = [self.checkpoints_directory / f"step-{made:09d}" for made in beyond]
+        self._move_aside(
+            f"step-{max(beyond, default=step):09d}",
+            self.directory / "summary.json",
+            self.model_directory,
+            *checkpoints,
+        )
+
+    def make_way_for_model(self) -> None:
+        """Move a model directory to earlier/ that an end left which was cut short before its summary."""
+        if os.path.lexists(self.model_directory):
+            self._move_aside("unfinished", self.model_directory)
+
+    def _move_aside(self, name: str, *paths: Path) -> None:
+        place = new_directory(name, self.directory / "earlier")
+        place.mkdir(parents=True)
+        for path in paths:
+            if os.path.lexists(path):
                 path.rename(place / path.name)
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -229,21 +256,32 @@ def finite(value: Any) -> Any:
 
 
 def append_line(path: Path, line: dict[str, Any], durable: bool = False) -> None:
-    """Add one JSON object as a line in a single write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
+    """Add one JSON object as a line in a single write; a last line that a crash cut short goes before."""
+    with path.open("ab+") as file:
+        file.truncate(_end_of_lines(file))
+        file.write((json.dumps(finite(line), ensure_ascii=False) + "\n").encode())
         if durable:
             file.flush()
             os.fsync(file.fileno())
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends, in bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"\n", b""):
+        return size
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line that a crash cut short is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line.decode()) for line in lines]
     except ValueError:
         raise UserError(f"{path} holds a line that is no JSON; remove it, or restore the file.") from None
 
@@ -251,7 +289,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def new_directory(name: str, parent: Path = Path("runs")) -> Path:
     """runs/NAME, or runs/NAME-2, … where that is taken."""
     place, number = parent / name, 1
-    while place.exists():
+    while os.path.lexists(place):
         number += 1
         place = parent / f"{name}-{number}"
     return place

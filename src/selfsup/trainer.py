@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import threading
 import time
@@ -348,7 +347,7 @@ class Trainer:
                 {"step": self.step, "time": time_, "split": "validation", "records": records, **figures}
             )
             if sample is not None:
-                (self.run.samples / f"step-{self.step:09d}.txt").write_text(sample, encoding="utf-8")
+                self.run.write_sample(self.step, sample)
         self.reporter.say(
             f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items())
         )
@@ -411,7 +410,7 @@ class Trainer:
             "validation_records": self.settings["evaluate.final_records"],
         }
         if self.processes.leads:
-            shutil.rmtree(self.run.model_directory, ignore_errors=True)  # of an end that was cut short
+            self.run.make_way_for_model()
             self.recipe.save(self.objective, self.run.model_directory, summary)
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)

@@ -177,22 +177,21 @@ def _start(
     clock = Clock()
     try:
         made, machine = _prepare(settings, recipe, processes, reporter, clock)
-    except BaseException:
         if processes.leads:
-            run.discard()
+            run.write_environment(
+                {
+                    **describe(machine),
+                    "processes": processes.size,
+                    "data": recipe.fingerprint(),
+                    "counts": recipe.counts(),
+                    "plan": made.to_json(),
+                    "sources": settings.sources,
+                }
+            )
+            run.write_settings(settings)
+    except BaseException:
+        run.discard()
         raise
-    if processes.leads:
-        run.write_environment(
-            {
-                **describe(machine),
-                "processes": processes.size,
-                "data": recipe.fingerprint(),
-                "counts": recipe.counts(),
-                "plan": made.to_json(),
-                "sources": settings.sources,
-            }
-        )
-        run.write_settings(settings)
     processes.wait()
     reporter.table(made.rows(settings))
     return _fit(recipe, settings, run, machine, processes, clock, reporter, made.steps)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +274,9 @@ prepare_text(documents(20), "characters", cache={str(tmp_path / "cache")!r}, pro
     left = entries(tmp_path)
     assert [path.name[0] for path in left] == ["."]
     corpus = prepare(documents(20))
+    assert [path.name[0] != "." for path in entries(tmp_path)] == [
+        True
+    ]  # what the killed process left is gone
     assert (
         corpus.train.tolist()
         == prepare_text(documents(20), "characters", cache=tmp_path / "new").train.tolist()
@@ -283,7 +287,17 @@ prepare_text(documents(20), "characters", cache={str(tmp_path / "cache")!r}, pro
     "damage",
     [
         lambda entry: (entry / "train.bin").write_bytes((entry / "train.bin").read_bytes()[:-1]),
+        lambda entry: (entry / "train.bin").write_bytes(bytes((entry / "train.bin").stat().st_size)),
+        lambda entry: (entry / "validation.bin").write_bytes(
+            b"\xff" * (entry / "validation.bin").stat().st_size
+        ),
         lambda entry: (entry / "validation.bin").unlink(),
+        lambda entry: (entry / "tokenizer" / "tokenizer.json").write_text(
+            (entry / "tokenizer" / "tokenizer.json").read_text().replace('"a"', '"A"')
+        ),
+        lambda entry: (entry / "manifest.json").unlink(),
+        lambda entry: (entry / "manifest.json").write_text("{}"),
+        lambda entry: (shutil.rmtree(entry), entry.write_text("a file")),
         lambda entry: (entry / "tokenizer" / "tokenizer.json").write_text("{}"),
         lambda entry: (entry / "facts.json").unlink(),
         lambda entry: (entry / "facts.json").write_text((entry / "facts.json").read_text()[:50]),

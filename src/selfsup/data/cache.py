@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfsup.errors import UserError
-from selfsup.files import whole_file
-
-Read = TypeVar("Read")
-
-DIGEST = 16  # bytes of the checksum that a table begins with
+from selfsup.files import damage, expanded, temporary_name, whole_directory, writable, write_manifest
 
 _log = logging.getLogger(__name__)
 
 
 def cache_directory(cache: str | Path | None = None) -> Path:
     """The one given, else $SELFSUP_CACHE, else ~/.cache/selfsup."""
-    return Path(cache or os.environ.get("SELFSUP_CACHE") or "~/.cache/selfsup").expanduser()
+    return expanded(cache or os.environ.get("SELFSUP_CACHE") or "~/.cache/selfsup")
 
 
-@contextmanager
-def writable(directory: Path) -> Iterator[None]:
-    """One sentence where the cache cannot be written; other errors of the system are not the cache's."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    closed = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (*full, *closed):
-            raise
-        problem = "has no space left" if error.errno in full else f"cannot be written ({error.strerror})"
-        raise UserError(
-            f"The cache {directory} {problem}: make room there or set SELFSUP_CACHE to another directory."
-        ) from error
+def kept(kind: str, key: str, build: Callable[[Path], None], cache: str | Path | None = None) -> Path:
+    """A directory of the cache: the one that is there, or, where it is missing or damaged, a new one.
+
+    All of it is read and held against its checksums, before anything is made of it.
+
+    Args:
+        kind: the directory in the cache that it lies in.
+        key: what stands for all that the content depends on.
+        build: writes the content into a directory.
+    """
+    place = cache_directory(cache) / kind / key
+    with writable(place.parent.parent, "make room there or set SELFSUP_CACHE to another directory."):
+        if os.path.lexists(place) and (problem := damage(place)) is not None:
+            _log.warning(
+                "The prepared data in the cache, %s, are damaged (%s): preparing them again.", place, problem
+            )
+            place.rename(dying := temporary_name(place))
+            shutil.rmtree(dying, ignore_errors=True)
+        if not place.exists():
+            with (
+                suppress(FileExistsError),
+                whole_directory(place) as temporary,
+            ):  # the first of two builders stays
+                build(temporary)
+                write_manifest(temporary)
+    return place
 
 
-def kept_file(kind: str, ending: str, key: Iterable[object], write: Callable[[Path], None]) -> Path:
+def kept_file(kind: str, name: str, key: Iterable[object], write: Callable[[Path], None]) -> Path:
     """A file of the cache, written where it is not there.
 
     Args:
@@ -55,52 +61,9 @@ def kept_file(kind: str, ending: str, key: Iterable[object], write: Callable[[Pa
     digest = hashlib.blake2b(digest_size=16)
     for part in key:
         digest.update(f"{part!r}\n".encode(errors="surrogatepass"))
-    path = cache_directory() / kind / (digest.hexdigest() + ending)
-    with writable(path.parent):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as temporary:
-                write(temporary)
-    return path
-
-
-def kept(
-    kind: str, ending: str, key: Iterable[object], write: Callable[[Path], None], read: Callable[[Path], Read]
-) -> Read:
-    """What `read` finds in a file of the cache, which is written where it is not there, and anew where it is damaged.
-
-    Args:
-        kind, ending, key, write: as in `kept_file`.
-        read: raises UserError for a damaged file.
-    """
-    parts = list(key)
-    path = kept_file(kind, ending, parts, write)
-    try:
-        return read(path)
-    except UserError:
-        _log.warning("The prepared file %s is damaged: preparing it again.", path)
-        path.unlink(missing_ok=True)
-        return read(kept_file(kind, ending, parts, write))
+    return kept(kind, digest.hexdigest(), lambda directory: write(directory / name)) / name
 
 
 def kept_table(kind: str, key: Iterable[object], build: Callable[[], Any]) -> Any:
-    """An Arrow table of the cache, built where it is not there; one that is not as it was written is built anew."""
-
-    def write(path: Path) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(build(), sink)
-        content = sink.getvalue().to_pybytes()
-        path.write_bytes(_digest(content) + content)
-
-    def read(path: Path) -> Any:
-        stored = path.read_bytes()
-        digest, content = stored[:DIGEST], stored[DIGEST:]
-        if _digest(content) != digest:
-            raise UserError(f"{path} is damaged: remove it.")
-        return pq.read_table(pa.BufferReader(content))
-
-    return kept(kind, ".table", key, write, read)
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+    """An Arrow table of the cache, built where it is not there."""
+    return pq.read_table(kept_file(kind, "table.parquet", key, lambda path: pq.write_table(build(), path)))

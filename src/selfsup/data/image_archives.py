@@ -115,7 +115,7 @@ def _plain(file: File) -> str:
                     raise Damaged(f"{file.path} unpacks to far more than its size allows: leave it out.")
                 sink.write(piece)
 
-    return str(kept_file("images", ".tar", ("archive", FORMAT, file), unpack))
+    return str(kept_file("images", "archive.tar", ("archive", FORMAT, file), unpack))
 
 
 def _compression(path: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from selfsup.data.arrow_files import ArrowFile, checked_batches, open_arrow
-from selfsup.data.cache import kept
+from selfsup.data.cache import kept_file
 from selfsup.data.discovery import File, read_bytes
 from selfsup.data.formats import is_text
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
@@ -169,7 +169,8 @@ def _unpacked(file: File, table: ArrowFile, columns: list[str]) -> list[Any]:
                 writer.write_batch(batch)
 
     key = ("unpacked", FORMAT, columns, file, table.size)
-    return kept("images", ".arrow", key, unpack, lambda path: list(open_arrow(path).batches(columns)))
+    path = kept_file("images", "columns.arrow", key, unpack)
+    return list(open_arrow(path).batches(columns))
 
 
 class _Images:

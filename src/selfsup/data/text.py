@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.cache import cache_directory, writable
+from selfsup.data.cache import kept
 from selfsup.data.sources import Skipped, TextCollection, open_text
 from selfsup.data.split import hold_out
 from selfsup.data.tokenizers import (
@@ -35,14 +33,11 @@ from selfsup.data.tokenizers import (
     train_tokenizer,
 )
 from selfsup.errors import UserError
-from selfsup.files import whole_directory
 
 FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries
 BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 bytes per token)
 
 Progress = Callable[[int, int | None], None]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,13 +141,12 @@ def prepare_text(
     identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
     key = hashlib.blake2b(repr(choices).encode(), digest_size=16).hexdigest()
-    entry = cache_directory(cache) / "text" / key
-    with writable(entry.parent):
-        if not _is_whole(entry):
-            kind = cast(Kind, tokenizer)
-            with whole_directory(entry) as directory:
-                _build(directory, text, given, kind, family, vocabulary, validation, progress or _silent)
-        return _open(entry, family)
+    kind = cast(Kind, tokenizer)
+
+    def build(directory: Path) -> None:
+        _build(directory, text, given, kind, family, vocabulary, validation, progress or _silent)
+
+    return _open(kept("text", key, build, cache), family)
 
 
 def encode_documents(
@@ -394,42 +388,12 @@ def _write(path: Path, stream: Iterator[Ids]) -> None:
 
 
 def _write_facts(directory: Path, facts: TextFacts) -> None:
-    files = {
-        str(file.relative_to(directory)): file.stat().st_size
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
-    content = json.dumps({"files": files, "facts": asdict(facts)}, indent=2)
+    content = json.dumps({"facts": asdict(facts)}, indent=2)
     (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
 
 
-def _is_whole(entry: Path) -> bool:
-    """Whether the entry is there with all files in their recorded sizes; removes a damaged one, saying so."""
-    if not entry.exists():
-        return False
-    try:
-        files = _read_facts(entry)["files"]
-        damaged = [name for name, size in files.items() if _size(entry / name) != size]
-    except (OSError, ValueError, KeyError, TypeError):
-        damaged = ["facts.json"]
-    if not damaged:
-        return True
-    _log.warning("The prepared text in %s is damaged (%s): preparing it again.", entry, ", ".join(damaged))
-    shutil.rmtree(entry)
-    return False
-
-
-def _size(file: Path) -> int | None:
-    return file.stat().st_size if file.is_file() else None
-
-
-def _read_facts(entry: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
-    return content
-
-
 def _open(entry: Path, family: Family) -> TextCorpus:
-    recorded = _read_facts(entry)["facts"]
+    recorded = json.loads((entry / "facts.json").read_text(encoding="utf-8"))["facts"]
     skipped = Skipped(**{**recorded["skipped"], "names": tuple(recorded["skipped"]["names"])})
     facts = replace(TextFacts(**recorded), skipped=skipped)
     tokenizer = load_tokenizer(entry / "tokenizer", family)
