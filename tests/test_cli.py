@@ -162,6 +162,53 @@ def test_generated_text_follows_its_prompt(finished: Run, selfsup_command: Comma
     assert answer.out == "The cat" + finished.model.generate("The cat", tokens=9, seed=4) + "\n"
 
 
+def test_what_is_refused_is_refused_before_a_word_is_printed(finished: Run, selfsup_command: Command) -> None:
+    for words in (["--tokens", "0"], ["--top-p", "2"], ["--stop", ""], ["--temperature", "nan"]):
+        answer = selfsup_command("generate", finished.directory, "The cat", *words)
+        assert (answer.code, answer.out) == (2, ""), words
+
+
+def test_prompts_from_a_file_and_from_the_input(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selfsup_command: Command
+) -> None:
+    prompts = ["The cat", "", "a fox", "é"]
+    (tmp_path / "prompts.txt").write_bytes("\ufeffThe cat\n\r\na fox\né\n".encode())
+    texts = finished.model.generate(prompts, tokens=9, seed=2, stop=["a"])
+    words = ["generate", finished.directory, "--tokens", "9", "--seed", "2", "--stop", "a", "--prompts"]
+    for place in (tmp_path / "prompts.txt", "-"):
+        with (tmp_path / "prompts.txt").open(encoding="utf-8") as file:
+            monkeypatch.setattr("sys.stdin", file)
+            answer = selfsup_command(*words, place, "--json")
+        found = [json.loads(line) for line in answer.out.splitlines()]
+        assert found == [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+    answer = selfsup_command(*words, tmp_path / "prompts.txt")
+    assert answer.out == "\n\n".join(p + t for p, t in zip(prompts, texts, strict=True)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "holds 0 bytes"), (b"a\nb\xff\n", "line 2"), (None, "Cannot read the prompts")],
+)
+def test_prompts_that_cannot_be_read(
+    content: bytes | None, told: str, finished: Run, tmp_path: Path, selfsup_command: Command
+) -> None:
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    answer = selfsup_command("generate", finished.directory, "--prompts", tmp_path / "prompts.txt")
+    assert (answer.code, answer.out) == (2, "")
+    assert told in answer.error
+    answer = selfsup_command("generate", finished.directory, "The", "--prompts", tmp_path / "prompts.txt")
+    assert "in one way" in answer.error
+
+
+def test_the_objective_may_stand_behind_settings(
+    corpus: Path, tmp_path: Path, selfsup_command: Command
+) -> None:
+    words = ["plan", *TINY_WORDS, "causal-lm", "--data", corpus, "--json"]
+    assert only_json(selfsup_command(*words))["steps"] == 12
+    assert "'second' is no setting" in selfsup_command("plan", "causal-lm", "second", "steps=1").error
+
+
 def test_a_plan_is_a_table(corpus: Path, selfsup_command: Command) -> None:
     answer = selfsup_command("plan", "causal-lm", "--data", corpus, *TINY_WORDS)
     assert answer.code == 0

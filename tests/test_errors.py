@@ -112,7 +112,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "resume with other settings": (["train", "--resume", "run", "optim.lr=1"], "optim.lr"),
     "resume somewhere else": (["train", "--resume", "run", "out=new"], "--out"),
     "generate from what is no run": (["generate", "foreign", "Hello"], "foreign is neither a run nor a model"),
-    "generate from what is not there": (["generate", "missing"], "missing is neither"),
+    "generate from what is not there": (["generate", "missing"], "There is no missing"),
     "no tokens": (["generate", "run", "--tokens", "0"], "tokens"),
     "negative temperature": (["generate", "run", "--temperature", "-1"], "temperature"),
     "top-p above one": (["generate", "run", "--top-p", "2"], "top_p"),

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from selfsup.data.discovery import read_bytes
-from selfsup.errors import UserError
+from selfsup.errors import UserError, require_text
 from selfsup.plain_yaml import DEEPEST, MOST_BYTES, Written, YAMLProblem, parse_json, parse_yaml
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -375,6 +375,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in values.items():
         if not isinstance(key, str):
             raise UserError(f"{shown(key)} is no name of a setting; names are words, such as 'model.layers'.")
+        require_text(f"{key} {value}" if isinstance(value, str | Path) else key, "A setting")
         empty = value is None or (isinstance(value, Mapping) and not value)
         if empty and not prefix and key in SECTIONS:
             continue

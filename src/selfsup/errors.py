@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from selfsup.report import printable
+
+HALF = re.compile("[\ud800-\udfff]")  # half a character; of what the system gives, a byte that is no UTF-8
 
 
 class UserError(Exception):
@@ -18,3 +22,12 @@ class Interrupted(Exception):
 
 class Damaged(UserError):
     """A file or folder of several that cannot be read; whoever allows all of them to fail goes on with the others."""
+
+
+def require_text(text: str, name: str) -> None:
+    """Raise a UserError where a string is no text: bytes that are no UTF-8 came in with it."""
+    if found := HALF.search(text):
+        raise UserError(
+            f"{name} holds bytes that are no UTF-8 ({printable(text[max(0, found.start() - 30) :][:60])}); give it in "
+            "UTF-8, and rename a file of such a name."
+        )

@@ -318,6 +318,8 @@ def find_model(path: str | Path) -> Path:
         raise UserError(f"{run.directory} has no model yet; finish it with --resume {run.directory}.")
     if run.exists:
         return run.model_directory
+    if not os.path.lexists(path):
+        raise UserError(f"There is no {path}; give the directory of a run or of a model.")
     if not (run.directory / "config.json").is_file():
         raise UserError(
             f"{path} is neither a run nor a model directory (no config.yaml or config.json in it)."

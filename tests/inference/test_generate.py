@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from transformers import generation
 
 from selfsup.data.tokenizers import TextTokenizer, train_tokenizer
 from selfsup.errors import UserError
-from selfsup.inference import sampling
-from selfsup.inference.generate import LanguageModel
+from selfsup.inference import generate, sampling
+from selfsup.inference.generate import Ending, LanguageModel
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.huggingface import save_model
@@ -235,6 +236,68 @@ def test_a_text_stops_at_its_end() -> None:
     assert scripted(script).generate(["", "I"], tokens=10, temperature=0) == ["It", "t"]
 
 
+def written(language_model: LanguageModel, stops: list[str], **how: Any) -> tuple[list[str], list[str]]:
+    """The texts that follow the prompts without and with stops, and the second as it was streamed."""
+    pieces: dict[int, list[str]] = {number: [] for number in range(len(PROMPTS))}
+    whole = language_model.generate(PROMPTS, **how)
+    cut = language_model.generate(
+        PROMPTS, stop=stops, stream=lambda number, piece: pieces[number].append(piece), **how
+    )
+    assert ["".join(parts) for parts in pieces.values()] == cut
+    return list(whole), list(cut)
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS, WORDS], ids=["bpe", "characters", "words"])
+@pytest.mark.parametrize("stops", [["e"], ["th", "a"], [" ", "\n"], ["xyz"], ["aa", "aab", "b"], []])
+def test_a_text_ends_before_the_first_stop(tokenizer: TextTokenizer, stops: list[str]) -> None:
+    whole, cut = written(model(tokenizer), stops, tokens=60, seed=3)
+    for text, short in zip(whole, cut, strict=True):
+        assert (
+            short == text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)]
+        )
+
+
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_pieces_before_a_stop(pieces: list[str], stops: list[str]) -> None:
+    """However a text is cut into pieces, what is said is what stands before the first stop."""
+    ending, text = Ending(tuple(stops)), "".join(pieces)
+    said = "".join([ending.push(piece) for piece in pieces] + [ending.flush()])
+    first = min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+    assert said == text[:first]
+    assert ending.met == (first is not None)
+
+
+def test_a_stopped_text_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = MODEL.generate("It", tokens=40, seed=1)
+    steps: list[int] = []
+    draw = MODEL._draw
+
+    def counted(*given: Any) -> Any:
+        for drawn in draw(*given):
+            steps.append(len(drawn))
+            yield drawn
+
+    monkeypatch.setattr(MODEL, "_draw", counted)
+    assert len(whole) > 1
+    assert MODEL.generate("It", tokens=40, seed=1, stop=whole[0]) == ""
+    assert sum(steps) == 1
+
+
+def test_many_prompts_are_gone_on_from_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = MODEL.generate(PROMPTS, tokens=20, seed=5)
+    monkeypatch.setattr(generate, "TOGETHER", 2)
+    assert MODEL.generate(PROMPTS, tokens=20, seed=5) == together
+
+
+def test_prompts_that_are_no_text_are_refused() -> None:
+    for prompt in ("a\ud800", "\udcff"):
+        with pytest.raises(UserError, match="no UTF-8"):
+            MODEL.generate(["fine", prompt])
+
+
 def test_texts_go_on_beyond_the_window() -> None:
     endless = model(CHARACTERS)
     with torch.no_grad():
@@ -261,6 +324,9 @@ def test_token_losses_are_cross_entropy() -> None:
     "wrong",
     [
         {"tokens": 0},
+        {"tokens": 10**12},
+        {"stop": ""},
+        {"stop": ["a", ""]},
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"top_k": 0},

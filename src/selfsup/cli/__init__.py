@@ -12,7 +12,7 @@ import typer
 
 from selfsup.cli import runs, using, vectors
 from selfsup.cli.options import app
-from selfsup.errors import Interrupted, UserError
+from selfsup.errors import Interrupted, UserError, require_text
 from selfsup.report import Lines, finish_output, prepare_streams, printable
 
 __all__ = ["app", "main", "runs", "using", "vectors"]
@@ -48,6 +48,8 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         try:
+            for word in sys.argv[1:]:
+                require_text(word, "A word of the command")
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         finally:
             finish_output()

@@ -93,11 +93,13 @@ def split_words(
     device: str | None = None,
     precision: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
-    """The objective (a first word without `=`), and every setting that was given, by its dotted key."""
+    """The objective (the first word without `=`), and every setting that was given, by its dotted key."""
     from selfsup.config import Settings, flatten, parse_overrides
 
     words = list(words or [])
-    objective = words.pop(0) if words and "=" not in words[0] else None
+    objective = next((word for word in words if "=" not in word), None)
+    if objective is not None:
+        words.remove(objective)
     if init is not None and image_init is not None:
         raise UserError("--init and --image-init say the same; give one of them.")
     flags = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ from selfsup.errors import UserError
 from selfsup.files import require_free, write_new
 from selfsup.report import json_line, print_json, say
 
+MOST_PROMPTS = 16 << 20  # bytes of a file of prompts
+
 
 @app.command()
 def generate(
@@ -29,7 +32,14 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="texts to go on from; none starts from nothing")
     ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--prompts", help="a file with a prompt on each line, in their place; - reads input"),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="most tokens to write")] = 200,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="end before this text; may be repeated", metavar="TEXT")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="draw from the k likeliest")] = None,
     top_p: Annotated[
@@ -42,16 +52,19 @@ def generate(
         float, typer.Option(help="above 1 discourages what was written before")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="the same seed writes the same text")] = 0,
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object; of --prompts one for each, a line each")
+    ] = False,
 ) -> None:
     """Let a model write."""
     from selfsup.run import load_decoder
 
+    if file is not None and prompts:
+        raise UserError("Prompts are given both by themselves and by --prompts; give them in one way.")
+    starts = (prompts or [""]) if file is None else read_prompts(file)
     model = load_decoder(run)
-    starts = prompts or [""]
     streams = len(starts) == 1 and not as_json
-    if streams:
-        say(starts[0], end="")
+    unsaid = starts[:1]  # until the first piece comes: what is refused is refused before a word is printed
     texts = model.generate(
         starts,
         tokens=tokens,
@@ -61,15 +74,43 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        stream=(lambda _, piece: say(piece, end="")) if streams else None,
+        stop=stop or (),
+        stream=(lambda _, piece: say((unsaid.pop() if unsaid else "") + piece, end="")) if streams else None,
     )
-    if as_json:
-        written = [{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)]
+    written = [{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)]
+    if as_json and file is None:
         print_json({"texts": written})
+    elif as_json:
+        for one in written:
+            print_json(one)
     elif streams:
-        say("")
+        say("".join(unsaid))
     else:
-        say("\n\n".join(start + text for start, text in zip(starts, texts, strict=True)))
+        say("\n\n".join(one["prompt"] + one["text"] for one in written))
+
+
+def read_prompts(file: str) -> list[str]:
+    """The lines of a file, or of the standard input for `-`; an empty line is a prompt that starts from nothing.
+
+    Raises:
+        UserError: it cannot be read, is no text in UTF-8, holds no line, or has more than `MOST_PROMPTS` bytes.
+    """
+    from selfsup.data.discovery import read_bytes
+
+    name = "The standard input" if file == "-" else file
+    try:
+        data = sys.stdin.buffer.read(MOST_PROMPTS + 1) if file == "-" else read_bytes(file, MOST_PROMPTS)
+        lines = data.decode("utf-8-sig").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise UserError(f"Cannot read the prompts in {file}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name} holds bytes that are no UTF-8, in line {line}; give the prompts in UTF-8."
+        ) from None
+    if not data or len(data) > MOST_PROMPTS:
+        raise UserError(f"{name} holds {len(data):,} bytes of prompts; give 1 to {MOST_PROMPTS:,}.")
+    return [line.removesuffix("\r") for line in lines]
 
 
 @app.command()

@@ -43,7 +43,7 @@ from tokenizers import (
     trainers,
 )
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, require_text
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
@@ -177,7 +177,11 @@ class TextTokenizer:
         batch: list[Ids] = []
         for start in range(0, len(texts), AT_ONCE):
             some = texts[start : start + AT_ONCE]
-            encodings = _interruptible(self._tokenizer.encode_batch_fast, some, add_special_tokens=False)
+            try:
+                encodings = _interruptible(self._tokenizer.encode_batch_fast, some, add_special_tokens=False)
+            except TypeError:
+                _require_texts(some)
+                raise
             batch += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         for ids in batch:
             self._replace_ends(ids)
@@ -196,6 +200,7 @@ class TextTokenizer:
 
     def encode_marked(self, text: str) -> Ids:
         """The ids of a text in which special tokens, such as [MASK], are what they say; none is added."""
+        _require_texts([text])
         self._tokenizer.encode_special_tokens = False
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -334,6 +339,14 @@ class TextTokenizer:
         (directory / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8"
         )
+
+
+def _require_texts(texts: Iterable[object]) -> None:
+    """Raise a UserError where one is no text."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"A text is a string, not of type {type(text).__name__}.")
+        require_text(text, "A text")
 
 
 def _interruptible(call: Callable[..., T], *given: Any, **named: Any) -> T:

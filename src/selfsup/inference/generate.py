@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +18,9 @@ from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.directories import read_config
 from selfsup.models.huggingface import load_decoder
+
+TOGETHER = 64  # prompts that are gone on from at once
+MOST_TOKENS = 100_000  # of one text
 
 
 class LanguageModel:
@@ -57,39 +60,65 @@ class LanguageModel:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        stop: str | Sequence[str] = (),
         stream: Callable[[int, str], None] | None = None,
     ) -> str | list[str]:
         """The text that follows each prompt, without the prompt: a string for a string, else a list.
 
         A prompt stands at the beginning of a document (it may be empty). A text ends before the token that
-        closes a document, or after `tokens` tokens. What is drawn depends on the seed, the prompt's number
-        and the place in its text, not on the other prompts. `stream(number, piece)` receives each prompt's
-        text piece by piece as it is written; the pieces join to what is returned. Beyond the trained window
-        the oldest tokens go out of sight (see KeyValueCache). Raises UserError for an argument out of range.
+        closes a document, before the first of the texts in `stop`, or after `tokens` tokens. What is drawn
+        depends on the seed, the prompt's number and the place in its text, not on the other prompts.
+        `stream(number, piece)` receives each prompt's text piece by piece as it is written; the pieces join to
+        what is returned. Beyond the trained window the oldest tokens go out of sight (see KeyValueCache).
+        Raises UserError for an argument out of range.
         """
         self._native()
         how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if not texts:
             raise UserError("there is no prompt; give at least one (it may be empty)")
-        if tokens < 1:
-            raise UserError(f"tokens is {tokens}; ask for 1 or more")
-        rows = [self.tokenizer.encode(text).tolist() for text in texts]
+        if not 1 <= tokens <= MOST_TOKENS:
+            raise UserError(f"tokens is {tokens}; ask for 1 to {MOST_TOKENS:,}")
+        if not all(stops):
+            raise UserError("a stop is empty; give the text before which to end")
+        rows = [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
+        written = [
+            text
+            for first in range(0, len(rows), TOGETHER)
+            for text in self._write(rows[first : first + TOGETHER], first, tokens, how, seed, stops, stream)
+        ]
+        return written[0] if isinstance(prompts, str) else written
+
+    def _write(
+        self,
+        rows: list[list[int]],
+        first: int,
+        tokens: int,
+        how: Sampling,
+        seed: int,
+        stops: tuple[str, ...],
+        stream: Callable[[int, str], None] | None,
+    ) -> list[str]:
+        """The texts that follow some prompts, of which the first has the number `first`."""
         streams = [TextStream(self.tokenizer, row) for row in rows]
+        endings = [Ending(stops) for _ in rows]
         pieces: list[list[str]] = [[] for _ in rows]
+        stopped: set[int] = set()
 
         def write(number: int, piece: str) -> None:
             pieces[number].append(piece)
             if stream is not None and piece:
-                stream(number, piece)
+                stream(first + number, piece)
 
-        for drawn in self._draw(rows, tokens, how, seed):
+        for drawn in self._draw(rows, tokens, how, seed, first, stopped):
             for number, token in drawn:
-                write(number, streams[number].push([token]))
-        for number, unfinished in enumerate(streams):
-            write(number, unfinished.flush())
-        written = ["".join(parts) for parts in pieces]
-        return written[0] if isinstance(prompts, str) else written
+                write(number, endings[number].push(streams[number].push([token])))
+                if endings[number].met:
+                    stopped.add(number)
+        for number, (unfinished, ending) in enumerate(zip(streams, endings, strict=True)):
+            write(number, ending.push(unfinished.flush()) + ending.flush())
+        return ["".join(parts) for parts in pieces]
 
     @torch.inference_mode()
     def token_losses(self, tokens: Sequence[int]) -> Tensor:
@@ -114,9 +143,15 @@ class LanguageModel:
 
     @torch.inference_mode()
     def _draw(
-        self, rows: list[list[int]], count: int, how: Sampling, seed: int
+        self,
+        rows: list[list[int]],
+        count: int,
+        how: Sampling,
+        seed: int,
+        first: int = 0,
+        stopped: Set[int] = frozenset(),
     ) -> Iterator[list[tuple[int, int]]]:
-        """Step by step, (prompt number, token) for each text that has not ended."""
+        """Step by step, (row, token) for each text that has not ended; `stopped` rows, which may grow, have."""
         end, decoder = self.tokenizer.end, self._native()
         weight = decoder.output_weight
         longest = max(map(len, rows))
@@ -125,7 +160,7 @@ class LanguageModel:
             [[end] * (pad + 1) + row for pad, row in zip(padding, rows, strict=True)], device=weight.device
         )
         cache = self._cache(len(rows), 1 + longest + count, padding)
-        choose = _Chooser(how, seed, fresh, decoder.config.vocabulary)
+        choose = _Chooser(how, seed, fresh, decoder.config.vocabulary, first)
         writing = set(range(len(rows)))
         decode = Decoding(decoder, cache.length)
         logits = F.linear(self._last_hidden(fresh, cache), weight)
@@ -133,7 +168,7 @@ class LanguageModel:
             chosen = choose(logits.float(), position)
             drawn = [(n, token) for n, token in enumerate(chosen.tolist()) if n in writing and token != end]
             yield drawn
-            writing = {number for number, _ in drawn}
+            writing = {number for number, _ in drawn} - stopped
             if not writing:
                 return
             if position + 1 < count:
@@ -161,13 +196,46 @@ class LanguageModel:
         )
 
 
+class Ending:
+    """Ends a text before the first of some words; what may be the beginning of one waits until that is known."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops, self.met, self._waiting = stops, False, ""
+
+    def push(self, piece: str) -> str:
+        """What can be said of the text so far, beyond what was said; nothing once a stop was met."""
+        if self.met:
+            return ""
+        text = self._waiting + piece
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        self.met = bool(places)
+        said = min(places) if places else len(text) - self._begun(text)
+        self._waiting = "" if self.met else text[said:]
+        return text[:said]
+
+    def flush(self) -> str:
+        """What is left when the text ends by itself."""
+        left, self._waiting = self._waiting, ""
+        return left
+
+    def _begun(self, text: str) -> int:
+        """How many characters at the end of a text begin a stop."""
+        begun = (
+            n
+            for stop in self.stops
+            for n in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:n])
+        )
+        return max(begun, default=0)
+
+
 class _Chooser:
     """The next token of each row, by the logits, the settings and (for the penalty) the tokens met so far."""
 
-    def __init__(self, how: Sampling, seed: int, prompts: Tensor, vocabulary: int) -> None:
+    def __init__(self, how: Sampling, seed: int, prompts: Tensor, vocabulary: int, first: int) -> None:
         self.how = how
         self.seed = seed
-        self.numbers = range(prompts.shape[0])
+        self.numbers = range(first, first + prompts.shape[0])
         self.seen: Tensor | None = None
         if how.repetition_penalty != 1:
             met = torch.zeros(prompts.shape[0], vocabulary, dtype=torch.bool, device=prompts.device)

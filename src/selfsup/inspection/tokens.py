@@ -11,7 +11,7 @@ from selfsup.config import Settings
 from selfsup.data.sources import TextCollection, open_text
 from selfsup.data.text import TextCorpus, prepare_text
 from selfsup.data.tokenizers import KINDS, Family, TextTokenizer, open_tokenizer, train_tokenizer
-from selfsup.errors import UserError
+from selfsup.errors import UserError, require_text
 from selfsup.evaluation.language import open_corpus
 from selfsup.inspection.base import Request
 from selfsup.run import Run
@@ -43,6 +43,7 @@ def open_for(text: str, tokenizer: str | Path | TextTokenizer, family: Family) -
     Raises:
         UserError: there is no such tokenizer, or nothing in the text to look at.
     """
+    require_text(text, "The text")
     if not text.strip():
         raise UserError("The text is empty; give at least one word.")
     cut = open_tokenizer(tokenizer, family) or train_tokenizer(tokenizer, [text], family=family)  # type: ignore[arg-type]  # a kind
