@@ -66,7 +66,7 @@ class LanguageModel:
         """The text that follows each prompt, without the prompt: a string for a string, else a list.
 
         A prompt stands at the beginning of a document (it may be empty). A text ends before the token that
-        closes a document, before the first of the texts in `stop`, or after `tokens` tokens. What is drawn
+        closes a document, before that text in `stop` which is first complete, or after `tokens` tokens. What is drawn
         depends on the seed, the prompt's number and the place in its text, not on the other prompts.
         `stream(number, piece)` receives each prompt's text piece by piece as it is written; the pieces join to
         what is returned. Beyond the trained window the oldest tokens go out of sight (see KeyValueCache).
@@ -197,7 +197,7 @@ class LanguageModel:
 
 
 class Ending:
-    """Ends a text before the first of some words; what may be the beginning of one waits until that is known."""
+    """Ends a text before the word that is first complete; what may be the beginning of one waits until that is known."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops, self.met, self._waiting = stops, False, ""
@@ -207,9 +207,9 @@ class Ending:
         if self.met:
             return ""
         text = self._waiting + piece
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        self.met = bool(places)
-        said = min(places) if places else len(text) - self._begun(text)
+        met = [(place + len(stop), place) for stop in self.stops if (place := text.find(stop)) >= 0]
+        self.met = bool(met)
+        said = min(met)[1] if met else len(text) - self._begun(text)
         self._waiting = "" if self.met else text[said:]
         return text[:said]
 
