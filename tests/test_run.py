@@ -307,7 +307,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="holds no run"):
             Run.open(path)
-        with pytest.raises(UserError, match="neither a run nor a model|There is no"):
+        with pytest.raises(UserError, match=r"neither a run nor a model|There is no"):
             selfsup.load(path)
 
 

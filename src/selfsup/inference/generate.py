@@ -197,7 +197,7 @@ class LanguageModel:
 
 
 class Ending:
-    """Ends a text before the word that is first complete; what may be the beginning of one waits until that is known."""
+    """Ends a text before the word that is first complete; what may be the beginning of one waits."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops, self.met, self._waiting = stops, False, ""
