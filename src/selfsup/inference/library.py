@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from selfsup.errors import UserError
 from selfsup.files import LOCK, held
+from selfsup.inference.conditions import enclosed
 from selfsup.inference.recorded import record, verify
 from selfsup.seeding import derive
 
@@ -39,7 +40,10 @@ CELLS = 20  # that a query looks into
 # What LanceDB raises, Arrow where it reads the answers, and (no Exception) its Rust where it panics.
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, pa.ArrowException)
 PANIC = "Panic"
+SURROGATE = re.compile("[\ud800-\udfff]")
 NO_SPACE = f"os error {errno.ENOSPC}"
+
+SHOWN = 300  # characters of a condition, or of what LanceDB says, in a message
 
 QUERIES = 100  # to measure recall with
 NEIGHBOURS = 10
@@ -200,7 +204,10 @@ class Library:
         Raises:
             UserError: there is no such record; then nothing is removed.
         """
-        found = self._table.search().where(_among(ids)).select(["id"]).limit(len(ids)).to_arrow()
+        if not ids:
+            return
+        known = [key for key in ids if not SURROGATE.search(key)]  # what is no valid text is no id
+        found = self._table.search().where(_among(known or [""])).select(["id"]).limit(len(ids)).to_arrow()
         if missing := set(ids) - set(found.column("id").to_pylist()):
             raise UserError(f"{self.path} holds no record with the id {min(missing)!r}; nothing was deleted.")
         self._table.delete(_among(ids))
@@ -247,11 +254,13 @@ class Library:
         if where is None:
             return query.to_list()  # type: ignore[no-any-return]
         try:
-            return query.where(where).to_list()  # type: ignore[no-any-return]
-        except (ValueError, RuntimeError) as error:
+            return query.where(enclosed(where)).to_list()  # type: ignore[no-any-return]
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
             raise UserError(
-                f"The condition {where!r} cannot be used ({_reason(error)}); it is SQL over the columns "
-                f"{', '.join(names)}, such as \"source LIKE '%.txt'\"."
+                f"The condition {_shortened(str(where))!r} cannot be used ({_reason(error)}); it is one expression in "
+                f"SQL over the columns {', '.join(names)}, such as \"source LIKE '%.txt'\"."
             ) from None
 
     def _nearest(self, vector: Vectors, top: int, exact: bool) -> Any:
@@ -330,7 +339,7 @@ def _speaking(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, FAILURES) and PANIC not in type(error).__name__:
+        if not _is_failure(error):
             raise
         if NO_SPACE in str(error):
             raise UserError(
@@ -340,10 +349,18 @@ def _speaking(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be used ({_reason(error)}); restore it or make it anew.") from error
 
 
+def _is_failure(error: BaseException) -> bool:
+    return isinstance(error, FAILURES) or PANIC in type(error).__name__
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
 def _reason(error: BaseException) -> str:
-    """What LanceDB says, without the place in its own sources."""
-    text = re.sub(r", /\S+\.rs:\d+:\d+.*", "", " ".join(str(error).split()))
-    return text.removeprefix("Invalid input, ").removeprefix("lance error: ").rstrip(".")
+    """What LanceDB says, without the place in its own sources and the columns, which are named anyway."""
+    text = re.sub(r", /\S+\.rs:\d+:\d+.*|\.? Valid fields are .*", "", " ".join(str(error).split()))
+    return _shortened(text.removeprefix("Invalid input, ").removeprefix("lance error: ").rstrip("."))
 
 
 def _among(ids: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ Contents and vectors are streamed; the ids of the library, with their hashes, st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,14 +133,14 @@ def index(
     )  # fmt: skip
 
 
-def delete(library: str | Path, ids: Sequence[str]) -> int:
-    """Remove records by id; how many are left.
+def delete(library: str | Path, ids: str | Iterable[object]) -> int:
+    """Remove records by id, one or several; how many are left.
 
     Raises:
         UserError: there is no such library, or no such record in it, and then nothing is removed.
     """
     with Library.held(Path(library)) as opened:
-        opened.delete(ids)
+        opened.delete([ids] if isinstance(ids, str) else [str(key) for key in ids])
         opened.record()
         return opened.count()
 
