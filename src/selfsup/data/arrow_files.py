@@ -27,7 +27,7 @@ from selfsup.errors import Damaged, UserError
 BATCH_ROWS = 256  # at most in a batch
 BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are referred to many times
 ROWS, FEW_ROWS = 64, 1 << 20  # rows that a table may have: for each byte on the disk, and in any case
-EXPANSION, SMALL = 1000, 1 << 30  # what it may unpack to: times its bytes on the disk, and in any case
+EXPANSION, SMALL = 100, 1 << 30  # what it may unpack to: times its bytes on the disk, and in any case
 METADATA = 1 << 28  # bytes of a schema or a footer at most
 SUFFIXES = (".parquet", ".arrow", ".feather")  # of files
 

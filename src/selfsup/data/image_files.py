@@ -6,13 +6,16 @@ formula (no colour profile is applied), 16 bits by their upper byte, transparenc
 orientation says. Of an image more than `RATIO` times as long as it is wide (or the other way round) the middle is kept.
 
 Refused are an empty or a truncated file, what is no image, 32-bit numbers as pixels, and what takes too much to decode:
-an image of more than `MOST_PIXELS`, a file of more than `MOST_BYTES`, a JPEG of more than `MOST_SCANS`.
+an image of more than `MOST_PIXELS` (in formats whose decoders take twice the memory, half as many), a large one with
+more than `PER_BYTE` pixels for each byte of its file, a file of more than `MOST_BYTES`, a JPEG of more than `MOST_SCANS`
+scans, and a PNG or JPEG in far more pieces than programs write.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +32,9 @@ END = 1 << 16  # bytes at either end of a file that its hash is of
 
 MOST_BYTES = 1 << 28  # of an encoded image
 MOST_PIXELS = 1 << 27  # of an image, by its header
+TWICE = ("WEBP", "AVIF", "HEIF")  # formats whose decoders hold the image once more
+PER_BYTE, LARGE = 200, 1 << 24  # pixels for each byte of its file, of an image of more than so many
+MOST_PIECES, PIECE = 1000, 256  # of a PNG or JPEG; more where they are of so many bytes in the mean
 MOST_SCANS = 32  # of a JPEG, each of which goes over the whole picture: programs write about ten
 WORK = 7  # bytes that a pixel takes while it is decoded: four in Pillow, three in the result
 BAND = 1 << 20  # pixels that become RGB at a time
@@ -51,10 +57,10 @@ TURNED: dict[int, Callable[[Pixels], Pixels]] = {
 
 Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
 
-# Pillow warns from half the number of pixels that it refuses, and large photographs lie in between; damaged EXIF data
-# are no more than a lost orientation.
+# Pillow warns from half the number of pixels that it refuses, and large photographs lie in between; what else it warns
+# of is damage beside the pixels, no more than a lost orientation.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImage(Exception):
@@ -101,8 +107,11 @@ def reduced(pixels: Pixels, least: int | None) -> Pixels:
     return pixels if factor <= 1 else np.array(Image.fromarray(pixels).reduce(factor))
 
 
-def size_of(image: Encoded) -> tuple[int, int]:
+def size_of(image: Encoded, length: int | None = None) -> tuple[int, int]:
     """Height and width, of a file from its header: its first bytes suffice for most.
+
+    Args:
+        length: of the whole file, where these are its first bytes.
 
     Raises:
         BadImage: it is refused, as far as its header tells.
@@ -112,7 +121,7 @@ def size_of(image: Encoded) -> tuple[int, int]:
         return height, width
     with _refusing():
         if isinstance(image, bytes):
-            image = _open(image)
+            image = _open(image, length)
         else:
             image.load()  # here, since threads that decode may meet in one image
         return image.height, image.width
@@ -160,19 +169,30 @@ def formats() -> tuple[str, ...]:
     return ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *optional)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, length: int | None = None) -> Image.Image:
     if not data:
         raise BadImage("it is empty")
+    _refuse_work(data)
     image = Image.open(io.BytesIO(data), formats=formats())
-    if image.width * image.height > MOST_PIXELS:
+    pixels = image.width * image.height
+    if pixels > (MOST_PIXELS // 2 if image.format in TWICE else MOST_PIXELS):
         raise Image.DecompressionBombError
+    if pixels > _most_pixels(length or len(data)):
+        raise BadImage("it has far more pixels than its bytes can tell apart")
     return image
+
+
+def _most_pixels(length: int) -> int:
+    """Pixels that so many bytes may stand for."""
+    return max(LARGE, PER_BYTE * length)
 
 
 def _refuse_work(data: bytes) -> None:
     """Refuse what takes too much to decode, as far as its pixels do not tell."""
     if len(data) > MOST_BYTES:
         raise BadImage(f"it has more than the {MOST_BYTES >> 20} MiB that are read of an image")
+    if _pieces(data) > max(MOST_PIECES, len(data) // PIECE):
+        raise BadImage("it is in far too many pieces")
     if _scans(data) > MOST_SCANS:
         raise BadImage(f"it has more than the {MOST_SCANS} scans that are decoded")
 
@@ -278,7 +298,7 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
         height, width, space, _ = library.decode_jpeg_header(data)
         short = min(height, width)
         # Of a smaller image several scales give the size that is asked for.
-        if short < 16 or space in ("CMYK", "YCCK") or height * width > MOST_PIXELS:
+        if short < 16 or space in ("CMYK", "YCCK") or height * width > min(MOST_PIXELS, _most_pixels(len(data))):
             return None
         factor = 1 if least is None else short // least
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))
@@ -294,6 +314,22 @@ def _may_be_turned(data: bytes) -> bool:
     """Whether a segment of a JPEG for EXIF data (APP1) stands before its picture, or none can tell."""
     markers = [marker for marker, _ in _segments(data)]
     return 0xE1 in markers or markers[-1:] != [SCAN]
+
+
+def _pieces(data: bytes) -> int:
+    """How many chunks a PNG has, and how many segments a JPEG before its picture; no more are counted than may be."""
+    most = max(MOST_PIECES, len(data) // PIECE) + 1
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return sum(1 for _ in itertools.islice(_chunks(data), most))
+    return sum(1 for _ in itertools.islice(_segments(data), most)) if data[:2] == b"\xff\xd8" else 0
+
+
+def _chunks(data: bytes) -> Iterator[int]:
+    """The place of each chunk of a PNG."""
+    place = 8
+    while place + 8 <= len(data):
+        yield place
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
 
 
 def _scans(data: bytes) -> int:

@@ -391,7 +391,7 @@ def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
             whole = span.read()
             return hash_of(whole), size_of(whole)
     try:
-        size = size_of(head)
+        size = size_of(head, span.size)
     except BadImage:
         with ROOM.taken(span.size):
             size = size_of(span.read())  # some formats have their header elsewhere
