@@ -7,8 +7,8 @@ orientation says. Of an image more than `RATIO` times as long as it is wide (or 
 
 Refused are an empty or a truncated file, what is no image, 32-bit numbers as pixels, and what takes too much to decode:
 an image of more than `MOST_PIXELS` (in formats whose decoders take twice the memory, half as many), a large one with
-more than `PER_BYTE` pixels for each byte of its file, a file of more than `MOST_BYTES`, a JPEG of more than `MOST_SCANS`
-scans, and a PNG or JPEG in far more pieces than programs write.
+more than `PER_BYTE` pixels for each byte of its file, a file of more than `MOST_BYTES`, a JPEG of more scans than
+`MOST_SCANS`, and a PNG or JPEG in far more pieces than programs write.
 """
 
 from __future__ import annotations
@@ -298,7 +298,11 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
         height, width, space, _ = library.decode_jpeg_header(data)
         short = min(height, width)
         # Of a smaller image several scales give the size that is asked for.
-        if short < 16 or space in ("CMYK", "YCCK") or height * width > min(MOST_PIXELS, _most_pixels(len(data))):
+        if (
+            short < 16
+            or space in ("CMYK", "YCCK")
+            or height * width > min(MOST_PIXELS, _most_pixels(len(data)))
+        ):
             return None
         factor = 1 if least is None else short // least
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))

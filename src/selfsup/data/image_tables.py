@@ -223,7 +223,8 @@ def _is_image(kind: Any) -> bool:
     kind = _values(kind)
     if not isinstance(kind, pa.StructType):
         return _is_binary(kind)
-    return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    fields = {field.name: field.type for field in kind}
+    return "bytes" in fields and (_is_binary(fields["bytes"]) or pa.types.is_null(fields["bytes"]))
 
 
 def has_images(schema: Any, column: str | None = None) -> bool:
