@@ -308,3 +308,22 @@ def test_images_without_captions_are_no_pairs(
 ) -> None:
     with pytest.raises(UserError, match="caption"):
         train_pairs(tmp_path / "run", data=str(drawings))
+
+
+@pytest.mark.parametrize("objective", ["simclr", "clip"])
+def test_the_training_part_is_trained_on_and_the_others_are_told(objective: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for part, count in (("train", 10), ("test", 3)):
+        (tmp_path / part).mkdir()
+        for number in range(count):
+            pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
+            (tmp_path / part / f"{number}.txt").write_text(f"a picture of {number}")
+    (tmp_path / "train" / "bad.png").write_bytes(b"")
+    tiny = TINY_PAIRS if objective == "clip" else TINY_VISION
+    given = {**tiny, "objective": objective, "data": str(tmp_path), "data.failures": 0.5}
+    plan, _ = selfsup.plan(**given)
+    assert plan.facts["data"].startswith("10 images")
+    assert "files of the test split: 3" in plan.facts["left out"]
+    assert (".txt files" in plan.facts["left out"]) == (objective == "simclr")
+    assert "bad.png: it is empty" in plan.facts["unreadable"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from selfsup.data.arrow_files import open_arrow
 from selfsup.data.discovery import File, Found, find, read_bytes
 from selfsup.data.image_archives import open_archives
 from selfsup.data.image_captions import (
+    CAPTION_FILES,
     Captions,
     captions_by_name,
     captions_in,
@@ -141,7 +143,7 @@ def _find(path: Path, split: str | None = None) -> Found:
     kinds = {file.path: _kind(file) for file in found.files}
     kind = next(kind for kind in KINDS if kind in kinds.values())
     for file in found.files:
-        if kinds[file.path] != kind:
+        if kinds[file.path] != kind and os.path.basename(file.path) not in image_lists.METADATA:
             found.leave_out(f"{kinds[file.path]} beside {kind}", file.path)
     found.files = [file for file in found.files if kinds[file.path] == kind]
     return found
@@ -183,6 +185,8 @@ def _of_images(name: str, found: list[Found], columns: Columns, failures: float,
     captions = None if said is None else said.captions
     if captions is None and columns.captions is not None:
         captions = Captions.of(_captions_beside(files, columns.captions, progress))
+        for part, extension in itertools.product(found, columns.captions or CAPTION_FILES):
+            part.left_out.pop(f".{extension} files", None)
     if said is not None:
         for path in said.unknown:
             found[0].leave_out("images that a list names and that are not there", path)

@@ -2,8 +2,10 @@
 
 `open_pairs` takes what `selfsup.data.images.open_images` takes. An image has one caption or several; they are
 
-- in a column of texts or of lists of texts of `.parquet`, `.arrow`, `.csv`, `.tsv`, `.jsonl` or a data set of the hub;
-  several rows of a list that name one path are one image with all their captions;
+- in a column of texts or of lists of texts of a table, a list, a data frame or a data set of the hub; several rows of a
+  list that name one path are one image with all their captions;
+- in `metadata.jsonl`, `.csv` or `.parquet` of a folder of images, with the column `file_name`;
+- in a JSON file of COCO's layout, which is given, or lies beside or above a folder of images;
 - in a file of the same name as the image but for its extension, `.txt` or `.caption`, in a folder or in an archive
   in WebDataset layout: each line that is not blank is a caption;
 - under `caption`, `captions` or `text` in the JSON beside an image of an archive;

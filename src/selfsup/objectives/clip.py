@@ -247,6 +247,7 @@ class CLIPRecipe(VisionRecipe):
             column=data.column,
             captions=self.settings["clip.captions"],
             failures=data.failures,
+            split="training",
             progress=progress,
         )
         trained, _ = split_images(self.images, data.validation)

@@ -92,7 +92,9 @@ class VisionRecipe(Recipe):
 
         data = self.settings.config.data
         source = self.source if self.source is not None else data.source
-        self.images = open_images(source, column=data.column, failures=data.failures, progress=progress)
+        self.images = open_images(
+            source, column=data.column, failures=data.failures, split="training", progress=progress
+        )
 
     def fingerprint(self) -> str:
         return self.images.fingerprint()
@@ -302,12 +304,15 @@ class VisionRecipe(Recipe):
 
     def facts(self) -> dict[str, str]:
         images, size = self.images, self.settings["data.size"]
-        left_out = {"duplicates": images.duplicates, "unreadable ones left out": images.skipped.count}
+        skipped = images.skipped
+        left_out = {"duplicates": images.duplicates, "unreadable ones left out": skipped.count}
         counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
         held_out = 0 if self.validation is None else len(self.validation)
         return {
             "data": f"{len(images):,} images, {self.side} pixels at their short side in the median"
             + (f" ({counted})" if counted else ""),
+            **({"left out": "; ".join(skipped.left_out)} if skipped.left_out else {}),
+            **({"unreadable": "; ".join(skipped.names)} if skipped.names else {}),
             "images": f"{len(self.train):,} for training, {held_out:,} held out, seen at {size} × {size} pixels",
             "model": self._describe_model(),
         } | self._normalised_together()
