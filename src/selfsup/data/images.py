@@ -5,8 +5,8 @@ What `open_images` accepts:
 - a path to an image (`.jpg`, `.png`, `.webp`, `.gif`, `.bmp`, `.tif`, `.avif`, `.heic`); a folder (read recursively,
   hidden files left out, in the order of the paths) or a pattern of them. Where the images lie in several folders and
   none lies above the others, the name of its folder is an image's class;
-- `.parquet`, `.arrow`, `.feather`, a Lance data set or a directory of `datasets.save_to_disk`, with a column of images, as
-  bytes, as paths or in the hub's layout;
+- `.parquet`, `.arrow`, `.feather`, a Lance data set or a directory of `datasets.save_to_disk`, with a column of images,
+  as bytes, as paths or in the hub's layout;
 - `.csv`, `.tsv`, `.jsonl` or `.json` with a column of paths, which are relative to the file, or captions of COCO;
 - `.tar` (compressed too) in WebDataset layout: files of one record share their name up to the first dot, `.cls` holds
   its class;
