@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from selfsup.budget import Clock
 from selfsup.config import Settings
 from selfsup.distributed import Processes
 from selfsup.machine import Machine
@@ -32,7 +33,6 @@ from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.objectives.simclr import SimCLRRecipe
 from selfsup.objectives.simcse import SimCSERecipe
-from selfsup.planning import Clock
 from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.trainer import Trainer

@@ -6,6 +6,7 @@ Run as a script, this file is the training that is killed: `test_resume.py SPECI
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -346,7 +347,7 @@ def test_killed_in_the_middle_of_a_write(
 def multiplier(step: int, warmup: int, decisions: list[dict[str, int]]) -> float:
     """The factor of the learning rate in update `step` (from 0): each decision takes over where it begins."""
     factor = min(1.0, (step + 1) / (warmup + 1))
-    begun = [decision for decision in decisions if decision["start"] <= step]
+    begun = [decision for decision in decisions if decision.get("start", math.inf) <= step]
     for number, decision in enumerate(begun):
         reached = begun[number + 1]["start"] if number + 1 < len(begun) else step
         factor *= (decision["end"] - reached) / (decision["end"] - decision["start"])

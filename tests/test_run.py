@@ -142,7 +142,7 @@ def test_samples_are_what_the_model_wrote_on_the_way(finished: Run) -> None:
 
 def test_the_card_says_how_exact_the_layout_is(finished: Run) -> None:
     card = (finished.model_directory / "README.md").read_text()
-    (figure,) = re.findall(r"max \|Δ logits\| = (\S+) against stock transformers", card)
+    (figure,) = re.findall(r"max \|Δ\| = (\S+) against stock transformers", card)
     assert float(figure) == pytest.approx(finished.summary["max_difference"], abs=1e-8)
     assert float(figure) < 1e-4
     assert f"{finished.summary['loss']:.4f} nats per token" in card

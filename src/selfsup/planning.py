@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsup.budget import FEWEST_STEPS, FINAL_SHARE, FORWARD_SHARE, Clock
 from selfsup.config import Settings
 from selfsup.data.loader import Loader
 from selfsup.data.records import Batch
@@ -33,9 +34,7 @@ from selfsup.step import gradients
 
 DEFAULT_BUDGET = 120.0
 UTILISATION = 0.2  # share of the matrix rate that a step is expected to reach, until it is measured
-FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation
 LOOKS_SHARE = 0.025  # of a run's time, for looks at the validation part on the way
-FINAL_SHARE = 0.1  # of a run's time, at most, for the last look, at the whole part where that suffices
 EVALUATION_SHARE = LOOKS_SHARE + FINAL_SHARE / 4  # of a run's time, expected
 LOOKS = 10
 SECONDS_PER_LOOK = 10.0  # of a budget, at least
@@ -50,6 +49,7 @@ CALIBRATION_SECONDS = 0.8
 CALIBRATION_SHARE = 0.02  # of a budget, at most
 WORTH_COMPILING = 7200.0  # seconds of a run
 COMPILED_GAIN = 0.9  # of the plain step's time, at most, for compiling to be chosen
+BEHIND_BUDGET = 3.0  # seconds, that a short budget may be exceeded by
 DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
 
 
@@ -100,20 +100,6 @@ class Plan:
             "time": f"{duration(self.seconds[0])} to {duration(self.seconds[1])}",
             **chance,
         }
-
-
-class Clock:
-    """Wall time of a run, counted from the first read of its data, over all its sessions."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self._start
-
-    def set(self, elapsed: float) -> None:
-        """Go on where an earlier session stood."""
-        self._start = time.monotonic() - elapsed
 
 
 def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan, Machine]:
@@ -259,14 +245,14 @@ def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: 
 
 
 def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:
-    left = (settings["train.budget"] - clock.elapsed()) * (1 - EVALUATION_SHARE)
-    if left < 10 * step_seconds:
+    left = settings["train.budget"] - clock.elapsed()
+    if left + clock.before < FEWEST_STEPS * step_seconds:
         raise UserError(
             f"The budget of {duration(settings['train.budget'])} leaves no time to train: preparing took "
-            f"{duration(clock.elapsed())} and a step takes {duration(step_seconds)}; "
+            f"{duration(clock.elapsed() - clock.before)} and a step takes {duration(step_seconds)}; "
             "give a larger --budget or a smaller model."
         )
-    return int(left / step_seconds)
+    return max(FEWEST_STEPS, int(left * (1 - EVALUATION_SHARE) / step_seconds))
 
 
 def weight_decay(lr: float, steps: float) -> float:
@@ -318,7 +304,8 @@ def _summarise(
     work = steps * step_seconds * (1 + EVALUATION_SHARE)
     seconds = (clock.elapsed() + work * DRIFT[0], clock.elapsed() + work * DRIFT[1] + 10)
     if train.budget is not None:
-        seconds = (train.budget * 0.95, train.budget * 1.05 + 10)
+        budget = max(train.budget, seconds[0])
+        seconds = (budget * 0.9, budget * 1.05 + BEHIND_BUDGET)
     snapshot = 4 * parameters * 3  # what a checkpoint copies: weights and optimizer state
     return Plan(
         facts=recipe.facts(),

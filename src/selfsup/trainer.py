@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from statistics import median
 from types import FrameType
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfsup.budget import Budget, Clock
 from selfsup.checkpoint import Checkpoint
 from selfsup.config import Settings
 from selfsup.data.loader import Loader, in_order
+from selfsup.data.records import Records
 from selfsup.distributed import Processes
 from selfsup.doctor import Monitor
 from selfsup.errors import Interrupted, UserError
@@ -25,20 +27,18 @@ from selfsup.evaluation import SUPERVISED, measure
 from selfsup.evaluation.base import Request
 from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
+from selfsup.models.huggingface import import_transformers, uncompared
 from selfsup.objectives.base import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule
-from selfsup.planning import FORWARD_SHARE, Clock, ready
+from selfsup.planning import ready
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.step import evaluate, gradients
 
 MOST_SKIPPED_IN_A_ROW = 10
-REPLAN_SHARE = 0.1  # of a decay, after which its end is reckoned anew
-EVALUATION_SEED = 0  # one fixed task, the same for every run
+REHEARSED = 64  # records that are embedded to see how long that takes
 FEATURE_RECORDS = 512  # of which features are looked at
-SAVING_SECONDS = 4.0
-SAVING_SHARE = 0.03
-ADJUSTED = 0.03  # relative change of what is left that is worth a new decision
+EVALUATION_SEED = 0  # one fixed task, the same for every run
 
 
 class Trainer:
@@ -70,6 +70,7 @@ class Trainer:
         self.logged = 0  # step of that line
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
         self.estimate = 0  # of the number of steps, where a budget decides it
+        self.budget = Budget(settings, clock, recipe.whitened, recipe.compared)
 
     # -- where the run stands ------------------------------------------------------------------------------
 
@@ -137,10 +138,11 @@ class Trainer:
             ):
                 while not self._finished():
                     self._look_around(bool(interrupted))
-                    start = time.perf_counter()
+                    began, start = self.clock.elapsed(), time.perf_counter()
                     read = next(batches)
                     self.waited += time.perf_counter() - start
                     self._update([batch.to(self.machine.device) for batch in read])
+                    self.budget.stepped(self.clock.elapsed() - began)
             return self._finish()
         finally:
             self.checkpoints.close()
@@ -151,6 +153,8 @@ class Trainer:
 
     def _look_around(self, interrupted: bool) -> None:
         """What is due between two steps: a look at the validation part, a checkpoint, the user's wish to stop."""
+        if self.budget.rehearses:
+            self._rehearse()
         decays = self.schedule.decays
         before_decay = bool(decays) and self.step == decays[0].start
         if self.step > 0 and self.step % self.settings["evaluate.every"] == 0 and self.saved != self.step:
@@ -277,44 +281,43 @@ class Trainer:
         The decision is in the journal, on the disk, before it takes effect, so that a run which is killed and
         resumed repeats it.
         """
-        budget = self.settings["train.budget"]
-        if budget is None or not self.pace:
+        if self.settings["train.budget"] is None or not self.pace:
             return
-        decision = self.processes.share(self._decision(budget) if self.processes.leads else None)
+        seconds = self.checkpoints.took()
+        if seconds is not None:
+            self.budget.note("writing", seconds)
+        decision = self.processes.share(self.budget.decide(self.step, self.schedule.decays))
         if decision is None:
             return
         if self.processes.leads:
             self.run.note(decision)
         self.schedule.decays.append(Decay(decision["start"], decision["end"]))
 
-    def _decision(self, budget: float) -> dict[str, int] | None:
-        decays = self.schedule.decays
-        left = budget - self.clock.elapsed() - self._finishing_seconds()
-        remaining = max(1, int(left / (median(self.pace) * (1 + self._evaluation_overhead()))))
-        if not decays:
-            share = self.settings["optim.decay"]
-            due = left <= share * budget
-            return {"start": self.step, "end": self.step + remaining} if due else None
-        latest = decays[-1]
-        if self.step < latest.start:  # decided before a resume, to be repeated
-            return None
-        planned = latest.end - self.step
-        since = self.step - latest.start
-        due = since >= REPLAN_SHARE * (latest.end - latest.start) or left <= 0
-        if planned <= 1 or not due or abs(remaining - planned) <= ADJUSTED * planned:
-            return None
-        return {"start": self.step, "end": self.step + remaining}
+    def _last_look(self) -> int | None:
+        """The held-out records of the last look: as many as were planned, or as there is time for."""
+        planned: int | None = self.settings["evaluate.final_records"]
+        if planned is None or self.settings["train.budget"] is None:
+            return planned
+        looked: int = self.processes.share(self._fitting_look(planned) if self.processes.leads else None)
+        return looked
 
-    def _finishing_seconds(self) -> float:
-        """Time to keep for the last look at the held-out part, the last checkpoint and the model directory."""
-        records = self.settings["evaluate.final_records"] or 0
-        look = float(records / self.settings["train.batch"] * median(self.pace) * FORWARD_SHARE)
-        return look + float(min(SAVING_SECONDS, SAVING_SHARE * self.settings["train.budget"]))
+    def _fitting_look(self, planned: int) -> int:
+        decided = decided_last(self.run, "look")  # by an end that was cut short
+        fitting = self.budget.last_look(planned) if decided is None else decided
+        if decided is None and fitting < planned:
+            self.run.note({"look": fitting})
+            self.reporter.say(f"The last look is at {fitting:,} of {planned:,} records: the budget is spent.")
+        return fitting
 
-    def _evaluation_overhead(self) -> float:
-        """Time for looks at the held-out part, as a share of the time for steps."""
-        records, every = self.settings["evaluate.records"] or 0, self.settings["evaluate.every"]
-        return float(records / (every * self.settings["train.batch"]) * FORWARD_SHARE)
+    def _compares(self) -> bool:
+        """Whether there is time to compare the model with another library as it is saved; its export does it else."""
+        if self.settings["train.budget"] is None or not self.recipe.compared:
+            return True
+        decided = decided_last(self.run, "compared")
+        if decided is None and self.budget.hurried:
+            self.run.note({"compared": False})
+            return False
+        return decided is None
 
     # -- looks and the end ---------------------------------------------------------------------------------
 
@@ -322,22 +325,14 @@ class Trainer:
         """Score held-out records, log it, leave a sample; {} where nothing is held out."""
         if self.recipe.validation is None or records is None:
             return {}
-        batches = in_order(
-            self.recipe.validation,
-            records,
-            EVALUATION_SEED,
-            self.settings["evaluate.batch"],
-            self.processes.rank,
-            self.processes.size,
-        )
-        on_device = (batch.to(self.machine.device) for batch in batches)
-        self.objective.eval()
-        figures = evaluate(self.objective, on_device, self.processes, self.machine.autocast)
+        figures = self._score(self.recipe.validation, records)
         sound = math.isfinite(figures["loss"])
-        sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
+        with self.budget.timed("sample"):
+            sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
         figures |= self.recipe.figures(figures["loss"], "validation")
         if sound and self.processes.leads:
-            figures |= self._measure(records)
+            with self.budget.timed("measures"):
+                figures |= self._measure(records)
         self.objective.train()
         if sound and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
@@ -352,6 +347,38 @@ class Trainer:
             f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items())
         )
         return figures
+
+    def _score(self, source: Records, records: int) -> dict[str, float]:
+        """The loss of records spread evenly over a source; leaves the objective in evaluation mode."""
+        batches = in_order(
+            source,
+            records,
+            EVALUATION_SEED,
+            self.settings["evaluate.batch"],
+            self.processes.rank,
+            self.processes.size,
+        )
+        on_device = (batch.to(self.machine.device) for batch in batches)
+        self.objective.eval()
+        with self.budget.timed("look", records):
+            return evaluate(self.objective, on_device, self.processes, self.machine.autocast)
+
+    def _rehearse(self) -> None:
+        """Do a little of what the end does, to know what it takes; what it imports is imported here."""
+        if self.recipe.validation is not None:
+            records = min(len(self.recipe.validation), self.settings["evaluate.batch"])
+            self._score(self.recipe.validation, records)
+        if self.processes.leads:
+            self._rehearse_whitening(min(REHEARSED, self.recipe.whitened))
+            if self.budget.unhurried:
+                import_transformers()
+        self.objective.train()
+
+    def _rehearse_whitening(self, records: int) -> None:
+        if records:
+            self.recipe.whiten(self.objective, records)
+            with self.budget.timed("embedding", records):
+                self.recipe.whiten(self.objective, records)
 
     def _measure(self, records: int) -> dict[str, float]:
         """What needs no label, of the features of held-out records, and the protocols that the user named."""
@@ -372,9 +399,8 @@ class Trainer:
             figures[protocol] = measure(request, protocol).value
         return figures
 
-    def _chance_of_looks(self) -> float | None:
+    def _chance_of_looks(self, records: int | None) -> float | None:
         """What knowing nothing costs in the last look: where records meet in the score, by the sizes of its batches."""
-        records: int = self.settings["evaluate.final_records"] or 0
         batch: int | None = self.settings["evaluate.batch"]
         if not records or not batch:
             return self.recipe.chance
@@ -393,7 +419,8 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """The last look, the last checkpoint, the model directory, and the summary that says the run is done."""
-        figures = self._evaluate(self.settings["evaluate.final_records"])
+        records = self._last_look()
+        figures = self._evaluate(records)
         self._diagnose()
         self._save()
         self.checkpoints.wait()
@@ -401,17 +428,18 @@ class Trainer:
         summary = {
             "objective": self.settings["objective"],
             **figures,
-            "chance": self._chance_of_looks(),
+            "chance": self._chance_of_looks(records),
             "best": self.best,
             "steps": self.step,
             self.recipe.unit: units,
             "parameters": sum(parameter.numel() for parameter in self.objective.parameters()),
             "skipped_steps": self.skipped,
-            "validation_records": self.settings["evaluate.final_records"],
+            "validation_records": records,
         }
         if self.processes.leads:
             self.run.make_way_for_model()
-            self.recipe.save(self.objective, self.run.model_directory, summary)
+            with nullcontext() if self._compares() else uncompared():
+                self.recipe.save(self.objective, self.run.model_directory, summary)
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)
             self.run.write_summary(summary)
@@ -430,9 +458,17 @@ def find_schedule(settings: Settings, run: Run) -> Schedule:
     for entry in run.journal():
         if "extended_from" in entry:
             decays = [decay for decay in decays if decay.start < entry["extended_from"]]
-        else:
+        elif "start" in entry:
             decays.append(Decay(entry["start"], entry["end"]))
     return Schedule(optim.warmup or 0, decays)
+
+
+def decided_last(run: Run, what: str) -> int | None:
+    """What the clock decided about the end of a run, since it was extended; None where it decided nothing."""
+    decided = None
+    for entry in run.journal():
+        decided = None if "extended_from" in entry else entry.get(what, decided)
+    return decided
 
 
 def decay_start(settings: Settings, run: Run) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from selfsup.budget import Clock
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
@@ -16,7 +17,7 @@ from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
-from selfsup.planning import Clock, Plan, find_machine, make_plan
+from selfsup.planning import Plan, find_machine, make_plan
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
 from selfsup.trainer import Trainer, decay_start
@@ -32,6 +33,7 @@ def train(
     resume: str | Path | None = None,
     reporter: Reporter | None = None,
     origin: str = "python",
+    clock: Clock | None = None,
     **values: Any,
 ) -> Run:
     """Train, and return the finished run.
@@ -45,11 +47,13 @@ def train(
         out: the run directory; runs/OBJECTIVE-SOURCE where it is not given.
         config: a YAML file, such as the config.yaml of another run.
         resume: the directory of a run to go on with; with `steps` or `budget`, beyond its end.
+        clock: what a budget is counted by, where it began before this call.
         values: any other setting, by short name (`budget="10m"`) or by section (`optim={"lr": 0.01}`).
 
     Raises:
         UserError: whatever the user can put right.
     """
+    clock = clock or Clock()
     given = _given(values, objective, data, model)
     with process_group() as processes, ExitStack() as held:
         reporter = reporter or Reporter(processes.leads)
@@ -59,7 +63,7 @@ def train(
             )
         settings = _settings(given, out, config, origin)
         recipe = _recipe(settings, objective, data, model)
-        return _start(settings, recipe, processes, reporter, held)
+        return _start(settings, recipe, processes, reporter, clock, held)
 
 
 def plan(
@@ -164,7 +168,12 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
 
 
 def _start(
-    settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter, held: ExitStack
+    settings: Settings,
+    recipe: Recipe,
+    processes: Processes,
+    reporter: Reporter,
+    clock: Clock,
+    held: ExitStack,
 ) -> Run:
     if settings["out"] is None:
         source = Path(settings["data.source"].rpartition(":")[2]).name.partition(".")[0]
@@ -174,7 +183,6 @@ def _start(
     if processes.leads:
         run = Run.create(settings["out"])
         held.enter_context(run.held())
-    clock = Clock()
     try:
         made, machine = _prepare(settings, recipe, processes, reporter, clock)
         if processes.leads:

@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from selfsup.errors import UserError
-from selfsup.models.dinov3 import exactness, parity, read_vision, save_vision
+from selfsup.models.dinov3 import parity, read_vision, save_vision
 from selfsup.models.features import Features
+from selfsup.models.huggingface import exactness
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
 CONFIG = VisionConfig(

@@ -57,6 +57,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
+    from selfsup.budget import Clock
     from selfsup.training import train as run_training
 
     objective, settings = split_words(
@@ -70,6 +71,7 @@ def train(
         config=config,
         resume=resume,
         origin="command line",
+        clock=Clock.of_process(),
         **settings,
     )
     if as_json:

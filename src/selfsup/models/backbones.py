@@ -27,7 +27,6 @@ from selfsup.files import save_tensors, separate, whole_directory
 from selfsup.models.dinov3 import (
     MODEL_TYPE,
     PREPROCESSOR,
-    exactness,
     preprocessor,
     read_vision,
     save_vision,
@@ -41,7 +40,7 @@ from selfsup.models.directories import (
     write_json,
 )
 from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import refuse_taken
+from selfsup.models.huggingface import exactness, refuse_taken
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import CHANNELS, VisionTransformer
 from selfsup.views import MEAN, STD

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
@@ -24,12 +23,11 @@ from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.directories import inside, read_config, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.huggingface import Tokenizer, refuse_taken
+from selfsup.models.huggingface import Tokenizer, exactness, refuse_taken, spread_tokens
 from selfsup.models.modernbert import parity, save_encoder
 
 MODEL_TYPE = "selfsup-clip"
 IMAGE, TEXT = "image", "text"
-PARITY_TOKENS = 64
 
 Loss = Literal["softmax", "sigmoid"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
@@ -124,10 +122,12 @@ def _save_text(
             features.write(temporary)
             (temporary / "README.md").write_text(_card(TEXT, "as transformers writes it"), encoding="utf-8")
         return None
-    save_encoder(directory, text, tokenizer, features, _card(TEXT, "ModernBERT's"))
-    count = min(PARITY_TOKENS, text.config.window)
-    tokens = torch.arange(count)[None] * text.config.vocabulary // count
-    return parity(directory, text, tokens.to(next(text.parameters()).device))
+    save_encoder(directory, text, tokenizer, features, "")
+    tokens = spread_tokens(text.config.vocabulary, text.config.window)
+    difference = parity(directory, text, tokens.to(next(text.parameters()).device))
+    card = _card(TEXT, f"ModernBERT's; {exactness(difference)}")
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    return difference
 
 
 def read_clip(directory: Path) -> SavedClip:

@@ -14,7 +14,7 @@ from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
 from selfsup.models.directories import read_config, read_json, read_weights, write_json
 from selfsup.models.features import FEATURES, Features, read_features
-from selfsup.models.huggingface import fill, open_with_transformers, refuse_taken
+from selfsup.models.huggingface import exactness, fill, open_with_transformers, refuse_taken
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 from selfsup.views import MEAN, STD
 
@@ -129,13 +129,6 @@ def parity(directory: Path, model: VisionTransformer) -> float | None:
         expected = theirs(pixels).last_hidden_state
         differences.append(float((expected - model(pixels.to(device)).float().cpu()).abs().max()))
     return max(differences)
-
-
-def exactness(difference: float | None, library: str = "transformers") -> str:
-    """What a comparison with another library found, for a model card."""
-    if difference is None:
-        return f"unchecked ({library} was not installed when it was written)"
-    return f"max |Δ| = {difference:.2e} against stock {library}, in fp32"
 
 
 def _to_dinov3(config: VisionConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,6 +96,36 @@ def fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None
 
 
 PARITY_POSITIONS = 64
+_compares = ContextVar("compares", default=True)
+
+
+@contextmanager
+def uncompared() -> Iterator[None]:
+    """What is saved in the block is not compared with transformers, whose import takes seconds."""
+    token = _compares.set(False)
+    try:
+        yield
+    finally:
+        _compares.reset(token)
+
+
+def import_transformers() -> None:
+    """Do what takes seconds of the first comparison, where transformers is installed."""
+    with suppress(ImportError):
+        import transformers.modeling_utils  # noqa: F401
+
+
+def exactness(difference: float | None, library: str = "transformers") -> str:
+    """What a comparison with another library found, for a model card."""
+    if difference is None:
+        return f"unchecked when it was written (`selfsup export` to {library} checks it)"
+    return f"max |Δ| = {difference:.2e} against stock {library}, in fp32"
+
+
+def spread_tokens(vocabulary: int, window: int) -> Tensor:
+    """Tokens from all over a vocabulary, (1, 64) or as many as a window holds, to compare models on."""
+    count = min(PARITY_POSITIONS, window)
+    return torch.arange(count)[None] * vocabulary // count
 
 
 @torch.inference_mode()
@@ -113,7 +144,10 @@ def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> float | None:
 
 
 def open_with_transformers(kind: str, directory: Path) -> Any:
-    """The model of a directory as stock `transformers` opens it in fp32; None where that is not installed."""
+    """The model of a directory as stock `transformers` opens it in fp32; None where that is not installed, or where
+    nothing is to be compared."""
+    if not _compares.get():
+        return None
     try:
         import transformers
     except ImportError:

@@ -200,6 +200,7 @@ class Recipe(ABC):
     shows: ClassVar[str] = "What it makes"  # what a sample is
     useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
     checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
+    compared: ClassVar[bool] = True  # whether what is saved is compared with another library
     adapted: ClassVar[type[Recipe] | None] = None  # the same for a network from Python, where there is one
 
     def __init__(
@@ -252,6 +253,15 @@ class Recipe(ABC):
     @abstractmethod
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """Write what a user keeps, in a layout that opens elsewhere."""
+
+    @property
+    def whitened(self) -> int:
+        """Records of the training part that are embedded when a model is saved."""
+        return 0
+
+    def whiten(self, objective: Objective, records: int) -> object:
+        """What a saved model needs of so many of those records; None where it needs nothing."""
+        return None
 
     def figures(self, loss: float, part: str) -> dict[str, float]:
         """What a loss means in other units, on the part `train` or `validation`."""

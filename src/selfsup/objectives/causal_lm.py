@@ -198,12 +198,9 @@ class CausalLMRecipe(LanguageRecipe):
 
     def _card(self, summary: dict[str, Any], difference: float | None) -> str:
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
+        from selfsup.models.huggingface import exactness
+
         config, source = self.decoder_config(), self.settings["data.source"]
-        parity = (
-            "unchecked (transformers was not installed when it was written)"
-            if difference is None
-            else f"max |Δ logits| = {difference:.2e} against stock transformers, in fp32"
-        )
         bits = f", {summary['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in summary else ""
         loss = (
             f"{summary['loss']:.4f} nats per token{bits} on the held-out part"
@@ -216,7 +213,7 @@ class CausalLMRecipe(LanguageRecipe):
             parameters=parameter_count(config),
             config=config,
             loss=loss,
-            parity=parity,
+            parity=exactness(difference),
             **{name: summary[name] for name in ("steps", "tokens")},
         )
 

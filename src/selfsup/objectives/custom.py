@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class Subset:
 
 class CustomRecipe(Recipe):
     """Trains `objective(model)`, or `objective()` where no network is given, on records with `len` and `read`."""
+
+    compared: ClassVar[bool] = False
 
     def __init__(
         self, settings: Settings, source: object | None, module: nn.Module | None, objective: type[Objective]

@@ -19,6 +19,7 @@ from selfsup.files import write_atomically
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
 from selfsup.models.features import Features, whitening
+from selfsup.models.huggingface import exactness
 from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_encoder
 from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.base import Objective
@@ -109,10 +110,19 @@ class EncoderRecipe(LanguageRecipe):
 
     def definition(self, objective: Objective) -> Features:
         """What the vector of a text is: pooled, and whitened over texts of the training part."""
-        if not self.settings["model.whiten"]:
+        if not self.whitened:
             return Features(self.pooling)
-        count = min(len(self.train), -(-whitened_over(self.settings) // self.texts_per_record))
-        return Features(self.pooling, *whitening(self._embed(objective, self.train, count)))
+        return self.whiten(objective, self.whitened)
+
+    def whiten(self, objective: Objective, records: int) -> Features:
+        """The vector of an item, whitened over records of the training part."""
+        return Features(self.pooling, *whitening(self._embed(objective, self.train, records)))
+
+    @property
+    def whitened(self) -> int:
+        if not self.settings["model.whiten"]:
+            return 0
+        return min(len(self.train), -(-whitened_over(self.settings) // self.texts_per_record))
 
     def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
         return None if self.validation is None else self._embed(objective, self.validation, records)
@@ -147,11 +157,6 @@ class EncoderRecipe(LanguageRecipe):
     def _card(self, summary: dict[str, Any], difference: float | None, how: str) -> str:
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
         source, start = self.settings["data.source"], self.settings["model.init"]
-        parity = (
-            "unchecked (transformers was not installed when it was written)"
-            if difference is None
-            else f"max |Δ| = {difference:.2e} against stock transformers, in fp32"
-        )
         objective, _, use = how.partition("\n")
         return CARD.format(
             name=Path(source).stem if "/" in source else source,
@@ -160,7 +165,7 @@ class EncoderRecipe(LanguageRecipe):
             parameters=parameter_count(self.encoder_config()),
             config=self.encoder_config(),
             loss=f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured",
-            parity=parity,
+            parity=exactness(difference),
             use=use.strip(),
             steps=summary["steps"],
         )

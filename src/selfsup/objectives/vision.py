@@ -279,10 +279,17 @@ class VisionRecipe(Recipe):
 
     def definition(self, objective: Objective) -> Features:
         """What the vector of an image is: pooled, and whitened over images of the training part."""
-        if not self.settings["model.whiten"]:
+        if not self.whitened:
             return Features(self.pooling)
-        count = min(len(self.train), whitened_over(self.settings))
-        return Features(self.pooling, *whitening(self._embed(objective, self.train, count)))
+        return self.whiten(objective, self.whitened)
+
+    def whiten(self, objective: Objective, records: int) -> Features:
+        """The vector of an item, whitened over records of the training part."""
+        return Features(self.pooling, *whitening(self._embed(objective, self.train, records)))
+
+    @property
+    def whitened(self) -> int:
+        return min(len(self.train), whitened_over(self.settings)) if self.settings["model.whiten"] else 0
 
     @cached_property
     def _flops_per_image(self) -> float:
