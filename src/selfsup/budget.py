@@ -22,7 +22,7 @@ FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation, until it is 
 LATELY = 0.03  # of a budget, over which the pace is taken
 FEWEST_IN_PACE = 4  # steps, over which it is taken at least
 FEWEST_STEPS = 10  # of a run, however late it is
-REPLAN_SHARE = 0.01  # of a budget, from one decision about the end to the next
+REPLAN_SHARE = 0.01  # of a budget: from one decision about the end to the next, and what one has to change
 ADJUSTED = 0.1  # relative change of what is left that is worth a new decision
 SAVING_SECONDS, SAVING_SHARE = 4.0, 0.03  # kept back for saving, at most, until it is measured
 SAVES = 1.5  # what is saved at the end, in checkpoints: one, and of the model half as much at most
@@ -156,11 +156,12 @@ class Budget:
 
     def _moves(self, step: int, end: int, latest: Decay, left: float) -> bool:
         """Whether the end is worth moving; never before what was decided before a resume is repeated."""
-        planned = latest.end - step
+        planned, moved = latest.end - step, abs(end - latest.end)
         if step < latest.start or planned <= 1:
             return False
         rested = self.clock.elapsed() - self._decided >= REPLAN_SHARE * self.seconds
-        return (rested or left <= 0) and abs(end - latest.end) > ADJUSTED * planned
+        worth = moved > ADJUSTED * planned and moved * self.pace > REPLAN_SHARE * self.seconds
+        return worth and (rested or left <= 0)
 
     def _left(self, step: int) -> float:
         """Seconds for steps until the end begins, without the looks on the way."""

@@ -180,6 +180,11 @@ class Run:
         """Every whole line of metrics.jsonl."""
         return read_lines(self.directory / "metrics.jsonl")
 
+    @property
+    def reached(self) -> int:
+        """The last step that metrics tell of."""
+        return max((int(line["step"]) for line in self.metrics()), default=0)
+
     def journal(self) -> list[dict[str, Any]]:
         """The decisions of the clock, in the order they were made."""
         return read_lines(self.directory / "journal.jsonl")

@@ -69,6 +69,7 @@ class Trainer:
         self.waited = 0.0  # seconds for records, since the last line of metrics
         self.logged = 0  # step of that line
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
+        self.reached = 0  # step up to which an earlier session is repeated, with its decisions and no others
         self.estimate = 0  # of the number of steps, where a budget decides it
         self.budget = Budget(settings, clock, recipe.whitened, recipe.compared)
 
@@ -281,7 +282,7 @@ class Trainer:
         The decision is in the journal, on the disk, before it takes effect, so that a run which is killed and
         resumed repeats it.
         """
-        if self.settings["train.budget"] is None or not self.pace:
+        if self.settings["train.budget"] is None or not self.pace or self.step < self.reached:
             return
         seconds = self.checkpoints.took()
         if seconds is not None:

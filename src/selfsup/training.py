@@ -248,6 +248,7 @@ def _fit(
 ) -> Run:
     trainer = Trainer(recipe, settings, run, machine, processes, clock, reporter)
     checkpoint = trainer.checkpoints.newest(before)
+    trainer.reached = processes.share(run.reached if before is None else 0)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         reporter.say(f"Going on from step {checkpoint.step:,}.")
