@@ -183,7 +183,7 @@ def test_who_belongs_where() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_embedding_and_head_of_a_decoder_belong_to_adamw(tied: bool) -> None:
     decoder = Decoder(DecoderConfig(11, 1, 8, 2, 1, 4, 16, 8, tied))
-    found = places(Optimizer(CausalLM(decoder, 0), config()))
+    found = places(Optimizer(CausalLM(decoder, 0, 0), config()))
     muon = {name for name, (kind, *_) in found.items() if kind == "Muon"}
     expected = {name for name in found if "_proj" in name}
     assert muon == expected

@@ -60,7 +60,7 @@ def causal_lm(seed: int, layers: int = 2, tied: bool = False) -> CausalLM:
     """A decoder whose every weight is random: as `initialise` leaves it, most gradients are zero at first."""
     shape = DecoderConfig(VOCABULARY, layers, 12, 2, 1, 6, 16, WINDOW, tied)
     decoder = Decoder(shape).double().initialise(generator(seed, "weights"))
-    return CausalLM(shaken(decoder, seed), END)
+    return CausalLM(shaken(decoder, seed), END, END)
 
 
 def shaken(module: nn.Module, seed: int) -> Any:
@@ -81,7 +81,7 @@ class CachedCausalLM(CausalLM):
 
 def cached_causal_lm(seed: int) -> CachedCausalLM:
     """Tied, so that one matrix gets gradients both from the score and from the outputs."""
-    return CachedCausalLM(causal_lm(seed, layers=1, tied=True).model, END)
+    return CachedCausalLM(causal_lm(seed, layers=1, tied=True).model, END, END)
 
 
 def uniform_over_tokens(task: Task) -> dict[str, float]:

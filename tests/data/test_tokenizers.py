@@ -357,13 +357,13 @@ def test_foreign_tokenizer(tmp_path):
     ids = tokenizer.encode(text)
     assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids) == "It was the first of times, "
-    assert (tokenizer.end, tokenizer.unknown) == (2, 0)
+    assert (tokenizer.start, tokenizer.end, tokenizer.unknown) == (1, 2, 0)
     assert tokenizer.token_bytes() is None
     long = "It was the best\nof times " * 5000
     assert tokenizer.pieces(long) == [long]
     assert 2 not in tokenizer.encode("plain </s> text")
     tokenizer.save(tmp_path / "saved")
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == [2, *ids]
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == [1, *ids]
     assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
 
 
@@ -505,7 +505,7 @@ def test_the_family_changes_nothing_but_special_tokens(trained, encoders, kind):
     """A decoder's ids are what they always were: its special tokens first, then the same vocabulary."""
     decoder, encoder = trained[kind], encoders[kind]
     assert decoder.between == [0]
-    assert (decoder.start, decoder.mask, decoder.pad) == (0, None, None)
+    assert (decoder.start, decoder.mask, decoder.pad) == (0, None, 0)
     assert decoder.marks.listed() == ([END] if kind == "bpe" else [END, UNKNOWN])
     assert decoder.tokens([0]) == [END]
     if kind not in ("bpe", "wordpiece"):  # whose merges stop where the vocabulary is full
@@ -576,10 +576,13 @@ def test_stock_transformers_opens_an_encoders(tmp_path, encoders, kind):
     tokenizer.save(tmp_path, max_length=64)
     (tmp_path / "config.json").write_text('{"model_type": "modernbert"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for text in (*CORPUS, ""):
+    written = (HIDING, "[MASK]", "a  [MASK][MASK] b", "[CLS] a [SEP][PAD]")
+    for text in (*CORPUS, "", *written):
         assert theirs(text)["input_ids"] == tokenizer.frame(tokenizer.encode(text)).tolist()
-    for text in (HIDING, "[MASK]", "a  [MASK][MASK] b"):
-        assert theirs(text)["input_ids"] == tokenizer.frame(tokenizer.encode_marked(text)).tolist()
+    tokenizer.save(tmp_path, max_length=64, fills=True)
+    asking = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in written:
+        assert asking(text)["input_ids"] == tokenizer.frame(tokenizer.encode_marked(text)).tolist()
     assert theirs("a", "b")["input_ids"] == [1, *tokenizer.encode("a"), 2, *tokenizer.encode("b"), 2]
     assert (theirs.cls_token, theirs.sep_token, theirs.mask_token) == ("[CLS]", "[SEP]", "[MASK]")
     assert (theirs.pad_token, theirs.pad_token_id) == ("[PAD]", 0)
@@ -611,7 +614,7 @@ def test_an_encoder_takes_over_a_decoders_tokenizer(tmp_path, trained):
         assert tokenizer.encode(text).tolist() == trained["bpe"].encode(text).tolist()
     assert tokenizer.encode_marked("best of [MASK]")[-1] == tokenizer.mask
     assert load_tokenizer(tmp_path).vocabulary == size
-    tokenizer.save(tmp_path / "encoder")
+    tokenizer.save(tmp_path / "encoder", fills=True)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "encoder")
     assert theirs(HIDING)["input_ids"] == tokenizer.frame(tokenizer.encode_marked(HIDING)).tolist()
 
@@ -679,7 +682,10 @@ def test_roberta_brings_its_special_tokens(tmp_path):
     named = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     assert load_tokenizer(tmp_path, "encoder").marks == tokenizer.marks
-    assert tokenizer.encode_marked("the <mask>").tolist() == [*tokenizer.encode("the"), 4]
+    assert tokenizer.encode_marked("the <mask>").tolist() == [
+        *tokenizer.encode("the "),
+        4,
+    ]  # as its file has it
 
 
 def test_one_token_cannot_open_and_close(tmp_path):

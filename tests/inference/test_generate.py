@@ -163,7 +163,7 @@ def test_greedy_equals_transformers(kv_heads: int, tmp_path: Path) -> None:
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt")
         output = stock.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs.input_ids.shape[1] :]
-        rows = [BPE.encode(prompt).tolist()]
+        rows = [BPE.opened(BPE.encode(prompt))]
         drawn = [token for step in ours._draw(rows, 40, Sampling(temperature=0), 0) for _, token in step]
         assert drawn == [token for token in output.tolist() if token != BPE.end]
         assert LanguageModel.load(tmp_path / "model").generate(prompt, tokens=40, temperature=0) == (
@@ -175,8 +175,8 @@ def test_greedy_with_a_repetition_penalty_equals_transformers(tmp_path: Path) ->
     ours = model(CHARACTERS)
     save_model(tmp_path / "model", ours.decoder, CHARACTERS, "")
     stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    row = CHARACTERS.encode("It was").tolist()
-    inputs = torch.tensor([[CHARACTERS.end, *row]])
+    row = CHARACTERS.opened(CHARACTERS.encode("It was"))
+    inputs = torch.tensor([row])
     output = stock.generate(inputs, max_new_tokens=20, do_sample=False, repetition_penalty=1.3)[0, 7:]
     how = Sampling(temperature=0, repetition_penalty=1.3)
     drawn = [token for step in ours._draw([row], 20, how, 0) for _, token in step]

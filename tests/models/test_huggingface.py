@@ -25,14 +25,14 @@ TOKENS = torch.randint(50, (3, 16), generator=torch.Generator().manual_seed(0))
 
 
 class StubTokenizer:
-    end = 7
+    start, end, pad = 5, 7, 3
 
-    def save(self, directory: Path, max_length: int | None = None) -> None:
+    def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
         (directory / "tokenizer.json").write_text(f'"{max_length}"')
 
 
 class BrokenTokenizer(StubTokenizer):
-    def save(self, directory: Path, max_length: int | None = None) -> None:
+    def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
         raise OSError("no space left on device")
 
 
@@ -74,8 +74,8 @@ def test_transformers_opens_it_with_the_same_numbers(config: DecoderConfig, tmp_
     assert type(theirs).__name__ == "Qwen3ForCausalLM"
     assert not any(report.values())
     assert theirs.dtype == torch.float32
-    assert theirs.config.bos_token_id == theirs.config.eos_token_id == 7
-    assert theirs.generation_config.pad_token_id == 7
+    for config in (theirs.config, theirs.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 7, 3)
 
 
 @pytest.mark.parametrize("config", [UNTIED, TIED, GROUPED], ids=["untied", "tied", "grouped"])

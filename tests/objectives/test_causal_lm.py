@@ -37,7 +37,7 @@ def make_objective(tied: bool = False) -> CausalLM:
         for number, parameter in enumerate(decoder.parameters()):
             noise = torch.randn(parameter.shape, generator=generator(0, "noise", number))
             parameter.copy_(noise * 0.5 + (parameter.ndim == 1))
-    return CausalLM(decoder, END)
+    return CausalLM(decoder, END, END)
 
 
 OBJECTIVE = make_objective()
@@ -107,6 +107,30 @@ def test_a_window_that_begins_with_a_document_and_one_that_begins_inside() -> No
     assert task["targets"].tolist() == [[5, 6, 0, 7], [IGNORE, IGNORE, IGNORE, 8]]
     assert task["documents"].tolist() == [[1, 1, 1, 2], [0, 0, 1, 1]]
     assert int(task.counts["cross_entropy"]) == 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.integers(2, VOCABULARY - 1), max_size=9), min_size=1),
+    window=st.integers(1, 12),
+)
+def test_a_start_token_of_its_own_is_given_and_never_asked_for(texts: list[list[int]], window: int) -> None:
+    """Behind an end token stands a start token in any case; it opens the next document, and no target is lost."""
+    start = 1
+    stream = [token for text in texts for token in [start, *text, END]]
+    if len(stream) - 1 < window:
+        return
+    records = Windows(np.array(stream, dtype=np.uint16), window, END)
+    indices = np.arange(len(records))
+    task = CausalLM(nn.Identity(), start, END).hide(
+        Batch(records.read(indices), 0, np.zeros_like(indices), indices)
+    )
+    asked = task["targets"] != IGNORE
+    assert task["targets"][asked].tolist() == [token for text in texts for token in [*text, END]]
+    assert int(task.counts["cross_entropy"]) == asked.sum() == sum(len(text) + 1 for text in texts)
+    assert END not in task["inputs"][asked].tolist()
+    for inputs, numbers in zip(task["inputs"].tolist(), task["documents"].tolist(), strict=True):
+        assert numbers == [sum(token == start for token in inputs[: place + 1]) for place in range(window)]
 
 
 # -- leakage -------------------------------------------------------------------------------------------------
@@ -214,7 +238,7 @@ class OwnNetwork(nn.Module):
 
 
 def test_a_network_of_ones_own_starts_at_chance_and_its_head_is_no_matrix_for_muon() -> None:
-    objective = CausalLM(OwnNetwork(), END)
+    objective = CausalLM(OwnNetwork(), END, END)
     task = example()
     value = objective.score(objective.predict(task), task, Processes.alone())["cross_entropy"]
     chance = math.log(VOCABULARY) * int(task.counts["cross_entropy"])

@@ -2,8 +2,8 @@
 
 A stream is `[end] d1 [end] d2 [end] … dn [end]`. Inputs are `stream[:-1]` and targets `stream[1:]`, so the
 one end token between two documents is both the target that closes the first and the start token of the
-second. For an encoder, whose documents stand between two tokens, it is
-`[start] d1 [end] [start] d2 [end] … dn [end]`.
+second. Where documents stand between two tokens, as those of an encoder do and of some decoders, it is
+`[start] d1 [end] [start] d2 [end] … dn [end]`; a decoder is given each start token and never asked for it.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def prepare_text(
     def build(directory: Path) -> None:
         _build(directory, text, given, kind, family, vocabulary, validation, progress or _silent)
 
-    return _open(kept("text", key, build, cache), family)
+    entry = kept("text", key, build, cache)
+    return _open(entry, given or load_tokenizer(entry / "tokenizer", family).anew())
 
 
 def encode_documents(
@@ -392,11 +393,10 @@ def _write_facts(directory: Path, facts: TextFacts) -> None:
     (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
 
 
-def _open(entry: Path, family: Family) -> TextCorpus:
+def _open(entry: Path, tokenizer: TextTokenizer) -> TextCorpus:
     recorded = json.loads((entry / "facts.json").read_text(encoding="utf-8"))["facts"]
     skipped = Skipped(**{**recorded["skipped"], "names": tuple(recorded["skipped"]["names"])})
     facts = replace(TextFacts(**recorded), skipped=skipped)
-    tokenizer = load_tokenizer(entry / "tokenizer", family)
 
     def stream(name: str) -> Ids | None:
         file = entry / name

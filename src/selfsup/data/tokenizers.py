@@ -8,9 +8,9 @@
   spaces.
 
 For a decoder the special token `<|endoftext|>` stands before each document (the start token) and behind it (the
-end); here its id is always 0. For an encoder a document stands between `[CLS]` and `[SEP]`, `[MASK]` stands for a
-hidden token and `[PAD]` for none. `characters` and `words` have `<|unk|>` (`[UNK]`) for what their vocabulary does
-not hold.
+end); here its id is always 0. A decoder's tokenizer from elsewhere has its own two. For an encoder a document stands
+between `[CLS]` and `[SEP]`, `[MASK]` stands for a hidden token and `[PAD]` for none. `characters` and `words` have
+`<|unk|>` (`[UNK]`) for what their vocabulary does not hold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,6 +43,7 @@ from tokenizers import (
     trainers,
 )
 
+from selfsup.data.discovery import read_bytes
 from selfsup.errors import UserError, require_text
 
 END = "<|endoftext|>"
@@ -51,7 +52,7 @@ UNKNOWN = "<|unk|>"
 
 @dataclass(frozen=True)
 class Marks:
-    """The special tokens of a tokenizer, by the part they play; those of a decoder start and end alike."""
+    """The special tokens of a tokenizer, by the part they play; only an encoder's has one for what is hidden."""
 
     start: str
     end: str
@@ -64,10 +65,22 @@ class Marks:
         named = [self.pad, self.start, self.end, self.unknown, self.mask]
         return list(dict.fromkeys(token for token in named if token))
 
+    def roles(self) -> dict[str, str]:
+        """Each under its name in `transformers`."""
+        start, end = ("bos_token", "eos_token") if self.mask is None else ("cls_token", "sep_token")
+        named = {
+            start: self.start,
+            end: self.end,
+            "mask_token": self.mask,
+            "pad_token": self.pad,
+            "unk_token": self.unknown,
+        }
+        return {role: token for role, token in named.items() if token}
+
 
 Family = Literal["decoder", "encoder"]
 MARKS: dict[Family, Marks] = {
-    "decoder": Marks(END, END, UNKNOWN),
+    "decoder": Marks(END, END, UNKNOWN, pad=END),
     "encoder": Marks("[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"),
 }
 
@@ -106,6 +119,24 @@ PIECE = 1 << 16  # characters after which a long document may be cut for encodin
 # white space follows, and before a single space between two ASCII letters (for texts that are one long line).
 _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 
+CONFIG = "tokenizer_config.json"
+NAMING = (
+    "special_tokens_map.json",
+    CONFIG,
+)  # files that name special tokens, the later one with the last word
+BESIDE = (
+    *NAMING,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+)  # what a directory may hold of its tokenizer
+
+MOST = 1 << 28  # bytes of one of them
+
 Ids = npt.NDArray[Any]
 T = TypeVar("T")
 
@@ -118,28 +149,56 @@ class TextTokenizer:
     encoder's end token) around a text, so that whoever opens the saved tokenizer gets what the model was
     trained with. Our own encoding never adds them. Special tokens that the vocabulary lacks are added to it.
 
+    A tokenizer from a model's directory goes back into one as it came, with its chat template: of its `files` only
+    what has to differ is written anew, and a decoder's text has before it what it always had there, which may be
+    nothing.
+
     Attributes:
         vocabulary: number of ids, added tokens included (the largest id + 1).
-        start, end: ids of the tokens that open and close a document, the same one for a decoder.
+        start, end: ids of the tokens that open and close a document, of a decoder often the same one.
         unknown, mask, pad: ids of the tokens for what the vocabulary does not hold, for what is hidden, for
             nothing, where there are such.
+        prefix: ids of what whoever opens the saved tokenizer finds before a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, marks: Marks = Marks(END, END)) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        marks: Marks = MARKS["decoder"],
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        added = tokenizer.get_added_tokens_decoder().values()
+        present = {token.content for token in added if token.special}
+        missing = [token for token in marks.listed() if files is None or token not in present]
         # A hidden word hides the space before it, for a byte-level token holds that space.
         tokenizer.add_special_tokens(
-            [AddedToken(token, lstrip=token == marks.mask, special=True) for token in marks.listed()]
+            [AddedToken(token, lstrip=token == marks.mask, special=True) for token in missing]
         )
         tokenizer.encode_special_tokens = True
         ids = {role: token and tokenizer.token_to_id(token) for role, token in vars(marks).items()}
         self.start, self.end = cast(int, ids["start"]), cast(int, ids["end"])
         self.unknown, self.mask, self.pad = ids["unknown"], ids["mask"], ids["pad"]
-        tokenizer.post_processor = _template(marks, self.start, self.end)
+        found = _framing(tokenizer)
+        decodes = marks.mask is None
+        self.prefix = found[0] if files and decodes else [self.start]
+        wanted = (self.prefix, [] if decodes else [self.end])
+        if found != wanted or files is None:
+            tokenizer.post_processor = _template(tokenizer, *wanted)
         self.vocabulary: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.marks = marks
+        self.files = dict(files or {})
+        self._kept = bool(files) and found == wanted and not missing
         self._tokenizer = tokenizer
+
+    def anew(self) -> TextTokenizer:
+        """The same ids for a model that is not the files', so that they are written wholly anew."""
+        return TextTokenizer(self._tokenizer, self.marks)
+
+    def opened(self, ids: Sequence[int] | Ids) -> list[int]:
+        """A prompt for a decoder, as whoever opens the saved tokenizer reads it; an empty one is the start token."""
+        return [*self.prefix, *np.asarray(ids, np.int64).tolist()] or [self.start]
 
     @property
     def between(self) -> list[int]:
@@ -320,25 +379,49 @@ class TextTokenizer:
 
     # -- files --
 
-    def save(self, directory: Path, max_length: int | None = None) -> None:
+    def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
         """Write tokenizer.json and tokenizer_config.json, which stock `transformers` opens as they are.
 
-        Opened there, the tokenizer puts the special tokens around each text, as the model saw it.
-        `max_length` is the model's window in tokens.
+        Opened there, the tokenizer puts before and behind each text what the model saw there. Special tokens
+        written out in a text are plain text there too, but for a model that `fills` what a text says is hidden, and
+        for one with a chat template: these are asked by such texts. `max_length` is the model's window in tokens.
         """
-        config: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-            **{role: token for role, token in _roles(self.marks).items() if token},
+        files = {name: content for name, content in self.files.items() if self._kept or "chat_" in name}
+        if not self._kept:
+            files["tokenizer.json"] = self._tokenizer.to_str(pretty=True).encode()
+        files[CONFIG] = self._config(max_length, plain=not (fills or self.chats))
+        for name, content in files.items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(content)
+
+    @property
+    def chats(self) -> bool:
+        """Whether a chat template comes with it."""
+        return "chat_template.jinja" in self.files or bool(_object(self.files, CONFIG).get("chat_template"))
+
+    def _config(self, max_length: int | None, plain: bool) -> bytes:
+        """tokenizer_config.json as it came where it says all that is needed, else with what it lacks."""
+        given = _object(self.files, CONFIG)
+        needed = self._needed(given, max_length)
+        if given.get("split_special_tokens", False) != plain:
+            needed["split_special_tokens"] = plain
+        if not needed:
+            return self.files[CONFIG]
+        said = {name: value for name, value in given.items() if name != "auto_map"}  # code that is not here
+        return (json.dumps(said | needed, indent=2) + "\n").encode()
+
+    def _needed(self, given: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
+        """What tokenizer_config.json has to say, but does not yet, of the class, the special tokens and the length."""
+        roles, named = self.marks.roles(), _named_tokens(self.files)
+        if self._kept and self.marks.mask is None:  # one from elsewhere does without what it has no name for
+            roles = {role: token for role, token in roles.items() if role == "eos_token" or role in named}
+        needed: dict[str, Any] = {
+            role: token for role, token in roles.items() if not self._kept or named.get(role) != token
         }
-        if max_length is not None:
-            config["model_max_length"] = max_length
-        directory.mkdir(parents=True, exist_ok=True)
-        text = self._tokenizer.to_str(pretty=True)
-        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
+        if not self._kept or "tokenizer_class" not in given or "auto_map" in given:
+            needed |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        longest = given.get("model_max_length", math.inf if self._kept else 0)
+        return needed | ({"model_max_length": max_length} if longest < (max_length or 0) else {})
 
 
 def _require_texts(texts: Iterable[object]) -> None:
@@ -368,26 +451,22 @@ def _in_word(symbol: str) -> bool:
     return symbol.isalpha() or "\udc80" <= symbol <= "\udcff"
 
 
-def _roles(marks: Marks) -> dict[str, str | None]:
-    """The special tokens under the names of `transformers`."""
-    if marks.start == marks.end:
-        return {"bos_token": marks.start, "eos_token": marks.end, "unk_token": marks.unknown}
-    return {
-        "cls_token": marks.start,
-        "sep_token": marks.end,
-        "mask_token": marks.mask,
-        "pad_token": marks.pad,
-        "unk_token": marks.unknown,
-    }
+def _framing(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before and behind a text."""
+    encoding = tokenizer.encode("a")
+    text = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+    first, last = (text[0], text[-1] + 1) if text else (len(encoding.ids), len(encoding.ids))
+    return encoding.ids[:first], encoding.ids[last:]
 
 
-def _template(marks: Marks, start: int, end: int) -> Any:
-    if marks.start == marks.end:
-        single, pair = [marks.start, "$A"], [marks.start, "$A", marks.end, "$B"]
-    else:
-        single, pair = [marks.start, "$A", marks.end], [marks.start, "$A", marks.end, "$B", marks.end]
-    ids = list({marks.start: start, marks.end: end}.items())
-    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+def _template(tokenizer: Tokenizer, before: list[int], behind: list[int]) -> Any:
+    """Two texts are one to a decoder; an encoder's both end."""
+    opening, closing = ([tokenizer.id_to_token(id_) for id_ in ids] for ids in (before, behind))
+    return processors.TemplateProcessing(
+        single=[*opening, "$A", *closing],
+        pair=[*opening, "$A", *closing, "$B", *closing],
+        special_tokens=list(dict(zip([*opening, *closing], [*before, *behind], strict=True)).items()),
+    )
 
 
 class TextStream:
@@ -644,9 +723,10 @@ def open_tokenizer(spec: str | Path | TextTokenizer, family: Family = "decoder")
 def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     """Open a tokenizer.json, or a directory that holds one (itself, or in model/, as a run does).
 
-    Its special tokens are those that the tokenizer_config.json or special_tokens_map.json beside it name, else
-    tokens of its vocabulary with a usual name (`KNOWN`). A decoder's start and end is the eos_token, else the
-    bos_token. What an encoder lacks of its special tokens is added to the vocabulary.
+    Its special tokens are those that the files beside it name, else tokens of its vocabulary with a usual name
+    (`KNOWN`). A decoder's end is the eos_token, else the bos_token. Its start is what the tokenizer itself puts
+    before a text, else the bos_token, else the end. What an encoder lacks of its special tokens is added to the
+    vocabulary.
 
     Raises:
         UserError: no such file, not readable, no end-of-text token for a decoder.
@@ -660,47 +740,88 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{file} is no tokenizer that the tokenizers library opens ({error}).") from error
-    marks = _find_marks(tokenizer, _named_tokens(file.parent), family)
+    files = _read_files(file)
+    named = _numbered_tokens(file.parent, tokenizer) | _named_tokens(files)
+    marks = _find_marks(tokenizer, named, family)
     if marks is None:
         raise UserError(
             f"{file} has no end-of-text token: name it as eos_token in a tokenizer_config.json beside it."
         )
-    return TextTokenizer(tokenizer, marks)
+    return TextTokenizer(tokenizer, marks, files)
 
 
 def _find_marks(tokenizer: Tokenizer, named: dict[str, str], family: Family) -> Marks | None:
     """The special tokens of a tokenizer: as they are named, else those with a usual name."""
 
     def find(*roles: str) -> str | None:
-        candidates = [*(named[role] for role in roles if role in named), *KNOWN[roles[0]]]
+        candidates = [*(named[role] for role in roles if role in named), *KNOWN.get(roles[0], ())]
         return next((token for token in candidates if tokenizer.token_to_id(token) is not None), None)
 
     unknown = _unknown_token(tokenizer)
     if family == "decoder":
         end = find("eos_token", "bos_token")
-        return None if end is None else Marks(end, end, unknown)
+        put = [tokenizer.id_to_token(id_) for id_ in _framing(tokenizer)[0][-1:]]
+        start = put[0] if put else find("bos_token")
+        return None if end is None else Marks(start or end, end, unknown, pad=find("pad_token") or end)
     usual = MARKS["encoder"]
     start, end = find("cls_token", "bos_token"), find("sep_token", "eos_token")
-    if start == end:  # a decoder's tokenizer, whose one token cannot play both parts
-        start = end = None
     mask, pad = find("mask_token") or usual.mask, find("pad_token") or usual.pad
+    if pad in (start, end):  # a decoder's tokenizer, whose padding is told apart by its place
+        pad = usual.pad
+    if start == end:  # another one's, whose one token cannot play both parts
+        start = end = None
     return Marks(start or usual.start, end or usual.end, unknown, mask, pad)
 
 
-def _named_tokens(directory: Path) -> dict[str, str]:
+def _read_files(file: Path) -> dict[str, bytes]:
+    """A tokenizer.json, and what lies beside it and belongs to a tokenizer, by name."""
+    others = [path for name in BESIDE for path in sorted(file.parent.glob(name)) if path.is_file()]
+    named = {path.relative_to(file.parent).as_posix(): path for path in others} | {"tokenizer.json": file}
+    try:
+        return {name: read_bytes(path, MOST) for name, path in named.items()}
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}); get a whole copy of it."
+        ) from error
+
+
+def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """What a JSON file holds, an empty object where it is not there."""
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise UserError(
+            f"The {name} beside the tokenizer is not JSON ({error}): mend it or take it away."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"The {name} beside the tokenizer is not a JSON object: mend it or take it away.")
+    return content
+
+
+def _named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Special tokens by role (`eos_token`) as the files beside a tokenizer.json name them."""
     named: dict[str, str] = {}
-    for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
-        if not file.is_file():
-            continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error}): mend it or take it away.") from error
-        for role, token in config.items():
+    for file in NAMING:
+        for role, token in _object(files, file).items():
             content = token.get("content") if isinstance(token, dict) else token
             if role.endswith("_token") and isinstance(content, str):
                 named[role] = content
+    return named
+
+
+def _numbered_tokens(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """Special tokens by role as the files of a model name them, by their ids."""
+    named: dict[str, str] = {}
+    for file in ("generation_config.json", "config.json"):
+        try:
+            config = json.loads((directory / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # whoever reads the model says so
+        for role in ("bos_token", "eos_token", "pad_token"):
+            id_ = config.get(f"{role}_id")
+            token = tokenizer.id_to_token(id_) if isinstance(id_, int) else None
+            if token is not None:
+                named[role] = token
     return named
 
 

@@ -33,19 +33,16 @@ FEWEST_BLOCKS = 32  # that an interval is taken from
 
 @dataclass(frozen=True)
 class Text:
-    """What is measured on: a stream of tokens (n + 1,), the first of which is only given, and its `bytes`.
+    """What is measured on: a stream of tokens, those of them that are predicted (n,), and its `bytes`.
 
     `lossless` says that the targets stand for exactly these bytes.
     """
 
     name: str
     tokens: Ids
+    targets: Ids
     bytes: int
     lossless: bool
-
-    @property
-    def targets(self) -> Ids:
-        return self.tokens[1:]
 
 
 def open_subject(request: Request) -> tuple[LanguageModel, Text]:
@@ -60,7 +57,14 @@ def open_subject(request: Request) -> tuple[LanguageModel, Text]:
     source = open_text(request.data, request.column, request.failures)
     request.seen.sources.append(source)
     encoded = encode_documents(source, model.tokenizer)
-    return model, Text(source.name, encoded.tokens, encoded.bytes, encoded.lossless)
+    targets = _targets(encoded.tokens, model.tokenizer)
+    return model, Text(source.name, encoded.tokens, targets, encoded.bytes, encoded.lossless)
+
+
+def _targets(tokens: Ids, tokenizer: TextTokenizer) -> Ids:
+    """What is predicted of a stream: all but its first token, and but start tokens that follow an end."""
+    targets = tokens[1:]
+    return targets if tokenizer.start == tokenizer.end else targets[targets != tokenizer.start]
 
 
 def _held_out(request: Request) -> Text:
@@ -73,6 +77,7 @@ def _held_out(request: Request) -> Text:
     return Text(
         f"the held-out part of {request.directory}",
         corpus.validation,
+        _targets(corpus.validation, corpus.tokenizer),
         facts.validation_bytes,
         facts.validation_lossless,
     )
@@ -110,10 +115,10 @@ def open_corpus(run: Run) -> TextCorpus:
 
 def token_losses(model: LanguageModel, text: Text, request: Request) -> npt.NDArray[np.float32]:
     """Loss in nats of each target of a text, (n,), given what came before it in its window and document."""
-    device = find_device(request.device)
-    objective = CausalLM(model.decoder.to(device), model.tokenizer.end).eval()
-    length = min(model.decoder.config.window, len(text.targets))
-    windows = Windows(text.tokens, length, model.tokenizer.end)
+    device, tokenizer = find_device(request.device), model.tokenizer
+    objective = CausalLM(model.decoder.to(device), tokenizer.start, tokenizer.end).eval()
+    length = min(model.decoder.config.window, len(text.tokens) - 1)
+    windows = Windows(text.tokens, length, tokenizer.end)
     losses = np.empty(len(text.targets), np.float32)
     done = 0
     for batch in in_order(windows, len(windows), seed=0, batch=max(1, TOKENS // length)):

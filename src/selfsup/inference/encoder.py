@@ -139,7 +139,7 @@ class EncoderModel:
         if isinstance(self.encoder, TextEncoder):
             write_encoder(directory, self.encoder, self.tokenizer)
         else:
-            self.encoder.opened.save(directory, heads=False)
+            self.encoder.opened.save(directory, self.tokenizer, heads=False)
 
     @torch.inference_mode()
     def embed(

@@ -17,20 +17,23 @@ from selfsup.inference.sampling import Sampling, distribution, penalise_repetiti
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.directories import read_config
-from selfsup.models.huggingface import load_decoder
+from selfsup.models.huggingface import load_decoder, read_ends
 
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text
 
 
 class LanguageModel:
-    """A decoder and the tokenizer it was trained with."""
+    """A decoder, the tokenizer it was trained with, and the tokens that end a text beside the tokenizer's end."""
 
     kind: ClassVar[str] = "a decoder"
 
-    def __init__(self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer, ends: Sequence[int] = ()
+    ) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
+        self.ends = {tokenizer.end, *ends}
 
     @classmethod
     def load(cls, directory: str | Path) -> LanguageModel:
@@ -48,7 +51,7 @@ class LanguageModel:
                 f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the decoder "
                 f"{decoder.config.vocabulary}: it belongs to another model; get a whole copy of the model"
             )
-        return cls(decoder, tokenizer)
+        return cls(decoder, tokenizer, read_ends(directory))
 
     def generate(
         self,
@@ -65,9 +68,10 @@ class LanguageModel:
     ) -> str | list[str]:
         """The text that follows each prompt, without the prompt: a string for a string, else a list.
 
-        A prompt stands at the beginning of a document (it may be empty). A text ends before the token that
-        closes a document, before that text in `stop` which is first complete, or after `tokens` tokens. What is drawn
-        depends on the seed, the prompt's number and the place in its text, not on the other prompts.
+        A prompt stands at the beginning of a document (it may be empty), behind what the tokenizer puts there. A
+        text ends before a token that closes a document, before that text in `stop` which is first complete, or after
+        `tokens` tokens. What is drawn depends on the seed, the prompt's number and the place in its text, not on the
+        other prompts.
         `stream(number, piece)` receives each prompt's text piece by piece as it is written; the pieces join to
         what is returned. Beyond the trained window the oldest tokens go out of sight (see KeyValueCache).
         Raises UserError for an argument out of range.
@@ -82,7 +86,7 @@ class LanguageModel:
             raise UserError(f"tokens is {tokens}; ask for 1 to {MOST_TOKENS:,}")
         if not all(stops):
             raise UserError("a stop is empty; give the text before which to end")
-        rows = [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
+        rows = [self.tokenizer.opened(ids) for ids in self.tokenizer.encode_batch(texts)]
         written = [
             text
             for first in range(0, len(rows), TOGETHER)
@@ -152,21 +156,25 @@ class LanguageModel:
         stopped: Set[int] = frozenset(),
     ) -> Iterator[list[tuple[int, int]]]:
         """Step by step, (row, token) for each text that has not ended; `stopped` rows, which may grow, have."""
-        end, decoder = self.tokenizer.end, self._native()
+        decoder = self._native()
         weight = decoder.output_weight
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         fresh = torch.tensor(
-            [[end] * (pad + 1) + row for pad, row in zip(padding, rows, strict=True)], device=weight.device
+            [[row[0]] * pad + row for pad, row in zip(padding, rows, strict=True)], device=weight.device
         )
-        cache = self._cache(len(rows), 1 + longest + count, padding)
+        cache = self._cache(len(rows), longest + count, padding)
         choose = _Chooser(how, seed, fresh, decoder.config.vocabulary, first)
         writing = set(range(len(rows)))
         decode = Decoding(decoder, cache.length)
         logits = F.linear(self._last_hidden(fresh, cache), weight)
         for position in range(count):
             chosen = choose(logits.float(), position)
-            drawn = [(n, token) for n, token in enumerate(chosen.tolist()) if n in writing and token != end]
+            drawn = [
+                (n, token)
+                for n, token in enumerate(chosen.tolist())
+                if n in writing and token not in self.ends
+            ]
             yield drawn
             writing = {number for number, _ in drawn} - stopped
             if not writing:

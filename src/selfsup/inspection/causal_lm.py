@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.cells import cell_len
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.data.text import Windows
@@ -33,6 +33,7 @@ from selfsup.inspection.window import WindowInspection, fitting_window
 from selfsup.models.decoder import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.losses import IGNORE
 from selfsup.report import Text
 from selfsup.run import load_decoder
 
@@ -169,18 +170,19 @@ def inspect_causal_lm(request: Request) -> CausalLMInspection:
     length = len(stream) - 1
     windows = Windows(stream, min(window, length), cut.end)
     first = np.zeros(1, np.int64)
-    objective = CausalLM(model.decoder if model else nn.Identity(), cut.end).eval()
+    objective = CausalLM(model.decoder if model else nn.Identity(), cut.start, cut.end).eval()
     task = objective.hide(Batch(windows.read(first), 0, first, first))
-    inputs, targets = task["inputs"][0].tolist(), task["targets"][0].tolist()
+    asked = task["targets"][0] != IGNORE  # an end token that a start token follows predicts nothing
+    inputs, targets = task["inputs"][0, asked].tolist(), task["targets"][0, asked].tolist()
     return CausalLMInspection(
-        tokens=_names(cut, targets, END),
+        tokens=_names(cut, targets),
         inputs=_names(cut, inputs, START),
-        targets=_names(cut, targets, END),
-        mask=_mask(task),
-        documents=task["documents"][0].tolist(),
+        targets=_names(cut, targets),
+        mask=_mask(task, asked),
+        documents=task["documents"][0, asked].tolist(),
         source=source,
         length=length,
-        losses=objective.losses(task)[0].tolist() if model else None,
+        losses=objective.losses(task)[0, asked].tolist() if model else None,
         chance=math.log(cut.vocabulary) if model else None,
     )
 
@@ -192,18 +194,17 @@ def _stream(request: Request, tokenizer: str | Path | TextTokenizer) -> tuple[st
         return source, corpus.train, corpus.tokenizer
     cut = open_for(request.text, tokenizer, "decoder")
     ids = cut.encode(request.text)  # it is not closed, since it may go on
-    return "the text", np.concatenate([np.array([cut.end], cut.dtype), ids]), cut
+    return "the text", np.concatenate([np.array([cut.start], cut.dtype), ids]), cut
 
 
-def _names(tokenizer: TextTokenizer, ids: list[int], end: str) -> list[str]:
-    """Tokens to look at, the end-of-text token by the part it plays here."""
-    return [
-        end if id_ == tokenizer.end else name for id_, name in zip(ids, tokenizer.tokens(ids), strict=True)
-    ]
+def _names(tokenizer: TextTokenizer, ids: list[int], start: str = END) -> list[str]:
+    """Tokens to look at, those around documents by the part they play here."""
+    parts = {tokenizer.end: END, tokenizer.start: start}
+    return [parts.get(id_, name) for id_, name in zip(ids, tokenizer.tokens(ids), strict=True)]
 
 
-def _mask(task: Task) -> list[list[int]]:
-    """The mask that attention adds to its scores, as 1 where it lets through."""
+def _mask(task: Task, asked: Tensor) -> list[list[int]]:
+    """The mask that attention adds to its scores, as 1 where it lets through, of the positions that predict."""
     added = document_mask(task["documents"], torch.float32)[0, 0]
-    rows: list[list[int]] = (added == 0).int().tolist()
+    rows: list[list[int]] = (added == 0)[asked][:, asked].int().tolist()
     return rows

@@ -21,7 +21,7 @@ from selfsup.errors import UserError
 from selfsup.models.decoder import document_mask
 from selfsup.models.directories import forget_code, own_code, read_config, weight_files
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
-from selfsup.models.huggingface import quiet_transformers
+from selfsup.models.huggingface import Tokenizer, quiet_transformers
 from selfsup.models.sentence_transformers import MODULES, read_length
 from selfsup.models.transformer import additive, compute_dtype
 
@@ -71,16 +71,11 @@ class Opened:
     def name(self) -> str:
         return type(self.network).__name__
 
-    def save(self, directory: Path, heads: bool = True) -> None:
+    def save(self, directory: Path, tokenizer: Tokenizer, heads: bool = True, fills: bool = False) -> None:
         """Write the network under its own names, and its tokenizer, into a directory that exists."""
         with transformers_at_work(str(self.directory)):
-            from transformers import AutoTokenizer
-
             (self.network if heads else self.network.base_model).save_pretrained(directory)
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.directory, local_files_only=True, trust_remote_code=False
-            )
-            tokenizer.save_pretrained(directory)
+        tokenizer.save(directory, fills=fills)
         forget_code(directory)
 
 

@@ -118,7 +118,7 @@ def _save_text(
 ) -> float | None:
     if isinstance(text, AdaptedEncoder):
         with whole_directory(directory) as temporary:
-            text.opened.save(temporary, heads=False)
+            text.opened.save(temporary, tokenizer, heads=False)
             features.write(temporary)
             (temporary / "README.md").write_text(_card(TEXT, "as transformers writes it"), encoding="utf-8")
         return None

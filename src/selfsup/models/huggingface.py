@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.directories import read_config, read_weights, write_json
+from selfsup.models.directories import read_config, read_json, read_weights, write_json
+
+GENERATION = "generation_config.json"
 
 
 class Tokenizer(Protocol):
@@ -25,23 +28,24 @@ class Tokenizer(Protocol):
     end: int
     pad: int | None
 
-    def save(self, directory: Path, max_length: int | None = None) -> None:
-        """Write tokenizer.json and what goes with it, for a model with windows of max_length tokens."""
+    def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
+        """Write tokenizer.json and what goes with it, for a model with windows of max_length tokens; one that `fills`
+        reads special tokens in texts."""
 
 
-def save_model(directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: str) -> None:
+def save_model(
+    directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: str, generation: bytes | None = None
+) -> None:
     """Write a directory that `AutoModelForCausalLM` and `AutoTokenizer` open; `card` becomes its README.md.
 
-    Weights are fp32. The directory appears wholly or not at all. Raises UserError where it exists already.
+    Weights are fp32. `generation` is the generation_config.json of the model that the decoder was trained on from. The
+    directory appears wholly or not at all. Raises UserError where it exists already.
     """
-    end = tokenizer.end
-    documents = {
-        "config.json": _to_qwen3(decoder.config, end),
-        "generation_config.json": _generation_config(end),
-    }
+    documents = {"config.json": _to_qwen3(decoder.config, tokenizer)}
     refuse_taken(directory)
     with whole_directory(directory) as temporary:
         write_files(temporary, decoder.state_dict(), documents, tokenizer, decoder.config.window)
+        (temporary / GENERATION).write_bytes(_generation_config(tokenizer, generation))
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -57,13 +61,14 @@ def write_files(
     documents: dict[str, dict[str, Any]],
     tokenizer: Tokenizer,
     window: int,
+    fills: bool = False,
 ) -> None:
     """Weights in fp32, JSON documents by file name, and the tokenizer, into a directory that exists."""
     for name, content in documents.items():
         write_json(directory / name, content)
     wide = {name: tensor.float().cpu().contiguous() for name, tensor in weights.items()}
     save_tensors(wide, directory / "model.safetensors")
-    tokenizer.save(directory, window)
+    tokenizer.save(directory, window, fills)
 
 
 def load_decoder(directory: Path) -> Decoder:
@@ -174,7 +179,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _to_qwen3(config: DecoderConfig, end: int) -> dict[str, Any]:
+def _to_qwen3(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -196,15 +201,41 @@ def _to_qwen3(config: DecoderConfig, end: int) -> dict[str, Any]:
         "use_sliding_window": False,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
+        **_special_ids(tokenizer),
         "dtype": "float32",
         "torch_dtype": "float32",  # what transformers 4 calls it
     }
 
 
-def _generation_config(end: int) -> dict[str, Any]:
-    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "do_sample": True}
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    return {
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": tokenizer.end,
+        "pad_token_id": tokenizer.pad,
+    }
+
+
+def _generation_config(tokenizer: Tokenizer, given: bytes | None) -> bytes:
+    """The one that is given, as it is where it ends texts as the tokenizer does."""
+    found = {"do_sample": True} if given is None else json.loads(given)
+    stops = _ids(found.get("eos_token_id"))
+    if given is not None and tokenizer.end in stops:
+        return given
+    ids = _special_ids(tokenizer) | ({"eos_token_id": [*stops, tokenizer.end]} if stops else {})
+    return (json.dumps({**ids, **found, "eos_token_id": ids["eos_token_id"]}, indent=2) + "\n").encode()
+
+
+def read_ends(directory: Path) -> list[int]:
+    """The tokens that end a text, as the directory of a decoder names them."""
+    for name in (GENERATION, "config.json"):
+        if (directory / name).is_file() and (found := _ids(read_json(directory / name).get("eos_token_id"))):
+            return found
+    return []
+
+
+def _ids(said: object) -> list[int]:
+    """One id or several, as a list."""
+    return [id_ for id_ in (said if isinstance(said, list) else [said]) if isinstance(id_, int)]
 
 
 def _from_qwen3(saved: dict[str, Any], directory: Path) -> DecoderConfig:

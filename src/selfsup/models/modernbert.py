@@ -82,7 +82,8 @@ def save_encoder(
 
 def write_encoder(directory: Path, model: TextEncoder | MaskedLanguageModel, tokenizer: Tokenizer) -> None:
     """Write what `AutoModel` and `AutoTokenizer` open, and nothing else, into a directory that exists."""
-    write_files(directory, _named(model), _documents(model, tokenizer), tokenizer, model.config.window)
+    fills = isinstance(model, MaskedLanguageModel)
+    write_files(directory, _named(model), _documents(model, tokenizer), tokenizer, model.config.window, fills)
 
 
 def _documents(model: TextEncoder | MaskedLanguageModel, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:

@@ -112,6 +112,8 @@ class TextSide:
         given = open_tokenizer(spec, "encoder")
         if given is not None and settings["data.vocabulary"] is not None:
             raise UserError(f"The tokenizer of {spec} has a size of its own, so leave data.vocabulary out.")
+        if given is not None and self.directory is None:
+            given = given.anew()
         self.tokenizer = given or self._train_tokenizer(spec, captions)
         if self.origin is not None and self.tokenizer.vocabulary > self.origin.config.vocabulary:
             raise UserError(

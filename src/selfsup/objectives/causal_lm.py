@@ -42,28 +42,31 @@ class CausalLM(Objective):
 
     Args:
         model: tokens (B, T) and document numbers (B, T) to hidden states (B, T, width).
-        end: the token that opens and closes every document.
+        start, end: the tokens that open and close every document, which may be one.
     """
 
-    def __init__(self, model: nn.Module, end: int) -> None:
+    def __init__(self, model: nn.Module, start: int, end: int) -> None:
         super().__init__()
         self.model = model
-        self.end = end
+        self.start = start
+        self.given = None if start == end else start  # a target that stands there in any case
 
     def hide(self, batch: Batch) -> Task:
         """Inputs and targets, one step apart, and the document that each position belongs to.
 
         `tokens` (B, T+1) becomes inputs (B, T) = tokens[:-1] and targets (B, T) = tokens[1:]; targets before
-        `first` (B,) count in another window and are ignored here. An end token among the inputs is the start
-        token of the document that follows, so a document's number is how many of them have come.
+        `first` (B,) count in another window and are ignored here, as is a start token behind another's end: it is
+        given. A document's number is how many start tokens the inputs have shown.
         """
         tokens, first = batch.data["tokens"], batch.data["first"]
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        earlier = torch.arange(targets.shape[1], device=tokens.device) < first[:, None]
-        documents = (inputs == self.end).cumsum(1)
+        ignored = torch.arange(targets.shape[1], device=tokens.device) < first[:, None]
+        if self.given is not None:
+            ignored = ignored | (targets == self.given)
+        documents = (inputs == self.start).cumsum(1)
         return Task(
-            {"inputs": inputs, "targets": targets.masked_fill(earlier, IGNORE), "documents": documents},
-            {"cross_entropy": (~earlier).sum()},
+            {"inputs": inputs, "targets": targets.masked_fill(ignored, IGNORE), "documents": documents},
+            {"cross_entropy": (~ignored).sum()},
         )
 
     def predict(self, task: Task) -> Outputs:
@@ -108,11 +111,14 @@ class CausalLMRecipe(LanguageRecipe):
     useful: ClassVar[str | None] = 'selfsup generate {run} "It was a"'
 
     origin: Decoder | None
+    generation: bytes | None = None  # how the model that is trained on writes
 
     def _read_origin(self, directory: Path) -> Decoder:
-        from selfsup.models.huggingface import load_decoder
+        from selfsup.models.huggingface import GENERATION, load_decoder
 
-        return load_decoder(directory)
+        decoder, file = load_decoder(directory), directory / GENERATION
+        self.generation = file.read_bytes() if file.is_file() else None
+        return decoder
 
     def _settle_shape(self) -> None:
         super()._settle_shape()
@@ -145,7 +151,11 @@ class CausalLMRecipe(LanguageRecipe):
         decoder.initialise(generator(self.settings["train.seed"], "weights"))
         if self.origin is not None:
             decoder.load_state_dict(self.origin.state_dict())
-        return CausalLM(decoder, self.corpus.tokenizer.end)
+        return self._objective(decoder)
+
+    def _objective(self, model: nn.Module) -> CausalLM:
+        tokenizer = self.corpus.tokenizer
+        return CausalLM(model, tokenizer.start, tokenizer.end)
 
     def flops_per_record(self) -> float:
         config = self.decoder_config()
@@ -170,11 +180,22 @@ class CausalLMRecipe(LanguageRecipe):
     def figures(self, loss: float, part: str) -> dict[str, float]:
         """bits_per_byte, where the tokens hold every byte of the text."""
         facts = self.corpus.facts
-        tokens, size, lossless = {
-            "train": (facts.training_tokens, facts.training_bytes, facts.training_lossless),
-            "validation": (facts.validation_tokens, facts.validation_bytes, facts.validation_lossless),
+        documents, tokens, size, lossless = {
+            "train": (
+                facts.training_documents,
+                facts.training_tokens,
+                facts.training_bytes,
+                facts.training_lossless,
+            ),
+            "validation": (
+                facts.validation_documents,
+                facts.validation_tokens,
+                facts.validation_bytes,
+                facts.validation_lossless,
+            ),
         }[part]
-        return {"bits_per_byte": loss * (tokens - 1) / size / math.log(2)} if lossless else {}
+        given = 1 if len(self.corpus.tokenizer.between) == 1 else documents  # tokens that nothing predicts
+        return {"bits_per_byte": loss * (tokens - given) / size / math.log(2)} if lossless else {}
 
     def model(self, objective: Objective) -> Any:
         from selfsup.inference.generate import LanguageModel
@@ -190,7 +211,7 @@ class CausalLMRecipe(LanguageRecipe):
         from selfsup.models.huggingface import parity, save_model
 
         decoder = cast(Decoder, objective.model)
-        save_model(directory, decoder, self.corpus.tokenizer, self._card(summary, None))
+        save_model(directory, decoder, self.corpus.tokenizer, self._card(summary, None), self.generation)
         tokens = torch.from_numpy(self.corpus.train[: self.settings["data.window"]].astype("int64"))[None]
         difference = parity(directory, decoder, tokens)
         write_atomically(directory / "README.md", self._card(summary, difference))
@@ -240,7 +261,7 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
 
     def build(self) -> CausalLM:
         self.network.load_state_dict(self.start)  # as it was given, whatever the calibration did to it
-        return CausalLM(self.network, self.corpus.tokenizer.end)
+        return self._objective(self.network)
 
     def flops_per_record(self) -> float:
         return float(6 * self._block_parameters() * self.settings["data.window"])

@@ -37,6 +37,12 @@ class LanguageRecipe(Recipe):
     unused: ClassVar[tuple[str, ...]]  # and those that mean nothing here
     corpus: TextCorpus
 
+    @property
+    def continued(self) -> bool:
+        """Whether a model is trained on, with whose weights comes a tokenizer."""
+        preset: str = self.settings["model.preset"]
+        return self.settings["model.init"] is not None or preset.startswith("hf:")
+
     @cached_property
     def origin(self) -> Any:
         """The model to start from, with its `config`, where one is named.
@@ -77,11 +83,15 @@ class LanguageRecipe(Recipe):
 
     def _open_text(self, progress: Progress) -> None:
         from selfsup.data.text import prepare_text
+        from selfsup.data.tokenizers import open_tokenizer
 
         data = self.settings.config.data
+        given = open_tokenizer(data.tokenizer, self.family)
+        if given is not None and not self.continued:
+            given = given.anew()
         self.corpus = prepare_text(
             self._documents(),
-            tokenizer=data.tokenizer,
+            tokenizer=given or data.tokenizer,
             vocabulary=data.vocabulary,
             column=data.column,
             validation=data.validation,

@@ -47,6 +47,7 @@ class PretrainedRecipe(LanguageRecipe):
 
     kind: ClassVar[str]  # the auto class of transformers
     part: ClassVar[type[Adapted]]  # of what is trained, the network without what is put upon it here
+    fills: ClassVar[bool] = False  # whether what is left is asked what stands in hidden places of texts
 
     @property
     def name(self) -> str:
@@ -152,7 +153,7 @@ class PretrainedRecipe(LanguageRecipe):
             loss=loss,
         )
         with whole_directory(directory) as temporary:
-            adapted.opened.save(temporary)
+            adapted.opened.save(temporary, self.corpus.tokenizer, fills=self.fills)
             if features is not None:
                 features.write(temporary)
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -185,6 +186,7 @@ class PretrainedMaskedLMRecipe(PretrainedEncoderRecipe, MaskedLMRecipe):
     """An encoder, and the head that its directory has or a fresh one."""
 
     kind: ClassVar[str] = "AutoModelForMaskedLM"
+    fills: ClassVar[bool] = True
 
     def build(self) -> MaskedLM:
         options = self.settings.config.masked_lm
@@ -221,7 +223,7 @@ class PretrainedCausalLMRecipe(PretrainedRecipe, CausalLMRecipe):
     useful: ClassVar[str | None] = "selfsup evaluate {run} --protocol bits-per-byte"
 
     def build(self) -> CausalLM:
-        return CausalLM(AdaptedDecoder(self._open()), self.corpus.tokenizer.end)
+        return self._objective(AdaptedDecoder(self._open()))
 
     def sample(self, objective: Objective) -> str | None:
         """Nothing: writing with other people's networks is left to transformers."""
