@@ -50,8 +50,16 @@ class WordVectors:
         self.encoder.to(device)
         return self
 
-    def read(self, source: object, column: str | None = None, *, label: str | None = None, **_: Any) -> Texts:
-        return Texts(source, column, label)
+    def read(
+        self,
+        source: object,
+        column: str | None = None,
+        *,
+        label: str | None = None,
+        failures: float = 0.01,
+        **_: Any,
+    ) -> Texts:
+        return Texts(source, column, label, failures)
 
     @torch.no_grad()
     def embed(

@@ -269,6 +269,22 @@ def test_records_that_cannot_be_read_are_named(caplog: pytest.LogCaptureFixture,
     assert "1 of 301 records" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("place", [0, 150])
+def test_missing_values_are_left_out(place: int, kind: str, tmp_path: Path) -> None:
+    """Of scores, sentences and classes; they do not change what the columns are taken for."""
+    names = ("sentence1", "sentence2", "score")
+    bare = [{name: None if name == missing else PAIRS[0][name] for name in names} for missing in names]
+    pairs = [{name: record[name] for name in names} for record in PAIRS]
+    rated = write(tmp_path / f"p{kind}", [*pairs[:place], *bare, *pairs[place:]])
+    score = run("sts", rated)
+    assert (score.value, score.left_out.skipped) == (run("sts", PAIRS).value, 3)
+    bare = [REVIEWS[0] | {"text": "none at all", "label": None}]
+    labelled = [*REVIEWS[:place], *bare, *REVIEWS[place:]]
+    score = run("knn-20", write(tmp_path / f"r{kind}", labelled))
+    assert (score.value, score.left_out.skipped) == (run("knn-20", REVIEWS).value, 1)
+
+
 @given(st.lists(st.one_of(st.integers(-9, 9), st.text("ab", max_size=3)), min_size=1))
 def test_classes_are_numbered_in_a_fixed_order(labels: list[int | str]) -> None:
     from selfsup.evaluation.features import Labelled
@@ -300,7 +316,10 @@ def test_classes_are_numbered_in_a_fixed_order(labels: list[int | str]) -> None:
         ("knn-20", REVIEWS, {"test": "missing.csv"}, "missing.csv"),
         ("sts", REVIEWS, {}, "sentence1, sentence2 and score"),
         ("sts", [record | {"score": 3} for record in PAIRS], {}, "the same score"),
-        ("sts", [*PAIRS * 9, PAIRS[0] | {"score": "high"}], {}, "'high'"),
+        ("sts", [record | {"score": "high"} for record in PAIRS], {}, "'high'"),
+        ("sts", [record | {"sentence2": None} for record in PAIRS], {}, "sentence2"),
+        ("sts", [*PAIRS * 9, PAIRS[0] | {"score": "high"}], {"failures": 0}, "'high'"),
+        ("linear", [record | {"label": ""} for record in REVIEWS], {}, "the label is empty"),
         ("rankme", ["one text", "one text"], {}, "one distinct text"),
         ("alpha-req", TEXTS[:5], {}, "--protocol rankme"),
     ],

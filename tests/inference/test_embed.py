@@ -96,7 +96,7 @@ def test_what_is_told(model, tmp_path):
     left_out = made.left_out
     assert (made.records, left_out.truncated, left_out.skipped, left_out.empty) == (202, 1, 1, 1)
     told = made.rows()
-    assert list(told) == ["written", "truncated", "skipped", "empty"]
+    assert list(told) == ["written", "column", "truncated", "skipped", "empty"]
     assert "202 vectors of 32 numbers" in told["written"]
 
 
@@ -335,7 +335,7 @@ def test_the_command(model, data, tmp_path, selfsup_command):
         "path": str(out),
         "records": RECORDS,
         "dimension": WIDTH,
-        **LeftOut(made["truncated"]).to_json(),
+        **LeftOut({"column": "'content' (not read: year)"}, made["truncated"]).to_json(),
     }
     again = selfsup_command("embed", model, "--data", data, "--out", out)
     assert again.code == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Answer
@@ -208,12 +209,68 @@ def test_images_without_a_class_are_counted(models: dict[str, Path], tmp_path: P
 
 
 def test_texts_that_are_not_read_wholly_are_counted(models: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes(
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "latin.txt").write_bytes(
         "Der Bär hört schöne Töne, und alle anderen lauschen. ".encode("latin-1") * 3
     )
-    (tmp_path / "long.txt").write_text("the sea " * 40)
-    (tmp_path / "picture.txt").write_bytes(bytes(range(256)) * 4)
-    made = selfsup.embed(models["texts"], tmp_path, tmp_path / "x.parquet")
+    (folder / "long.txt").write_text("the sea " * 40)
+    (folder / "picture.txt").write_bytes(bytes(range(256)) * 4)
+    made = selfsup.embed(models["texts"], folder, tmp_path / "x.parquet")
     assert (made.records, made.left_out.skipped, made.left_out.replaced_bytes) == (2, 1, 12)
     assert made.left_out.truncated == 2
-    assert evaluate(models["texts"], data=tmp_path, protocol="rankme").left_out == made.left_out
+    assert evaluate(models["texts"], data=folder, protocol="rankme").left_out == made.left_out
+
+
+def test_the_columns_are_told(models: dict[str, Path], tmp_path: Path, selfsup_command: Command) -> None:
+    """Of what is read, what is stored beside it, and what is neither."""
+    rows = [
+        {
+            "url": f"https://a.b/{n}",
+            "body": text,
+            "kind": "ab"[n % 2],
+            "by the": "me",
+            "raw": b"\xff",
+            "none": None,
+        }
+        for n, text in enumerate(sentences(30))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    model, data = models["texts"], ("--data", tmp_path / "a.parquet")
+
+    def reading(command: str, *words: object) -> dict[str, str]:
+        answer = selfsup_command(command, model, *data, *words, "--json")
+        assert answer.code == 0, answer
+        told = json.loads(answer.out)
+        found: dict[str, str] = told.get("estimate", told)["reading"]
+        return found
+
+    chosen = {"column": "'body' (not read: url, kind, by the, raw, none)"}
+    assert reading("embed", "--out", tmp_path / "x.parquet") == chosen
+    assert json.loads(pq.read_schema(tmp_path / "x.parquet").metadata[b"selfsup"])["reading"] == chosen
+    assert reading("evaluate", "--protocol", "rankme") == chosen
+    assert reading("embed", "--out", tmp_path / "y.parquet", "--column", "url", "--id", "body") == {
+        "column": "'url' (not read: kind, by the, raw, none)"
+    }
+    learnt = {"column": "'body' (not read: url, by the, raw, none)"}
+    for words in (("evaluate", "--protocol", "knn-20"), ("probe", "--out", tmp_path / "probe")):
+        assert reading(*words, "--label", "kind") == learnt
+    assert reading("index", "--out", tmp_path / "x.lance") == {
+        "column": "'body'",
+        "stored": "url, kind, by the as by_the",
+        "not stored": "raw, none",
+    }
+    printed = selfsup_command("evaluate", model, *data, "--protocol", "rankme").out
+    assert "column: 'body' (not read: url, kind, by the, raw, none)" in printed
+    spoken = selfsup_command("classify", model, *data, "--probe", tmp_path / "probe").error
+    assert "column 'body' (not read: url, kind" in " ".join(spoken.split())
+
+
+def test_the_columns_of_pairs_are_told(models: dict[str, Path]) -> None:
+    pairs = [
+        {"sentence1": text, "sentence2": text[::-1], "score": n, "genre": "x"}
+        for n, text in enumerate(sentences(10))
+    ]
+    for protocol, columns in (("sts", "sentence1, sentence2, score"), ("rankme", "sentence1, sentence2")):
+        told = evaluate(models["texts"], data=pairs, protocol=protocol).left_out.reading
+        assert told == {"columns": columns}

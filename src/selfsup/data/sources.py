@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -188,13 +188,16 @@ def column_or_none(part: Part, wanted: str | None, tally: Tally) -> str | None:
 class Columns:
     """Which columns the texts of a source are read from, part by part, in words."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Collection[str] = ()) -> None:
+        """`beside` are columns that are read for something else."""
         self._parts: Counter[tuple[str, str]] = Counter()
+        self._beside = beside
 
     def add(self, part: Part, column: str) -> None:
         """Remember the column of a part; where there is nothing to choose there is nothing to say."""
         if part.text is None and column:
-            self._parts[column, described(column, part.sample()[0])] += 1
+            others = [name for name in part.sample()[0] if name == column or name not in self._beside]
+            self._parts[column, described(column, others)] += 1
 
     @property
     def name(self) -> str | None:
@@ -277,9 +280,9 @@ class TextCollection:
         return self._source.text_fingerprint(self._column)
 
 
-def columns_of(source: Source, column: str | None) -> Columns:
-    """The columns that the texts of a source are read from; parts that are damaged have none."""
-    columns = Columns()
+def columns_of(source: Source, column: str | None, beside: Collection[str] = ()) -> Columns:
+    """The columns that the texts of a source are read from, others beside them; parts that are damaged have none."""
+    columns = Columns(beside)
     for part in source.parts:
         with suppress(Damaged):
             columns.add(part, text_column(part, column))

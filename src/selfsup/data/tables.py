@@ -7,7 +7,7 @@ the columns that they have there. CSV values are strings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -59,6 +59,7 @@ class Table:
         self.empty = 0
         self._source = source
         self._failures = failures
+        self._beside: Collection[str] = ()  # columns that the last pass read beside the text
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ class Table:
 
     def notes(self, column: str | None) -> dict[str, str]:
         """What to tell of how it is read for the texts in a column; see `selfsup.data.sources.notes`."""
-        return notes(self._source, columns_of(self._source, column), self.skipped)
+        return notes(self._source, columns_of(self._source, column, self._beside), self.skipped)
 
     def rows(
         self,
@@ -109,18 +110,23 @@ class Table:
             raise UserError(f"{self.name} holds no records{unreadable}: point at data with at least one.")
 
     def documents(
-        self, column: str | None = None, columns: Sequence[str] = (), optional: Sequence[str] | None = ()
+        self,
+        column: str | None = None,
+        columns: Sequence[str] = (),
+        optional: Sequence[str] | None = (),
+        check: Check = lambda values: None,
     ) -> Iterator[tuple[str, Row]]:
         """All records with a text that is not blank, each with that text, whatever its column is called.
 
         Args:
             column: the column of the text; by default it is found in each file, see `open_text`.
-            columns, optional: what the rows hold, as in `rows`; the text is among it only if it is named there.
+            columns, optional, check: what the rows hold, as in `rows`; the text is among it only if it is named there.
 
         Raises:
             UserError: a file lacks a column, too many records are bad, there is no text.
         """
         tally = Tally(self.name, self._failures)
+        self._beside = self.columns if optional is None else (*columns, *optional)
         kept = empty = 0
         for part in self._source.parts:
             name = column_or_none(part, column, tally)
@@ -129,6 +135,8 @@ class Table:
             needed = list(dict.fromkeys([name, *columns]))
             for where, record in rows_of(part, partial(_read, part, needed, optional), tally):
                 values = _complete(record, needed, optional, tally)
+                if not isinstance(values, Malformed) and (problem := check(values)):
+                    values = Malformed(problem)
                 text = values if isinstance(values, Malformed) else as_text(values[name])
                 tally.count(where, text)
                 if isinstance(values, Malformed) or isinstance(text, Malformed):

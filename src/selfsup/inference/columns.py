@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from typing import Any
 
 import pyarrow as pa
 
 from selfsup.errors import UserError
-from selfsup.inference.items import Item
+from selfsup.inference.items import Item, LeftOut
 from selfsup.inference.library import OWN
 
 INTEGER, REAL = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?\d+\.\d+([eE][-+]?\d+)?")
@@ -53,10 +53,12 @@ class Kinds:
     """The kinds of values in each column of a source."""
 
     seen: dict[str, set[pa.DataType]] = field(default_factory=dict)
+    named: dict[str, None] = field(default_factory=dict)  # all columns, also those without a value to store
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items as they are, each looked at."""
         for item in items:
+            self.named |= dict.fromkeys(item.values)
             for name, value in item.values.items():
                 kind = kind_of(value)
                 if kind is not None:
@@ -79,6 +81,14 @@ class Kinds:
             fit = known.get(fit.lower(), fit)
             columns[name] = Column(fit, there.get(fit, _common(kinds)))
         return columns
+
+    def noted(self, left_out: LeftOut, columns: Mapping[str, Column]) -> LeftOut:
+        """With what became of the columns: those that are stored, under which names, and those that are not."""
+        stored = [name if name == c.name else f"{name} as {c.name}" for name, c in columns.items()]
+        bare = [name for name in self.named if name not in columns]
+        told = {"stored": ", ".join(stored), "not stored": ", ".join(bare)}
+        notes = {name: text for name, text in told.items() if text}
+        return replace(left_out, reading=left_out.reading | notes)
 
 
 def kind_of(value: object) -> pa.DataType | None:

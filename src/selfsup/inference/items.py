@@ -12,8 +12,8 @@ import hashlib
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -79,7 +79,11 @@ class Counted(Protocol):
     Attributes:
         skipped: bad records of the last complete pass.
         empty: blank ones.
+        notes: how it is read, in words, by what they are about: its column, its split, what else lies there.
     """
+
+    @property
+    def notes(self) -> dict[str, str]: ...
 
     @property
     def skipped(self) -> Skipped: ...
@@ -242,15 +246,17 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is not, or not wholly, in a result that is made of a source.
+    """What is not, or not wholly, in a result that is made of a source, and how that was read.
 
     Attributes:
+        reading: the notes of the source, see `Counted`.
         truncated: items that are longer than the model's window, of which it read the beginning.
         skipped: records that cannot be read; `skipped_names` are the first of them, each with the reason.
         empty: blank records.
         replaced_bytes: of texts, that are not UTF-8 and were read as U+FFFD.
     """
 
+    reading: dict[str, str] = field(default_factory=dict)
     truncated: int = 0
     skipped: int = 0
     empty: int = 0
@@ -260,9 +266,11 @@ class LeftOut:
     @classmethod
     def of(cls, collections: Iterable[Counted], truncated: int = 0) -> LeftOut:
         """Of the last pass over collections, from which so many items were truncated."""
+        collections = list(collections)
         counted = [(collection.skipped, collection.empty) for collection in collections]
         names = itertools.chain.from_iterable(skipped.names for skipped, _ in counted)
         return cls(
+            _together([collection.notes for collection in collections]),
             truncated,
             sum(skipped.count for skipped, _ in counted),
             sum(empty for _, empty in counted),
@@ -288,7 +296,15 @@ class LeftOut:
             "empty": (self.empty, "records without text"),
             "replaced": (self.replaced_bytes, "bytes of text that are not UTF-8, read as U+FFFD"),
         }
-        return {name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count}
+        return self.reading | {
+            name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count
+        }
+
+
+def _together(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The notes of several sources, each told once."""
+    names = dict.fromkeys(name for of_one in notes for name in of_one)
+    return {name: "; ".join(dict.fromkeys(n[name] for n in notes if name in n)) for name in names}
 
 
 class Answers(list[T]):

@@ -115,6 +115,12 @@ class Pictures:
         return replace(found, count=found.count + len(self._classless), names=names[:NAMED])
 
     @property
+    def notes(self) -> dict[str, str]:
+        """What lies at the source and is no image of it."""
+        left_out = "; ".join(self._images.skipped.left_out)
+        return {"left out": left_out} if left_out else {}
+
+    @property
     def empty(self) -> int:
         return 0
 

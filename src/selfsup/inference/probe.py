@@ -148,12 +148,12 @@ class Probe:
         refuse_taken(Path(directory))
         tensors = {name: torch.from_numpy(getattr(self.classifier, name)).contiguous() for name in TENSORS}
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-        with whole_directory(Path(directory)) as place:
-            save_tensors(tensors, place / "probe.safetensors", _checksums(text, tensors))
-            (place / "probe.json").write_text(text, encoding="utf-8")
-            ours = place.stat().st_ino
-        if Path(directory).stat().st_ino != ours:
-            raise taken(Path(directory))
+        try:
+            with whole_directory(Path(directory)) as place:
+                save_tensors(tensors, place / "probe.safetensors", _checksums(text, tensors))
+                (place / "probe.json").write_text(text, encoding="utf-8")
+        except FileExistsError:
+            raise taken(Path(directory)) from None
 
     @classmethod
     def load(cls, directory: str | Path) -> Probe:

@@ -129,7 +129,7 @@ def index(
         library.record()
     return Indexed(
         path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
-        LeftOut.of([collection], update.truncated), library.description.get("index"),
+        kinds.noted(LeftOut.of([collection], update.truncated), columns), library.description.get("index"),
     )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import ClassVar, cast
 
 import numpy as np
 
+from selfsup.data.parts import Values
 from selfsup.data.sources import Skipped
 from selfsup.data.tables import Row, Table, open_table
 from selfsup.errors import UserError
@@ -74,7 +76,15 @@ class Texts:
         self._table = open_table(source, failures)
         self._column = column
         self._label = label
+        self._pair: tuple[str, ...] = ()  # the columns of the last pass over pairs
         self.name = self._table.name
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """How the last pass read it, see `selfsup.data.tables.Table.notes`."""
+        if self._pair:
+            return {"columns": ", ".join(self._pair)}
+        return self._table.notes(self._column)
 
     @property
     def skipped(self) -> Skipped:
@@ -94,15 +104,17 @@ class Texts:
         """The same, each with its class.
 
         Raises:
-            UserError: there is no column of classes, or one holds what is no class.
+            UserError: there is no column of classes, or it holds nothing that is one.
         """
         column = self._label or _find_label(self._table)
-        for text, row in self._table.documents(self._column, columns=[column]):
-            yield _item(text, row), _class_of(row, column)
+        check = partial(_no_class, column)
+        for text, row in self._table.documents(self._column, columns=[column], check=check):
+            yield _item(text, row), _class_of(row.values[column])
 
     def parts(self) -> Iterator[Item]:
         """All texts; both sentences where the records are pairs of them and no column is named."""
         if self._column is None and set(SENTENCES) <= set(self._table.columns):
+            self._pair = SENTENCES
             for row in self._table.rows(SENTENCES):
                 for name in SENTENCES:
                     yield _item(str(row.values[name]), row)
@@ -113,12 +125,12 @@ class Texts:
         """Pairs of sentences, and how much they mean the same to people.
 
         Raises:
-            UserError: no two columns of text or no column of numbers; a score that is no number; all are equal.
+            UserError: no two columns of text or no column of numbers; no score is a number; all are equal.
         """
         table = self._table
-        one, other, similarity = _pair_columns(table)
-        rows = list(table.rows((one, other, similarity)))
-        scores = np.array([_number_of(row, similarity) for row in rows])
+        self._pair = one, other, similarity = _pair_columns(table)
+        rows = list(table.rows((one, other, similarity), check=partial(_no_pair, (one, other), similarity)))
+        scores = np.array([_as_number(row.values[similarity]) for row in rows])
         if scores.min() == scores.max():
             raise UserError(
                 f"All {len(rows)} pairs of {table.name} have the same {similarity}, so nothing can follow it; "
@@ -150,15 +162,33 @@ def _find_label(table: Table) -> str:
     )
 
 
-def _class_of(row: Row, column: str) -> Label:
-    value = row.values[column]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str | int):
-        return value
-    raise UserError(
-        f"{row.where}: {column!r} is {value!r}, and a class is a whole number or a word; name another --label."
-    )
+def _class_of(value: object) -> Label:
+    """A class, as a whole number where a table has it as a float: with one missing, pandas writes them so."""
+    return int(value) if isinstance(value, float) else cast(Label, value)
+
+
+def _no_class(column: str, values: Values) -> str | None:
+    """Why a record has no class; raises UserError where the column holds measurements."""
+    value = values[column]
+    if isinstance(value, str) and not value.strip():
+        return f"the {column} is empty"
+    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+        raise UserError(
+            f"A {column!r} is {value!r}, and a class is a whole number or a word; name another column with --label."
+        )
+    if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, str | int | float):
+        return f"the {column} is {value!r}, and a class is a whole number or a word"
+    return None
+
+
+def _no_pair(sentences: Sequence[str], similarity: str, values: Values) -> str | None:
+    """Why a record is no scored pair."""
+    for name in sentences:
+        if not isinstance(values[name], str) or not str(values[name]).strip():
+            return f"the {name} is no text"
+    if not math.isfinite(_as_number(values[similarity])):
+        return f"the {similarity} is {values[similarity]!r}, and a score is a number"
+    return None
 
 
 def _pair_columns(table: Table) -> tuple[str, str, str]:
@@ -167,8 +197,8 @@ def _pair_columns(table: Table) -> tuple[str, str, str]:
     kinds = {name: _kind([row.values.get(name) for row in rows]) for name in table.columns}
     texts = [name for name, kind in kinds.items() if kind == "text"]
     numbers = [name for name, kind in kinds.items() if kind == "number"]
-    texts = list(SENTENCES) if set(SENTENCES) <= set(texts) else texts
-    numbers = [SIMILARITY] if SIMILARITY in numbers else numbers
+    texts = list(SENTENCES) if set(SENTENCES) <= set(table.columns) else texts
+    numbers = [SIMILARITY] if SIMILARITY in table.columns else numbers
     if len(texts) != 2 or len(numbers) != 1:
         raise UserError(
             f"{table.name} is not seen to hold scored pairs of sentences (its columns: {', '.join(table.columns)}); "
@@ -178,19 +208,13 @@ def _pair_columns(table: Table) -> tuple[str, str, str]:
 
 
 def _kind(values: list[object]) -> str | None:
-    """Whether the values of a column are numbers or texts."""
+    """Whether the values of a column are numbers or texts, as far as there are any."""
+    values = [value for value in values if value is not None and value != "" and value == value]
+    if not values:
+        return None
     if all(math.isfinite(_as_number(value)) for value in values):
         return "number"
     return "text" if all(isinstance(value, str) for value in values) else None
-
-
-def _number_of(row: Row, column: str) -> float:
-    number = _as_number(row.values[column])
-    if not math.isfinite(number):
-        raise UserError(
-            f"{row.where}: {column!r} is {row.values[column]!r}, and a score is a number; mend it or take it out."
-        )
-    return number
 
 
 def _as_number(value: object) -> float:
