@@ -1,6 +1,8 @@
 """Tables of Arrow: every kind that is opened, and what is refused before it does harm."""
 
 import json
+from contextlib import suppress
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -8,9 +10,12 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selfsup.data import arrow_files
 from selfsup.data.arrow_files import open_arrow
+from selfsup.data.parquet_pages import pages_of
 from selfsup.errors import UserError
 
 ROWS = 600
@@ -220,3 +225,63 @@ def test_a_damaged_data_set_of_lance(tmp_path):
     refused(tmp_path / "a.lance", "cannot be read")
     (tmp_path / "b.lance").mkdir()
     refused(tmp_path / "b.lance", "cannot be read")
+
+
+# -- pages of parquet ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_the_headers_of_pages_are_those_that_the_footer_adds_up(tmp_path, version, compression):
+    path = tmp_path / "a.parquet"
+    options = {
+        "data_page_version": version,
+        "write_page_checksum": True,
+        "data_page_size": 300,
+        "write_batch_size": 20,
+    }
+    pq.write_table(TABLE, path, compression=compression, row_group_size=250, **options)
+    metadata = pq.read_metadata(path)
+    content = memoryview(path.read_bytes())
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = [group.column(column) for column in range(group.num_columns)]
+        pages = list(pages_of(content, group, TABLE.schema.names))
+        saved = sum(chunk.total_uncompressed_size - chunk.total_compressed_size for chunk in chunks)
+        assert sum(page.unpacked - page.packed for page in pages) == saved  # headers count on both sides
+        assert len(pages) > 2 * len(chunks)
+        few = [
+            chunk
+            for chunk in chunks
+            if chunk.path_in_schema == "n" or chunk.path_in_schema.startswith("image.")
+        ]
+        assert 0 < len(list(pages_of(content, group, ["n", "image"]))) < len(pages)
+        assert len(few) == 3
+
+
+def test_a_page_that_stands_for_far_more(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [bytes(70_000_000)]}), path, compression="zstd", use_dictionary=False)
+    refused(path, "a page of 66 MiB")
+
+
+def test_rows_of_a_long_dictionary_come_one_by_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 20, pa.int32()), pa.array([b"x" * 1_000_000]))
+    pq.write_table(pa.table({"x": column}), path, store_schema=False, dictionary_pagesize_limit=1 << 30)
+    assert [batch.num_rows for batch in open_arrow(path).batches()] == [20]
+    monkeypatch.setattr(arrow_files, "PAGE", 3_000_000)
+    assert {batch.num_rows for batch in open_arrow(path).batches()} == {2}
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_headers_of_any_bytes_end(data):
+    chunk = SimpleNamespace(
+        data_page_offset=0, dictionary_page_offset=None, total_compressed_size=len(data), path_in_schema="x"
+    )
+    group = SimpleNamespace(num_columns=1, column=lambda _: chunk)
+    with suppress(ValueError, IndexError, RecursionError):
+        assert len(list(pages_of(memoryview(data), group, ["x"]))) <= len(data)
+    with suppress(ValueError, IndexError, RecursionError):
+        list(pages_of(memoryview(data * 1000), group, ["x"]))

@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfsup.data.discovery import inside, opened, read_bytes
+from selfsup.data.parquet_pages import DICTIONARY, pages_of
 from selfsup.errors import Damaged, UserError
 
 BATCH_ROWS = 256  # at most in a batch
 BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are referred to many times
 ROWS, FEW_ROWS = 64, 1 << 20  # rows that a table may have: for each byte on the disk, and in any case
 EXPANSION, SMALL = 100, 1 << 30  # what it may unpack to: times its bytes on the disk, and in any case
+PAGE = 1 << 26  # what a page of parquet may unpack to in any case, and a batch should
 METADATA = 1 << 28  # bytes of a schema or a footer at most
 SUFFIXES = (".parquet", ".arrow", ".feather")  # of files
 
@@ -120,6 +122,7 @@ def damage_of(path: Path) -> Iterator[None]:
         TypeError,
         struct.error,
         MemoryError,
+        RecursionError,
     ) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(said.split())[:200] or type(error).__name__
@@ -195,6 +198,9 @@ def _open_saved(folder: Path) -> ArrowFile:
 
 
 def _open_parquet(path: Path) -> ArrowFile:
+    with pa.memory_map(str(path)) as mapped:
+        content = memoryview(mapped.read_buffer())
+
     def opened() -> Any:
         limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA >> 8}
         return pq.ParquetFile(path, memory_map=True, **limits)
@@ -203,13 +209,30 @@ def _open_parquet(path: Path) -> ArrowFile:
         with opened() as file:
             # One group at a time: over the border of two, Arrow gives columns of nulls a wrong length.
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(BATCH_ROWS, [group], columns=names, use_threads=False):
+                rows = _rows_at_once(path, content, file.metadata.row_group(group), names)
+                for batch in file.iter_batches(rows, [group], columns=names, use_threads=False):
                     yield batch.select(names)
 
     with opened() as file:
         return ArrowFile(
             path, file.schema_arrow, file.metadata.num_rows, path.stat().st_size, mapped=False, read=read
         )
+
+
+def _rows_at_once(path: Path, content: memoryview, group: Any, names: list[str]) -> int:
+    """Rows of a group to unpack at once; each may be as long as a dictionary, else as all are in the mean.
+
+    Raises:
+        Damaged: a page unpacks to far more than its bytes allow.
+    """
+    whole = longest = 0
+    for page in pages_of(content, group, names):
+        if page.unpacked > max(PAGE, EXPANSION * page.packed):
+            raise _bomb(path, f"a page of {page.unpacked >> 20} MiB")
+        whole += page.unpacked
+        longest = max(longest, page.unpacked if page.type == DICTIONARY else 0)
+    mean = whole // max(1, int(group.num_rows))
+    return max(1, min(BATCH_ROWS, PAGE // max(1, mean, longest)))
 
 
 def _open_lance(path: Path) -> ArrowFile:
