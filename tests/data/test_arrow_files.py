@@ -49,13 +49,13 @@ def lance(path, table=TABLE):
 
 
 KINDS = {
-    "stream": lambda folder: stream(folder / "a.arrow"),
-    "file": lambda folder: stream(folder / "a.arrow", new=pa.ipc.new_file),
-    "zstd": lambda folder: stream(folder / "a.arrow", compression="zstd"),
-    "lz4": lambda folder: stream(folder / "a.arrow", new=pa.ipc.new_file, compression="lz4"),
-    "feather": lambda folder: pyarrow.feather.write_feather(TABLE, str(folder / "a.feather")),
-    "parquet": lambda folder: pq.write_table(TABLE, folder / "a.parquet", row_group_size=250),
-    "lance": lambda folder: lance(folder / "a.lance"),
+    "stream": lambda folder, table=TABLE: stream(folder / "a.arrow", table),
+    "file": lambda folder, table=TABLE: stream(folder / "a.arrow", table, pa.ipc.new_file),
+    "zstd": lambda folder, table=TABLE: stream(folder / "a.arrow", table, compression="zstd"),
+    "lz4": lambda folder, table=TABLE: stream(folder / "a.arrow", table, pa.ipc.new_file, compression="lz4"),
+    "feather": lambda folder, table=TABLE: pyarrow.feather.write_feather(table, str(folder / "a.feather")),
+    "parquet": lambda folder, table=TABLE: pq.write_table(table, folder / "a.parquet", row_group_size=250),
+    "lance": lambda folder, table=TABLE: lance(folder / "a.lance", table),
 }
 
 
@@ -79,6 +79,13 @@ def test_every_kind_gives_its_rows_in_batches(tmp_path, kind):
     assert sum(batch.num_rows for batch in table.batches()) == ROWS
     with pytest.raises(UserError, match="has 0 columns 'x': choose one of n, text"):
         list(table.batches(["x"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_without_rows(tmp_path, kind):
+    KINDS[kind](tmp_path, TABLE.slice(0, 0))
+    table = opened(tmp_path)
+    assert (table.rows, list(table.batches(["n", "image"]))) == (0, [])
 
 
 def test_columns_of_one_name(tmp_path):

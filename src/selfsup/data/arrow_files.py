@@ -209,6 +209,8 @@ def _open_parquet(path: Path) -> ArrowFile:
         with opened() as file:
             # One group at a time: over the border of two, Arrow gives columns of nulls a wrong length.
             for group in range(file.num_row_groups):
+                if file.metadata.row_group(group).num_rows == 0:  # such a group has no pages
+                    continue
                 rows = _rows_at_once(path, content, file.metadata.row_group(group), names)
                 for batch in file.iter_batches(rows, [group], columns=names, use_threads=False):
                     yield batch.select(names)
