@@ -2,27 +2,56 @@
 
 Started by torchrun, every process takes its share of the records of each step; sums and gradients are added over
 processes, so the number of processes changes nothing but rounding. Alone, all of this is the identity.
+
+Processes meet in two ways: in collectives, which fail when one takes very long, and by counting in the store that
+torchrun keeps, which waits for as long as it takes. A process that fails says so there, so that one sentence is
+written and the others end without one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from selfsup.errors import Elsewhere, Interrupted, OfOneProcess, UserError
+
+POLL = 0.05  # seconds
+LEADS_BY = 0.5  # seconds, within which the leading process has met with the same as another one
+_groups = itertools.count()  # a store outlives a group, so each counts under a name of its own
+
+
+class Lost(Exception):
+    """A collective failed, since another process has gone."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A collective runs in the block; raises Lost where it fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost(str(error).splitlines()[0]) from error
 
 
 class Processes:
     """The group of processes of one training; implements the collectives that a score may use."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         self.active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.active else 0
         self.size = dist.get_world_size() if self.active else 1
+        self._store, self._met = store, 0
 
     @classmethod
     def alone(cls) -> Processes:
@@ -36,6 +65,15 @@ class Processes:
         """Whether this process writes the files and talks to the user."""
         return self.rank == 0
 
+    @property
+    def prepares(self) -> bool:
+        """Whether this process prepares what the others of its machine then find: the first one there."""
+        return int(os.environ.get("LOCAL_RANK", self.rank)) == 0 if self.active else True
+
+    @property
+    def name(self) -> str:
+        return f"Process {self.rank} of {self.size} ({platform.node()})"
+
     def gather(self, tensor: Tensor) -> Tensor:
         return _Gather.apply(tensor) if self.active else tensor  # type: ignore[no-untyped-call]
 
@@ -43,7 +81,8 @@ class Processes:
         if not self.active:
             return tensor.detach()
         total = tensor.detach().clone()
-        dist.all_reduce(total)
+        with together():
+            dist.all_reduce(total)
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -57,7 +96,8 @@ class Processes:
         for dtype in dict.fromkeys(parameter.dtype for parameter in trained):  # in one order everywhere
             gradients = [p.grad for p in trained if p.dtype == dtype and p.grad is not None]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
+            with together():
+                dist.all_reduce(flat)
             for gradient, part in zip(
                 gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
             ):
@@ -68,21 +108,94 @@ class Processes:
         if not self.active:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        with together():
+            dist.broadcast_object_list(box)
         return box[0]
+
+    def share_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """The leading process's tensors by name, on every process; the others give None."""
+        shapes = self.share({name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors else None)
+        shared = {
+            name: torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
+            for name, (shape, dtype) in (shapes or {}).items()
+        }
+        for tensor in shared.values() if self.active else ():
+            with together():
+                dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
+        return shared
 
     def collect(self, value: Any) -> list[Any]:
         """The value (JSON-like) of every process, in rank order, on every process."""
         if not self.active:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with together():
+            dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Go on when all processes have come here."""
-        if self.active:
-            dist.barrier()
+    def wait(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Go on when all processes have come here, however long that takes.
+
+        Args:
+            beat: called now and then while others are waited for.
+
+        Raises:
+            Lost: one of them has failed.
+        """
+        if not self.active:
+            return
+        with together():
+            if self._store is None:  # a group of the caller's own
+                dist.barrier()
+            else:
+                self._meet(self._store, beat)
+
+    def _meet(self, store: Store, beat: Callable[[], None]) -> None:
+        self._met += 1
+        place = f"place {self._met}"
+        store.add(place, 1)
+        while store.add(place, 0) < self.size:
+            if store.add("failed", 0):
+                raise Lost("it said so")
+            beat()
+            time.sleep(POLL)
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What a process that failed raises: one of all says why, the leading one if it met with the same."""
+        lost = isinstance(error, Lost)
+        try:
+            speaks = self._is_first_to_fail(lost)
+        except RuntimeError:  # the store went with its process
+            speaks = False
+        if isinstance(error, Interrupted | KeyboardInterrupt):  # which all of them are, together
+            return error
+        if not speaks:
+            time.sleep(
+                2 * LEADS_BY
+            )  # torchrun ends all of them with the first one, which is to have spoken by then
+            return Elsewhere("Another process of this training failed, and says why.")
+        if lost:
+            return OfOneProcess(
+                f"{self.name} lost another process of this training, which ended without a word ({error}): the system "
+                "may have killed it for its memory; go on with --resume RUN."
+            )
+        if isinstance(error, UserError) and not self.leads:
+            return OfOneProcess(f"{self.name}: {error}")
+        return error
+
+    def _is_first_to_fail(self, lost: bool) -> bool:
+        assert self._store is not None
+        if self.leads and not lost:
+            self._store.set("leader failed", "")
+            self._store.add("failed", 1)
+            return True
+        first = self._store.add("failed", 1) == 1
+        until = time.monotonic() + LEADS_BY
+        while first and not lost and time.monotonic() < until:
+            if self._store.check(["leader failed"]):
+                return False
+            time.sleep(POLL)
+        return bool(first)
 
 
 class _Gather(torch.autograd.Function):
@@ -91,20 +204,23 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, torch.tensor([len(tensor)]))
+        with together():
+            dist.all_gather(sizes, torch.tensor([len(tensor)]))
         counts = [int(size) for size in sizes]
         context.counts = counts
         longest = max(counts)
         padded = tensor.new_zeros(longest, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        with together():
+            dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone(memory_format=torch.contiguous_format)  # others may hold the same tensor
-        dist.all_reduce(total)
+        with together():
+            dist.all_reduce(total)
         return torch.split(total, context.counts)[dist.get_rank()]
 
 
@@ -115,9 +231,20 @@ def process_group() -> Iterator[Processes]:
         yield Processes()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    store, rank, size = next(iter(rendezvous("env://")))
+    store = PrefixStore(f"selfsup {next(_groups)}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
+    processes = Processes(store)
     try:
-        yield Processes()
+        yield processes
+        with together():  # the store may go with the process that leaves first
+            dist.barrier()
+    except BaseException as error:
+        explained = processes.explain(error)
+        if explained is error:
+            raise
+        raise explained from error
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends early on purpose."""
+"""The ways in which a command ends early on purpose."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The user, or the system, asked a run to stop; it has been saved, and the message says how to go on."""
+
+
+class OfOneProcess(UserError):
+    """What one of several processes met with; it alone says so."""
+
+
+class Elsewhere(Exception):
+    """Another process of this training failed, and says why."""
 
 
 class Damaged(UserError):

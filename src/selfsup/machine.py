@@ -51,7 +51,7 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            return own_of(torch.device("cuda", 0))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -60,6 +60,13 @@ def find_device(name: str) -> torch.device:
         raise UserError(
             f"There is no device '{name}' here; use auto, cpu, or an accelerator this torch sees."
         ) from None
+    return own_of(device)
+
+
+def own_of(device: torch.device) -> torch.device:
+    """Of several processes on a machine each has an accelerator to itself, whichever the first one was given."""
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 

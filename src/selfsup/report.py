@@ -51,6 +51,11 @@ def json_line(value: object, narrow: bool = False) -> str:
     return CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], line)
 
 
+def leads() -> bool:
+    """Whether this process speaks to the user: of several that torchrun started, the first one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_json(value: object) -> None:
     """Print a result for a program, on one line."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

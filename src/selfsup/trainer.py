@@ -59,7 +59,7 @@ class Trainer:
         self.objective = ready(recipe, settings, machine)
         self.optimizer = Optimizer(self.objective, settings.config.optim, machine.dtype)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
-        self.schedule = find_schedule(settings, run)
+        self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from selfsup.budget import Clock
+from selfsup.checkpoint import Checkpoint
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
@@ -213,14 +214,30 @@ def _prepare(
 
 
 def _open(recipe: Recipe, processes: Processes, reporter: Reporter) -> None:
-    """Open the data: the leading process first, so that the others find what it prepared."""
+    """Open the data: on each machine one process first, so that the others there find what it prepared."""
+
+    def wait() -> None:
+        processes.wait(lambda: reporter.advance(0.0, "waiting for other processes to read their data"))
+
     with reporter.bar("reading"):
-        if processes.leads:
+        if processes.prepares:
             recipe.open(reporter.reading)
-        processes.wait()
-        if not processes.leads:
+        wait()
+        if not processes.prepares:
             recipe.open(reporter.reading)
+        wait()
+    _require_same_data(recipe, processes)
     _require_measurable(recipe)
+
+
+def _require_same_data(recipe: Recipe, processes: Processes) -> None:
+    """Refuse to train on what is one thing here and another one on another machine."""
+    data = recipe.fingerprint()
+    if processes.share(data) != data:
+        raise UserError(
+            f"{recipe.settings['data.source']} is not the same here as for process 0; put the same files there on "
+            "every machine."
+        )
 
 
 def _require_measurable(recipe: Recipe) -> None:
@@ -247,7 +264,7 @@ def _fit(
     before: int | None = None,
 ) -> Run:
     trainer = Trainer(recipe, settings, run, machine, processes, clock, reporter)
-    checkpoint = trainer.checkpoints.newest(before)
+    checkpoint = _newest(trainer, processes, before)
     trainer.reached = processes.share(run.reached if before is None else 0)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -262,6 +279,17 @@ def _fit(
     trainer.fit(estimate)
     reporter.say(f"Done in {duration(clock.elapsed())}; the model lies in {run.model_directory}.")
     return run
+
+
+def _newest(trainer: Trainer, processes: Processes, before: int | None) -> Checkpoint | None:
+    """The newest checkpoint, which the leading process reads: others may be on machines that do not see the run."""
+    found = trainer.checkpoints.newest(before) if processes.leads else None
+    place = processes.share(None if found is None else (found.step, found.state, list(found.tensors)))
+    if place is None:
+        return None
+    step, state, names = place
+    tensors = {name: processes.share_tensors(found.tensors[name] if found else None) for name in names}
+    return Checkpoint(step, tensors, state)
 
 
 FREE = (*LENGTHS, "data.workers")  # what a resumed run may change without computing anything else
@@ -281,10 +309,12 @@ def _resume(
     held: ExitStack,
 ) -> Run:
     """Go on with a run: from its newest whole checkpoint, or, to extend it, from before its decay."""
-    run = Run.open(directory)
+    run = Run.open(directory) if processes.leads else Run(directory)  # which other machines need not see
     if processes.leads:
         held.enter_context(run.held())
-    settings = run.settings()
+    settings, environment, summary = processes.share(
+        (run.settings(), run.environment(), run.summary) if processes.leads else None
+    )
     changes = {key: value for key, value in flatten(given) if key in FREE and value is not None}
     asked = Settings((origin, given))
     others = [key for key in asked.sources if key not in FREE and asked[key] != settings[key]]
@@ -295,22 +325,22 @@ def _resume(
             f"start another run with --config {run.config_file} --out NEW."
         )
     length = {key: asked[key] for key in changes if key in LENGTHS and asked[key] != settings[key]}
-    if run.summary and not length:
+    if summary and not length:
         raise UserError(
-            f"{directory} is finished ({run.summary['steps']:,} steps); extend it with --steps or --budget, "
+            f"{directory} is finished ({summary['steps']:,} steps); extend it with --steps or --budget, "
             f"or start another with --config {run.config_file} --out NEW."
         )
     clock = Clock()
     if "data.workers" in changes:
         settings.change("data.workers", changes["data.workers"], origin)
     recipe = _recipe(settings, objective, data, model)
-    machine = _open_again(run, settings, recipe, processes, reporter)
+    machine = _open_again(run, environment.get("data"), settings, recipe, processes, reporter)
     before = None
     if length:
         before = processes.share(_extend(run, settings, length, origin) if processes.leads else None)
         for key in LENGTHS:
             settings.change(key, processes.share(settings[key]), processes.share(settings.origin(key)))
-    estimate = _expected(settings, run.environment()["plan"])
+    estimate = _expected(settings, environment["plan"])
     return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
 
 
@@ -357,13 +387,17 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
 
 
 def _open_again(
-    run: Run, settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter
+    run: Run,
+    recorded: str | None,
+    settings: Settings,
+    recipe: Recipe,
+    processes: Processes,
+    reporter: Reporter,
 ) -> Machine:
     """Open the data of a run again, and make sure that it is the same data."""
     machine = find_machine(settings, processes)
     _open(recipe, processes, reporter)
     recipe.settle(Effort())
-    recorded = run.environment().get("data")
     if recorded != recipe.fingerprint():
         raise UserError(
             f"The data of {run.directory} ({settings['data.source']}) has changed since the run began, so it cannot be "

@@ -12,8 +12,8 @@ import typer
 
 from selfsup.cli import runs, using, vectors
 from selfsup.cli.options import app
-from selfsup.errors import Interrupted, UserError, require_text
-from selfsup.report import Lines, finish_output, prepare_streams, printable
+from selfsup.errors import Elsewhere, Interrupted, OfOneProcess, UserError, require_text
+from selfsup.report import Lines, finish_output, leads, prepare_streams, printable
 
 __all__ = ["app", "main", "runs", "using", "vectors"]
 
@@ -21,8 +21,9 @@ __all__ = ["app", "main", "runs", "using", "vectors"]
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
-def fail(message: str, code: int) -> NoReturn:
-    print(f"selfsup: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
+def fail(message: str, code: int, speaks: bool = True) -> NoReturn:
+    if speaks:
+        print(f"selfsup: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     handler.setFormatter(Lines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
-    if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one speaks
+    if not leads():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         try:
@@ -54,14 +55,16 @@ def main() -> None:
         finally:
             finish_output()
     except UsageError as error:
-        fail(f"{error.format_message().rstrip('.')}; see selfsup --help.", 2)
+        fail(f"{error.format_message().rstrip('.')}; see selfsup --help.", 2, leads())
     except UserError as error:
-        fail(str(error), 2)
+        fail(str(error), 2, leads() or isinstance(error, OfOneProcess))
+    except Elsewhere:
+        raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output wants no more of it
         raise SystemExit(1) from None
     except OSError as error:
         fail(describe(error), 2)
     except Interrupted as interruption:
-        fail(str(interruption), 130)
+        fail(str(interruption), 130, leads())
     if code == 130:  # typer's answer to Ctrl-C
-        fail("Stopped.", 130)
+        fail("Stopped.", 130, leads())

@@ -30,7 +30,7 @@ from selfsup.cli.options import (
     split_words,
 )
 from selfsup.files import require_free, write_new
-from selfsup.report import print_json, say
+from selfsup.report import leads, print_json, say
 
 if TYPE_CHECKING:
     from selfsup.run import Run
@@ -74,6 +74,8 @@ def train(
         clock=Clock.of_process(),
         **settings,
     )
+    if not leads():  # whose machine need not see the run
+        return
     if as_json:
         print_json(run.summary)
     else:
