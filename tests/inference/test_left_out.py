@@ -274,3 +274,59 @@ def test_the_columns_of_pairs_are_told(models: dict[str, Path]) -> None:
     for protocol, columns in (("sts", "sentence1, sentence2, score"), ("rankme", "sentence1, sentence2")):
         told = evaluate(models["texts"], data=pairs, protocol=protocol).left_out.reading
         assert told == {"columns": columns}
+
+
+# -- from Python ---------------------------------------------------------------------------------------------
+
+
+def test_lists_with_gaps(models: dict[str, Path], tmp_path: Path) -> None:
+    texts = ["a storm", None, "the sea", float("nan"), "the sea"]
+    made = selfsup.embed(models["texts"], texts, tmp_path / "x.parquet")
+    assert (made.records, made.left_out.skipped) == (3, 2)
+    assert made.left_out.skipped_names[0] == "document 2: the text is null"
+    for odd in (
+        [],
+        [None],
+        [1, 2],
+        ["a", 1],
+        ["a", ["b"]],
+        (text for text in texts),
+        np.array(["a"]),
+        {"a"},
+        5,
+    ):
+        with pytest.raises(UserError, match="text source"):
+            selfsup.embed(models["texts"], odd, tmp_path / "y.parquet")
+
+
+def test_an_empty_path_is_not_the_working_directory(
+    models: dict[str, Path], tmp_path: Path, selfsup_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(save_photos(tmp_path / "photos", 2))
+    for source in ([""], ["red", " "]):
+        with pytest.raises(UserError, match="path of an image is empty"):
+            selfsup.embed(models["images"], source, tmp_path / "x.parquet")
+    answer = selfsup_command("zero-shot", models["pairs"], "", "--labels", "red")
+    assert (answer.code, answer.out) == (2, "")
+
+
+def test_arguments_of_other_kinds(models: dict[str, Path], tmp_path: Path) -> None:
+    texts, library, out = ["a storm", "the sea"], tmp_path / "x.lance", tmp_path / "x.parquet"
+    selfsup.index(models["texts"], texts, library)
+    photo = [np.zeros((20, 20, 3), np.uint8)]
+    for work in (
+        *(lambda n=n: selfsup.embed(models["texts"], texts, out, batch=n) for n in (0, 1.5, "3", None)),
+        *(lambda n=n: selfsup.index(models["texts"], texts, library, batch=n) for n in (-1, 2.0, True)),
+        *(lambda n=n: selfsup.search(library, "storm", top=n) for n in (0, 1.5, "3", None)),
+        *(lambda q=q: selfsup.search(library, q) for q in (5, ["storm"], b"storm", np.array("storm"), "", None)),
+        *(lambda n=n: selfsup.zero_shot(models["pairs"], photo, n) for n in ([], [None], [1], ["a", 2], ["a", "a"])),
+        *(lambda n=n: selfsup.zero_shot(models["pairs"], photo, ["a"], templates=n) for n in ([], [None], ["x"])),
+        lambda: selfsup.embed(models["texts"], texts, ""),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    same = [
+        selfsup.zero_shot(models["pairs"], photo, labels) for labels in (["a", "b"], ("a", "b"), iter("ab"))
+    ]
+    assert same[0] == same[1] == same[2]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny_clip import SIGMOID, SOFTMAX, save_tiny_clip
@@ -105,6 +107,20 @@ def test_the_command(directory: Path, tmp_path: Path, selfsup_command: Callable[
         best = int(row.argmax())
         assert LABELS[best] in lines[start]
         assert lines[start].rstrip().endswith(f"{row[best]:.1%}")
+
+
+def test_images_of_a_column(directory: Path, tmp_path: Path, selfsup_command: Callable[..., Any]) -> None:
+    files = sorted(save_photos(tmp_path / "photos", 1).rglob("*.png"))
+    rows = [
+        {"image": files[0].read_bytes(), "second": file.read_bytes(), "text": "a photo"} for file in files
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    words = ("zero-shot", directory, tmp_path / "a.parquet", "--labels", *LABELS, "--json")
+    chosen = json.loads(selfsup_command(*words, "--column", "second").out)["images"]
+    expected = json.loads(selfsup_command("zero-shot", directory, *files, *words[3:]).out)["images"]
+    assert [one["probabilities"] for one in chosen] == [one["probabilities"] for one in expected]
+    default = json.loads(selfsup_command(*words).out)["images"]
+    assert len({json.dumps(one["probabilities"]) for one in default}) == 1
 
 
 def test_only_the_likeliest_of_many_are_printed(

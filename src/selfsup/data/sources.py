@@ -364,7 +364,9 @@ def find_source(source: object, failures: float, split: str | None = None) -> So
     if not 0 <= failures <= 1:
         raise UserError(f"The share of failures must lie between 0 and 1, not at {failures:g}.")
     if isinstance(source, list | tuple) and source:
-        if all(isinstance(item, str) for item in source):
+        if (
+            {str} <= {type(item) for item in source} <= {str, type(None), float}
+        ):  # with gaps, as pandas has them
             return _documents(cast("Sequence[str]", source))
         if all(isinstance(item, dict) for item in source):
             return _records(cast("Sequence[Values]", source))

@@ -34,6 +34,7 @@ from selfsup.inference.items import (
     Progress,
     chunks,
     open_embedder,
+    require_count,
     shifted,
     silent,
     survey,
@@ -111,9 +112,10 @@ def embed(
         UserError: no such model, data or column; an id occurs twice; `out` exists, or was begun otherwise.
     """
     out, progress = Path(out), progress or silent
+    if not out.name:
+        raise UserError(f"{out} is no name of a file; give another --out.")
     work = out.with_name(f"{out.name}.partial")
-    if batch < 1:
-        raise UserError(f"batch is {batch}; embed 1 or more records together.")
+    require_count("batch", batch)
     _require_free(out, work)
     embedder = open_embedder(run, device)
     collection = embedder.model.read(data, column, failures=failures, progress=progress)

@@ -197,6 +197,8 @@ def open_pictures(
     if isinstance(source, Pictures):
         return source
     if isinstance(source, list | tuple) and all(isinstance(path, str) for path in source):
+        if not all(path.strip() for path in source):
+            raise UserError("The path of an image is empty; give the paths of files or folders.")
         source = [Path(path) for path in source]
     images = open_images(source, column=column, label=label, failures=failures, progress=progress)
     return Pictures(images, size)

@@ -26,6 +26,7 @@ from selfsup.inference.items import (
     Progress,
     chunks,
     open_embedder,
+    require_count,
     shifted,
     silent,
     survey,
@@ -107,8 +108,7 @@ def index(
             column of it holds another kind of value.
     """
     path, progress = Path(out), progress or silent
-    if batch < 1:
-        raise UserError(f"batch is {batch}; embed 1 or more records together.")
+    require_count("batch", batch)
     there = Library.open(path) if Library.exists(path) else None
     if there is None:
         Library.require_free(path)
@@ -193,8 +193,7 @@ class Searcher:
             UserError: not one query, or one that the model cannot read; no hits asked for; a condition that cannot
                 be used.
         """
-        if top < 1:
-            raise UserError(f"top is {top}; ask for 1 or more.")
+        require_count("top", top)
         vector = self._embedder.query(_asked(query, image))
         return [_hit(row) for row in self.library.search(vector, top, where)]
 
@@ -205,6 +204,8 @@ def _asked(query: str | None, image: object) -> Item:
         raise UserError("Say what to look for, either in words or by an image (--image FILE).")
     if query is None:
         return open_picture(image)
+    if not isinstance(query, str):
+        raise UserError(f"A query is words, and this one is of type {type(query).__name__}.")
     if not query.strip():
         raise UserError("The query is empty; say what to look for.")
     return Text("", query, "", {})

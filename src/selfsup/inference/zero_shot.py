@@ -8,7 +8,7 @@ normalised again (section 3.1.4).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,7 @@ def zero_shot(
     images: object,
     labels: Sequence[str],
     *,
+    column: str | None = None,
     templates: Sequence[str] = TEMPLATES,
     failures: float = 1.0,
     device: str = "auto",
@@ -74,6 +75,7 @@ def zero_shot(
         run: a run of clip, or its model directory.
         images: any source of images, such as a list of paths, of PIL images or of uint8 arrays.
         labels: what the images may show.
+        column: of the images, where they stand in a table; found by itself where it is None.
         templates: texts in which `{}` stands for a label; a label's vector is the mean over all of them.
         failures: the share of images, from 0 to 1, above which they are refused where they cannot be read.
         progress: called with the images done, and all of them.
@@ -81,11 +83,12 @@ def zero_shot(
     Raises:
         UserError: no such model, image or device; no labels, or one twice; a template without `{}`.
     """
+    labels, templates = _words("label", labels), _words("template", templates)
     if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
         raise UserError("Give labels that differ and are not blank, such as --labels 'a cat' 'a dog'.")
     model = load_pair_model(run)
     model.to(find_device(device))
-    collection = model.image.read(images, failures=failures)
+    collection = model.image.read(images, column, failures=failures)
     items = list(collection.items())
     read, vectors = embed_items(model, items, run, "fp32", progress)
     directions = class_vectors(model, [[label] for label in labels], templates, run)
@@ -96,6 +99,15 @@ def zero_shot(
         for item, row in zip(itertools.compress(items, read), rows, strict=True)
     )
     return Answers(answers, LeftOut.of([collection]))
+
+
+def _words(what: str, given: Iterable[str]) -> list[str]:
+    """Texts in a list; one alone is one of them."""
+    words = [given] if isinstance(given, str) else list(given)
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(f"A {what} is a text, and {word!r:.100} is of type {type(word).__name__}.")
+    return words
 
 
 def class_vectors(
