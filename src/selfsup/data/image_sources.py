@@ -33,12 +33,12 @@ from selfsup.data.image_stores import (
     Progress,
     Span,
     Store,
-    extensions,
     file_at,
     folders,
     for_all,
     kind_of,
     of_spans,
+    readable,
 )
 from selfsup.data.image_tables import has_images, open_dataset, open_frame, open_tables
 from selfsup.data.sources import _of_split, load_from_hub, sample_file
@@ -137,7 +137,7 @@ def _find(path: Path, split: str | None = None) -> Found:
 
     One kind only: a list may be of the images beside it.
     """
-    found = find(path, lambda name: kind_of(name) is not None, f"images from {', '.join(extensions())}")
+    found = find(path, lambda name: kind_of(name) is not None, readable())
     found = _of_split(found, split)
     found.files.sort()
     kinds = {file.path: _kind(file) for file in found.files}

@@ -191,6 +191,15 @@ def extensions() -> dict[str, str]:
     }
 
 
+def readable() -> str:
+    """The kinds of files that are read, in words."""
+    plain = (name for name in extensions() if not name.endswith(COMPRESSIONS))
+    return (
+        f"images from {', '.join(plain)} (archives and lists also as {', '.join(COMPRESSIONS)}), and directories of "
+        "datasets.save_to_disk and Lance"
+    )
+
+
 def kind_of(name: str) -> str | None:
     """The kind of a file, by its extension."""
     stem, extension = os.path.splitext(name.lower())
