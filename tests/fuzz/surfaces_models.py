@@ -13,6 +13,7 @@ from random import Random
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from damage import of_bytes, of_json, of_json_text
 
 import selfsup
@@ -101,7 +102,31 @@ def _sentence_transformer(path: Path) -> None:
     selfsup.export(made("encoder", _encoder), out=path, to="sentence-transformers")
 
 
+def _foreign(name: str) -> Callable[[Path], object]:
+    """Of an architecture that transformers opens."""
+
+    def make(path: Path) -> object:
+        import foreign
+
+        return getattr(foreign, name)(path)
+
+    return make
+
+
+def _with_decoder(path: Path) -> None:
+    """An image encoder beside a decoder that fills in pixels."""
+    from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, save_decoder
+
+    _vision(path)
+    save_decoder(PixelDecoder(PixelDecoderConfig(16, 32, 1, 8, 0.5)).initialise(torch.Generator()), path)
+
+
 MODELS = {
+    "bert": _foreign("bert"),
+    "roberta": _foreign("roberta"),
+    "llama": _foreign("llama"),
+    "gpt2": _foreign("gpt2"),
+    "pixels": _with_decoder,
     "encoder": _encoder,
     "decoder": _decoder,
     "vision": _vision,
@@ -125,6 +150,8 @@ def models(random: Random, place: Path) -> None:
         file.write_bytes(of_json_text(file.read_bytes(), random))
     else:
         file.write_bytes(_safetensors(file.read_bytes(), random))
+    if kind == "pixels":
+        selfsup.show(directory, image=np.zeros((20, 20, 3), np.uint8))
     use(selfsup.load(directory))
 
 
@@ -144,9 +171,12 @@ def use(model: object) -> None:
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
     from selfsup.inference.vision import ImageModel
+    from selfsup.models.decoder import Decoder
 
     if isinstance(model, LanguageModel):
-        model.generate("the", tokens=4)
+        model.generate("the", tokens=4) if isinstance(model.decoder, Decoder) else model.decoder(
+            torch.tensor([[1, 2]])
+        )
     elif isinstance(model, EncoderModel):
         model.embed([TEXT, ""])
     elif isinstance(model, ImageModel):

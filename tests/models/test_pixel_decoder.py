@@ -207,10 +207,12 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     [
         ("decoder.json", None, "holds no decoder"),
         ("decoder.json", "{", "cannot be read"),
-        ("decoder.json", json.dumps({"width": 64}), "is broken"),
+        ("decoder.json", json.dumps({"width": 64}), "lacks 'encoder'"),
         (
             "decoder.json",
-            json.dumps({"width": 65} | dict.fromkeys(["encoder", "layers", "patch"], 1)),
+            json.dumps(
+                {"width": 65, "hidden": 0.5} | dict.fromkeys(["encoder", "layers", "patch", "norm_eps"], 1)
+            ),
             "broken",
         ),
         ("decoder.safetensors", None, "is missing"),

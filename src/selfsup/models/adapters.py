@@ -17,9 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.errors import UserError
+from selfsup.errors import Interrupted, UserError
 from selfsup.models.decoder import document_mask
-from selfsup.models.directories import forget_code, own_code, read_config, weight_files
+from selfsup.models.directories import (
+    CONFIG,
+    forget_code,
+    own_code,
+    read_config,
+    read_weights,
+    refuse_absurd,
+    shaped,
+)
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.huggingface import Tokenizer, quiet_transformers
 from selfsup.models.sentence_transformers import MODULES, read_length
@@ -27,6 +35,9 @@ from selfsup.models.transformer import additive, compute_dtype
 
 UNLIMITED = 1 << 20  # tokens
 INSTALL = "pip install transformers"
+# Where a config of transformers says what.
+KEYS = {"vocabulary": "vocab_size", "width": "hidden_size", "window": "max_position_embeddings"}
+SLACK = 1 << 26  # numbers that a network may have beyond twice those of its weights: tables that are computed
 SAFE = [
     "*.json",
     "*.safetensors",
@@ -102,28 +113,46 @@ def open_network(kind: str, directory: Path) -> Opened:
     Raises:
         UserError: it cannot be opened so, or transformers is not installed.
     """
-    found, code = read_config(directory).get("model_type"), own_code(directory)
-    weight_files(directory)  # transformers goes wherever they are said to lie
+    saved, weights = read_config(directory), read_weights(directory)
+    refuse_absurd(saved, weights, directory / CONFIG)
     with transformers_at_work(str(directory)):
         import transformers
 
-        if code and found not in transformers.CONFIG_MAPPING:
+        auto, code = getattr(transformers, kind), own_code(directory)
+        if code and saved.get("model_type") not in transformers.CONFIG_MAPPING:
             raise UserError(
                 f"{directory} opens only by Python code of its own ({code}), which is not run; give a model that "
                 "transformers opens without it."
             )
-        network, report = getattr(transformers, kind).from_pretrained(
+        given = {"local_files_only": True, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(directory, **given)
+        config._attn_implementation = None  # whichever this machine has
+        _refuse_larger(auto, config, weights, directory)
+        network, report = auto.from_pretrained(
             directory,
+            config=config,
             dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **given,
         )
     if network.config.is_encoder_decoder:
         raise UserError(f"{directory} holds an encoder with a decoder; give a model that is one of them.")
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return Opened(directory, network, sorted(fresh), sorted(report["unexpected_keys"]))
+
+
+def _refuse_larger(auto: Any, config: Any, weights: dict[str, Tensor], directory: Path) -> None:
+    """Raise a UserError where a network has far more numbers than its weights; heads may be missing among these."""
+    with torch.device("meta"):
+        network = auto.from_config(config, trust_remote_code=False)
+    size = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    there = sum(tensor.numel() for tensor in weights.values())
+    if size > 2 * there + SLACK:
+        raise UserError(
+            f"{directory} does not fit its config.json, whose network has {size:,} numbers, and there are {there:,}; "
+            "get a whole copy of the model."
+        )
 
 
 def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | None]:
@@ -178,7 +207,9 @@ def transformers_at_work(place: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:  # of a stranger's values, in code that states no errors
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"transformers cannot open {place}: {reason}.") from None
 
@@ -210,10 +241,13 @@ class Adapted(nn.Module):
                 f"{opened.directory} holds a {opened.name}, which is no model of texts alone; give one that is."
             )
         self.first = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-        window = getattr(found, "max_position_embeddings", None) or UNLIMITED
-        self.config = AdaptedConfig(found.vocab_size, found.hidden_size, window - self.first)
+        said = {name: getattr(found, name, None) for name in KEYS.values()}
+        said["max_position_embeddings"] = said["max_position_embeddings"] or UNLIMITED
+        shape = shaped(AdaptedConfig, opened.directory / CONFIG, said, KEYS)
+        self.config = replace(shape, window=shape.window - self.first)
         self.pad = found.pad_token_id or 0
-        self.packs = not _is_local(found) and self._documents_stay_apart()
+        with transformers_at_work(str(opened.directory)):
+            self.packs = not _is_local(found) and self._documents_stay_apart()
 
     def run(self, module: Any, tokens: Tensor, documents: Tensor | None) -> Tensor:
         """What a module of the network makes of tokens (B, T): (B, T, …)."""
@@ -286,7 +320,8 @@ class AdaptedMaskedLM(nn.Module):
     def __init__(self, opened: Opened) -> None:
         super().__init__()
         self.model = AdaptedEncoder(opened)
-        _open_end(self.model)
+        with transformers_at_work(str(opened.directory)):
+            _open_end(self.model)
 
     @property
     def output_weight(self) -> Tensor:
@@ -312,8 +347,9 @@ class AdaptedDecoder(Adapted):
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened)
-        self._refuse_foresight()
-        _open_end(self)
+        with transformers_at_work(str(opened.directory)):
+            self._refuse_foresight()
+            _open_end(self)
 
     @property
     def output_weight(self) -> Tensor:

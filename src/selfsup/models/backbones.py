@@ -32,11 +32,13 @@ from selfsup.models.dinov3 import (
     save_vision,
 )
 from selfsup.models.directories import (
+    MOST_SIDE,
     WEIGHTS,
     read_config,
     read_json,
     read_safetensors,
     read_weights,
+    whole,
     write_json,
 )
 from selfsup.models.features import Features, read_features
@@ -259,12 +261,10 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
 
 
 def _read_size(directory: Path) -> int:
-    try:
-        return int(read_json(directory / PREPROCESSOR)["crop_size"]["height"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{directory / PREPROCESSOR} names no crop_size; get a whole copy of the model"
-        ) from None
+    crop = read_json(directory / PREPROCESSOR).get("crop_size")
+    if not isinstance(crop, dict) or not whole(crop.get("height"), most=MOST_SIDE):
+        raise UserError(f"{directory / PREPROCESSOR} names no crop_size; get a whole copy of the model")
+    return int(crop["height"])
 
 
 def _reopen_timm(saved: dict[str, Any], size: int, directory: Path) -> Adapted:

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
-from selfsup.models.directories import read_config, read_json, read_weights, write_json
+from selfsup.models.directories import (
+    MOST_SIDE,
+    broken,
+    read_config,
+    read_json,
+    read_weights,
+    shaped,
+    write_json,
+)
 from selfsup.models.features import FEATURES, Features, read_features
-from selfsup.models.huggingface import exactness, fill, open_with_transformers, refuse_taken
+from selfsup.models.huggingface import built, exactness, open_with_transformers, refuse_taken
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 from selfsup.views import MEAN, STD
 
@@ -32,6 +40,20 @@ PLAIN = {
     "mlp_bias": True,
     "num_channels": CHANNELS,
 }
+# Where a config.json says what, and what it means where it does not.
+KEYS = {
+    "size": "image_size",
+    "patch": "patch_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "registers": "num_register_tokens",
+    "layer_scale": "layerscale_value",
+    "rope_theta": "rope_theta",
+    "norm_eps": "layer_norm_eps",
+}
+DEFAULTS = {"num_register_tokens": 0, "layerscale_value": 1.0, "rope_theta": 100.0, "layer_norm_eps": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -45,10 +67,7 @@ class SavedVision:
 
     def model(self) -> VisionTransformer:
         """The network, in fp32; raises UserError where the weights do not fit the config."""
-        with torch.device("meta"):
-            model = VisionTransformer(self.config)
-        fill(model, self.weights, self.directory)
-        return model
+        return built(VisionTransformer, self.config, self.weights, self.directory)
 
 
 def save_vision(
@@ -169,25 +188,11 @@ def _from_dinov3(saved: dict[str, Any], directory: Path) -> VisionConfig:
             )
     if "quantization_config" in saved:
         raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
-    try:
-        return VisionConfig(
-            size=saved["image_size"],
-            patch=saved["patch_size"],
-            layers=saved["num_hidden_layers"],
-            width=saved["hidden_size"],
-            heads=saved["num_attention_heads"],
-            mlp=saved["intermediate_size"],
-            registers=saved.get("num_register_tokens", 0),  # DINOv3's defaults
-            layer_scale=saved.get("layerscale_value", 1.0),
-            rope_theta=float(saved.get("rope_theta", 100.0)),
-            norm_eps=saved.get("layer_norm_eps", 1e-5),
-        )
-    except KeyError as error:
-        raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{directory / 'config.json'} is broken ({error}); get a whole copy of the model"
-        ) from None
+    path = directory / "config.json"
+    config = shaped(VisionConfig, path, DEFAULTS | saved, KEYS, ("registers", "layer_scale"))
+    if config.size > MOST_SIDE:
+        raise broken(path, "image_size", config.size)
+    return config
 
 
 def _refuse_other_pixels(directory: Path) -> None:

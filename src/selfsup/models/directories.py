@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfsup.data.discovery import read_bytes
+from selfsup.data.discovery import opened, read_bytes
 from selfsup.errors import UserError
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -39,6 +40,30 @@ TIMM = (
     "use_timm_backbone",
 )  # keys of a part of a network that timm is to build, or fetch
 MOST_JSON = 32 << 20  # bytes of a file
+MOST = 1 << 24  # of any size, such as tokens, positions and widths
+MOST_SIDE = 1 << 13  # pixels of the images that a network is made for
+MOST_LABELS = 1 << 16
+COUNTED = (
+    "layer",
+    "layers",
+    "blocks",
+    "depth",
+    "depths",
+    "experts",
+)  # how names of what a network has many of end
+# What weights may be of; other kinds are quantised.
+KINDS = {
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+}
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +84,11 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UserError(
             f"{directory} holds an adapter of another model; merge the two and give what comes of it."
         )
-    config = read_json(directory / CONFIG)
+    config, names = read_json(directory / CONFIG), "architectures"
+    if not isinstance(config.get("model_type"), str | None):
+        raise broken(directory / CONFIG, "model_type", config["model_type"])
+    if not all(isinstance(name, str) for name in config.get(names) or []):
+        raise broken(directory / CONFIG, names, config[names])
     for part in _objects(config):
         _refuse_elsewhere(part, directory / CONFIG)
     if code := own_code(directory):
@@ -140,15 +169,78 @@ def inside(directory: Path, name: str) -> Path:
     return path
 
 
+# -- what it says of sizes -----------------------------------------------------------------------------------
+
+
+def shaped(
+    kind: type[T],
+    path: Path,
+    saved: Mapping[str, Any],
+    keys: Mapping[str, str],
+    may_be_zero: tuple[str, ...] = (),
+) -> T:
+    """A dataclass of sizes from what a file says of them.
+
+    Args:
+        keys: what each of its fields is called there.
+
+    Raises:
+        UserError: the file lacks one, one is of another type or out of bounds, or they do not fit together.
+    """
+    types = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    for name, key in keys.items():
+        if key not in saved:
+            raise UserError(f"{path} lacks '{key}'; get a whole copy of the model")
+        least = 0 if name in may_be_zero else 1 if types[name] == "int" else 1e-30
+        if not _FITS[str(types[name])](saved[key], least):
+            raise broken(path, key, saved[key])
+    try:
+        return kind(**{name: saved[key] for name, key in keys.items()})
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is broken ({error}); get a whole copy of the model") from None
+
+
+def whole(value: Any, least: float = 1, most: float = MOST) -> bool:
+    """Whether a value is a whole number within bounds."""
+    return type(value) is int and least <= value <= most
+
+
+def number(value: Any, least: float = -1e30) -> bool:
+    """Whether a value is a number, and no absurd one."""
+    return type(value) in (int, float) and least <= value <= 1e30
+
+
+_FITS = {"int": whole, "float": number, "bool": lambda value, _: type(value) is bool}
+
+
+def broken(path: Path, key: str, value: Any) -> UserError:
+    """What is said of a value that no model has."""
+    shown = repr(value)
+    shown = shown if len(shown) < 60 else f"{shown[:60]}…"
+    return UserError(f"{path} is broken ({key} is {shown}); get a whole copy of the model")
+
+
+def refuse_absurd(config: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a UserError where a config has numbers that no network of its weights has: more layers than tensors, labels
+    by the million, other sizes beyond all bounds."""
+    for part in _objects(config):
+        for key, value in part.items():
+            most = MOST_LABELS if key in ("num_labels", "num_classes") else MOST
+            most = max(len(weights), 1) if key.split("_")[-1] in COUNTED else most
+            sizes = value if isinstance(value, list) else [value]
+            if "theta" not in key and any(type(size) is int and abs(size) > most for size in sizes):
+                raise broken(path, key, value)
+
+
 # -- files ---------------------------------------------------------------------------------------------------
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
-    """The weights of a model, of one file or of several that an index names."""
+    """The weights of a model, of one file or of several that an index names, as they lie there."""
     weights: dict[str, Tensor] = {}
     for path in weight_files(directory):
         weights |= read_safetensors(path)
-    return {name: tensor.float() for name, tensor in weights.items()}
+    return weights
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -163,14 +255,27 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped into memory; raises UserError where it is damaged, or holds what is no number."""
     if not path.exists():
         raise UserError(
             f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it"
         )
     try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
+        with opened(path):  # a plain file
+            weights: dict[str, Tensor] = load_file(path)
+    except Exception as error:  # of kinds that the library does not state
         raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+    for name, tensor in weights.items():
+        if tensor.dtype not in KINDS:
+            raise UserError(f"{path} holds {name} as {tensor.dtype}; get the model's unquantised release")
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not torch.stack(tensor.aminmax()).isfinite().all()
+        ):
+            raise UserError(
+                f"{path} holds numbers that are none in {name} (NaN or infinite); get another copy of it"
+            )
     return weights
 
 

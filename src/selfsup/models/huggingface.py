@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,23 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.directories import read_config, read_json, read_weights, write_json
+from selfsup.models.directories import broken, read_config, read_json, read_weights, shaped, write_json
 
 GENERATION = "generation_config.json"
+# Where a config.json says what.
+KEYS = {
+    "vocabulary": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+    "window": "max_position_embeddings",
+    "tied": "tie_word_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+}
 
 
 class Tokenizer(Protocol):
@@ -81,10 +95,41 @@ def load_decoder(directory: Path) -> Decoder:
     weights = read_weights(directory)
     if config.tied:
         weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    fill(decoder, weights, directory)
-    return decoder
+    return built(Decoder, config, weights, directory)
+
+
+class Layered(Protocol):
+    """What determines a module but its weights."""
+
+    @property
+    def layers(self) -> int:
+        """Of which each has weights of its own."""
+
+
+C = TypeVar("C", bound=Layered)
+M = TypeVar("M", bound=nn.Module)
+
+
+def built(kind: Callable[[C], M], config: C, weights: dict[str, Tensor], directory: Path) -> M:
+    """A module of a config with the weights of a directory, in fp32.
+
+    Raises:
+        UserError: they do not fit together; no memory is taken before that is known.
+    """
+    if config.layers > len(weights):
+        raise UserError(
+            f"{directory} does not fit its config.json: {config.layers:,} layers are asked for, and there are "
+            f"{len(weights):,} tensors; get a whole copy of the model"
+        )
+    try:
+        with torch.device("meta"):
+            module = kind(config)
+    except RuntimeError as error:  # sizes whose product no memory can hold
+        raise UserError(
+            f"{directory} has absurd sizes in its config.json ({error}); get a whole copy of it"
+        ) from None
+    fill(module, weights, directory)
+    return module
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
@@ -97,7 +142,7 @@ def fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None
                 f"{directory} does not fit its config.json: {name} should be {_shape(expected.get(name))} "
                 f"and is {_shape(found)}; get a whole copy of the model"
             )
-    module.load_state_dict(weights, assign=True)
+    module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
 
 
 PARITY_POSITIONS = 64
@@ -240,23 +285,8 @@ def _ids(said: object) -> list[int]:
 
 def _from_qwen3(saved: dict[str, Any], directory: Path) -> DecoderConfig:
     _refuse_other_arithmetic(saved, directory)
-    rope = read_rope(saved)
-    try:
-        return DecoderConfig(
-            vocabulary=saved["vocab_size"],
-            layers=saved["num_hidden_layers"],
-            width=saved["hidden_size"],
-            heads=saved["num_attention_heads"],
-            kv_heads=saved["num_key_value_heads"],
-            head_dim=saved["head_dim"],
-            mlp=saved["intermediate_size"],
-            window=saved["max_position_embeddings"],
-            tied=saved.get("tie_word_embeddings", False),  # Qwen3's default
-            rope_theta=float(rope["rope_theta"]),
-            norm_eps=saved["rms_norm_eps"],
-        )
-    except KeyError as error:
-        raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
+    said = {"tie_word_embeddings": False} | saved | read_rope(saved, directory)  # Qwen3's default
+    return shaped(DecoderConfig, directory / "config.json", said, KEYS)
 
 
 def _refuse_other_arithmetic(saved: dict[str, Any], directory: Path) -> None:
@@ -269,7 +299,7 @@ def _refuse_other_arithmetic(saved: dict[str, Any], directory: Path) -> None:
             raise UserError(
                 f"{directory} has {key} = {saved[key]!r}; only Qwen3 with {value!r} can be loaded"
             )
-    kind = read_rope(saved).get("rope_type", "default")
+    kind = read_rope(saved, directory).get("rope_type", "default")
     if kind != "default":
         raise UserError(
             f"{directory} scales its rotary positions ({kind}); only Qwen3 without it can be loaded"
@@ -278,9 +308,11 @@ def _refuse_other_arithmetic(saved: dict[str, Any], directory: Path) -> None:
         raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
 
 
-def read_rope(saved: dict[str, Any]) -> dict[str, Any]:
+def read_rope(saved: dict[str, Any], directory: Path) -> dict[str, Any]:
     """The rotary settings, wherever this version of transformers put them."""
     settings = saved.get("rope_parameters") or saved.get("rope_scaling") or {}
+    if not isinstance(settings, dict):
+        raise broken(directory / "config.json", "rope_parameters", settings)
     flat = {"rope_theta": saved["rope_theta"]} if "rope_theta" in saved else {}
     renamed = {"rope_type": settings["type"]} if "type" in settings else {}
     return flat | renamed | settings

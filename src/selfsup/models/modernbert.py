@@ -11,10 +11,10 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.files import whole_directory
-from selfsup.models.directories import read_config, read_weights
+from selfsup.models.directories import broken, read_config, read_weights, shaped
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import Tokenizer, fill, open_with_transformers, refuse_taken, write_files
+from selfsup.models.huggingface import Tokenizer, built, open_with_transformers, refuse_taken, write_files
 from selfsup.models.sentence_transformers import MODULES, read_length
 
 PREFIX = "model."  # of the encoder's names where a head stands beside it
@@ -27,6 +27,36 @@ PLAIN = {
     "attention_bias": False,
     "mlp_bias": False,
     "classifier_bias": False,
+}
+# Where a config.json says what, and what it means where it does not.
+KEYS = {
+    "vocabulary": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "window": "max_position_embeddings",
+    "tied": "tie_word_embeddings",
+    "bias": "decoder_bias",
+    "dropout": "mlp_dropout",
+    "local_window": "local_attention",
+    "global_every": "global_attn_every_n_layers",
+    "rope_theta": "global_rope_theta",
+    "local_rope_theta": "local_rope_theta",
+    "norm_eps": "norm_eps",
+}
+DEFAULTS = {
+    "tie_word_embeddings": True,
+    "decoder_bias": True,
+    "mlp_dropout": 0.0,
+    "local_attention": 128,
+    "global_attn_every_n_layers": 3,
+    "norm_eps": 1e-5,
+}
+# Of the rotary positions of each kind of layers: where transformers 4 has their base, and which it is by default.
+ROPES = {
+    "full_attention": ("global_rope_theta", 160000.0),
+    "sliding_attention": ("local_rope_theta", 10000.0),
 }
 
 
@@ -42,10 +72,7 @@ class SavedEncoder:
 
     def encoder(self) -> TextEncoder:
         """The encoder, in fp32; raises UserError where the weights do not fit the config."""
-        with torch.device("meta"):
-            encoder = TextEncoder(self.config)
-        fill(encoder, self.weights, self.directory)
-        return encoder
+        return built(TextEncoder, self.config, self.weights, self.directory)
 
     def masked(self) -> MaskedLanguageModel:
         """The encoder with its head, in fp32; raises UserError where there is none or it does not fit."""
@@ -54,11 +81,8 @@ class SavedEncoder:
                 f"{self.directory} has no head that predicts hidden tokens; give a run of masked-lm, or a "
                 "ModernBertForMaskedLM."
             )
-        with torch.device("meta"):
-            model = MaskedLanguageModel(self.config)
         named = {PREFIX + name: tensor for name, tensor in self.weights.items()}
-        fill(model, named | self.head, self.directory)
-        return model
+        return built(MaskedLanguageModel, self.config, named | self.head, self.directory)
 
 
 def save_encoder(
@@ -184,49 +208,28 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
             )
     if "quantization_config" in saved:
         raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
-    every = saved.get("global_attn_every_n_layers", 3)
     scaling = saved.get("rope_scaling") or {}  # where transformers 4 puts it
-    rope = saved.get("rope_parameters") or dict.fromkeys(("full_attention", "sliding_attention"), scaling)
-    try:
-        config = EncoderConfig(
-            vocabulary=saved["vocab_size"],
-            layers=saved["num_hidden_layers"],
-            width=saved["hidden_size"],
-            heads=saved["num_attention_heads"],
-            mlp=saved["intermediate_size"],
-            window=saved["max_position_embeddings"],
-            tied=saved.get("tie_word_embeddings", True),  # ModernBERT's defaults
-            bias=saved.get("decoder_bias", True),
-            dropout=saved.get("mlp_dropout", 0.0),
-            local_window=saved.get("local_attention", 128),
-            global_every=every,
-            rope_theta=_theta(
-                rope.get("full_attention"), saved.get("global_rope_theta", 160000.0), directory
-            ),
-            local_rope_theta=_theta(
-                rope.get("sliding_attention"), saved.get("local_rope_theta", 10000.0), directory
-            ),
-            norm_eps=saved.get("norm_eps", 1e-5),
-        )
-    except KeyError as error:
-        raise UserError(f"{directory / 'config.json'} lacks {error}; get a whole copy of the model") from None
-    except ValueError as error:
-        raise UserError(
-            f"{directory / 'config.json'} is broken ({error}); get a whole copy of the model"
-        ) from None
+    rope = saved.get("rope_parameters") or dict.fromkeys(ROPES, scaling)
+    thetas = {
+        key: _theta(rope, layers, saved.get(key, default), directory)
+        for layers, (key, default) in ROPES.items()
+    }
+    config = shaped(EncoderConfig, directory / "config.json", DEFAULTS | saved | thetas, KEYS, ("dropout",))
     kinds = [config.kind(layer) for layer in range(config.layers)]
     if saved.get("layer_types", kinds) != kinds:
         raise UserError(
-            f"{directory} has layers of other kinds than every {every}th global; it cannot be loaded"
+            f"{directory} has layers of other kinds than every {config.global_every}th global; it cannot be loaded"
         )
     return config
 
 
-def _theta(rope: dict[str, Any] | None, default: float, directory: Path) -> float:
-    rope = rope or {}
+def _theta(ropes: Any, layers: str, default: Any, directory: Path) -> Any:
+    rope = (ropes.get(layers) or {}) if isinstance(ropes, dict) else ropes
+    if not isinstance(rope, dict):
+        raise broken(directory / "config.json", "rope_parameters", ropes)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(
             f"{directory} scales its rotary positions ({kind}); only ModernBERT without it can be loaded"
         )
-    return float(rope.get("rope_theta", default))
+    return rope.get("rope_theta", default)

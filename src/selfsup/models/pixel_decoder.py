@@ -6,7 +6,7 @@ what a model fills in; what a user keeps is the encoder.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate
-from selfsup.models.directories import read_json, read_safetensors, write_json
-from selfsup.models.huggingface import fill
+from selfsup.models.directories import read_json, read_safetensors, shaped, write_json
+from selfsup.models.huggingface import built
 from selfsup.models.kernels import project
 from selfsup.models.transformer import LayerNorm, Linear, Stacked, attention, compute_dtype
 
@@ -172,11 +172,6 @@ def read_decoder(directory: Path) -> PixelDecoder:
     """
     if not holds_decoder(directory):
         raise UserError(f"{directory} holds no decoder that fills in pixels; name a run of mae")
-    try:
-        config = PixelDecoderConfig(**read_json(directory / CONFIG))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{directory / CONFIG} is broken ({error}); get a whole copy of the model") from None
-    with torch.device("meta"):
-        decoder = PixelDecoder(config)
-    fill(decoder, read_safetensors(directory / WEIGHTS), directory)
-    return decoder
+    keys = {field.name: field.name for field in fields(PixelDecoderConfig)}
+    config = shaped(PixelDecoderConfig, directory / CONFIG, read_json(directory / CONFIG), keys)
+    return built(PixelDecoder, config, read_safetensors(directory / WEIGHTS), directory)

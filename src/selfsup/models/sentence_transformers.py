@@ -21,7 +21,15 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
-from selfsup.models.directories import inside, read_json, read_json_list, read_safetensors, write_json
+from selfsup.models.directories import (
+    broken,
+    inside,
+    number,
+    read_json,
+    read_json_list,
+    read_safetensors,
+    write_json,
+)
 from selfsup.models.packing import POOLINGS, Pooling
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ TYPE = "sentence_transformers.models."
 IDENTITY = "torch.nn.modules.linear.Identity"
 LENGTH = "sentence_bert_config.json"
 POOLING_KEYS: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+SHORTEST = 3  # tokens that a text encoder may read: one between two that mark the ends
 BACKBONE = "DINOv3ViTBackbone"  # whose feature maps are the normalised states of the patches alone
 
 
@@ -174,6 +183,10 @@ def _mode(saved: dict[str, Any]) -> object:
 def read_length(directory: Path) -> int | None:
     """The tokens that a sentence-transformers directory reads of a text, where it says so."""
     for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if (directory / name).is_file() and (found := read_json(directory / name).get(key)) is not None:
-            return int(found)
+        found = read_json(directory / name).get(key) if (directory / name).is_file() else None
+        if found is None:
+            continue
+        if not number(found, SHORTEST):  # where there is no bound, transformers writes 10³⁰
+            raise broken(directory / name, key, found)
+        return int(found)
     return None
