@@ -151,7 +151,7 @@ def models(random: Random, place: Path) -> None:
     else:
         file.write_bytes(_safetensors(file.read_bytes(), random))
     if kind == "pixels":
-        selfsup.show(directory, image=np.zeros((20, 20, 3), np.uint8))
+        selfsup.show(directory, [np.zeros((20, 20, 3), np.uint8)])
     use(selfsup.load(directory))
 
 
