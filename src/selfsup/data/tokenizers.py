@@ -22,8 +22,9 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,7 @@ KNOWN = {
     "pad_token": ("[PAD]", "<pad>"),
 }
 
+MOST_IDS = 1 << 22
 # Texts that are encoded before their ids are taken: what else is known of each takes far more memory.
 AT_ONCE = 1 << 14
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
@@ -135,7 +137,7 @@ BESIDE = (
     "tokenizer.model",
 )  # what a directory may hold of its tokenizer
 
-MOST = 1 << 28  # bytes of one of them
+MOST = 1 << 27  # bytes of one of them
 
 Ids = npt.NDArray[Any]
 T = TypeVar("T")
@@ -236,15 +238,20 @@ class TextTokenizer:
         batch: list[Ids] = []
         for start in range(0, len(texts), AT_ONCE):
             some = texts[start : start + AT_ONCE]
-            try:
-                encodings = _interruptible(self._tokenizer.encode_batch_fast, some, add_special_tokens=False)
-            except TypeError:
-                _require_texts(some)
-                raise
+            with _library_at_work("The tokenizer cannot encode a text"):
+                encodings = _interruptible(self._encode_texts, some)
             batch += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         for ids in batch:
             self._replace_ends(ids)
         return batch
+
+    def _encode_texts(self, texts: list[str]) -> list[Any]:
+        try:
+            encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            _require_texts(texts)
+            raise
+        return encodings
 
     def _replace_ends(self, ids: Ids) -> None:
         false_ends = (ids == self.end) | (ids == self.start)
@@ -262,7 +269,8 @@ class TextTokenizer:
         _require_texts([text])
         self._tokenizer.encode_special_tokens = False
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            with _library_at_work("The tokenizer cannot encode a text"):
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
         finally:
             self._tokenizer.encode_special_tokens = True
         return np.array(encoding.ids, self.dtype)
@@ -326,7 +334,7 @@ class TextTokenizer:
         if token is None:
             raise UserError(f"The tokenizer has no token {id_}: its ids end at {self.vocabulary - 1}.")
         if self._bytewise and id_ not in self._added:
-            token = bytes(_BYTE_OF[symbol] for symbol in token).decode(errors="backslashreplace")
+            token = _bytes(token).decode(errors="backslashreplace")
         return "".join(
             symbol if symbol.isprintable() else symbol.encode("unicode_escape").decode() for symbol in token
         )
@@ -351,7 +359,7 @@ class TextTokenizer:
             return None
         sizes = np.zeros(self.vocabulary, np.int32)
         for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            sizes[id_] = len(token) if self._bytewise else len(token.encode())
+            sizes[id_] = len(_bytes(token) if self._bytewise else token.encode())
         for id_, token in self._added.items():
             sizes[id_] = 0 if token.special else len(token.content.encode())
         return sizes
@@ -368,10 +376,9 @@ class TextTokenizer:
         for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if id_ in self._added or self._structure["model"]["type"] == "WordLevel":
                 continue
-            if self._bytewise:
-                text = bytes(_BYTE_OF[symbol] for symbol in token).decode(errors="surrogateescape")
-            else:
-                text = token.removeprefix("##")
+            text = (
+                _bytes(token).decode(errors="surrogateescape") if self._bytewise else token.removeprefix("##")
+            )
             marked = decoder == "WordPiece"
             goes_on[id_] = token.startswith("##") if marked else _in_word(text[:1])
             open_ended[id_] = marked or _in_word(text[-1:])
@@ -444,6 +451,17 @@ def _interruptible(call: Callable[..., T], *given: Any, **named: Any) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     return done.result()
+
+
+@contextmanager
+def _library_at_work(what: str) -> Iterator[None]:
+    """Whatever the library raises in the block, which are bare exceptions and panics, becomes a UserError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, UserError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({error}); choose another tokenizer.") from None
 
 
 def _in_word(symbol: str) -> bool:
@@ -697,6 +715,12 @@ def _byte_of_symbol() -> dict[str, int]:
 _BYTE_OF = _byte_of_symbol()
 
 
+def _bytes(token: str) -> bytes:
+    """What a token of the byte-level alphabet stands for; one with other symbols is plain text to its decoder."""
+    values = [_BYTE_OF.get(symbol) for symbol in token]
+    return token.encode() if None in values else bytes(value for value in values if value is not None)
+
+
 # -- opening -------------------------------------------------------------------------------------------------
 
 
@@ -734,15 +758,19 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     if (path / "model" / "tokenizer.json").is_file():
         path = path / "model"
     file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"There is no {file}: give a tokenizer.json or a directory that holds one.")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{file} is no tokenizer that the tokenizers library opens ({error}).") from error
     files = _read_files(file)
+    with _library_at_work(f"{file} is no tokenizer that the tokenizers library opens"):
+        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # which may be to any length
+    vocabulary = tokenizer.get_vocab()
+    if (highest := max(vocabulary.values(), default=-1)) >= MOST_IDS:  # before tables by number are made
+        raise UserError(f"{file} has a token of number {highest:,}; numbers below {MOST_IDS:,} can be read.")
     named = _numbered_tokens(file.parent, tokenizer) | _named_tokens(files)
-    marks = _find_marks(tokenizer, named, family)
+    with _library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
+        marks = _find_marks(tokenizer, vocabulary, named, family)
     if marks is None:
         raise UserError(
             f"{file} has no end-of-text token: name it as eos_token in a tokenizer_config.json beside it."
@@ -750,12 +778,14 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     return TextTokenizer(tokenizer, marks, files)
 
 
-def _find_marks(tokenizer: Tokenizer, named: dict[str, str], family: Family) -> Marks | None:
+def _find_marks(
+    tokenizer: Tokenizer, vocabulary: Container[str], named: dict[str, str], family: Family
+) -> Marks | None:
     """The special tokens of a tokenizer: as they are named, else those with a usual name."""
 
     def find(*roles: str) -> str | None:
         candidates = [*(named[role] for role in roles if role in named), *KNOWN.get(roles[0], ())]
-        return next((token for token in candidates if tokenizer.token_to_id(token) is not None), None)
+        return next((token for token in candidates if token in vocabulary), None)
 
     unknown = _unknown_token(tokenizer)
     if family == "decoder":
@@ -789,7 +819,7 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """What a JSON file holds, an empty object where it is not there."""
     try:
         content = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"The {name} beside the tokenizer is not JSON ({error}): mend it or take it away."
         ) from error
@@ -814,12 +844,12 @@ def _numbered_tokens(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
     named: dict[str, str] = {}
     for file in ("generation_config.json", "config.json"):
         try:
-            config = json.loads((directory / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            config = json.loads(read_bytes(directory / file, MOST))
+        except (OSError, ValueError, RecursionError):
             continue  # whoever reads the model says so
         for role in ("bos_token", "eos_token", "pad_token"):
-            id_ = config.get(f"{role}_id")
-            token = tokenizer.id_to_token(id_) if isinstance(id_, int) else None
+            id_ = config.get(f"{role}_id") if isinstance(config, dict) else None
+            token = tokenizer.id_to_token(id_) if type(id_) is int and 0 <= id_ < MOST_IDS else None
             if token is not None:
                 named[role] = token
     return named

@@ -87,7 +87,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     config, names = read_json(directory / CONFIG), "architectures"
     if not isinstance(config.get("model_type"), str | None):
         raise broken(directory / CONFIG, "model_type", config["model_type"])
-    if not all(isinstance(name, str) for name in config.get(names) or []):
+    listed = [] if config.get(names) is None else config[names]
+    if not (isinstance(listed, list) and all(isinstance(name, str) for name in listed)):
         raise broken(directory / CONFIG, names, config[names])
     for part in _objects(config):
         _refuse_elsewhere(part, directory / CONFIG)
@@ -188,14 +189,16 @@ def shaped(
         UserError: the file lacks one, one is of another type or out of bounds, or they do not fit together.
     """
     types = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
     for name, key in keys.items():
         if key not in saved:
             raise UserError(f"{path} lacks '{key}'; get a whole copy of the model")
         least = 0 if name in may_be_zero else 1 if types[name] == "int" else 1e-30
         if not _FITS[str(types[name])](saved[key], least):
             raise broken(path, key, saved[key])
+        values[name] = float(saved[key]) if types[name] == "float" else saved[key]
     try:
-        return kind(**{name: saved[key] for name, key in keys.items()})
+        return kind(**values)
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path} is broken ({error}); get a whole copy of the model") from None
 

@@ -52,6 +52,10 @@ class EncoderConfig:
             raise ValueError(
                 f"width ({self.width}) must be an even multiple of heads ({self.heads}): rotary positions turn pairs"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"dropout ({self.dropout}) must be a share of what is computed, and not all of it"
+            )
 
     @property
     def head_dim(self) -> int:

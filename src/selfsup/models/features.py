@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
-from selfsup.models.directories import read_json, read_safetensors, write_json
+from selfsup.models.directories import read_json, write_json
 from selfsup.models.packing import POOLINGS, Pooling
-from selfsup.models.sentence_transformers import MODULES, read_modules
+from selfsup.models.sentence_transformers import MODULES, read_map, read_modules
 
 FEATURES, MAP = "features.json", "features.safetensors"
 
@@ -102,13 +102,7 @@ def read_features(directory: Path) -> Features:
         raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
     if not saved.get("mapped"):
         return Features(pooling)
-    tensors = read_safetensors(directory / MAP)
-    weight, bias = tensors.pop("weight", torch.empty(0)), tensors.pop("bias", None)
-    if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        raise UserError(
-            f"{directory / MAP} holds no weight (dimension, width) with its bias; get a whole copy of the model"
-        )
-    return Features(pooling, weight, bias)
+    return Features(pooling, *read_map(directory / MAP))
 
 
 def whitening(vectors: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:

@@ -215,8 +215,9 @@ def _from_modernbert(saved: dict[str, Any], directory: Path) -> EncoderConfig:
         for layers, (key, default) in ROPES.items()
     }
     config = shaped(EncoderConfig, directory / "config.json", DEFAULTS | saved | thetas, KEYS, ("dropout",))
-    kinds = [config.kind(layer) for layer in range(config.layers)]
-    if saved.get("layer_types", kinds) != kinds:
+    kinds = saved.get("layer_types")
+    listed = isinstance(kinds, list) and len(kinds) == config.layers
+    if kinds is not None and not (listed and kinds == [config.kind(layer) for layer in range(config.layers)]):
         raise UserError(
             f"{directory} has layers of other kinds than every {config.global_every}th global; it cannot be loaded"
         )

@@ -39,6 +39,8 @@ class PixelDecoderConfig:
     def __post_init__(self) -> None:
         if self.width % HEAD_DIM:
             raise ValueError(f"width ({self.width}) must be a multiple of {HEAD_DIM}, the width of a head")
+        if not 0 < self.hidden < 1:
+            raise ValueError(f"hidden ({self.hidden}) must be a share of the patches, and not all of them")
 
     @property
     def values(self) -> int:

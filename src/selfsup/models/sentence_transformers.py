@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
@@ -169,8 +170,22 @@ def _read_dense(directory: Path) -> tuple[Tensor, Tensor | None]:
     activation = read_json(directory / "config.json").get("activation_function", IDENTITY)
     if activation != IDENTITY:
         raise UserError(f"{directory} applies {activation}; only a linear map can be loaded")
-    tensors = read_safetensors(directory / "model.safetensors")
-    return tensors["linear.weight"], tensors.get("linear.bias")
+    return read_map(directory / "model.safetensors", "linear.")
+
+
+def read_map(path: Path, prefix: str = "") -> tuple[Tensor, Tensor | None]:
+    """Weight (dimension, width) and, where there is one, bias (dimension,) of a linear map, by these names.
+
+    Raises:
+        UserError: the file holds anything else.
+    """
+    tensors = read_safetensors(path)
+    weight, bias = tensors.pop(f"{prefix}weight", torch.empty(0)), tensors.pop(f"{prefix}bias", None)
+    if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise UserError(
+            f"{path} holds no weight (dimension, width) with its bias; get a whole copy of the model"
+        )
+    return weight, bias
 
 
 def _mode(saved: dict[str, Any]) -> object:
