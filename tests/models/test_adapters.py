@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from selfsup.data.tokenizers import load_tokenizer
 from selfsup.errors import UserError
 from selfsup.models.adapters import (
     Adapted,
@@ -142,7 +143,8 @@ def test_dropout_is_set_in_every_layer(tmp_path: Path) -> None:
 
 def test_what_is_saved_opens_again(tmp_path: Path) -> None:
     encoder, _ = open_encoder(foreign.bert(tmp_path / "first"))
-    encoder.opened.save(tmp_path / "second", heads=False)
+    tokenizer = load_tokenizer(tmp_path / "first", "encoder")
+    encoder.opened.save(tmp_path / "second", tokenizer, heads=False)
     again, masked = open_encoder(tmp_path / "second")
     assert masked is None
     assert type(again.network).__name__ == "BertModel"
