@@ -68,6 +68,9 @@ class DataConfig(Section):
     column: str | None = Field(
         None, description="the column of the texts or images; found by itself where it is not named"
     )
+    split: Literal["train", "validation", "test", "all"] | None = Field(
+        None, description="part of a data set, by the names of its files of texts; train where there is one"
+    )
     tokenizer: str = Field(
         "bpe", description="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run"
     )
@@ -253,6 +256,7 @@ class Config(Section):
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
 SHORT = {
     "data": "data.source",
+    "column": "data.column",
     "tokenizer": "data.tokenizer",
     "model": "model.preset",
     "budget": "train.budget",

@@ -92,6 +92,7 @@ def split_words(
     text_init: str | None = None,
     device: str | None = None,
     precision: str | None = None,
+    column: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The objective (the first word without `=`), and every setting that was given, by its dotted key."""
     from selfsup.config import Settings, flatten, parse_overrides
@@ -114,6 +115,7 @@ def split_words(
         "text_init": text_init,
         "device": device,
         "precision": precision,
+        "column": column,
     }
     given = dict(flatten({name: value for name, value in flags.items() if value is not None}))
     overrides = dict(flatten(parse_overrides(words)))

@@ -12,6 +12,7 @@ import typer
 from selfsup.cli.options import (
     Batch,
     Budget,
+    Column,
     ConfigFile,
     Data,
     Device,
@@ -54,6 +55,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="a run to go on with, or to extend")] = None,
     device: Device = None,
     precision: Precision = None,
+    column: Column = None,
     as_json: Json = False,
 ) -> None:
     """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
@@ -61,7 +63,19 @@ def train(
     from selfsup.training import train as run_training
 
     objective, settings = split_words(
-        words, budget, steps, epochs, batch, seed, tokenizer, init, image_init, text_init, device, precision
+        words,
+        budget,
+        steps,
+        epochs,
+        batch,
+        seed,
+        tokenizer,
+        init,
+        image_init,
+        text_init,
+        device,
+        precision,
+        column,
     )
     place = settings.pop("out", None)
     run = run_training(
@@ -98,6 +112,7 @@ def plan(
     config: ConfigFile = None,
     device: Device = None,
     precision: Precision = None,
+    column: Column = None,
     as_json: Json = False,
 ) -> None:
     """Say what a training would be: sizes, arithmetic, memory, time. Trains nothing, writes no run."""
@@ -105,7 +120,19 @@ def plan(
     from selfsup.training import plan as make
 
     objective, settings = split_words(
-        words, budget, steps, epochs, batch, seed, tokenizer, init, image_init, text_init, device, precision
+        words,
+        budget,
+        steps,
+        epochs,
+        batch,
+        seed,
+        tokenizer,
+        init,
+        image_init,
+        text_init,
+        device,
+        precision,
+        column,
     )
     made, resolved = make(objective, data=data, config=config, origin="command line", **settings)
     if as_json:
@@ -126,6 +153,7 @@ def inspect(
         Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
     ] = None,
     window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
+    column: Column = None,
     html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
     png: Annotated[Path | None, typer.Option(help="of images: write it as one picture here")] = None,
     as_json: Json = False,
@@ -134,7 +162,7 @@ def inspect(
     from selfsup.inspection import inspect as look
     from selfsup.report import Reporter, to_stdout
 
-    objective, settings = split_words(words)
+    objective, settings = split_words(words, column=column)
     require_free(html, png)
     reporter = Reporter()
     with reporter.bar("Reading"):

@@ -270,10 +270,13 @@ class TextCollection:
         """The part of a data set that was chosen by the names of its files, where there are others."""
         return self._source.split
 
-    @property
-    def notes(self) -> dict[str, str]:
-        """What to tell of how the source is read: its column, and what is left out, as far as it is known."""
-        return notes(self._source, self.columns(), self.skipped)
+    def notes(self, skipped: Skipped | None = None) -> dict[str, str]:
+        """What to tell of how the source is read: its column, its split, and what is left out.
+
+        Args:
+            skipped: of a pass over all documents; by default of the last one.
+        """
+        return notes(self._source, self.columns(), skipped or self.skipped)
 
     def fingerprint(self) -> str:
         """32 hex digits that depend on the content and the column that is read, not on where it lies."""
@@ -291,8 +294,15 @@ def columns_of(source: Source, column: str | None, beside: Collection[str] = ())
 
 def notes(source: Source, columns: Columns, skipped: Skipped) -> dict[str, str]:
     """What to tell of how a source is read, by what it is about."""
-    left_out = "; ".join(filter(None, (source.left_out, *skipped.left_out)))
-    told = {"column": columns.told(), "split": source.split or "", "left out": left_out}
+    told = {
+        "column": columns.told(),
+        "split": source.split or "",
+        "left out": "; ".join(filter(None, (source.left_out, *skipped.left_out))),
+        "unreadable": "; ".join(skipped.names) + ("; …" if skipped.count > len(skipped.names) else ""),
+        "replaced": f"{skipped.replaced_bytes:,} bytes that are not UTF-8, read as U+FFFD"
+        if skipped.replaced_bytes
+        else "",
+    }
     return {name: text for name, text in told.items() if text}
 
 
@@ -308,8 +318,8 @@ def open_text(
         column: the column that holds the text, or a dotted path into nested records; by default it is found in each
             file, see `selfsup.data.columns.text_column`.
         failures: the share of bad records, from 0 to 1, above which reading stops.
-        split: the part of a data set to read, by the names of files: `train`, `validation`, `test`; `training` is
-            train where there is one. By default all are read.
+        split: the part of a data set to read, by the names of files: `train`, `validation`, `test`; or `training`,
+            which is train where there is one, else all. By default, or with `all`, all are read.
 
     Raises:
         UserError: nothing there, nothing readable, no such column (some only when the documents are read).
@@ -417,7 +427,7 @@ def _files(name: str, places: Sequence[Path], failures: float, split: str | None
 def _of_split(found: Found, split: str | None) -> Found:
     if split == "training":
         return found.training()
-    return found if split is None else found.of(split)
+    return found if split in (None, "all") else found.of(split)
 
 
 def _documents(documents: Sequence[str]) -> Source:

@@ -395,7 +395,10 @@ def _write_facts(directory: Path, facts: TextFacts) -> None:
 
 def _open(entry: Path, tokenizer: TextTokenizer) -> TextCorpus:
     recorded = json.loads((entry / "facts.json").read_text(encoding="utf-8"))["facts"]
-    skipped = Skipped(**{**recorded["skipped"], "names": tuple(recorded["skipped"]["names"])})
+    lists = ("names", "left_out")
+    skipped = Skipped(
+        **recorded["skipped"] | {name: tuple(recorded["skipped"].get(name, ())) for name in lists}
+    )
     facts = replace(TextFacts(**recorded), skipped=skipped)
 
     def stream(name: str) -> Ids | None:

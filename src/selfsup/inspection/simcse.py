@@ -27,6 +27,7 @@ from selfsup.inspection.base import Inspection, Part, Request, table_part
 from selfsup.inspection.tokens import TOKEN_STYLE, chip, colour, loss_bar, open_for, prepare, visible
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.presets import PRESETS
+from selfsup.objectives.language import how_texts_are_read
 from selfsup.objectives.simcse import SENTENCE, VIEWS, SimCSE, SimCSERecipe, kept_tokens
 from selfsup.report import Text
 from selfsup.run import load_text_encoder
@@ -466,7 +467,7 @@ def _open_sentences(request: Request, model: EncoderModel | None) -> tuple[str, 
         named = data.source if request.data is None else request.data
         if isinstance(named, str) and named.startswith("python:"):
             raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
-        sentences = open_sentences(named, data.column, data.failures)
+        sentences = open_sentences(named, **how_texts_are_read(settings))
         corpus = prepare(sentences, given, settings, "encoder")
         source, stream, tokenizer = f"the training part of {sentences.name}", corpus.train, corpus.tokenizer
     records = Sentences(stream, window, tokenizer)

@@ -14,6 +14,7 @@ from selfsup.data.tokenizers import KINDS, Family, TextTokenizer, open_tokenizer
 from selfsup.errors import UserError, require_text
 from selfsup.evaluation.language import open_corpus
 from selfsup.inspection.base import Request
+from selfsup.objectives.language import how_texts_are_read
 from selfsup.run import Run
 
 SAMPLE = "sample:shakespeare"
@@ -58,8 +59,8 @@ def open_training_part(
     """The data of a request, else that of its run, else the bundled text; and its name."""
     if request.data is None and request.run is not None:
         return f"the training part of {request.run}", open_corpus(Run(request.run))
-    data = request.settings.config.data
-    collection = open_text(SAMPLE if request.data is None else request.data, data.column, data.failures)
+    source = SAMPLE if request.data is None else request.data
+    collection = open_text(source, **how_texts_are_read(request.settings))
     return f"the training part of {collection.name}", prepare(collection, tokenizer, request.settings, family)
 
 

@@ -16,6 +16,7 @@ from selfsup.objectives.base import Effort, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
 
 if TYPE_CHECKING:
+    from selfsup.data.sources import TextCollection
     from selfsup.data.text import TextCorpus
 
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
@@ -24,6 +25,7 @@ TOKENS_PER_STEP = (1024, 4096)
 STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
+FOUND = "data"  # where a setting comes from that the data themselves say
 IMAGE_ONLY = ("data.size", "model.patch", "model.registers")
 
 
@@ -35,6 +37,7 @@ class LanguageRecipe(Recipe):
     adamw_lr: ClassVar[float] = 0.01
     shape: ClassVar[tuple[str, ...]]  # settings of the model that its weights decide
     unused: ClassVar[tuple[str, ...]]  # and those that mean nothing here
+    text: TextCollection
     corpus: TextCorpus
 
     @property
@@ -89,20 +92,31 @@ class LanguageRecipe(Recipe):
         given = open_tokenizer(data.tokenizer, self.family)
         if given is not None and not self.continued:
             given = given.anew()
+        self.text = self._documents()
         self.corpus = prepare_text(
-            self._documents(),
+            self.text,
             tokenizer=given or data.tokenizer,
             vocabulary=data.vocabulary,
-            column=data.column,
             validation=data.validation,
             failures=data.failures,
             progress=progress,
             family=self.family,
         )
+        self._settle_reading()
 
-    def _documents(self) -> object:
+    def _documents(self) -> TextCollection:
         """The source of the documents."""
-        return self.source if self.source is not None else self.settings["data.source"]
+        from selfsup.data.sources import open_text
+
+        source = self.source if self.source is not None else self.settings["data.source"]
+        return open_text(source, **how_texts_are_read(self.settings))
+
+    def _settle_reading(self) -> None:
+        """The column and the part of the data set that were found."""
+        if (column := self.text.columns().name) is not None:
+            self.settings.settle("data.column", column, FOUND)
+        if self.text.split is not None:
+            self.settings.settle("data.split", self.text.split, FOUND)
 
     def settle(self, effort: Effort) -> None:
         """Size, window, batch and learning rates, from the tokens at hand and what can be spent on them."""
@@ -184,6 +198,7 @@ class LanguageRecipe(Recipe):
         return {
             "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
             + (f" ({counted})" if counted else ""),
+            **self.text.notes(facts.skipped),
             "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
             f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
             "windows": f"{len(self.train):,} of {window} tokens",
@@ -197,6 +212,14 @@ class LanguageRecipe(Recipe):
     @property
     def chance(self) -> float:
         return math.log(self.corpus.tokenizer.vocabulary)
+
+
+def how_texts_are_read(settings: Settings) -> dict[str, Any]:
+    """Arguments of `open_text`. What was found by itself is found anew: it is no part of what data is known by."""
+    data = settings.config.data
+    column = None if settings.origin("data.column") == FOUND else data.column
+    split = data.split if settings.origin("data.split") != FOUND else None
+    return {"column": column, "failures": data.failures, "split": split or "training"}
 
 
 def model_directory(place: str | Path) -> Path:

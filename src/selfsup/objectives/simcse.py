@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
+from selfsup.data.sources import TextCollection
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
@@ -25,6 +26,7 @@ from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
+from selfsup.objectives.language import how_texts_are_read
 from selfsup.objectives.losses import info_nce
 from selfsup.seeding import generator, uniform
 
@@ -122,12 +124,11 @@ class SimCSERecipe(EncoderRecipe):
     unit: ClassVar[str] = "sentences"
     checks = (check_dropout_off, check_small_batch)
 
-    def _documents(self) -> object:
+    def _documents(self) -> TextCollection:
         from selfsup.data.sentences import open_sentences
 
-        data = self.settings.config.data
-        source = self.source if self.source is not None else data.source
-        return open_sentences(source, data.column, data.failures)
+        source = self.source if self.source is not None else self.settings["data.source"]
+        return open_sentences(source, **how_texts_are_read(self.settings))
 
     def settle(self, effort: Effort) -> None:
         """Size, batch and learning rates, from the sentences at hand and what can be spent on them."""
