@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from selfsup.data.parts import TEXT, Part, Values, paths_of
+from selfsup.data.parts import TEXT, Part, Values, head_of, paths_of
 from selfsup.errors import Damaged
 
 # Names under which a text column goes, the likeliest first.
@@ -59,13 +59,13 @@ def text_column(part: Part, wanted: str | None) -> str:
 
 def require_column(where: str, columns: Sequence[str], wanted: str) -> None:
     """Raise Damaged where a column, or the one that a dotted path begins with, is missing."""
-    if wanted not in columns and wanted.partition(".")[0] not in columns:
+    if head_of(wanted, columns) not in columns:
         raise Damaged(f"{where} has no column {wanted!r}: choose one of {', '.join(columns)}.")
 
 
 def described(chosen: str, columns: Sequence[str]) -> str:
     """A column in words, with those that are not read."""
-    others = [name for name in columns if name not in (chosen, chosen.partition(".")[0])]
+    others = [name for name in columns if name != head_of(chosen, columns)]
     return f"{chosen!r}" + (f" (not read: {', '.join(others)})" if others else "")
 
 

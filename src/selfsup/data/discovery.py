@@ -33,6 +33,8 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 
+SPLITS_FILE = "dataset_dict.json"  # names the folders beside it, each one data set
+
 _MAGIC = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d{1,9}\.\.\d{1,9})\}")  # the innermost ones
 
@@ -200,7 +202,7 @@ def _folders(top: str, found: Found) -> Iterator[tuple[str, list[str]]]:
 
 def _visible(folder: str, found: Found) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        return sorted(name for name in os.listdir(folder) if not name.startswith(".") and name != SPLITS_FILE)
     except OSError:
         found.leave_out("folders that may not be read", folder)
         return []

@@ -33,6 +33,7 @@ from selfsup.data.parts import (
     Part,
     Rows,
     Sample,
+    head_of,
     record_part,
     sample_of,
     selected,
@@ -211,18 +212,13 @@ def table_part(name: str, opened: Callable[[], ArrowFile]) -> Part:
         table = opened()
         names = table.schema.names
         heads = (
-            None if columns is None else [head for name in columns if (head := _head(name, names)) in names]
+            None if columns is None else [head for name in columns if (head := head_of(name, names)) in names]
         )
         batches = table.batches(None if heads is None else list(dict.fromkeys(heads)))
         for number, row in enumerate(itertools.chain.from_iterable(map(_rows_of_batch, batches)), 1):
             yield f"{name}, row {number}", selected(row, columns)
 
     return Part(name, sample, rows)
-
-
-def _head(name: str, columns: Sequence[str]) -> str:
-    """The column that a name, or a dotted path into it, stands for."""
-    return name if name in columns else name.partition(".")[0]
 
 
 def _rows_of_batch(batch: Any) -> list[Values]:

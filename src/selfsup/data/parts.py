@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -99,11 +99,17 @@ def value_at(record: Mapping[str, object], path: str) -> object:
     """The value of a column, or, where none has that name, of a dotted path into nested records."""
     if path in record:
         return record[path]
-    head, _, rest = path.partition(".")
-    inner = record.get(head)
-    if rest and isinstance(inner, dict):
-        return value_at(inner, rest)
-    return Malformed(f"there is no {path!r}")
+    inner: object = record
+    for name in path.split("."):
+        if not isinstance(inner, Mapping) or name not in inner:
+            return Malformed(f"there is no {path!r}")
+        inner = inner[name]
+    return inner
+
+
+def head_of(path: str, columns: Container[str]) -> str:
+    """The column that a name, or a dotted path into it, stands for."""
+    return path if path in columns else path.partition(".")[0]
 
 
 def paths_of(record: Mapping[str, object], within: str = "") -> Iterator[tuple[str, object]]:

@@ -58,7 +58,9 @@ from selfsup.data.parts import (
     Sample,
     Values,
     checked,
+    head_of,
     record_part,
+    selected,
     text_part,
 )
 from selfsup.errors import Damaged, UserError
@@ -480,11 +482,11 @@ def _dataset(name: str, dataset: Any) -> Source:
         return list(dataset.features), rows
 
     def rows(columns: Sequence[str] | None) -> Rows:
-        there = [name for name in dataset.features if columns is None or name in columns]
-        chosen = dataset.select_columns(there)
+        heads = None if columns is None else {head_of(column, dataset.features) for column in columns}
+        chosen = dataset.select_columns([name for name in dataset.features if heads is None or name in heads])
         batches = (_rows_of(batch) for batch in chosen.with_format(None).iter(BATCH_ROWS))
         for number, values in enumerate(itertools.chain.from_iterable(batches), 1):
-            yield f"{name}, row {number}", values
+            yield f"{name}, row {number}", selected(values, columns)
 
     return _of_records(Part(name, sample, rows))
 
