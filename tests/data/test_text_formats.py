@@ -332,7 +332,7 @@ def test_archives_of_texts(tmp_path, name, mode):
     collection = open_text(archive(tmp_path / name, MEMBERS + others, mode))
     assert list(collection.documents()) == ["one", "two\n", "three", "four"]
     assert collection.skipped.left_out == (".json files in archives: 2", "links and devices in archives: 1")
-    assert ".json files in archives: 2" in collection.notes()["left out"]
+    assert ".json files in archives: 2" in collection.notes["left out"]
     assert list(open_sentences(tmp_path / name).documents()) == ["one", "two", "three", "four"]
 
 
@@ -406,7 +406,7 @@ def test_directories_of_data_sets(tmp_path):
     datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(str(tmp_path / "both"))
     training = open_text(tmp_path / "both", split="training")
     assert list(training.documents()) == ["one", "two"]
-    assert training.notes()["split"] == "train"
+    assert training.notes["split"] == "train"
     lancedb = pytest.importorskip("lancedb")
     lancedb.connect(tmp_path).create_table("table", dataset.data.table)
     assert read(tmp_path / "table.lance") == ["one", "two"]
@@ -473,7 +473,7 @@ def test_columns_are_told_file_by_file(tmp_path):
     columns = open_text(tmp_path).columns()
     assert columns.name is None
     assert columns.told() == "'body' (not read: id) in 1 files; 'text' (not read: id) in 1 files"
-    assert open_text(tmp_path / "c.txt").notes() == {}
+    assert open_text(tmp_path / "c.txt").notes == {}
 
 
 # -- lines, splits, what is damaged --------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def test_only_the_training_part_is_trained_on(tmp_path):
     assert len(read(tmp_path)) == 3
     training = open_text(tmp_path, split="training")
     assert list(training.documents()) == ["README.md", "train-0.jsonl"]
-    assert "files of the test split: 1" in training.notes()["left out"]
+    assert "files of the test split: 1" in training.notes["left out"]
     assert read(tmp_path, split="test") == ["README.md", "test-0.jsonl"]
     assert len(read(tmp_path, split="all")) == 3
     refused(tmp_path, "no validation split", split="validation")

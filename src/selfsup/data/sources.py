@@ -272,13 +272,10 @@ class TextCollection:
         """The part of a data set that was chosen by the names of its files, where there are others."""
         return self._source.split
 
-    def notes(self, skipped: Skipped | None = None) -> dict[str, str]:
-        """What to tell of how the source is read: its column, its split, and what is left out.
-
-        Args:
-            skipped: of a pass over all documents; by default of the last one.
-        """
-        return notes(self._source, self.columns(), skipped or self.skipped)
+    @property
+    def notes(self) -> dict[str, str]:
+        """What to tell of how the source is read: its column, its split, and what of its files is left out."""
+        return notes(self._source, self.columns(), self.skipped)
 
     def fingerprint(self) -> str:
         """32 hex digits that depend on the content and the column that is read, not on where it lies."""
@@ -296,15 +293,8 @@ def columns_of(source: Source, column: str | None, beside: Collection[str] = ())
 
 def notes(source: Source, columns: Columns, skipped: Skipped) -> dict[str, str]:
     """What to tell of how a source is read, by what it is about."""
-    told = {
-        "column": columns.told(),
-        "split": source.split or "",
-        "left out": "; ".join(filter(None, (source.left_out, *skipped.left_out))),
-        "unreadable": "; ".join(skipped.names) + ("; …" if skipped.count > len(skipped.names) else ""),
-        "replaced": f"{skipped.replaced_bytes:,} bytes that are not UTF-8, read as U+FFFD"
-        if skipped.replaced_bytes
-        else "",
-    }
+    left_out = "; ".join(filter(None, (source.left_out, *skipped.left_out)))
+    told = {"column": columns.told(), "split": source.split or "", "left out": left_out}
     return {name: text for name, text in told.items() if text}
 
 

@@ -16,7 +16,7 @@ from selfsup.objectives.base import Effort, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
 
 if TYPE_CHECKING:
-    from selfsup.data.sources import TextCollection
+    from selfsup.data.sources import Skipped, TextCollection
     from selfsup.data.text import TextCorpus
 
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
@@ -102,6 +102,7 @@ class LanguageRecipe(Recipe):
             progress=progress,
             family=self.family,
         )
+        self.text.skipped = self.corpus.facts.skipped  # the text may have been prepared earlier
         self._settle_reading()
 
     def _documents(self) -> TextCollection:
@@ -198,7 +199,8 @@ class LanguageRecipe(Recipe):
         return {
             "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
             + (f" ({counted})" if counted else ""),
-            **self.text.notes(facts.skipped),
+            **self.text.notes,
+            **_told(facts.skipped),
             "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
             f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
             "windows": f"{len(self.train):,} of {window} tokens",
@@ -212,6 +214,15 @@ class LanguageRecipe(Recipe):
     @property
     def chance(self) -> float:
         return math.log(self.corpus.tokenizer.vocabulary)
+
+
+def _told(skipped: Skipped) -> dict[str, str]:
+    """Which records cannot be read, and what was read otherwise, for the plan."""
+    more = "; …" if skipped.count > len(skipped.names) else ""
+    told = {"unreadable": "; ".join(skipped.names) + more} if skipped.count else {}
+    if skipped.replaced_bytes:
+        told["replaced"] = f"{skipped.replaced_bytes:,} bytes of text that are not UTF-8, read as U+FFFD"
+    return told
 
 
 def how_texts_are_read(settings: Settings) -> dict[str, Any]:
