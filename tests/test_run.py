@@ -14,13 +14,17 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, Answer, Train, tree
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 import selfsup
 from selfsup import training
 from selfsup.config import OBJECTIVES, Settings, known_keys, read_yaml
 from selfsup.errors import UserError
-from selfsup.run import Run, append_line, finite, new_directory, read_lines
+from selfsup.run import Run, append_line, finite, new_directory
+from selfsup.run_files import read_lines
+
+OBJECT = TypeAdapter(dict[str, Any])
 
 
 def tiny_settings(out: Path, corpus: Path) -> dict[str, Any]:
@@ -339,12 +343,12 @@ def test_a_broken_file_is_named(name: str, finished: Run, tmp_path: Path) -> Non
 
 def test_lines_that_a_crash_cut_short_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    assert read_lines(path) == []
+    assert read_lines(path, OBJECT) == []
     path.write_text('{"a": "x\u2028y"}\n{"a": 2}\n{"a": ')
-    assert read_lines(path) == [{"a": "x\u2028y"}, {"a": 2}]
+    assert read_lines(path, OBJECT) == [{"a": "x\u2028y"}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(UserError, match=r"lines\.jsonl"):
-        read_lines(path)
+        read_lines(path, OBJECT)
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"a": 3}', b'{"a": "\xc3', b"\0" * 5000])
@@ -352,7 +356,7 @@ def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(torn: bytes, tmp_
     path = tmp_path / "lines.jsonl"
     for before in (b"", b'{"a": 1}\n', b'{"a": 1}\n{"a": "\xc3\xa9"}\n'):
         path.write_bytes(before + torn)
-        assert len(read_lines(path)) == before.count(b"\n")
+        assert len(read_lines(path, OBJECT)) == before.count(b"\n")
         append_line(path, {"b": "é"})
         append_line(path, {"b": 2}, durable=True)
         assert path.read_bytes() == before + '{"b": "é"}\n{"b": 2}\n'.encode()

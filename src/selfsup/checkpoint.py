@@ -13,13 +13,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from selfsup.errors import UserError
@@ -140,18 +141,38 @@ class Checkpoints:
             int(match[1]) for path in self.directory.iterdir() if (match := NAME.fullmatch(path.name))
         )
 
-    def newest(self, before: int | None = None) -> Checkpoint | None:
-        """The newest whole checkpoint (at or before a step); broken ones are passed over, and said."""
+    def newest(
+        self, before: int | None = None, misfit: Callable[[Checkpoint], str | None] = lambda _: None
+    ) -> Checkpoint | None:
+        """The newest whole checkpoint (at or before a step); broken ones are passed over, and said.
+
+        Args:
+            misfit: says what is wrong with one whose files are as they were written, if anything is.
+        """
         for step in reversed(self.steps()):
             if before is not None and step > before:
                 continue
-            problem = self.problem(step)
-            if problem is None:
-                return self.load(step)
+            checkpoint, problem = self._try(step, misfit)
+            if checkpoint is not None:
+                return checkpoint
             logger.warning(
                 "Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), problem
             )
         return None
+
+    def _try(
+        self, step: int, misfit: Callable[[Checkpoint], str | None]
+    ) -> tuple[Checkpoint | None, str | None]:
+        """The checkpoint of a step, or what is wrong with it."""
+        problem = self.problem(step)
+        if problem is not None:
+            return None, problem
+        try:
+            checkpoint = self.load(step)
+        except (SafetensorError, OSError, ValueError):
+            return None, "its files hold no tensors or no JSON"
+        problem = misfit(checkpoint)
+        return (checkpoint, None) if problem is None else (None, problem)
 
     def problem(self, step: int) -> str | None:
         """What is wrong with a checkpoint, judged by its manifest; None for a whole one."""

@@ -235,7 +235,7 @@ def _figures_of(run: Run, name: str) -> RunFigures:
     summary, lines = run.summary, run.metrics()
     train = [line for line in lines if line["split"] == "train"]
     unit = _unit(train)
-    per_step: float = 0.0 if unit is None else train[-1][unit] / train[-1]["step"]
+    per_step: float = 0.0 if unit is None else (train[-1].get(unit) or 0.0) / train[-1]["step"]
     curves = {
         split: [_point(line, per_step) for line in lines if line["split"] == split and _known(line["loss"])]
         for split in ("train", "validation")
@@ -244,7 +244,7 @@ def _figures_of(run: Run, name: str) -> RunFigures:
     latest = validation[-1] if validation else None
     last: dict[str, Any] = lines[-1] if lines else {"step": 0, "time": None}
     steps: int = summary.get("steps", last["step"])
-    rates = [line[f"{unit}{PACE}"] for line in train if f"{unit}{PACE}" in line]
+    rates = [line[f"{unit}{PACE}"] for line in train if line.get(f"{unit}{PACE}") is not None]
     return RunFigures(
         name=name,
         objective=run.settings()["objective"],
@@ -255,10 +255,10 @@ def _figures_of(run: Run, name: str) -> RunFigures:
         best=min((point.loss for point in validation), default=None),
         steps=steps,
         amount=None if unit is None else summary.get(unit, round(steps * per_step)),
-        parameters=run.environment().get("plan", {}).get("parameters"),
+        parameters=(run.environment().get("plan") or {}).get("parameters"),
         wall_seconds=summary.get("wall_seconds", last["time"]),
         per_second=median(rates) if rates else None,
-        chance=summary.get("chance", run.environment().get("plan", {}).get("chance")),
+        chance=summary.get("chance", (run.environment().get("plan") or {}).get("chance")),
         **curves,
     )
 

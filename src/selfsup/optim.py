@@ -255,6 +255,23 @@ class Optimizer:
             for key, value in state.items()
         }
 
+    def misfit(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """What keeps tensors from being a state of these optimizers; None where nothing does."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in tensors.items():
+            name, _, key = path.rpartition(".")
+            found.setdefault(name, {})[key] = tensor
+        owners = {
+            self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters
+        }
+        for name, state in found.items():
+            if name not in owners:
+                return f"{name} is no parameter of the model"
+            part, parameter = owners[name]
+            if problem := misshapen(state, part.fresh(parameter)):
+                return f"{name}.{problem}"
+        return None
+
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
         parameters = {name: parameter for parameter, name in self.names.items()}
@@ -263,6 +280,18 @@ class Optimizer:
             name, _, key = path.rpartition(".")
             parameter = parameters[name]
             owners[parameter].state.setdefault(parameter, {})[key] = tensor.to(parameter.device)
+
+
+def misshapen(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """How tensors differ from expected ones in names, shapes or types; None where they do not."""
+    for name in sorted(tensors.keys() | expected.keys()):
+        if name not in tensors:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is unknown"
+        if (tensors[name].shape, tensors[name].dtype) != (expected[name].shape, expected[name].dtype):
+            return f"{name} has another shape or type"
+    return None
 
 
 @dataclass(frozen=True)

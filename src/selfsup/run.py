@@ -22,12 +22,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
+from selfsup import run_files
 from selfsup.checkpoint import Checkpoints
-from selfsup.config import Settings, read_yaml
+from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.errors import UserError
 from selfsup.files import LOCK, TEMPORARY, expanded, held, write_atomically
+from selfsup.run_files import read_lines, read_object
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from selfsup.inference.clip import PairModel
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
@@ -149,21 +153,49 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The configuration as it was written; what is settled differently since then is said as it was."""
         config = read_yaml(self.config_file)
-        if config.get("objective") == "simcse":
-            config.setdefault("simcse", {}).setdefault("deletion", 0.0)
+        section = config.setdefault("simcse", {}) if config.get("objective") == "simcse" else None
+        if isinstance(section, dict):
+            section.setdefault("deletion", 0.0)
         return config
 
     def settings(self) -> Settings:
-        """The resolved configuration, with the origins that were written beside the values."""
-        settings = Settings((str(self.config_file), self.config()))
-        settings.sources = self.environment().get("sources", settings.sources)
+        """The resolved configuration, with the origins that were written beside the values.
+
+        Raises:
+            UserError: it cannot be read, or lacks what the run was planned with.
+        """
+        config, environment = self.config(), self.environment()
+        settings = Settings((str(self.config_file), config))
+        settings.sources = environment.get("sources", settings.sources)
+        planned = dict(flatten((environment.get("plan") or {}).get("settings", {})))
+        given = {*dict(flatten(config)), *LENGTHS}
+        for key, value in planned.items():
+            owner = OBJECTIVES.get(key.partition(".")[0], settings["objective"])
+            if value is not None and key not in given and owner == settings["objective"]:
+                raise UserError(
+                    f"{self.config_file} lacks {key}, which the run was planned with ({value}); restore it from a copy."
+                )
         return settings
 
     def write_settings(self, settings: Settings) -> None:
         write_atomically(self.config_file, settings.to_yaml())
 
     def environment(self) -> dict[str, Any]:
-        return self._read("environment.json")
+        """What stands in environment.json; empty where there is none."""
+        return self._read(ENVIRONMENT, run_files.ENVIRONMENT)
+
+    def plan(self) -> dict[str, Any]:
+        """The plan that the run was started with.
+
+        Raises:
+            UserError: it was not kept.
+        """
+        plan: dict[str, Any] | None = self.environment().get("plan")
+        if plan is None:
+            raise UserError(
+                f"{self.directory / ENVIRONMENT} holds no plan of the run; restore it from a copy."
+            )
+        return plan
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         self._write("environment.json", environment)
@@ -171,14 +203,14 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The final figures; empty while the run is not finished."""
-        return self._read("summary.json")
+        return self._read("summary.json", run_files.SUMMARY)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self._write("summary.json", summary)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl."""
-        return read_lines(self.directory / "metrics.jsonl")
+        return read_lines(self.directory / "metrics.jsonl", run_files.METRICS)
 
     @property
     def reached(self) -> int:
@@ -187,7 +219,7 @@ class Run:
 
     def journal(self) -> list[dict[str, Any]]:
         """The decisions of the clock, in the order they were made."""
-        return read_lines(self.directory / "journal.jsonl")
+        return read_lines(self.directory / "journal.jsonl", run_files.JOURNAL)
 
     def note(self, decision: dict[str, Any]) -> None:
         """Write a decision to the disk before it takes effect."""
@@ -238,15 +270,9 @@ class Run:
             if os.path.lexists(path):
                 path.rename(place / path.name)
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, kind: TypeAdapter[Any]) -> dict[str, Any]:
         path = self.directory / name
-        if not path.is_file():
-            return {}
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is no valid JSON; restore it from a copy.") from None
-        return content
+        return read_object(path, kind) if os.path.lexists(path) else {}
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         text = json.dumps(finite(content), indent=2, ensure_ascii=False)
@@ -278,17 +304,6 @@ def _end_of_lines(file: BinaryIO) -> int:
         return size
     file.seek(0)
     return file.read().rfind(b"\n") + 1
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that a crash cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    try:
-        return [json.loads(line.decode()) for line in lines]
-    except ValueError:
-        raise UserError(f"{path} holds a line that is no JSON; remove it, or restore the file.") from None
 
 
 def new_directory(name: str, parent: Path = Path("runs")) -> Path:

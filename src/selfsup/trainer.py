@@ -29,10 +29,11 @@ from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
 from selfsup.models.huggingface import import_transformers, uncompared
 from selfsup.objectives.base import Recipe
-from selfsup.optim import Decay, Optimizer, Schedule
+from selfsup.optim import Decay, Optimizer, Schedule, misshapen
 from selfsup.planning import ready
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
+from selfsup.run_files import STATE, explain
 from selfsup.step import evaluate, gradients
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -75,6 +76,21 @@ class Trainer:
 
     # -- where the run stands ------------------------------------------------------------------------------
 
+    def misfit(self, checkpoint: Checkpoint) -> str | None:
+        """What keeps a checkpoint from being one of this run; None where nothing does."""
+        try:
+            STATE.validate_python(checkpoint.state)
+        except ValueError as error:
+            return f"state.json, {explain(error)}"
+        tensors = checkpoint.tensors.get("model", {})
+        if problem := misshapen(tensors, self.objective.state_dict()):
+            return f"its model, {problem}"
+        moments = checkpoint.tensors.get("optimizer", {})
+        if len(moments) != checkpoint.state.get("optimizer", len(moments)):
+            return "its optimizer lacks tensors"
+        problem = self.optimizer.misfit(moments)
+        return None if problem is None else f"its optimizer, {problem}"
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand exactly where a checkpoint stood."""
         self.objective.load_state_dict(checkpoint.tensors["model"])
@@ -92,16 +108,18 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step or not self.processes.leads:
             return
+        moments = self.optimizer.state()
         state = {
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "best": self.best,
             "elapsed": self.clock.elapsed(),
+            "optimizer": len(moments),
         }
         marked = {int(self.best["step"])} if self.best else set()
         if self.schedule.decays:
             marked.add(self.schedule.decays[0].start)
-        tensors = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state()}
+        tensors = {"model": self.objective.state_dict(), "optimizer": moments}
         self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
         self.saved = self.step
 

@@ -283,7 +283,7 @@ def _fit(
 
 def _newest(trainer: Trainer, processes: Processes, before: int | None) -> Checkpoint | None:
     """The newest checkpoint, which the leading process reads: others may be on machines that do not see the run."""
-    found = trainer.checkpoints.newest(before) if processes.leads else None
+    found = trainer.checkpoints.newest(before, trainer.misfit) if processes.leads else None
     place = processes.share(None if found is None else (found.step, found.state, list(found.tensors)))
     if place is None:
         return None
@@ -346,7 +346,7 @@ def _resume(
 
 def _expected(settings: Settings, plan: Mapping[str, Any]) -> int:
     """Steps that a run is expected to make: as planned, or as many as another budget buys at the planned pace."""
-    budget, planned = settings["train.budget"], plan["settings"]["train"]["budget"]
+    budget, planned = settings["train.budget"], plan["settings"]["train"].get("budget")
     return round(plan["steps"] * budget / planned) if budget and planned else int(plan["steps"])
 
 
@@ -364,7 +364,7 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
     made = run.summary.get("steps") or (steps[-1] if steps else 0)
     if asked["train.steps"] is not None and asked["train.steps"] <= made:
         raise UserError(f"{run.directory} has made {made:,} steps already; give more than that to extend it.")
-    wall = run.summary.get("wall_seconds", 0.0)
+    wall = run.summary.get("wall_seconds") or 0.0
     if asked["train.budget"] is not None and asked["train.budget"] <= wall:
         raise UserError(
             f"{run.directory} has taken {duration(wall)} already; give a larger --budget (of the whole run)."

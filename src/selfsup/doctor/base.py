@@ -120,7 +120,7 @@ class History:
     def steps(self) -> int:
         """The length of the run in steps; where a budget ends it, as it was planned."""
         known = self.summary.get("steps") or self.settings["train.steps"]
-        known = known or self.environment.get("plan", {}).get("steps")
+        known = known or (self.environment.get("plan") or {}).get("steps")
         if not known:
             raise NotMade("the length of the run is not known")
         return int(known)
@@ -128,7 +128,7 @@ class History:
     @property
     def chance(self) -> float:
         """The loss of a model that knows nothing."""
-        chance = self.environment.get("plan", {}).get("chance")
+        chance = (self.environment.get("plan") or {}).get("chance")
         if chance is None:
             raise NotMade("the loss of a model that knows nothing is not known")
         return float(chance)

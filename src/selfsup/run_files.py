@@ -1,0 +1,204 @@
+"""What the JSON files of a run hold, checked where they are read: whoever reads them finds what they say here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from selfsup.errors import UserError
+
+
+def number(value: object) -> object:
+    """A number that fits a float, as it is: whole ones stay whole."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not whole and not isinstance(value, float):
+        raise ValueError("it is no number")
+    return value
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Real = Annotated[Any, AfterValidator(number)]
+Number = Real | None  # None: it was not finite, or is not known
+Step = Annotated[int, Field(ge=1, lt=1 << 53)]
+
+
+class Part(BaseModel):
+    """Keys that are read; there may be others."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Length(Part):
+    budget: Number = None
+
+
+class Planned(Part):
+    train: Length
+
+
+class Plan(Part):
+    steps: Step
+    settings: Planned
+    parameters: Count | None = None
+    chance: Number = None
+
+
+class Environment(Part):
+    """environment.json: what a figure needs beside it, the plan, and what the data were."""
+
+    data: str | None = None
+    plan: Plan | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
+    counts: dict[str, Count] = Field(default_factory=dict)
+
+
+class Best(Part):
+    step: Count
+    loss: Number
+
+
+class Summary(Part):
+    """summary.json: the final figures."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+    objective: str = ""
+    steps: Count
+    skipped_steps: Count = 0
+    best: Best | None = None
+
+
+class TrainLine(Part):
+    """A line of metrics.jsonl that a step of the training left; its other keys are figures."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+    step: Step
+    time: Real
+    split: Literal["train"]
+    loss: Number
+    grad_norm: Number
+
+
+class LookLine(Part):
+    """And one that a look at the held-out part left."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+    step: Step
+    time: Real
+    split: Literal["validation"]
+    loss: Number
+
+
+class Decay(Part):
+    """A line of journal.jsonl: the decay lies between these steps."""
+
+    start: Count
+    end: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Decay:
+        if self.end <= self.start:
+            raise ValueError("its end does not lie behind its start")
+        return self
+
+
+class Extension(Part):
+    """Another kind: the run went on from this step."""
+
+    extended_from: Count
+
+
+class Look(Part):
+    """Another: the last look is at so many held-out records."""
+
+    look: Count
+
+
+class Comparison(Part):
+    """Another: whether the saved model is compared with another library's."""
+
+    compared: bool
+
+
+class State(Part):
+    """state.json of a checkpoint: what a trainer knows beside its tensors."""
+
+    skipped: Count
+    skipped_in_a_row: Count
+    best: Best | None
+    elapsed: Real
+    optimizer: Count | None = None  # how many tensors it had
+
+
+ENVIRONMENT, SUMMARY, STATE = TypeAdapter(Environment), TypeAdapter(Summary), TypeAdapter(State)
+METRICS = TypeAdapter(Annotated[TrainLine | LookLine, Field(discriminator="split")])
+JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison)
+
+
+def read_object(path: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        UserError: the file is not there, or holds something else.
+    """
+    try:
+        return _checked(path.read_bytes(), kind)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}; restore it from a copy.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({explain(error)}); restore it from a copy.") from None
+
+
+def read_lines(path: Path, kind: TypeAdapter[Any]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line that a crash cut short is left out.
+
+    Raises:
+        UserError: a line holds something else.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}; restore it from a copy.") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_checked(line, kind))
+        except ValueError as error:
+            raise UserError(
+                f"Line {number} of {path} is damaged ({explain(error)}); remove it, or restore the file from a copy."
+            ) from None
+    return found
+
+
+def _checked(content: bytes, kind: TypeAdapter[Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    kind.validate_python(found)
+    return found
+
+
+def explain(error: ValueError) -> str:
+    """What is wrong with a JSON object, in a few words."""
+    if not isinstance(error, ValidationError):
+        return "it is no JSON"
+    problem = error.errors()[0]
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    reason = "it is no object" if problem["type"] in ("model_type", "model_attributes_type") else reason
+    kinds = ("Decay", "Extension", "Look", "Comparison", "train", "validation")
+    place = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    return f"{place or 'all of it'}: {reason[0].lower()}{reason[1:]}"
