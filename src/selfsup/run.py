@@ -180,6 +180,11 @@ class Run:
     def write_settings(self, settings: Settings) -> None:
         write_atomically(self.config_file, settings.to_yaml())
 
+    def require_readable(self) -> None:
+        """Raise a UserError where a file that a resume needs is damaged, before anything is changed."""
+        for read in (self.settings, self.plan, self.metrics, self.journal):
+            read()
+
     def environment(self) -> dict[str, Any]:
         """What stands in environment.json; empty where there is none."""
         return self._read(ENVIRONMENT, run_files.ENVIRONMENT)
@@ -338,7 +343,7 @@ def find_model(path: str | Path) -> Path:
         raise UserError(f"{run.directory} has no model yet; finish it with --resume {run.directory}.")
     if run.exists:
         return run.model_directory
-    if not os.path.lexists(path):
+    if not os.path.lexists(run.directory):
         raise UserError(f"There is no {path}; give the directory of a run or of a model.")
     if not (run.directory / "config.json").is_file():
         raise UserError(

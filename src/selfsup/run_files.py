@@ -14,7 +14,8 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 
 from selfsup.errors import UserError
@@ -106,11 +107,12 @@ class Decay(Part):
     start: Count
     end: Count
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Decay:
-        if self.end <= self.start:
-            raise ValueError("its end does not lie behind its start")
-        return self
+    @field_validator("end")
+    @classmethod
+    def _in_order(cls, end: int, others: ValidationInfo) -> int:
+        if end <= others.data.get("start", -1):
+            raise ValueError("it does not lie behind the start")
+        return end
 
 
 class Extension(Part):

@@ -312,6 +312,7 @@ def _resume(
     run = Run.open(directory) if processes.leads else Run(directory)  # which other machines need not see
     if processes.leads:
         held.enter_context(run.held())
+        run.require_readable()
     settings, environment, summary = processes.share(
         (run.settings(), run.environment(), run.summary) if processes.leads else None
     )
