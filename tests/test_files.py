@@ -59,6 +59,16 @@ def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    for name in ("pipe", "directory"):
+        with pytest.raises(OSError, match="no regular file"):
+            write_atomically(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "pipe"]
+
+
 def test_readers_see_old_or_new(tmp_path: Path) -> None:
     path, seen, stop = tmp_path / "file", set[str](), threading.Event()
     write_atomically(path, "a" * 100_000)

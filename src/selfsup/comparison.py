@@ -176,12 +176,12 @@ class Comparison:
             legend.get_texts(), self.runs, strict=True
         ):  # a name is no formula and no directive
             line.set(text=printable(run.name), parse_math=False)
+        kind, known = Path(path).suffix[1:].lower(), sorted(figure.canvas.get_supported_filetypes())
+        if kind not in known:
+            endings = ", ".join(f".{each}" for each in known)
+            raise UserError(f"{path} names no format of pictures; let it end with one of {endings}.")
         picture = BytesIO()
-        try:
-            figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
-        except ValueError:
-            known = ", ".join(f".{kind}" for kind in sorted(figure.canvas.get_supported_filetypes()))
-            raise UserError(f"{path} names no format of pictures; let it end with one of {known}.") from None
+        figure.savefig(picture, format=kind, dpi=150)
         write_new(Path(path), picture.getvalue())
 
     def _draw(self, axes: Axes, against: str, unit: str) -> None:

@@ -162,7 +162,13 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` whose file becomes `path` when the block ends without an error."""
+    """A temporary name beside `path` whose file becomes `path` when the block ends without an error.
+
+    Raises:
+        OSError: `path` is a device, a pipe or a directory: none of them is replaced.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "It is no regular file", str(path))
     temporary = temporary_name(path)
     try:
         yield temporary

@@ -40,7 +40,9 @@ Column = Annotated[str | None, typer.Option(help="the column of the texts or ima
 Failures = Annotated[
     float,
     typer.Option(
-        help="most of the records, as a share of 1, that may be unreadable; they are left out, counted and named"
+        help="most of the records, as a share of 1, that may be unreadable; they are left out, counted and named",
+        min=0,
+        max=1,
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="the column of the class")]

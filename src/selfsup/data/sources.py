@@ -387,6 +387,8 @@ def find_source(source: object, failures: float, split: str | None = None) -> So
         return _table(source)
     if isinstance(source, TextSource):
         return _own(source)
+    if source == "":
+        raise UserError("The name of the data is empty; give a path, hub:NAME or sample:NAME.")
     raise UserError(
         f"A {type(source).__name__} is no text source: give a path, a non-empty list of documents, of records "
         "or of Path objects, a datasets.Dataset, a data frame, an Arrow table, or an object with name, documents() and "

@@ -294,7 +294,7 @@ def _join(
 ) -> int:
     """Write all chunks, in order, into the output, with its description; its rows."""
     described = schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False)})
-    joined = work / ".joined"
+    joined = work.absolute() / ".joined"  # a relative name with a colon would be taken for an address
     with pq.ParquetWriter(joined, described) as writer:
         for file in files:
             writer.write_table(pq.read_table(file).replace_schema_metadata(described.metadata))

@@ -251,6 +251,10 @@ class _Chooser:
 
     def __call__(self, logits: Tensor, position: int) -> Tensor:
         """Tokens (B,) for logits (B, V); position counts the tokens drawn so far."""
+        if logits.isnan().any():
+            raise UserError(
+                "what the model predicts is no number: its weights are damaged, or its training diverged"
+            )
         if self.seen is not None:
             logits = penalise_repetition(logits, self.seen, self.how.repetition_penalty)
         if self.how.temperature == 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -242,7 +243,7 @@ def claimed(place: Path) -> Iterator[None]:
 
 def refuse_taken(place: Path) -> None:
     """Raise a UserError where something lies already, so that long work is not done for a place that is taken."""
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+    if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
         raise taken(place)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.seeding import derive
 
+LEAST = 1e-4  # temperature above 0; and repetition penalty, with its inverse as the most
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,12 +29,16 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or above")
+        sensible = (
+            self.temperature == 0 or LEAST <= self.temperature < math.inf
+        )  # below, a division would overflow
+        _require(sensible, "temperature", self.temperature, f"0, or {LEAST:g} or above")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or above")
         _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
         penalty = self.repetition_penalty
-        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1 for none)")
+        held = LEAST <= penalty <= 1 / LEAST
+        _require(held, "repetition_penalty", penalty, f"{LEAST:g} to {1 / LEAST:g} (1 for none)")
 
 
 def _require(holds: bool, name: str, value: object, range_: str) -> None:

@@ -195,7 +195,8 @@ class Searcher:
         """
         require_count("top", top)
         vector = self._embedder.query(_asked(query, image))
-        return [_hit(row) for row in self.library.search(vector, top, where)]
+        most = max(1, min(top, self.library.count()))
+        return [_hit(row) for row in self.library.search(vector, most, where)]
 
 
 def _asked(query: str | None, image: object) -> Item:

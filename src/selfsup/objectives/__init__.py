@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 from selfsup.config import nearest
@@ -37,6 +38,8 @@ def find_recipe(name: str, model: str = "auto") -> type[Recipe]:
             f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train."
         )
     if name not in RECIPES:
+        if os.path.exists(name):
+            raise UserError(f"There is no objective '{name}'; data is given by --data, behind the objective.")
         raise UserError(f"There is no objective '{name}'{nearest(name, list(RECIPES))}")
     recipes = PRETRAINED if model.startswith("hf:") else RECIPES
     if name not in recipes:

@@ -1,0 +1,197 @@
+"""Every parameter of every command with wrong values: one sentence, exit code 2, no traceback, nothing touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from conftest import TINY, TINY_WORDS, Answer, tree
+from tiny_clip import save_tiny_clip
+from tiny_encoder import save_tiny
+from tiny_vision import save_photos, save_tiny_vision
+
+import selfsup
+from selfsup import cli
+from selfsup.inference.probe import Probe
+from selfsup.run import Run
+
+Command = Callable[..., Answer]
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+TINY_TRAINING = ["causal-lm", "--data", "c.jsonl", *(word for word in TINY_WORDS if word[:6] != "steps=")]
+BASES = {  # a use of each command that works
+    "train": [*TINY_TRAINING, "--out", "new", "--steps", "1"],
+    "plan": [*TINY_TRAINING, "--steps", "1"],
+    "inspect": ["causal-lm", "--text", "a b c d", "--tokenizer", "words"],
+    "compare": ["run", "other"],
+    "doctor": ["run"],
+    "generate": ["run", "The", "--tokens", "3"],
+    "fill": ["encoder", "The [MASK]"],
+    "show": ["seer", "--image", "photo.png", "--out", "new.png"],
+    "evaluate": ["run", "--protocol", "perplexity"],
+    "zero-shot": ["pairs", "photo.png", "--labels", "a", "b"],
+    "probe": ["encoder", "--data", "c.jsonl", "--out", "new"],
+    "classify": ["encoder", "a cat", "--probe", "probe"],
+    "export": ["run", "--to", "transformers", "--out", "new"],
+    "embed": ["encoder", "--data", "c.jsonl", "--out", "new.parquet"],
+    "index": ["encoder", "--data", "c.jsonl", "--out", "new.lance"],
+    "search": ["library.lance", "cat"],
+}
+LONG = "x" * 5000
+NOT_THERE = ["missing", "", LONG, "\x1b[2J", "missing/below", "c.jsonl/below"]
+NO_RUN = [*NOT_THERE, "folder", "c.jsonl", "binary", "library.lance", "/dev/zero", "/dev/null", "a text"]
+NO_DATA = [*NOT_THERE, "empty.txt", "nothing", "binary", "/dev/zero", "none*.txt", "sample:tolstoy", "hub:"]
+TAKEN = ["c.jsonl", "folder", "c.jsonl/below", LONG, "pipe"]  # never a device: a fault would replace it
+NO_NAME = ["accuracy", "", LONG, "\x1b[2J", "../x"]
+NO_NUMBER = ["-1", "nan", "1" + "0" * 30, "x", "", "1e400"]
+WRONG = {  # by the name of a parameter: values that none of the commands takes
+    "run": [*NO_RUN, "other-objective"],
+    "library": [*NOT_THERE, "run", "c.jsonl", "folder", "/dev/zero"],
+    "runs": NO_RUN,
+    "--resume": NO_RUN,
+    "--run": NO_RUN,
+    "--model": NO_RUN,
+    "--init": NO_RUN,
+    "--image-init": NO_RUN,
+    "--text-init": ["run"],  # of another objective
+    "--probe": [*NOT_THERE, "run", "c.jsonl", "/dev/zero"],
+    "--data": NO_DATA,
+    "--test": NO_DATA,
+    "images": [*NO_DATA, "folder"],
+    "--image": [value for value in (*NO_DATA, "folder") if value],
+    "--config": [*NOT_THERE, "folder", "binary", "/dev/zero", "c.jsonl"],
+    "--prompts": [*NOT_THERE, "folder", "binary", "/dev/zero", "empty.txt"],
+    "--tokenizer": [*NO_NAME, "c.jsonl", "folder", "binary", "/dev/zero"],
+    "--out": TAKEN,
+    "--html": TAKEN,
+    "--png": TAKEN,
+    "--plot": [*TAKEN, "curves", "curves.bmpp"],
+    "--protocol": NO_NAME,
+    "--to": NO_NAME,
+    "--device": NO_NAME,
+    "--precision": NO_NAME,
+    "--label": ["nothing", LONG, "\x1b[2J"],
+    "--column": ["nothing", LONG, "\x1b[2J"],
+    "--id": ["nothing", LONG, "\x1b[2J"],
+    "--where": ["nothing", "", LONG, "\x1b[2J", "1;"],
+    "--templates": ["nothing", ""],
+    "--captions": ["nothing", ""],
+    "--delete": ["nothing", ""],
+    "--stop": [""],
+    "words": ["causal-ml", "fast", "c.jsonl", "seed=1", "=", "model.layers=[", "layers=1", LONG, "run"],
+    "text": ["", "without a place"],
+    "--budget": ["-1", "0", "nan", "x", "5 minutes", LONG],
+}
+NUMBERS = {
+    "--steps",
+    "--epochs",
+    "--batch",
+    "--seed",
+    "--window",
+    "--tokens",
+    "--temperature",
+    "--top-k",
+    "--top-p",
+}
+NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures"}
+ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
+LENGTHS = ("--steps", "--epochs", "--budget")
+
+
+@pytest.fixture(scope="module")
+def furnished(
+    finished: Run, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, bytes | None]]:
+    """A directory with what the commands use, much that they cannot use, and what lies in it."""
+    place = tmp_path_factory.mktemp("furnished")
+    for name in ("run", "other"):
+        shutil.copytree(finished.directory, place / name)
+    texts = [{"text": f"{animal} number {n}", "class": animal} for animal in ("cat", "dog") for n in range(8)]
+    (place / "c.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    save_tiny(place / "encoder")
+    save_tiny_vision(place / "seer")
+    save_tiny_clip(place / "pairs")
+    save_photos(place / "photos", 2)
+    shutil.copy(next((place / "photos").rglob("*.png")), place / "photo.png")
+    selfsup.index(place / "encoder", place / "c.jsonl", place / "library.lance")
+    Probe.fit(place / "encoder", place / "c.jsonl").save(place / "probe")
+    (place / "binary").write_bytes(bytes(range(256)) * 9)
+    (place / "empty.txt").touch()
+    os.mkfifo(place / "pipe")
+    (place / "nothing").mkdir()
+    (place / "folder").mkdir()
+    (place / "folder" / "thesis.tex").write_text("mine")
+    return place, tree(place)
+
+
+def without(words: list[str], option: str) -> list[str]:
+    """A use of a command without one of its options, and without another length where that is one."""
+    gone = {*LENGTHS} if option in LENGTHS else {option}
+    kept = [word for at, word in enumerate(words) if word not in gone and words[at - 1] not in gone]
+    return [word for word in kept if not (option == "--prompts" and word == "The")]
+
+
+def uses(command: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(parameter, wrong value, words) of a command, for every parameter that it has."""
+    base, place = BASES[command], 0
+    for parameter in COMMANDS[command].params:
+        name = parameter.opts[0]
+        is_option = name.startswith("--")
+        if name in ANY or name == "--help" or getattr(parameter, "is_flag", False):
+            place += not is_option
+            continue
+        for value in NO_NUMBER if name in NUMBERS else WRONG[name]:
+            if is_option:
+                yield name, value, [*without(base, name), name, value]
+            else:
+                other = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "encoder"}
+                shown = other.get(command, "run") if value == "other-objective" else value
+                if (command, value) not in FINE:
+                    yield name, value, [*base[:place], shown, *base[place + 1 :]]
+        place += not is_option
+
+
+FINE = {
+    *(
+        (name, "other-objective")
+        for name in ("doctor", "evaluate", "export", "probe", "classify", "embed", "index")
+    ),
+    *((name, "seed=1") for name in ("train", "plan", "inspect")),  # the objective is causal-lm without it
+}
+
+
+@pytest.mark.parametrize("command", BASES)
+def test_wrong_values(
+    command: str,
+    furnished: tuple[Path, dict[str, bytes | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    selfsup_command: Command,
+) -> None:
+    place, before = furnished
+    monkeypatch.chdir(place)
+    for name, value, words in uses(command):
+        answer = selfsup_command(command, *words)
+        said = f"{command} {name} {value[:40]!r}: {answer}"
+        if name in NUMBERS and answer.code == 0:
+            continue
+        assert answer.code == 2, said
+        assert answer.out == "", said
+        *_, last = answer.error.splitlines()
+        assert last.startswith("selfsup: "), said
+        assert answer.error.count("selfsup: ") == 1, said
+        assert "Traceback" not in answer.error, said
+    for made in ("new", "new.png", "new.parquet", "new.lance"):
+        shutil.rmtree(place / made, ignore_errors=True)
+        (place / made).unlink(missing_ok=True)
+    now = {name: content for name, content in tree(place).items() if not name.startswith("runs")}
+    assert now == before
+
+
+def test_every_command_is_here() -> None:
+    assert BASES.keys() == COMMANDS.keys()
+    assert TINY
