@@ -44,14 +44,14 @@ BASES = {  # a use of each command that works
 }
 LONG = "x" * 5000
 NOT_THERE = ["missing", "", LONG, "\x1b[2J", "missing/below", "c.jsonl/below"]
-NO_RUN = [*NOT_THERE, "folder", "c.jsonl", "binary", "library.lance", "/dev/zero", "/dev/null", "a text"]
-NO_DATA = [*NOT_THERE, "empty.txt", "nothing", "binary", "/dev/zero", "none*.txt", "sample:tolstoy", "hub:"]
+NO_RUN = [*NOT_THERE, "folder", "c.jsonl", "binary", "library.lance", "endless", "pipe", "a text"]
+NO_DATA = [*NOT_THERE, "empty.txt", "nothing", "binary", "endless", "none*.txt", "sample:tolstoy", "hub:"]
 TAKEN = ["c.jsonl", "folder", "c.jsonl/below", LONG, "pipe"]  # never a device: a fault would replace it
 NO_NAME = ["accuracy", "", LONG, "\x1b[2J", "../x"]
 NO_NUMBER = ["-1", "nan", "1" + "0" * 30, "x", "", "1e400"]
 WRONG = {  # by the name of a parameter: values that none of the commands takes
     "run": [*NO_RUN, "other-objective"],
-    "library": [*NOT_THERE, "run", "c.jsonl", "folder", "/dev/zero"],
+    "library": [*NOT_THERE, "run", "c.jsonl", "folder", "endless"],
     "runs": NO_RUN,
     "--resume": NO_RUN,
     "--run": NO_RUN,
@@ -59,14 +59,14 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--init": NO_RUN,
     "--image-init": NO_RUN,
     "--text-init": ["run"],  # of another objective
-    "--probe": [*NOT_THERE, "run", "c.jsonl", "/dev/zero"],
+    "--probe": [*NOT_THERE, "run", "c.jsonl", "endless"],
     "--data": NO_DATA,
     "--test": NO_DATA,
-    "images": [*NO_DATA, "folder"],
+    "images": [value for value in (*NO_DATA, "folder") if value],
     "--image": [value for value in (*NO_DATA, "folder") if value],
-    "--config": [*NOT_THERE, "folder", "binary", "/dev/zero", "c.jsonl"],
-    "--prompts": [*NOT_THERE, "folder", "binary", "/dev/zero", "empty.txt"],
-    "--tokenizer": [*NO_NAME, "c.jsonl", "folder", "binary", "/dev/zero"],
+    "--config": [*NOT_THERE, "folder", "binary", "endless", "c.jsonl"],
+    "--prompts": [*NOT_THERE, "folder", "binary", "endless", "empty.txt"],
+    "--tokenizer": [*NO_NAME, "c.jsonl", "folder", "binary", "endless"],
     "--out": TAKEN,
     "--html": TAKEN,
     "--png": TAKEN,
@@ -123,6 +123,7 @@ def furnished(
     (place / "binary").write_bytes(bytes(range(256)) * 9)
     (place / "empty.txt").touch()
     os.mkfifo(place / "pipe")
+    (place / "endless").symlink_to("/dev/zero")
     (place / "nothing").mkdir()
     (place / "folder").mkdir()
     (place / "folder" / "thesis.tex").write_text("mine")
@@ -146,22 +147,28 @@ def uses(command: str) -> Iterator[tuple[str, str, list[str]]]:
             place += not is_option
             continue
         for value in NO_NUMBER if name in NUMBERS else WRONG[name]:
-            if is_option:
-                yield name, value, [*without(base, name), name, value]
-            else:
-                other = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "encoder"}
-                shown = other.get(command, "run") if value == "other-objective" else value
-                if (command, value) not in FINE:
-                    yield name, value, [*base[:place], shown, *base[place + 1 :]]
+            if {(command, value), (command, name)} & FINE:
+                continue
+            shown = OTHER.get(command, "run") if value == "other-objective" else value
+            words = (
+                [*without(base, name), name, shown]
+                if is_option
+                else [*base[:place], shown, *base[place + 1 :]]
+            )
+            yield name, value, words
         place += not is_option
 
 
+OTHER = {
+    "fill": "run",
+    "show": "encoder",
+    "zero-shot": "seer",
+    "generate": "encoder",
+}  # has another objective
 FINE = {
-    *(
-        (name, "other-objective")
-        for name in ("doctor", "evaluate", "export", "probe", "classify", "embed", "index")
-    ),
     *((name, "seed=1") for name in ("train", "plan", "inspect")),  # the objective is causal-lm without it
+    *((name, "other-objective") for name in ("doctor", "evaluate", "export")),  # of any
+    *((name, "--column") for name in ("classify",)),  # for images in tables; texts have none
 }
 
 

@@ -79,6 +79,8 @@ def evaluate(
         UserError: no such protocol, model or data, or the protocol is not defined for them.
     """
     require_known(protocol)
+    if column is not None and data is None:
+        raise UserError("--column names a column of --data; give both, or none.")
     given = {"test": test, "label": label, "templates": templates, "captions": captions or None}
     for name, protocols in USES.items():
         if given[name] is not None and protocol not in protocols:
