@@ -23,6 +23,7 @@ from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.items import Vectors
+from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.dinov3 import write_vision
@@ -37,14 +38,6 @@ from selfsup.models.vision import VisionTransformer
 from selfsup.run import find_model, load_encoder
 
 EXACT = 1e-5  # max |Δ| of fp32 vectors that is put down to rounding
-# Short and long, with and without what is not plain English; the last one is longer than small windows.
-SAMPLES = (
-    "A cat sleeps.",
-    "The dog barks at the sea, and the sea does not answer.",
-    "Il pleuvait à verse; 42 % of the umbrellas were broken.",
-    "Yes",
-    "whale " * 300,
-)
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +113,19 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
 
     differences, resized = [], None
     for tower in towers:
-        found, expected = both(tower, pictures(tower.size, 1) if isinstance(tower, ImageModel) else SAMPLES)
+        found, expected = both(tower, _samples(tower))
         differences.append(float(np.abs(found - expected).max()))
         if isinstance(tower, ImageModel):
             found, expected = both(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5))
             moved = np.linalg.norm(found - expected, axis=1)
             resized = float((moved / np.linalg.norm(expected, axis=1)).max())
     return Compared(max(differences), resized)
+
+
+def _samples(tower: Tower) -> list[Any]:
+    if isinstance(tower, ImageModel):
+        return [*pictures(tower.size, 1)]
+    return [*SAMPLES, LONG, *written_out(tower.tokenizer)]
 
 
 def pictures(size: int, scale: float) -> list[Image.Image]:

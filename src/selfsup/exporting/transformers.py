@@ -14,8 +14,10 @@ from selfsup.exporting import Exported
 from selfsup.files import whole_directory
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
+from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
 from selfsup.models import dinov3, huggingface, modernbert
+from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
 from selfsup.models.decoder import Decoder
 from selfsup.models.directories import read_config
@@ -52,23 +54,31 @@ def _compare(directory: Path) -> float | None:
     """Compare a model whose card says that it is unchecked, and write into the card what was found."""
     card = directory / "README.md"
     said = card.read_text(encoding="utf-8") if card.is_file() else ""
-    difference = _difference(directory) if exactness(None) in said else None
-    if difference is not None:
-        card.write_text(said.replace(exactness(None), exactness(difference)), encoding="utf-8")
+    if exactness(None) not in said:
+        return None
+    difference, told = _difference(directory)
+    card.write_text(said.replace(exactness(None), told), encoding="utf-8")
     return difference
 
 
-def _difference(directory: Path) -> float | None:
-    """max |Δ| in fp32 between stock transformers and selfsup on a directory; None where transformers is missing."""
+def _difference(directory: Path) -> tuple[float | None, str]:
+    """max |Δ| in fp32 between stock transformers and selfsup on a directory, None where transformers is missing; and
+    what a card says of it."""
     model = open_model(directory)
     if isinstance(model, ImageModel):
-        return dinov3.parity(directory, cast(VisionTransformer, model.backbone))
+        difference = dinov3.parity(directory, cast(VisionTransformer, model.backbone))
+        return difference, exactness(difference)
+    texts = cast(LanguageModel | EncoderModel, model)
+    found = compare(directory, texts, _difference_of_tokens(directory, texts))
+    return None if found is None else found.plain, fact(found)
+
+
+def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) -> float | None:
+    """Of a model here; of a network of transformers there is but one."""
     if isinstance(model, LanguageModel):
-        decoder = cast(Decoder, model.decoder)
+        decoder = model.decoder
         tokens = spread_tokens(decoder.config.vocabulary, decoder.config.window)
-        return huggingface.parity(directory, decoder, tokens)
-    encoder = cast(EncoderModel, model)
-    tokens = spread_tokens(encoder.native.config.vocabulary, encoder.window)
-    return modernbert.parity(
-        directory, cast(MaskedLanguageModel | None, encoder.masked) or encoder.native, tokens
-    )
+        return huggingface.parity(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
+    encoder = model.masked if isinstance(model.masked, MaskedLanguageModel) else model.encoder
+    tokens = spread_tokens(model.encoder.config.vocabulary, model.window)
+    return None if isinstance(encoder, AdaptedEncoder) else modernbert.parity(directory, encoder, tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
 from selfsup.objectives.sizes import settle_rates
 from selfsup.seeding import generator
+
+if TYPE_CHECKING:
+    from selfsup.inference.parity import Parity
 
 SAMPLE_TOKENS = 150
 MIDDLE = 512  # width of the middle of the presets
@@ -208,18 +211,19 @@ class CausalLMRecipe(LanguageRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The decoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
+        from selfsup.inference.parity import compare
         from selfsup.models.huggingface import parity, save_model
 
         decoder = cast(Decoder, objective.model)
         save_model(directory, decoder, self.corpus.tokenizer, self._card(summary, None), self.generation)
         tokens = torch.from_numpy(self.corpus.train[: self.settings["data.window"]].astype("int64"))[None]
-        difference = parity(directory, decoder, tokens)
-        write_atomically(directory / "README.md", self._card(summary, difference))
-        summary["max_difference"] = difference
+        found = compare(directory, self.model(objective), parity(directory, decoder, tokens))
+        write_atomically(directory / "README.md", self._card(summary, found))
+        summary.update({"max_difference": None} if found is None else found.summary())
 
-    def _card(self, summary: dict[str, Any], difference: float | None) -> str:
+    def _card(self, summary: dict[str, Any], found: Parity | None) -> str:
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
-        from selfsup.models.huggingface import exactness
+        from selfsup.inference.parity import fact
 
         config, source = self.decoder_config(), self.settings["data.source"]
         bits = f", {summary['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in summary else ""
@@ -234,7 +238,7 @@ class CausalLMRecipe(LanguageRecipe):
             parameters=parameter_count(config),
             config=config,
             loss=loss,
-            parity=exactness(difference),
+            parity=fact(found),
             **{name: summary[name] for name in ("steps", "tokens")},
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,14 @@ from selfsup.files import write_atomically
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
 from selfsup.models.features import Features, whitening
-from selfsup.models.huggingface import exactness
 from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_encoder
 from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.base import Objective
 from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.sizes import whitened_over
+
+if TYPE_CHECKING:
+    from selfsup.inference.parity import Parity
 
 PARITY_TOKENS = 64
 FEATURE_BATCH = 64  # records
@@ -147,15 +149,22 @@ class EncoderRecipe(LanguageRecipe):
         how: str,
     ) -> None:
         """Model, tokenizer and feature definition as a Hugging Face directory, checked against transformers."""
+        from selfsup.inference.encoder import EncoderModel
+        from selfsup.inference.parity import compare
+
         tokenizer = self.corpus.tokenizer
         save_encoder(directory, model, tokenizer, features, self._card(summary, None, how))
         tokens = torch.from_numpy(tokenizer.frame(self.corpus.train[:PARITY_TOKENS]).astype("int64"))[None]
         difference = parity(directory, model, tokens.to(next(model.parameters()).device))
-        write_atomically(directory / "README.md", self._card(summary, difference, how))
-        summary["max_difference"] = difference
+        encoder = model.model if isinstance(model, MaskedLanguageModel) else model
+        found = compare(directory, EncoderModel(encoder, tokenizer, features), difference)
+        write_atomically(directory / "README.md", self._card(summary, found, how))
+        summary.update({"max_difference": None} if found is None else found.summary())
 
-    def _card(self, summary: dict[str, Any], difference: float | None, how: str) -> str:
+    def _card(self, summary: dict[str, Any], found: Parity | None, how: str) -> str:
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
+        from selfsup.inference.parity import fact
+
         source, start = self.settings["data.source"], self.settings["model.init"]
         objective, _, use = how.partition("\n")
         return CARD.format(
@@ -165,7 +174,7 @@ class EncoderRecipe(LanguageRecipe):
             parameters=parameter_count(self.encoder_config()),
             config=self.encoder_config(),
             loss=f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured",
-            parity=exactness(difference),
+            parity=fact(found),
             use=use.strip(),
             steps=summary["steps"],
         )

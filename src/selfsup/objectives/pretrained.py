@@ -7,12 +7,12 @@ directory must still be there for the rest.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from selfsup.errors import UserError
-from selfsup.files import whole_directory
+from selfsup.files import whole_directory, write_atomically
 from selfsup.models.adapters import (
     Adapted,
     AdaptedDecoder,
@@ -141,9 +141,14 @@ class PretrainedRecipe(LanguageRecipe):
         self, adapted: Adapted, directory: Path, summary: dict[str, Any], features: Features | None = None
     ) -> None:
         """The network as transformers saves it, the tokenizer of its directory, and a card."""
+        from selfsup.inference.encoder import EncoderModel
+        from selfsup.inference.generate import LanguageModel
+        from selfsup.inference.parity import compare, fact
+
         loss = f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured"
         source = self.settings["data.source"]
-        card = CARD.format(
+        card = partial(
+            CARD.format,
             name=Path(source).stem if "/" in source else source,
             kind=self.look.opened.name,
             auto=self.kind,
@@ -152,11 +157,20 @@ class PretrainedRecipe(LanguageRecipe):
             steps=summary["steps"],
             loss=loss,
         )
+        tokenizer = self.corpus.tokenizer
         with whole_directory(directory) as temporary:
-            adapted.opened.save(temporary, self.corpus.tokenizer, fills=self.fills)
+            adapted.opened.save(temporary, tokenizer, fills=self.fills)
             if features is not None:
                 features.write(temporary)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            (temporary / "README.md").write_text(card(parity=fact(None)), encoding="utf-8")
+        model = (
+            LanguageModel(cast(AdaptedDecoder, adapted), tokenizer)
+            if features is None
+            else EncoderModel(cast(AdaptedEncoder, adapted), tokenizer, features)
+        )
+        found = compare(directory, model, None)
+        write_atomically(directory / "README.md", card(parity=fact(found)))
+        summary.update({"max_difference": None} if found is None else found.summary())
 
 
 class PretrainedEncoderRecipe(PretrainedRecipe, EncoderRecipe):
@@ -243,5 +257,5 @@ tags: [selfsup]
 A {kind}, trained on from the weights of {origin} by {objective} with selfsup: {steps:,} steps.
 
 - Validation loss: {loss}
-- Layout and tokenizer: as they were; opens with `transformers.{auto}`
+- Layout and tokenizer: as they were; opens with `transformers.{auto}`; {parity}
 """
