@@ -69,6 +69,8 @@ def inspect(
     if run is not None and Run(run).exists:
         layers.insert(0, (str(Run(run).config_file), Run(run).config()))
     resolved = Settings(*layers)
+    if text is not None and resolved.origin("data.column") == "given":
+        raise UserError("--column names a column of --data; a text has none.")
     if text is None and data is None and resolved.origin("data.source") == "given":
         data = resolved["data.source"]
     if tokenizer is None:
