@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,18 @@ def test_greedy_generation_is_that_of_transformers(style: str, prompt: str, nati
     assert model.generate(prompt, tokens=60, temperature=0).strip() == expected.strip()  # type: ignore[union-attr]
     together = model.generate([prompt, "dog"], tokens=60, temperature=0)
     assert together[0] == model.generate(prompt, tokens=60, temperature=0)
+
+
+def test_prepared_text_is_that_of_the_start_token(native: dict[str, Path], tmp_path: Path) -> None:
+    """Directories that differ in nothing but the start token that config.json names do not share it."""
+    place = Path(shutil.copytree(native["qwen3"], tmp_path / "other"))
+    before = load_tokenizer(native["qwen3"])
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((place / name).read_text())
+        (place / name).write_text(json.dumps(content | {"bos_token_id": 1}))
+    after = load_tokenizer(place)
+    assert (before.start, after.start) == (0, 1)
+    assert before.fingerprint != after.fingerprint
 
 
 def test_a_text_ends_at_every_token_that_the_directory_names(native: dict[str, Path]) -> None:

@@ -220,7 +220,8 @@ class TextTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change with anything that can change an id."""
-        content = f"{self.end} {self._tokenizer.to_str()}"
+        between = [self.end] if self.marks.mask else self.between  # an encoder's start is in its template
+        content = f"{' '.join(map(str, between))} {self._tokenizer.to_str()}"
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     # -- text to ids --

@@ -128,7 +128,7 @@ class LanguageModel:
     def token_losses(self, tokens: Sequence[int]) -> Tensor:
         """Loss in nats of each token but the first, given those before it (at most the trained window).
 
-        The first token is usually the end token that opens a document. Returns (len(tokens) − 1,), fp32.
+        The first token is usually the start token that opens a document. Returns (len(tokens) − 1,), fp32.
         """
         if len(tokens) < 2:
             raise UserError("a loss needs two tokens or more: one to start from and one to predict")
