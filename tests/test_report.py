@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,8 +166,6 @@ def test_text_reaches_a_terminal_in_one_place_alone() -> None:
 @pytest.fixture(scope="module")
 def evil_run(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run in a directory whose name, and whose data's name, a terminal would obey."""
-    import shutil
-
     name = EVIL.replace("/", "").replace("\ud800", "")
     directory = tmp_path_factory.mktemp("evil") / f"_{name}$x^$"
     shutil.copytree(finished.directory, directory)
@@ -329,3 +328,71 @@ def test_an_error_in_a_narrow_encoding() -> None:
         assert done.stderr.isascii()
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"selfsup: {told}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "run", "a\udcffb"],
+        ["fill", "run", "\udcff [MASK]"],
+        ["search", "x.lance", "\udcff"],
+        ["inspect", "causal-lm", "--text", "\udcff"],
+        ["train", "causal-lm", "data.column=\udcff"],
+        ["train", "--data", "x\udcff.txt"],
+        ["zero-shot", "run", "x.png", "--labels", "a\udcff"],
+        ["classify", "run", "--probe", "p", "\udcff"],
+        ["\udcff"],
+    ],
+)
+def test_words_that_are_no_text(words: list[str], selfsup_command: Command) -> None:
+    answer = selfsup_command(*words)
+    assert (answer.code, answer.out) == (2, "")
+    (line,) = answer.error.splitlines()
+    assert line.startswith("selfsup: A word of the command holds bytes that are no UTF-8")
+    assert r"\udcff" in line
+
+
+def test_texts_from_python_that_are_no_text() -> None:
+    for call in (
+        lambda text: selfsup.inspect("causal-lm", text=text),
+        lambda text: selfsup.inspect("simcse", text=text, tokenizer="words"),
+        lambda text: selfsup.plan("causal-lm", data="x", tokenizer=text),
+    ):
+        with pytest.raises(UserError, match="no UTF-8"):
+            call("half \ud83d of it")
+
+
+def test_a_page_on_a_full_disk(
+    small_disk: Callable[[int], Path], tmp_path: Path, finished: Run, selfsup_command: Command
+) -> None:
+    disk = small_disk(8 * 1024)
+    for words in (
+        ["inspect", "causal-lm", "--text", "a b c d", "--tokenizer", "words", "--html", disk / "page.html"],
+        [
+            "compare",
+            finished.directory,
+            shutil.copytree(finished.directory, tmp_path / "b"),
+            "--plot",
+            disk / "x.svg",
+        ],
+    ):
+        answer = selfsup_command(*words)
+        assert (answer.code, answer.out) == (2, "")
+        assert "no space left" in answer.error.lower()
+        assert list(disk.iterdir()) == []
+
+
+def test_pages_and_pictures_replace_nothing(tmp_path: Path, finished: Run, selfsup_command: Command) -> None:
+    mine = tmp_path / "mine.svg"
+    mine.write_text("mine")
+    (tmp_path / "link.svg").symlink_to("nowhere")
+    for place in (mine, tmp_path / "link.svg"):
+        for words in (
+            ["inspect", "causal-lm", "--text", "a b c d", "--tokenizer", "words", "--html", place],
+            ["compare", finished.directory, finished.directory, "--plot", place],
+        ):
+            answer = selfsup_command(*words)
+            assert (answer.code, answer.out) == (2, "")
+            assert "exists already" in answer.error
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "link.svg").is_symlink()

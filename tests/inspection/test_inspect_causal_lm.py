@@ -148,7 +148,7 @@ def test_window_of_a_run_is_not_exceeded(run: Run) -> None:
         ({"text": " \n"}, "empty"),
         ({"text": "a", "window": 0}, "ask for 1 or more"),
         ({"text": "a", "tokenizer": "wordz"}, "did you mean words"),
-        ({"text": "a", "run": "nowhere"}, "neither a run nor a model"),
+        ({"text": "a", "run": "nowhere"}, "There is no nowhere"),
         ({"data": "nowhere.txt"}, "nowhere.txt"),
     ],
 )

@@ -250,7 +250,7 @@ def test_tokenizer_of_a_run(run: Run) -> None:
         ({"text": "one"}, "give a longer text"),
         ({"text": "one two three", "window": 2}, "ask for 3 or more"),
         ({"text": "a b c", "masked_lm": {"unit": "wrod"}}, "masked_lm.unit"),
-        ({"text": "a b c", "run": "nowhere"}, "neither a run nor a model"),
+        ({"text": "a b c", "run": "nowhere"}, "There is no nowhere"),
         ({"data": ["a b"], "text": "a"}, "give one of them"),
     ],
 )
