@@ -69,7 +69,8 @@ class DataConfig(Section):
         None, description="the column of the texts or images; found by itself where it is not named"
     )
     split: Literal["train", "validation", "test", "all"] | None = Field(
-        None, description="part of a data set, by the names of its files of texts; train where there is one"
+        None,
+        description="part of a data set, by the names of its files and folders; train where there is one",
     )
     tokenizer: str = Field(
         "bpe", description="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run"

@@ -21,7 +21,6 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from selfsup.data.arrow_files import BATCH_ROWS as BATCH_ROWS
 from selfsup.data.arrow_files import ArrowFile, open_arrow
 from selfsup.data.csv_records import csv_part
 from selfsup.data.json_records import json_records
@@ -30,26 +29,26 @@ from selfsup.data.parts import (
     RECORD,
     SAMPLED_ROWS,
     Ignored,
+    Malformed,
     Part,
     Rows,
     Sample,
+    Values,
     head_of,
     record_part,
     sample_of,
     selected,
     text_part,
 )
-from selfsup.data.parts import Malformed as Malformed
-from selfsup.data.parts import Values as Values
 from selfsup.data.streams import (
     COMPRESSIONS,
     PIECE,
     as_text,
     decompressed,
     read_document,
+    reading,
     too_long,
 )
-from selfsup.data.streams import reading as reading
 from selfsup.errors import Damaged
 from selfsup.files import checksum
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from selfsup.data.sources import as_text, require_column
+from selfsup.data.columns import require_column
+from selfsup.data.sources import as_text
 from selfsup.errors import UserError
 
 # Names under which a column of captions goes, the likeliest first.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfsup.data.columns import NAME_IT, require_column
 from selfsup.data.discovery import File, find, opened, read_bytes
 from selfsup.data.formats import file_part
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
@@ -35,7 +36,6 @@ from selfsup.data.image_stores import (
     of_spans,
 )
 from selfsup.data.parts import Malformed, Part, Values, record_part
-from selfsup.data.sources import require_column
 from selfsup.data.streams import reading
 from selfsup.errors import Damaged
 
@@ -225,7 +225,7 @@ def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wan
     for name in columns:
         if rows and isinstance(rows[0].get(name), str) and kind_of(str(rows[0][name])) == "images":
             return name
-    raise Damaged(f"{where} has no column of image paths, only {named(columns)}: name the column to read.")
+    raise Damaged(f"{where} has no column of image paths, only {named(columns)}: {NAME_IT}.")
 
 
 # -- COCO ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from selfsup.data.image_stores import (
     readable,
 )
 from selfsup.data.image_tables import has_images, open_dataset, open_frame, open_tables
-from selfsup.data.sources import _of_split, load_from_hub, sample_file
+from selfsup.data.sources import load_from_hub, of_split, sample_file
 from selfsup.errors import UserError
 
 
@@ -138,7 +138,7 @@ def _find(path: Path, split: str | None = None) -> Found:
     One kind only: a list may be of the images beside it.
     """
     found = find(path, lambda name: kind_of(name) is not None, readable())
-    found = _of_split(found, split)
+    found = of_split(found, split)
     found.files.sort()
     kinds = {file.path: _kind(file) for file in found.files}
     kind = next(kind for kind in KINDS if kind in kinds.values())

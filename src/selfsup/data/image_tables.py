@@ -16,6 +16,7 @@ import torch
 
 from selfsup.data.arrow_files import ArrowFile, checked_batches, open_arrow
 from selfsup.data.cache import kept_file
+from selfsup.data.columns import NAME_IT, require_column
 from selfsup.data.discovery import File, read_bytes
 from selfsup.data.formats import is_text
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
@@ -32,7 +33,6 @@ from selfsup.data.image_stores import (
     label_column,
     named,
 )
-from selfsup.data.sources import require_column
 from selfsup.errors import Damaged, UserError
 from selfsup.machine import free_memory
 
@@ -243,7 +243,7 @@ def _image_column(where: str, schema: Any, wanted: str | None, first: Callable[[
     images = [field.name for field in schema if _is_image(field.type)] or _path_columns(schema, first())
     if images:
         return next((usual for usual in (*IMAGE_COLUMNS, *PATH_COLUMNS) if usual in images), images[0])
-    raise UserError(f"{where} has no column of images, only {named(schema.names)}: name the column to read.")
+    raise UserError(f"{where} has no column of images, only {named(schema.names)}: {NAME_IT}.")
 
 
 def _path_columns(schema: Any, first: list[Any]) -> list[str]:

@@ -38,7 +38,6 @@ import torch
 from torch import Tensor
 
 from selfsup.data.cache import kept_table
-from selfsup.data.formats import Malformed
 from selfsup.data.image_captions import no_captions
 from selfsup.data.image_files import (
     WORK,
@@ -54,6 +53,7 @@ from selfsup.data.image_files import (
 )
 from selfsup.data.image_sources import find_store
 from selfsup.data.image_stores import FORMAT, ROOM, SHARE, Columns, Progress, Store, for_all
+from selfsup.data.parts import Malformed
 from selfsup.data.sources import NAMED, Skipped, Tally, refusal, too_many
 from selfsup.data.split import hold_out
 from selfsup.errors import UserError

@@ -35,7 +35,6 @@ import pyarrow as pa
 
 from selfsup.data.arrow_files import BATCH_ROWS, ArrowFile
 from selfsup.data.columns import described, text_column
-from selfsup.data.columns import require_column as require_column
 from selfsup.data.discovery import Found, find
 from selfsup.data.formats import (
     READABLE,
@@ -401,7 +400,7 @@ def find_source(source: object, failures: float, split: str | None = None) -> So
 
 def _files(name: str, places: Sequence[Path], failures: float, split: str | None) -> Source:
     every = [find(place, is_readable, READABLE) for place in places]
-    chosen = [_of_split(found, split) for found in every]
+    chosen = [of_split(found, split) for found in every]
     files = sorted({Path(file.path) for found in chosen for file in found.files})
     others = sum(len(found.files) for found in every) > sum(len(found.files) for found in chosen)
 
@@ -418,7 +417,8 @@ def _files(name: str, places: Sequence[Path], failures: float, split: str | None
     )
 
 
-def _of_split(found: Found, split: str | None) -> Found:
+def of_split(found: Found, split: str | None) -> Found:
+    """What is read of what was found; see `open_text` for the names of splits."""
     if split == "training":
         return found.training()
     return found if split in (None, "all") else found.of(split)

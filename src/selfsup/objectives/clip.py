@@ -247,7 +247,7 @@ class CLIPRecipe(VisionRecipe):
             column=data.column,
             captions=self.settings["clip.captions"],
             failures=data.failures,
-            split="training",
+            split=data.split or "training",
             progress=progress,
         )
         trained, _ = split_images(self.images, data.validation)

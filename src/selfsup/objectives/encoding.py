@@ -39,6 +39,7 @@ class EncoderRecipe(LanguageRecipe):
     unused: ClassVar[tuple[str, ...]] = ("kv_heads", "head_dim")
     shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "mlp", "tied")
     tied: ClassVar[bool] = True
+    shortest: ClassVar[int] = 4
     adamw_lr: ClassVar[float] = 0.005
     dropout: ClassVar[float]  # by default
     keeps_head: ClassVar[bool] = False  # whether a head of masked LM is trained on

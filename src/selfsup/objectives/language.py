@@ -25,6 +25,7 @@ TOKENS_PER_STEP = (1024, 4096)
 STEPS = (500, 1500)
 MOST_TOKENS_PER_STEP = 524288
 WINDOWS_PER_STEP = 16  # at least
+WINDOWS = 16  # in the training part, at least
 FOUND = "data"  # where a setting comes from that the data themselves say
 IMAGE_ONLY = ("data.size", "model.patch", "model.registers")
 
@@ -34,6 +35,7 @@ class LanguageRecipe(Recipe):
 
     family: ClassVar[Family]
     tied: ClassVar[bool] = False  # by default, the output matrix and the embeddings
+    shortest: ClassVar[int] = 2  # tokens of a window, in powers of two
     adamw_lr: ClassVar[float] = 0.01
     shape: ClassVar[tuple[str, ...]]  # settings of the model that its weights decide
     unused: ClassVar[tuple[str, ...]]  # and those that mean nothing here
@@ -122,12 +124,17 @@ class LanguageRecipe(Recipe):
     def settle(self, effort: Effort) -> None:
         """Size, window, batch and learning rates, from the tokens at hand and what can be spent on them."""
         settings, tokens = self.settings, self.corpus.facts.training_tokens
+        if settings["data.window"] is None and tokens < WINDOWS * self.shortest:
+            raise UserError(
+                f"The training part of {self.text.name} has {tokens} tokens, too few to train on (fewer than "
+                f"{WINDOWS * self.shortest}): give more text."
+            )
         self._choose_preset(effort, tokens)
         self._settle_shape()
         blocks = self._block_parameters()
         window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
         per_step = _tokens_per_step(effort.tokens(blocks, tokens))
-        window = min(window, tokens // 16, int(per_step / WINDOWS_PER_STEP), self._longest_window())
+        window = min(window, tokens // WINDOWS, int(per_step / WINDOWS_PER_STEP), self._longest_window())
         settings.settle("data.window", power_of_two(window), "size and data")
         self._records()
         most = min(per_step / settings["data.window"], len(self.train))

@@ -93,7 +93,11 @@ class VisionRecipe(Recipe):
         data = self.settings.config.data
         source = self.source if self.source is not None else data.source
         self.images = open_images(
-            source, column=data.column, failures=data.failures, split="training", progress=progress
+            source,
+            column=data.column,
+            failures=data.failures,
+            split=data.split or "training",
+            progress=progress,
         )
 
     def fingerprint(self) -> str:
