@@ -86,15 +86,12 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, float]
     ) -> tuple[Run, float]:
         wall = Wall(load)
         wall.spend(STARTUP)
-        pending: list[float] = []
+        written: list[float] = []
 
         Slow.wall = wall
 
-        def written(self: Checkpoints) -> float | None:
-            return pending.pop() if pending else None
-
         def save_checkpoint(self: Checkpoints, *_: Any) -> None:
-            pending.append(writing * load(wall.now))
+            written.append(writing * load(wall.now))
             whole_save(self, *_)
 
         def save(self: CustomRecipe, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
@@ -104,7 +101,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, float]
         whole_save, whole_model = Checkpoints.save, CustomRecipe.save
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoints, "save", save_checkpoint)
-            patch.setattr(Checkpoints, "took", written)
+            seconds = property(lambda _: written[-1] if written else None, lambda *_: None)
+            patch.setattr(Checkpoints, "seconds", seconds, raising=False)
             patch.setattr(CustomRecipe, "save", save)
             patch.setattr(CustomRecipe, "whitened", property(lambda _: WHITENED))
             patch.setattr(CustomRecipe, "whiten", lambda _, __, records: wall.spend(records * EMBEDDING))

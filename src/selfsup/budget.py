@@ -19,10 +19,11 @@ from selfsup.optim import Decay
 
 FINAL_SHARE = 0.1  # of a run's time, at most, for the last look, at the whole part where that suffices
 FORWARD_SHARE = 1 / 3  # of a training step's time, for evaluation, until it is measured
-LATELY = 0.03  # of a budget, over which the pace is taken
+LATELY = 0.02  # of a budget, over which the pace is taken
 FEWEST_IN_PACE = 4  # steps, over which it is taken at least
 FEWEST_STEPS = 10  # of a run, however late it is
 REPLAN_SHARE = 0.01  # of a budget: from one decision about the end to the next, and what one has to change
+SHORTEST = 4  # parts, of which one decision leaves one at least
 ADJUSTED = 0.1  # relative change of what is left that is worth a new decision
 SAVING_SECONDS, SAVING_SHARE = 4.0, 0.03  # kept back for saving, at most, until it is measured
 SAVES = 1.5  # what is saved at the end, in checkpoints: one, and of the model half as much at most
@@ -77,6 +78,7 @@ class Budget:
         self._sum = 0.0
         self._steps = 0  # of this session
         self._costs: dict[str, float] = {}  # in steps
+        self.writing: float | None = None  # seconds of the last checkpoint
         self._decided = -math.inf
 
     # -- what is measured ----------------------------------------------------------------------------------
@@ -105,12 +107,8 @@ class Budget:
         """The block does so much of something that is done again at the end."""
         start = self.clock.elapsed()
         yield
-        self.note(what, (self.clock.elapsed() - start) / amount)
-
-    def note(self, what: str, seconds: float) -> None:
-        """Something that is done again at the end took so long."""
         if self.pace:  # a session that only repeats the end makes no step
-            self._costs[what] = seconds / self.pace
+            self._costs[what] = (self.clock.elapsed() - start) / amount / self.pace
 
     def _of_records(self, what: str, records: int) -> float:
         """Seconds for something that is done with so many records."""
@@ -125,8 +123,8 @@ class Budget:
     def _saving(self) -> float:
         """Seconds for what is saved at the end, and compared."""
         writing = min(SAVING_SECONDS, SAVING_SHARE * self.seconds)
-        if "writing" in self._costs:
-            writing = SAVES * self._costs["writing"] * self.pace + LEAVING_SECONDS
+        if self.writing is not None:  # which a busy processor hardly slows
+            writing = SAVES * self.writing + LEAVING_SECONDS
         return self._of_records("embedding", self.embedded) + writing + self.unhurried * COMPARING_SECONDS
 
     # -- what is decided -----------------------------------------------------------------------------------
@@ -144,8 +142,9 @@ class Budget:
         if math.isinf(self.seconds) or self._steps <= FEWEST_IN_PACE:
             return None
         left = self._left(step)
-        end = max(FEWEST_STEPS, step + max(1, int(left / self.pace)))
-        due = self._moves(step, end, decays[-1], left) if decays else left <= self._decaying()
+        least = (decays[-1].end - step) // SHORTEST if decays else 0  # a hiccup is not to end the run
+        end = max(FEWEST_STEPS, step + max(1, int(left / self.pace), least))
+        due = self._moves(step, end, decays[-1]) if decays else left <= self._decaying()
         if not due:
             return None
         self._decided = self.clock.elapsed()
@@ -154,14 +153,13 @@ class Budget:
     def _decaying(self) -> float:
         return float(self.settings["optim.decay"] * self.seconds)
 
-    def _moves(self, step: int, end: int, latest: Decay, left: float) -> bool:
+    def _moves(self, step: int, end: int, latest: Decay) -> bool:
         """Whether the end is worth moving; never before what was decided before a resume is repeated."""
         planned, moved = latest.end - step, abs(end - latest.end)
         if step < latest.start or planned <= 1:
             return False
         rested = self.clock.elapsed() - self._decided >= REPLAN_SHARE * self.seconds
-        worth = moved > ADJUSTED * planned and moved * self.pace > REPLAN_SHARE * self.seconds
-        return worth and (rested or left <= 0)
+        return rested and moved > ADJUSTED * planned and moved * self.pace > REPLAN_SHARE * self.seconds
 
     def _left(self, step: int) -> float:
         """Seconds for steps until the end begins, without the looks on the way."""

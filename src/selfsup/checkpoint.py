@@ -54,7 +54,7 @@ class Checkpoints:
         self.keep = keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._seconds: float | None = None  # of the last write
+        self.seconds: float | None = None  # of the last write
 
     def save(self, checkpoint: Checkpoint, marked: Iterable[int] = ()) -> None:
         """Copy the tensors and hand them to the writing thread; waits only for the save before this one.
@@ -90,11 +90,6 @@ class Checkpoints:
                 f"give another --out; the earlier checkpoints are whole, go on with --resume {self.directory.parent}."
             ) from error
 
-    def took(self) -> float | None:
-        """The seconds of the last write, once; None where there was none since."""
-        seconds, self._seconds = self._seconds, None
-        return seconds
-
     def close(self) -> None:
         """Finish what is being written and end the thread; errors of a last save have been raised by `wait`."""
         self._writer.shutdown(wait=True)
@@ -111,7 +106,7 @@ class Checkpoints:
                 save_tensors(tensors, temporary / f"{name}.safetensors")
             (temporary / STATE).write_text(json.dumps(checkpoint.state), encoding="utf-8")
             write_manifest(temporary)
-        self._seconds = time.monotonic() - began
+        self.seconds = time.monotonic() - began
         self._forget(marked)
 
     def _make_way(self, target: Path) -> None:

@@ -302,9 +302,7 @@ class Trainer:
         """
         if self.settings["train.budget"] is None or not self.pace or self.step < self.reached:
             return
-        seconds = self.checkpoints.took()
-        if seconds is not None:
-            self.budget.note("writing", seconds)
+        self.budget.writing = self.checkpoints.seconds
         decision = self.processes.share(self.budget.decide(self.step, self.schedule.decays))
         if decision is None:
             return
