@@ -162,8 +162,9 @@ def test_python_sources(tmp_path):
 
 
 def test_what_is_no_source():
-    for thing in (7, [], [1], "", object()):
+    for thing in (7, [], [1], object()):
         refused(thing, "source")
+    refused("", "The name of the data is empty")
 
 
 def test_hub_names_are_the_only_way_to_the_network(monkeypatch):

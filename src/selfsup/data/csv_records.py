@@ -17,9 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
-from selfsup.data.parts import RECORD, SAMPLED_ROWS, Malformed, Part, Rows, Sample, Values
+from selfsup.data.parts import RECORD, Malformed, Part, Rows, Sample, sample_of
 from selfsup.data.streams import PIECE, lines
 from selfsup.errors import Damaged
 
@@ -57,33 +56,21 @@ def csv_part(name: str, opened: Open, separator: str) -> Part:
         opened: opens it, with what ends its lines.
         separator: the usual one of its kind.
     """
-    layout = partial(_layout, name, opened, separator)
-    return Part(
-        name, lambda: _sample(layout(), opened), lambda columns: _rows(name, layout(), opened, columns)
-    )
 
+    def sample() -> Sample:
+        layout = _layout(name, opened, separator)
+        return layout.names, sample_of(_rows(name, layout, opened, None))[1]
 
-def _sample(layout: _Layout, opened: Open) -> Sample:
-    names = layout.names
-    sampled: list[Values] = []
-    with opened(layout.end) as file:
-        left = RECORD
-        for _, row in itertools.islice(layout.rows(lines(file, layout.end)), 1, SAMPLED_ROWS + 1):
-            if isinstance(row, list):
-                sampled.append(dict(zip(names, row, strict=False)))
-                left -= sum(map(len, row))
-            if left < 0:
-                break
-    return names, sampled
+    def rows(columns: Sequence[str] | None) -> Rows:
+        return _rows(name, _layout(name, opened, separator), opened, columns)
+
+    return Part(name, sample, rows)
 
 
 def _rows(name: str, layout: _Layout, opened: Open, columns: Sequence[str] | None) -> Rows:
     header = layout.names
-    places = {
-        column: header.index(column)
-        for column in (header if columns is None else columns)
-        if column in header
-    }
+    places = {name: place for place, name in reversed(list(enumerate(header)))}
+    wanted = header if columns is None else columns
     with opened(layout.end) as file:
         for number, row in itertools.islice(layout.rows(lines(file, layout.end)), 1, None):
             where = f"{name}, line {number}"
@@ -91,14 +78,15 @@ def _rows(name: str, layout: _Layout, opened: Open, columns: Sequence[str] | Non
                 row = Malformed(f"the row has {len(row)} fields and the header {len(header)}")
             if isinstance(row, Malformed):
                 yield where, row
-                continue
-            yield (
-                where,
-                {
-                    column: row[place] if place < len(row) else Malformed(f"the row ends before {column!r}")
-                    for column, place in places.items()
-                },
-            )
+            else:
+                yield where, {column: _field(row, places, column) for column in wanted}
+
+
+def _field(row: list[str], places: dict[str, int], column: str) -> str | Malformed:
+    if column not in places:
+        return Malformed(f"there is no {column!r}")
+    place = places[column]
+    return row[place] if place < len(row) else Malformed(f"the row ends before {column!r}")
 
 
 # -- the layout ----------------------------------------------------------------------------------------------

@@ -6,9 +6,12 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import cast
 
+from selfsup.errors import Damaged
+
 SAMPLED_ROWS = 100  # records looked at to find the columns
 DOCUMENT = 1 << 30  # bytes that a text file may have, decompressed
 RECORD = 1 << 26  # characters of a line or row, and bytes of a value in a table
+DEEP = 5  # records within each other, of which paths are told
 TEXT = "text"  # the column of what has no columns of its own
 
 
@@ -76,15 +79,23 @@ def record_part(name: str, records: Callable[[], Rows]) -> Part:
 
 
 def sample_of(rows: Rows) -> Sample:
-    """The columns and values of the first readable rows, as many as are looked at."""
+    """The columns and values of the first readable rows, as many as are looked at.
+
+    Raises:
+        Damaged: there is damage before the first of them; what comes later shows when the rows are read.
+    """
     records: list[Values] = []
     left = RECORD
-    for _, record in rows:
-        if isinstance(record, dict):
-            records.append(record)
-            left -= sum(len(value) for value in record.values() if isinstance(value, str))
-        if len(records) == SAMPLED_ROWS or left < 0:
-            break
+    try:
+        for _, record in rows:
+            if isinstance(record, dict):
+                records.append(record)
+                left -= sum(len(value) for value in record.values() if isinstance(value, str))
+            if len(records) == SAMPLED_ROWS or left < 0:
+                break
+    except Damaged:
+        if not records:
+            raise
     return list(dict.fromkeys(name for record in records for name in record)), records
 
 
@@ -113,9 +124,9 @@ def head_of(path: str, columns: Container[str]) -> str:
 
 
 def paths_of(record: Mapping[str, object], within: str = "") -> Iterator[tuple[str, object]]:
-    """The values of a record that are none themselves, by dotted paths."""
+    """The values of a record that are none themselves, or lie deep, by dotted paths."""
     for name, value in record.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and within.count(".") < DEEP:
             yield from paths_of(cast(Values, value), f"{within}{name}.")
         else:
             yield f"{within}{name}", value
