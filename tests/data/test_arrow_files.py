@@ -1,6 +1,7 @@
 """Tables of Arrow: every kind that is opened, and what is refused before it does harm."""
 
 import json
+import struct
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -86,6 +87,29 @@ def test_tables_without_rows(tmp_path, kind):
     KINDS[kind](tmp_path, TABLE.slice(0, 0))
     table = opened(tmp_path)
     assert (table.rows, list(table.batches(["n", "image"]))) == (0, [])
+
+
+def test_files_whose_batches_lie_elsewhere_than_those_of_a_stream(tmp_path):
+    """Only the footer says where: other programs leave gaps, and cut off the mark of the end."""
+    content = stream(tmp_path / "a.arrow", TABLE.select(["n", "text"]), pa.ipc.new_file).read_bytes()
+    (length,) = struct.unpack("<i", content[-10:-6])
+    footer = bytearray(content[-10 - length : -10])
+    body = content[8 : -10 - length]
+    for offset in range(len(footer) - 24 + 1):  # the blocks of the footer, by where they point
+        place, _, gap, _ = struct.unpack_from("<qiiq", footer, offset)
+        if (
+            gap == 0
+            and 8 <= place < len(body)
+            and place % 8 == 0
+            and content[place : place + 4] == b"\xff" * 4
+        ):
+            struct.pack_into("<q", footer, offset, place + 64)
+    moved = b"ARROW1\0\0" + b"\0" * 64 + body.removesuffix(b"\xff\xff\xff\xff\0\0\0\0")
+    (tmp_path / "a.arrow").write_bytes(moved + footer + struct.pack("<i", length) + b"ARROW1")
+    table = open_arrow(tmp_path / "a.arrow")
+    assert table.rows == ROWS
+    rows = [row for batch in table.batches() for row in batch.to_pylist()]
+    assert rows == TABLE.select(["n", "text"]).to_pylist()
 
 
 def test_columns_of_one_name(tmp_path):

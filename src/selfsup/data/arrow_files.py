@@ -33,7 +33,7 @@ PAGE = 1 << 26  # what a page of parquet may unpack to in any case, and a batch 
 METADATA = 1 << 28  # bytes of a schema or a footer at most
 SUFFIXES = (".parquet", ".arrow", ".feather")  # of files
 
-_MAGIC = b"ARROW1\0\0"
+_MAGIC = b"ARROW1"
 
 
 @dataclass(frozen=True)
@@ -271,12 +271,16 @@ def _panics() -> Iterator[None]:
 
 
 def _open_ipc(path: Path) -> ArrowFile:
-    """A stream, which is also what a file of Arrow has between its magic number and its footer, mapped into memory."""
-    content = _mapped(path)
-    with pa.ipc.open_stream(content) as stream:
-        schema = stream.schema
+    """A file of Arrow, whose footer says where its batches lie, or a stream, mapped into memory."""
+    with pa.memory_map(str(path)) as file:
+        content = file.read_buffer()
+    of_file = content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC
+    with (pa.ipc.open_file if of_file else pa.ipc.open_stream)(content) as reader:
+        schema = reader.schema
     rows, compressed = 0, False
-    for message in _messages(content):
+    for message in _messages_of_file(content) if of_file else pa.ipc.MessageReader.open_stream(content):
+        if message.type not in ("record batch", "dictionary"):
+            continue
         batch = _Batch.of(message)
         rows += batch.rows if message.type == "record batch" else 0
         compressed |= batch.compressed
@@ -286,9 +290,9 @@ def _open_ipc(path: Path) -> ArrowFile:
     def read(names: list[str]) -> Iterator[Any]:
         places = sorted(schema.get_field_index(name) for name in names)
         options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-        with pa.ipc.open_stream(content, options=options) as stream:
-            for batch in stream:
-                yield batch.select(names)
+        with (pa.ipc.open_file if of_file else pa.ipc.open_stream)(content, options=options) as reader:
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if of_file else reader
+            yield from (batch.select(names) for batch in batches)
 
     return ArrowFile(path, schema, rows, path.stat().st_size, not compressed, read)
 
@@ -297,17 +301,17 @@ def _largest(content: Any) -> int:
     return max(SMALL, EXPANSION * int(content.size))
 
 
-def _mapped(path: Path) -> Any:
-    with pa.memory_map(str(path)) as file:
-        content = file.read_buffer()
-    start = len(_MAGIC) if content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC else 0
-    return content.slice(start)
-
-
-def _messages(content: Any) -> Iterator[Any]:
-    """The batches of a stream, of records and of dictionaries, without what they hold."""
-    reader = pa.ipc.MessageReader.open_stream(content)
-    return (message for message in reader if message.type in ("record batch", "dictionary"))
+def _messages_of_file(content: Any) -> Iterator[Any]:
+    """The dictionaries and batches of a file, where its footer says that they lie (File.fbs of Arrow's format)."""
+    end = content.size - len(_MAGIC) - 4
+    (length,) = struct.unpack("<i", content.slice(end, 4).to_pybytes())
+    data = content.slice(end - length, length).to_pybytes()
+    footer = _Table(data, struct.unpack_from("<I", data)[0])
+    for field in (2, 3):
+        start, count = footer.vector(field)
+        for number in range(count):
+            offset, header, body = struct.unpack_from("<qi4xq", data, start + 24 * number)
+            yield pa.ipc.read_message(content.slice(offset, header + body))
 
 
 @dataclass(frozen=True)
