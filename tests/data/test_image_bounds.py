@@ -361,6 +361,7 @@ def test_parts_of_a_data_set(tmp_path):
         )
     for source in (tmp_path / "d", f"{tmp_path}/*.parquet"):
         assert len(open_images(source)) == 3
+        assert len(open_images(source, split="all")) == 3
         train = open_images(source, split="training")
         np.testing.assert_array_equal(train.pixels(0), noise(8, 9))
         assert len(train) == 1
