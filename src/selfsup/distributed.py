@@ -41,7 +41,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(str(error).splitlines()[0]) from error
+        raise Lost(str(error).partition("\n")[0]) from error
 
 
 class Processes:
@@ -176,8 +176,8 @@ class Processes:
             return Elsewhere("Another process of this training failed, and says why.")
         if lost:
             return OfOneProcess(
-                f"{self.name} lost another process of this training, which ended without a word ({error}): the system "
-                "may have killed it for its memory; go on with --resume RUN."
+                f"{self.name} lost another process of this training, which ended without a word or hangs ({error}): "
+                "the system may have killed it for its memory; go on with --resume RUN."
             )
         if isinstance(error, UserError) and not self.leads:
             return OfOneProcess(f"{self.name}: {error}")

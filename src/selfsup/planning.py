@@ -112,6 +112,7 @@ def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: C
     spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
     spend = processes.share(spend)  # each process has a clock of its own, and all must settle the same
     recipe.settle(Effort(train.steps, train.epochs, spend))
+    processes.wait()  # what that prepares may take longer than a collective waits
     if settings["train.batch"] > len(recipe.train):
         raise UserError(
             f"A batch of {settings['train.batch']:,} is more than the {len(recipe.train):,} records of the training "

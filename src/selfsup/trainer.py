@@ -350,6 +350,7 @@ class Trainer:
         if sound and self.processes.leads:
             with self.budget.timed("measures"):
                 figures |= self._measure(records)
+        self.processes.wait()  # protocols may take longer than a collective waits
         self.objective.train()
         if sound and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
