@@ -33,7 +33,7 @@ ODD: tuple[Any, ...] = (
         "nan",
         "é" * 300,
     ),
-    *([], {}, [[]], [None], ["x", 1], {"x": 1}, {"": {}}, nested(50), nested(2000)),
+    *([], {}, [[]], [None], ["x", 1], {"x": 1}, {"": {}}, nested(50), nested(200)),
 )
 
 
@@ -121,6 +121,10 @@ def _changed(value: Any, random: Random) -> Any:
 
 def of_json_text(text: bytes, random: Random) -> bytes:
     """A JSON file with other values, or with damaged bytes."""
-    if random.random() < 0.3:
+    choice = random.random()
+    if choice < 0.3:
         return of_bytes(text, random)
+    if choice < 0.35:  # deeper than a parser that calls itself can follow
+        start = _place(text, random)
+        return text[:start] + b"[" * 100_000 + b"]" * 100_000 + text[start:]
     return json.dumps(of_json(json.loads(text), random)).encode("utf-8", "surrogatepass")

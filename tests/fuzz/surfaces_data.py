@@ -23,7 +23,7 @@ import zstandard
 from damage import ODD, of_bytes, of_json, of_json_text
 from PIL import Image
 
-from selfsup.config import Settings, known_keys, parse_overrides, read_yaml
+from selfsup.config import OBJECTIVES, Settings, known_keys, parse_overrides, read_yaml
 from selfsup.data.images import open_images
 from selfsup.data.pairs import open_pairs
 from selfsup.data.sources import open_text
@@ -105,21 +105,39 @@ VALUES += (
 )
 
 
+USUAL = (
+    "1",
+    "8",
+    "0.1",
+    "0.5",
+    "32",
+    "true",
+    "auto",
+    "hf:x",
+    "a,b",
+    "'1e3'",
+    "90s",
+    "[0.1, 0.2]",
+    "é",
+    "cls",
+    "x y #z",
+)
+
+
 def settings(random: Random, place: Path) -> None:
     """Words of a command line; what is accepted reads the same from the file that a run keeps of it."""
-    keys = list(known_keys())
-    words = []
+    keys, words = list(known_keys()), []
     for _ in range(random.randrange(1, 4)):
         key = random.choice(keys)
-        key = random.choice((key, key, key, key.partition(".")[0], key[1:], f"{key}.x", key.upper(), ""))
-        words.append(f"{key}{random.choice(('=', '=', '=', '', '=='))}{random.choice(VALUES)}")
+        if random.random() < 0.2:
+            key = random.choice((key.partition(".")[0], key[1:], f"{key}.x", key.upper(), ""))
+        value = random.choice(VALUES) if random.random() < 0.4 else random.choice(USUAL)
+        words.append(f"{key}{'=' if random.random() < 0.95 else ''}{value}")
     made = Settings(("words", parse_overrides(words)))
     file = place / "config.yaml"
     file.write_text(made.to_yaml(), encoding="utf-8", errors="surrogatepass")
     again = Settings(("file", read_yaml(file)))
     objective = made["objective"]
-    from selfsup.config import OBJECTIVES
-
     for section, values in made.config.model_dump().items():
         if OBJECTIVES.get(section, objective) == objective:
             assert again.config.model_dump()[section] == values, f"{section} reads otherwise from its file"
@@ -130,7 +148,7 @@ def yaml_file(random: Random, place: Path) -> None:
     config = {
         "objective": "causal-lm",
         "data": {"source": "x", "window": 64},
-        "train": {"steps": 9, "budget": "10m"},
+        "train": {"steps": 9, "batch": 8},
     }
     tricks = (
         "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}1]\n" for n in range(1, random.randrange(3, 40))).replace(
