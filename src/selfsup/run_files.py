@@ -78,6 +78,7 @@ class Summary(Part):
     steps: Count
     skipped_steps: Count = 0
     best: Best | None = None
+    max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
 
 
 class TrainLine(Part):
