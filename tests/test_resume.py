@@ -24,8 +24,8 @@ import torch
 from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer, Train, tree
 
 import selfsup
-from selfsup import checkpoint, cli, files, planning
-from selfsup.errors import UserError
+from selfsup import checkpoint, cli, files, planning, stopping
+from selfsup.errors import Interrupted, UserError
 from selfsup.models import huggingface
 from selfsup.optim import Decay
 from selfsup.report import Reporter
@@ -392,7 +392,7 @@ def test_signals_save_this_very_step_and_say_how_to_go_on(
     whole: Run, corpus: Path, resume: Train, tmp_path: Path
 ) -> None:
     """The command line, in processes of its own."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     runs = [Run(tmp_path / number.name) for number in numbers]
     settings = [*TINY_WORDS, *(f"{name}={value}" for name, value in LONG.items()), "checkpoint.every=1000"]
     processes = [
@@ -400,7 +400,7 @@ def test_signals_save_this_very_step_and_say_how_to_go_on(
         for run in runs
     ]
 
-    due = [reaches(run, step) for run, step in zip(runs, (5, 25), strict=True)]
+    due = [reaches(run, step) for run, step in zip(runs, (5, 25, 15), strict=True)]
     ends = signal_when(list(zip(processes, numbers, due, strict=True)))
     for run, (code, error) in zip(runs, ends, strict=True):
         assert code == 130
@@ -412,6 +412,49 @@ def test_signals_save_this_very_step_and_say_how_to_go_on(
         assert "Traceback" not in error
         assert step in run.checkpoints().steps()
         assert_same(resume(run.directory), whole)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+class SignalAt(Reporter):
+    """Sends this process a signal, once or more often, when the look of a step has been made."""
+
+    def __init__(self, step: int, times: int = 1) -> None:
+        super().__init__(False)
+        self.start, self.times = f"step {step} ", times
+
+    def say(self, text: str) -> None:
+        for _ in range(self.times if text.startswith(self.start) else 0):
+            send(signal.SIGINT)
+
+
+def test_a_signal_during_the_last_look_stops_before_the_end_which_a_resume_makes(
+    whole: Run, train: Train, resume: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted, match=f"Stopped at step {STEPS}; everything is saved"):
+        train(tmp_path / "run", reporter=SignalAt(STEPS), **LONG)
+    assert not Run(tmp_path / "run").model_directory.exists()
+    assert_same(resume(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_model_is_saved_lets_it_finish(
+    number: int, whole: Run, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Run.write_summary
+    monkeypatch.setattr(Run, "write_summary", lambda run, summary: (send(number), write(run, summary)))
+    assert_same(train(tmp_path / "run", **LONG), whole)
+
+
+def test_a_second_interruption_stops_at_once_and_says_how_to_go_on(
+    whole: Run, train: Train, resume: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted, match=f"Stopped at once; .* --resume {tmp_path / 'run'}"):
+        train(tmp_path / "run", reporter=SignalAt(40, times=2), **LONG)
+    stopping.stopped.clear()
+    assert_same(resume(tmp_path / "run"), whole)
 
 
 # -- damage --------------------------------------------------------------------------------------------------

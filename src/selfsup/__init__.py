@@ -5,8 +5,11 @@ Importing this package starts nothing and imports nothing heavy.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+TYPE_CHECKING = (
+    False  # `typing` would take longer than all else that runs before a command can be stopped in order
+)
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -37,4 +40,6 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'selfsup' has no attribute '{name}'")
+    from importlib import import_module
+
     return getattr(import_module(_PUBLIC[name]), name)

@@ -67,7 +67,7 @@ def writable(directory: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         elsewhere = error.filename and not Path(str(error.filename)).is_relative_to(directory)
-        if error.errno not in FULL + CLOSED or (elsewhere and error.errno not in FULL):
+        if error.errno not in FULL + CLOSED or elsewhere:
             raise
         problem = "there is no space left on the device" if error.errno in FULL else error.strerror
         raise UserError(f"{directory} cannot be written ({problem}); {remedy}") from error

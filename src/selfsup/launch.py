@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 ENVIRONMENT = {
@@ -18,10 +19,43 @@ ENVIRONMENT = {
 
 
 def main() -> None:
-    """Start anew with the settings that are missing, where the system knows them; then run the command."""
-    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    if missing and sys.platform == "linux":
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
-    from selfsup.cli import main as run
+    """Start anew with the settings that are missing, where the system knows them; then run the command.
 
-    run()
+    Whatever a request to stop comes to interrupt, be it an import, ends in one line and exit code 130.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: _leave("selfsup: Stopped.\n"))  # nothing has begun
+    from selfsup.stopping import STOPPED, signals, stop_by_signals, stopped
+
+    _start_anew(signals())
+    try:
+        stop_by_signals()
+        from selfsup.cli import main as run
+
+        run()
+    except SystemExit as end:
+        if end.code != STOPPED:
+            raise
+        _leave()
+    except BaseException:
+        if not stopped:
+            raise
+        _leave("selfsup: Stopped.\n")
+
+
+def _start_anew(signals: list[int]) -> None:
+    """Replace this process by one that has what is missing; signals wait until it is ready for them."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    if sys.platform != "linux":
+        return
+    if missing:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _leave(line: str = "") -> None:
+    """End at once, with exit code 130: threads that still read or compute are not waited for."""
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    os._exit(130)

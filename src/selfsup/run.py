@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from selfsup import run_files
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
-from selfsup.errors import UserError
-from selfsup.files import LOCK, TEMPORARY, expanded, held, write_atomically
+from selfsup.errors import Interrupted, UserError
+from selfsup.files import LOCK, TEMPORARY, expanded, held, writable, write_atomically
 from selfsup.run_files import read_lines, read_object
 
 if TYPE_CHECKING:
@@ -101,8 +101,25 @@ class Run:
         with held(self.directory, refusal):
             yield
 
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Say how to go on where the block is stopped at once, or where the disk takes no more.
+
+        Raises:
+            Interrupted: for a KeyboardInterrupt.
+            UserError: for what the system refuses to write.
+        """
+        again = f"selfsup train --resume {self.directory}"
+        try:
+            with writable(self.directory, f"make room there, then go on with: {again}"):
+                yield
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped at once; what was saved is whole. Go on with: {again}") from None
+
     def discard(self) -> None:
         """Remove what `create` made, as long as nothing else lies in it: a start that came to nothing."""
+        if self.exists:  # it came to something in the last moment
+            return
         for path in self._made:
             with suppress(OSError):
                 path.unlink() if path.name in (ENVIRONMENT, LOCK) else path.rmdir()

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from statistics import median
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +31,7 @@ from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.run_files import STATE, explain
 from selfsup.step import evaluate, gradients
+from selfsup.stopping import interruptions
 
 MOST_SKIPPED_IN_A_ROW = 10
 REHEARSED = 64  # records that are embedded to see how long that takes
@@ -136,7 +133,7 @@ class Trainer:
 
         Raises:
             UserError: ten steps in a row without a finite loss, or a disk that takes no more.
-            Interrupted: Ctrl-C or SIGTERM; the run is saved.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP; the run is saved. Behind the last look it is finished instead.
         """
         train = self.settings.config.train
         self.estimate = estimate
@@ -150,11 +147,14 @@ class Trainer:
             self.processes.size,
         )
         try:
-            with (
-                interruptions() as interrupted,
-                closing(loader.steps(self.step)) as batches,
-                self.reporter.bar("training"),
-            ):
+            return self._fit(loader)
+        finally:
+            self.checkpoints.close()
+
+    def _fit(self, loader: Loader) -> dict[str, Any]:
+        """Make the steps, then the end."""
+        with interruptions() as interrupted:
+            with closing(loader.steps(self.step)) as batches, self.reporter.bar("training"):
                 while not self._finished():
                     self._look_around(bool(interrupted))
                     began, start = self.clock.elapsed(), time.perf_counter()
@@ -162,9 +162,7 @@ class Trainer:
                     self.waited += time.perf_counter() - start
                     self._update([batch.to(self.machine.device) for batch in read])
                     self.budget.stepped(self.clock.elapsed() - began)
-            return self._finish()
-        finally:
-            self.checkpoints.close()
+            return self._finish(interrupted)
 
     def _finished(self) -> bool:
         self._decide()
@@ -188,11 +186,15 @@ class Trainer:
         ):
             self._save()
         if interrupted:
-            self.checkpoints.wait()
-            raise Interrupted(
-                f"Stopped at step {self.step:,}; everything is saved. Go on with: "
-                f"selfsup train --resume {self.run.directory}"
-            )
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        """End a training that has been asked to stop and whose checkpoint is being written."""
+        self.checkpoints.wait()
+        raise Interrupted(
+            f"Stopped at step {self.step:,}; everything is saved. Go on with: "
+            f"selfsup train --resume {self.run.directory}"
+        )
 
     def _update(self, batches: list[Any]) -> None:
         start = time.perf_counter()
@@ -435,12 +437,14 @@ class Trainer:
             for finding in self.monitor.look(self.run.metrics(), self.step):
                 self.reporter.say(finding.line())
 
-    def _finish(self) -> dict[str, Any]:
-        """The last look, the last checkpoint, the model directory, and the summary that says the run is done."""
+    def _finish(self, interrupted: list[int]) -> dict[str, Any]:
+        """The last checkpoint, the last look, the model directory, and the summary that says the run is done."""
+        self._save()  # before the look, which may be long, and which a resume makes again
         records = self._last_look()
         figures = self._evaluate(records)
+        if self.processes.share(bool(interrupted)):
+            self._stop()
         self._diagnose()
-        self._save()
         self.checkpoints.wait()
         units = self.step * self.settings["train.batch"] * self.recipe.units_per_record
         summary = {
@@ -498,24 +502,3 @@ def decay_start(settings: Settings, run: Run) -> int | None:
 def brief(figures: dict[str, float]) -> dict[str, float]:
     """The loss and what it means, without the terms that only repeat it."""
     return {name: value for name, value in figures.items() if name == "loss" or value != figures["loss"]}
-
-
-@contextmanager
-def interruptions() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM, so that the loop stops between two steps; a second Ctrl-C stops at once."""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

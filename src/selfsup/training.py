@@ -15,6 +15,7 @@ from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
+from selfsup.files import writable
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
@@ -187,23 +188,24 @@ def _start(
     try:
         made, machine = _prepare(settings, recipe, processes, reporter, clock)
         if processes.leads:
-            run.write_environment(
-                {
-                    **describe(machine),
-                    "processes": processes.size,
-                    "data": recipe.fingerprint(),
-                    "counts": recipe.counts(),
-                    "plan": made.to_json(),
-                    "sources": settings.sources,
-                }
-            )
-            run.write_settings(settings)
+            environment = {
+                **describe(machine),
+                "processes": processes.size,
+                "data": recipe.fingerprint(),
+                "counts": recipe.counts(),
+                "plan": made.to_json(),
+                "sources": settings.sources,
+            }
+            with writable(run.directory, "make room there, or give another --out."):
+                run.write_environment(environment)
+                run.write_settings(settings)
     except BaseException:
         run.discard()
         raise
-    processes.wait()
-    reporter.table(made.rows(settings))
-    return _fit(recipe, settings, run, machine, processes, clock, reporter, made.steps)
+    with run.resumable():
+        processes.wait()
+        reporter.table(made.rows(settings))
+        return _fit(recipe, settings, run, machine, processes, clock, reporter, made.steps)
 
 
 def _prepare(
@@ -337,12 +339,13 @@ def _resume(
     recipe = _recipe(settings, objective, data, model)
     machine = _open_again(run, environment.get("data"), settings, recipe, processes, reporter)
     before = None
-    if length:
-        before = processes.share(_extend(run, settings, length, origin) if processes.leads else None)
-        for key in LENGTHS:
-            settings.change(key, processes.share(settings[key]), processes.share(settings.origin(key)))
-    estimate = _expected(settings, environment["plan"])
-    return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
+    with run.resumable():
+        if length:
+            before = processes.share(_extend(run, settings, length, origin) if processes.leads else None)
+            for key in LENGTHS:
+                settings.change(key, processes.share(settings[key]), processes.share(settings.origin(key)))
+        estimate = _expected(settings, environment["plan"])
+        return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
 
 
 def _expected(settings: Settings, plan: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from selfsup.cli import runs, using, vectors
 from selfsup.cli.options import app
 from selfsup.errors import Elsewhere, Interrupted, OfOneProcess, UserError, require_text
 from selfsup.report import Lines, finish_output, leads, prepare_streams, printable
+from selfsup.stopping import STOPPED, stopped
 
 __all__ = ["app", "main", "runs", "using", "vectors"]
 
@@ -54,17 +55,35 @@ def main() -> None:
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         finally:
             finish_output()
-    except UsageError as error:
-        fail(f"{error.format_message().rstrip('.')}; see selfsup --help.", 2, leads())
-    except UserError as error:
-        fail(str(error), 2, leads() or isinstance(error, OfOneProcess))
+    except BaseException as error:
+        _end(error)
+    if code == STOPPED:  # typer's answer to Ctrl-C
+        fail("Stopped.", STOPPED, leads())
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Say in one sentence what ended a command and leave; what nobody foresaw is raised again."""
+    try:
+        raise error
+    except Interrupted as interruption:
+        fail(str(interruption), STOPPED, leads())
+    except BaseException:
+        if stopped or isinstance(error, KeyboardInterrupt):  # whatever that broke, such as an import
+            fail("Stopped.", STOPPED, leads())
+        _explain(error)
+
+
+def _explain(error: BaseException) -> NoReturn:
+    """The same of what was no request to stop."""
+    try:
+        raise error
+    except UsageError as usage:
+        fail(f"{usage.format_message().rstrip('.')}; see selfsup --help.", 2, leads())
+    except UserError as user:
+        fail(str(user), 2, leads() or isinstance(user, OfOneProcess))
     except Elsewhere:
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output wants no more of it
         raise SystemExit(1) from None
-    except OSError as error:
-        fail(describe(error), 2)
-    except Interrupted as interruption:
-        fail(str(interruption), 130, leads())
-    if code == 130:  # typer's answer to Ctrl-C
-        fail("Stopped.", 130, leads())
+    except OSError as system:
+        fail(describe(system), 2)
