@@ -52,7 +52,7 @@ def expanded(path: str | Path) -> Path:
 def require_free(*places: Path | None) -> None:
     """Raise a UserError where something lies already, before work is done for it."""
     for place in places:
-        if place is not None and os.path.lexists(place):
+        if place is not None and os.path.lexists(expanded(place)):
             raise UserError(f"{place} exists already; give another name.")
 
 
@@ -202,7 +202,7 @@ def write_new(path: Path, content: str | bytes) -> None:
     """Write a file that is not there yet: wholly or not at all."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
-        with new_file(path) as temporary:
+        with new_file(expanded(path)) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}; give another name.") from None

@@ -15,7 +15,7 @@ from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
-from selfsup.files import writable
+from selfsup.files import expanded, writable
 from selfsup.machine import Machine, describe
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Effort, Objective, Recipe
@@ -118,7 +118,7 @@ def _absolute(source: str) -> str:
     """A local path as an absolute one, so that a run can be resumed from anywhere."""
     if not source or source.startswith(("sample:", "hub:", "python:")):
         return source
-    return str(Path(source).expanduser().absolute())
+    return str(expanded(source).absolute())
 
 
 def _settings(
@@ -126,7 +126,7 @@ def _settings(
 ) -> Settings:
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
-        values = read_yaml(Path(config))
+        values = read_yaml(expanded(config))
         values.pop("out", None)  # a run directory belongs to one run
         layers.append((str(config), values))
     layers.append((origin, given))
@@ -139,7 +139,7 @@ def _settings(
         require_known(protocol)  # before a step is made, not at the first look
     settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
     if out is not None:
-        settings.change("out", str(Path(out).absolute()), origin)
+        settings.change("out", str(expanded(out).absolute()), origin)
     return settings
 
 

@@ -20,7 +20,7 @@ from selfsup.cli.options import (
     free_name,
 )
 from selfsup.errors import UserError
-from selfsup.files import require_free, write_new
+from selfsup.files import expanded, require_free, write_new
 from selfsup.report import json_line, print_json, say
 
 MOST_PROMPTS = 16 << 20  # bytes of a file of prompts
@@ -99,7 +99,11 @@ def read_prompts(file: str) -> list[str]:
 
     name = "The standard input" if file == "-" else file
     try:
-        data = sys.stdin.buffer.read(MOST_PROMPTS + 1) if file == "-" else read_bytes(file, MOST_PROMPTS)
+        data = (
+            sys.stdin.buffer.read(MOST_PROMPTS + 1)
+            if file == "-"
+            else read_bytes(expanded(file), MOST_PROMPTS)
+        )
         lines = data.decode("utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"Cannot read the prompts in {file}: {error.strerror}.") from None
@@ -306,14 +310,12 @@ def classify(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
 ) -> None:
     """Tell the class of texts or images: a JSON line for each, with its label and the probability of it."""
-    from selfsup.files import write_atomically
-    from selfsup.inference.probe import Probe, refuse_taken
+    from selfsup.inference.probe import Probe
     from selfsup.report import Reporter
 
     if bool(given) == (data is not None):
         raise UserError("Give what is to be classified either by itself or with --data.")
-    if out is not None:
-        refuse_taken(out)
+    require_free(out)
     reporter = Reporter()
     with reporter.bar("Classifying"):
         answers = Probe.load(probe).classify(
@@ -321,7 +323,7 @@ def classify(
         )
     reporter.table(answers.left_out.rows())
     if out is not None:
-        write_atomically(out, "".join(json_line(answer.to_json()) + "\n" for answer in answers))
+        write_new(out, "".join(json_line(answer.to_json()) + "\n" for answer in answers))
         return
     for answer in answers:
         print_json(answer.to_json())

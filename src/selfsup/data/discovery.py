@@ -128,7 +128,7 @@ def find(path: str | Path, reads: Callable[[str], bool], readable: str) -> Found
     Raises:
         UserError: nothing there, or nothing readable.
     """
-    name = os.fspath(path)
+    name = os.path.expanduser(path)
     if "\0" in name:
         raise UserError(f"{name!r} is no path, since it holds a null character: check the name.")
     if os.path.isfile(name) and not reads(name):

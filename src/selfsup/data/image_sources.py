@@ -43,6 +43,7 @@ from selfsup.data.image_stores import (
 from selfsup.data.image_tables import has_images, open_dataset, open_frame, open_tables
 from selfsup.data.sources import load_from_hub, of_split, sample_file
 from selfsup.errors import UserError
+from selfsup.files import expanded
 
 
 def find_store(
@@ -62,7 +63,7 @@ def find_store(
     if isinstance(source, str) and source.startswith("hub:"):
         return open_dataset(source, load_from_hub(source), columns)
     if isinstance(source, str | Path) and str(source):
-        return _of_files(str(source), [_find(Path(source).expanduser(), split)], columns, failures, progress)
+        return _of_files(str(source), [_find(expanded(source), split)], columns, failures, progress)
     if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
         return open_dataset("the data set given from Python", source, columns)
     if hasattr(source, "__arrow_c_stream__"):
@@ -85,7 +86,7 @@ def holds_images(source: object, column: str | None = None) -> bool:
     if isinstance(source, str) and source.startswith("sample:"):
         return _hold_images([file_at(sample_file(source))], column)
     if isinstance(source, str | Path):
-        return _hold_images(_found(Path(source).expanduser()), column)
+        return _hold_images(_found(expanded(source)), column)
     if isinstance(source, list | tuple) and all(isinstance(item, str | Path | dict) for item in source):
         if all(isinstance(item, Path) for item in source):
             return _hold_images([file for path in source for file in _found(path)], column)
@@ -100,7 +101,7 @@ def holds_images(source: object, column: str | None = None) -> bool:
 def _all_images(items: Sequence[object]) -> bool:
     """Whether strings or records are places of images; raises UserError where only some are."""
     images = [
-        isinstance(item, str) and (kind_of(item) == "images" or _hold_images(_found(Path(item)), None))
+        isinstance(item, str) and (kind_of(item) == "images" or _hold_images(_found(expanded(item)), None))
         for item in items
     ]
     if any(images) and not all(images):
@@ -233,7 +234,7 @@ def _of_objects(images: Sequence[Any]) -> Store:
 
     def read(index: int) -> Encoded:
         image = images[index]
-        return read_bytes(image.expanduser(), MOST_BYTES) if isinstance(image, Path) else cast(Encoded, image)
+        return read_bytes(expanded(image), MOST_BYTES) if isinstance(image, Path) else cast(Encoded, image)
 
     def place(index: int) -> str:
         return str(images[index]) if isinstance(images[index], Path) else f"image {index + 1}"

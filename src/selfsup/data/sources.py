@@ -63,6 +63,7 @@ from selfsup.data.parts import (
     text_part,
 )
 from selfsup.errors import Damaged, UserError
+from selfsup.files import expanded
 
 SAMPLES = {
     name: Path(__file__).parent / "samples" / file
@@ -379,7 +380,7 @@ def find_source(source: object, failures: float, split: str | None = None) -> So
     if isinstance(source, str) and source.startswith("hub:"):
         return _dataset(source, load_from_hub(source))
     if isinstance(source, str | Path) and str(source):
-        return _files(str(source), [Path(source).expanduser()], failures, split)
+        return _files(str(source), [expanded(source)], failures, split)
     if "datasets" in sys.modules and isinstance(source, sys.modules["datasets"].Dataset):
         return _dataset("the data set given from Python", source)
     if hasattr(source, "__arrow_c_stream__"):  # data frames of pandas and polars, tables of Arrow

@@ -46,6 +46,7 @@ from tokenizers import (
 
 from selfsup.data.discovery import read_bytes
 from selfsup.errors import UserError, require_text
+from selfsup.files import expanded
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
@@ -735,8 +736,8 @@ def open_tokenizer(spec: str | Path | TextTokenizer, family: Family = "decoder")
         return spec
     if spec in KINDS:
         return None
-    if Path(spec).expanduser().exists():
-        return load_tokenizer(Path(spec).expanduser(), family)
+    if expanded(spec).exists():
+        return load_tokenizer(expanded(spec), family)
     near = difflib.get_close_matches(str(spec), KINDS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Progress, Request, Score
+from selfsup.files import expanded
 from selfsup.run import Run, load
 
 LANGUAGE_MODELS = {
@@ -87,7 +88,7 @@ def evaluate(
             raise UserError(
                 f"{protocol} has no use for --{name}; leave it out, or take {', '.join(protocols)}."
             )
-    directory = run.directory if isinstance(run, Run) else Path(run)
+    directory = run.directory if isinstance(run, Run) else expanded(run)
     model = load(directory)
     request = Request(
         directory, model, data, column, device, seed, progress, test, label, templates, captions, failures

@@ -10,6 +10,7 @@ from typing import Any
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.run import Run
 
 TARGETS = {
@@ -54,8 +55,8 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
     """
     if to not in TARGETS:
         raise UserError(f"There is no export to '{to}'{nearest(to, list(TARGETS))}")
-    source = run.directory if isinstance(run, Run) else Path(run)
-    directory = Path(out)
+    source = run.directory if isinstance(run, Run) else expanded(run)
+    directory = expanded(out)
     if directory.exists():
         raise UserError(f"{directory} exists already; give another --out.")
     module, _, name = TARGETS[to].partition(":")

@@ -12,6 +12,7 @@ import torch
 
 from selfsup.data.image_sources import holds_images
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.items import Item, Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures
@@ -41,7 +42,7 @@ class PairModel:
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> PairModel:
         """From a directory of `selfsup.models.clip.save_clip`; raises UserError where it cannot be opened."""
-        saved = read_clip(Path(directory))
+        saved = read_clip(expanded(directory))
         image, text = ImageModel.load(saved.image, device), EncoderModel.load(saved.text, device)
         for tower in (image, text):
             if tower.dimension != saved.dimension:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from selfsup.data.sources import NAMED, Skipped, refusal
 from selfsup.errors import UserError
-from selfsup.files import held, sync, whole_file, write_atomically
+from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.items import (
     CHUNK,
     Embedder,
@@ -111,7 +111,7 @@ def embed(
     Raises:
         UserError: no such model, data or column; an id occurs twice; `out` exists, or was begun otherwise.
     """
-    out, progress = Path(out), progress or silent
+    out, progress = expanded(out), progress or silent
     if not out.name:
         raise UserError(f"{out} is no name of a file; give another --out.")
     work = out.with_name(f"{out.name}.partial")

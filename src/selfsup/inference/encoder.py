@@ -15,6 +15,7 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.inference.items import Item, Progress
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_device, find_precision
@@ -69,7 +70,7 @@ class EncoderModel:
         Raises:
             UserError: it cannot be opened, or its tokenizer belongs to another model.
         """
-        directory = Path(directory)
+        directory = expanded(directory)
         encoder, masked = _open(directory)
         features, tokenizer = read_features(directory), load_tokenizer(directory, "encoder")
         features.require_width(encoder.config.width, directory)

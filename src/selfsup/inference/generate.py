@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import TextStream, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.inference.decoding import Decoding
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
@@ -42,7 +43,7 @@ class LanguageModel:
         Raises:
             UserError: it cannot be opened, or its tokenizer belongs to another model.
         """
-        directory = Path(directory)
+        directory = expanded(directory)
         native = read_config(directory).get("model_type") == "qwen3"
         decoder = load_decoder(directory) if native else open_decoder(directory)
         tokenizer = load_tokenizer(directory)

@@ -25,7 +25,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation.base import Request, Score
 from selfsup.evaluation.features import embed, open_collection, read_labelled, test_part
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
-from selfsup.files import LOCK, held, save_tensors, whole_directory
+from selfsup.files import LOCK, expanded, held, save_tensors, whole_directory
 from selfsup.inference.items import Answers, Label
 from selfsup.run import load_encoder
 
@@ -98,7 +98,7 @@ class Probe:
         """
         model = load_encoder(run)
         request = Request(
-            Path(run), model, data, column, device, seed, progress, label=label, failures=failures
+            expanded(run), model, data, column, device, seed, progress, label=label, failures=failures
         )
         labelled = read_labelled(request, data)
         tested, name = test_part(labelled)
@@ -134,7 +134,7 @@ class Probe:
                 f"The probe was fitted to another model than {run} (their weights or features differ); give the model "
                 f"that it belongs to, or fit a new one with: selfsup probe {run}"
             )
-        request = Request(Path(run), model, data, column, device, progress=progress, failures=failures)
+        request = Request(expanded(run), model, data, column, device, progress=progress, failures=failures)
         items = list(open_collection(request, data).items())
         read, features = embed(request, items)
         probabilities = self.classifier.probabilities(features)
@@ -146,22 +146,22 @@ class Probe:
 
     def save(self, directory: str | Path) -> None:
         """Write a new directory; raises UserError where something is there already."""
-        refuse_taken(Path(directory))
+        refuse_taken(expanded(directory))
         tensors = {name: torch.from_numpy(getattr(self.classifier, name)).contiguous() for name in TENSORS}
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         try:
-            with whole_directory(Path(directory)) as place:
+            with whole_directory(expanded(directory)) as place:
                 save_tensors(tensors, place / "probe.safetensors", _checksums(text, tensors))
                 (place / "probe.json").write_text(text, encoding="utf-8")
         except FileExistsError:
-            raise taken(Path(directory)) from None
+            raise taken(expanded(directory)) from None
 
     @classmethod
     def load(cls, directory: str | Path) -> Probe:
         """A saved probe; raises UserError where there is none, or a damaged one."""
         from safetensors import SafetensorError
 
-        place = Path(directory)
+        place = expanded(directory)
         if not (place / "probe.json").is_file():
             raise UserError(
                 f"{place} holds no probe (there is no probe.json in it); make one with: selfsup probe"
@@ -229,6 +229,7 @@ def claimed(place: Path) -> Iterator[None]:
     Raises:
         UserError: something lies there already, or another process is at it.
     """
+    place = expanded(place)
     refuse_taken(place)
     beside = place.with_name(f"{place.name}.partial")
     beside.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.inference.columns import Column, Kinds
 from selfsup.inference.hits import Hit
 from selfsup.inference.items import (
@@ -107,7 +108,7 @@ def index(
         UserError: no such model, data or column; an id occurs twice; the library was made by another model, or a
             column of it holds another kind of value.
     """
-    path, progress = Path(out), progress or silent
+    path, progress = expanded(out), progress or silent
     require_count("batch", batch)
     there = Library.open(path) if Library.exists(path) else None
     if there is None:
@@ -139,7 +140,7 @@ def delete(library: str | Path, ids: str | Iterable[object]) -> int:
     Raises:
         UserError: there is no such library, or no such record in it, and then nothing is removed.
     """
-    with Library.held(Path(library)) as opened:
+    with Library.held(expanded(library)) as opened:
         opened.delete([ids] if isinstance(ids, str) else [str(key) for key in ids])
         opened.record()
         return opened.count()
@@ -170,8 +171,8 @@ class Searcher:
     """
 
     def __init__(self, library: str | Path, model: str | Path | None = None, device: str = "auto") -> None:
-        self.library = Library.open(Path(library))
-        place = Path(model or self.library.description["model"])
+        self.library = Library.open(expanded(library))
+        place = expanded(model or self.library.description["model"])
         if model is None and not place.exists():
             raise UserError(
                 f"The model of {library} is no longer at {place}; say where it is with --model (made with pooling "

@@ -18,6 +18,7 @@ from torch import Tensor
 from selfsup.data.image_files import BadImage, decode
 from selfsup.data.images import Unreadable
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.inference.items import Item, Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_device, find_precision
@@ -54,8 +55,8 @@ class ImageModel:
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> ImageModel:
         """From a model directory; raises UserError where it cannot be opened."""
-        opened = open_backbone(Path(directory))
-        opened.features.require_width(opened.backbone.dimension, Path(directory))
+        opened = open_backbone(expanded(directory))
+        opened.features.require_width(opened.backbone.dimension, expanded(directory))
         return cls(opened.backbone, opened.features, opened.size).to(find_device(device))
 
     @property

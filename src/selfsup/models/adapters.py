@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import Interrupted, UserError
+from selfsup.files import expanded
 from selfsup.models.decoder import document_mask
 from selfsup.models.directories import (
     CONFIG,
@@ -96,7 +97,7 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: there is no such model, or transformers is not installed.
     """
-    local = Path(name).expanduser()
+    local = expanded(name)
     if local.is_dir():
         return local.absolute()
     with transformers_at_work(f"{name} (no directory here)"):

@@ -15,6 +15,7 @@ from selfsup.config import Settings
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer, vocabulary_size
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.clip import TEXT
 from selfsup.models.directories import read_config
@@ -102,7 +103,7 @@ class TextSide:
         """Find the tokenizer, or train it on captions."""
         settings = self.settings
         if settings["text.init"] is not None:
-            place = str(Path(settings["text.init"]).expanduser().absolute())  # for a resume from anywhere
+            place = str(expanded(settings["text.init"]).absolute())  # for a resume from anywhere
             settings.change("text.init", place, settings.origin("text.init"))
             self._take_tokenizer(str(self.directory))
         self._bytes = sum(len(caption.encode(errors="replace")) for caption in captions)

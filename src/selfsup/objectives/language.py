@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from selfsup.config import Settings, nearest
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.base import Effort, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
@@ -76,7 +77,7 @@ class LanguageRecipe(Recipe):
 
     def _take_tokenizer(self) -> None:
         settings = self.settings
-        place = Path(settings["model.init"]).expanduser().absolute()  # for a resume from anywhere
+        place = expanded(settings["model.init"]).absolute()  # for a resume from anywhere
         settings.change("model.init", str(place), settings.origin("model.init"))
         directory = str(model_directory(place))
         if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from selfsup.errors import UserError
-from selfsup.files import whole_directory, write_atomically
+from selfsup.files import expanded, whole_directory, write_atomically
 from selfsup.models.adapters import (
     Adapted,
     AdaptedDecoder,
@@ -75,7 +75,7 @@ class PretrainedRecipe(LanguageRecipe):
                 f"{settings['model.preset']} brings its own shape and weights, so model.{given[0]} cannot be given; "
                 "leave it out."
             )
-        if Path(self.name).expanduser().is_dir():  # so that a run can be resumed from anywhere
+        if expanded(self.name).is_dir():  # so that a run can be resumed from anywhere
             settings.change("model.preset", f"{PREFIX}{fetch(self.name)}", settings.origin("model.preset"))
         if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
             raise UserError(

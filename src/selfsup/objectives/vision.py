@@ -22,6 +22,7 @@ from selfsup.config import nearest
 from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.errors import UserError
+from selfsup.files import expanded
 from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm, save_backbone
 from selfsup.models.clip import IMAGE
 from selfsup.models.dinov3 import SavedVision, read_vision
@@ -83,7 +84,7 @@ class VisionRecipe(Recipe):
             if self.settings[key] != default:
                 raise UserError(f"{self.settings['objective']} has no use for {key}; leave it out.")
         if (place := self.settings["model.init"]) is not None:  # for a resume from anywhere
-            place = str(Path(place).expanduser().absolute())
+            place = str(expanded(place).absolute())
             self.settings.change("model.init", place, self.settings.origin("model.init"))
         self._open_images(progress)
 
