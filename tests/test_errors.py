@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY_WORDS, Answer, tree
+from conftest import TINY_WORDS, Answer, Train, tree
 
+from selfsup.errors import UserError
 from selfsup.run import Run
 
 Command = Callable[..., Answer]
@@ -242,6 +243,50 @@ def test_a_full_disk_ends_a_run_in_one_sentence_and_room_lets_it_go_on(
     assert answer.code == 0, answer
     model = Path("model") / "model.safetensors"
     assert (run.directory / model).read_bytes() == (finished.directory / model).read_bytes()
+
+
+@pytest.mark.parametrize("kilobytes", [24, 260, 380])
+def test_the_same_from_python(
+    kilobytes: int,
+    corpus: Path,
+    finished: Run,
+    small_disk: Callable[[int], Path],
+    train: Train,
+    resume: Train,
+) -> None:
+    run = Run(small_disk((kilobytes + 4) * 1024) / "run")
+    with pytest.raises(UserError, match=r"(?i)no space left on") as caught:
+        train(run.directory)
+    assert len(str(caught.value).splitlines()) == 1
+    assert run.exists == (f"--resume {run.directory}" in str(caught.value))
+    subprocess.run(["mount", "-o", "remount,size=10m", str(run.directory.parent)], check=True)
+    again = resume(run.directory) if run.exists else train(run.directory)
+    assert tree(again.model_directory) == tree(finished.model_directory)
+
+
+def test_a_disk_that_can_only_be_read(
+    place: Path, small_disk: Callable[[int], Path], selfsup_command: Command
+) -> None:
+    disk = small_disk(10 << 20)
+    shutil.copytree(place / "run", disk / "run")
+    (disk / "run" / "summary.json").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    before = tree(disk)
+    for words in (
+        ["train", "--resume", disk / "run"],
+        ["train", "--resume", disk / "run", "--steps", 20],
+        [*ON_CORPUS, "--out", disk / "new"],
+        ["export", "run", "--to", "transformers", "--out", disk / "exported"],
+        ["compare", "run", disk / "run", "--plot", disk / "plot.png"],
+        ["inspect", "--run", "run", "--text", "The cat", "--html", disk / "page.html"],
+    ):
+        answer = selfsup_command(*words)
+        assert answer.code == 2, answer
+        *_, last = answer.error.splitlines()
+        assert last.startswith("selfsup: "), answer
+        assert "Read-only file system" in last, answer
+    assert tree(disk) == before
+    assert selfsup_command("doctor", disk / "run").code == 0
 
 
 def test_a_full_cache_is_named(

@@ -110,7 +110,7 @@ def test_the_configuration_is_resolved_and_reads_back(finished: Run) -> None:
     open_still = {key for key in own if settings[key] is None}
     of_encoders = {"model.init", "model.dropout", "model.whiten"}
     of_images = {"data.size", "model.patch", "model.registers"}
-    never_settled = {"data.column", "data.vocabulary", "train.epochs", "train.budget", "evaluate.data"}
+    never_settled = {"data.split", "data.vocabulary", "train.epochs", "train.budget", "evaluate.data"}
     assert open_still == never_settled | of_encoders | of_images
     assert content["out"] == str(finished.directory)
     comments = dict(re.findall(r"^ +(\w+): .*  # (.+)$", finished.config_file.read_text(), re.MULTILINE))
