@@ -17,6 +17,7 @@ from drawings import write_drawings
 
 import selfsup
 from selfsup import cli, planning
+from selfsup.config import SHORT
 from selfsup.report import Reporter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other
@@ -124,6 +125,7 @@ def train(corpus: Path) -> Train:
     def train_tiny(out: Path, /, objective: Any = "causal-lm", **given: Any) -> selfsup.Run:
         lengths = {"steps", "epochs", "budget"}
         settings = {k: v for k, v in TINY.items() if k not in lengths or not lengths & given.keys()}
+        settings = {k: v for k, v in settings.items() if SHORT.get(k) not in given}  # its full name is
         return selfsup.train(
             objective, out=out, **{"data": corpus, "reporter": Reporter(False), **settings, **given}
         )

@@ -112,16 +112,18 @@ def test_info_nce_against_a_plain_loop(identities: list[int], seed: int, tempera
 
 def test_equal_sentences_are_no_negatives() -> None:
     """Where all are equal, nothing is left to be told apart; where two are, neither pushes the other."""
-    queries = torch.nn.functional.normalize(torch.randn(4, 5, dtype=torch.double), dim=-1)
+    random = torch.Generator().manual_seed(0)
+    queries = torch.nn.functional.normalize(torch.randn(4, 5, generator=random, dtype=torch.double), dim=-1)
     assert float(info_nce(queries, queries.flip(0), torch.zeros(4, dtype=torch.long), 20.0, ALONE)) == 0
     slopes = []
     for kept in (slice(0, 4), slice(1, 4)):  # with its twin, and without
         keys = queries.clone().requires_grad_()
         identities = torch.tensor([7, 7, 1, 2])
-        info_nce(queries[kept], keys[kept], identities[kept], 20.0, ALONE).backward()
+        info_nce(queries[kept], keys[kept], identities[kept], 2.0, ALONE).backward()
         slopes.append(keys.grad[1])
-    torch.testing.assert_close(*slopes)
-    assert slopes[0].abs().max() > 0
+    largest = float(slopes[0].abs().max())
+    assert largest > 0
+    torch.testing.assert_close(*slopes, rtol=0, atol=1e-5 * largest)  # the loss is computed in fp32
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
