@@ -38,6 +38,12 @@ UNLIMITED = 1 << 20  # tokens
 INSTALL = "pip install transformers"
 # Where a config of transformers says what.
 KEYS = {"vocabulary": "vocab_size", "width": "hidden_size", "window": "max_position_embeddings"}
+# Which configs each auto class of transformers takes.
+MAPPINGS = {
+    "AutoModel": "MODEL_MAPPING",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+}
 SLACK = 1 << 26  # numbers that a network may have beyond twice those of its weights: tables that are computed
 SAFE = [
     "*.json",
@@ -100,6 +106,12 @@ def fetch(name: str) -> Path:
     local = expanded(name)
     if local.is_dir():
         return local.absolute()
+    if (
+        local.exists() or name.count("/") > 1 or name.startswith((".", "~"))
+    ):  # which no model on the hub is called
+        raise UserError(
+            f"There is no directory {name}; give that of a model, or its name on the hub: OWNER/NAME."
+        )
     with transformers_at_work(f"{name} (no directory here)"):
         from huggingface_hub import snapshot_download
 
@@ -128,6 +140,11 @@ def open_network(kind: str, directory: Path) -> Opened:
         given = {"local_files_only": True, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(directory, **given)
         config._attn_implementation = None  # whichever this machine has
+        if type(config) not in getattr(transformers, MAPPINGS[kind]):
+            raise UserError(
+                f"{directory} holds a model of type {config.model_type!r}, of which transformers has no {kind}; "
+                "causal-lm trains decoders, masked-lm encoders, and simcse either."
+            )
         _refuse_larger(auto, config, weights, directory)
         network, report = auto.from_pretrained(
             directory,
@@ -301,8 +318,8 @@ class Adapted(nn.Module):
 
     def _ordinary(self, count: int) -> Tensor:
         """A row (1, count) of different tokens, without the one that stands for nothing."""
-        tokens = [token for token in range(count + 1) if token != self.pad]
-        return torch.tensor([tokens[:count]])
+        tokens = [token for token in range(min(count + 1, self.config.vocabulary)) if token != self.pad]
+        return torch.tensor([(tokens * count)[:count]])
 
 
 class AdaptedEncoder(Adapted):

@@ -135,6 +135,8 @@ def open_timm(name: str, size: int) -> Adapted:
     if not timm.is_model(known):
         close = difflib.get_close_matches(known, timm.list_models(), 1, 0.5)
         hint = f"did you mean {TIMM}{close[0]}?" if close else "timm.list_models() lists what there is."
+        if Path(known).exists():
+            hint = f"to start from a directory of a vision transformer, give --init {known}."
         raise UserError(f"timm has no network '{known}'; {hint}")
     if not _takes_one_size(timm, known):
         return _build_timm(timm, TimmNetwork(known, {}), size)

@@ -24,7 +24,7 @@ from selfsup.models.features import Features, read_features
 from selfsup.models.modernbert import SavedEncoder, read_encoder
 from selfsup.objectives.base import Effort
 from selfsup.objectives.language import fitting_preset, take_preset
-from selfsup.objectives.towers import tower_directory
+from selfsup.objectives.starting import require_texts, tower_directory
 from selfsup.seeding import generator, uniform
 
 LONGEST = 64  # tokens of a caption that are read, unless it is said
@@ -79,7 +79,11 @@ class TextSide:
     def directory(self) -> Path | None:
         """The model to start from, where one is named."""
         place = self.settings["text.init"]
-        return None if place is None else tower_directory(place, TEXT)
+        if place is None:
+            return None
+        directory = tower_directory(place, TEXT)
+        require_texts(directory)
+        return directory
 
     @cached_property
     def origin(self) -> SavedEncoder | AdaptedEncoder | None:

@@ -41,13 +41,13 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Progress, Task
 from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
-from selfsup.objectives.language import model_directory
 from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
 from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
 from selfsup.objectives.sizes import STARTED, settle_rates
 from selfsup.objectives.towers import ImageTower, Projection, TextTower
 from selfsup.objectives.vision import VisionRecipe, spread_evenly
+from selfsup.run import find_model
 from selfsup.seeding import generator, seeded
 from selfsup.views import View, centred, render, simclr_view
 
@@ -229,11 +229,11 @@ class CLIPRecipe(VisionRecipe):
 
     def open(self, progress: Progress) -> None:
         place = self.settings["model.init"]
-        both = place is not None and (model_directory(place) / IMAGE).is_dir()
+        both = place is not None and (find_model(place) / IMAGE).is_dir()
         if both and self.settings["text.init"] is None:
             raise UserError(
                 f"{place} holds two towers, and --init starts that of images; give --text-init {place} too, or the "
-                f"directory of the one ({model_directory(place) / IMAGE})."
+                f"directory of the one ({find_model(place) / IMAGE})."
             )
         super().open(progress)
 

@@ -15,6 +15,8 @@ from selfsup.files import expanded
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.base import Effort, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
+from selfsup.objectives.starting import require_text_model
+from selfsup.run import find_model
 
 if TYPE_CHECKING:
     from selfsup.data.sources import Skipped, TextCollection
@@ -57,7 +59,11 @@ class LanguageRecipe(Recipe):
             UserError: there is none, or it is of another architecture.
         """
         place = self.settings["model.init"]
-        return None if place is None else self._read_origin(model_directory(place))
+        if place is None:
+            return None
+        directory = find_model(place)
+        require_text_model(directory, self.settings["objective"], self.family)
+        return self._read_origin(directory)
 
     @abstractmethod
     def _read_origin(self, directory: Path) -> Any:
@@ -79,7 +85,7 @@ class LanguageRecipe(Recipe):
         settings = self.settings
         place = expanded(settings["model.init"]).absolute()  # for a resume from anywhere
         settings.change("model.init", str(place), settings.origin("model.init"))
-        directory = str(model_directory(place))
+        directory = str(find_model(place))
         if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
             raise UserError(
                 f"{place} brings its own tokenizer, so data.tokenizer cannot be {settings['data.tokenizer']!r}; "
@@ -239,12 +245,6 @@ def how_texts_are_read(settings: Settings) -> dict[str, Any]:
     column = None if settings.origin("data.column") == FOUND else data.column
     split = data.split if settings.origin("data.split") != FOUND else None
     return {"column": column, "failures": data.failures, "split": split or "training"}
-
-
-def model_directory(place: str | Path) -> Path:
-    """The model of a run, or the directory itself."""
-    inside = Path(place) / "model"
-    return inside if (inside / "config.json").is_file() else Path(place)
 
 
 def take_preset(settings: Settings, section: str) -> None:

@@ -28,9 +28,11 @@ from selfsup.models.features import Features
 from selfsup.objectives.base import Effort, Objective, Progress
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.encoding import EncoderRecipe
-from selfsup.objectives.language import LanguageRecipe, model_directory
+from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.masked_lm import MaskedLM, MaskedLMRecipe, Masking
 from selfsup.objectives.simcse import Projection, SimCSE, SimCSERecipe
+from selfsup.objectives.starting import require_texts
+from selfsup.run import find_model
 from selfsup.seeding import generator, seeded
 
 PREFIX = "hf:"
@@ -56,7 +58,9 @@ class PretrainedRecipe(LanguageRecipe):
 
     @cached_property
     def directory(self) -> Path:
-        return model_directory(str(fetch(self.name)))
+        directory = find_model(fetch(self.name))
+        require_texts(directory, self.family)
+        return directory
 
     @cached_property
     def look(self) -> Adapted:

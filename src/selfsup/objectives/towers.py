@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,7 +12,6 @@ from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling, embed, flattened
-from selfsup.objectives.language import model_directory
 
 
 class Projection(nn.Module):
@@ -86,10 +84,3 @@ class TextTower(Tower):
         """Padded captions (B, T) of `lengths` (B,) tokens to (B, dimension)."""
         vectors = embed(self.network, flattened(tokens, lengths), lengths, self.pooling)
         return cast(Tensor, self.projection(vectors))
-
-
-def tower_directory(place: str | Path, tower: str) -> Path:
-    """The model directory to start a tower from: of an image-text run, that of its own tower."""
-    directory = model_directory(place)
-    inside = directory / tower
-    return inside if (inside / "config.json").is_file() else directory

@@ -32,7 +32,7 @@ from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer, flops_per_image
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates, whitened_over
-from selfsup.objectives.towers import tower_directory
+from selfsup.objectives.starting import require_image_model, tower_directory
 from selfsup.seeding import generator, seeded
 from selfsup.views import centred
 
@@ -199,7 +199,11 @@ class VisionRecipe(Recipe):
             UserError: there is none, or it is of another architecture.
         """
         place = self.settings["model.init"]
-        return None if place is None else read_vision(tower_directory(place, IMAGE))
+        if place is None:
+            return None
+        directory = tower_directory(place, IMAGE)
+        require_image_model(directory, self.settings["objective"])
+        return read_vision(directory)
 
     def _settle_network(self, effort: Effort) -> None:
         settings = self.settings
