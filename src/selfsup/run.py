@@ -374,12 +374,11 @@ def open_model(directory: Path) -> AnyModel:
     from selfsup.inference.clip import PairModel
     from selfsup.inference.encoder import EncoderModel
     from selfsup.inference.generate import LanguageModel
-    from selfsup.inference.vision import ImageModel, sees
+    from selfsup.inference.vision import ImageModel
     from selfsup.models.adapters import writes
-    from selfsup.models.clip import MODEL_TYPE
-    from selfsup.models.directories import read_config
+    from selfsup.models.kinds import sees, two_towers
 
-    if read_config(directory).get("model_type") == MODEL_TYPE:
+    if two_towers(directory):
         return PairModel.load(directory)
     if sees(directory):
         return ImageModel.load(directory)

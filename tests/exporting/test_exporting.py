@@ -3,6 +3,8 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,47 @@ def test_to_transformers_is_a_copy(finished: selfsup.Run, tmp_path: Path) -> Non
 
 
 # -- opening what others saved -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["onnx", "timm"])
+def test_targets_of_images_say_so(target: str, bert: Path, finished: selfsup.Run, tmp_path: Path) -> None:
+    towers, out = save_tiny_clip(tmp_path / "towers"), tmp_path / "out"
+    for source, kind in ((bert, "a text encoder of type"), (finished.directory, "a decoder of type 'qwen3'")):
+        with pytest.raises(
+            UserError, match=f"{kind}.*export to {target} is for image models; texts go --to sentence"
+        ):
+            selfsup.export(source, out=out, to=target)
+    with pytest.raises(UserError, match=r"holds two towers.*; export its image tower, .*towers/image"):
+        selfsup.export(towers, out=out, to=target)
+    assert selfsup.export(towers / "image", out=out, to=target).directory == out
+
+
+@pytest.mark.parametrize("target", ["onnx", "timm", "transformers", "sentence-transformers"])
+def test_whatever_is_there_is_in_the_way(target: str, bert: Path, tmp_path: Path) -> None:
+    """A link that leads nowhere, too."""
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("link", "file", "empty"):
+        with pytest.raises(UserError, match="exists already; give another --out"):
+            selfsup.export(bert, out=tmp_path / name, to=target)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_copy_is_of_the_directory_alone(finished: selfsup.Run, tmp_path: Path) -> None:
+    model = shutil.copytree(finished.model_directory, tmp_path / "model")
+    with pytest.raises(UserError, match="which is to be copied; give another --out"):
+        selfsup.export(model, out=model / "deep" / "copy", to="transformers")
+    (tmp_path / "secret").write_text("mine")
+    (model / "deep").mkdir()
+    (model / "deep" / "notes").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="deep/notes leads out of the model's directory"):
+        selfsup.export(model, out=tmp_path / "copy", to="transformers")
+    (model / "deep" / "notes").unlink()
+    os.mkfifo(model / "deep" / "notes")
+    with pytest.raises(UserError, match="deep/notes is no regular file"):
+        selfsup.export(model, out=tmp_path / "copy", to="transformers")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_an_exported_directory_opens_here(bert: Path, exported: Path) -> None:

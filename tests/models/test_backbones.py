@@ -210,6 +210,27 @@ def test_a_network_of_timm_opens_again_here_and_there(
     assert (preparation["crop_pct"], preparation["interpolation"]) == (1.0, "bilinear")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"architecture": "hf-hub:someone/resnet18"}, "that selfsup did not save"),
+        ({"architecture": "local-dir:/elsewhere"}, "that selfsup did not save"),
+        ({"model_args": {"checkpoint_path": "weights.pth"}}, "that selfsup did not save"),
+        ({"model_args": {"pretrained": True}}, "that selfsup did not save"),
+        ({"model_args": {"img_size": 10**9}}, "that selfsup did not save"),
+        ({"architecture": "vit_giant_patch14_224"}, "does not fit its config.json"),
+    ],
+)
+def test_networks_of_timm_that_others_name(changed: dict[str, object], message: str, tmp_path: Path) -> None:
+    """Nothing is fetched, no file of another kind is read, no memory taken for what is not there."""
+    vision_peers.timm()
+    save_backbone(tmp_path / "model", open_timm("timm:test_vit", 32), Features(), card)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(UserError, match=message):
+        open_backbone(tmp_path / "model")
+
+
 def test_a_vision_transformer_of_timm_takes_crops_of_other_sizes() -> None:
     vision_peers.timm()
     assert open_timm("timm:test_vit", 32)(torch.randn(2, 3, 16, 16)).shape == (2, 64)

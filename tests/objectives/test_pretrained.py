@@ -261,14 +261,14 @@ def test_networks_that_do_not_fit_the_objective(
     directories: dict[str, Path], go: Train, tmp_path: Path
 ) -> None:
     cases = {
-        ("masked-lm", "causal-lm"): "cannot open",
+        ("masked-lm", "causal-lm"): "transformers has no AutoModelForMaskedLM",
         ("causal-lm", "masked-lm"): "sees what comes after",
         ("simcse", "causal-lm"): "lacks special tokens",
     }
     for (objective, kind), message in cases.items():
         with pytest.raises(UserError, match=message):
             go(tmp_path / "run", objective, directories[kind])
-    with pytest.raises(UserError, match=r"no directory here"):
+    with pytest.raises(UserError, match=r"There is no directory|no directory here"):
         go(tmp_path / "run", "causal-lm", tmp_path / "nowhere")
 
 

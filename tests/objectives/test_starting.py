@@ -51,7 +51,7 @@ VISION = "starts from a vision transformer; give a run of dino, simclr, mae or c
 SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     (
         ("causal-lm",), "model.init", {
-            "llama": f"a decoder of type 'llama', and causal-lm starts from {DECODER}; leave --init out and give model",
+            "llama": f"a decoder of type 'llama', and causal-lm starts from {DECODER}; leave --init out and give",
             "bert": f"a text encoder of type 'bert', and causal-lm starts from {DECODER}; masked-lm and simcse train",
             "encoder": "masked-lm and simcse train encoders",
             "vision": f"an image encoder of type 'dinov3_vit', and causal-lm starts from {DECODER}; give one",
@@ -62,7 +62,7 @@ SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     ),
     (
         ("masked-lm", "simcse"), "model.init", {
-            "bert": f"a text encoder of type 'bert', and OBJECTIVE starts from {ENCODER}; leave --init out and give m",
+            "bert": f"a text encoder of type 'bert', and OBJECTIVE starts from {ENCODER}; leave --init out and give",
             "llama": f"a decoder of type 'llama', and OBJECTIVE starts from {ENCODER}; causal-lm trains decoders",
             "decoder": "a decoder of type 'qwen3'",
             "vision": "give one",

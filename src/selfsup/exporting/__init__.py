@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.files import expanded
-from selfsup.run import Run
+from selfsup.run import Run, find_model
+
+if TYPE_CHECKING:
+    from selfsup.models.backbones import Opened
 
 TARGETS = {
     "onnx": "selfsup.exporting.onnx:write",
@@ -57,8 +61,26 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
         raise UserError(f"There is no export to '{to}'{nearest(to, list(TARGETS))}")
     source = run.directory if isinstance(run, Run) else expanded(run)
     directory = expanded(out)
-    if directory.exists():
+    if os.path.lexists(directory):
         raise UserError(f"{directory} exists already; give another --out.")
     module, _, name = TARGETS[to].partition(":")
     write: Callable[[Path, Path], Exported] = getattr(import_module(module), name)
     return write(source, directory)
+
+
+def open_image_model(source: Path, to: str) -> Opened:
+    """The vision model of a run or directory, for a target that takes no other.
+
+    Raises:
+        UserError: it holds another one; which targets take that is said.
+    """
+    from selfsup.models.backbones import open_backbone
+    from selfsup.models.kinds import described, reads, two_towers
+
+    directory = find_model(source)
+    what = f"{source} holds {described(directory)}, and export to {to} is for image models"
+    if two_towers(directory):
+        raise UserError(f"{what}; export its image tower, {directory / 'image'}.")
+    if reads(directory):
+        raise UserError(f"{what}; texts go --to sentence-transformers or --to transformers.")
+    return open_backbone(directory)

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.exporting import Exported
+from selfsup.exporting import Exported, open_image_model
 from selfsup.files import whole_file
-from selfsup.models.backbones import Adapted, Opened, open_backbone
+from selfsup.models.backbones import Adapted, Opened
 from selfsup.models.dinov3 import preprocessor
 from selfsup.models.features import Features
 from selfsup.models.vision import CHANNELS, VisionTransformer, axial_rotation, pool
-from selfsup.run import find_model
 
 EXACT = 1e-4  # max |Δ| of fp32 results that is put down to rounding
 
@@ -40,8 +39,8 @@ def write(source: Path, path: Path) -> Exported:
     Raises:
         UserError: it holds none, or what writes ONNX is not installed.
     """
+    opened = open_image_model(source, "onnx")
     _ask_for_exporter()
-    opened = open_backbone(find_model(source))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         graph = Graph(opened.backbone.eval(), opened.features)

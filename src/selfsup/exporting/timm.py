@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.exporting import Exported
+from selfsup.exporting import Exported, open_image_model
 from selfsup.files import save_tensors, separate, whole_file
-from selfsup.models.backbones import Adapted, Opened, import_timm, open_backbone, timm_preprocessing
+from selfsup.models.backbones import Adapted, Opened, import_timm, timm_preprocessing
 from selfsup.models.features import Features
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
-from selfsup.run import find_model
 
 EXACT = 1e-4  # max |Δ| of fp32 vectors that is put down to rounding
 ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"  # whose arguments of size are all given anew
@@ -52,7 +51,7 @@ def write(source: Path, path: Path) -> Exported:
     Raises:
         UserError: it holds none, or one that timm has no place for.
     """
-    opened = open_backbone(find_model(source))
+    opened = open_image_model(source, "timm")
     architecture, arguments, weights = _translated(opened)
     metadata = {
         "architecture": architecture,

@@ -20,9 +20,10 @@ from selfsup.models import dinov3, huggingface, modernbert
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
 from selfsup.models.decoder import Decoder
-from selfsup.models.directories import read_config
+from selfsup.models.directories import read_config, require_whole
 from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.huggingface import exactness, spread_tokens
+from selfsup.models.kinds import described
 from selfsup.models.vision import VisionTransformer
 from selfsup.run import find_model, open_model
 
@@ -36,13 +37,17 @@ def write(source: Path, directory: Path) -> Exported:
         "architecture",
     }:  # the latter is of timm's, which transformers wraps
         raise UserError(
-            f"{source} holds a network from Python, which transformers does not know; selfsup.load opens it."
+            f"{source} holds {described(model)}, which transformers does not know; it opens with "
+            f"selfsup.models.backbones.open_backbone({str(model)!r}, network)."
         )
     if config.get("model_type") == MODEL_TYPE:
         raise UserError(
             f"{source} holds two towers, which transformers opens one by one; export {model / IMAGE} or {model / TEXT}."
         )
     architectures = config.get("architectures") or ["AutoModel"]
+    require_whole(model)
+    if model.resolve() in directory.resolve().parents:
+        raise UserError(f"{directory} lies in {model}, which is to be copied; give another --out.")
     with whole_directory(directory) as temporary:
         shutil.copytree(model, temporary, dirs_exist_ok=True)
         difference = _compare(temporary)

@@ -23,8 +23,6 @@ from selfsup.inference.items import Item, Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.backbones import AnyBackbone, open_backbone
-from selfsup.models.dinov3 import MODEL_TYPE, PREPROCESSOR
-from selfsup.models.directories import read_config
 from selfsup.models.features import Features, fingerprint
 from selfsup.views import MEAN, STD, centred
 
@@ -179,8 +177,3 @@ def _pixels(image: Any, least: int) -> Pixels | None:
         return image.pixels(least)
     except Unreadable:
         return None
-
-
-def sees(directory: Path) -> bool:
-    """Whether a model directory is one of images: it says how they are prepared."""
-    return (directory / PREPROCESSOR).exists() or read_config(directory).get("model_type") == MODEL_TYPE

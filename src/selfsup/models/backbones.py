@@ -42,7 +42,7 @@ from selfsup.models.directories import (
     write_json,
 )
 from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import exactness, refuse_taken
+from selfsup.models.huggingface import exactness, refuse_taken, require_fit
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import CHANNELS, VisionTransformer
 from selfsup.views import MEAN, STD
@@ -244,17 +244,18 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
         vision = read_vision(directory)
         return Opened(vision.model(), vision.features, vision.config.size)
     size = _read_size(directory)
-    if "architecture" in saved:
-        backbone = _reopen_timm(saved, size, directory)
-    elif "class" in saved:
-        backbone = _given(module, saved["class"], size, directory)
-    else:
+    if not saved.keys() & {"architecture", "class"}:
         raise UserError(
             f"{directory} holds a model of type {saved.get('model_type')!r}; only DINOv3 ViTs, networks of timm and "
             "modules that selfsup saved can be loaded"
         )
+    weights = read_weights(directory)
+    if "architecture" in saved:
+        backbone = _reopen_timm(saved, size, weights, directory)
+    else:
+        backbone = _given(module, saved["class"], size, directory)
     try:
-        backbone.network.load_state_dict(read_weights(directory))
+        backbone.network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"{directory} does not fit its network ({error}); get a whole copy of the model"
@@ -269,20 +270,23 @@ def _read_size(directory: Path) -> int:
     return int(crop["height"])
 
 
-def _reopen_timm(saved: dict[str, Any], size: int, directory: Path) -> Adapted:
-    timm = import_timm(str(directory))
-    name = str(saved["architecture"])
-    arguments = {k: v for k, v in saved.get("model_args", {}).items() if k != "num_classes"}
-    if (
-        not timm.is_model(name) or not arguments.keys() <= ARGUMENTS
-    ):  # a name may be of the hub, an argument a file
+def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path) -> Adapted:
+    timm, given = import_timm(str(directory)), saved.get("model_args")
+    name, given = str(saved["architecture"]), given if isinstance(given, dict) else {}
+    arguments = {key: value for key, value in given.items() if key != "num_classes"}
+    sizes = all(type(value) is bool or whole(value, most=MOST_SIDE) for value in arguments.values())
+    if not (sizes and arguments.keys() <= ARGUMENTS and timm.is_model(name)):
+        # A name may be of the hub, an argument a file.
         raise UserError(
             f"{directory} holds a network of timm that selfsup did not save ({name}, {', '.join(arguments)}); only "
             f"timm's own names with {' and '.join(sorted(ARGUMENTS))} can be loaded"
         )
     try:
+        with torch.device("meta"):
+            planned = timm.create_model(name, num_classes=0, **arguments)
+        require_fit(planned, weights, directory)
         return _build_timm(timm, TimmNetwork(name, arguments), size)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"timm cannot build what {directory} holds ({error}); try the newest timm") from None
 
 

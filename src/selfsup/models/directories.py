@@ -153,6 +153,14 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
 
 
+def require_whole(directory: Path) -> None:
+    """Raise a UserError where anything within a directory leads out of it, or is neither a file nor a directory."""
+    for path in sorted(directory.rglob("*")):
+        found = inside(directory, path.relative_to(directory).as_posix())
+        if not (found.is_file() or found.is_dir()):
+            raise UserError(f"{found} is no regular file; take it out of {directory}.")
+
+
 def inside(directory: Path, name: str) -> Path:
     """What has a name in a model directory; raises UserError where it lies, or a link leads, outside.
 

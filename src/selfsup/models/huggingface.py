@@ -134,6 +134,12 @@ def built(kind: Callable[[C], M], config: C, weights: dict[str, Tensor], directo
 
 def fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
     """Give a module on the meta device its weights; raises UserError where they are not exactly what it has."""
+    require_fit(module, weights, directory)
+    module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+
+
+def require_fit(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
+    """Raise a UserError where weights are not exactly what a module has, by name and shape."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     for name in sorted(expected.keys() | weights.keys()):
         found = weights[name].shape if name in weights else None
@@ -142,7 +148,6 @@ def fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None
                 f"{directory} does not fit its config.json: {name} should be {_shape(expected.get(name))} "
                 f"and is {_shape(found)}; get a whole copy of the model"
             )
-    module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
 
 
 PARITY_POSITIONS = 64

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.models.adapters import writes
-from selfsup.models.clip import MODEL_TYPE as TOWERS
 from selfsup.models.clip import TEXT
 from selfsup.models.dinov3 import MODEL_TYPE as VISION
-from selfsup.models.dinov3 import PREPROCESSOR
 from selfsup.models.directories import read_config
+from selfsup.models.kinds import described, reads, two_towers
 from selfsup.run import find_model
 
 # By the kind of an objective of texts: the architecture that --init takes, and where one comes from.
@@ -31,28 +29,26 @@ def tower_directory(place: str | Path, tower: str) -> Path:
 
 def require_text_model(directory: Path, objective: str, family: Family) -> None:
     """Raise a UserError where a directory holds none whose weights an objective of texts starts from (--init)."""
-    (kind, source), saved = TAKEN[family], read_config(directory)
-    if saved.get("model_type") == kind:
+    kind, source = TAKEN[family]
+    if read_config(directory).get("model_type") == kind:
         return
-    if not _of_texts(directory, saved):
-        advice = f"give {_text_tower(directory, saved, family) or 'one'}"
+    if not reads(directory):
+        advice = f"give {_text_tower(directory, family) or 'one'}"
     elif writes(directory) == (family == "decoder"):
         advice = f"leave --init out and give model=hf:{directory}"
     else:
         advice = "masked-lm and simcse train encoders" if family == "decoder" else "causal-lm trains decoders"
     raise UserError(
-        f"{directory} holds {_described(directory, saved)}, and {objective} starts from {source}; {advice}."
+        f"{directory} holds {described(directory)}, and {objective} starts from {source}; {advice}."
     )
 
 
 def require_texts(directory: Path, family: Family = "encoder") -> None:
     """Raise a UserError where a directory holds no model of texts alone, whatever its architecture."""
-    saved = read_config(directory)
-    if not _of_texts(directory, saved):
-        tower = _text_tower(directory, saved, family)
+    if not reads(directory):
+        one = _text_tower(directory, family) or "the directory of one"
         raise UserError(
-            f"{directory} holds {_described(directory, saved)}, and a model of texts is asked for; give "
-            f"{tower or 'the directory of one'}."
+            f"{directory} holds {described(directory)}, and a model of texts is asked for; give {one}."
         )
 
 
@@ -60,38 +56,14 @@ def require_image_model(directory: Path, objective: str) -> None:
     """Raise a UserError where a directory holds none whose weights an objective of images starts from (--init)."""
     saved = read_config(directory)
     if saved.get("model_type") != VISION:
-        anew = " (a network of timm is trained anew: model=timm:NAME)" if _timm(saved) else ""
+        anew = " (a network of timm is trained anew: model=timm:NAME)" if "architecture" in saved else ""
         raise UserError(
-            f"{directory} holds {_described(directory, saved)}, and {objective} starts from a vision "
-            f"transformer{anew}; give a run of dino, simclr, mae or clip, or a DINOv3 ViT."
+            f"{directory} holds {described(directory)}, and {objective} starts from a vision transformer{anew}; give "
+            "a run of dino, simclr, mae or clip, or a DINOv3 ViT."
         )
 
 
-def _of_texts(directory: Path, saved: dict[str, Any]) -> bool:
-    return "model_type" in saved and saved["model_type"] != TOWERS and not _of_images(directory, saved)
-
-
-def _of_images(directory: Path, saved: dict[str, Any]) -> bool:
-    return saved.get("model_type") == VISION or (directory / PREPROCESSOR).exists()
-
-
-def _timm(saved: dict[str, Any]) -> bool:
-    return "architecture" in saved
-
-
-def _text_tower(directory: Path, saved: dict[str, Any], family: Family) -> str | None:
+def _text_tower(directory: Path, family: Family) -> str | None:
     """Which is an encoder."""
-    there = family == "encoder" and saved.get("model_type") == TOWERS
+    there = family == "encoder" and two_towers(directory)
     return f"its text tower, {directory / TEXT}" if there else None
-
-
-def _described(directory: Path, saved: dict[str, Any]) -> str:
-    kind = saved.get("model_type")
-    if kind == TOWERS:
-        return "two towers"
-    if _timm(saved):
-        return f"timm's {saved['architecture']}"
-    if "class" in saved:
-        return f"{saved['class']}, a network from Python"
-    of_texts = "a decoder" if writes(directory) else "a text encoder"
-    return f"{'an image encoder' if _of_images(directory, saved) else of_texts} of type {kind!r}"
