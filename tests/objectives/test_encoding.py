@@ -234,7 +234,7 @@ def test_what_cannot_be_started_from_is_refused(
     for place, message in (
         (tmp_path / "nowhere", "There is no .*nowhere; give the directory"),
         (tmp_path, "neither a run nor a model directory"),
-        (corpus, "cannot be read"),
+        (corpus, "is neither a run nor a model directory"),
         (finished.directory, "type 'qwen3'; only ModernBERT encoders"),
     ):
         with pytest.raises(UserError, match=message) as caught:
