@@ -235,7 +235,7 @@ def test_what_cannot_be_started_from_is_refused(
         (tmp_path / "nowhere", "There is no .*nowhere; give the directory"),
         (tmp_path, "neither a run nor a model directory"),
         (corpus, "is neither a run nor a model directory"),
-        (finished.directory, "type 'qwen3'; only ModernBERT encoders"),
+        (finished.directory, "a decoder of type 'qwen3', and simcse starts from a run of masked-lm"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             plan("simcse", place, corpus)
