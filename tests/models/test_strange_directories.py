@@ -109,7 +109,7 @@ def test_as_they_are_they_are_used(kind: str, kept: dict[str, Path]) -> None:
     assert opened(kept[kind]) == ""
 
 
-MOST = 40  # changed files of a kind of directory
+MOST = 25  # changed files of a kind of directory
 
 
 def changes(content: Any, random: Random) -> list[Any]:
