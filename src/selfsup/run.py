@@ -185,7 +185,7 @@ class Run:
         settings = Settings((str(self.config_file), config))
         settings.sources = environment.get("sources", settings.sources)
         planned = dict(flatten((environment.get("plan") or {}).get("settings", {})))
-        given = {*dict(flatten(config)), *LENGTHS}
+        given = {*(key for key, value in flatten(config) if value is not None), *LENGTHS}
         for key, value in planned.items():
             owner = OBJECTIVES.get(key.partition(".")[0], settings["objective"])
             if value is not None and key not in given and owner == settings["objective"]:

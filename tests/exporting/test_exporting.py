@@ -160,9 +160,13 @@ def test_half_a_directory_is_never_left(bert: Path, tmp_path: Path, monkeypatch:
 
 def test_what_cannot_be_exported(bert: Path, finished: selfsup.Run, exported: Path, tmp_path: Path) -> None:
     before = tree(exported)
-    with pytest.raises(UserError, match="exists already; give another --out"):
+    with pytest.raises(UserError, match="exists already; give another name"):
         selfsup.export(bert, out=exported)
     assert tree(exported) == before
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="exists already"):
+        selfsup.export(bert, out=tmp_path / "link", to="transformers")
+    (tmp_path / "link").unlink()
     with pytest.raises(UserError, match="did you mean 'transformers'"):
         selfsup.export(bert, out=tmp_path / "new", to="transformer")
     with pytest.raises(UserError, match="holds a decoder"):

@@ -297,6 +297,24 @@ def test_nothing_is_overwritten(model, data, tmp_path):
     assert (work / "mine.txt").read_text() == "mine"
 
 
+def test_a_users_file_among_the_chunks_stays(model, data, tmp_path, monkeypatch):
+    """One that came there while they were made."""
+    out, work = tmp_path / "out.parquet", tmp_path / "out.parquet.partial"
+    join = module._join
+
+    def interfere(*arguments):
+        for name in ("mine.parquet", ".mine"):
+            (work / name).write_text("mine")
+        return join(*arguments)
+
+    monkeypatch.setattr(module, "_join", interfere)
+    selfsup.embed(model, data, out)
+    assert {path.name: path.read_text() for path in work.iterdir()} == {
+        "mine.parquet": "mine",
+        ".mine": "mine",
+    }
+
+
 def test_a_source_that_changes_meanwhile(model, tmp_path, monkeypatch):
     source = tmp_path / "a.txt"
     source.write_text("a storm")

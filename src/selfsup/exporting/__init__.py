@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.files import expanded
+from selfsup.files import expanded, require_free
 from selfsup.run import Run, find_model
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
         raise UserError(f"There is no export to '{to}'{nearest(to, list(TARGETS))}")
     source = run.directory if isinstance(run, Run) else expanded(run)
     directory = expanded(out)
-    if os.path.lexists(directory):
-        raise UserError(f"{directory} exists already; give another --out.")
+    require_free(directory)
     module, _, name = TARGETS[to].partition(":")
     write: Callable[[Path, Path], Exported] = getattr(import_module(module), name)
     return write(source, directory)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.exporting import Exported, open_image_model
-from selfsup.files import whole_file
+from selfsup.files import new_file
 from selfsup.models.backbones import Adapted, Opened
 from selfsup.models.dinov3 import preprocessor
 from selfsup.models.features import Features
@@ -42,7 +42,7 @@ def write(source: Path, path: Path) -> Exported:
     opened = open_image_model(source, "onnx")
     _ask_for_exporter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with new_file(path) as temporary:
         graph = Graph(opened.backbone.eval(), opened.features)
         _export(graph, opened, temporary)
         difference = compare(temporary, opened, graph)

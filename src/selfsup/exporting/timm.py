@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.exporting import Exported, open_image_model
-from selfsup.files import save_tensors, separate, whole_file
+from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import Adapted, Opened, import_timm, timm_preprocessing
 from selfsup.models.features import Features
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
@@ -59,7 +59,7 @@ def write(source: Path, path: Path) -> Exported:
         "pretrained_cfg": json.dumps(timm_preprocessing(opened.size)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with new_file(path) as temporary:
         save_tensors(weights, temporary, metadata)
         difference = compare(temporary, opened, architecture, arguments)
     if difference is not None and difference > EXACT:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,11 +176,17 @@ def _is_left_over(work: Path, out: Path) -> bool:
 
 
 def _remove(work: Path) -> None:
-    """Remove finished work, the plan last, so that what a crash leaves of it is still known for what it is."""
-    for file in sorted(work.glob("*.parquet")) + sorted(work.glob(".*")):
+    """Remove finished work, the plan last, so that what a crash leaves of it is still known for what it is.
+
+    What else lies there is a user's own, and stays.
+    """
+    files = [
+        file for file in work.iterdir() if CHUNK_FILE.fullmatch(file.name) or BESIDE.fullmatch(file.name)
+    ]
+    for file in sorted(files, key=lambda file: file.name == PLAN):
         file.unlink(missing_ok=True)
-    (work / PLAN).unlink(missing_ok=True)
-    work.rmdir()
+    with suppress(OSError):
+        work.rmdir()
 
 
 @contextmanager
