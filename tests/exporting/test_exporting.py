@@ -163,10 +163,6 @@ def test_what_cannot_be_exported(bert: Path, finished: selfsup.Run, exported: Pa
     with pytest.raises(UserError, match="exists already; give another name"):
         selfsup.export(bert, out=exported)
     assert tree(exported) == before
-    (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(UserError, match="exists already"):
-        selfsup.export(bert, out=tmp_path / "link", to="transformers")
-    (tmp_path / "link").unlink()
     with pytest.raises(UserError, match="did you mean 'transformers'"):
         selfsup.export(bert, out=tmp_path / "new", to="transformer")
     with pytest.raises(UserError, match="holds a decoder"):
@@ -208,7 +204,7 @@ def test_whatever_is_there_is_in_the_way(target: str, bert: Path, tmp_path: Path
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for name in ("link", "file", "empty"):
-        with pytest.raises(UserError, match="exists already; give another --out"):
+        with pytest.raises(UserError, match="exists already; give another name"):
             selfsup.export(bert, out=tmp_path / name, to=target)
     assert (tmp_path / "link").is_symlink()
 
