@@ -610,18 +610,24 @@ REAL = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every
 SENTENCES = {**REAL, "batch": 32, "data.window": 32}
 
 
+def findings_in(run: Run) -> list[Finding]:
+    """Those of a run but for one that what else the machine does decides: that steps wait for their data."""
+    return [finding for finding in diagnose(run).findings if finding.check != "loader"]
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
 def test_trainings_that_go_well_have_nothing(train: Train, tmp_path: Path, objective: str, seed: int) -> None:
     settings = SENTENCES if objective == "simcse" else REAL
-    diagnosis = diagnose(train(tmp_path / "run", objective, seed=seed, **settings))
-    assert diagnosis.findings == []
+    run = train(tmp_path / "run", objective, seed=seed, **settings)
+    diagnosis = diagnose(run)
+    assert findings_in(run) == []
     assert {"beside-chance", "validation-rising", "loss-spikes", "gradient-spikes"} <= set(diagnosis.made)
 
 
 def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run", **REAL, optim={"lr": 20, "adamw_lr": 20})
-    checks = [finding.check for finding in diagnose(run).findings]
+    checks = [finding.check for finding in findings_in(run)]
     assert "beside-chance" in checks or "above-start" in checks
     first = told(History.of(run), [15])
     assert [finding.check for _, finding in first] == ["above-start"]
@@ -629,7 +635,7 @@ def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path
 
 def test_training_with_far_too_low_a_learning_rate(train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run", **REAL, optim={"lr": 1e-7, "adamw_lr": 1e-7})
-    assert [finding.check for finding in diagnose(run).findings] == ["beside-chance"]
+    assert [finding.check for finding in findings_in(run)] == ["beside-chance"]
 
 
 PICTURES = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every": 150, "batch": 16}
@@ -645,8 +651,9 @@ COLLAPSES = {
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_teacher_that_is_well_has_nothing(train_vision: Train, tmp_path: Path, seed: int) -> None:
-    diagnosis = diagnose(train_vision(tmp_path / "run", "dino", seed=seed, **PICTURES))
-    assert diagnosis.findings == []
+    run = train_vision(tmp_path / "run", "dino", seed=seed, **PICTURES)
+    diagnosis = diagnose(run)
+    assert findings_in(run) == []
     assert {"uniform-teacher", "few-prototypes", "loss-at-ln-k", "collapse"} <= set(diagnosis.made)
 
 
@@ -684,7 +691,7 @@ def test_towers_driven_into_collapse(captioned: Path, tmp_path: Path) -> None:
     for check in ("loss-at-ln-b", "temperature-bound"):
         assert half[check].severity == "problem"
         assert "optim.lr=1 optim.adamw_lr=0.33" in half[check].remedy
-    assert "temperature-bound" in {finding.check for finding in diagnose(run).findings}
+    assert "temperature-bound" in {finding.check for finding in findings_in(run)}
     monitor = Monitor(history.directory, history.settings, history.environment, CLIPRecipe.checks)
     assert "temperature-bound" in {finding.check for _, finding in told(history, [15], monitor)}
 
@@ -701,14 +708,14 @@ def test_towers_that_do_not_move(captioned: Path, tmp_path: Path) -> None:
 def test_training_of_sentences_without_dropout_in_small_batches(train: Train, tmp_path: Path) -> None:
     given = {**SENTENCES, "batch": 8, "model": {**TINY["model"], "dropout": 0.0}}
     run = train(tmp_path / "run", "simcse", **given, **{"simcse.deletion": 0.0})
-    assert [finding.check for finding in diagnose(run).findings] == ["dropout-off", "small-batch"]
+    assert [finding.check for finding in findings_in(run)] == ["dropout-off", "small-batch"]
 
 
 def test_training_that_learns_its_data_by_heart(train: Train, tmp_path: Path) -> None:
     letters = random.Random(0)
     noise = ["".join(letters.choices("abcdefgh", k=40)) for _ in range(24)]
     run = train(tmp_path / "run", data=noise, **REAL, optim={"lr": 0.03, "adamw_lr": 0.03})
-    findings = {finding.check: finding for finding in diagnose(run).findings}
+    findings = {finding.check: finding for finding in findings_in(run)}
     assert findings.keys() == {"validation-rising"}
     losses = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "validation"}
     lowest = min(losses, key=losses.__getitem__)
