@@ -204,4 +204,4 @@ def explain(error: ValueError) -> str:
     reason = "it is no object" if problem["type"] in ("model_type", "model_attributes_type") else reason
     kinds = ("Decay", "Extension", "Look", "Comparison", "train", "validation")
     place = ".".join(str(part) for part in problem["loc"] if part not in kinds)
-    return f"{place or 'all of it'}: {reason[0].lower()}{reason[1:]}"
+    return f"{place[:100] or 'all of it'}: {reason[0].lower()}{reason[1:200]}"

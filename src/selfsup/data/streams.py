@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import io
 import lzma
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
+from selfsup.data.arrow_files import EXPANSION, SMALL
 from selfsup.data.discovery import opened
 from selfsup.data.parts import DOCUMENT, RECORD, Malformed, Repaired
 from selfsup.errors import Damaged
@@ -42,14 +45,42 @@ def reading(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def decompressed(path: Path, compression: str) -> Iterator[IO[bytes]]:
-    """The bytes of a regular file, out of a compression such as `.gz`, or as they are."""
+    """The bytes of a regular file, out of a compression such as `.gz`, or as they are.
+
+    Raises:
+        Damaged: it cannot be read, or unpacks to more than 1 GiB and a hundred times its size.
+    """
     with reading(path), opened(path) as file:
+        most = max(SMALL, EXPANSION * os.fstat(file.fileno()).st_size)
         if compression in _ARROW:
-            yield cast("IO[bytes]", pa.input_stream(file, compression=_ARROW[compression], buffer_size=PIECE))
+            unpacked = pa.input_stream(file, compression=_ARROW[compression], buffer_size=PIECE)
+            yield _bounded(unpacked, most)
         elif compression:
-            yield cast("IO[bytes]", _PYTHON[compression](file))
+            yield _bounded(_PYTHON[compression](file), most)
         else:
             yield file
+
+
+def _bounded(stream: Any, most: int) -> IO[bytes]:
+    return cast("IO[bytes]", io.BufferedReader(_Bounded(stream, most), PIECE))
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that raises OSError where it has more than so many bytes."""
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self._stream, self._left = stream, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(errno.EFBIG, "it unpacks to far more than its size allows")
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @contextmanager
