@@ -293,7 +293,7 @@ def damage(directory: Path, needed: Collection[str] = ()) -> str | None:
                 return f"{name} has the wrong content"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "its manifest cannot be read"
     return None
 

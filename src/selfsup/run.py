@@ -86,7 +86,7 @@ class Run:
             return bool(TEMPORARY.fullmatch(path.name)) or (path.name == LOCK and path.stat().st_size == 0)
         try:
             found = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(found, dict) and (found == {} or "selfsup" in found)
 

@@ -116,6 +116,8 @@ def damage_of(path: Path) -> Iterator[None]:
         yield
     except (
         OSError,
+        EOFError,
+        RecursionError,
         pa.ArrowException,
         ValueError,
         LookupError,

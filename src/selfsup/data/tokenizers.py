@@ -777,7 +777,8 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
         raise UserError(
             f"{file} has no end-of-text token: name it as eos_token in a tokenizer_config.json beside it."
         )
-    return TextTokenizer(tokenizer, marks, files)
+    with _library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
+        return TextTokenizer(tokenizer, marks, files)
 
 
 def _find_marks(
