@@ -114,7 +114,17 @@ def damage_of(path: Path) -> Iterator[None]:
     """Say in one sentence what is wrong with a table that Arrow cannot read, whatever it raises for that."""
     try:
         yield
-    except (OSError, EOFError, RecursionError, pa.ArrowException, ValueError, LookupError, TypeError, struct.error, MemoryError) as error:
+    except (
+        OSError,
+        EOFError,
+        pa.ArrowException,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+        MemoryError,
+        RecursionError,
+    ) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(said.split())[:200] or type(error).__name__
         raise Damaged(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
