@@ -189,6 +189,8 @@ def read_lines(path: Path, kind: TypeAdapter[Any]) -> list[dict[str, Any]]:
 def _checked(content: bytes, kind: TypeAdapter[Any]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(content.decode())
+        if b"\\u" in content:  # which may be half a character, and could not be written again
+            json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
     kind.validate_python(found)
