@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from selfsup.data.discovery import read_bytes
 from selfsup.errors import UserError, require_text
+from selfsup.files import read_bytes
 from selfsup.plain_yaml import DEEPEST, MOST_BYTES, Written, YAMLProblem, parse_json, parse_yaml
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -1,4 +1,4 @@
-"""Files that exist wholly or not at all, their checksums, and whose they are while they are made."""
+"""Files: opened where they are regular ones, within a bound; written wholly or not at all; and their checksums."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import psutil
 from filelock import FileLock, Timeout
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"  # the file in a directory that whoever holds it has locked; it stays when the lock is gone
 WINDOWS = sys.platform == "win32"
-
+# A pipe would wait for somebody to write; Windows has none among its files, but would change the ends of lines.
+WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 MANIFEST = "manifest.json"  # in a directory: the size and checksum of every other file of it
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,6 +49,56 @@ _numbers = itertools.count()
 def expanded(path: str | Path) -> Path:
     """A path as a user gives it: where it begins with `~`, that is their home directory, as in a shell."""
     return Path(os.path.expanduser(path))
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[IO[bytes]]:
+    """A regular file, open for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; its `strerror` says so.
+    """
+    if "\0" in os.fspath(path):
+        raise OSError(errno.EINVAL, "its name holds a null character", repr(path))
+    descriptor = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
+    with open(descriptor, "rb") if _is_regular(descriptor) else _closed(descriptor, path) as file:
+        yield file
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _closed(descriptor: int, path: str | Path) -> IO[bytes]:
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """All of a regular file of at most so many bytes; nothing is read of one that has more.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more bytes.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > most else file.read(most + 1)  # it may grow meanwhile
+        if max(size, len(data)) > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
+        return data
+
+
+def inside(root: str | Path, name: str) -> str:
+    """The path of what a name in a folder's own metadata stands for, which may not lead out of that folder.
+
+    Raises:
+        OSError: it does.
+    """
+    here = os.path.realpath(root)
+    place = os.path.realpath(os.path.join(here, name.replace("\0", "")))
+    if "\0" in name or os.path.commonpath([here, place]) != here:
+        raise OSError(errno.EACCES, "it leads out of its folder", repr(name))
+    return place
 
 
 def require_free(*places: Path | None) -> None:

@@ -5,8 +5,9 @@ import socket
 
 import pytest
 
-from selfsup.data.discovery import find, inside, is_dataset, opened, read_bytes, split_of
+from selfsup.data.discovery import find, is_dataset, split_of
 from selfsup.errors import UserError
+from selfsup.files import inside, opened, read_bytes
 
 
 def write(path, content="x"):

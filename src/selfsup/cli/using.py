@@ -95,7 +95,7 @@ def read_prompts(file: str) -> list[str]:
     Raises:
         UserError: it cannot be read, is no text in UTF-8, holds no line, or has more than `MOST_PROMPTS` bytes.
     """
-    from selfsup.data.discovery import read_bytes
+    from selfsup.files import read_bytes
 
     name = "The standard input" if file == "-" else file
     try:

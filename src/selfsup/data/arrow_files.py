@@ -21,9 +21,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfsup.data.discovery import inside, opened, read_bytes
 from selfsup.data.parquet_pages import DICTIONARY, pages_of
 from selfsup.errors import Damaged, UserError
+from selfsup.files import inside, opened, read_bytes
 
 BATCH_ROWS = 256  # at most in a batch
 BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are referred to many times

@@ -1,14 +1,13 @@
-"""Which files a path stands for, and how a file is opened: for texts and images alike.
+"""Which files a path stands for, of texts and of images alike.
 
 A path is a file, a folder, a pattern (`*`, `?`, `[…]`, `**`, and `{a,b}` or `{000..011}`), or a folder that is one data
 set (see `is_dataset`). Folders are read recursively; hidden files and folders are passed over. Links are followed, each
 folder is read once, and none that lies above the one that was named. What is left out is counted, and the first of each
-kind named. Only regular files are read: a pipe would wait for ever, a device may never end.
+kind named. Only regular files are read.
 """
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import itertools
 import os
@@ -16,15 +15,12 @@ import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from selfsup.errors import UserError
 
-# A pipe would wait for somebody to write; Windows has none among its files, but would change the ends of lines.
-WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 MOST_PATTERNS = 100_000  # that braces may stand for
 # What the parts of a data set are called on the hub, in names of files and folders.
 SPLITS = {
@@ -288,56 +284,3 @@ def _below(folder: str, parts: list[str], found: Found) -> Iterator[str]:
         place = os.path.join(folder, name) if name else folder or os.sep
         if os.path.lexists(place):
             yield from _below(place, rest, found)
-
-
-# -- opening -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[IO[bytes]]:
-    """A regular file, open for reading.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file; its `strerror` says so.
-    """
-    if "\0" in os.fspath(path):
-        raise OSError(errno.EINVAL, "its name holds a null character", repr(path))
-    descriptor = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
-    with open(descriptor, "rb") if _is_regular(descriptor) else _closed(descriptor, path) as file:
-        yield file
-
-
-def _is_regular(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-
-def _closed(descriptor: int, path: str | Path) -> IO[bytes]:
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
-
-
-def read_bytes(path: str | Path, most: int) -> bytes:
-    """All of a regular file of at most so many bytes; nothing is read of one that has more.
-
-    Raises:
-        OSError: it cannot be read, is no regular file, or has more bytes.
-    """
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        data = b"" if size > most else file.read(most + 1)  # it may grow meanwhile
-        if max(size, len(data)) > most:
-            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
-        return data
-
-
-def inside(root: str | Path, name: str) -> str:
-    """The path of what a name in a folder's own metadata stands for, which may not lead out of that folder.
-
-    Raises:
-        OSError: it does.
-    """
-    here = os.path.realpath(root)
-    place = os.path.realpath(os.path.join(here, name.replace("\0", "")))
-    if "\0" in name or os.path.commonpath([here, place]) != here:
-        raise OSError(errno.EACCES, "it leads out of its folder", repr(name))
-    return place

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from selfsup.data.arrow_files import EXPANSION, SMALL
 from selfsup.data.cache import kept_file, kept_table
-from selfsup.data.discovery import File, opened
+from selfsup.data.discovery import File
 from selfsup.data.image_captions import Captions, captions_by_name, captions_in, captions_in_file
 from selfsup.data.image_files import BadImage
 from selfsup.data.image_stores import (
@@ -33,6 +33,7 @@ from selfsup.data.image_stores import (
 from selfsup.data.parts import Values
 from selfsup.data.streams import PIECE, decompressed, reading
 from selfsup.errors import Damaged
+from selfsup.files import opened
 
 COMPRESSIONS = {
     b"\x1f\x8b": ".gz",

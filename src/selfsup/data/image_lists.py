@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.data.columns import NAME_IT, require_column
-from selfsup.data.discovery import File, find, opened, read_bytes
+from selfsup.data.discovery import File, find
 from selfsup.data.formats import file_part
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
 from selfsup.data.image_files import BadImage
@@ -38,6 +38,7 @@ from selfsup.data.image_stores import (
 from selfsup.data.parts import Malformed, Part, Values, record_part
 from selfsup.data.streams import reading
 from selfsup.errors import Damaged
+from selfsup.files import opened, read_bytes
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 NAME = "file_name"  # the column of paths in a folder's own lists

@@ -15,7 +15,7 @@ from PIL import Image
 
 from selfsup.data import image_archives, image_lists, image_tables
 from selfsup.data.arrow_files import open_arrow
-from selfsup.data.discovery import File, Found, find, read_bytes
+from selfsup.data.discovery import File, Found, find
 from selfsup.data.image_archives import open_archives
 from selfsup.data.image_captions import (
     CAPTION_FILES,
@@ -43,7 +43,7 @@ from selfsup.data.image_stores import (
 from selfsup.data.image_tables import has_images, open_dataset, open_frame, open_tables
 from selfsup.data.sources import load_from_hub, of_split, sample_file
 from selfsup.errors import UserError
-from selfsup.files import expanded
+from selfsup.files import expanded, read_bytes
 
 
 def find_store(

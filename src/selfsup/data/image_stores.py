@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 from selfsup.data import arrow_files
 from selfsup.data.columns import require_column
-from selfsup.data.discovery import File, opened
+from selfsup.data.discovery import File
 from selfsup.data.formats import malformed
 from selfsup.data.image_captions import Captions
 from selfsup.data.image_files import END, MOST_BYTES, Encoded, formats
 from selfsup.data.streams import COMPRESSIONS
 from selfsup.errors import Damaged
+from selfsup.files import opened
 
 KINDS = (
     "images",

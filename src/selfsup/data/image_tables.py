@@ -17,7 +17,7 @@ import torch
 from selfsup.data.arrow_files import ArrowFile, checked_batches, open_arrow
 from selfsup.data.cache import kept_file
 from selfsup.data.columns import NAME_IT, require_column
-from selfsup.data.discovery import File, read_bytes
+from selfsup.data.discovery import File
 from selfsup.data.formats import is_text
 from selfsup.data.image_captions import Captions, caption_columns, captions_in
 from selfsup.data.image_files import MOST_BYTES, BadImage
@@ -34,6 +34,7 @@ from selfsup.data.image_stores import (
     named,
 )
 from selfsup.errors import Damaged, UserError
+from selfsup.files import read_bytes
 from selfsup.machine import free_memory
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp", "pixels", "bytes")  # usual names

@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from selfsup.data.arrow_files import EXPANSION, SMALL
-from selfsup.data.discovery import opened
 from selfsup.data.parts import DOCUMENT, RECORD, Malformed, Repaired
 from selfsup.errors import Damaged
+from selfsup.files import opened
 
 PIECE = 1 << 20  # bytes read at a time
 HEAD = 64  # bytes that tell UTF-16 without a byte order mark

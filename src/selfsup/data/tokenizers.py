@@ -44,9 +44,8 @@ from tokenizers import (
     trainers,
 )
 
-from selfsup.data.discovery import read_bytes
 from selfsup.errors import UserError, require_text
-from selfsup.files import expanded
+from selfsup.files import expanded, read_bytes
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unk|>"

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfsup.data.discovery import opened, read_bytes
 from selfsup.errors import UserError
+from selfsup.files import opened, read_bytes
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # Files that name code of their own (`auto_map`).
