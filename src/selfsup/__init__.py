@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "train": "selfsup.training",
     "plan": "selfsup.training",
-    "load": "selfsup.run",
+    "load": "selfsup.inference.opening",
     "inspect": "selfsup.inspection",
     "show": "selfsup.inspection.show",
     "evaluate": "selfsup.evaluation",

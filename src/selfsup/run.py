@@ -20,24 +20,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from selfsup import run_files
 from selfsup.checkpoint import Checkpoints
 from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import LOCK, TEMPORARY, expanded, held, writable, write_atomically
-from selfsup.run_files import read_lines, read_object
+from selfsup.run_files import RUN_CONFIG, RUN_MODEL, read_lines, read_object
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-    from selfsup.inference.clip import PairModel
-    from selfsup.inference.encoder import EncoderModel
-    from selfsup.inference.generate import LanguageModel
-    from selfsup.inference.vision import ImageModel
-
-    AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
+    from selfsup.inference.opening import AnyModel
 
 ENVIRONMENT = "environment.json"
 
@@ -141,11 +136,11 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        return (self.directory / "config.yaml").is_file()
+        return self.config_file.is_file()
 
     @property
     def config_file(self) -> Path:
-        return self.directory / "config.yaml"
+        return self.directory / RUN_CONFIG
 
     @property
     def checkpoints_directory(self) -> Path:
@@ -157,11 +152,13 @@ class Run:
 
     @property
     def model_directory(self) -> Path:
-        return self.directory / "model"
+        return self.directory / RUN_MODEL
 
     @property
     def model(self) -> AnyModel:
         """The trained model, ready to use."""
+        from selfsup.inference.opening import load
+
         return load(self.directory)
 
     def checkpoints(self, keep: int = 3) -> Checkpoints:
@@ -335,114 +332,3 @@ def new_directory(name: str, parent: Path = Path("runs")) -> Path:
         number += 1
         place = parent / f"{name}-{number}"
     return place
-
-
-def load(path: str | Path) -> AnyModel:
-    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images,
-    or two of them that share a space.
-
-    A text encoder's may be one of sentence-transformers.
-
-    Raises:
-        UserError: there is neither.
-    """
-    return open_model(find_model(path))
-
-
-def find_model(path: str | Path) -> Path:
-    """The model directory of a run, or a model directory itself.
-
-    Raises:
-        UserError: it is neither, or the run has no model yet.
-    """
-    run = Run(path)
-    if run.exists and not run.model_directory.is_dir():
-        raise UserError(f"{run.directory} has no model yet; finish it with --resume {run.directory}.")
-    if run.exists:
-        return run.model_directory
-    if not os.path.lexists(run.directory):
-        raise UserError(f"There is no {path}; give the directory of a run or of a model.")
-    if not (run.directory / "config.json").is_file():
-        raise UserError(
-            f"{path} is neither a run nor a model directory (no config.yaml or config.json in it)."
-        )
-    return run.directory
-
-
-def open_model(directory: Path) -> AnyModel:
-    """What a model directory holds, by what its files say."""
-    from selfsup.inference.clip import PairModel
-    from selfsup.inference.encoder import EncoderModel
-    from selfsup.inference.generate import LanguageModel
-    from selfsup.inference.vision import ImageModel
-    from selfsup.models.adapters import writes
-    from selfsup.models.kinds import sees, two_towers
-
-    if two_towers(directory):
-        return PairModel.load(directory)
-    if sees(directory):
-        return ImageModel.load(directory)
-    return (LanguageModel if writes(directory) else EncoderModel).load(directory)
-
-
-def load_decoder(path: str | Path) -> LanguageModel:
-    """As `load`, where only a model that writes will do."""
-    from selfsup.inference.generate import LanguageModel
-
-    model = load(path)
-    if not isinstance(model, LanguageModel):
-        raise UserError(f"{path} holds {model.kind}, which does not write; give a run of causal-lm.")
-    return model
-
-
-def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:
-    """As `load`, where only what embeds will do, whatever it reads."""
-    from selfsup.inference.generate import LanguageModel
-
-    model = load(path)
-    if isinstance(model, LanguageModel):
-        raise UserError(f"{path} holds {model.kind}, which makes no vectors; give the run of an encoder.")
-    return model
-
-
-def load_text_encoder(path: str | Path) -> EncoderModel:
-    """As `load`, where only an encoder of texts will do."""
-    from selfsup.inference.encoder import EncoderModel
-
-    model = load(path)
-    if not isinstance(model, EncoderModel):
-        raise UserError(
-            f"{path} holds {model.kind}; give a run of masked-lm or simcse, or a ModernBERT directory"
-            f"{_tower(path, model, 'text')}."
-        )
-    return model
-
-
-def load_image_encoder(path: str | Path) -> ImageModel:
-    """As `load`, where only an encoder of images will do."""
-    from selfsup.inference.vision import ImageModel
-
-    model = load(path)
-    if not isinstance(model, ImageModel):
-        raise UserError(
-            f"{path} holds {model.kind}; give a run of dino, simclr or mae, or a DINOv3 directory"
-            f"{_tower(path, model, 'image')}."
-        )
-    return model
-
-
-def load_pair_model(path: str | Path) -> PairModel:
-    """As `load`, where only towers of images and of texts that share a space will do."""
-    from selfsup.inference.clip import PairModel
-
-    model = load(path)
-    if not isinstance(model, PairModel):
-        raise UserError(f"{path} holds {model.kind}; give a run of clip.")
-    return model
-
-
-def _tower(path: str | Path, model: AnyModel, name: str) -> str:
-    """Where a tower lies that would do, of a model of two."""
-    from selfsup.inference.clip import PairModel
-
-    return f", such as its {name} tower {find_model(path) / name}" if isinstance(model, PairModel) else ""

@@ -20,6 +20,8 @@ from pydantic import (
 
 from selfsup.errors import UserError
 
+RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # what shows that a directory is a run; where its model lies
+
 
 def number(value: object) -> object:
     """A number that fits a float, as it is: whole ones stay whole."""

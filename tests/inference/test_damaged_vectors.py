@@ -203,7 +203,7 @@ def test_tables_of_other_programs(library: Path, tmp_path: Path, model: Path) ->
 
 def test_two_processes_and_a_new_library(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.lance"
-    described = selfsup.inference.items.open_embedder(model).description()
+    described = selfsup.inference.opening.open_embedder(model).description()
     with Library.held(path, described):
         refused(lambda: selfsup.index(model, ROWS, path), "another process")
         refused(lambda: selfsup.delete(path, ["5"]), "another process")

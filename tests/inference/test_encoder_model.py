@@ -13,11 +13,12 @@ from selfsup.data.tokenizers import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.inference import encoder as module
 from selfsup.inference.encoder import EncoderModel, by_length
+from selfsup.inference.generate import LanguageModel
+from selfsup.inference.opening import load, load_as, load_encoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.models.features import Features
 from selfsup.models.modernbert import save_encoder
 from selfsup.models.packing import POOLINGS, Pooling
-from selfsup.run import load, load_decoder, load_encoder
 
 TEXT = "The old man sat by the sea and smoked his pipe, while seven dogs slept under a tree. "
 WINDOW = 24
@@ -159,5 +160,5 @@ def test_a_directory_is_opened_as_what_it_is(directory: Path) -> None:
     assert not made.encoder.training
     np.testing.assert_array_equal(made.embed(TEXTS, "fp32"), MODEL.embed(TEXTS, "fp32"))
     assert load_encoder(directory).fill("The [MASK]") == MODEL.fill("The [MASK]")
-    with pytest.raises(UserError, match="holds a text encoder, which does not write"):
-        load_decoder(directory)
+    with pytest.raises(UserError, match="holds a text encoder; give the run of a decoder"):
+        load_as(directory, LanguageModel)

@@ -16,11 +16,13 @@ import selfsup
 from selfsup.data import images as images_module
 from selfsup.errors import UserError
 from selfsup.inference import vision
+from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.generate import LanguageModel
+from selfsup.inference.opening import load_as, load_encoder
 from selfsup.inference.vision import ImageModel
 from selfsup.models.backbones import adapt
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
-from selfsup.run import load_decoder, load_encoder, load_image_encoder, load_text_encoder
 from selfsup.views import MEAN, STD
 
 PICTURES = [picture(colour, number) for number in range(4) for colour in COLOURS]
@@ -168,16 +170,17 @@ def test_the_fingerprint_heeds_all_that_makes_a_vector() -> None:
 def test_each_command_says_which_kind_it_needs(tmp_path: Path, finished: selfsup.Run) -> None:
     images, texts = save_tiny_vision(tmp_path / "images"), save_tiny(tmp_path / "texts")
     assert isinstance(load_encoder(images), ImageModel)
-    assert isinstance(load_image_encoder(images), ImageModel)
-    for load, directory, message in (
-        (load_decoder, images, "holds an image encoder, which does not write"),
-        (load_text_encoder, images, "holds an image encoder; give a run of masked-lm"),
-        (load_image_encoder, texts, "holds a text encoder; give a run of dino"),
-        (load_image_encoder, finished.directory, "holds a decoder; give a run of dino"),
-        (load_encoder, finished.directory, "holds a decoder, which makes no vectors"),
+    assert isinstance(load_as(images, ImageModel), ImageModel)
+    for kind, directory, message in (
+        (LanguageModel, images, "holds an image encoder; give the run of a decoder"),
+        (EncoderModel, images, "holds an image encoder; give the run of a text encoder"),
+        (ImageModel, texts, "holds a text encoder; give the run of an image encoder"),
+        (ImageModel, finished.directory, "holds a decoder; give the run of an image encoder"),
     ):
         with pytest.raises(UserError, match=message):
-            load(directory)
+            load_as(directory, kind)
+    with pytest.raises(UserError, match="holds a decoder, which makes no vectors"):
+        load_encoder(finished.directory)
 
 
 def test_commands_refuse_the_wrong_kind(tmp_path: Path, selfsup_command) -> None:  # type: ignore[no-untyped-def]

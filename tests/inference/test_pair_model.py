@@ -20,10 +20,12 @@ import selfsup
 from selfsup.data.image_sources import holds_images
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
+from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.opening import load_as, load_encoder
 from selfsup.inference.pictures import Pictures
 from selfsup.inference.probe import Probe
 from selfsup.inference.texts import Texts
-from selfsup.run import load_encoder, load_image_encoder, load_pair_model, load_text_encoder
+from selfsup.inference.vision import ImageModel
 
 TEXTS = ["a photo of a cat", "the red ship", "three dog in snow"]
 
@@ -194,12 +196,14 @@ def test_the_fingerprint_heeds_both_towers(model: PairModel, tmp_path: Path) -> 
 def test_which_kind_it_is(directory: Path) -> None:
     assert isinstance(selfsup.load(directory), PairModel)
     assert isinstance(load_encoder(directory), PairModel)
-    assert isinstance(load_pair_model(directory), PairModel)
-    for load, tower in ((load_text_encoder, "text"), (load_image_encoder, "image")):
+    assert isinstance(load_as(directory, PairModel), PairModel)
+    for kind, tower in ((EncoderModel, "text"), (ImageModel, "image")):
         with pytest.raises(UserError, match=rf"an image-text model; .* such as its {tower} tower .*/{tower}"):
-            load(directory)
-        with pytest.raises(UserError, match=r"holds an? (image|text) encoder; give a run of clip"):
-            load_pair_model(directory / tower)
+            load_as(directory, kind)
+        with pytest.raises(
+            UserError, match=r"holds an? (image|text) encoder; give the run of an image-text model"
+        ):
+            load_as(directory / tower, PairModel)
 
 
 # -- search --------------------------------------------------------------------------------------------------

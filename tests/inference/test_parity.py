@@ -20,13 +20,13 @@ import selfsup
 from selfsup.data.tokenizers import KINDS, Family, TextTokenizer, train_tokenizer
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
+from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, written_out
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import save_model
 from selfsup.models.modernbert import save_encoder
-from selfsup.run import open_model
 
 CORPUS = ["It was the best of times, it was the worst of times.\n", "[MASK] <|endoftext|> and [SEP]!"] * 5
 TEXTS = [

@@ -140,7 +140,10 @@ def test_only_the_likeliest_of_many_are_printed(
         (("{run}", "missing.png", "--labels", "cat"), "no file or folder missing.png"),
         (("{run}", "{photo}", "{broken}", "--labels", "cat", "--failures", "0.4"), "1 of 2 records"),
         (("{run}", "{broken}", "--labels", "cat"), "1 of 1 records"),
-        (("{texts}", "{photo}", "--labels", "cat"), "holds a text encoder; give a run of clip"),
+        (
+            ("{texts}", "{photo}", "--labels", "cat"),
+            "holds a text encoder; give the run of an image-text model",
+        ),
         (("{run}", "{photo}"), "'--labels'"),
         (("{run}", "--labels", "cat"), "'IMAGES...'"),
     ],

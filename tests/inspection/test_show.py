@@ -153,7 +153,7 @@ def test_what_cannot_be_shown_is_refused(run: Run, finished: Run, drawings: Path
     image = drawings / "000.png"
     with pytest.raises(UserError, match="nowhere"):
         show(run.directory, "nowhere.png")
-    with pytest.raises(UserError, match="give a run of dino, simclr or mae"):
+    with pytest.raises(UserError, match="give the run of an image encoder"):
         show(finished.directory, image)
     with pytest.raises(UserError, match="give a smaller --size"):
         show(run.directory, image, size=400)
@@ -170,7 +170,7 @@ class Small(nn.Module):
 
 def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ImageModel(adapt(Small(), 16), Features("mean"), 16)
-    monkeypatch.setattr("selfsup.inspection.show.load_image_encoder", lambda run: model)
+    monkeypatch.setattr("selfsup.inspection.show.load_as", lambda run, kind: model)
     with pytest.raises(UserError, match=r"runs/r50 .* \(Small\), whose patches cannot be shown"):
         show("runs/r50", [drawing(0, 20)])
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from selfsup.data.tokenizers import KINDS, Kind, TextTokenizer, load_tokenizer, train_tokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.opening import load
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features, read_features
 from selfsup.models.modernbert import parity, read_encoder, save_encoder
-from selfsup.run import load
 
 TEXT = ["The old man sat by the sea and smoked his pipe, while seven dogs slept under an old tree."] * 9
 

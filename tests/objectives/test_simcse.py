@@ -21,12 +21,12 @@ from selfsup.data.sentences import Sentences
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.distributed import Processes
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.opening import load
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import POOLINGS, Pooling
 from selfsup.objectives.losses import info_nce
 from selfsup.objectives.simcse import VIEWS, Projection, SimCSE, kept_tokens
 from selfsup.report import Reporter
-from selfsup.run import load
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients, predict
 

@@ -57,12 +57,13 @@ def generate(
     ] = False,
 ) -> None:
     """Let a model write."""
-    from selfsup.run import load_decoder
+    from selfsup.inference.generate import LanguageModel
+    from selfsup.inference.opening import load_as
 
     if file is not None and prompts:
         raise UserError("Prompts are given both by themselves and by --prompts; give them in one way.")
     starts = (prompts or [""]) if file is None else read_prompts(file)
-    model = load_decoder(run)
+    model = load_as(run, LanguageModel)
     streams = len(starts) == 1 and not as_json
     unsaid = starts[:1]  # until the first piece comes: what is refused is refused before a word is printed
     texts = model.generate(
@@ -125,10 +126,11 @@ def fill(
     as_json: Json = False,
 ) -> None:
     """Say what stands in the places of a text that say [MASK]."""
+    from selfsup.inference.encoder import EncoderModel
+    from selfsup.inference.opening import load_as
     from selfsup.report import to_stdout
-    from selfsup.run import load_text_encoder
 
-    places = load_text_encoder(run).fill(text, top)
+    places = load_as(run, EncoderModel).fill(text, top)
     if as_json:
         print_json({"text": text, "places": [[vars(candidate) for candidate in place] for place in places]})
         return

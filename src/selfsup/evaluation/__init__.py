@@ -12,7 +12,8 @@ from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Progress, Request, Score
 from selfsup.files import expanded
-from selfsup.run import Run, load
+from selfsup.inference.opening import load
+from selfsup.run import Run
 
 LANGUAGE_MODELS = {
     "bits-per-byte": "selfsup.evaluation.bits_per_byte:bits_per_byte",

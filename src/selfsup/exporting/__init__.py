@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.files import expanded, require_free
-from selfsup.run import Run, find_model
+from selfsup.models.directories import find_model
+from selfsup.run import Run
 
 if TYPE_CHECKING:
     from selfsup.models.backbones import Opened

@@ -23,10 +23,12 @@ from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.items import Vectors
+from selfsup.inference.opening import load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.dinov3 import write_vision
+from selfsup.models.directories import find_model
 from selfsup.models.huggingface import quiet_transformers
 from selfsup.models.sentence_transformers import (
     write_image_input,
@@ -35,7 +37,6 @@ from selfsup.models.sentence_transformers import (
     write_text_input,
 )
 from selfsup.models.vision import VisionTransformer
-from selfsup.run import find_model, load_encoder
 
 EXACT = 1e-5  # max |Δ| of fp32 vectors that is put down to rounding
 

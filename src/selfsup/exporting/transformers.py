@@ -14,18 +14,18 @@ from selfsup.exporting import Exported
 from selfsup.files import whole_directory
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
+from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
 from selfsup.models import dinov3, huggingface, modernbert
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
 from selfsup.models.decoder import Decoder
-from selfsup.models.directories import read_config, require_whole
+from selfsup.models.directories import find_model, read_config, require_whole
 from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.huggingface import exactness, spread_tokens
 from selfsup.models.kinds import described
 from selfsup.models.vision import VisionTransformer
-from selfsup.run import find_model, open_model
 
 
 def write(source: Path, directory: Path) -> Exported:

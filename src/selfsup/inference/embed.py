@@ -33,12 +33,12 @@ from selfsup.inference.items import (
     LeftOut,
     Progress,
     chunks,
-    open_embedder,
     require_count,
     shifted,
     silent,
     survey,
 )
+from selfsup.inference.opening import open_embedder
 
 METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
 TRUNCATED = b"truncated"  # key of a chunk's number of truncated items

@@ -388,17 +388,3 @@ class Embedder:
             "pooling": self.model.pooling,
             "dimension": self.dimension,
         }
-
-
-def open_embedder(path: str | Path, device: str = "auto") -> Embedder:
-    """The model of a run or of a model directory.
-
-    Raises:
-        UserError: there is none, or it is one that does not embed, or no such device.
-    """
-    from selfsup.machine import find_device
-    from selfsup.run import load_encoder
-
-    model = load_encoder(path)
-    model.to(find_device(device))
-    return Embedder(model, path)

@@ -27,7 +27,7 @@ from selfsup.evaluation.features import embed, open_collection, read_labelled, t
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
 from selfsup.files import LOCK, expanded, held, save_tensors, whole_directory
 from selfsup.inference.items import Answers, Label
-from selfsup.run import load_encoder
+from selfsup.inference.opening import load_encoder
 
 Progress = Callable[[int, int | None], None]
 

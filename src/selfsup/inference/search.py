@@ -26,13 +26,13 @@ from selfsup.inference.items import (
     LeftOut,
     Progress,
     chunks,
-    open_embedder,
     require_count,
     shifted,
     silent,
     survey,
 )
 from selfsup.inference.library import OWN, Library
+from selfsup.inference.opening import open_embedder
 from selfsup.inference.pictures import open_picture
 from selfsup.inference.texts import Text
 

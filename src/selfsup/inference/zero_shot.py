@@ -22,9 +22,9 @@ from selfsup.evaluation.geometry import normalised
 from selfsup.inference.clip import PairModel
 from selfsup.inference.hits import ending, short
 from selfsup.inference.items import Answers, LeftOut, Progress, embed_items
+from selfsup.inference.opening import load_as
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
-from selfsup.run import load_pair_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +86,7 @@ def zero_shot(
     labels, templates = _words("label", labels), _words("template", templates)
     if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
         raise UserError("Give labels that differ and are not blank, such as --labels 'a cat' 'a dog'.")
-    model = load_pair_model(run)
+    model = load_as(run, PairModel)
     model.to(find_device(device))
     collection = model.image.read(images, column, failures=failures)
     items = list(collection.items())

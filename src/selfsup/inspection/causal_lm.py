@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.inference.generate import LanguageModel
+from selfsup.inference.opening import load_as
 from selfsup.inspection.base import Part, Request, new_table
 from selfsup.inspection.tokens import (
     BAR,
@@ -35,7 +37,6 @@ from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.losses import IGNORE
 from selfsup.report import Text
-from selfsup.run import load_decoder
 
 CONTEXT = 12  # tokens of what is given that a line of the page shows
 
@@ -164,7 +165,7 @@ class CausalLMInspection(WindowInspection):
 
 def inspect_causal_lm(request: Request) -> CausalLMInspection:
     """The task comes from the objective itself, so that what is seen here is what is trained."""
-    model = None if request.run is None else load_decoder(request.run)
+    model = None if request.run is None else load_as(request.run, LanguageModel)
     source, stream, cut = _stream(request, model.tokenizer if model else request.tokenizer)
     window = fitting_window(request, model.decoder.config.window if model else None)
     length = len(stream) - 1

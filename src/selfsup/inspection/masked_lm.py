@@ -20,6 +20,7 @@ from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.opening import load_as
 from selfsup.inspection.base import Part, Request, new_table, table_part
 from selfsup.inspection.tokens import chip, colour, loss_bar, open_for, open_training_part, visible
 from selfsup.inspection.window import CELL, LABEL, WindowInspection, fitting_window, runs
@@ -28,7 +29,6 @@ from selfsup.objectives.base import Task
 from selfsup.objectives.losses import IGNORE, token_losses
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
 from selfsup.report import Text
-from selfsup.run import load_text_encoder
 
 MASK, RANDOM, KEPT, SHOWN = "mask", "random", "kept", "shown"
 DONE = {MASK: "[MASK] is shown instead", RANDOM: "a random token is shown instead", KEPT: "left as it is"}
@@ -377,7 +377,7 @@ def inspect_masked_lm(request: Request) -> MaskedLMInspection:
     """The tasks come from the objective itself, so that what is seen here is what is trained."""
     settings = request.settings
     seed, rate = settings["train.seed"], settings["masked_lm.rate"]
-    model = None if request.run is None else load_text_encoder(request.run)
+    model = None if request.run is None else load_as(request.run, EncoderModel)
     if model and model.masked is None:
         raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
     source, length, records, tokenizer = _open_records(request, model)

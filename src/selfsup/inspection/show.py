@@ -19,14 +19,16 @@ from torch import Tensor
 
 from selfsup.data.images import open_images
 from selfsup.errors import UserError
+from selfsup.inference.opening import load_as
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
+from selfsup.inference.vision import ImageModel
 from selfsup.inspection.blocks import Gallery, PictureInspection, Section, Tile
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
+from selfsup.models.directories import find_model
 from selfsup.models.kernels import rotate_heads
 from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import CONFIG
 from selfsup.models.vision import Block, Rotation, VisionTransformer
-from selfsup.run import find_model, load_image_encoder
 from selfsup.views import MEAN, STD
 
 HEIGHT, LOW = 150, 90  # of an image on the sheet, and of one among many
@@ -180,7 +182,7 @@ def show(run: str | Path, images: object, *, size: int | None = None, seed: int 
     Raises:
         UserError: no such model or image; a network without patches; a size that makes too many patches.
     """
-    model = load_image_encoder(run)
+    model = load_as(run, ImageModel)
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
         raise UserError(

@@ -23,6 +23,7 @@ from selfsup.data.sentences import Sentences, open_sentences, split_sentences
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.opening import load_as
 from selfsup.inspection.base import Inspection, Part, Request, table_part
 from selfsup.inspection.tokens import TOKEN_STYLE, chip, colour, loss_bar, open_for, prepare, visible
 from selfsup.models.encoder import EncoderConfig, TextEncoder
@@ -30,7 +31,6 @@ from selfsup.models.presets import PRESETS
 from selfsup.objectives.language import how_texts_are_read
 from selfsup.objectives.simcse import SENTENCE, VIEWS, SimCSE, SimCSERecipe, kept_tokens
 from selfsup.report import Text
-from selfsup.run import load_text_encoder
 from selfsup.seeding import generator
 from selfsup.step import predict
 
@@ -409,8 +409,8 @@ def _box(role: str, x: int, y: int, more: str = "") -> str:
 def inspect_simcse(request: Request) -> SimCSEInspection:
     """The sentences, their order and the objective are those of the training."""
     settings = request.settings
-    model = None if request.run is None else load_text_encoder(request.run)
-    origin = None if settings["model.init"] is None else load_text_encoder(settings["model.init"])
+    model = None if request.run is None else load_as(request.run, EncoderModel)
+    origin = None if settings["model.init"] is None else load_as(settings["model.init"], EncoderModel)
     begun = model or origin
     source, records = _open_sentences(request, begun)
     tokenizer, options = records.tokenizer, settings.config.simcse

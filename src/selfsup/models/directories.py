@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.files import opened, read_bytes
+from selfsup.files import expanded, opened, read_bytes
+from selfsup.run_files import RUN_CONFIG, RUN_MODEL
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # Files that name code of their own (`auto_map`).
@@ -66,6 +67,27 @@ KINDS = {
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+# -- where it lies ----------------------------------------------------------------------------------------
+
+
+def find_model(path: str | Path) -> Path:
+    """The model directory of a run, or a model directory itself.
+
+    Raises:
+        UserError: it is neither, or the run has no model yet.
+    """
+    directory = expanded(path)
+    if (directory / RUN_CONFIG).is_file():
+        if not (directory / RUN_MODEL).is_dir():
+            raise UserError(f"{directory} has no model yet; finish it with --resume {directory}.")
+        return directory / RUN_MODEL
+    if not os.path.lexists(directory):
+        raise UserError(f"There is no {path}; give the directory of a run or of a model.")
+    if not (directory / CONFIG).is_file():
+        raise UserError(f"{path} is neither a run nor a model directory (no {RUN_CONFIG} or {CONFIG} in it).")
+    return directory
 
 
 # -- what a directory asks for -------------------------------------------------------------------------------

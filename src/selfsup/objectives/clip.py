@@ -36,6 +36,7 @@ from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
+from selfsup.models.directories import find_model
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
@@ -47,7 +48,6 @@ from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
 from selfsup.objectives.sizes import STARTED, settle_rates
 from selfsup.objectives.towers import ImageTower, Projection, TextTower
 from selfsup.objectives.vision import VisionRecipe, spread_evenly
-from selfsup.run import find_model
 from selfsup.seeding import generator, seeded
 from selfsup.views import View, centred, render, simclr_view
 

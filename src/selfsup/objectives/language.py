@@ -12,11 +12,11 @@ from selfsup.config import Settings, nearest
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import expanded
+from selfsup.models.directories import find_model
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.base import Effort, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates
 from selfsup.objectives.starting import require_text_model
-from selfsup.run import find_model
 
 if TYPE_CHECKING:
     from selfsup.data.sources import Skipped, TextCollection

@@ -23,6 +23,7 @@ from selfsup.models.adapters import (
     open_network,
     set_dropout,
 )
+from selfsup.models.directories import find_model
 from selfsup.models.encoder import initialise
 from selfsup.models.features import Features
 from selfsup.objectives.base import Effort, Objective, Progress
@@ -32,7 +33,6 @@ from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.masked_lm import MaskedLM, MaskedLMRecipe, Masking
 from selfsup.objectives.simcse import Projection, SimCSE, SimCSERecipe
 from selfsup.objectives.starting import require_texts
-from selfsup.run import find_model
 from selfsup.seeding import generator, seeded
 
 PREFIX = "hf:"

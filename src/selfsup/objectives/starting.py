@@ -9,9 +9,8 @@ from selfsup.errors import UserError
 from selfsup.models.adapters import writes
 from selfsup.models.clip import TEXT
 from selfsup.models.dinov3 import MODEL_TYPE as VISION
-from selfsup.models.directories import read_config
+from selfsup.models.directories import find_model, read_config
 from selfsup.models.kinds import described, reads, two_towers
-from selfsup.run import find_model
 
 # By the kind of an objective of texts: the architecture that --init takes, and where one comes from.
 TAKEN: dict[Family, tuple[str, str]] = {
