@@ -1,0 +1,74 @@
+"""Opening a saved model: that of a run, or of a directory in a layout that is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from selfsup.errors import UserError
+from selfsup.inference.clip import PairModel
+from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.generate import LanguageModel
+from selfsup.inference.items import Embedder
+from selfsup.inference.vision import ImageModel
+from selfsup.machine import find_device
+from selfsup.models.adapters import writes
+from selfsup.models.directories import find_model
+from selfsup.models.kinds import sees, two_towers
+
+AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
+Model = TypeVar("Model", LanguageModel, EncoderModel, ImageModel, PairModel)
+
+
+def load(path: str | Path) -> AnyModel:
+    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images,
+    or two of them that share a space.
+
+    A text encoder's may be one of sentence-transformers.
+
+    Raises:
+        UserError: there is neither.
+    """
+    return open_model(find_model(path))
+
+
+def open_model(directory: Path) -> AnyModel:
+    """What a model directory holds, by what its files say."""
+    if two_towers(directory):
+        return PairModel.load(directory)
+    if sees(directory):
+        return ImageModel.load(directory)
+    return (LanguageModel if writes(directory) else EncoderModel).load(directory)
+
+
+def load_as(path: str | Path, kind: type[Model]) -> Model:
+    """As `load`, where only one kind of model will do.
+
+    Raises:
+        UserError: there is none, or one of another kind.
+    """
+    model = load(path)
+    if isinstance(model, kind):
+        return model
+    tower = {EncoderModel: "text", ImageModel: "image"}.get(kind) if isinstance(model, PairModel) else None
+    of_two = f", such as its {tower} tower {find_model(path) / tower}" if tower else ""
+    raise UserError(f"{path} holds {model.kind}; give the run of {kind.kind}{of_two}.")
+
+
+def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:
+    """As `load`, where only what embeds will do, whatever it reads."""
+    model = load(path)
+    if isinstance(model, LanguageModel):
+        raise UserError(f"{path} holds {model.kind}, which makes no vectors; give the run of an encoder.")
+    return model
+
+
+def open_embedder(path: str | Path, device: str = "auto") -> Embedder:
+    """The model of a run or of a model directory.
+
+    Raises:
+        UserError: there is none, or it is one that does not embed, or no such device.
+    """
+    model = load_encoder(path)
+    model.to(find_device(device))
+    return Embedder(model, path)
