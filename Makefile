@@ -1,5 +1,6 @@
 # make demo: install, train for two minutes on the bundled Shakespeare, show what the model learned
-# make test: install, run every test        make lint: format, lint and type checks        make bench: comparisons
+# make test: install, run the tests but for the long ones, minutes        make test-all: every test
+# make lint: format, lint and type checks                                 make bench: comparisons
 # make fuzz: tens of thousands of damaged inputs, more than an hour on two cores
 
 PYTHON ?= python3
@@ -7,14 +8,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test fuzz lint format bench clean
+.PHONY: demo test test-all fuzz lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/selfsup train
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not long"
+
+test-all: $(DEV)
+	$(PYTEST)
 
 fuzz: $(DEV)
 	$(BIN)/python tests/fuzz/campaign.py

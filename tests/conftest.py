@@ -20,7 +20,9 @@ from selfsup import cli, planning
 from selfsup.config import SHORT
 from selfsup.report import Reporter
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of the processes that tests start: they run beside each other, two workers too
+)
 torch.set_num_threads(1)
 
 # Where a pass decides what lands, it is the same examples every time; elsewhere hypothesis looks for new ones.
@@ -59,6 +61,12 @@ TINY_PAIRS: dict[str, Any] = {
 TINY_WORDS = [f"model.{name}={value}" for name, value in TINY["model"].items()] + [
     f"{name}={value}" for name, value in TINY.items() if name != "model"
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first: workers take file by file, and none is to begin such a one at the end."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -590,9 +590,10 @@ def test_a_resumed_training_goes_on_telling_where_it_stopped(stop: int) -> None:
 
 
 def test_looks_lie_ever_further_apart() -> None:
-    due = [step // EVERY for step in range(40 * EVERY) if watch(sound()).due(step)]
+    monitor = watch(sound())
+    due = [step // EVERY for step in range(40 * EVERY) if monitor.due(step)]
     assert due == [*range(1, 17), *range(18, 33, 2), 36]
-    number = sum(watch(sound()).due(step) for step in range(EVERY, 10000 * EVERY, EVERY))
+    number = sum(monitor.due(step) for step in range(EVERY, 10000 * EVERY, EVERY))
     assert number < 8 * math.log2(10000)
 
 
@@ -610,12 +611,15 @@ REAL = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every
 SENTENCES = {**REAL, "batch": 32, "data.window": 32}
 
 
+OF_THE_CLOCK = {"loader", "throughput"}
+
+
 def findings_in(run: Run) -> list[Finding]:
-    """Those of a run but for one that what else the machine does decides: that steps wait for their data."""
-    return [finding for finding in diagnose(run).findings if finding.check != "loader"]
+    """Those of a run but for what the machine decides by what else it does."""
+    return [finding for finding in diagnose(run).findings if finding.check not in OF_THE_CLOCK]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 @pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
 def test_trainings_that_go_well_have_nothing(train: Train, tmp_path: Path, objective: str, seed: int) -> None:
     settings = SENTENCES if objective == "simcse" else REAL
@@ -629,8 +633,8 @@ def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path
     run = train(tmp_path / "run", **REAL, optim={"lr": 20, "adamw_lr": 20})
     checks = [finding.check for finding in findings_in(run)]
     assert "beside-chance" in checks or "above-start" in checks
-    first = told(History.of(run), [15])
-    assert [finding.check for _, finding in first] == ["above-start"]
+    first = [finding.check for _, finding in told(History.of(run), [15])]
+    assert [check for check in first if check not in OF_THE_CLOCK] == ["above-start"]
 
 
 def test_training_with_far_too_low_a_learning_rate(train: Train, tmp_path: Path) -> None:
@@ -649,7 +653,7 @@ COLLAPSES = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_teacher_that_is_well_has_nothing(train_vision: Train, tmp_path: Path, seed: int) -> None:
     run = train_vision(tmp_path / "run", "dino", seed=seed, **PICTURES)
     diagnosis = diagnose(run)
@@ -680,7 +684,7 @@ def train_pairs(out: Path, data: Path, **given: Any) -> Run:
 def test_towers_that_are_well_have_nothing_of_their_own(captioned: Path, tmp_path: Path, loss: str) -> None:
     """What these drawings are called cannot be seen, so their names are learnt by heart."""
     diagnosis = diagnose(train_pairs(tmp_path / "run", captioned, **{"clip.loss": loss}))
-    assert {finding.check for finding in diagnosis.findings} <= {"validation-rising", "loader"}
+    assert {finding.check for finding in diagnosis.findings} <= {"validation-rising", *OF_THE_CLOCK}
     assert {name(check) for check in PAIRS} <= set(diagnosis.made)
 
 
@@ -752,10 +756,10 @@ def ill_run(finished: Run, place: Path) -> Run:
 def test_print(finished: Run, tmp_path: Path) -> None:
     file = io.StringIO()
     diagnose(ill_run(finished, tmp_path / "ill")).print(Console(file=file, width=80))
-    text = file.getvalue()
+    text = " ".join(file.getvalue().split())  # the path of the run may break a line anywhere
     for part in (
         "finished after step 12",
-        "warning  duplicates",
+        "warning duplicates",
         "50 of 100",
         "Remedy: ",
         "0.5, threshold 0.1",

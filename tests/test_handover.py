@@ -18,7 +18,6 @@ from conftest import Train
 import selfsup
 
 PAGE = (Path(__file__).parent.parent / "docs" / "handover.md").read_text(encoding="utf-8")
-pytestmark = pytest.mark.readme
 
 
 def block(language: str, holding: str) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 from PIL import Image
+
+from selfsup.cli import app
+from selfsup.cli.options import split_words
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "own_objective.py"
@@ -38,7 +43,6 @@ SHORTER = {
     "torchrun": f"{sys.executable} -m torch.distributed.run",
     "--out runs/two": "--out runs/two --steps 4 model.preset=0.1m",
 }
-pytestmark = pytest.mark.readme
 
 
 def blocks(language: str) -> list[str]:
@@ -98,8 +102,20 @@ def start(command: str, place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, shell=True, cwd=place, env=environment, text=True, capture_output=True)
 
 
-def test_commands(place: Path) -> None:
+def test_every_command_is_understood() -> None:
+    """Its options, and the settings among its words; what it does is told by the long test below."""
     assert len(commands()) >= 10
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command in commands():
+        words = shlex.split(command)
+        name, *given = words[words.index("selfsup") + 1 :]
+        understood = known[name].make_context(name, given).params
+        if name in ("train", "plan", "inspect"):
+            split_words(understood["words"])
+
+
+@pytest.mark.long
+def test_commands(place: Path) -> None:
     for command in commands():
         if command.endswith(
             "--resume runs/c"

@@ -140,7 +140,7 @@ def signal_when(
     processes: Sequence[tuple[subprocess.Popen[str], int, Callable[[], bool]]],
 ) -> list[tuple[int, str]]:
     """Send each process a signal when it is due; what each ended with, and its standard error."""
-    waiting, deadline = list(processes), time.monotonic() + 60
+    waiting, deadline = list(processes), time.monotonic() + 240
     while waiting:
         assert time.monotonic() < deadline
         for entry in list(waiting):
@@ -150,7 +150,7 @@ def signal_when(
                 process.send_signal(number)
                 waiting.remove(entry)
         time.sleep(0.002)
-    errors = [process.communicate(timeout=60)[1] for process, _, _ in processes]
+    errors = [process.communicate(timeout=240)[1] for process, _, _ in processes]
     return [(process.returncode, error) for (process, _, _), error in zip(processes, errors, strict=True)]
 
 
@@ -221,6 +221,7 @@ def cut(train: Train, out: Path, at: int = 40, **given: Any) -> Run:
 # -- SIGKILL -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_killed_at_any_time_twice_in_a_row_with_any_number_of_workers(
     whole: Run, corpus: Path, resume: Train, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ VISION: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
     check_kills(
         {name: settings_of(tmp_path, corpus, objective=name, **more) for name, more in ENCODERS.items()},
@@ -266,6 +268,7 @@ def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: 
     )
 
 
+@pytest.mark.long
 def test_vision_is_killed_and_resumed(drawings: Path, resume: Train, tmp_path: Path) -> None:
     common = {**TINY_VISION, **LONG, "data": str(drawings)}
     check_kills(
@@ -279,6 +282,7 @@ PAIRS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 def test_image_text_is_killed_and_resumed(captioned: Path, resume: Train, tmp_path: Path) -> None:
     common = {**TINY_PAIRS, **LONG, "data": str(captioned)}
     check_kills({name: {**common, **more} for name, more in PAIRS.items()}, resume, tmp_path)
@@ -287,6 +291,7 @@ def test_image_text_is_killed_and_resumed(captioned: Path, resume: Train, tmp_pa
 FOREIGN = {"masked-lm": foreign.bert, "simcse": foreign.roberta, "causal-lm": foreign.gpt2}
 
 
+@pytest.mark.long
 def test_networks_of_transformers_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
     places = {name: str(make(tmp_path / f"of-{name}")) for name, make in FOREIGN.items()}
     check_kills(
@@ -316,23 +321,16 @@ def check_kills(trainings: dict[str, dict[str, Any]], resume: Train, place: Path
         assert_same(run, selfsup.train(**whole))
 
 
-@pytest.fixture(scope="module")
-def dead(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """A run for each moment at which a process killed itself; all of them work at once."""
-    directory = tmp_path_factory.mktemp("dead")
-    runs = {moment: Run(directory / moment.replace(" ", "-")) for moment in MOMENTS}
-    processes = [start(moment, settings=settings_of(run.directory, corpus)) for moment, run in runs.items()]
-    for process in processes:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, error
-    return runs
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [MOMENTS[0], *(pytest.param(m, marks=pytest.mark.long) for m in MOMENTS[1:])]
+)
 def test_killed_in_the_middle_of_a_write(
-    moment: str, dead: dict[str, Run], whole: Run, resume: Train
+    moment: str, corpus: Path, whole: Run, resume: Train, tmp_path: Path
 ) -> None:
-    run = dead[moment]
+    run = Run(tmp_path / "run")
+    process = start(moment, settings=settings_of(run.directory, corpus))
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, error
     assert not run.summary
     leftovers = list(run.checkpoints_directory.glob(".step-*"))
     assert bool(leftovers) == ("model" not in moment and "summary" not in moment)

@@ -40,8 +40,15 @@ TOLERANCE = 1e-10
 TRAINED = 1e-9  # after 20 steps
 ALONE = Processes.alone()
 WORKER = Path(__file__).with_name("worker.py")
+SHARED = ("causal-lm", "simcse", "two-views")  # by two processes in `make test` too
 
-pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test is that of every case; most of what two processes share is long."""
+    long = CASES.keys() - SHARED if "two_processes" in metafunc.fixturenames else ()
+    marks = {name: [pytest.mark.long] for name in long}
+    cases = [pytest.param(case, id=name, marks=marks.get(name, ())) for name, case in CASES.items()]
+    metafunc.parametrize("case", cases)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,12 +60,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What each of two processes that torchrun started found."""
+def two_processes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Tensor]]:
+    """What each of two processes that torchrun started found for the cases that are asked for."""
     directory = tmp_path_factory.mktemp("contract")
+    asked = [item for item in request.session.items if "two_processes" in getattr(item, "fixturenames", ())]
+    names = dict.fromkeys(item.callspec.params["case"].name for item in asked)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(WORKER), str(directory)],
+        [*command, str(WORKER), str(directory), *names],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""What the contract compares, from processes that torchrun starts: `torchrun … worker.py DIRECTORY`."""
+"""What the contract compares, from processes that torchrun starts: `torchrun … worker.py DIRECTORY CASE…`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def results(case: Case, processes: Processes, directory: Path) -> dict[str, dict
     return found
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     with process_group() as processes:
         tensors = {
             f"{name}/{comparison}/{tensor}": value.contiguous()
-            for name, case in CASES.items()
-            for comparison, values in results(case, processes, directory / name).items()
+            for name in names
+            for comparison, values in results(CASES[name], processes, directory / name).items()
             for tensor, value in values.items()
         }
         save_file({k: v.clone() for k, v in tensors.items()}, directory / f"rank{processes.rank}.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
