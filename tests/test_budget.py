@@ -20,7 +20,7 @@ from selfsup import budget
 from selfsup.budget import Clock
 from selfsup.checkpoint import Checkpoints
 from selfsup.data.records import Batch
-from selfsup.models.huggingface import uncompared
+from selfsup.models.parity import uncompared
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.custom import CustomRecipe
 from selfsup.report import Reporter

@@ -23,7 +23,7 @@ from selfsup.evaluation import SUPERVISED, measure
 from selfsup.evaluation.base import Request
 from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
-from selfsup.models.huggingface import import_transformers, uncompared
+from selfsup.models.parity import import_transformers, uncompared
 from selfsup.objectives.base import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule, misshapen
 from selfsup.planning import ready

@@ -24,7 +24,7 @@ from selfsup.evaluation.language import FEWEST_BLOCKS, block_sums
 from selfsup.inference.generate import LanguageModel
 from selfsup.inference.items import LeftOut
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.huggingface import save_model
+from selfsup.models.qwen3 import save_model
 from selfsup.report import Reporter
 from selfsup.run import Run
 

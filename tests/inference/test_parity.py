@@ -25,8 +25,9 @@ from selfsup.inference.parity import compare, written_out
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.huggingface import save_model
 from selfsup.models.modernbert import save_encoder
+from selfsup.models.parity import Difference
+from selfsup.models.qwen3 import save_model
 
 CORPUS = ["It was the best of times, it was the worst of times.\n", "[MASK] <|endoftext|> and [SEP]!"] * 5
 TEXTS = [
@@ -81,9 +82,9 @@ def test_our_directories_take_special_tokens_in_texts_for_text(kind: str, tmp_pa
         encoder_directory(tmp_path / "encoder", kind, head=False),
     ):
         found = measured(place)
-        assert found.plain < EXACT
-        assert found.opened < EXACT
-        assert found.summary() == {"max_difference": found.plain}
+        assert found.plain.most < EXACT
+        assert found.opened.most < EXACT
+        assert found.summary() == {"max_difference": found.plain.most}
         model, stock = open_model(place), transformers.AutoTokenizer.from_pretrained(place)
         tokenizer = model.tokenizer  # type: ignore[union-attr]
         for text in TEXTS:
@@ -96,10 +97,10 @@ def test_a_model_that_fills_hidden_places_reads_them(tmp_path: Path) -> None:
     """So its card says what other special tokens do to it, and by how much."""
     place = encoder_directory(tmp_path / "model", "bpe", head=True)
     found = measured(place)
-    assert found.plain < EXACT
-    assert found.opened > 100 * EXACT
-    assert found.summary()["max_difference_special"] == found.opened
-    for told in (f"{found.plain:.2e}", f"{found.opened:.2e}", "[SEP]", "split_special_tokens=True"):
+    assert found.plain.most < EXACT
+    assert found.opened.most > 100 * EXACT
+    assert found.summary()["max_difference_special"] == found.opened.most
+    for told in (f"{found.plain.most:.2e}", f"{found.opened.most:.2e}", "[SEP]", "split_special_tokens=True"):
         assert told in found.fact()
     text = "It was [MASK] best of[MASK]"
     fill = transformers.pipeline("fill-mask", str(place))
@@ -126,19 +127,19 @@ def test_vectors_of_texts_with_special_tokens(kind: str, head: bool, tmp_path: P
 
 def test_vectors_of_an_encoder_from_elsewhere(tmp_path: Path) -> None:
     place = bert(tmp_path / "bert")
-    assert measured(place).opened > 100 * EXACT
+    assert measured(place).opened.most > 100 * EXACT
     exported = selfsup.export(place, out=tmp_path / "exported")
     assert exported.max_difference is not None
     assert exported.max_difference < EXACT
     assert (tmp_path / "exported" / "tokenizer.json").read_bytes() == (place / "tokenizer.json").read_bytes()
-    assert measured(tmp_path / "exported").opened < EXACT
+    assert measured(tmp_path / "exported").opened.most < EXACT
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_directories_from_elsewhere(style: str, tmp_path: Path) -> None:
     found = measured(STYLES[style](tmp_path / style))
-    assert found.plain < EXACT
-    assert found.opened > 100 * EXACT
+    assert found.plain.most < EXACT
+    assert found.opened.most > 100 * EXACT
 
 
 def damage(place: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -152,13 +153,13 @@ def test_another_reading_is_noticed(tmp_path: Path) -> None:
     model = open_model(decoder_directory(tmp_path / "decoder", "bpe"))
     assert isinstance(model, LanguageModel)
     damage(tmp_path / "decoder", lambda content: content.update(post_processor=None))
-    assert compare(tmp_path / "decoder", model, None).plain > 100 * EXACT  # type: ignore[union-attr]
+    assert compare(tmp_path / "decoder", model, None).plain.most > 100 * EXACT  # type: ignore[union-attr]
     place = encoder_directory(tmp_path / "encoder", "wordpiece", head=False)
     encoder = open_model(place)
     assert isinstance(encoder, EncoderModel)
-    assert compare(place, encoder, 0.5).plain == 0.5  # type: ignore[union-attr]
+    assert compare(place, encoder, Difference(0.5, 0.1)).plain.most == 0.5  # type: ignore[union-attr]
     damage(place, lambda content: content["normalizer"].update(lowercase=False))
-    assert compare(place, encoder, None).plain > 100 * EXACT  # type: ignore[union-attr]
+    assert compare(place, encoder, None).plain.most > 100 * EXACT  # type: ignore[union-attr]
 
 
 def test_every_special_token_is_written_out() -> None:

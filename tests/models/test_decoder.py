@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import (
     Decoder,
     DecoderConfig,
     KeyValueCache,
-    flops_per_token,
-    parameter_count,
 )
 from selfsup.models.presets import PRESETS
 from selfsup.models.transformer import attention
@@ -212,11 +211,11 @@ def test_autocast_stays_near_fp32() -> None:
 @CONFIGS
 def test_counts_equal_the_built_model(config: DecoderConfig) -> None:
     decoder = Decoder(config)
-    assert parameter_count(config) == sum(p.numel() for p in decoder.parameters())
+    assert parameter_count(Decoder, config) == sum(p.numel() for p in decoder.parameters())
     matrices = sum(p.numel() for n, p in decoder.named_parameters() if p.ndim == 2 and "embed" not in n)
     head = config.vocabulary * config.width if config.tied else 0
     attention_flops = 12 * config.layers * config.heads * config.head_dim * 16
-    assert flops_per_token(config, 16) == 6 * (matrices + head) + attention_flops
+    assert sketched(Decoder, config).flops(16) == 6 * (matrices + head) + attention_flops
 
 
 def test_presets_grow_and_are_named_by_their_blocks() -> None:
@@ -225,7 +224,7 @@ def test_presets_grow_and_are_named_by_their_blocks() -> None:
         config = DecoderConfig(
             vocabulary=256, window=256, tied=False, kv_heads=shape.heads, **shape._asdict()
         )
-        blocks = parameter_count(config) - 2 * 256 * config.width
+        blocks = parameter_count(Decoder, config) - 2 * 256 * config.width
         said = float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]]
         assert blocks == pytest.approx(said, rel=0.15), name
         assert config.heads * config.head_dim == config.width

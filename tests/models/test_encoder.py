@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.encoder import (
     GLOBAL,
     LOCAL,
     EncoderConfig,
     MaskedLanguageModel,
     TextEncoder,
-    flops_per_token,
-    parameter_count,
 )
 
 SMALL = EncoderConfig(
@@ -410,7 +409,9 @@ def test_gradients_reach_every_parameter(config: EncoderConfig) -> None:
 @EACH_CONFIG
 def test_parameters_are_counted(config: EncoderConfig) -> None:
     with torch.device("meta"):
-        assert sum(p.numel() for p in TextEncoder(config).parameters()) == parameter_count(config)
+        assert sum(p.numel() for p in TextEncoder(config).parameters()) == parameter_count(
+            TextEncoder, config
+        )
 
 
 def test_operations_are_counted() -> None:
@@ -422,10 +423,10 @@ def test_operations_are_counted() -> None:
     head = model.head.dense.weight.numel() + model.decoder.weight.numel()
     attention = 4 * window * config.width * config.layers  # q·k and share·v, a product and a sum each
     expected = 6 * (blocks + 0.3 * head) + 3 * attention
-    assert flops_per_token(config, window, 0.3) == pytest.approx(expected)
-    assert flops_per_token(config, window, 0.0) == pytest.approx(6 * blocks + 3 * attention)
+    assert sketched(MaskedLanguageModel, config).flops(window, 0.3) == pytest.approx(expected)
+    assert sketched(TextEncoder, config).flops(window) == pytest.approx(6 * blocks + 3 * attention)
     tied = dataclasses.replace(config, tied=True)
-    assert flops_per_token(tied, window, 0.3) == pytest.approx(expected)
+    assert sketched(MaskedLanguageModel, tied).flops(window, 0.3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("length", [20, 90])

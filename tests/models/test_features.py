@@ -10,7 +10,8 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
-from selfsup.models.features import Features, read_features, whitening
+from selfsup.models.features import Features, whitening
+from selfsup.models.sentence_transformers import read_features
 
 
 def correlated(count: int, width: int, seed: int = 0) -> np.ndarray:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selfsup.errors import UserError
+from selfsup.models.counting import matrix_parameters, sketched
 from selfsup.models.pixel_decoder import (
     HEAD_DIM,
     Block,
     PixelDecoder,
     PixelDecoderConfig,
     assembled,
-    matrix_parameters,
     patches,
     read_decoder,
     save_decoder,
@@ -181,9 +181,14 @@ def test_a_fresh_decoder_predicts_the_mean_and_is_a_function_of_the_seed() -> No
     assert not fresh(encoded(3), places([0, 5, 7], [1, 2, 11]), places([1], [0]), GRID).any()
 
 
-def test_matrix_parameters_are_counted() -> None:
-    matrices = sum(parameter.numel() for parameter in decoder().parameters() if parameter.ndim == 2)
-    assert sum(matrix_parameters(CONFIG)) == matrices
+def test_matrix_parameters_and_operations_are_counted() -> None:
+    """A visible patch meets the map at the entry, a hidden one that at the end, both the blocks."""
+    made = decoder()
+    matrices = sum(parameter.numel() for parameter in made.parameters() if parameter.ndim == 2)
+    assert matrix_parameters(sketched(PixelDecoder, CONFIG)) == matrices
+    blocks = 5 * 12 * CONFIG.layers * CONFIG.width**2
+    ends = 2 * CONFIG.encoder * CONFIG.width + 3 * CONFIG.width * CONFIG.values
+    assert made.flops(2, 3) == 6 * (blocks + ends) + 12 * CONFIG.layers * CONFIG.width * 5**2
 
 
 def test_a_width_that_heads_do_not_fill_is_refused() -> None:

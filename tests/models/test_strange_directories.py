@@ -27,8 +27,8 @@ from selfsup.errors import UserError
 from selfsup.inference.generate import LanguageModel
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.features import Features
-from selfsup.models.huggingface import save_model
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, read_decoder, save_decoder
+from selfsup.models.qwen3 import save_model
 
 ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 2**31, 10**9, 10**30, 0.5, 1e308, float("nan"), float("inf"), "", "12", "\ud800"),
@@ -151,7 +151,7 @@ SIZES = {
         "num_attention_heads": (0, "num_attention_heads is 0"),
     },
     "encoder": {
-        "num_hidden_layers": (10**6, "layers of other kinds"),
+        "num_hidden_layers": (10**6, r"layer_types = \['full_attention'\]; only ModernBERT encoders"),
         "global_attn_every_n_layers": (0, "global_attn_every_n_layers is 0"),
     },
     "pixels": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.presets import VISION
 from selfsup.models.vision import (
     VisionConfig,
     VisionTransformer,
     axial_rotation,
-    flops_per_image,
     kept_rotation,
-    parameter_count,
     pool,
 )
 
@@ -233,7 +233,9 @@ def test_a_fresh_class_token_tells_images_apart() -> None:
 
 @CONFIGS
 def test_parameters_are_counted(config: VisionConfig) -> None:
-    assert parameter_count(config) == sum(p.numel() for p in VisionTransformer(config).parameters())
+    assert parameter_count(VisionTransformer, config) == sum(
+        p.numel() for p in VisionTransformer(config).parameters()
+    )
 
 
 @CONFIGS
@@ -249,7 +251,7 @@ def test_operations_are_counted(config: VisionConfig, share: int | None) -> None
     ):
         model(noise(1, 3, config.size, config.size), visible=visible)
     assert 3 * counter.get_total_flops() == pytest.approx(
-        flops_per_image(config, config.size, share), rel=0.15
+        sketched(VisionTransformer, config).flops(config.size, share), rel=0.15
     )
 
 
@@ -260,11 +262,12 @@ def test_vectors_are_no_maps() -> None:
 
 
 def test_presets_are_shapes_that_can_be_built() -> None:
-    sizes = [parameter_count(VisionConfig(224, 16, *shape)) for shape in VISION.values()]
+    count = partial(parameter_count, VisionTransformer)
+    sizes = [count(VisionConfig(224, 16, *shape)) for shape in VISION.values()]
     assert sizes == sorted(sizes)
     assert sizes[0] < 600_000
-    assert parameter_count(VisionConfig(224, 16, *VISION["vit-s"])) == pytest.approx(21.6e6, rel=0.01)
-    assert parameter_count(VisionConfig(224, 16, *VISION["vit-l"])) == pytest.approx(303.1e6, rel=0.01)
+    assert count(VisionConfig(224, 16, *VISION["vit-s"])) == pytest.approx(21.6e6, rel=0.01)
+    assert count(VisionConfig(224, 16, *VISION["vit-l"])) == pytest.approx(303.1e6, rel=0.01)
     for shape in VISION.values():
         assert shape.width == shape.heads * (shape.width // shape.heads)
 

@@ -23,7 +23,7 @@ import selfsup
 from selfsup.config import Settings
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
-from selfsup.models.features import read_features
+from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.base import Effort
 from selfsup.objectives.clip import CLIPRecipe
 from selfsup.report import Reporter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -12,6 +13,7 @@ from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.files import expanded, require_free
 from selfsup.models.directories import find_model
+from selfsup.models.parity import Difference, max_difference
 from selfsup.run import Run
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ TARGETS = {
     "timm": "selfsup.exporting.timm:write",
     "transformers": "selfsup.exporting.transformers:write",
 }
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ class Exported:
     to: str
     opens_with: str
     max_difference: float | None
+
+    @classmethod
+    def found(cls, directory: Path, to: str, opens_with: str, difference: Difference | None) -> Exported:
+        """What was written and compared; where rounding does not explain the difference, that is said."""
+        if difference is not None and not difference.is_rounding:
+            log.warning(
+                "The vectors differ from those of %s by up to %.1e, %.1e of their length, which is more than rounding "
+                "explains.", to, difference.most, difference.share
+            )  # fmt: skip
+        return cls(directory, to, opens_with, max_difference(difference))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"directory": str(self.directory)}

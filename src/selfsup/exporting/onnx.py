@@ -26,11 +26,8 @@ from selfsup.files import new_file
 from selfsup.models.backbones import Adapted, Opened
 from selfsup.models.dinov3 import preprocessor
 from selfsup.models.features import Features
+from selfsup.models.parity import Difference
 from selfsup.models.vision import CHANNELS, VisionTransformer, axial_rotation, pool
-
-EXACT = 1e-4  # max |Δ| of fp32 results that is put down to rounding
-
-log = logging.getLogger(__name__)
 
 
 def write(source: Path, path: Path) -> Exported:
@@ -46,10 +43,8 @@ def write(source: Path, path: Path) -> Exported:
         graph = Graph(opened.backbone.eval(), opened.features)
         _export(graph, opened, temporary)
         difference = compare(temporary, opened, graph)
-    if difference is not None and difference > EXACT:
-        log.warning("The results differ by up to %.1e, which is more than rounding explains.", difference)
     opens_with = f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'pixels': pixels}})"
-    return Exported(path, "onnx", opens_with, difference)
+    return Exported.found(path, "onnx", opens_with, difference)
 
 
 def _ask_for_exporter() -> None:
@@ -125,8 +120,8 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def compare(path: Path, opened: Opened, graph: Graph) -> float | None:
-    """max |Δ| in fp32 between onnxruntime on a file and selfsup, over all results, on images of noise.
+def compare(path: Path, opened: Opened, graph: Graph) -> Difference | None:
+    """How far onnxruntime on a file is from selfsup in fp32, over all results, on images of noise.
 
     One image at the size it was made for, and two of the same; of a vision transformer also a wide one. None where
     onnxruntime is not installed.
@@ -145,5 +140,5 @@ def compare(path: Path, opened: Opened, graph: Graph) -> float | None:
         pixels = torch.randn(batch, CHANNELS, height, width, generator=generator)
         found = session.run(graph.outputs, {"pixels": pixels.numpy()})
         for ours, theirs in zip(graph(pixels), found, strict=True):
-            differences.append(float((torch.from_numpy(theirs) - ours).abs().max()))
-    return max(differences)
+            differences.append(Difference.between(torch.from_numpy(theirs), ours))
+    return Difference.largest(differences)

@@ -7,13 +7,13 @@ directories of their own, and what sends images to the one and texts to the othe
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from selfsup.errors import UserError
@@ -22,14 +22,13 @@ from selfsup.exporting.sentence_transformers_card import CARD_FILE, Compared, To
 from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
-from selfsup.inference.items import Vectors
 from selfsup.inference.opening import load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.dinov3 import write_vision
 from selfsup.models.directories import find_model
-from selfsup.models.huggingface import quiet_transformers
+from selfsup.models.parity import Difference, quiet_transformers
 from selfsup.models.sentence_transformers import (
     write_image_input,
     write_modules,
@@ -37,10 +36,6 @@ from selfsup.models.sentence_transformers import (
     write_text_input,
 )
 from selfsup.models.vision import VisionTransformer
-
-EXACT = 1e-5  # max |Δ| of fp32 vectors that is put down to rounding
-
-log = logging.getLogger(__name__)
 
 
 def write(source: Path, directory: Path) -> Exported:
@@ -60,10 +55,8 @@ def write(source: Path, directory: Path) -> Exported:
         compared = compare(temporary, list(towers.values()))
         (temporary / CARD_FILE).write_text(card(model, list(towers.values()), compared), encoding="utf-8")
     difference = None if compared is None else compared.difference
-    if difference is not None and difference > EXACT:
-        log.warning("The vectors differ by up to %.1e, which is more than rounding explains.", difference)
     opens_with = f"sentence_transformers.SentenceTransformer({str(directory)!r})"
-    return Exported(directory, "sentence-transformers", opens_with, difference)
+    return Exported.found(directory, "sentence-transformers", opens_with, difference)
 
 
 def _towers(model: Tower | PairModel) -> dict[str, Tower]:
@@ -109,18 +102,18 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
             str(directory), device="cpu", local_files_only=True, trust_remote_code=False
         )
 
-    def both(tower: Tower, samples: Sequence[Any]) -> tuple[Vectors, Vectors]:
-        return theirs.encode(list(samples), show_progress_bar=False), tower.embed(samples, precision="fp32")
+    def differ(tower: Tower, samples: Sequence[Any]) -> Difference:
+        found = theirs.encode(list(samples), show_progress_bar=False)
+        return Difference.between(
+            torch.from_numpy(found), torch.from_numpy(tower.embed(samples, precision="fp32"))
+        )
 
     differences, resized = [], None
     for tower in towers:
-        found, expected = both(tower, _samples(tower))
-        differences.append(float(np.abs(found - expected).max()))
+        differences.append(differ(tower, _samples(tower)))
         if isinstance(tower, ImageModel):
-            found, expected = both(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5))
-            moved = np.linalg.norm(found - expected, axis=1)
-            resized = float((moved / np.linalg.norm(expected, axis=1)).max())
-    return Compared(max(differences), resized)
+            resized = differ(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5)).share
+    return Compared(Difference.largest(differences), resized)
 
 
 def _samples(tower: Tower) -> list[Any]:

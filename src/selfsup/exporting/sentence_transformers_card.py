@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.vision import ImageModel
+from selfsup.models.parity import Difference
 
 CARD_FILE = "README.md"
 Tower = EncoderModel | ImageModel
@@ -18,11 +19,11 @@ class Compared:
     """How far the vectors of two libraries are apart, in fp32.
 
     Attributes:
-        difference: max |Δ|, of images over those whose short side is that of the model.
+        difference: of images, over those whose short side is that of the model.
         resized: of images that are resized, how far a vector moves at most, as a share of its length.
     """
 
-    difference: float
+    difference: Difference
     resized: float | None
 
 
@@ -65,7 +66,7 @@ def _parity(compared: Compared | None) -> list[str]:
     if compared is None:
         found = "unchecked (sentence-transformers was not installed when it was written)"
         return [f"The same vectors as selfsup's: {found}"]
-    facts = [f"The same vectors as selfsup's: max |Δ| = {compared.difference:.2e} in fp32, on samples"]
+    facts = [f"The same vectors as selfsup's: max |Δ| = {compared.difference.most:.2e} in fp32, on samples"]
     if compared.resized is not None:
         facts.append(
             f"Images that are resized: vectors differ by up to {compared.resized:.1%} of their length, for pixels are "

@@ -9,7 +9,6 @@ becomes pixels (`pretrained_cfg`), each as JSON.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.exporting import Exported, open_image_model
 from selfsup.files import new_file, save_tensors, separate
-from selfsup.models.backbones import Adapted, Opened, import_timm, timm_preprocessing
+from selfsup.models.backbones import Adapted, Opened, import_timm, timm_difference, timm_preprocessing
 from selfsup.models.features import Features
+from selfsup.models.parity import Difference, noise
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 
-EXACT = 1e-4  # max |Δ| of fp32 vectors that is put down to rounding
 ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"  # whose arguments of size are all given anew
 NORM_EPS = 1e-5  # of that architecture, where no argument changes it
 POOLINGS = {"cls": "token", "mean": "avg"}
@@ -41,8 +40,6 @@ NAMES = {  # of what is called otherwise there
     ".mlp.up_proj.": ".mlp.fc1.",
     ".mlp.down_proj.": ".mlp.fc2.",
 }
-
-log = logging.getLogger(__name__)
 
 
 def write(source: Path, path: Path) -> Exported:
@@ -62,11 +59,9 @@ def write(source: Path, path: Path) -> Exported:
     with new_file(path) as temporary:
         save_tensors(weights, temporary, metadata)
         difference = compare(temporary, opened, architecture, arguments)
-    if difference is not None and difference > EXACT:
-        log.warning("The vectors differ by up to %.1e, which is more than rounding explains.", difference)
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     opens_with = f"timm.create_model({architecture!r}, checkpoint_path={str(path)!r}{given})"
-    return Exported(path, "timm", opens_with, difference)
+    return Exported.found(path, "timm", opens_with, difference)
 
 
 def _translated(opened: Opened) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -153,20 +148,16 @@ def _classifier(name: str, features: Features) -> dict[str, Tensor]:
     return {f"{name}.weight": features.weight.float(), f"{name}.bias": bias.float()}
 
 
-@torch.inference_mode()
-def compare(path: Path, opened: Opened, architecture: str, arguments: dict[str, Any]) -> float | None:
-    """max |Δ| in fp32 between the vectors of noise by stock timm with the weights of a file, and by selfsup.
+def compare(path: Path, opened: Opened, architecture: str, arguments: dict[str, Any]) -> Difference | None:
+    """How far the vectors of noise by stock timm with the weights of a file are from those by selfsup, in fp32.
 
     None where timm cannot be imported.
     """
-    from safetensors.torch import load_file
-
     try:
-        timm = import_timm("this export")
+        import_timm("this export")
     except UserError:
         return None
-    theirs = timm.create_model(architecture, **arguments).eval()
-    theirs.load_state_dict(load_file(path))
-    pixels = torch.randn(2, CHANNELS, opened.size, opened.size, generator=torch.Generator().manual_seed(0))
-    ours = opened.features.map(opened.backbone.eval().embed(pixels, opened.features.pooling))
-    return float((theirs(pixels) - ours).abs().max())
+    pixels = noise(2, CHANNELS, opened.size, opened.size)
+    with torch.inference_mode():
+        ours = opened.features.map(opened.backbone.eval().embed(pixels, opened.features.pooling))
+    return timm_difference(architecture, arguments, path, pixels, ours)

@@ -17,14 +17,14 @@ from selfsup.inference.generate import LanguageModel
 from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
-from selfsup.models import dinov3, huggingface, modernbert
+from selfsup.models import dinov3, modernbert, qwen3
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
 from selfsup.models.decoder import Decoder
 from selfsup.models.directories import find_model, read_config, require_whole
 from selfsup.models.encoder import MaskedLanguageModel
-from selfsup.models.huggingface import exactness, spread_tokens
 from selfsup.models.kinds import described
+from selfsup.models.parity import Difference, exactness, spread_tokens
 from selfsup.models.vision import VisionTransformer
 
 
@@ -52,10 +52,10 @@ def write(source: Path, directory: Path) -> Exported:
         shutil.copytree(model, temporary, dirs_exist_ok=True)
         difference = _compare(temporary)
     opens_with = f"transformers.{architectures[0]}.from_pretrained({str(directory)!r})"
-    return Exported(directory, "transformers", opens_with, difference)
+    return Exported.found(directory, "transformers", opens_with, difference)
 
 
-def _compare(directory: Path) -> float | None:
+def _compare(directory: Path) -> Difference | None:
     """Compare a model whose card says that it is unchecked, and write into the card what was found."""
     card = directory / "README.md"
     said = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -66,9 +66,9 @@ def _compare(directory: Path) -> float | None:
     return difference
 
 
-def _difference(directory: Path) -> tuple[float | None, str]:
-    """max |Δ| in fp32 between stock transformers and selfsup on a directory, None where transformers is missing; and
-    what a card says of it."""
+def _difference(directory: Path) -> tuple[Difference | None, str]:
+    """How far stock transformers is from selfsup on a directory, None where transformers is missing; and what a card
+    says of it."""
     model = open_model(directory)
     if isinstance(model, ImageModel):
         difference = dinov3.parity(directory, cast(VisionTransformer, model.backbone))
@@ -78,12 +78,12 @@ def _difference(directory: Path) -> tuple[float | None, str]:
     return None if found is None else found.plain, fact(found)
 
 
-def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) -> float | None:
+def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) -> Difference | None:
     """Of a model here; of a network of transformers there is but one."""
     if isinstance(model, LanguageModel):
         decoder = model.decoder
         tokens = spread_tokens(decoder.config.vocabulary, decoder.config.window)
-        return huggingface.parity(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
+        return qwen3.parity(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
     encoder = model.masked if isinstance(model.masked, MaskedLanguageModel) else model.encoder
     tokens = spread_tokens(model.encoder.config.vocabulary, model.window)
     return None if isinstance(encoder, AdaptedEncoder) else modernbert.parity(directory, encoder, tokens)

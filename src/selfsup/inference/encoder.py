@@ -22,9 +22,10 @@ from selfsup.machine import Machine, find_device, find_precision
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import TextEncoder
-from selfsup.models.features import Features, fingerprint, read_features
+from selfsup.models.features import Features, fingerprint
 from selfsup.models.modernbert import read_encoder, write_encoder
 from selfsup.models.packing import embed
+from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.losses import token_losses
 
 TOKENS = 4096  # that are encoded at once

@@ -18,7 +18,7 @@ from selfsup.inference.sampling import Sampling, distribution, penalise_repetiti
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.directories import read_config
-from selfsup.models.huggingface import load_decoder, read_ends
+from selfsup.models.qwen3 import load_decoder, read_ends
 
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text

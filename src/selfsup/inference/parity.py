@@ -20,8 +20,8 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
 from selfsup.models.encoder import TextEncoder
-from selfsup.models.huggingface import exactness, open_with_transformers, quiet_transformers
 from selfsup.models.packing import embed
+from selfsup.models.parity import Difference, exactness, open_with_transformers, quiet_transformers
 
 SAMPLES = (
     "The dog barks at the sea, and the sea does not answer.",
@@ -32,12 +32,11 @@ SAMPLES = (
 LONG = "whale " * 300
 LONGEST = 512  # tokens of a text
 SPECIAL = 16  # special tokens that are written out, at most
-EXACT = 1e-3  # max |Δ| that is put down to rounding
 
 
 @dataclass(frozen=True)
 class Parity:
-    """max |Δ| in fp32: of a decoder's logits behind a text, of an encoder's mean hidden state of a text.
+    """How far apart in fp32 a decoder's logits behind a text are, or an encoder's mean hidden states of a text.
 
     Attributes:
         plain: where special tokens that are written out in a text are taken for text, as here.
@@ -45,14 +44,15 @@ class Parity:
         token: a special token.
     """
 
-    plain: float
-    opened: float
+    plain: Difference
+    opened: Difference
     token: str
 
     def summary(self) -> dict[str, float]:
         """What was found, for the summary of a run."""
-        agrees = self.opened <= max(EXACT, 10 * self.plain)
-        return {"max_difference": self.plain} | ({} if agrees else {"max_difference_special": self.opened})
+        agrees = self.opened.is_rounding or self.opened.share <= 10 * self.plain.share
+        special = {} if agrees else {"max_difference_special": self.opened.most}
+        return {"max_difference": self.plain.most} | special
 
     def fact(self) -> str:
         """The same for a model card."""
@@ -61,7 +61,7 @@ class Parity:
         return (
             f"{exactness(self.plain)}\n- A special token written out in a text, such as {self.token}, is that token to "
             "the tokenizer of this directory, for prompts that mean it, and plain text to selfsup: max |Δ| = "
-            f"{self.opened:.2e} on such texts, and as above with `tokenizer(text, split_special_tokens=True)`"
+            f"{self.opened.most:.2e} on such texts, and as above with `tokenizer(text, split_special_tokens=True)`"
         )
 
 
@@ -77,7 +77,9 @@ def written_out(tokenizer: TextTokenizer) -> list[str]:
 
 
 @torch.inference_mode()
-def compare(directory: Path, model: LanguageModel | EncoderModel, difference: float | None) -> Parity | None:
+def compare(
+    directory: Path, model: LanguageModel | EncoderModel, difference: Difference | None
+) -> Parity | None:
     """A directory against the model that it was written from, of which `difference` is known from its tokens alone.
 
     None where transformers is not installed, or where nothing is to be compared.
@@ -89,15 +91,16 @@ def compare(directory: Path, model: LanguageModel | EncoderModel, difference: fl
         return None
     tokenizer, written = _open_tokenizer(directory), written_out(model.tokenizer)
 
-    def differ(texts: Sequence[str], **how: bool) -> float:
-        return max(
-            float((kind.theirs(network, tokenizer, batch, side, how) - kind.ours(batch)).abs().max())
+    def differ(texts: Sequence[str], **how: bool) -> Difference:
+        return Difference.largest(
+            Difference.between(kind.theirs(network, tokenizer, batch, side, how), kind.ours(batch))
             for side, batch in kind.batches(texts)
         )
 
     with quiet_transformers():
-        plain = max(differ(SAMPLES), differ([LONG, SAMPLES[0]]), differ(written, split_special_tokens=True))
-        return Parity(max(plain, difference or 0.0), differ(written), model.tokenizer.marks.end)
+        plain = [differ(SAMPLES), differ([LONG, SAMPLES[0]]), differ(written, split_special_tokens=True)]
+        plain += [] if difference is None else [difference]
+        return Parity(Difference.largest(plain), differ(written), model.tokenizer.marks.end)
 
 
 def _open_tokenizer(directory: Path) -> Any:

@@ -27,17 +27,16 @@ from selfsup.models.directories import (
     read_config,
     read_weights,
     refuse_absurd,
-    shaped,
 )
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
-from selfsup.models.huggingface import Tokenizer, quiet_transformers
-from selfsup.models.sentence_transformers import MODULES, read_length
+from selfsup.models.huggingface import Tokenizer
+from selfsup.models.layouts import Layout, at
+from selfsup.models.parity import quiet_transformers
+from selfsup.models.sentence_transformers import text_window
 from selfsup.models.transformer import additive, compute_dtype
 
 UNLIMITED = 1 << 20  # tokens
 INSTALL = "pip install transformers"
-# Where a config of transformers says what.
-KEYS = {"vocabulary": "vocab_size", "width": "hidden_size", "window": "max_position_embeddings"}
 # Which configs each auto class of transformers takes.
 MAPPINGS = {
     "AutoModel": "MODEL_MAPPING",
@@ -69,6 +68,12 @@ class AdaptedConfig:
     vocabulary: int
     width: int
     window: int
+
+
+SHAPE = Layout(
+    AdaptedConfig,
+    {"vocabulary": at("vocab_size"), "width": at("hidden_size"), "window": at("max_position_embeddings")},
+)
 
 
 @dataclass(frozen=True)
@@ -185,9 +190,7 @@ def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | Non
     _require_weights(opened)
     masked = AdaptedMaskedLM(opened) if has_head else None
     encoder = masked.model if masked else AdaptedEncoder(opened)
-    if (directory / MODULES).exists():
-        window = min(encoder.config.window, read_length(directory) or encoder.config.window)
-        encoder.config = replace(encoder.config, window=window)
+    encoder.config = replace(encoder.config, window=text_window(directory, encoder.config.window))
     return encoder, masked
 
 
@@ -259,9 +262,9 @@ class Adapted(nn.Module):
                 f"{opened.directory} holds a {opened.name}, which is no model of texts alone; give one that is."
             )
         self.first = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-        said = {name: getattr(found, name, None) for name in KEYS.values()}
+        said = {key: getattr(found, key, None) for place in SHAPE.places.values() for key in place.keys}
         said["max_position_embeddings"] = said["max_position_embeddings"] or UNLIMITED
-        shape = shaped(AdaptedConfig, opened.directory / CONFIG, said, KEYS)
+        shape = SHAPE.read(said, opened.directory / CONFIG)
         self.config = replace(shape, window=shape.window - self.first)
         self.pad = found.pad_token_id or 0
         with transformers_at_work(str(opened.directory)):

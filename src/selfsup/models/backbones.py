@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.files import save_tensors, separate, whole_directory
 from selfsup.models.dinov3 import (
     MODEL_TYPE,
+    PREPROCESSING,
     PREPROCESSOR,
     preprocessor,
     read_vision,
@@ -41,9 +41,11 @@ from selfsup.models.directories import (
     whole,
     write_json,
 )
-from selfsup.models.features import Features, read_features
-from selfsup.models.huggingface import exactness, refuse_taken, require_fit
+from selfsup.models.features import Features
+from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
 from selfsup.models.packing import Pooling
+from selfsup.models.parity import Difference, exactness, max_difference, noise
+from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionTransformer
 from selfsup.views import MEAN, STD
 
@@ -211,22 +213,17 @@ def save_backbone(
     """
     if isinstance(backbone, VisionTransformer):
         return save_vision(directory, backbone, features, card)
-    refuse_taken(directory)
-    with whole_directory(directory) as temporary:
-        write_json(temporary / "config.json", _config(backbone))
+    with new_model(directory) as temporary:
+        write_network(temporary, _config(backbone), backbone.network.state_dict())
         write_json(temporary / PREPROCESSOR, preprocessor(backbone.size))
-        weights = separate(backbone.network)
-        wide = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
-        save_tensors(wide, temporary / "model.safetensors")
         features.write(temporary)
         difference = None if backbone.timm is None else _timm_parity(temporary, backbone)
-        opens = f"weights by the names of {_class(backbone.network)}, which opens them"
-        checked = (
-            f"{exactness(difference, 'timm')}; where timm is installed, `transformers.AutoModel` opens it too"
-        )
-        statement = opens if backbone.timm is None else checked
-        (temporary / "README.md").write_text(card(statement), encoding="utf-8")
-    return difference
+        statement = f"weights by the names of {_class(backbone.network)}, which opens them"
+        if backbone.timm is not None:
+            also = "where timm is installed, `transformers.AutoModel` opens it too"
+            statement = f"{exactness(difference, 'timm')}; {also}"
+        write_card(temporary, card(statement))
+    return max_difference(difference)
 
 
 def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
@@ -243,7 +240,7 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
     if saved.get("model_type") == MODEL_TYPE:
         vision = read_vision(directory)
         return Opened(vision.model(), vision.features, vision.config.size)
-    size = _read_size(directory)
+    size = PREPROCESSING.read(read_json(directory / PREPROCESSOR), directory / PREPROCESSOR).size
     if not saved.keys() & {"architecture", "class"}:
         raise UserError(
             f"{directory} holds a model of type {saved.get('model_type')!r}; only DINOv3 ViTs, networks of timm and "
@@ -261,13 +258,6 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
             f"{directory} does not fit its network ({error}); get a whole copy of the model"
         ) from None
     return Opened(backbone, read_features(directory), size)
-
-
-def _read_size(directory: Path) -> int:
-    crop = read_json(directory / PREPROCESSOR).get("crop_size")
-    if not isinstance(crop, dict) or not whole(crop.get("height"), most=MOST_SIDE):
-        raise UserError(f"{directory / PREPROCESSOR} names no crop_size; get a whole copy of the model")
-    return int(crop["height"])
 
 
 def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path) -> Adapted:
@@ -340,19 +330,26 @@ def _class(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-@torch.inference_mode()
-def _timm_parity(directory: Path, backbone: Adapted) -> float:
-    """max |Δ| of the vectors of noise in fp32 between timm with the weights of a directory and a backbone.
+def _timm_parity(directory: Path, backbone: Adapted) -> Difference:
+    """How far the vectors of noise by timm with the weights of a directory are from those of a backbone.
 
     Before 1.0.31 timm itself takes any of several safetensors files of a directory for the weights, and fails.
     """
     assert backbone.timm is not None
-    timm, source = import_timm(str(directory)), backbone.timm
-    theirs = timm.create_model(source.name, num_classes=0, **source.arguments).eval()
-    theirs.load_state_dict(read_safetensors(directory / WEIGHTS))
-    device = next(backbone.parameters()).device
-    pixels = torch.randn(
-        2, CHANNELS, backbone.size, backbone.size, generator=torch.Generator().manual_seed(0)
-    )
-    ours = backbone.eval()(pixels.to(device)).float().cpu()
-    return float((_vectors(theirs, None, pixels) - ours).abs().max())
+    device, source = next(backbone.parameters()).device, backbone.timm
+    pixels = noise(2, CHANNELS, backbone.size, backbone.size)
+    with torch.inference_mode():
+        ours = backbone.eval()(pixels.to(device)).float()
+        return timm_difference(
+            source.name, {"num_classes": 0, **source.arguments}, directory / WEIGHTS, pixels, ours
+        )
+
+
+@torch.inference_mode()
+def timm_difference(
+    name: str, arguments: dict[str, Any], file: Path, pixels: Tensor, ours: Tensor
+) -> Difference:
+    """How far what stock timm makes of pixels, with the weights of a file, is from our vectors (B, dimension)."""
+    theirs = import_timm(str(file)).create_model(name, **arguments).eval()
+    theirs.load_state_dict(read_safetensors(file))
+    return Difference.between(_vectors(theirs, None, pixels), ours)

@@ -17,14 +17,14 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.files import whole_directory
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.directories import inside, read_config, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.huggingface import Tokenizer, exactness, refuse_taken, spread_tokens
+from selfsup.models.huggingface import Tokenizer, new_model, write_card
 from selfsup.models.modernbert import parity, save_encoder
+from selfsup.models.parity import exactness, max_difference, spread_tokens
 
 MODEL_TYPE = "selfsup-clip"
 IMAGE, TEXT = "image", "text"
@@ -99,8 +99,7 @@ def save_clip(
     dimension = image_features.dimension(image.dimension)
     if text_features.dimension(text.config.width) != dimension:
         raise ValueError("both towers map into one space")
-    refuse_taken(directory)
-    with whole_directory(directory) as temporary:
+    with new_model(directory) as temporary:
         found = {
             IMAGE: save_backbone(temporary / IMAGE, image, image_features, lambda exact: _card(IMAGE, exact)),
             TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
@@ -109,7 +108,7 @@ def save_clip(
             temporary / "config.json",
             {"model_type": MODEL_TYPE, **asdict(similarity), "dimension": dimension},
         )
-        (temporary / "README.md").write_text(card(found), encoding="utf-8")
+        write_card(temporary, card(found))
     return found
 
 
@@ -117,17 +116,16 @@ def _save_text(
     directory: Path, text: TextEncoder | AdaptedEncoder, tokenizer: Tokenizer, features: Features
 ) -> float | None:
     if isinstance(text, AdaptedEncoder):
-        with whole_directory(directory) as temporary:
+        with new_model(directory) as temporary:
             text.opened.save(temporary, tokenizer, heads=False)
             features.write(temporary)
-            (temporary / "README.md").write_text(_card(TEXT, "as transformers writes it"), encoding="utf-8")
+            write_card(temporary, _card(TEXT, "as transformers writes it"))
         return None
     save_encoder(directory, text, tokenizer, features, "")
     tokens = spread_tokens(text.config.vocabulary, text.config.window)
     difference = parity(directory, text, tokens.to(next(text.parameters()).device))
-    card = _card(TEXT, f"ModernBERT's; {exactness(difference)}")
-    (directory / "README.md").write_text(card, encoding="utf-8")
-    return difference
+    write_card(directory, _card(TEXT, f"ModernBERT's; {exactness(difference)}"))
+    return max_difference(difference)
 
 
 def read_clip(directory: Path) -> SavedClip:

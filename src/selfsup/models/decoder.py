@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import project, rotary_tables, rotate_heads
 from selfsup.models.transformer import (
     Embedding,
@@ -46,29 +47,6 @@ class DecoderConfig:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even, for rotary positions turn pairs")
-
-
-def parameter_count(config: DecoderConfig) -> int:
-    """Parameters of `Decoder(config)`, embeddings included, a tied matrix counted once."""
-    gains = config.layers * (2 * config.width + 2 * config.head_dim) + config.width
-    embeddings = config.vocabulary * config.width * (1 if config.tied else 2)
-    return config.layers * _block_matrices(config) + gains + embeddings
-
-
-def flops_per_token(config: DecoderConfig, window: int) -> int:
-    """Floating-point operations of forward and backward per token, in windows of `window` tokens.
-
-    The convention of PaLM (arXiv:2204.02311, appendix B): 6 per matrix parameter that a token meets (the
-    output head counts, the embedding look-up does not) and 12 · layers · heads · head_dim · window for the
-    two products of attention, the half that causality hides included.
-    """
-    matrices = config.layers * _block_matrices(config) + config.vocabulary * config.width
-    return 6 * matrices + 12 * config.layers * config.heads * config.head_dim * window
-
-
-def _block_matrices(config: DecoderConfig) -> int:
-    projections = 2 * (config.heads + config.kv_heads) * config.head_dim
-    return config.width * (projections + 3 * config.mlp)
 
 
 class KeyValueCache:
@@ -224,6 +202,12 @@ class Decoder(nn.Module):
     def output_weight(self) -> Tensor:
         """The matrix (vocabulary, width) whose product with a hidden state gives the logits."""
         return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def flops(self, window: int) -> float:
+        """Operations of forward and backward per token in windows of `window` tokens; the head counts."""
+        config = self.config
+        maps = matrix_parameters(self.model) + self.output_weight.numel()
+        return flops_per_token(maps, config.layers, config.heads * config.head_dim, window)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Decoder:

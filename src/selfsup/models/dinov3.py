@@ -10,50 +10,79 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfsup.errors import UserError
-from selfsup.files import save_tensors, whole_directory
-from selfsup.models.directories import (
-    MOST_SIDE,
-    broken,
-    read_config,
-    read_json,
-    read_weights,
-    shaped,
-    write_json,
-)
-from selfsup.models.features import FEATURES, Features, read_features
-from selfsup.models.huggingface import built, exactness, open_with_transformers, refuse_taken
+from selfsup.models.directories import CONFIG, MOST_SIDE, read_config, read_json, read_weights, write_json
+from selfsup.models.features import FEATURES, Features
+from selfsup.models.huggingface import built, new_model, write_card, write_network
+from selfsup.models.layouts import Layout, at
+from selfsup.models.parity import Difference, compared, exactness, max_difference
+from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 from selfsup.views import MEAN, STD
 
 MODEL_TYPE = "dinov3_vit"
 PREPROCESSOR = "preprocessor_config.json"
-BILINEAR = 2  # Pillow's number for it
-# What other DINOv3 ViTs may have and the one here has not.
-PLAIN = {
-    "hidden_act": "gelu",
-    "use_gated_mlp": False,
-    "query_bias": True,
-    "key_bias": False,
-    "value_bias": True,
-    "proj_bias": True,
-    "mlp_bias": True,
-    "num_channels": CHANNELS,
-}
-# Where a config.json says what, and what it means where it does not.
-KEYS = {
-    "size": "image_size",
-    "patch": "patch_size",
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp": "intermediate_size",
-    "registers": "num_register_tokens",
-    "layer_scale": "layerscale_value",
-    "rope_theta": "rope_theta",
-    "norm_eps": "layer_norm_eps",
-}
-DEFAULTS = {"num_register_tokens": 0, "layerscale_value": 1.0, "rope_theta": 100.0, "layer_norm_eps": 1e-5}
+LAYOUT = Layout(
+    VisionConfig,
+    name="DINOv3 ViTs",
+    model_type=MODEL_TYPE,
+    places={
+        "size": at("image_size", most=MOST_SIDE),
+        "patch": at("patch_size"),
+        "layers": at("num_hidden_layers"),
+        "width": at("hidden_size"),
+        "heads": at("num_attention_heads"),
+        "mlp": at("intermediate_size"),
+        "registers": at("num_register_tokens", default=0, least=0),
+        "layer_scale": at("layerscale_value", default=1.0, least=0),
+        "rope_theta": at("rope_theta", default=100.0),
+        "norm_eps": at("layer_norm_eps", default=1e-5),
+    },
+    fixed={
+        "hidden_act": "gelu",
+        "use_gated_mlp": False,
+        "query_bias": True,
+        "key_bias": False,
+        "value_bias": True,
+        "proj_bias": True,
+        "mlp_bias": True,
+        "num_channels": CHANNELS,
+    },
+    written={
+        "pos_embed_shift": None,  # what transformers would do to positions in training
+        "pos_embed_jitter": None,
+        "pos_embed_rescale": None,
+        "attention_dropout": 0.0,
+        "drop_path_rate": 0.0,
+        "initializer_range": 0.02,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # what transformers 4 calls it
+    },
+)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes pixels: its short side is resized to `size`, the middle cropped, and normalised."""
+
+    size: int
+
+
+PREPROCESSING = Layout(
+    Preprocessing,
+    name="models of images",
+    places={"size": at("crop_size.height", "crop_size.width", "size.shortest_edge", most=MOST_SIDE)},
+    fixed={"image_mean": list(MEAN), "image_std": list(STD)},
+    written={
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": 2,  # Pillow's number for bilinear
+        "do_center_crop": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -83,39 +112,24 @@ def save_vision(
 
     Weights are fp32. The directory appears wholly or not at all. Raises UserError where it exists already.
     """
-    refuse_taken(directory)
-    with whole_directory(directory) as temporary:
+    with new_model(directory) as temporary:
         write_vision(temporary, model)
         features.write(temporary)
         difference = parity(temporary, model)
-        (temporary / "README.md").write_text(card(exactness(difference)), encoding="utf-8")
-    return difference
+        write_card(temporary, card(exactness(difference)))
+    return max_difference(difference)
 
 
 def write_vision(directory: Path, model: VisionTransformer) -> None:
     """Write what `AutoModel` and `AutoImageProcessor` open, and nothing else, into a directory that exists."""
-    write_json(directory / "config.json", _to_dinov3(model.config))
+    config = {"architectures": ["DINOv3ViTModel"], **LAYOUT.write(model.config)}
+    write_network(directory, config, model.state_dict())
     write_json(directory / PREPROCESSOR, preprocessor(model.config.size))
-    weights = {name: tensor.float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_tensors(weights, directory / "model.safetensors")
 
 
 def preprocessor(size: int) -> dict[str, Any]:
     """How an image becomes pixels, as a ViTImageProcessor: short side to `size`, centre crop, normalisation."""
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": BILINEAR,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-    }
+    return PREPROCESSING.write(Preprocessing(size))
 
 
 def read_vision(directory: Path) -> SavedVision:
@@ -124,85 +138,27 @@ def read_vision(directory: Path) -> SavedVision:
     Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
     this one with different arithmetic, or is incomplete or broken.
     """
-    config = _from_dinov3(read_config(directory), directory)
-    _refuse_other_pixels(directory)
+    config = LAYOUT.read(read_config(directory), directory / CONFIG)
+    if (path := directory / PREPROCESSOR).exists():  # images are normalised in one way here
+        PREPROCESSING.require(read_json(path), path)
     features = read_features(directory) if (directory / FEATURES).exists() else Features("cls")
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
     return SavedVision(directory, config, weights, features)
 
 
-@torch.inference_mode()
-def parity(directory: Path, model: VisionTransformer) -> float | None:
-    """max |Δ| of the hidden states in fp32 between stock `transformers` on a directory and `model`.
+def parity(directory: Path, model: VisionTransformer) -> Difference | None:
+    """How far the hidden states of stock `transformers` on a directory are from those of `model`.
 
     On images of noise, square at the size of the config and wide at another. None where transformers is not installed.
     """
-    theirs = open_with_transformers("AutoModel", directory)
-    if theirs is None:
-        return None
-    device, size, patch = model.norm.weight.device, model.config.size, model.config.patch
-    generator = torch.Generator().manual_seed(0)
-    differences = []
-    for shape in ((2, CHANNELS, size, size), (1, CHANNELS, size, size + patch)):
-        pixels = torch.randn(shape, generator=generator)
-        expected = theirs(pixels).last_hidden_state
-        differences.append(float((expected - model(pixels.to(device)).float().cpu()).abs().max()))
-    return max(differences)
+    size, generator = model.config.size, torch.Generator().manual_seed(0)
+    shapes = ((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
+    images = [torch.randn(shape, generator=generator) for shape in shapes]
 
+    def ours(pixels: Tensor) -> Tensor:
+        return model(pixels.to(model.norm.weight.device))  # type: ignore[no-any-return]
 
-def _to_dinov3(config: VisionConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["DINOv3ViTModel"],
-        "model_type": MODEL_TYPE,
-        "image_size": config.size,
-        "patch_size": config.patch,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_register_tokens": config.registers,
-        "layerscale_value": config.layer_scale,
-        "layer_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "pos_embed_shift": None,  # what transformers would do to positions in training
-        "pos_embed_jitter": None,
-        "pos_embed_rescale": None,
-        "attention_dropout": 0.0,
-        "drop_path_rate": 0.0,
-        **PLAIN,
-        "initializer_range": 0.02,
-        "dtype": "float32",
-        "torch_dtype": "float32",  # what transformers 4 calls it
-    }
+    def theirs(network: Any, pixels: Tensor) -> Tensor:
+        return network(pixels).last_hidden_state  # type: ignore[no-any-return]
 
-
-def _from_dinov3(saved: dict[str, Any], directory: Path) -> VisionConfig:
-    if saved.get("model_type") != MODEL_TYPE:
-        raise UserError(
-            f"{directory} holds a model of type {saved.get('model_type')!r}; only DINOv3 ViTs can be loaded"
-        )
-    for key, value in PLAIN.items():
-        if saved.get(key, value) != value:
-            raise UserError(
-                f"{directory} has {key} = {saved[key]!r}; only DINOv3 ViTs with {value!r} can be loaded"
-            )
-    if "quantization_config" in saved:
-        raise UserError(f"{directory} holds quantised weights; load the model's unquantised release")
-    path = directory / "config.json"
-    config = shaped(VisionConfig, path, DEFAULTS | saved, KEYS, ("registers", "layer_scale"))
-    if config.size > MOST_SIDE:
-        raise broken(path, "image_size", config.size)
-    return config
-
-
-def _refuse_other_pixels(directory: Path) -> None:
-    """Images are normalised in one way here."""
-    if not (directory / PREPROCESSOR).exists():
-        return
-    saved = read_json(directory / PREPROCESSOR)
-    for key, value in (("image_mean", MEAN), ("image_std", STD)):
-        if saved.get(key, list(value)) != list(value):
-            raise UserError(
-                f"{directory / PREPROCESSOR} has {key} = {saved[key]}; only models of images normalised by "
-                f"{list(value)} can be loaded"
-            )
+    return compared("AutoModel", directory, ours, theirs, images)

@@ -10,10 +10,9 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -63,8 +62,6 @@ KINDS = {
     torch.uint8,
     torch.bool,
 }
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -203,36 +200,6 @@ def inside(directory: Path, name: str) -> Path:
 # -- what it says of sizes -----------------------------------------------------------------------------------
 
 
-def shaped(
-    kind: type[T],
-    path: Path,
-    saved: Mapping[str, Any],
-    keys: Mapping[str, str],
-    may_be_zero: tuple[str, ...] = (),
-) -> T:
-    """A dataclass of sizes from what a file says of them.
-
-    Args:
-        keys: what each of its fields is called there.
-
-    Raises:
-        UserError: the file lacks one, one is of another type or out of bounds, or they do not fit together.
-    """
-    types = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, key in keys.items():
-        if key not in saved:
-            raise UserError(f"{path} lacks '{key}'; get a whole copy of the model")
-        least = 0 if name in may_be_zero else 1 if types[name] == "int" else 1e-30
-        if not _FITS[str(types[name])](saved[key], least):
-            raise broken(path, key, saved[key])
-        values[name] = float(saved[key]) if types[name] == "float" else saved[key]
-    try:
-        return kind(**values)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is broken ({error}); get a whole copy of the model") from None
-
-
 def whole(value: Any, least: float = 1, most: float = MOST) -> bool:
     """Whether a value is a whole number within bounds."""
     return type(value) is int and least <= value <= most
@@ -243,14 +210,15 @@ def number(value: Any, least: float = -1e30) -> bool:
     return type(value) in (int, float) and least <= value <= 1e30
 
 
-_FITS = {"int": whole, "float": number, "bool": lambda value, _: type(value) is bool}
-
-
 def broken(path: Path, key: str, value: Any) -> UserError:
     """What is said of a value that no model has."""
-    shown = repr(value)
-    shown = shown if len(shown) < 60 else f"{shown[:60]}…"
-    return UserError(f"{path} is broken ({key} is {shown}); get a whole copy of the model")
+    return UserError(f"{path} is broken ({key} is {shown(value)}); get a whole copy of the model")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, as far as a line has room for it."""
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"
 
 
 def refuse_absurd(config: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:

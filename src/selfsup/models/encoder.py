@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import project, rotary_tables, rotate_heads
 from selfsup.models.transformer import (
     Embedding,
@@ -64,27 +65,6 @@ class EncoderConfig:
     def kind(self, layer: int) -> str:
         """`full_attention` or `sliding_attention`."""
         return LOCAL if layer % self.global_every else GLOBAL
-
-
-def parameter_count(config: EncoderConfig) -> int:
-    """Parameters of `TextEncoder(config)`, without heads."""
-    gains = (2 * config.layers - 1) * config.width + 2 * config.width
-    return config.layers * _block_matrices(config) + gains + config.vocabulary * config.width
-
-
-def flops_per_token(config: EncoderConfig, window: int, predicted: float) -> float:
-    """Floating-point operations of forward and backward per token, in windows of `window` tokens.
-
-    6 per matrix parameter that a token meets and 12 · layers · width · window for the two products of attention, as in
-    `decoder.flops_per_token`; of the head only for the share of tokens that is `predicted`.
-    """
-    head = (config.vocabulary * config.width + config.width**2) * predicted
-    blocks = config.layers * _block_matrices(config)
-    return 6 * (blocks + head) + 12 * config.layers * config.width * window
-
-
-def _block_matrices(config: EncoderConfig) -> int:
-    return config.width * (4 * config.width + 3 * config.mlp)
 
 
 @dataclass
@@ -150,6 +130,10 @@ class TextEncoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = LayerNorm(config.width, config.norm_eps)
+
+    def flops(self, window: float) -> float:
+        """Operations of forward and backward per token in windows of `window` tokens, all of which see each other."""
+        return flops_per_token(matrix_parameters(self), self.config.layers, self.config.width, window)
 
     def initialise(self, generator: torch.Generator) -> TextEncoder:
         """Fill the parameters, a pure function of the generator's state; returns self.
@@ -218,6 +202,11 @@ class MaskedLanguageModel(nn.Module):
         more for a bias."""
         weight = self.model.embeddings.tok_embeddings.weight if self.config.tied else self.decoder.weight
         return torch.cat((weight, self.bias[:, None]), 1) if self.config.bias else weight
+
+    def flops(self, window: float, predicted: float) -> float:
+        """As `TextEncoder.flops`, and the head's for the share of tokens that is `predicted`."""
+        head = matrix_parameters(self.head) + self.config.vocabulary * self.config.width
+        return self.model.flops(window) + 6 * predicted * head
 
     def initialise(self, generator: torch.Generator) -> MaskedLanguageModel:
         """As `TextEncoder.initialise`; an untied output matrix is zero. Returns self."""

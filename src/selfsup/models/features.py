@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.files import save_tensors
-from selfsup.models.directories import read_json, write_json
+from selfsup.models.directories import read_json, read_safetensors, write_json
+from selfsup.models.huggingface import write_weights
 from selfsup.models.packing import POOLINGS, Pooling
-from selfsup.models.sentence_transformers import MODULES, read_map, read_modules
 
 FEATURES, MAP = "features.json", "features.safetensors"
 
@@ -74,9 +73,7 @@ class Features:
         """Put the definition into a directory that exists."""
         write_json(directory / FEATURES, {"pooling": self.pooling, "mapped": self.weight is not None})
         if self.weight is not None:
-            given = {"weight": self.weight, "bias": self.bias}
-            tensors = {name: t.float().cpu().contiguous() for name, t in given.items() if t is not None}
-            save_tensors(tensors, directory / MAP)
+            write_map(directory / MAP, self.weight, self.bias)
 
 
 def fingerprint(module: nn.Module, features: Features) -> str:
@@ -88,21 +85,34 @@ def fingerprint(module: nn.Module, features: Features) -> str:
     return digest.hexdigest()
 
 
-def read_features(directory: Path) -> Features:
-    """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none.
-
-    Raises:
-        UserError: it is damaged, or one that an encoder here does not know.
-    """
-    if not (directory / FEATURES).exists():
-        return Features(*read_modules(directory)) if (directory / MODULES).exists() else Features()
+def read_own(directory: Path) -> Features:
+    """The definition that `Features.write` left in a directory; raises UserError where it is damaged."""
     saved = read_json(directory / FEATURES)
     pooling = saved.get("pooling")
     if pooling not in POOLINGS:
         raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
-    if not saved.get("mapped"):
-        return Features(pooling)
-    return Features(pooling, *read_map(directory / MAP))
+    return Features(pooling, *read_map(directory / MAP)) if saved.get("mapped") else Features(pooling)
+
+
+def write_map(path: Path, weight: Tensor, bias: Tensor | None, prefix: str = "") -> None:
+    """A linear map in a file: weight (dimension, width) and, where there is one, bias (dimension,)."""
+    given = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    write_weights(path, {prefix + name: tensor for name, tensor in given.items()})
+
+
+def read_map(path: Path, prefix: str = "") -> tuple[Tensor, Tensor | None]:
+    """What `write_map` left, by the names that begin with `prefix`.
+
+    Raises:
+        UserError: the file holds anything else.
+    """
+    tensors = read_safetensors(path)
+    weight, bias = tensors.pop(f"{prefix}weight", torch.empty(0)), tensors.pop(f"{prefix}bias", None)
+    if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise UserError(
+            f"{path} holds no weight (dimension, width) with its bias; get a whole copy of the model"
+        )
+    return weight, bias
 
 
 def whitening(vectors: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:

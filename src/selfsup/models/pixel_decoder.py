@@ -6,7 +6,7 @@ what a model fills in; what a user keeps is the encoder.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.files import save_tensors, separate
-from selfsup.models.directories import read_json, read_safetensors, shaped, write_json
-from selfsup.models.huggingface import built
+from selfsup.models.counting import flops_per_token, matrix_parameters
+from selfsup.models.directories import read_json, read_safetensors, write_json
+from selfsup.models.huggingface import built, write_weights
 from selfsup.models.kernels import project
+from selfsup.models.layouts import Layout, at
 from selfsup.models.transformer import LayerNorm, Linear, Stacked, attention, compute_dtype
 
 HEAD_DIM = 32
@@ -48,10 +49,7 @@ class PixelDecoderConfig:
         return 3 * self.patch**2
 
 
-def matrix_parameters(config: PixelDecoderConfig) -> tuple[int, int, int]:
-    """Parameters that an encoded patch meets on entry, every patch in the blocks, and a hidden one at the end."""
-    blocks = 12 * config.layers * config.width**2
-    return config.encoder * config.width, blocks, config.width * config.values
+LAYOUT = Layout(PixelDecoderConfig, {field.name: at(field.name) for field in fields(PixelDecoderConfig)})
 
 
 class Block(nn.Module):
@@ -90,6 +88,13 @@ class PixelDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = LayerNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.values)
+
+    def flops(self, visible: int, hidden: int) -> float:
+        """Operations of forward and backward for an image of so many visible and hidden patches."""
+        config, patches = self.config, visible + hidden
+        per_patch = flops_per_token(matrix_parameters(self.blocks), config.layers, config.width, patches)
+        ends = visible * matrix_parameters(self.embed) + hidden * matrix_parameters(self.head)
+        return patches * per_patch + 6 * ends
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> PixelDecoder:
@@ -157,8 +162,8 @@ def select(values: Tensor, places: Tensor) -> Tensor:
 
 def save_decoder(decoder: PixelDecoder, directory: Path) -> None:
     """Put a decoder beside its encoder, into a directory that exists."""
-    save_tensors({k: v.float() for k, v in separate(decoder).items()}, directory / WEIGHTS)
-    write_json(directory / CONFIG, asdict(decoder.config))
+    write_weights(directory / WEIGHTS, decoder.state_dict())
+    write_json(directory / CONFIG, LAYOUT.write(decoder.config))
 
 
 def holds_decoder(directory: Path) -> bool:
@@ -174,6 +179,5 @@ def read_decoder(directory: Path) -> PixelDecoder:
     """
     if not holds_decoder(directory):
         raise UserError(f"{directory} holds no decoder that fills in pixels; name a run of mae")
-    keys = {field.name: field.name for field in fields(PixelDecoderConfig)}
-    config = shaped(PixelDecoderConfig, directory / CONFIG, read_json(directory / CONFIG), keys)
+    config = LAYOUT.read(read_json(directory / CONFIG), directory / CONFIG)
     return built(PixelDecoder, config, read_safetensors(directory / WEIGHTS), directory)

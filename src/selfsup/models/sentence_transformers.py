@@ -14,36 +14,50 @@ are read here too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.files import save_tensors
 from selfsup.models.directories import (
+    CONFIG,
+    WEIGHTS,
     broken,
     inside,
     number,
     read_json,
     read_json_list,
-    read_safetensors,
     write_json,
 )
+from selfsup.models.features import FEATURES, Features, read_map, read_own, write_map
+from selfsup.models.layouts import Layout, at
 from selfsup.models.packing import POOLINGS, Pooling
 
-if TYPE_CHECKING:
-    from selfsup.models.features import Features
-
+LINEAR = "linear."  # what the names of a map begin with
 MODULES = "modules.json"
 ROUTER = "router_config.json"
 TYPE = "sentence_transformers.models."
-IDENTITY = "torch.nn.modules.linear.Identity"
 LENGTH = "sentence_bert_config.json"
 POOLING_KEYS: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 SHORTEST = 3  # tokens that a text encoder may read: one between two that mark the ends
 BACKBONE = "DINOv3ViTBackbone"  # whose feature maps are the normalised states of the patches alone
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The shape of a linear map."""
+
+    inputs: int
+    outputs: int
+    bias: bool
+
+
+DENSE = Layout(
+    Dense,
+    name="maps",
+    places={"inputs": at("in_features"), "outputs": at("out_features"), "bias": at("bias")},
+    fixed={"activation_function": "torch.nn.modules.linear.Identity"},
+)
 
 
 def write_modules(directory: Path, features: Features, width: int) -> None:
@@ -54,7 +68,11 @@ def write_modules(directory: Path, features: Features, width: int) -> None:
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     if features.weight is not None:
         kinds["2_Dense"] = "Dense"
-        _write_dense(directory / "2_Dense", features.weight, features.bias)
+        outputs, inputs = features.weight.shape
+        dense = directory / "2_Dense"
+        dense.mkdir()
+        write_json(dense / CONFIG, DENSE.write(Dense(inputs, outputs, features.bias is not None)))
+        write_map(dense / WEIGHTS, features.weight, features.bias, LINEAR)
     chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
     (directory / "1_Pooling").mkdir()
     write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **chosen})
@@ -71,16 +89,6 @@ def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
         directory / "config_sentence_transformers.json",
         {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
-
-
-def _write_dense(directory: Path, weight: Tensor, bias: Tensor | None) -> None:
-    directory.mkdir()
-    outputs, inputs = weight.shape
-    sizes = {"in_features": inputs, "out_features": outputs, "bias": bias is not None}
-    write_json(directory / "config.json", {**sizes, "activation_function": IDENTITY})
-    given = {"linear.weight": weight, "linear.bias": bias}
-    tensors = {name: t.float().cpu().contiguous() for name, t in given.items() if t is not None}
-    save_tensors(tensors, directory / "model.safetensors")
 
 
 def write_text_input(directory: Path, window: int) -> None:
@@ -134,7 +142,18 @@ def write_router(directory: Path, routes: Sequence[str]) -> None:
     _write_steps(directory, {"": "Router"})
 
 
-def read_modules(directory: Path) -> tuple[Pooling, Tensor | None, Tensor | None]:
+def read_features(directory: Path) -> Features:
+    """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none.
+
+    Raises:
+        UserError: it is damaged, or one that an encoder here does not know.
+    """
+    if (directory / FEATURES).exists():
+        return read_own(directory)
+    return read_modules(directory) if (directory / MODULES).exists() else Features()
+
+
+def read_modules(directory: Path) -> Features:
     """How a sentence-transformers directory makes one vector of hidden states: pooling, and a linear map behind it.
 
     A step that normalises is passed over: it changes lengths only.
@@ -143,8 +162,7 @@ def read_modules(directory: Path) -> tuple[Pooling, Tensor | None, Tensor | None
         UserError: it does so in a way that an encoder here does not know.
     """
     pooling: Any = "mean"
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    maps: list[Path] = []
     for module in read_json_list(directory / MODULES):
         library, _, kind = str(module.get("type")).rpartition(".")
         if library.partition(".")[0] != "sentence_transformers":
@@ -154,38 +172,17 @@ def read_modules(directory: Path) -> tuple[Pooling, Tensor | None, Tensor | None
             )
         place = inside(directory, str(module.get("path")))
         if kind == "Pooling":
-            pooling = _mode(read_json(place / "config.json"))
-        elif kind == "Dense" and weight is None:
-            weight, bias = _read_dense(place)
+            pooling = _mode(read_json(place / CONFIG))
+        elif kind == "Dense" and not maps:
+            DENSE.require(read_json(place / CONFIG), place / CONFIG)
+            maps = [place / WEIGHTS]
         elif kind not in ("Transformer", "Normalize"):
             raise UserError(
                 f"{directory} has a step {kind!r} behind its encoder; only pooling and a linear map can be loaded"
             )
     if pooling not in POOLINGS:
         raise UserError(f"{directory} pools by {pooling!r}; only {' and '.join(POOLINGS)} can be loaded")
-    return pooling, weight, bias
-
-
-def _read_dense(directory: Path) -> tuple[Tensor, Tensor | None]:
-    activation = read_json(directory / "config.json").get("activation_function", IDENTITY)
-    if activation != IDENTITY:
-        raise UserError(f"{directory} applies {activation}; only a linear map can be loaded")
-    return read_map(directory / "model.safetensors", "linear.")
-
-
-def read_map(path: Path, prefix: str = "") -> tuple[Tensor, Tensor | None]:
-    """Weight (dimension, width) and, where there is one, bias (dimension,) of a linear map, by these names.
-
-    Raises:
-        UserError: the file holds anything else.
-    """
-    tensors = read_safetensors(path)
-    weight, bias = tensors.pop(f"{prefix}weight", torch.empty(0)), tensors.pop(f"{prefix}bias", None)
-    if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        raise UserError(
-            f"{path} holds no weight (dimension, width) with its bias; get a whole copy of the model"
-        )
-    return weight, bias
+    return Features(pooling, *read_map(maps[0], LINEAR)) if maps else Features(pooling)
 
 
 def _mode(saved: dict[str, Any]) -> object:
@@ -195,13 +192,14 @@ def _mode(saved: dict[str, Any]) -> object:
     return modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
 
 
-def read_length(directory: Path) -> int | None:
-    """The tokens that a sentence-transformers directory reads of a text, where it says so."""
-    for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+def text_window(directory: Path, window: int) -> int:
+    """The tokens that an encoder with a window reads of a text: of sentence-transformers, as few as its files say."""
+    said = ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
+    for name, key in said if (directory / MODULES).exists() else ():
         found = read_json(directory / name).get(key) if (directory / name).is_file() else None
         if found is None:
             continue
         if not number(found, SHORTEST):  # where there is no bound, transformers writes 10³⁰
             raise broken(directory / name, key, found)
-        return int(found)
-    return None
+        return min(window, int(found))
+    return window

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import affine, rotate_heads
 from selfsup.models.packing import Pooling
 from selfsup.models.transformer import Linear, attention, compute_dtype
@@ -65,31 +66,6 @@ class VisionConfig:
                 f"images of {height} × {width} pixels cannot be cut into patches of {self.patch} × {self.patch}"
             )
         return height // self.patch, width // self.patch
-
-
-def parameter_count(config: VisionConfig) -> int:
-    """Parameters of `VisionTransformer(config)`."""
-    width, mlp = config.width, config.mlp
-    block = _block_matrices(config) + 3 * width + (mlp + width) + 2 * 2 * width + 2 * width
-    embedding = width * (CHANNELS * config.patch**2 + 1) + (config.prefix + 1) * width
-    return config.layers * block + embedding + 2 * width
-
-
-def flops_per_image(config: VisionConfig, size: int, visible: int | None = None) -> float:
-    """Floating-point operations of forward and backward for an image of `size` × `size` pixels.
-
-    6 per matrix parameter and token, and 12 · layers · width · tokens² for the two products of attention (Kaplan et
-    al. 2020, table 1, times three). `visible`: of so many patches only.
-    """
-    rows, columns = config.grid(size, size)
-    patches = rows * columns if visible is None else visible
-    tokens = config.prefix + patches
-    per_token = 6 * config.layers * _block_matrices(config) + 12 * config.layers * config.width * tokens
-    return float(tokens * per_token + 6 * patches * config.width * CHANNELS * config.patch**2)
-
-
-def _block_matrices(config: VisionConfig) -> int:
-    return config.width * (4 * config.width + 2 * config.mlp)
 
 
 class Affine(nn.Linear):
@@ -273,6 +249,14 @@ class VisionTransformer(nn.Module):
         self.embeddings = Embeddings(config)
         self.layer = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = Norm(config.width, config.norm_eps)
+
+    def flops(self, size: int, visible: int | None = None) -> float:
+        """Operations of forward and backward for an image of `size` × `size` pixels, or for so many patches of it."""
+        config = self.config
+        patches = math.prod(config.grid(size, size)) if visible is None else visible
+        tokens = config.prefix + patches
+        per_token = flops_per_token(matrix_parameters(self.layer), config.layers, config.width, tokens)
+        return tokens * per_token + 6 * patches * matrix_parameters(self.embeddings.patch_embeddings)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> VisionTransformer:

@@ -18,10 +18,12 @@ from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.clip import TEXT
+from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.directories import read_config
-from selfsup.models.encoder import EncoderConfig, TextEncoder, flops_per_token, parameter_count
-from selfsup.models.features import Features, read_features
+from selfsup.models.encoder import EncoderConfig, TextEncoder
+from selfsup.models.features import Features
 from selfsup.models.modernbert import SavedEncoder, read_encoder
+from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.base import Effort
 from selfsup.objectives.language import fitting_preset, take_preset
 from selfsup.objectives.starting import require_texts, tower_directory
@@ -232,14 +234,14 @@ class TextSide:
         """Of the encoder."""
         if isinstance(self.origin, AdaptedEncoder):
             return sum(parameter.numel() for parameter in self.origin.parameters())
-        return parameter_count(self.config() if self.origin is None else self.origin.config)
+        return parameter_count(TextEncoder, self.config() if self.origin is None else self.origin.config)
 
     def flops(self, length: float) -> float:
         """Floating-point operations of forward and backward for a caption of so many tokens."""
         if isinstance(self.origin, AdaptedEncoder):
             return 6 * self.parameters * length
         config = self.config() if self.origin is None else self.origin.config
-        return length * flops_per_token(config, round(length), 0.0)
+        return length * sketched(TextEncoder, config).flops(round(length))
 
     def describe(self) -> str:
         """For the plan."""

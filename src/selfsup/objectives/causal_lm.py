@@ -18,7 +18,8 @@ from selfsup.data.records import Batch
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
-from selfsup.models.decoder import Decoder, DecoderConfig, flops_per_token, parameter_count
+from selfsup.models.counting import parameter_count, sketched
+from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.language import LanguageRecipe
 from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
@@ -117,7 +118,7 @@ class CausalLMRecipe(LanguageRecipe):
     generation: bytes | None = None  # how the model that is trained on writes
 
     def _read_origin(self, directory: Path) -> Decoder:
-        from selfsup.models.huggingface import GENERATION, load_decoder
+        from selfsup.models.qwen3 import GENERATION, load_decoder
 
         decoder, file = load_decoder(directory), directory / GENERATION
         self.generation = file.read_bytes() if file.is_file() else None
@@ -161,9 +162,8 @@ class CausalLMRecipe(LanguageRecipe):
         return CausalLM(model, tokenizer.start, tokenizer.end)
 
     def flops_per_record(self) -> float:
-        config = self.decoder_config()
         window = self.settings["data.window"]
-        return float(flops_per_token(config, window) * window)
+        return float(sketched(Decoder, self.decoder_config()).flops(window) * window)
 
     def facts(self) -> dict[str, str]:
         start = (
@@ -176,7 +176,7 @@ class CausalLMRecipe(LanguageRecipe):
     def _describe_model(self) -> str:
         config = self.decoder_config()
         return (
-            f"{parameter_count(config):,} parameters: {config.layers} layers, width {config.width}, "
+            f"{parameter_count(Decoder, config):,} parameters: {config.layers} layers, width {config.width}, "
             f"{config.heads} heads, feed-forward {config.mlp}"
         )
 
@@ -212,7 +212,7 @@ class CausalLMRecipe(LanguageRecipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The decoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
         from selfsup.inference.parity import compare
-        from selfsup.models.huggingface import parity, save_model
+        from selfsup.models.qwen3 import parity, save_model
 
         decoder = cast(Decoder, objective.model)
         save_model(directory, decoder, self.corpus.tokenizer, self._card(summary, None), self.generation)
@@ -235,7 +235,7 @@ class CausalLMRecipe(LanguageRecipe):
         return CARD.format(
             name=Path(source).stem if "/" in source else source,
             start="from scratch" if self.origin is None else f"from {Path(self.settings['model.init']).name}",
-            parameters=parameter_count(config),
+            parameters=parameter_count(Decoder, config),
             config=config,
             loss=loss,
             parity=fact(found),

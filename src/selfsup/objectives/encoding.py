@@ -17,7 +17,8 @@ from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import write_atomically
 from selfsup.models.adapters import AnyEncoder
-from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, parameter_count
+from selfsup.models.counting import parameter_count
+from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features, whitening
 from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_encoder
 from selfsup.models.packing import Pooling, embed
@@ -84,8 +85,8 @@ class EncoderRecipe(LanguageRecipe):
     def _describe_model(self) -> str:
         config = self.encoder_config()
         return (
-            f"{parameter_count(config):,} parameters in the encoder: {config.layers} layers, width {config.width}, "
-            f"{config.heads} heads, feed-forward {config.mlp}, dropout {config.dropout:g}"
+            f"{parameter_count(TextEncoder, config):,} parameters in the encoder: {config.layers} layers, "
+            f"width {config.width}, {config.heads} heads, feed-forward {config.mlp}, dropout {config.dropout:g}"
         )
 
     @abstractmethod
@@ -172,7 +173,7 @@ class EncoderRecipe(LanguageRecipe):
             name=Path(source).stem if "/" in source else source,
             objective=objective,
             start="from scratch" if start is None else f"from {Path(start).name}",
-            parameters=parameter_count(self.encoder_config()),
+            parameters=parameter_count(TextEncoder, self.encoder_config()),
             config=self.encoder_config(),
             loss=f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured",
             parity=fact(found),

@@ -16,18 +16,18 @@ from torch import Tensor
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
+from selfsup.models.counting import matrix_parameters, sketched
 from selfsup.models.pixel_decoder import (
     HEAD_DIM,
     PixelDecoder,
     PixelDecoderConfig,
     holds_decoder,
-    matrix_parameters,
     patches,
     read_decoder,
     save_decoder,
     select,
 )
-from selfsup.models.vision import VisionTransformer, flops_per_image
+from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import generator
@@ -163,18 +163,17 @@ class MAERecipe(VisionRecipe):
         config, size = self.decoder_config(), self.settings["data.size"]
         patches = (size // config.patch) ** 2
         hidden = round(config.hidden * patches)
-        entry, blocks, head = matrix_parameters(config)
-        matrices = (patches - hidden) * entry + patches * blocks + hidden * head
-        attention = 12 * config.layers * config.width * patches**2
-        seen = flops_per_image(self.vision_config(), size, patches - hidden)
-        return float(seen + 6 * matrices + attention)
+        visible = patches - hidden
+        encoder = sketched(VisionTransformer, self.vision_config()).flops(size, visible)
+        return float(encoder + sketched(PixelDecoder, config).flops(visible, hidden))
 
     def facts(self) -> dict[str, str]:
         config = self.decoder_config()
         patches = (self.settings["data.size"] // config.patch) ** 2
         return super().facts() | {
-            "decoder": f"{sum(matrix_parameters(config)):,} parameters that serve training only: {config.layers} "
-            f"layers, width {config.width}; it fills in {round(config.hidden * patches)} of {patches} patches"
+            "decoder": f"{matrix_parameters(sketched(PixelDecoder, config)):,} parameters that serve training only: "
+            f"{config.layers} layers, width {config.width}; "
+            f"it fills in {round(config.hidden * patches)} of {patches} patches"
             + (f"; started from {self.settings['model.init']}" if self.origin_decoder is not None else "")
         }
 

@@ -19,7 +19,8 @@ from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
-from selfsup.models.encoder import MaskedLanguageModel, flops_per_token
+from selfsup.models.counting import sketched
+from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
 from selfsup.objectives.losses import IGNORE, linear_cross_entropy
@@ -212,8 +213,8 @@ class MaskedLMRecipe(EncoderRecipe):
         return cast(MaskedLM, objective).model.model
 
     def flops_per_record(self) -> float:
-        config, window = self.encoder_config(), self.settings["data.window"]
-        return float(flops_per_token(config, window, self.settings["masked_lm.rate"]) * window)
+        window, rate = self.settings["data.window"], self.settings["masked_lm.rate"]
+        return float(sketched(MaskedLanguageModel, self.encoder_config()).flops(window, rate) * window)
 
     @property
     def chance(self) -> float:

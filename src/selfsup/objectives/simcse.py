@@ -21,7 +21,8 @@ from selfsup.data.records import Batch
 from selfsup.data.sources import TextCollection
 from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.adapters import AnyEncoder
-from selfsup.models.encoder import TextEncoder, flops_per_token, initialise
+from selfsup.models.counting import sketched
+from selfsup.models.encoder import TextEncoder, initialise
 from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
@@ -175,7 +176,7 @@ class SimCSERecipe(EncoderRecipe):
     def flops_per_record(self) -> float:
         """What is left in two views of a sentence of mean length."""
         length = self.mean_seen
-        return float(2 * length * flops_per_token(self.encoder_config(), round(length), 0.0))
+        return float(2 * length * sketched(TextEncoder, self.encoder_config()).flops(round(length)))
 
     @property
     def mean_seen(self) -> float:

@@ -25,11 +25,12 @@ from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm, save_backbone
 from selfsup.models.clip import IMAGE
+from selfsup.models.counting import sketched
 from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
-from selfsup.models.vision import VisionConfig, VisionTransformer, flops_per_image
+from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Effort, Objective, Progress, Recipe
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_rates, whitened_over
 from selfsup.objectives.starting import require_image_model, tower_directory
@@ -305,7 +306,7 @@ class VisionRecipe(Recipe):
         """Of forward and backward; of a network of others the forward pass is counted."""
         size = self.settings["data.size"]
         if self.native:
-            return float(flops_per_image(self.vision_config(), size))
+            return float(sketched(VisionTransformer, self.vision_config()).flops(size))
         network = copy.deepcopy(self.backbone_look).cpu().eval()  # it may be the one that is in training
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             network.embed(torch.zeros(1, 3, size, size), self.pooling)

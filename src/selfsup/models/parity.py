@@ -1,0 +1,146 @@
+"""How far the numbers of another library are from the ones here, on the same files, in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POSITIONS = 64  # that logits are compared at
+# Of the length of a vector: what the order of additions may move it by. fp32 has 6e-8, networks and whitening multiply
+# it to 1e-5 at most; a difference in what is computed is 1e-2 and more.
+ROUNDING = 1e-4
+
+_compares = ContextVar("compares", default=True)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the vectors of two libraries are apart.
+
+    Attributes:
+        most: max |Δ|.
+        share: the largest distance between two vectors, as a share of the length of the expected one.
+    """
+
+    most: float = 0.0
+    share: float = 0.0
+
+    @classmethod
+    def between(cls, expected: Tensor, found: Tensor) -> Difference:
+        """Of vectors along the last dimension."""
+        expected, moved = expected.double(), (found.detach().cpu() - expected).double()
+        lengths = torch.linalg.vector_norm(expected, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        return cls(float(moved.abs().max()), float((torch.linalg.vector_norm(moved, dim=-1) / lengths).max()))
+
+    @classmethod
+    def largest(cls, found: Iterable[Difference]) -> Difference:
+        """The largest of several, none being 0."""
+        found = [cls(), *found]
+        return cls(max(one.most for one in found), max(one.share for one in found))
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains it, of vectors of any length."""
+        return self.share <= ROUNDING
+
+
+def exactness(difference: Difference | None, library: str = "transformers") -> str:
+    """What a comparison with another library found, for a model card."""
+    if difference is None:
+        return f"unchecked when it was written (`selfsup export` to {library} checks it)"
+    return f"max |Δ| = {difference.most:.2e} against stock {library}, in fp32"
+
+
+def max_difference(difference: Difference | None) -> float | None:
+    """max |Δ|, as summaries say it; None where nothing was compared."""
+    return None if difference is None else difference.most
+
+
+def spread_tokens(vocabulary: int, window: int) -> Tensor:
+    """Tokens from all over a vocabulary, (1, 64) or as many as a window holds, to compare models on."""
+    count = min(POSITIONS, window)
+    return torch.arange(count)[None] * vocabulary // count
+
+
+def noise(*shape: int, generator: torch.Generator | None = None) -> Tensor:
+    """Images (B, 3, H, W) of noise, always the same, to compare models on."""
+    return torch.randn(shape, generator=generator or torch.Generator().manual_seed(0))
+
+
+# -- transformers --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def uncompared() -> Iterator[None]:
+    """What is saved in the block is not compared with transformers, whose import takes seconds."""
+    token = _compares.set(False)
+    try:
+        yield
+    finally:
+        _compares.reset(token)
+
+
+def import_transformers() -> None:
+    """Do what takes seconds of the first comparison, where transformers is installed."""
+    with suppress(ImportError):
+        import transformers.modeling_utils  # noqa: F401
+
+
+@torch.inference_mode()
+def compared(
+    kind: str,
+    directory: Path,
+    ours: Callable[[Tensor], Tensor],
+    theirs: Callable[[Any, Tensor], Tensor],
+    inputs: Iterable[Tensor],
+) -> Difference | None:
+    """What stock `transformers` makes of inputs with a directory, against what is made of them here.
+
+    Args:
+        kind: the auto class that opens the directory.
+        ours: an input to vectors; theirs: the network and an input to the same ones.
+
+    None where transformers is not installed, or where nothing is to be compared.
+    """
+    network = open_with_transformers(kind, directory)
+    if network is None:
+        return None
+    return Difference.largest(Difference.between(theirs(network, x), ours(x).float().cpu()) for x in inputs)
+
+
+def open_with_transformers(kind: str, directory: Path) -> Any:
+    """The model of a directory as stock `transformers` opens it in fp32; None where that is not installed, or where
+    nothing is to be compared."""
+    if not _compares.get():
+        return None
+    try:
+        import transformers
+    except ImportError:
+        return None
+    with quiet_transformers():
+        opened = getattr(transformers, kind).from_pretrained
+        return opened(directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Transformers loads weights without bars and reports during the block."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

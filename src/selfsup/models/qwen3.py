@@ -1,0 +1,124 @@
+"""Decoders as model directories in Qwen3's layout, which stock `transformers` opens: written and read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.directories import CONFIG, read_config, read_json, read_weights
+from selfsup.models.huggingface import Tokenizer, built, new_model, write_card, write_network
+from selfsup.models.layouts import Layout, at
+from selfsup.models.parity import POSITIONS, Difference, compared
+
+GENERATION = "generation_config.json"
+MODEL_TYPE = "qwen3"
+LAYOUT = Layout(
+    DecoderConfig,
+    name="dense Qwen3 models",
+    model_type=MODEL_TYPE,
+    places={
+        "vocabulary": at("vocab_size"),
+        "layers": at("num_hidden_layers"),
+        "width": at("hidden_size"),
+        "heads": at("num_attention_heads"),
+        "kv_heads": at("num_key_value_heads"),
+        "head_dim": at("head_dim"),
+        "mlp": at("intermediate_size"),
+        "window": at("max_position_embeddings"),
+        "tied": at("tie_word_embeddings", default=False),
+        "rope_theta": at("rope_parameters.rope_theta", "rope_theta"),  # the latter is of transformers 4
+        "norm_eps": at("rms_norm_eps"),
+    },
+    fixed={
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "rope_parameters.rope_type": "default",
+    },
+    refused=dict.fromkeys(("rope_parameters.type", "rope_scaling.rope_type", "rope_scaling.type"), "default"),
+    written={
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # what transformers 4 calls it
+    },
+)
+
+
+def save_model(
+    directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: str, generation: bytes | None = None
+) -> None:
+    """Write a directory that `AutoModelForCausalLM` and `AutoTokenizer` open; `card` becomes its README.md.
+
+    Weights are fp32. `generation` is the generation_config.json of the model that the decoder was trained on from. The
+    directory appears wholly or not at all. Raises UserError where it exists already.
+    """
+    named = {"architectures": ["Qwen3ForCausalLM"], **LAYOUT.write(decoder.config), **_special_ids(tokenizer)}
+    with new_model(directory) as temporary:
+        write_network(temporary, named, decoder.state_dict())
+        tokenizer.save(temporary, decoder.config.window)
+        (temporary / GENERATION).write_bytes(_generation_config(tokenizer, generation))
+        write_card(temporary, card)
+
+
+def load_decoder(directory: Path) -> Decoder:
+    """A decoder in fp32 from a directory of `save_model`, or any dense Qwen3 in Hugging Face's layout.
+
+    Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a
+    variant of this one with different arithmetic, or is incomplete or broken.
+    """
+    config = LAYOUT.read(read_config(directory), directory / CONFIG)
+    weights = read_weights(directory)
+    if config.tied:
+        weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
+    return built(Decoder, config, weights, directory)
+
+
+def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> Difference | None:
+    """How far the logits of stock `transformers` on a directory are from those of `decoder`, for tokens (B, T).
+
+    Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where
+    transformers is not installed.
+    """
+
+    def ours(tokens: Tensor) -> Tensor:
+        return F.linear(decoder(tokens)[:, -POSITIONS:], decoder.output_weight)
+
+    def theirs(network: Any, tokens: Tensor) -> Tensor:
+        logits: Tensor = network(tokens.cpu(), logits_to_keep=POSITIONS).logits
+        return logits
+
+    return compared("AutoModelForCausalLM", directory, ours, theirs, [tokens])
+
+
+def read_ends(directory: Path) -> list[int]:
+    """The tokens that end a text, as the directory of a decoder names them."""
+    for name in (GENERATION, CONFIG):
+        if (directory / name).is_file() and (found := _ids(read_json(directory / name).get("eos_token_id"))):
+            return found
+    return []
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    return {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
+
+
+def _generation_config(tokenizer: Tokenizer, given: bytes | None) -> bytes:
+    """The one that is given, as it is where it ends texts as the tokenizer does."""
+    found = {"do_sample": True} if given is None else json.loads(given)
+    stops = _ids(found.get("eos_token_id"))
+    if given is not None and tokenizer.end in stops:
+        return given
+    ids = _special_ids(tokenizer) | ({"eos_token_id": [*stops, tokenizer.end]} if stops else {})
+    return (json.dumps({**ids, **found, "eos_token_id": ids["eos_token_id"]}, indent=2) + "\n").encode()
+
+
+def _ids(said: object) -> list[int]:
+    """One id or several, as a list."""
+    return [id_ for id_ in (said if isinstance(said, list) else [said]) if isinstance(id_, int)]
