@@ -40,12 +40,14 @@ class Exported:
         opens_with: the line of Python that opens it.
         max_difference: max |Δ| in fp32 between the other library and this one, on texts or images that are always the
             same; None where the other library is not installed, or where the files are the model's own.
+        max_share: how far a vector moves at most, as a share of its length; None likewise.
     """
 
     directory: Path
     to: str
     opens_with: str
     max_difference: float | None
+    max_share: float | None = None
 
     @classmethod
     def found(cls, directory: Path, to: str, opens_with: str, difference: Difference | None) -> Exported:
@@ -55,7 +57,8 @@ class Exported:
                 "The vectors differ from those of %s by up to %.1e, %.1e of their length, which is more than rounding "
                 "explains.", to, difference.most, difference.share
             )  # fmt: skip
-        return cls(directory, to, opens_with, max_difference(difference))
+        share = None if difference is None else difference.share
+        return cls(directory, to, opens_with, max_difference(difference), share)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"directory": str(self.directory)}

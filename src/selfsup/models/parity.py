@@ -26,7 +26,8 @@ class Difference:
 
     Attributes:
         most: max |Δ|.
-        share: the largest distance between two vectors, as a share of the length of the expected one.
+        share: the largest distance between two vectors, as a share of the length of the expected one; of the root mean
+            square of all lengths where that is longer, for a short vector may be a difference of long ones.
     """
 
     most: float = 0.0
@@ -36,8 +37,10 @@ class Difference:
     def between(cls, expected: Tensor, found: Tensor) -> Difference:
         """Of vectors along the last dimension."""
         expected, moved = expected.double(), (found.detach().cpu() - expected).double()
-        lengths = torch.linalg.vector_norm(expected, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        return cls(float(moved.abs().max()), float((torch.linalg.vector_norm(moved, dim=-1) / lengths).max()))
+        lengths = torch.linalg.vector_norm(expected, dim=-1)
+        usual = lengths.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        shares = torch.linalg.vector_norm(moved, dim=-1) / lengths.clamp_min(usual)
+        return cls(float(moved.abs().max()), float(shares.max()))
 
     @classmethod
     def largest(cls, found: Iterable[Difference]) -> Difference:

@@ -1,0 +1,142 @@
+"""Layouts as tables: what is written is read again, and what the network here cannot be is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfsup.errors import UserError
+from selfsup.models.layouts import Layout, at
+from selfsup.models.parity import ROUNDING, Difference
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int
+    layers: int
+    scale: float
+    tied: bool
+
+    def __post_init__(self) -> None:
+        if self.width % self.layers:
+            raise ValueError("layers do not divide the width")
+
+
+LAYOUT = Layout(
+    Shape,
+    name="Others",
+    model_type="other",
+    places={
+        "width": at("inner.sizes.width", "hidden", most=64),
+        "layers": at("depth", elsewhere=("old.depth",)),
+        "scale": at("scale", default=2, least=0),
+        "tied": at("tied", default=False),
+    },
+    fixed={"act": "gelu", "inner.kind": [1, 2]},
+    refused={"inner.old_kind": None},
+    derived={"kinds": lambda shape: ["x"] * shape.layers},
+    written={"dtype": "float32"},
+)
+SHAPE = Shape(8, 2, 0.5, tied=True)
+PATH = Path("model") / "config.json"
+
+
+def test_what_is_written_is_read_again() -> None:
+    content = LAYOUT.write(SHAPE)
+    assert content == {
+        "model_type": "other",
+        "inner": {"sizes": {"width": 8}, "kind": [1, 2]},
+        "hidden": 8,
+        "depth": 2,
+        "scale": 0.5,
+        "tied": True,
+        "kinds": ["x", "x"],
+        "act": "gelu",
+        "dtype": "float32",
+    }
+    assert LAYOUT.read(json.loads(json.dumps(content)), PATH) == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"hidden": 6, "depth": 3}, Shape(6, 3, 2.0, tied=False)),
+        ({"hidden": 6, "old": {"depth": 3}, "scale": 0}, Shape(6, 3, 0.0, tied=False)),
+        ({"hidden": 6, "inner": {"sizes": {"width": 4}}, "depth": 2}, Shape(4, 2, 2.0, tied=False)),
+        ({"hidden": 6, "inner": {"sizes": None}, "old": None, "depth": 2}, Shape(6, 2, 2.0, tied=False)),
+    ],
+)
+def test_the_first_place_that_is_there_is_read(saved: dict[str, Any], expected: Shape) -> None:
+    found = LAYOUT.read({"model_type": "other", **saved}, PATH)
+    assert found == expected
+    assert type(found.scale) is float
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "another"}, "model holds a model of type 'another'; only Others can be loaded"),
+        ({"model_type": None}, "holds a model of type None"),
+        ({"act": "relu"}, "has act = 'relu'; only Others with 'gelu' can be loaded"),
+        ({"inner": {"kind": [1]}}, r"has inner.kind = \[1\]; only Others with \[1, 2\]"),
+        ({"inner": {"old_kind": "x"}}, "has inner.old_kind = 'x'; only Others with None"),
+        ({"kinds": ["y", "y"]}, r"has kinds = \['y', 'y'\]; only Others with \['x', 'x'\]"),
+        ({"inner": [1]}, r"is broken \(inner is \[1\]\)"),
+        ({"inner": {"sizes": 3}}, r"is broken \(sizes is 3\)"),
+        ({"hidden": None}, r"is broken \(hidden is None\)"),
+        ({"hidden": 65}, r"is broken \(hidden is 65\)"),
+        ({"hidden": True}, r"is broken \(hidden is True\)"),
+        ({"depth": 0}, r"is broken \(depth is 0\)"),
+        ({"depth": 3}, "is broken .layers do not divide"),
+        ({"scale": float("nan")}, r"is broken \(scale is nan\)"),
+        ({"scale": "1"}, r"is broken \(scale is '1'\)"),
+        ({"tied": 1}, r"is broken \(tied is 1\)"),
+        ({"tied": "x" * 100}, "is broken .tied is 'xxx.*…"),
+    ],
+)
+def test_what_is_none_here_is_refused(changes: dict[str, Any], message: str) -> None:
+    saved = {"model_type": "other", "hidden": 8, "depth": 2} | changes
+    with pytest.raises(UserError, match=message) as caught:
+        LAYOUT.read(saved, PATH)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_lacking_is_named() -> None:
+    with pytest.raises(UserError, match="lacks 'depth'; get a whole copy"):
+        LAYOUT.read({"model_type": "other", "hidden": 8}, PATH)
+
+
+def test_a_layout_of_no_model_says_no_type() -> None:
+    plain = replace(LAYOUT, model_type=None)
+    assert "model_type" not in plain.write(SHAPE)
+    assert plain.read({"model_type": "whatever", "hidden": 8, "depth": 2}, PATH).width == 8
+
+
+def test_differences_are_judged_by_the_length_of_vectors() -> None:
+    """What is rounding of a long vector is none of a short one."""
+    moved = torch.zeros(1, 100)
+    moved[0, 0] = 1e-4
+    for length, rounding in ((10.0, True), (0.1, False)):
+        expected = torch.nn.functional.normalize(torch.ones(1, 100)) * length
+        found = Difference.between(expected, expected + moved)
+        assert found.most == pytest.approx(1e-4, rel=0.01)
+        assert found.share == pytest.approx(1e-4 / length, rel=0.01)
+        assert found.is_rounding is rounding is (found.share <= ROUNDING)
+    both = torch.cat((expected, torch.ones(1, 100)))
+    assert (
+        Difference.between(both, both + moved).share < 1e-4 / 7
+    )  # one may be what long ones left of each other
+    zeros = torch.zeros(2, 3)
+    assert Difference.between(zeros, zeros) == Difference()
+    assert not Difference.between(zeros, zeros + 1e-6).is_rounding
+
+
+def test_the_largest_of_several_differences() -> None:
+    several = [Difference(1.0, 0.1), Difference(0.5, 0.2)]
+    assert Difference.largest(several) == Difference(1.0, 0.2)
+    assert Difference.largest([]) == Difference()
