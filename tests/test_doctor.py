@@ -14,40 +14,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, TINY_PAIRS, Answer, Train
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 import selfsup
+from selfsup.checks import SEVERITIES, Check, Finding, History, NotMade, Symptom, problem
 from selfsup.config import Settings
-from selfsup.doctor import Check, Finding, History, Monitor, NotMade, diagnose, examine
-from selfsup.doctor.base import SEVERITIES, name, preceding_medians
-from selfsup.doctor.checks import CHECKS
-from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
-from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_ln_k, check_uniform_teacher
-from selfsup.doctor.pairs import (
-    FLAT,
-    SHARPEST,
-    check_duplicate_captions,
-    check_loss_at_ln_b,
-    check_modality_gap,
-    check_temperature_bound,
-    check_vanishing_tower,
-)
+from selfsup.data.records import Batch
+from selfsup.doctor import Monitor, diagnose, examine, history_of
+from selfsup.doctor.common import CHECKS, preceding_medians
+from selfsup.errors import UserError
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.causal_lm import CausalLMRecipe
+from selfsup.objectives.checks.contrastive import dropout_off, small_batch
+from selfsup.objectives.checks.distillation import DISTILLATION
+from selfsup.objectives.checks.pairs import FLAT, PAIRS, SHARPEST
 from selfsup.objectives.clip import LARGEST_SCALE, CLIPRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
 
-DISTILLATION: tuple[Check, ...] = (check_uniform_teacher, check_few_prototypes, check_loss_at_ln_k)
-PAIRS: tuple[Check, ...] = (
-    check_loss_at_ln_b,
-    check_temperature_bound,
-    check_modality_gap,
-    check_duplicate_captions,
-    check_vanishing_tower,
-)
-EVERY_CHECK: tuple[Check, ...] = (*CHECKS, check_dropout_off, check_small_batch, *DISTILLATION, *PAIRS)
+EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, *DISTILLATION, *PAIRS)
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
 LN_K = math.log(PROTOTYPES)
@@ -337,8 +326,7 @@ def found(history: History) -> list[Finding]:
 
 
 def test_every_check_has_an_ailment_here_and_a_row_in_the_docs() -> None:
-    names = [name(check) for check in EVERY_CHECK]
-    assert names == list(dict.fromkeys(names))
+    names = [check.name for check in EVERY_CHECK]
     assert set(names) == AILMENTS.keys()
     rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert {row.split("`")[1] for row in rows} == set(names)
@@ -366,10 +354,10 @@ def test_as_much_of_it_as_a_sound_run_has_is_no_finding(check: str) -> None:
     assert found(AILMENTS[check].well()) == []
 
 
-@pytest.mark.parametrize("check", EVERY_CHECK, ids=name)
+@pytest.mark.parametrize("check", EVERY_CHECK, ids=lambda check: check.measure.__name__)
 def test_check_without_its_data_is_not_made(check: Check) -> None:
     bare = History(Path("runs/x"), Settings(("test", {})), {}, [])
-    assert check is check_small_batch or examine(bare, [check]) == ([], {name(check): _lack(check, bare)})
+    assert check is small_batch or examine(bare, [check]) == ([], {check.name: _lack(check, bare)})
 
 
 def _lack(check: Check, history: History) -> str:
@@ -465,8 +453,7 @@ def test_a_loss_that_begins_above_chance_is_no_high_learning_rate() -> None:
 def test_features_in_a_small_shared_space_have_that_many_directions() -> None:
     history = looks(lambda line: {"rankme": 3.0}, after=100)
     assert [finding.check for finding in found(history)] == ["low-rank"]
-    history.settings.change("clip.dimension", 16, "test")
-    assert found(history) == []
+    assert found(replace(history, environment={**history.environment, "counts": {"dimensions": 16}})) == []
 
 
 def test_a_teacher_is_not_judged_by_its_first_steps() -> None:
@@ -560,7 +547,7 @@ def told(history: History, steps: list[int], monitor: Monitor | None = None) -> 
 
 
 def watch(history: History) -> Monitor:
-    return Monitor(history.directory, history.settings, history.environment, [check_dropout_off])
+    return Monitor(history.directory, history.settings, history.environment, [dropout_off])
 
 
 def ailing() -> History:
@@ -633,7 +620,7 @@ def test_training_with_far_too_high_a_learning_rate(train: Train, tmp_path: Path
     run = train(tmp_path / "run", **REAL, optim={"lr": 20, "adamw_lr": 20})
     checks = [finding.check for finding in findings_in(run)]
     assert "beside-chance" in checks or "above-start" in checks
-    first = [finding.check for _, finding in told(History.of(run), [15])]
+    first = [finding.check for _, finding in told(history_of(run), [15])]
     assert [check for check in first if check not in OF_THE_CLOCK] == ["above-start"]
 
 
@@ -665,7 +652,7 @@ def test_a_teacher_that_is_well_has_nothing(train_vision: Train, tmp_path: Path,
 def test_a_teacher_driven_into_collapse(train_vision: Train, tmp_path: Path, check: str) -> None:
     """It is named, with its remedy, within the first tenth of the run."""
     run = train_vision(tmp_path / "run", "dino", **PICTURES, **COLLAPSES[check])
-    history = History.of(run)
+    history = history_of(run)
     monitor = Monitor(history.directory, history.settings, history.environment, DISTILLATION)
     first = told(history, [PICTURES["steps"] // 10], monitor)
     assert [finding.check for _, finding in first if finding.severity == "problem"] == [check]
@@ -685,12 +672,12 @@ def test_towers_that_are_well_have_nothing_of_their_own(captioned: Path, tmp_pat
     """What these drawings are called cannot be seen, so their names are learnt by heart."""
     diagnosis = diagnose(train_pairs(tmp_path / "run", captioned, **{"clip.loss": loss}))
     assert {finding.check for finding in diagnosis.findings} <= {"validation-rising", *OF_THE_CLOCK}
-    assert {name(check) for check in PAIRS} <= set(diagnosis.made)
+    assert {check.name for check in PAIRS} <= set(diagnosis.made)
 
 
 def test_towers_driven_into_collapse(captioned: Path, tmp_path: Path) -> None:
     run = train_pairs(tmp_path / "run", captioned, optim={"lr": 3.0, "adamw_lr": 1.0})
-    history = History.of(run)
+    history = history_of(run)
     half = {finding.check: finding for finding in found(history.until(75))}
     for check in ("loss-at-ln-b", "temperature-bound"):
         assert half[check].severity == "problem"
@@ -741,7 +728,76 @@ def test_objective_from_python_is_looked_at_in_general(finished: Run, tmp_path: 
     settings.change("objective", "python:mine.Own", "python")
     run.write_settings(settings)
     diagnosis = diagnose(run.directory)
-    assert {*diagnosis.made, *diagnosis.not_made} == {name(check) for check in CHECKS}
+    assert {*diagnosis.made, *diagnosis.not_made} == {
+        *(check.name for check in CHECKS),
+        "what python:mine.Own adds",
+    }
+
+
+@problem(seen="it never sleeps, {hours} h", why="all must", remedy="rest: {train} --steps 1")
+def never_sleeps(history: History) -> Symptom | None:
+    """For every run."""
+    return Symptom(1, 0, figures={"hours": 24})
+
+
+class Sleepless(CausalLMRecipe):
+    """A recipe from Python, with a check of its own."""
+
+    checks = (never_sleeps,)
+
+
+class Line(Objective):
+    """An objective from Python, with the same check."""
+
+    checks = (never_sleeps,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(()))
+
+    def hide(self, batch: Batch) -> Task:
+        return Task(batch.data, {"error": torch.tensor(len(batch.data["x"]))})
+
+    def predict(self, task: Task) -> Outputs:
+        return {"y": self.slope * task["x"]}
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, torch.Tensor]:
+        return {"error": (outputs["y"] - 2 * task["x"]).square().sum()}
+
+
+class Numbers:
+    """Records x of 1."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def read(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"x": torch.ones(len(indices))}
+
+
+OWN = {"recipe": (Sleepless, {}), "objective": (Line, {"data": Numbers()})}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_checks_of_a_class_from_python_are_made_in_training_and_after_it(
+    train: Train, tmp_path: Path, kind: str
+) -> None:
+    objective, given = OWN[kind]
+    said = io.StringIO()
+    reporter = Reporter(to=said)
+    run = train(tmp_path / "run", objective, reporter=reporter, **given)
+    again = f"selfsup train --config {run.config_file} --out NEW --steps 1"
+    assert said.getvalue().count(f"doctor: problem: it never sleeps, 24 h; rest: {again}") == 1
+    for diagnosis in (diagnose(run), diagnose(run.directory)):
+        assert "never-sleeps" in {finding.check for finding in diagnosis.findings}
+        assert not any("adds" in lack for lack in diagnosis.not_made)
+
+
+@pytest.mark.parametrize("checks", [(lambda history: None,), 3])
+def test_what_is_no_check_is_refused(train: Train, tmp_path: Path, checks: Any) -> None:
+    recipe = type("Odd", (CausalLMRecipe,), {"checks": checks})
+    with pytest.raises(UserError, match="The checks of an objective are a tuple"):
+        train(tmp_path / "run", recipe)
 
 
 # -- what people see -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.files import expanded, writable
 from selfsup.machine import Machine, describe
-from selfsup.objectives import find_recipe
+from selfsup.objectives import find_recipe, python_name
 from selfsup.objectives.base import Effort, Objective, Recipe
 from selfsup.planning import Plan, find_machine, make_plan
 from selfsup.report import Reporter, duration
@@ -100,7 +100,7 @@ def _as_settings(objective: object, data: object, model: object) -> dict[str, An
     if isinstance(objective, str):
         given["objective"] = objective
     elif isinstance(objective, type):
-        given["objective"] = f"python:{objective.__module__}.{objective.__qualname__}"
+        given["objective"] = python_name(objective)
     if isinstance(data, Mapping):
         given["data"] = data
     elif isinstance(data, str | Path):

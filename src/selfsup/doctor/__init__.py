@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfsup.doctor.base import SEVERITIES, Check, Finding, History, Line, NotMade, name
-from selfsup.doctor.checks import CHECKS
+from selfsup.checks import SEVERITIES, Check, Finding, History, Line, NotMade
+from selfsup.config import shown
+from selfsup.doctor.common import CHECKS
 from selfsup.errors import UserError
+from selfsup.objectives import find_class, find_recipe
 from selfsup.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from selfsup.config import Settings
-
-__all__ = ["Check", "Diagnosis", "Finding", "History", "Monitor", "NotMade", "diagnose", "examine"]
 
 DIGITS = 4  # significant binary digits of the numbers of the looks that a monitor takes: all of the first 16
 COLOURS = {"problem": "red", "warning": "yellow", "note": "cyan"}
@@ -44,14 +44,7 @@ class Diagnosis:
     not_made: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "run": self.run,
-            "step": self.step,
-            "finished": self.finished,
-            "findings": [finding.to_json() for finding in self.findings],
-            "made": self.made,
-            "not_made": self.not_made,
-        }
+        return asdict(self)
 
     def print(self, console: Console) -> None:
         """Each finding with its threshold and remedy, then what was looked for without finding anything."""
@@ -92,21 +85,48 @@ def diagnose(run: str | Path | Run) -> Diagnosis:
         UserError: the directory holds no run, or its files are damaged.
     """
     opened = run if isinstance(run, Run) else Run.open(run)
-    history = History.of(opened)
-    checks = (*CHECKS, *_checks_of(history.settings["objective"]))
+    history = history_of(opened)
+    objective = history.settings["objective"]
+    own = own_checks(objective)
+    checks = all_checks(own or ())
     findings, not_made = examine(history, checks)
-    made = [name(check) for check in checks if name(check) not in not_made]
+    names = dict.fromkeys(check.name for check in checks)
+    made = [name for name in names if name not in not_made]
+    if own is None:
+        not_made[f"what {objective} adds"] = (
+            "no such objective is loaded; selfsup.diagnose knows it beside its class"
+        )
     return Diagnosis(str(opened.directory), history.step, bool(history.summary), findings, made, not_made)
 
 
-def _checks_of(objective: str) -> tuple[Check, ...]:
-    """What an objective adds; one from Python is not known here by its name."""
-    from selfsup.objectives import find_recipe
+def history_of(run: Run) -> History:
+    """All that is known of a run now."""
+    return History(run.directory, run.settings(), run.environment(), run.metrics(), run.summary)
 
+
+def own_checks(objective: str) -> Sequence[Check] | None:
+    """What an objective adds; None where it is not known, such as one from Python whose class is not loaded."""
+    from_python = find_class(objective)
+    if from_python is not None:
+        return from_python.checks
     try:
         return find_recipe(objective).checks
     except UserError:
-        return ()
+        return None
+
+
+def all_checks(own: Sequence[Check]) -> tuple[Check, ...]:
+    """Those of every run and those that an objective adds.
+
+    Raises:
+        UserError: something else stands among the latter.
+    """
+    if not isinstance(own, Sequence) or not all(isinstance(check, Check) for check in own):
+        raise UserError(
+            f"The checks of an objective are a tuple of what @selfsup.checks.problem and @selfsup.checks.warning make, "
+            f"not {shown(own)}."
+        )
+    return (*CHECKS, *own)
 
 
 def examine(history: History, checks: Sequence[Check]) -> tuple[list[Finding], dict[str, str]]:
@@ -116,7 +136,7 @@ def examine(history: History, checks: Sequence[Check]) -> tuple[list[Finding], d
         try:
             finding = check(history)
         except NotMade as lack:
-            not_made[name(check)] = str(lack)
+            not_made[check.name] = str(lack)
             continue
         if finding is not None:
             findings.append(finding)
@@ -141,7 +161,7 @@ class Monitor:
         checks: Sequence[Check] = (),
     ) -> None:
         self.history = History(directory, settings, environment, [])
-        self.checks = (*CHECKS, *checks)
+        self.checks = all_checks(checks)
         self.told: set[str] = set()
         self.looked = 0
         self.every: int = settings["evaluate.every"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib import import_module
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.objectives.base import Recipe
+from selfsup.objectives.base import Objective, Recipe
 
 RECIPES = {
     "causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe",
@@ -47,3 +48,22 @@ def find_recipe(name: str, model: str = "auto") -> type[Recipe]:
     module, _, attribute = recipes[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
     return recipe
+
+
+def python_name(kind: type) -> str:
+    """The name of a class from Python in a configuration."""
+    return f"python:{kind.__module__}.{kind.__qualname__}"
+
+
+def find_class(name: str) -> type[Recipe] | type[Objective] | None:
+    """The objective or recipe from Python that goes by a name, where this program has its class already."""
+    loaded = [kind for kind in (*_below(Recipe), *_below(Objective)) if python_name(kind) == name]
+    kind = loaded[-1] if loaded else None
+    return kind if kind is not None and issubclass(kind, Recipe | Objective) else None
+
+
+def _below(kind: type) -> Iterator[type]:
+    subclasses: list[type] = kind.__subclasses__()
+    for each in subclasses:
+        yield each
+        yield from _below(each)

@@ -16,20 +16,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from selfsup.checks import Check
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
 from selfsup.models.transformer import Stacked
 from selfsup.models.vision import VisionTransformer
-
-if TYPE_CHECKING:
-    from selfsup.doctor import Check
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,7 @@ class Objective(nn.Module, ABC):
 
     separable: ClassVar[bool] = True
     weights: Mapping[str, float] = {}  # the factor of each term in the loss; 1 where it is not named
+    checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does, of one from Python
 
     @abstractmethod
     def hide(self, batch: Batch) -> Task:
@@ -199,7 +198,7 @@ class Recipe(ABC):
     example: ClassVar[str] = "sample:shakespeare"  # what is trained on where no data is named
     shows: ClassVar[str] = "What it makes"  # what a sample is
     useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
-    checks: ClassVar[tuple[Check, ...]] = ()  # what the doctor looks for beside what it always does
+    checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does
     compared: ClassVar[bool] = True  # whether what is saved is compared with another library
     adapted: ClassVar[type[Recipe] | None] = None  # the same for a network from Python, where there is one
 

@@ -24,14 +24,6 @@ from torch import Tensor, nn
 
 from selfsup.data.pairs import PairRecords, captions_of, open_pairs
 from selfsup.data.records import Batch
-from selfsup.doctor.contrastive import check_small_batch
-from selfsup.doctor.pairs import (
-    check_duplicate_captions,
-    check_loss_at_ln_b,
-    check_modality_gap,
-    check_temperature_bound,
-    check_vanishing_tower,
-)
 from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
@@ -42,6 +34,8 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Progress, Task
 from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
+from selfsup.objectives.checks.contrastive import small_batch
+from selfsup.objectives.checks.pairs import PAIRS
 from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
 from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
@@ -216,14 +210,7 @@ class CLIPRecipe(VisionRecipe):
     useless: ClassVar[Mapping[str, Any]] = {
         key: default for key, default in VisionRecipe.useless.items() if not key.startswith("data.")
     }
-    checks = (
-        check_small_batch,
-        check_loss_at_ln_b,
-        check_temperature_bound,
-        check_modality_gap,
-        check_duplicate_captions,
-        check_vanishing_tower,
-    )
+    checks = (small_batch, *PAIRS)
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -259,7 +246,7 @@ class CLIPRecipe(VisionRecipe):
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def counts(self) -> dict[str, int]:
-        return super().counts() | self._caption_counts
+        return super().counts() | self._caption_counts | {"dimensions": self.settings["clip.dimension"]}
 
     @cached_property
     def _caption_counts(self) -> dict[str, int]:

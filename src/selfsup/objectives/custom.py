@@ -40,7 +40,7 @@ class CustomRecipe(Recipe):
         self, settings: Settings, source: object | None, module: nn.Module | None, objective: type[Objective]
     ) -> None:
         super().__init__(settings, source, module)
-        self.objective = objective
+        self.objective, self.checks = objective, objective.checks
         self.start = None if module is None else {k: v.clone() for k, v in module.state_dict().items()}
 
     def open(self, progress: Progress) -> None:

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
-from selfsup.doctor.distillation import check_few_prototypes, check_loss_at_ln_k, check_uniform_teacher
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
+from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.distillation import (
     centred,
     in_use,
@@ -275,7 +275,7 @@ class DINORecipe(VisionRecipe):
     """From images to the teacher's network, whose class token tells what an image shows."""
 
     pooling: ClassVar[Pooling] = "cls"
-    checks = (check_uniform_teacher, check_few_prototypes, check_loss_at_ln_k)
+    checks = DISTILLATION
 
     def _settle_size(self) -> None:
         """With the size of the images comes that of the local crops."""

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
-from selfsup.doctor.contrastive import check_small_batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
+from selfsup.objectives.checks.contrastive import small_batch
 from selfsup.objectives.losses import at_least_single, nt_xent
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import seeded
@@ -84,7 +84,7 @@ class SimCLRRecipe(VisionRecipe):
     """From images to a network whose vectors tell them apart."""
 
     views = 2.0
-    checks = (check_small_batch,)
+    checks = (small_batch,)
 
     def settle(self, effort: Effort) -> None:
         super().settle(effort)

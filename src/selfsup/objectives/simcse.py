@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.data.sources import TextCollection
-from selfsup.doctor.contrastive import check_dropout_off, check_small_batch
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.counting import sketched
 from selfsup.models.encoder import TextEncoder, initialise
 from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.checks.contrastive import dropout_off, small_batch
 from selfsup.objectives.encoding import EncoderRecipe
 from selfsup.objectives.language import how_texts_are_read
 from selfsup.objectives.losses import info_nce
@@ -123,7 +123,7 @@ class SimCSERecipe(EncoderRecipe):
     dropout: ClassVar[float] = 0.1
     deletion: ClassVar[float] = 0.5  # measured: docs/LOG.md
     unit: ClassVar[str] = "sentences"
-    checks = (check_dropout_off, check_small_batch)
+    checks = (dropout_off, small_batch)
 
     def _documents(self) -> TextCollection:
         from selfsup.data.sentences import open_sentences

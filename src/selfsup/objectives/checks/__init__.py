@@ -1,0 +1,1 @@
+"""What objectives add to the checks that every run is given, one file for each kind."""
