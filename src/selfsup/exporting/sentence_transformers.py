@@ -18,7 +18,7 @@ from PIL import Image
 
 from selfsup.errors import UserError
 from selfsup.exporting import Exported
-from selfsup.exporting.sentence_transformers_card import CARD_FILE, Compared, Tower, card
+from selfsup.exporting.sentence_transformers_card import Compared, Tower, told
 from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
@@ -28,6 +28,7 @@ from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.dinov3 import write_vision
 from selfsup.models.directories import find_model
+from selfsup.models.huggingface import write_card
 from selfsup.models.parity import Difference, quiet_transformers
 from selfsup.models.sentence_transformers import (
     write_image_input,
@@ -53,7 +54,7 @@ def write(source: Path, directory: Path) -> Exported:
             shutil.copy(model / "config.json", temporary)
             write_router(temporary, list(towers))
         compared = compare(temporary, list(towers.values()))
-        (temporary / CARD_FILE).write_text(card(model, list(towers.values()), compared), encoding="utf-8")
+        write_card(temporary, told(model, list(towers.values()), compared))
     difference = None if compared is None else compared.difference
     opens_with = f"sentence_transformers.SentenceTransformer({str(directory)!r})"
     return Exported.found(directory, "sentence-transformers", opens_with, difference)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.vision import ImageModel
+from selfsup.models.cards import card
+from selfsup.models.huggingface import CARD
 from selfsup.models.parity import Difference
 
-CARD_FILE = "README.md"
 Tower = EncoderModel | ImageModel
 
 
@@ -27,31 +28,34 @@ class Compared:
     resized: float | None
 
 
-def card(model: Path, towers: Sequence[Tower], compared: Compared | None) -> str:
+def told(model: Path, towers: Sequence[Tower], compared: Compared | None) -> str:
     """The card of a model directory, with what is said of its towers as a sentence-transformers directory."""
     kinds = {type(tower) for tower in towers}
-    return CARD.format(
-        task="sentence-similarity" if EncoderModel in kinds else "image-feature-extraction",
-        own=_body(model / CARD_FILE),
-        facts="\n".join(f"- {fact}" for fact in [*_facts(towers), *_parity(compared)]),
-        example=PAIRS if len(kinds) > 1 else TEXTS if EncoderModel in kinds else IMAGES,
+    task = "sentence-similarity" if EncoderModel in kinds else "image-feature-extraction"
+    return card(
+        "",
+        f"{_body(model / CARD)}\n\n## As a sentence-transformers model",
+        _facts(towers) | _parity(compared),
+        PAIRS if len(kinds) > 1 else TEXTS if EncoderModel in kinds else IMAGES,
+        library="sentence-transformers",
+        task=task,
+        tags=["sentence-transformers", "feature-extraction", task],
     )
 
 
-def _facts(towers: Sequence[Tower]) -> list[str]:
-    facts = []
+def _facts(towers: Sequence[Tower]) -> dict[str, str]:
+    facts = {}
     for tower in towers:
         kind = "texts" if isinstance(tower, EncoderModel) else "images"
         mapped = ", mapped linearly" if tower.features.weight is not None else ""
-        facts.append(
-            f"Vectors of {kind}: {tower.dimension} numbers; {_pooled(tower)}{mapped}; not normalised (compare them by "
-            "their cosine)"
+        facts[f"Vectors of {kind}"] = (
+            f"{tower.dimension} numbers; {_pooled(tower)}{mapped}; not normalised (compare them by their cosine)"
         )
         if isinstance(tower, EncoderModel):
-            facts.append(f"Longest text: {tower.window} tokens; longer ones lose their end")
+            facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
         else:
-            facts.append(f"Images: the short side is resized to {tower.size} pixels, the middle is kept")
-    return [*facts, "One call is of images or of texts, not of both"] if len(towers) > 1 else facts
+            facts["Images"] = f"the short side is resized to {tower.size} pixels, the middle is kept"
+    return facts | ({"One call": "is of images or of texts, not of both"} if len(towers) > 1 else {})
 
 
 def _pooled(tower: Tower) -> str:
@@ -62,15 +66,15 @@ def _pooled(tower: Tower) -> str:
     return mean if tower.features.pooling == "mean" else f"the last hidden state of its {first}"
 
 
-def _parity(compared: Compared | None) -> list[str]:
+def _parity(compared: Compared | None) -> dict[str, str]:
     if compared is None:
         found = "unchecked (sentence-transformers was not installed when it was written)"
-        return [f"The same vectors as selfsup's: {found}"]
-    facts = [f"The same vectors as selfsup's: max |Δ| = {compared.difference.most:.2e} in fp32, on samples"]
+        return {"The same vectors as selfsup's": found}
+    facts = {"The same vectors as selfsup's": f"max |Δ| = {compared.difference.most:.2e} in fp32, on samples"}
     if compared.resized is not None:
-        facts.append(
-            f"Images that are resized: vectors differ by up to {compared.resized:.1%} of their length, for pixels are "
-            "rounded to 8 bits there, and much larger images first reduced by a whole number here"
+        facts["Images that are resized"] = (
+            f"vectors differ by up to {compared.resized:.1%} of their length, for pixels are rounded to 8 bits there, "
+            "and much larger images first reduced by a whole number here"
         )
     return facts
 
@@ -83,22 +87,6 @@ def _body(path: Path) -> str:
     return text.split("---\n", 2)[2].strip() if text.startswith("---\n") else text.strip()
 
 
-CARD = """\
----
-library_name: sentence-transformers
-pipeline_tag: {task}
-tags: [selfsup, sentence-transformers, feature-extraction, {task}]
----
-{own}
-
-## As a sentence-transformers model
-
-{facts}
-
-```python
-{example}
-```
-"""
 TEXTS = """\
 from sentence_transformers import SentenceTransformer
 

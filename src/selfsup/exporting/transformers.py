@@ -23,6 +23,7 @@ from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
 from selfsup.models.decoder import Decoder
 from selfsup.models.directories import find_model, read_config, require_whole
 from selfsup.models.encoder import MaskedLanguageModel
+from selfsup.models.huggingface import CARD
 from selfsup.models.kinds import described
 from selfsup.models.parity import Difference, exactness, spread_tokens
 from selfsup.models.vision import VisionTransformer
@@ -57,7 +58,7 @@ def write(source: Path, directory: Path) -> Exported:
 
 def _compare(directory: Path) -> Difference | None:
     """Compare a model whose card says that it is unchecked, and write into the card what was found."""
-    card = directory / "README.md"
+    card = directory / CARD
     said = card.read_text(encoding="utf-8") if card.is_file() else ""
     if exactness(None) not in said:
         return None

@@ -19,6 +19,7 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.backbones import AnyBackbone, save_backbone
+from selfsup.models.cards import card
 from selfsup.models.directories import inside, read_config, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
@@ -101,7 +102,9 @@ def save_clip(
         raise ValueError("both towers map into one space")
     with new_model(directory) as temporary:
         found = {
-            IMAGE: save_backbone(temporary / IMAGE, image, image_features, lambda exact: _card(IMAGE, exact)),
+            IMAGE: save_backbone(
+                temporary / IMAGE, image, image_features, lambda exact: _tower_card(IMAGE, exact)
+            ),
             TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
         }
         write_json(
@@ -119,12 +122,12 @@ def _save_text(
         with new_model(directory) as temporary:
             text.opened.save(temporary, tokenizer, heads=False)
             features.write(temporary)
-            write_card(temporary, _card(TEXT, "as transformers writes it"))
+            write_card(temporary, _tower_card(TEXT, "as transformers writes it"))
         return None
     save_encoder(directory, text, tokenizer, features, "")
     tokens = spread_tokens(text.config.vocabulary, text.config.window)
     difference = parity(directory, text, tokens.to(next(text.parameters()).device))
-    write_card(directory, _card(TEXT, f"ModernBERT's; {exactness(difference)}"))
+    write_card(directory, _tower_card(TEXT, f"ModernBERT's; {exactness(difference)}"))
     return max_difference(difference)
 
 
@@ -156,23 +159,10 @@ def read_clip(directory: Path) -> SavedClip:
     return SavedClip(directory, similarity, dimension)
 
 
-def _card(tower: str, exactness: str) -> str:
-    return CARD.format(tower=tower, exactness=exactness)
-
-
-CARD = """\
----
-tags: [selfsup]
----
-# The {tower} tower of an image-text model
-
-Trained with selfsup beside the other tower; its features (features.json) map into the space that both share.
-
-- Layout: {exactness}
-
-```python
-import selfsup
-
-vectors = selfsup.load("path/to/this/directory").embed(...)
-```
-"""
+def _tower_card(tower: str, layout: str) -> str:
+    return card(
+        f"The {tower} tower of an image-text model",
+        "Trained with selfsup beside the other tower; its features (features.json) map into the space that both share.",
+        {"Layout": layout},
+        'import selfsup\n\nvectors = selfsup.load("path/to/this/directory").embed(...)',
+    )

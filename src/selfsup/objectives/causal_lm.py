@@ -18,6 +18,7 @@ from selfsup.data.records import Batch
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
+from selfsup.models.cards import card, data_name, measured
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
@@ -225,21 +226,22 @@ class CausalLMRecipe(LanguageRecipe):
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
         from selfsup.inference.parity import fact
 
-        config, source = self.decoder_config(), self.settings["data.source"]
+        config = self.decoder_config()
         bits = f", {summary['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in summary else ""
-        loss = (
-            f"{summary['loss']:.4f} nats per token{bits} on the held-out part"
-            if "loss" in summary
-            else "not measured"
-        )
-        return CARD.format(
-            name=Path(source).stem if "/" in source else source,
-            start="from scratch" if self.origin is None else f"from {Path(self.settings['model.init']).name}",
-            parameters=parameter_count(Decoder, config),
-            config=config,
-            loss=loss,
-            parity=fact(found),
-            **{name: summary[name] for name in ("steps", "tokens")},
+        start = "from scratch" if self.origin is None else f"from {Path(self.settings['model.init']).name}"
+        return card(
+            f"A decoder trained on {data_name(self.settings['data.source'])}",
+            f"{parameter_count(Decoder, config):,} parameters ({config.layers} layers, width {config.width}, "
+            f"{config.heads} heads), trained {start} by causal language modelling with selfsup: "
+            f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, windows of {config.window} tokens.",
+            {
+                "Validation loss": measured(summary, f" nats per token{bits}"),
+                "Layout": f"Qwen3 dense; {fact(found)}",
+            },
+            USE,
+            library="transformers",
+            task="text-generation",
+            tags=["causal-lm"],
         )
 
 
@@ -286,26 +288,11 @@ class AdaptedCausalLMRecipe(CausalLMRecipe):
 
 CausalLMRecipe.adapted = AdaptedCausalLMRecipe
 
-CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags: [selfsup, causal-lm]
----
-# A decoder trained on {name}
-
-{parameters:,} parameters ({config.layers} layers, width {config.width}, {config.heads} heads), trained {start} by
-causal language modelling with selfsup: {steps:,} steps, {tokens:,} tokens, windows of {config.window} tokens.
-
-- Validation loss: {loss}
-- Layout: Qwen3 dense; {parity}
-
-```python
+USE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 inputs = tokenizer("It was a", return_tensors="pt")  # the tokenizer puts the start token in front
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
-```
 """

@@ -27,6 +27,7 @@ from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone
+from selfsup.models.cards import card, data_name, measured
 from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
 from selfsup.models.directories import find_model
 from selfsup.models.features import Features
@@ -461,43 +462,33 @@ class CLIPRecipe(VisionRecipe):
         )
 
     def _pair_card(self, summary: dict[str, Any]) -> Callable[[dict[str, float | None]], str]:
-        source = self.settings["data.source"]
+        kinds = "image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named)"
 
-        def card(differences: dict[str, float | None]) -> str:
-            return CARD.format(
-                name=Path(source).stem if "/" in source else source,
-                image=self._describe_model(),
-                text=self.text.describe(),
-                pairs=len(self.train),
-                steps=summary["steps"],
-                loss=f"{summary['loss']:.4f} on the held-out part" if "loss" in summary else "not measured",
-                exactness="; ".join(f"{tower} {_shown(value)}" for tower, value in differences.items()),
+        def told(differences: dict[str, float | None]) -> str:
+            exact = "; ".join(f"{tower} {_shown(value)}" for tower, value in differences.items())
+            return card(
+                f"Images and texts in one space, trained on {data_name(self.settings['data.source'])}",
+                f"{self._describe_model()}; {self.text.describe()}. Trained on {len(self.train):,} pairs with selfsup: "
+                f"{summary['steps']:,} steps.",
+                {
+                    "Validation loss": measured(summary),
+                    "Towers": f"{kinds}, each with features.json, the map into the shared space; against stock "
+                    f"transformers, in fp32: {exact}",
+                },
+                USE,
+                task="zero-shot-image-classification",
             )
 
-        return card
+        return told
 
 
 def _shown(difference: float | None) -> str:
     return "unchecked" if difference is None else f"max |Δ| = {difference:.2e}"
 
 
-CARD = """\
----
-pipeline_tag: zero-shot-image-classification
-tags: [selfsup]
----
-# Images and texts in one space, trained on {name}
-
-{image}; {text}. Trained on {pairs:,} pairs with selfsup: {steps:,} steps.
-
-- Validation loss: {loss}
-- Towers: image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named), each
-  with features.json, the map into the shared space; against stock transformers, in fp32: {exactness}
-
-```python
+USE = """\
 import selfsup
 
 model = selfsup.load("path/to/this/directory")
 images, texts = model.embed([image]), model.embed(["a red car"])  # uint8 arrays (height, width, 3), strings
-```
 """

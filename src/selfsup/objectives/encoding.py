@@ -17,6 +17,7 @@ from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.files import write_atomically
 from selfsup.models.adapters import AnyEncoder
+from selfsup.models.cards import card, data_name, measured
 from selfsup.models.counting import parameter_count
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features, whitening
@@ -167,34 +168,18 @@ class EncoderRecipe(LanguageRecipe):
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
         from selfsup.inference.parity import fact
 
-        source, start = self.settings["data.source"], self.settings["model.init"]
-        objective, _, use = how.partition("\n")
-        return CARD.format(
-            name=Path(source).stem if "/" in source else source,
-            objective=objective,
-            start="from scratch" if start is None else f"from {Path(start).name}",
-            parameters=parameter_count(TextEncoder, self.encoder_config()),
-            config=self.encoder_config(),
-            loss=f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured",
-            parity=fact(found),
-            use=use.strip(),
-            steps=summary["steps"],
+        config, start = self.encoder_config(), self.settings["model.init"]
+        objective, _, code = how.partition("\n")
+        return card(
+            f"A text encoder trained on {data_name(self.settings['data.source'])}",
+            f"{parameter_count(TextEncoder, config):,} parameters ({config.layers} layers, width {config.width}, "
+            f"{config.heads} heads), trained {'from scratch' if start is None else f'from {Path(start).name}'} by "
+            f"{objective} with selfsup: {summary['steps']:,} steps; texts of up to {config.window} tokens.",
+            {
+                "Validation loss": measured(summary, " nats"),
+                "Layout": f"ModernBERT; {fact(found)}",
+                "Features": "see features.json",
+            },
+            code,
+            library="transformers",
         )
-
-
-CARD = """\
----
-library_name: transformers
-tags: [selfsup]
----
-# A text encoder trained on {name}
-
-{parameters:,} parameters ({config.layers} layers, width {config.width}, {config.heads} heads), trained {start} by
-{objective} with selfsup: {steps:,} steps; texts of up to {config.window} tokens.
-
-- Validation loss: {loss}
-- Layout: ModernBERT; {parity}
-- Features: see features.json
-
-{use}
-"""

@@ -269,10 +269,8 @@ def marked(tokenizer: TextTokenizer, shown: list[int], told: dict[int, tuple[int
 HOW = """\
 masked language modelling
 
-```python
 from transformers import pipeline
 
 fill = pipeline("fill-mask", "path/to/this/directory")
 fill("The old man sat by the [MASK] and smoked his pipe.")
-```
 """

@@ -7,9 +7,9 @@ directory must still be there for the rest.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from selfsup.errors import UserError
 from selfsup.files import expanded, whole_directory, write_atomically
@@ -23,9 +23,11 @@ from selfsup.models.adapters import (
     open_network,
     set_dropout,
 )
+from selfsup.models.cards import card, data_name, measured
 from selfsup.models.directories import find_model
 from selfsup.models.encoder import initialise
 from selfsup.models.features import Features
+from selfsup.models.huggingface import CARD, write_card
 from selfsup.objectives.base import Effort, Objective, Progress
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.encoding import EncoderRecipe
@@ -34,6 +36,9 @@ from selfsup.objectives.masked_lm import MaskedLM, MaskedLMRecipe, Masking
 from selfsup.objectives.simcse import Projection, SimCSE, SimCSERecipe
 from selfsup.objectives.starting import require_texts
 from selfsup.seeding import generator, seeded
+
+if TYPE_CHECKING:
+    from selfsup.inference.parity import Parity
 
 PREFIX = "hf:"
 SHAPE = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied", "init")
@@ -149,31 +154,34 @@ class PretrainedRecipe(LanguageRecipe):
         from selfsup.inference.generate import LanguageModel
         from selfsup.inference.parity import compare, fact
 
-        loss = f"{summary['loss']:.4f} nats on the held-out part" if "loss" in summary else "not measured"
-        source = self.settings["data.source"]
-        card = partial(
-            CARD.format,
-            name=Path(source).stem if "/" in source else source,
-            kind=self.look.opened.name,
-            auto=self.kind,
-            origin=Path(self.name).name if Path(self.name).is_dir() else self.name,
-            objective=self.settings["objective"],
-            steps=summary["steps"],
-            loss=loss,
-        )
+        origin = Path(self.name).name if Path(self.name).is_dir() else self.name
+
+        def described(found: Parity | None) -> str:
+            opens = f"as they were; opens with `transformers.{self.kind}`"
+            return card(
+                f"{origin}, trained on {data_name(self.settings['data.source'])}",
+                f"A {self.look.opened.name}, trained on from the weights of {origin} by {self.settings['objective']} "
+                f"with selfsup: {summary['steps']:,} steps.",
+                {
+                    "Validation loss": measured(summary, " nats"),
+                    "Layout and tokenizer": f"{opens}; {fact(found)}",
+                },
+                library="transformers",
+            )
+
         tokenizer = self.corpus.tokenizer
         with whole_directory(directory) as temporary:
             adapted.opened.save(temporary, tokenizer, fills=self.fills)
             if features is not None:
                 features.write(temporary)
-            (temporary / "README.md").write_text(card(parity=fact(None)), encoding="utf-8")
+            write_card(temporary, described(None))
         model = (
             LanguageModel(cast(AdaptedDecoder, adapted), tokenizer)
             if features is None
             else EncoderModel(cast(AdaptedEncoder, adapted), tokenizer, features)
         )
         found = compare(directory, model, None)
-        write_atomically(directory / "README.md", card(parity=fact(found)))
+        write_atomically(directory / CARD, described(found))
         summary.update({"max_difference": None} if found is None else found.summary())
 
 
@@ -249,17 +257,3 @@ class PretrainedCausalLMRecipe(PretrainedRecipe, CausalLMRecipe):
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         self.save_network(cast(Adapted, objective.model), directory, summary)
-
-
-CARD = """\
----
-library_name: transformers
-tags: [selfsup]
----
-# {origin}, trained on {name}
-
-A {kind}, trained on from the weights of {origin} by {objective} with selfsup: {steps:,} steps.
-
-- Validation loss: {loss}
-- Layout and tokenizer: as they were; opens with `transformers.{auto}`; {parity}
-"""

@@ -212,9 +212,7 @@ class SimCSERecipe(EncoderRecipe):
 HOW = """\
 unsupervised SimCSE
 
-```python
 import selfsup
 
 vectors = selfsup.load("path/to/this/directory").embed(["A cat sleeps.", "The dog barks."])
-```
 """

@@ -24,6 +24,7 @@ from selfsup.data.records import Records
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm, save_backbone
+from selfsup.models.cards import card, data_name, measured
 from selfsup.models.clip import IMAGE
 from selfsup.models.counting import sketched
 from selfsup.models.dinov3 import SavedVision, read_vision
@@ -401,17 +402,20 @@ class VisionRecipe(Recipe):
 
     def _card(self, summary: dict[str, Any]) -> Callable[[str], str]:
         """The model card, for a statement of how exact the layout is."""
-        source = self.settings["data.source"]
-        return lambda exactness: CARD.format(
-            name=Path(source).stem if "/" in source else source,
-            objective=self.settings["objective"],
-            layout="DINOv3 ViT" if self.native else self.settings["model.preset"],
+        settings, size = self.settings, self.settings["data.size"]
+        layout = "DINOv3 ViT" if self.native else settings["model.preset"]
+        return lambda exactness: card(
+            f"A vision model trained on {data_name(settings['data.source'])}",
+            f"{self._describe_model()}, trained by {settings['objective']} with selfsup: {summary['steps']:,} steps on "
+            f"images of {size} × {size} pixels, no labels.",
+            {
+                "Validation loss": measured(summary),
+                "Layout": f"{layout}; {exactness}",
+                "Features": "see features.json",
+            },
+            USE,
             library="transformers" if self.native else "selfsup",
-            model=self._describe_model(),
-            steps=summary["steps"],
-            loss=f"{summary['loss']:.4f} on the held-out part" if "loss" in summary else "not measured",
-            size=self.settings["data.size"],
-            exactness=exactness,
+            task="image-feature-extraction",
         )
 
 
@@ -421,23 +425,8 @@ def spread_evenly(indices: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.i
     return indices[np.arange(count) * len(indices) // count]
 
 
-CARD = """\
----
-library_name: {library}
-pipeline_tag: image-feature-extraction
-tags: [selfsup]
----
-# A vision model trained on {name}
-
-{model}, trained by {objective} with selfsup: {steps:,} steps on images of {size} × {size} pixels, no labels.
-
-- Validation loss: {loss}
-- Layout: {layout}; {exactness}
-- Features: see features.json
-
-```python
+USE = """\
 import selfsup
 
 vectors = selfsup.load("path/to/this/directory").embed(images)  # uint8 arrays (height, width, 3)
-```
 """

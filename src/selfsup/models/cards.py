@@ -1,0 +1,46 @@
+"""Model cards: README.md of a model directory, from what is known of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def card(
+    title: str,
+    text: str,
+    facts: Mapping[str, str],
+    code: str = "",
+    *,
+    library: str | None = None,
+    task: str | None = None,
+    tags: Sequence[str] = (),
+) -> str:
+    """A card as the hub reads it.
+
+    Args:
+        title: the heading; empty where the text has one.
+        text: what the model is and how it was made; it may have headings of its own.
+        facts: one line each, by what it is about.
+        code: Python that uses the model.
+        library, task: what the hub's pages sort it by, in its terms.
+        tags: beside `selfsup`.
+    """
+    named = {"library_name": library, "pipeline_tag": task, "tags": f"[{', '.join(['selfsup', *tags])}]"}
+    head = "".join(f"{key}: {value}\n" for key, value in named.items() if value is not None)
+    lines = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+    example = f"```python\n{code.strip()}\n```" if code else ""
+    heading = f"# {title}" if title else ""
+    body = [part for part in (heading, text.strip(), lines, example) if part]
+    return f"---\n{head}---\n" + "\n\n".join(body) + "\n"
+
+
+def data_name(source: str) -> str:
+    """What a card calls the data that a model was trained on: no path of this machine."""
+    return Path(source).stem if "/" in source else source
+
+
+def measured(summary: Mapping[str, Any], unit: str = "") -> str:
+    """The validation loss in a summary, for a card."""
+    return f"{summary['loss']:.4f}{unit} on the held-out part" if "loss" in summary else "not measured"
