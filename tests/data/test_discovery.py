@@ -193,7 +193,7 @@ def test_the_split_that_a_name_says(name, split):
 def test_splits_are_left_out_by_name(tmp_path):
     for name in ("train-0.txt", "train-1.txt", "test-0.txt", "validation-0.txt", "README.md"):
         write(tmp_path / name)
-    both, training = found(tmp_path), found(tmp_path).training()
+    both, training = found(tmp_path), found(tmp_path).of("training")
     assert len(both.files) == 5
     assert [os.path.basename(file.path) for file in training.files] == [
         "README.md",
@@ -202,13 +202,13 @@ def test_splits_are_left_out_by_name(tmp_path):
     ]
     assert training.left_out["files of the test split"].number == 1
     assert both.told() == ""
-    assert len(found(tmp_path / "*").training().files) == 3
+    assert len(found(tmp_path / "*").of("training").files) == 3
     assert [os.path.basename(file.path) for file in both.of("test").files] == ["README.md", "test-0.txt"]
     refused(lambda: found(tmp_path / "README.md").of("test"), "no test split")
-    assert len(found(tmp_path / "test-0.txt").training().files) == 1
+    assert len(found(tmp_path / "test-0.txt").of("training").files) == 1
     os.remove(tmp_path / "train-0.txt")
     os.remove(tmp_path / "train-1.txt")
-    assert len(found(tmp_path).training().files) == 3  # nothing says that they are not to be trained on
+    assert len(found(tmp_path).of("training").files) == 3  # nothing says that they are not to be trained on
 
 
 def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path):

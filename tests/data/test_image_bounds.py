@@ -17,10 +17,10 @@ import pytest
 from pictures import archive, encoded, noise, png, write
 from PIL import Image
 
-from selfsup.data import image_archives, image_files, image_stores, images
-from selfsup.data.image_files import BadImage, decode, size_of
-from selfsup.data.image_stores import Room, Span
-from selfsup.data.images import open_images
+from selfsup.data import streams
+from selfsup.data.images import collection, decoding, open_images, sources
+from selfsup.data.images.decoding import BadImage, decode, size_of
+from selfsup.data.images.stores import Room, Span
 from selfsup.data.pairs import open_pairs
 from selfsup.errors import UserError
 
@@ -116,7 +116,7 @@ def test_more_pixels_than_its_bytes_can_tell_apart():
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
 def test_decoders_that_take_twice_the_memory_have_half_the_pixels(kind, monkeypatch):
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 1000)
     assert decode(encoded(noise(20, 25), kind)).shape == (20, 25, 3)
     refused(encoded(noise(21, 25), kind), "more pixels than")
 
@@ -139,7 +139,7 @@ def test_pieces():
 @pytest.mark.parametrize("library", [True, False])
 def test_scans(library, monkeypatch):
     if not library:
-        monkeypatch.setattr(image_files, "_simplejpeg", lambda: None)
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
     data = encoded(noise(64, 64), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     assert decode(data[:-2] + 5 * scan + data[-2:]).shape == (64, 64, 3)
@@ -174,11 +174,11 @@ def test_what_is_decoded_at_once_is_bounded(tmp_path, monkeypatch):
     for number in range(3):
         write(tmp_path / f"{number}.png", noise(20, 30, number))
     monkeypatch.setattr(
-        images, "ROOM", type("_", (), {"taken": lambda _, size: taken.append(size) or room.taken(1)})()
+        collection, "ROOM", type("_", (), {"taken": lambda _, size: taken.append(size) or room.taken(1)})()
     )
     found = open_images(tmp_path)
     assert taken == [7 * 20 * 30] * 3
-    monkeypatch.setattr(images, "free_memory", lambda device: 0)
+    monkeypatch.setattr(collection, "free_memory", lambda device: 0)
     found = open_images(tmp_path)
     found.pixels(0)
     assert len(taken) == 7
@@ -188,7 +188,7 @@ def test_pixels_that_take_far_more_than_their_files_are_not_held(tmp_path, monke
     for number in range(3):
         write(tmp_path / f"{number}.png", encoded(Image.new("RGB", (200, 200))))
     assert open_images(tmp_path).stack is not None
-    monkeypatch.setattr(images, "FREE", 0)
+    monkeypatch.setattr(collection, "FREE", 0)
     found = open_images(tmp_path)
     assert found.stack is None
     assert found.pixels(2).shape == (200, 200, 3)
@@ -203,7 +203,7 @@ def test_bands_give_the_same_pixels(monkeypatch):
     cases.append(encoded(noise(40, 50)[..., 0].astype(np.uint16) * 200))
     cases.append(encoded(Image.fromarray(noise(40, 50)).convert("CMYK"), "TIFF"))
     whole = [decode(data) for data in cases]
-    monkeypatch.setattr(image_files, "BAND", 7 * 50)
+    monkeypatch.setattr(decoding, "BAND", 7 * 50)
     for data, expected in zip(cases, whole, strict=True):
         np.testing.assert_array_equal(decode(data), expected)
 
@@ -213,7 +213,7 @@ def test_bands_give_the_same_pixels(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "extension"), [("AVIF", "avif"), ("HEIF", "heic")])
 def test_optional_formats(tmp_path, kind, extension):
-    if kind not in image_files.formats():
+    if kind not in decoding.formats():
         pytest.skip(f"no library reads {kind} here")
     picture = np.full((40, 60, 3), (200, 100, 50), np.uint8)
     write(tmp_path / f"a.{extension}", encoded(picture, kind))
@@ -225,12 +225,8 @@ def test_optional_formats(tmp_path, kind, extension):
 def test_formats_without_their_library_are_counted(tmp_path, monkeypatch):
     write(tmp_path / "a.png", GOOD)
     (tmp_path / "b.heic").write_bytes(b"")
-    monkeypatch.setattr(image_stores, "formats", lambda: ("PNG",))
-    image_stores.extensions.cache_clear()
-    try:
-        assert ".heic files: 1" in open_images(tmp_path).skipped.left_out[0]
-    finally:
-        image_stores.extensions.cache_clear()
+    monkeypatch.setattr(sources, "formats", lambda: ("PNG",))
+    assert ".heic files: 1" in open_images(tmp_path).skipped.left_out[0]
 
 
 # -- archives ------------------------------------------------------------------------------------------------
@@ -333,7 +329,7 @@ COMPRESS = {
 
 
 def test_archives_that_unpack_without_end(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(image_archives, "SMALL", 1 << 20)
+    monkeypatch.setattr(streams, "SMALL", 1 << 20)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(member("0.png", 1 << 24, bytes(1 << 24))))
     with pytest.raises(UserError, match="far more than its size allows"):
         open_images(tmp_path / "a.tar.gz")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pictures import encoded, noise, png, smooth
 from PIL import Image
 
-from selfsup.data import image_files
-from selfsup.data.image_files import END, RATIO, BadImage, decode, hash_of, hash_of_ends, size_of
+from selfsup.data.images import decoding
+from selfsup.data.images.decoding import END, RATIO, BadImage, decode, hash_of, hash_of_ends, size_of
 
 PIXELS = noise(13, 17)
 
@@ -32,7 +32,7 @@ def decoder(request, monkeypatch):
     if request.param == "simplejpeg":
         pytest.importorskip("simplejpeg")
     else:
-        monkeypatch.setattr(image_files, "_simplejpeg", lambda: None)
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
     return request.param
 
 
@@ -121,7 +121,7 @@ UPRIGHT = {  # EXIF 2.32, table 4.6.4: what turns the stored image into the upri
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_orientation(orientation, decoder):
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = orientation
+    exif[decoding.ORIENTATION] = orientation
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
         np.testing.assert_array_equal(
             decode(encoded(PIXELS, kind, exif=exif, **options)), UPRIGHT[orientation](PIXELS)
@@ -132,7 +132,7 @@ def test_orientation(orientation, decoder):
 
 def test_orientation_behind_other_segments(decoder):
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     data = encoded(smooth(24, 40), "JPEG", exif=exif)
     profile = b"\xff\xe2" + (60_000).to_bytes(2, "big") + bytes(59_998)
     np.testing.assert_array_equal(decode(data[:2] + profile + data[2:]), UPRIGHT[6](plain(data)))
@@ -141,7 +141,7 @@ def test_orientation_behind_other_segments(decoder):
 @given(rest=st.binary(max_size=40))
 def test_segments_of_any_bytes_are_walked(rest):
     """Where they end before a picture, they tell nothing."""
-    may_be_turned = image_files._may_be_turned
+    may_be_turned = decoding._may_be_turned
     assert may_be_turned(b"\xff\xd8" + rest.replace(b"\xff", b""))
     assert not may_be_turned(b"\xff\xd8\xff\xe0" + (2 + len(rest)).to_bytes(2, "big") + rest + b"\xff\xda")
     assert may_be_turned(b"\xff\xd8\xff\xe0" + (2 + len(rest)).to_bytes(2, "big") + rest + b"\xff\xe1")
@@ -209,7 +209,7 @@ def test_decompression_bombs(decoder, monkeypatch):
     for read in (decode, size_of):
         with pytest.raises(BadImage, match="134 million"):
             read(bomb)
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 2000)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 2000)
     fits, too_large = (encoded(smooth(side, 50), "JPEG") for side in (40, 41))
     assert decode(fits).shape == (40, 50, 3)
     refused(too_large, "million", least=5)
@@ -266,9 +266,9 @@ def test_simplejpeg_gives_the_same_pixels(height, width, mode, subsampling, prog
     pytest.importorskip("simplejpeg")
     image = Image.fromarray(noise(height, width)).convert(mode)
     data = encoded(image, "JPEG", subsampling=subsampling, progressive=progressive)
-    assert (image_files._decode_jpeg(data, least) is None) == (min(height, width) < 16)
+    assert (decoding._decode_jpeg(data, least) is None) == (min(height, width) < 16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_files, "_simplejpeg", lambda: None)
+        patch.setattr(decoding, "_simplejpeg", lambda: None)
         slow = decode(data, least)
     np.testing.assert_array_equal(decode(data, least), slow)
 

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import encoded, noise, write
 
-from selfsup.data import image_sources
-from selfsup.data.image_sources import holds_images
-from selfsup.data.images import open_images
+from selfsup.data.images import open_images, sources
+from selfsup.data.images.sources import holds_images
 from selfsup.data.pairs import open_pairs
 from selfsup.errors import UserError
 
@@ -264,4 +263,4 @@ def test_the_kinds_of_a_folder_that_are_not_read_are_told(folder):
     (folder / "list.csv").write_text("path\n0.png\n")
     (told,) = open_images(folder).skipped.left_out
     assert "lists beside images: 1" in told
-    assert image_sources.KINDS == ("images", "archives", "tables", "lists")
+    assert sources.KINDS == ("images", "archives", "tables", "lists")

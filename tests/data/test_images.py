@@ -17,10 +17,17 @@ from hypothesis import strategies as st
 from pictures import archive, encoded, noise, png, smooth, write
 from PIL import Image
 
-from selfsup.data import image_archives, image_tables, images
-from selfsup.data.image_files import END, decode
-from selfsup.data.image_stores import Span
-from selfsup.data.images import ImageRecords, Unreadable, open_images, split_images
+from selfsup.data.images import (
+    ImageRecords,
+    Unreadable,
+    archives,
+    collection,
+    open_images,
+    split_images,
+    tables,
+)
+from selfsup.data.images.decoding import END, decode
+from selfsup.data.images.stores import Span
 from selfsup.data.loader import Loader
 from selfsup.data.sources import open_text
 from selfsup.errors import UserError
@@ -242,7 +249,7 @@ def test_arrow(tmp_path, new):
 def test_large_tables_are_unpacked_once(tmp_path, monkeypatch, cache):
     path = parquet(tmp_path / "a.parquet", row_group_size=4, labels=NAMES * 2)
     expected = open_images(path)
-    monkeypatch.setattr(image_tables, "free_memory", lambda device: 0)
+    monkeypatch.setattr(tables, "free_memory", lambda device: 0)
     before = set((cache / "images").glob("*/columns.arrow")) if (cache / "images").exists() else set()
     for _ in range(2):
         found = open_images(path)
@@ -309,9 +316,9 @@ def test_damaged_archives(tmp_path):
 
 def test_long_archives_are_gone_through_once(tmp_path, monkeypatch):
     path = archive(tmp_path / "a.tar", {f"{k}.png": encoded(picture) for k, picture in enumerate(PICTURES)})
-    monkeypatch.setattr(image_archives, "LONG", 0)
+    monkeypatch.setattr(archives, "LONG", 0)
     holds(open_images(path), PICTURES)
-    monkeypatch.setattr(image_archives, "_members", None)
+    monkeypatch.setattr(archives, "_members", None)
     holds(open_images(path), PICTURES)
 
 
@@ -432,7 +439,7 @@ def test_bad_images_are_left_out_and_named(damaged):
 @pytest.fixture
 def large(monkeypatch):
     """Every collection counts as one that is too large to be decoded when it is opened."""
-    monkeypatch.setattr(images, "SMALL", 0)
+    monkeypatch.setattr(collection, "SMALL", 0)
 
 
 def test_large_collections_find_bad_images_when_they_read(damaged, large, caplog):
@@ -488,7 +495,7 @@ def test_pixels_are_the_same_with_and_without_memory(tmp_path, monkeypatch):
         write(tmp_path / f"{number}.jpg", encoded(smooth(90, 120, number), "JPEG"))
     held = open_images(tmp_path)
     assert held.stack.shape == (3, 90, 120, 3)
-    monkeypatch.setattr(images, "free_memory", lambda device: 0)
+    monkeypatch.setattr(collection, "free_memory", lambda device: 0)
     read = open_images(tmp_path)
     assert read.stack is None
     for index in range(3):
@@ -512,7 +519,7 @@ def test_large_collections_decode_at_scale(tmp_path, large, monkeypatch):
     assert first["sizes"].tolist() == [[50, 75]] * 2
     os.unlink(tmp_path / "a.jpg")
     assert torch.equal(records.read(np.array([0, 0]))["pixels"], first["pixels"])  # kept while there is room
-    monkeypatch.setattr(images, "free_memory", lambda device: 0)
+    monkeypatch.setattr(collection, "free_memory", lambda device: 0)
     with pytest.raises(UserError):
         ImageRecords(found, np.array([0]), 50).read(np.array([0]))
 
@@ -610,12 +617,12 @@ def test_shares():
 
 
 def test_the_index_of_many_images_is_kept(folder, monkeypatch, cache, caplog):
-    monkeypatch.setattr(images, "LONG", 1)
-    monkeypatch.setattr(images, "SMALL", 0)
+    monkeypatch.setattr(collection, "LONG", 1)
+    monkeypatch.setattr(collection, "SMALL", 0)
     write(folder / "hen" / "6.png", b"")
     seen = []
-    look_at = images._look_at
-    monkeypatch.setattr(images, "_look_at", lambda *place: seen.append(place[1]) or look_at(*place))
+    look_at = collection._look_at
+    monkeypatch.setattr(collection, "_look_at", lambda *place: seen.append(place[1]) or look_at(*place))
     before = set((cache / "images").glob("*")) if (cache / "images").exists() else set()
     first = open_images(folder, failures=0.5)
     assert sorted(seen) == list(range(7))
@@ -637,7 +644,7 @@ def test_the_index_of_many_images_is_kept(folder, monkeypatch, cache, caplog):
 
 
 def test_a_cache_that_cannot_be_written(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(images, "LONG", 1)
+    monkeypatch.setattr(collection, "LONG", 1)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SELFSUP_CACHE", str(tmp_path / "file"))
     refused(folder, "SELFSUP_CACHE")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pictures import archive, encoded, noise, write
 from PIL import Image
 
-from selfsup.data import image_archives, images, pairs
-from selfsup.data.image_captions import Captions, captions_in
-from selfsup.data.images import ImageRecords, open_images, split_images
+from selfsup.data import pairs
+from selfsup.data.images import ImageRecords, archives, collection, open_images, split_images
+from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.pairs import PairRecords, open_pairs
 from selfsup.data.tokenizers import train_tokenizer
 from selfsup.errors import UserError
@@ -236,9 +236,7 @@ def test_archives(tmp_path, monkeypatch):
     holds(found)
     assert found.labels.tolist() == [0, -1, -1, -1]
     assert open_images(path).captions is None
-    monkeypatch.setattr(
-        image_archives, "LONG", 0
-    )  # what is kept of an archive goes by the captions asked for
+    monkeypatch.setattr(archives, "LONG", 0)  # what is kept of an archive goes by the captions asked for
     for _ in range(2):
         holds(open_pairs(path))
         assert open_images(path).captions is None
@@ -403,7 +401,7 @@ def test_records_hold_all_captions(content, window, data):
 
 
 def test_captions_go_with_the_image_that_takes_the_place_of_a_bad_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "SMALL", 0)
+    monkeypatch.setattr(collection, "SMALL", 0)
     for number, word in enumerate(["cat", "dog", "hen"]):
         write(tmp_path / f"{number}.png", noise(40, 50, number))
         write(tmp_path / f"{number}.txt", word.encode())

@@ -14,7 +14,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from selfsup.data import csv_records, json_records, parts, streams
+from selfsup.data import archives, arrow_records, csv_records, formats, json_records, parts, streams
 from selfsup.data.columns import is_code, is_prose
 from selfsup.data.sentences import open_sentences
 from selfsup.data.sources import open_text
@@ -231,13 +231,9 @@ def test_zeros(tmp_path):
 @pytest.fixture
 def low_bounds(monkeypatch):
     """Bounds of 4 MiB for documents and 1 MiB for records."""
-    for module in (parts, streams, csv_records, json_records):
+    for module in (parts, streams, csv_records, json_records, formats, archives, arrow_records):
         monkeypatch.setattr(module, "RECORD", MIB, raising=False)
         monkeypatch.setattr(module, "DOCUMENT", 4 * MIB, raising=False)
-    from selfsup.data import formats
-
-    monkeypatch.setattr(formats, "RECORD", MIB)
-    monkeypatch.setattr(formats, "DOCUMENT", 4 * MIB)
 
 
 @pytest.mark.usefixtures("low_bounds")

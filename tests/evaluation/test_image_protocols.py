@@ -13,8 +13,7 @@ import pytest
 from tiny_vision import COLOURS, SIZE, picture, save_photos, save_tiny_vision
 
 import selfsup
-from selfsup.data import images as images_module
-from selfsup.data.images import open_images
+from selfsup.data.images import collection, open_images
 from selfsup.errors import UserError
 from selfsup.evaluation import FEATURES, evaluate
 from selfsup.evaluation.alignment import alignment, unrelated
@@ -152,9 +151,7 @@ def test_images_that_cannot_be_read_are_left_out(
     folder = save_photos(tmp_path / "photos", 40)
     file = folder / "green" / "07.png"
     file.write_bytes(file.read_bytes()[:-200])
-    monkeypatch.setattr(
-        images_module, "SMALL", 0
-    )  # as a large collection, of which only headers are looked at
+    monkeypatch.setattr(collection, "SMALL", 0)  # as a large collection, of which only headers are looked at
     scores: dict[str, Score] = {name: evaluate(model, data=folder, protocol=name) for name in FEATURES}
     assert scores["rankme"].n == scores["alignment"].n == 119
     assert scores["knn-20"].n + scores["knn-20"].details["bank"] == 119

@@ -13,7 +13,7 @@ from tiny_encoder import save_tiny
 from tiny_vision import COLOURS, SIZE, WIDTH, picture, save_photos, save_tiny_vision, tiny_vision
 
 import selfsup
-from selfsup.data import images as images_module
+from selfsup.data.images import collection
 from selfsup.errors import UserError
 from selfsup.inference import vision
 from selfsup.inference.encoder import EncoderModel
@@ -105,9 +105,7 @@ def test_whatever_pixels_may_be() -> None:
 
 @pytest.mark.usefixtures("small_batches")
 def test_an_image_that_cannot_be_read_has_no_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        images_module, "SMALL", 0
-    )  # as a large collection, of which only headers are looked at
+    monkeypatch.setattr(collection, "SMALL", 0)  # as a large collection, of which only headers are looked at
     folder = save_photos(tmp_path / "photos", each=4)
     damaged = [folder / "green" / "01.png", folder / "red" / "02.png"]
     for file in damaged:

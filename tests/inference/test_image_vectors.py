@@ -19,7 +19,7 @@ from tiny_encoder import save_tiny
 from tiny_vision import COLOURS, WIDTH, picture, save_photos, save_tiny_vision
 
 import selfsup
-from selfsup.data import images as images_module
+from selfsup.data.images import collection
 from selfsup.errors import UserError
 from selfsup.inference.items import LeftOut
 from selfsup.inference.probe import Probe
@@ -128,9 +128,7 @@ def test_images_found_damaged_are_left_out(
     shutil.copytree(photos, tmp_path / "photos")
     for name in ("blue/01.png", "red/04.png"):
         damage(tmp_path / "photos" / name)
-    monkeypatch.setattr(
-        images_module, "SMALL", 0
-    )  # as a large collection, of which only headers are looked at
+    monkeypatch.setattr(collection, "SMALL", 0)  # as a large collection, of which only headers are looked at
     made = selfsup.embed(model, tmp_path / "photos", tmp_path / "x.parquet", batch=BATCH, failures=0.2)
     assert (made.records, made.left_out.skipped) == (13, 2)
     left = [

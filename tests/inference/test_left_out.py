@@ -18,7 +18,7 @@ from tiny_encoder import WORDS, save_tiny
 from tiny_vision import save_photos, save_tiny_vision
 
 import selfsup
-from selfsup.data import images as images_module
+from selfsup.data.images import collection
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
 from selfsup.evaluation.base import Score
@@ -176,7 +176,7 @@ def test_images_that_turn_out_to_be_unreadable(
     photos = save_photos(tmp_path / "photos", 5)
     for file in sorted(photos.rglob("*.png"))[:BAD]:
         file.write_bytes(file.read_bytes()[:-200])
-    monkeypatch.setattr(images_module, "SMALL", 0)  # only headers are looked at before
+    monkeypatch.setattr(collection, "SMALL", 0)  # only headers are looked at before
     made = selfsup.embed(models["images"], photos, tmp_path / "x.parquet", batch=4)
     assert (made.records, made.left_out.skipped) == (9, BAD)
     assert made.left_out.skipped_names[0].startswith(str(photos / "blue" / "00.png"))

@@ -17,7 +17,7 @@ from tiny_clip import DIMENSION, save_table, save_tiny_clip
 from tiny_vision import picture, save_photos
 
 import selfsup
-from selfsup.data.image_sources import holds_images
+from selfsup.data.images.sources import holds_images
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel

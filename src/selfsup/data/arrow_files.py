@@ -44,6 +44,7 @@ class ArrowFile:
         schema: all columns with their types, as Arrow has them.
         size: its bytes on the disk.
         mapped: whether its batches lie on the disk as they are, so that keeping them takes no memory.
+        at: the value of a column in a row, for a table whose rows are not to be kept.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ArrowFile:
     size: int
     mapped: bool
     read: Callable[[list[str]], Iterator[Any]]
+    at: Callable[[str, int], Any] | None = None
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
         """All rows in order, in record batches of at most `BATCH_ROWS`, checked; texts may still be no UTF-8.

@@ -1,15 +1,26 @@
-"""Which column of a table holds its texts, and what its others are."""
+"""Which columns of a table hold texts, images, classes and captions, and what its others are."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from textwrap import shorten
 
-from selfsup.data.parts import TEXT, Part, Values, head_of, paths_of
+from selfsup.data.discovery import kind_of
+from selfsup.data.parts import TEXT, Part, Sample, Values, head_of, paths_of
 from selfsup.errors import Damaged
 
 # Names under which a text column goes, the likeliest first.
 TEXT_COLUMNS = (TEXT, "content", "document", "body", "article", "story", "passage", "sentence", "markdown")
+# Likewise for columns of images, of their paths, of classes and of captions.
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp", "pixels", "bytes")
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "img")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "texts", "txt", "alt_text", "alt", "description", "descriptions"),
+    *("sentence", "sentences", "title", "name", "prompt"),
+)
 NAME_IT = "name the column to read (--column NAME or data.column=NAME)"
 
 # One ASCII word that holds more than letters: an id, address, number, hash, date, name of a file; and base64 in lines.
@@ -34,7 +45,7 @@ def text_column(part: Part, wanted: str | None) -> str:
     """
     if part.text is not None:
         return part.text
-    columns, rows = part.sample()
+    columns, rows, *_ = part.sample()
     if not rows:
         return wanted or ""  # without a readable row, only malformed ones can come
     if wanted is not None:
@@ -55,6 +66,92 @@ def text_column(part: Part, wanted: str | None) -> str:
             f"({_listed(columns, rows)}): {NAME_IT}."
         )
     return best
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be read of a source of images, by the names of its columns, extensions or keys.
+
+    Attributes:
+        content: of the images or their paths; None is the one that is found.
+        label: of the classes; None is the one that is found, if any.
+        captions: all that hold captions; () is the one that is found, if any, and with None no captions are read.
+    """
+
+    content: str | None = None
+    label: str | None = None
+    captions: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns of images (or their paths), of classes and of captions."""
+
+    images: str
+    label: str | None
+    captions: Sequence[str]
+
+    @property
+    def beside(self) -> list[str]:
+        """All but that of the images."""
+        return [name for name in self.all if name != self.images]
+
+    @property
+    def all(self) -> list[str]:
+        return list(dict.fromkeys([self.images, *([self.label] if self.label else []), *self.captions]))
+
+    def told(self, columns: Sequence[str]) -> str:
+        """The column of images in words, with those of a table that are not read."""
+        return described(self.images, [name for name in columns if name not in self.beside])
+
+
+def image_columns(where: str, sample: Sample, wanted: Wanted) -> Chosen:
+    """The columns that images are read from: those wanted, which must be there, else those that are found.
+
+    Of a table they are told by their type, else by the first value, which is the name of an image file; among several
+    a usual name decides. Of a list, whose columns have no types, a usual name comes first.
+
+    Raises:
+        Damaged: a column is missing, or none holds images.
+    """
+    for name in (wanted.content, wanted.label, *(wanted.captions or ())):
+        if name is not None:
+            require_column(where, sample.names, name)
+    images = wanted.content or _image_column(where, sample)
+    label = wanted.label or next((name for name in LABEL_COLUMNS if name in sample.names), None)
+    return Chosen(images, label, _caption_columns(sample, (images, label), wanted.captions))
+
+
+def path_columns(sample: Sample) -> list[str]:
+    """The columns whose first value is the name of an image file."""
+    return [name for row in sample.rows[:1] for name, value in row.items() if names_image(value)]
+
+
+def names_image(value: object) -> bool:
+    """Whether a value is the name of an image file."""
+    return isinstance(value, str) and kind_of(value) == "images"
+
+
+def _image_column(where: str, sample: Sample) -> str:
+    if sample.images is None:
+        images = [name for name in PATH_COLUMNS if name in sample.names] or path_columns(sample)
+    else:
+        there = sample.images or path_columns(sample)
+        images = [name for name in (*IMAGE_COLUMNS, *PATH_COLUMNS) if name in there] or list(there)
+    if images:
+        return images[0]
+    listed = shorten(", ".join(map(str, sample.names)), 200, placeholder=" …")
+    kind = "image paths" if sample.images is None else "images"
+    raise Damaged(f"{where} has no column of {kind}, only {listed}: {NAME_IT}.")
+
+
+def _caption_columns(
+    sample: Sample, taken: Sequence[str | None], wanted: Sequence[str] | None
+) -> Sequence[str]:
+    if wanted is None or wanted:
+        return wanted or ()
+    usual = {name.lower(): name for name in sample.texts if name not in taken}
+    return [usual[name] for name in CAPTION_COLUMNS if name in usual][:1]
 
 
 def require_column(where: str, columns: Sequence[str], wanted: str) -> None:

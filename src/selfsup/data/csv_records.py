@@ -59,7 +59,7 @@ def csv_part(name: str, opened: Open, separator: str) -> Part:
 
     def sample() -> Sample:
         layout = _layout(name, opened, separator)
-        return layout.names, sample_of(_rows(name, layout, opened, None))[1]
+        return sample_of(_rows(name, layout, opened, None))._replace(names=layout.names)
 
     def rows(columns: Sequence[str] | None) -> Rows:
         return _rows(name, _layout(name, opened, separator), opened, columns)

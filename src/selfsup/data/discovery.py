@@ -1,9 +1,12 @@
-"""Which files a path stands for, of texts and of images alike.
+"""Which files a path stands for, of which kind they are, and how they are opened: for texts and images alike.
 
 A path is a file, a folder, a pattern (`*`, `?`, `[…]`, `**`, and `{a,b}` or `{000..011}`), or a folder that is one data
 set (see `is_dataset`). Folders are read recursively; hidden files and folders are passed over. Links are followed, each
 folder is read once, and none that lies above the one that was named. What is left out is counted, and the first of each
 kind named. Only regular files are read.
+
+All readers of data go through `entries` (the names in a folder), `file_at` (a file's size and time of change), `opened`
+(its bytes as a stream) and `mapped` (its bytes in memory, where they lie); another kind of place would begin there.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from selfsup.errors import UserError
+from selfsup.files import opened as opened  # which readers take from here
 
 MOST_PATTERNS = 100_000  # that braces may stand for
 # What the parts of a data set are called on the hub, in names of files and folders.
@@ -31,6 +37,19 @@ SPLITS = {
 
 SPLITS_FILE = "dataset_dict.json"  # names the folders beside it, each one data set
 
+# The kind of a file, by its extension: these are the images that every Pillow reads, and those that some do.
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+KINDS = {
+    **dict.fromkeys(IMAGES, "images"),
+    **dict.fromkeys((".txt", ".md"), "texts"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv"), "lists"),
+    **dict.fromkeys((".parquet", ".arrow", ".feather"), "tables"),
+    ".tar": "archives",
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED = ("texts", "lists", "archives")  # the kinds that may be
+_ARCHIVES = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}  # tar, in one extension
+
 _MAGIC = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d{1,9}\.\.\d{1,9})\}")  # the innermost ones
 
@@ -41,6 +60,11 @@ class File(NamedTuple):
     path: str
     size: int
     changed: int  # nanoseconds
+
+    @property
+    def kind(self) -> str | None:
+        """Its kind; a folder that is one data set is a table."""
+        return "tables" if os.path.isdir(self.path) else kind_of(self.path)
 
 
 class Left(NamedTuple):
@@ -80,18 +104,20 @@ class Found:
         """The part of a data set that each file belongs to, by its path; None where its name says nothing."""
         return {file.path: split_of(os.path.relpath(file.path, self.root)) for file in self.files}
 
-    def training(self) -> Found:
-        """Without the files of validation and test parts, where there are some of a training part."""
-        splits = self.splits()
-        return self.of("train") if "train" in splits.values() else self
-
-    def of(self, split: str) -> Found:
+    def of(self, split: str | None) -> Found:
         """Without the files of other parts of a data set; those whose name says nothing stay.
+
+        Args:
+            split: the part; `training` is train where there is one, else all; None and `all` are all.
 
         Raises:
             UserError: there is none of that part.
         """
         splits = self.splits()
+        if split == "training":
+            split = "train" if "train" in splits.values() else None
+        if split in (None, "all"):
+            return self
         if split not in splits.values():
             there = ", ".join(sorted({name for name in splits.values() if name})) or "none"
             raise UserError(f"{self.root} has no {split} split (found by their names: {there}).")
@@ -150,9 +176,74 @@ def _is_dataset(names: Iterable[str]) -> bool:
     return {"state.json", "dataset_info.json"} <= within or {"_versions", "data"} <= within
 
 
+# -- kinds ---------------------------------------------------------------------------------------------------
+
+
+def extensions(path: str | Path) -> tuple[str, str]:
+    """The kind of content and the compression, as lower-case extensions: `a.CSV.gz` gives ('.csv', '.gz')."""
+    stem, last = os.path.splitext(os.path.basename(path).lower())
+    if last in _ARCHIVES:
+        return ".tar", _ARCHIVES[last]
+    return (os.path.splitext(stem)[1], last) if last in COMPRESSIONS else (last, "")
+
+
+def kind_of(name: str | Path) -> str | None:
+    """The kind of a file, by its extension; None for one of no kind that is read."""
+    extension, compression = extensions(name)
+    kind = KINDS.get(extension)
+    return None if compression and kind not in COMPRESSED else kind
+
+
+def readable(noun: str, kinds: Sequence[str], but: Container[str] = ()) -> str:
+    """The files of some kinds in words, without some extensions."""
+    names = [name for name, kind in KINDS.items() if kind in kinds and name not in but]
+    packed = " and ".join(kind for kind in kinds if kind in COMPRESSED)
+    return (
+        f"{noun} from {', '.join(names)} ({packed} also as {', '.join(COMPRESSIONS)}), and directories of "
+        "datasets.save_to_disk and Lance"
+    )
+
+
+# -- opening -------------------------------------------------------------------------------------------------
+
+
+def entries(folder: str) -> list[str]:
+    """The names in a folder.
+
+    Raises:
+        OSError: it may not be read.
+    """
+    return os.listdir(folder)
+
+
+def file_at(path: str | Path) -> File:
+    """A regular file, looked up.
+
+    Raises:
+        OSError: there is none.
+    """
+    with opened(path) as file:
+        return _file(os.fspath(path), os.fstat(file.fileno()))
+
+
+def mapped(path: str | Path) -> Any:
+    """The bytes of a regular file as a buffer of Arrow, which takes no memory of its own.
+
+    Raises:
+        OSError: there is none.
+    """
+    file_at(path)  # of a pipe or a device, Arrow would read for ever
+    with pa.memory_map(os.fspath(path)) as file:
+        return file.read_buffer()
+
+
+def _file(path: str, status: os.stat_result) -> File:
+    return File(path, status.st_size, status.st_mtime_ns)
+
+
 def _names(folder: str) -> list[str]:
     try:
-        return os.listdir(folder)
+        return entries(folder)
     except OSError:
         return []
 
@@ -198,7 +289,7 @@ def _folders(top: str, found: Found) -> Iterator[tuple[str, list[str]]]:
 
 def _visible(folder: str, found: Found) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith(".") and name != SPLITS_FILE)
+        return sorted(name for name in entries(folder) if not name.startswith(".") and name != SPLITS_FILE)
     except OSError:
         found.leave_out("folders that may not be read", folder)
         return []
@@ -217,10 +308,6 @@ def _add_file(path: str, reads: Callable[[str], bool], found: Found) -> None:
         found.leave_out(f"{ending} files" if ending else "files without an extension", path)
     else:
         found.files.append(_file(path, status))
-
-
-def _file(path: str, status: os.stat_result) -> File:
-    return File(path, status.st_size, status.st_mtime_ns)
 
 
 # -- patterns ------------------------------------------------------------------------------------------------

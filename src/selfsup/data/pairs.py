@@ -30,9 +30,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from selfsup.data.image_captions import Captions, no_captions
-from selfsup.data.image_stores import Progress
-from selfsup.data.images import ImageRecords, Images, Indices, open_images
+from selfsup.data.images.captions import Captions, no_captions
+from selfsup.data.images.collection import Images, Indices, open_images
+from selfsup.data.images.records import ImageRecords
+from selfsup.data.images.stores import Progress
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 

@@ -1,10 +1,14 @@
-"""What a source of records is made of: parts, each with columns and rows, and what stands where one cannot be read."""
+"""What a source is made of: parts, each a table of typed rows, and what stands where something cannot be read.
+
+A row has its values by column: texts, bytes, numbers, lists and records, or the `Span` of a file. Texts, images, their
+captions and classes are columns of such rows; which ones is decided in `selfsup.data.columns`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 from selfsup.errors import Damaged
 
@@ -37,7 +41,20 @@ class Repaired:
 
 Values = dict[str, object]
 Rows = Iterator[tuple[str, Values | Malformed]]  # (where the record stands, its values by column)
-Sample = tuple[list[str], list[Values]]  # (all columns, the first rows as far as they may be text)
+
+
+class Sample(NamedTuple):
+    """All columns, the first readable rows as far as they may be text, and the columns of two kinds.
+
+    Attributes:
+        texts: columns that hold texts or lists of texts.
+        images: columns that hold the bytes of images, as their type says; None where they have no types.
+    """
+
+    names: list[str]
+    rows: list[Values]
+    texts: Sequence[str] = ()
+    images: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,6 @@ class Part:
 
     Attributes:
         name: what messages call it.
-        sample: all columns, and the text values of the first readable rows.
         rows: the records in order, with the columns asked for (all for None); a column that a record
             lacks is Malformed there.
         text: the column of the text, where there is nothing to choose.
@@ -60,13 +76,13 @@ class Part:
     whole_file: bool = False
 
 
-def text_part(name: str, texts: Callable[[], Iterable[tuple[str, object]]]) -> Part:
+def text_part(name: str, texts: Callable[[], Iterable[tuple[str, object]]], whole_file: bool = False) -> Part:
     """Records that are nothing but a text: (where it stands, the text)."""
 
     def rows(_: Sequence[str] | None) -> Rows:
         return ((where, {TEXT: text}) for where, text in texts())
 
-    return Part(name, lambda: ([TEXT], []), rows, TEXT)
+    return Part(name, lambda: Sample([TEXT], []), rows, TEXT, whole_file)
 
 
 def record_part(name: str, records: Callable[[], Rows]) -> Part:
@@ -96,7 +112,19 @@ def sample_of(rows: Rows) -> Sample:
     except Damaged:
         if not records:
             raise
-    return list(dict.fromkeys(name for record in records for name in record)), records
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return Sample(
+        names, records, [name for name in names if any(_has_text(row.get(name)) for row in records)]
+    )
+
+
+def _has_text(value: object) -> bool:
+    return any(isinstance(item, str) and not is_blank(item) for item in as_list(value))
+
+
+def as_list(value: object) -> Sequence[object]:
+    """The values in a list, or a value alone as one."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def selected(record: Values | Malformed, columns: Sequence[str] | None) -> Values | Malformed:
@@ -127,7 +155,7 @@ def paths_of(record: Mapping[str, object], within: str = "") -> Iterator[tuple[s
     """The values of a record that are none themselves, or lie deep, by dotted paths."""
     for name, value in record.items():
         if isinstance(value, dict) and within.count(".") < DEEP:
-            yield from paths_of(cast(Values, value), f"{within}{name}.")
+            yield from paths_of(value, f"{within}{name}.")
         else:
             yield f"{within}{name}", value
 
@@ -136,9 +164,29 @@ def checked(name: str, value: object) -> object:
     """The value of a column, Malformed where it is null or not valid UTF-8."""
     if value is None:
         return Malformed(f"the {name} is null")
+    return value if _is_utf8(value) else Malformed(f"the {name} is not valid UTF-8")
+
+
+def _is_utf8(value: object) -> bool:
+    """Whether all texts in a value are; a damaged character is kept as half of one."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            return Malformed(f"the {name} is not valid UTF-8")
-    return value
+            return False
+    if isinstance(value, dict):
+        return all(map(_is_utf8, (*value, *value.values())))
+    return not isinstance(value, list) or all(map(_is_utf8, value))
+
+
+def as_text(value: object) -> str | Malformed:
+    """A value as a text, bytes read as UTF-8."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="surrogateescape")
+    value = checked(TEXT, value)
+    return value if isinstance(value, str | Malformed) else Malformed(f"the text is a {type(value).__name__}")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text holds nothing but white space."""
+    return not text or text.isspace()

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.sources import TextCollection, find_source
+from selfsup.data.sources import TextCollection
+from selfsup.data.tables import open_table
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 
@@ -36,8 +37,8 @@ class SentenceCollection(TextCollection):
     """A text source whose documents are sentences: the lines of text files, and what other records are split into."""
 
     def documents(self) -> Iterator[str]:
-        for part, document in self.by_part():
-            if part.whole_file:
+        for document, row in self._table.documents(self._column):
+            if row.part.whole_file:
                 yield from (line.strip() for line in _LINE_END.split(document) if line.strip())
             else:
                 yield from split_sentences(document)
@@ -56,7 +57,7 @@ def open_sentences(
     Raises:
         UserError: as `open_text`.
     """
-    return SentenceCollection(find_source(source, failures, split), column, failures)
+    return SentenceCollection(open_table(source, failures, split), column)
 
 
 def split_sentences(document: str) -> Iterator[str]:

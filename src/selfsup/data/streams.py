@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from selfsup.data.arrow_files import EXPANSION, SMALL
+from selfsup.data.discovery import opened
 from selfsup.data.parts import DOCUMENT, RECORD, Malformed, Repaired
 from selfsup.errors import Damaged
-from selfsup.files import opened
 
 PIECE = 1 << 20  # bytes read at a time
 HEAD = 64  # bytes that tell UTF-16 without a byte order mark
@@ -27,7 +27,6 @@ UTF16 = "the file is UTF-16, save it as UTF-8"
 
 _ARROW = {".gz": "gzip", ".zst": "zstd"}  # Arrow's raise on a truncated file where zstandard just ends
 _PYTHON = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
-COMPRESSIONS = (*_ARROW, *_PYTHON)
 
 
 @contextmanager

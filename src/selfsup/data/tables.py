@@ -1,35 +1,157 @@
-"""Tables: the records of any source with all their columns, streamed in a fixed order.
+"""Texts and records of any source, streamed in a fixed order; bad ones are skipped, counted and named.
 
-`open_table` takes whatever `selfsup.data.sources.open_text` takes. A `.txt` or `.md` file, and a document from
-Python, is one row with the column `text`; records of JSON lines, CSV, parquet, data sets and lists of dicts have
-the columns that they have there. CSV values are strings.
+A `.txt` or `.md` file, and a document from Python, is one row with the column `text`; records of JSON lines, CSV,
+parquet, data sets and lists of dicts have the columns that they have there. CSV values are strings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from selfsup.data.columns import require_column
-from selfsup.data.parts import Malformed, Part, Rows, Values, checked, value_at
-from selfsup.data.sources import (
-    Skipped,
-    Source,
-    Tally,
+from selfsup.data.arrow_records import table_part
+from selfsup.data.columns import described, require_column, text_column
+from selfsup.data.discovery import kind_of, readable
+from selfsup.data.formats import file_part, fingerprint_of_files, fingerprint_of_values
+from selfsup.data.origins import Medium, Origin, no_source, origin_of
+from selfsup.data.parts import (
+    Malformed,
+    Part,
+    Values,
     as_text,
-    column_or_none,
-    columns_of,
-    find_source,
+    checked,
     is_blank,
-    no_text,
-    notes,
-    rows_of,
+    record_part,
+    text_part,
+    value_at,
 )
+from selfsup.data.tally import NAMED, Skipped, Tally, require_share
 from selfsup.errors import Damaged, UserError
 
+KINDS = ("texts", "lists", "tables", "archives")  # of files
+TEXTS = Medium(
+    "text",
+    lambda name: kind_of(name) in KINDS,
+    readable("text", KINDS),
+    "a path, a non-empty list of documents, of records or of Path objects, a datasets.Dataset, a data frame, an Arrow "
+    "table, or an object with name, documents() and fingerprint()",
+)
+
 Check = Callable[[Values], str | None]
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """What a source of a user's own must offer."""
+
+    @property
+    def name(self) -> str:
+        """What messages and the plan call it."""
+
+    def documents(self) -> Iterator[str]:
+        """All documents, streamed, in the same order each time."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the documents do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user pointed at, as parts that nothing is read of yet.
+
+    Attributes:
+        fingerprint: of the text in a column (None is the one that is found), 32 hex digits.
+        left_out: the files and folders that are not read, in words.
+        split: the part of a data set that its files are chosen by, where there are others.
+    """
+
+    name: str
+    parts: Sequence[Part]
+    fingerprint: Callable[[str | None], str]
+    left_out: Sequence[str] = ()
+    split: str | None = None
+
+
+def find_source(source: object, failures: float, split: str | None = None) -> Source:
+    """What a source of texts stands for; see `selfsup.data.sources.open_text`."""
+    require_share(failures)
+    if isinstance(source, TextSource):
+        own = _part_of_documents(source.name, source.documents)
+        return Source(source.name, [own], lambda _: source.fingerprint())
+    origin = origin_of(source, TEXTS, split)
+    if origin.found:
+        files = sorted({Path(file.path) for file in origin.files})
+        parts = [file_part(file, failures) for file in files]
+        return Source(
+            origin.name,
+            parts,
+            lambda column: fingerprint_of_files(files, column),
+            origin.left_out,
+            origin.split,
+        )
+    part = _part_of_items(source, origin)
+    return Source(part.name, [part], lambda column: _fingerprint_of_texts(part, column))
+
+
+def _part_of_items(source: object, origin: Origin) -> Part:
+    if (table := origin.table) is not None:
+        return table_part(origin.name, lambda: table)
+    items = origin.items
+    kinds = {type(item) for item in items} if isinstance(items, list | tuple) else set()
+    if {str} <= kinds <= {str, type(None), float}:  # with gaps, as pandas has them
+        return _part_of_documents(f"the list of {len(items)} documents", lambda: items)
+    if kinds and all(issubclass(kind, dict) for kind in kinds):
+        return record_part(
+            f"the list of {len(items)} records",
+            lambda: ((f"record {number}", record) for number, record in enumerate(items, 1)),
+        )
+    raise no_source(source, TEXTS)
+
+
+def _part_of_documents(name: str, documents: Callable[[], Iterable[object]]) -> Part:
+    return text_part(
+        name, lambda: ((f"document {number}", text) for number, text in enumerate(documents(), 1))
+    )
+
+
+def _fingerprint_of_texts(part: Part, wanted: str | None) -> str:
+    column = text_column(part, wanted)
+    return fingerprint_of_values(
+        row if isinstance(row, Malformed) else row[column] for _, row in part.rows([column])
+    )
+
+
+class TextColumns:
+    """Which columns the texts of a source are read from, part by part, in words."""
+
+    def __init__(self, beside: Collection[str] = ()) -> None:
+        """`beside` are columns that are read for something else."""
+        self._parts: Counter[tuple[str, str]] = Counter()
+        self._beside = beside
+
+    def add(self, part: Part, column: str) -> None:
+        """Remember the column of a part; where there is nothing to choose there is nothing to say."""
+        if part.text is None and column:
+            others = [name for name in part.sample().names if name == column or name not in self._beside]
+            self._parts[column, described(column, others)] += 1
+
+    @property
+    def name(self) -> str | None:
+        """The column, where it is the same in all parts."""
+        names = {name for name, _ in self._parts}
+        return names.pop() if len(names) == 1 else None
+
+    def told(self) -> str:
+        """The columns in words, such as `'body' (not read: id, url)`."""
+        first = [f"{told} in {number:,} files" for (_, told), number in self._parts.most_common(NAMED)]
+        if len(self._parts) <= 1:
+            return "".join(told for _, told in self._parts)
+        return "; ".join(first) + (" and others" if len(self._parts) > NAMED else "")
 
 
 @dataclass(frozen=True)
@@ -38,17 +160,23 @@ class Row:
 
     Attributes:
         where: the place of the record, such as `books.jsonl, line 3`.
-        source: the file, or the name of the object from Python.
+        part: the file, or the object from Python, that it is in.
         values: by column.
     """
 
     where: str
-    source: str
+    part: Part
     values: Values
+
+    @property
+    def source(self) -> str:
+        """The file, or the name of the object from Python."""
+        return self.part.name
 
 
 class Table:
-    """Records with several columns; bad ones are skipped, counted and named as in `TextCollection`.
+    """Records with several columns. When more than the share `failures` of them are bad, or all, a pass ends in a
+    UserError; with 1, whole files may be damaged too.
 
     `skipped` and `empty` (records with a blank text) describe the last complete pass.
     """
@@ -57,7 +185,7 @@ class Table:
         self.name = source.name
         self.skipped = Skipped()
         self.empty = 0
-        self._source = source
+        self.origin = source
         self._failures = failures
         self._beside: Collection[str] = ()  # columns that the last pass read beside the text
 
@@ -65,14 +193,27 @@ class Table:
     def columns(self) -> tuple[str, ...]:
         """All columns, in the order in which they are met; the first rows of a JSON file stand for it."""
         columns: dict[str, None] = {}
-        for part in self._source.parts:
+        for part in self.origin.parts:
             with suppress(Damaged):  # which says so itself when its rows are read
-                columns |= dict.fromkeys(part.sample()[0])
+                columns |= dict.fromkeys(part.sample().names)
         return tuple(columns)
 
+    def text_columns(self, column: str | None) -> TextColumns:
+        """The columns that texts are read from, where `column` is asked for; parts that are damaged have none."""
+        columns = TextColumns(self._beside)
+        for part in self.origin.parts:
+            with suppress(Damaged):
+                columns.add(part, text_column(part, column))
+        return columns
+
     def notes(self, column: str | None) -> dict[str, str]:
-        """What to tell of how it is read for the texts in a column; see `selfsup.data.sources.notes`."""
-        return notes(self._source, columns_of(self._source, column, self._beside), self.skipped)
+        """What to tell of how it is read for the texts in a column: that column, its split, what is left out."""
+        told = {
+            "column": self.text_columns(column).told(),
+            "split": self.origin.split or "",
+            "left out": "; ".join([*self.origin.left_out, *self.skipped.left_out]),
+        }
+        return {name: text for name, text in told.items() if text}
 
     def rows(
         self,
@@ -95,15 +236,13 @@ class Table:
             columns, optional = (), None
         tally = Tally(self.name, self._failures)
         kept = 0
-        for part in self._source.parts:
-            for where, record in rows_of(part, partial(_read, part, columns, optional), tally):
-                values = _complete(record, columns, optional, tally)
-                if not isinstance(values, Malformed) and (problem := check(values)):
-                    values = Malformed(problem)
-                tally.count(where, values)
-                if not isinstance(values, Malformed):
-                    kept += 1
-                    yield Row(where, part.name, values)
+        for part in self.origin.parts:
+            with tally.allowed(part.name):
+                for where, values in _records(part, columns, optional, check, tally):
+                    tally.count(where, values)
+                    if not isinstance(values, Malformed):
+                        kept += 1
+                        yield Row(where, part, values)
         self.skipped = tally.close()
         if kept == 0:
             unreadable = f" ({'; '.join(self.skipped.names)})" if self.skipped.names else ""
@@ -128,63 +267,62 @@ class Table:
         tally = Tally(self.name, self._failures)
         self._beside = self.columns if optional is None else (*columns, *optional)
         kept = empty = 0
-        for part in self._source.parts:
-            name = column_or_none(part, column, tally)
-            if name is None:
-                continue
-            needed = list(dict.fromkeys([name, *columns]))
-            for where, record in rows_of(part, partial(_read, part, needed, optional), tally):
-                values = _complete(record, needed, optional, tally)
-                if not isinstance(values, Malformed) and (problem := check(values)):
-                    values = Malformed(problem)
-                text = values if isinstance(values, Malformed) else as_text(values[name])
-                tally.count(where, text)
-                if isinstance(values, Malformed) or isinstance(text, Malformed):
-                    continue
-                if is_blank(text):
-                    empty += 1
-                    continue
-                kept += 1
-                if name not in columns and name not in (optional or ()):
-                    del values[name]
-                yield text, Row(where, part.name, values)
+        for part in self.origin.parts:
+            with tally.allowed(part.name):
+                name = text_column(part, column)
+                hidden = name not in columns and name not in (optional or ())
+                for where, values in _records(part, [name, *columns], optional, check, tally):
+                    text = values if isinstance(values, Malformed) else as_text(values[name])
+                    tally.count(where, text)
+                    if isinstance(values, Malformed) or isinstance(text, Malformed):
+                        continue
+                    if is_blank(text):
+                        empty += 1
+                        continue
+                    kept += 1
+                    if hidden:
+                        del values[name]
+                    yield text, Row(where, part, values)
         self.skipped = tally.close()
         self.empty = empty
         if kept == 0:
-            raise no_text(self.name, self.skipped, empty)
-
-    def fingerprint(self) -> str:
-        """32 hex digits that depend on the content of all columns, not on where it lies."""
-        return self._source.fingerprint()
+            raise _no_text(self.name, self.skipped, empty)
 
 
-def open_table(source: object, failures: float = 0.01) -> Table:
+def open_table(source: object, failures: float = 0.01, split: str | None = None) -> Table:
     """Open any source as a table; nothing is read yet.
 
     Args:
-        source: what `open_text` takes, but for an opened TextCollection.
+        source: what `selfsup.data.sources.open_text` takes.
         failures: the share of bad records, from 0 to 1, above which reading stops.
+        split: as in `open_text`.
 
     Raises:
         UserError: nothing there, or nothing readable.
     """
-    return Table(find_source(source, failures), failures)
+    return Table(find_source(source, failures, split), failures)
 
 
-def _read(part: Part, columns: Sequence[str], optional: Sequence[str] | None) -> Rows:
-    """A part's records with no more columns than asked for."""
-    there, _ = part.sample()
-    for name in columns if there else ():  # without a readable record, only malformed ones can come
+def _records(
+    part: Part, columns: Sequence[str], optional: Sequence[str] | None, check: Check, tally: Tally
+) -> Iterator[tuple[str, Values | Malformed]]:
+    """A part's records with a value for each column asked for, None where they lack an optional one."""
+    there = part.sample().names
+    for name in filter(
+        None, columns if there else ()
+    ):  # without a readable record, only malformed ones can come
         require_column(part.name, there, name)
-    return part.rows(None if optional is None else list(dict.fromkeys([*columns, *optional])))
+    read = None if optional is None else list(dict.fromkeys([*columns, *optional]))
+    for where, record in part.rows(read):
+        values = record if isinstance(record, Malformed) else _complete(record, columns, optional, tally)
+        if not isinstance(values, Malformed) and (problem := check(values)):
+            values = Malformed(problem)
+        yield where, values
 
 
 def _complete(
-    record: Values | Malformed, columns: Sequence[str], optional: Sequence[str] | None, tally: Tally
+    record: Values, columns: Sequence[str], optional: Sequence[str] | None, tally: Tally
 ) -> Values | Malformed:
-    """A record with a value for each column, None where it lacks an optional one."""
-    if isinstance(record, Malformed):
-        return record
     values: Values = {}
     for name in dict.fromkeys([*columns, *(record if optional is None else optional)]):
         value = value_at(record, name)
@@ -196,3 +334,12 @@ def _complete(
             return value
         values[name] = value
     return values
+
+
+def _no_text(name: str, skipped: Skipped, empty: int) -> UserError:
+    unreadable = f", {skipped.count} unreadable: {'; '.join(skipped.names)}" if skipped.count else ""
+    left_out = f"; left out are {'; '.join(skipped.left_out)}" if skipped.left_out else ""
+    return UserError(
+        f"{name} holds no text ({skipped.seen} records, {empty} of them empty{unreadable}{left_out}): "
+        "point at data with at least one document that is not blank."
+    )

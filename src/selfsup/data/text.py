@@ -21,8 +21,9 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.cache import kept
-from selfsup.data.sources import Skipped, TextCollection, open_text
+from selfsup.data.sources import TextCollection, open_text
 from selfsup.data.split import hold_out
+from selfsup.data.tally import Skipped
 from selfsup.data.tokenizers import (
     Family,
     Ids,

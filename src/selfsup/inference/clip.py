@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from selfsup.data.image_sources import holds_images
+from selfsup.data.images.sources import holds_images
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.encoder import EncoderModel
@@ -86,7 +86,7 @@ class PairModel:
         failures: float = 0.01,
         progress: Progress | None = None,
     ) -> Pictures | Texts:
-        """The images of a source that holds any (`selfsup.data.image_sources.holds_images`), else its texts."""
+        """The images of a source that holds any (`selfsup.data.images.sources.holds_images`), else its texts."""
         if isinstance(source, Pictures) or holds_images(source, column):
             return self.image.read(source, column, label=label, failures=failures, progress=progress)
         return self.text.read(source, column, label=label, failures=failures, progress=progress)

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfsup.data.sources import NAMED, Skipped, refusal
+from selfsup.data.tally import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.items import (

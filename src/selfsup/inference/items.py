@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.sources import NAMED, Skipped
+from selfsup.data.tally import NAMED, Skipped
 from selfsup.errors import UserError
 
 Progress = Callable[[int, int | None], None]

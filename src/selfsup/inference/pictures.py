@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from selfsup.data.sources import NAMED
+from selfsup.data.tally import NAMED
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, Label, Progress, ScoredPairs
 
 if TYPE_CHECKING:
     from selfsup.data.images import Images
-    from selfsup.data.sources import Skipped
+    from selfsup.data.tally import Skipped
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -116,9 +116,8 @@ class Pictures:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What lies at the source and is no image of it."""
-        left_out = "; ".join(self._images.skipped.left_out)
-        return {"left out": left_out} if left_out else {}
+        """How the source is read; see `selfsup.data.images.Images.notes`."""
+        return self._images.notes
 
     @property
     def empty(self) -> int:

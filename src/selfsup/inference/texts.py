@@ -14,8 +14,8 @@ from typing import ClassVar, cast
 import numpy as np
 
 from selfsup.data.parts import Values
-from selfsup.data.sources import Skipped
 from selfsup.data.tables import Row, Table, open_table
+from selfsup.data.tally import Skipped
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, Label, ScoredPairs, absolute
 

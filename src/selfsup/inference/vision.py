@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.data.image_files import BadImage, decode
 from selfsup.data.images import Unreadable
+from selfsup.data.images.decoding import BadImage, decode
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.items import Item, Progress, Vectors

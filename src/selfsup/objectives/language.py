@@ -19,7 +19,8 @@ from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, power_of_two, settle_
 from selfsup.objectives.starting import require_text_model
 
 if TYPE_CHECKING:
-    from selfsup.data.sources import Skipped, TextCollection
+    from selfsup.data.sources import TextCollection
+    from selfsup.data.tally import Skipped
     from selfsup.data.text import TextCorpus
 
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only

@@ -1,45 +1,23 @@
-"""Images as training data: opened from anywhere, checked, and read as batches.
-
-What `open_images` accepts:
-
-- a path to an image (`.jpg`, `.png`, `.webp`, `.gif`, `.bmp`, `.tif`, `.avif`, `.heic`); a folder (read recursively,
-  hidden files left out, in the order of the paths) or a pattern of them. Where the images lie in several folders and
-  none lies above the others, the name of its folder is an image's class;
-- `.parquet`, `.arrow`, `.feather`, a Lance data set or a directory of `datasets.save_to_disk`, with a column of images,
-  as bytes, as paths or in the hub's layout;
-- `.csv`, `.tsv`, `.jsonl` or `.json` with a column of paths, which are relative to the file, or captions of COCO;
-- `.tar` (compressed too) in WebDataset layout: files of one record share their name up to the first dot, `.cls` holds
-  its class;
-- `sample:emoji`, the bundled pictures, and `hub:NAME[/CONFIG][:SPLIT]`, a data set of the Hugging Face hub;
-- from Python also a list of PIL images, of uint8 arrays, of `Path` objects or of pairs (image, caption), a
-  `datasets.Dataset`, a data frame or an Arrow table.
-
-A folder of several kinds is read as images, else as archives, tables or lists of paths, the first that it holds.
-Captions are read where they are asked for: see `selfsup.data.pairs`.
-"""
+"""A collection of readable images: opened from anywhere, each looked at once."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from selfsup.data.cache import kept_table
-from selfsup.data.image_captions import no_captions
-from selfsup.data.image_files import (
+from selfsup.data.columns import Wanted
+from selfsup.data.images.captions import no_captions
+from selfsup.data.images.decoding import (
     WORK,
     BadImage,
     Encoded,
@@ -51,12 +29,12 @@ from selfsup.data.image_files import (
     size_of,
     stored_plainly,
 )
-from selfsup.data.image_sources import find_store
-from selfsup.data.image_stores import FORMAT, ROOM, SHARE, Columns, Progress, Store, for_all
+from selfsup.data.images.sources import images_of, store_of
+from selfsup.data.images.stores import FORMAT, ROOM, SHARE, Progress, Store, for_all
+from selfsup.data.origins import origin_of
 from selfsup.data.parts import Malformed
-from selfsup.data.sources import NAMED, Skipped, Tally, refusal, too_many
-from selfsup.data.split import hold_out
-from selfsup.errors import UserError
+from selfsup.data.tally import NAMED, Skipped, Tally, refusal, require_share, too_many
+from selfsup.errors import HALF, UserError
 from selfsup.machine import free_memory
 
 Indices = npt.NDArray[np.int64]
@@ -64,7 +42,6 @@ Indices = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
 
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
-FEW = 8  # images that a thread decodes at a time: for each one the threads would wait for each other
 LONG = 10_000  # images: the index of so many is kept
 FREE, TIMES = (
     1 << 28,
@@ -134,7 +111,7 @@ class Images:
 
         Args:
             least: a short side that suffices: a larger image may be reduced, but never below; see
-                `selfsup.data.image_files.decode`.
+                `selfsup.data.images.decoding.decode`.
 
         Raises:
             Unreadable: it cannot be read.
@@ -153,6 +130,12 @@ class Images:
     def place(self, index: int) -> str:
         """Where an image stands, such as `photos/cat.jpg` or `train.parquet, row 3`."""
         return self._store.place(int(self._good[index]))
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What to tell of how the source is read: the column of the images, and what lies there and is none."""
+        told = {"column": self._store.column, "left out": "; ".join(self.skipped.left_out)}
+        return {name: text for name, text in told.items() if text}
 
     def fingerprint(self) -> str:
         """32 hex digits that depend on the content and order of images and captions, not on where they lie."""
@@ -201,121 +184,23 @@ def open_images(
     """
     if isinstance(source, Images):
         return source
-    if not 0 <= failures <= 1:
-        raise UserError(f"The share of failures must lie between 0 and 1, not at {failures:g}.")
+    require_share(failures)
     progress = progress or _silent
     named = (captions,) if isinstance(captions, str) else captions
-    columns = Columns(column, label, None if named is None else tuple(named))
-    store = find_store(source, columns, failures, split, progress)
-    if columns.captions and store.captions is None:
+    wanted = Wanted(column, label, None if named is None else tuple(named))
+    origin = origin_of(source, images_of(), split)
+    tally = Tally(origin.name, failures)
+    store = store_of(origin, wanted, tally, progress)
+    if wanted.captions and store.captions is None:
         raise no_captions(store.name)
     index = _looked_at(store, progress)
     if index.small:
         index = _decoded(store, index, progress)
-    tally = Tally(store.name, failures)
-    for place, reason in store.damaged:
-        tally.count(place, Malformed(reason))
     for number in range(store.count):
         problem = index.problems.get(number)
         tally.count(store.place(number) if problem else "", Malformed(problem) if problem else None)
     skipped = replace(tally.close(), left_out=store.left_out)
     return Images(store, index, skipped, failures)
-
-
-def split_images(images: Images, share: float) -> tuple[Indices, Indices]:
-    """Indices of the training and of the held-out images, by the hash of their content: duplicates fall on one side.
-
-    Args:
-        share: of the images held out, from 0 (none) to below 1.
-
-    Raises:
-        UserError: no such share, or a share of images that are all one.
-    """
-    if not 0 <= share < 1:
-        raise UserError(f"The held-out share must be at least 0 and below 1, not {share:g}.")
-    if share and len(images) - images.duplicates == 1:
-        raise UserError(f"{images.name} holds one image only, so none can be held out: give more.")
-    chosen = hold_out(images.hashes, share)
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
-
-
-class ImageRecords:
-    """Images as records, each reduced to what its `least` short side needs.
-
-    An image that turns out to be unreadable gives way to the next readable one of the indices.
-    """
-
-    def __init__(self, images: Images, indices: Indices, least: int) -> None:
-        self._images, self._indices, self._least = images, indices, least
-        stack = images.stack
-        whole = stack is not None and min(stack.shape[1:3]) < 2 * least
-        self._stack = stack if whole else None
-        self._room = free_memory(torch.device("cpu")) // SHARE
-        self._kept: dict[int, Pixels] = {}
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def place(self, record: int) -> str:
-        """Where a record's image stands: see `Images.place`."""
-        return self._images.place(int(self._indices[record]))
-
-    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
-        """Records by index (n,).
-
-        Returns:
-            `pixels`: uint8 (n, 3, H, W), padded with zeros at the bottom and on the right; `sizes`: int64 (n, 2), the
-            height and width of each without its padding.
-
-        Raises:
-            UserError: more images than may be cannot be read.
-        """
-        return self.found(indices)[1]
-
-    def found(
-        self, indices: npt.NDArray[np.integer[Any]]
-    ) -> tuple[npt.NDArray[np.integer[Any]], dict[str, Tensor]]:
-        """What `read` returns, behind the records that it is of, (n,): other ones where images gave way."""
-        if self._stack is not None:
-            pixels = torch.from_numpy(self._stack[self._indices[indices]]).permute(0, 3, 1, 2)
-            return indices, {"pixels": pixels, "sizes": torch.tensor(pixels.shape[2:]).expand(len(pixels), 2)}
-        parts = (indices[start : start + FEW].tolist() for start in range(0, len(indices), FEW))
-        read = _threads().map(lambda part: [self._readable(index) for index in part], parts)
-        records, images = zip(*chain.from_iterable(read), strict=True)
-        sizes = torch.tensor([image.shape[:2] for image in images])
-        padded = np.empty((len(images), *sizes.amax(0).tolist(), 3), np.uint8)
-        for row, image in zip(padded, images, strict=True):
-            height, width, _ = image.shape
-            row[:height, :width], row[height:], row[:height, width:] = image, 0, 0
-        return np.array(records), {"pixels": torch.from_numpy(padded).permute(0, 3, 1, 2), "sizes": sizes}
-
-    def _readable(self, first: int) -> tuple[int, Pixels]:
-        """The first record that can be read, and its image."""
-        for step in range(len(self)):
-            record = (first + step) % len(self)
-            try:
-                return record, self._pixels(int(self._indices[record]))
-            except Unreadable:
-                continue
-        raise UserError(f"None of the images of {self._images.name} can be read: repair them.")
-
-    def _pixels(self, index: int) -> Pixels:
-        """An image, which stays in memory while there is room."""
-        if (kept := self._kept.get(index)) is not None:
-            return kept
-        pixels = self._images.pixels(index, self._least)
-        with self._lock:
-            if pixels.nbytes <= self._room:
-                self._room -= pixels.nbytes
-                self._kept[index] = pixels
-        return pixels
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """What decodes batches, shared by all readers: no more than cores, since they compete with the step."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
 
 def _silent(done: int, total: int | None) -> None:
@@ -467,7 +352,12 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
 
 
 def _whole(value: object) -> object:
-    """A class as a whole number where a table has it as a float: with one missing, pandas writes them so."""
+    """A class as a whole number where a table has it as a float: with one missing, pandas writes them so.
+
+    In a name, what is no UTF-8 is replaced.
+    """
+    if isinstance(value, str):
+        return HALF.sub("\ufffd", value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -18,27 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfsup.data.columns import NAME_IT, require_column
-from selfsup.data.discovery import File, find
+from selfsup.data.columns import Wanted, image_columns, names_image
+from selfsup.data.discovery import File, file_at, find, opened
 from selfsup.data.formats import file_part
-from selfsup.data.image_captions import Captions, caption_columns, captions_in
-from selfsup.data.image_files import BadImage
-from selfsup.data.image_stores import (
-    PATH_COLUMNS,
-    Columns,
-    Damage,
-    Span,
-    Store,
-    file_at,
-    kind_of,
-    label_column,
-    named,
-    of_spans,
-)
+from selfsup.data.images.captions import Captions, captions_in
+from selfsup.data.images.decoding import BadImage
+from selfsup.data.images.stores import Progress, Span, Store
 from selfsup.data.parts import Malformed, Part, Values, record_part
 from selfsup.data.streams import reading
+from selfsup.data.tally import Tally
 from selfsup.errors import Damaged
-from selfsup.files import opened, read_bytes
+from selfsup.files import read_bytes
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 NAME = "file_name"  # the column of paths in a folder's own lists
@@ -47,25 +37,48 @@ COCO_HEAD = 1 << 16  # bytes that tell whether a file is one
 
 _COCO = re.compile(rb'[\xef\xbb\xbf\s]*\{\s*"(info|images|annotations|licenses|categories|type)"\s*:')
 
+Place = Callable[[str], str]  # where the image of a name lies
 
-@dataclass(frozen=True)
+
+@dataclass
 class Listed:
     """The images that lists name, in the order of their first appearance.
 
     Attributes:
         paths: of each; "" where a row has none.
+        labelled: whether a list has classes.
+        column: the columns of the last list, in words.
     """
 
     paths: list[str] = field(default_factory=list)
     labels: list[object] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
-    numbers: dict[str, int] = field(default_factory=dict)  # by path, of what may get further captions
+    labelled: bool = False
+    column: str = ""
+    _numbers: dict[str, int] = field(default_factory=dict)  # by path, of what may get further captions
 
-    def add(self, path: str, label: object, captions: list[str] | None) -> None:
+    def read(self, path: str, place: Place, wanted: Wanted, failures: float) -> None:
+        """Add the images of a list."""
+        part = _part(path, failures)
+        sample = part.sample()
+        chosen = image_columns(part.name, sample, wanted)
+        self.labelled |= chosen.label is not None
+        self.column = chosen.told(sample.names)
+        for _, row in part.rows([chosen.images, *chosen.beside]):
+            values = {} if isinstance(row, Malformed) else row
+            name = values.get(chosen.images)
+            captions = [text for column in chosen.captions for text in captions_in(values.get(column))]
+            self._add(
+                place(name) if isinstance(name, str) and _may_be_path(name) else "",
+                values.get(chosen.label) if chosen.label else None,
+                captions if chosen.captions else None,
+            )
+
+    def _add(self, path: str, label: object, captions: list[str] | None) -> None:
         """Add a row: of an image with captions further ones, else an image."""
         number = len(self.paths)
         if captions is not None and path:
-            number = self.numbers.setdefault(path, number)
+            number = self._numbers.setdefault(path, number)
         if number == len(self.paths):
             self.paths.append(path)
             self.labels.append(label)
@@ -73,13 +86,12 @@ class Listed:
         self.captions[number] += captions or []
 
 
-def open_lists(name: str, files: list[File], columns: Columns, failures: float) -> Store:
+def open_lists(name: str, files: list[File], wanted: Wanted, tally: Tally, progress: Progress) -> Store:
     """The images that lists name, wherever they lie."""
-    listed, damage = Listed(), Damage(failures)
-    labelled = False
+    listed = Listed()
     for file in files:
-        with damage.allowed(file.path):
-            labelled |= _read(file.path, _place(file.path), columns, failures, listed)
+        with tally.allowed(file.path):
+            listed.read(file.path, _place(file.path), wanted, tally.failures)
     paths = listed.paths
 
     def span(index: int) -> Span:
@@ -92,23 +104,22 @@ def open_lists(name: str, files: list[File], columns: Columns, failures: float) 
         for path in paths:
             yield file_at(path) if os.path.isfile(path) else path
 
-    return of_spans(
+    return Store(
         name,
         len(paths),
-        span,
         lambda index: paths[index] or f"{name}, record {index + 1}",
-        labels=listed.labels if labelled else None,
-        stamp=stamp,
+        span,
+        labels=listed.labels if listed.labelled else None,
         captions=Captions.of(listed.captions),
-        damaged=damage.found,
+        stamp=stamp,
+        column=listed.column,
     )
 
 
-def names_images(path: str, column: str | None) -> bool:
+def holds_images(path: str, column: str | None) -> bool:
     """Whether the first values of a column of a list, or of the one named, are names of image files."""
-    _, rows = _part(path, 1.0).sample()
-    values = [value for row in rows[:1] for name, value in row.items() if column in (None, name)]
-    return any(isinstance(value, str) and kind_of(value) == "images" for value in values)
+    rows = _part(path, 1.0).sample().rows[:1]
+    return any(names_image(value) for row in rows for name, value in row.items() if column in (None, name))
 
 
 @dataclass(frozen=True)
@@ -120,71 +131,45 @@ class Described:
         unknown: the images that they name and that are not there.
     """
 
-    labels: list[object] | None
-    captions: Captions | None
-    unknown: list[str]
+    labels: list[object] | None = None
+    captions: Captions | None = None
+    unknown: Sequence[str] = ()
 
 
-def described(root: str, files: Sequence[File], columns: Columns, failures: float) -> Described | None:
-    """What the lists of a folder say of its images, None where they say nothing.
+def described(root: str, files: Sequence[File], wanted: Wanted, failures: float) -> Described:
+    """What the lists of a folder say of its images.
 
     Raises:
         UserError: a damaged list, or one without a column that is asked for.
     """
     below = {os.path.basename(file.path): file.path for file in files}
     listed = Listed()
-    labelled = False
-    for path in _lists_of(root, files, columns):
-        asked = Columns(NAME, columns.label, columns.captions)
-        labelled |= _read(
-            path, _by_name(below, root) if _is_coco(path) else _beside(path), asked, failures, listed
-        )
+    for path in _lists_of(root, files, wanted):
+        place = _by_name(below, root) if _is_coco(path) else _beside(path)
+        listed.read(path, place, Wanted(NAME, wanted.label, wanted.captions), failures)
     paths = [path and os.path.normpath(path) for path in listed.paths]
     numbers = {path: number for number, path in enumerate(paths)}
-    known = [numbers.get(os.path.normpath(file.path)) for file in files]
+    there = [os.path.normpath(file.path) for file in files]
+    known, within = [numbers.get(path) for path in there], set(there)
     if all(number is None for number in known):
-        return None
+        return Described()
     labels = [None if number is None else listed.labels[number] for number in known]
     captions = [[] if number is None else listed.captions[number] for number in known]
-    there = {os.path.normpath(file.path) for file in files}
-    unknown = [path or "a row without a path" for path in paths if path not in there]
-    return Described(labels if labelled else None, Captions.of(captions), unknown)
+    unknown = [path or "a row without a path" for path in paths if path not in within]
+    return Described(labels if listed.labelled else None, Captions.of(captions), unknown)
 
 
-def _lists_of(root: str, files: Sequence[File], columns: Columns) -> list[str]:
+def _lists_of(root: str, files: Sequence[File], wanted: Wanted) -> list[str]:
     """The metadata in the folders of images, or else the captions in COCO's layout beside or above them."""
     folders = {os.path.dirname(file.path) for file in files} | {root}
     places = (os.path.join(folder, name) for folder in sorted(folders) for name in METADATA)
     metadata = [place for place in places if os.path.isfile(place)]
-    if metadata or columns.captions is None:
+    if metadata or wanted.captions is None:
         return metadata
     above = os.path.join(root, os.pardir)
     searched = (root, os.path.join(root, "annotations"), above, os.path.join(above, "annotations"))
-    found = (
-        path
-        for folder in searched
-        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "captions*.json")))
-    )
-    return [path for path in found if _is_coco(path)]
-
-
-def _read(path: str, place: Callable[[str], str], columns: Columns, failures: float, listed: Listed) -> bool:
-    """Add the images of a list to those listed; whether it has classes."""
-    part = _part(path, failures)
-    names, rows = part.sample()
-    wanted = _path_column(part.name, names, rows, columns.content)
-    labelled = label_column(part.name, names, columns.label)
-    texts = [name for name in names if any(captions_in(row.get(name)) for row in rows)]
-    captioned = caption_columns(part.name, names, texts, (wanted, labelled), columns.captions)
-    for _, row in part.rows([wanted, *([labelled] if labelled else []), *captioned]):
-        values = {} if isinstance(row, Malformed) else row
-        name = values.get(wanted)
-        listed.add(
-            place(name) if isinstance(name, str) and _may_be_path(name) else "",
-            values.get(labelled) if labelled else None,
-            [text for name in captioned for text in captions_in(values.get(name))] if captioned else None,
-        )
-    return labelled is not None
+    patterns = (os.path.join(glob.escape(folder), "captions*.json") for folder in searched)
+    return [path for pattern in patterns for path in sorted(glob.glob(pattern)) if _is_coco(path)]
 
 
 def _may_be_path(name: str) -> bool:
@@ -194,39 +179,23 @@ def _may_be_path(name: str) -> bool:
         return False
 
 
-def _place(path: str) -> Callable[[str], str]:
+def _place(path: str) -> Place:
     """Where the images of a list lie that the user named: beside it, of COCO's layout somewhere below."""
     if not _is_coco(path):
         return _beside(path)
-    folder = os.path.dirname(path)
-    root = (
-        os.path.join(folder, os.pardir)
-        if os.path.basename(os.path.abspath(folder)) == "annotations"
-        else folder
-    )
-    images = find(root or os.curdir, lambda name: kind_of(name) == "images", "images").files
+    root = os.path.dirname(path)
+    if os.path.basename(os.path.abspath(root)) == "annotations":
+        root = os.path.join(root, os.pardir)
+    images = find(root or os.curdir, names_image, "images").files
     return _by_name({os.path.basename(file.path): file.path for file in images}, root)
 
 
-def _beside(path: str) -> Callable[[str], str]:
+def _beside(path: str) -> Place:
     return lambda name: os.path.join(os.path.dirname(path), name)
 
 
-def _by_name(below: dict[str, str], root: str) -> Callable[[str], str]:
+def _by_name(below: dict[str, str], root: str) -> Place:
     return lambda name: below.get(os.path.basename(name), os.path.join(root, os.path.basename(name)))
-
-
-def _path_column(where: str, columns: Sequence[str], rows: Sequence[Values], wanted: str | None) -> str:
-    if wanted is not None:
-        require_column(where, columns, wanted)
-        return wanted
-    for name in PATH_COLUMNS:
-        if name in columns:
-            return name
-    for name in columns:
-        if rows and isinstance(rows[0].get(name), str) and kind_of(str(rows[0][name])) == "images":
-            return name
-    raise Damaged(f"{where} has no column of image paths, only {named(columns)}: {NAME_IT}.")
 
 
 # -- COCO ----------------------------------------------------------------------------------------------------

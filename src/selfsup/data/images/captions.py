@@ -1,24 +1,18 @@
-"""Captions of images: under which names they are found, and how they are kept."""
+"""Captions of images: how they are found in files and values, and how they are kept."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from selfsup.data.columns import require_column
-from selfsup.data.sources import as_text
+from selfsup.data.parts import as_list, as_text
 from selfsup.errors import UserError
 
-# Names under which a column of captions goes, the likeliest first.
-CAPTION_COLUMNS = (
-    *("caption", "captions", "text", "texts", "txt", "alt_text", "alt", "description", "descriptions"),
-    *("sentence", "sentences", "title", "name", "prompt"),
-)
 # Extensions of a file of captions beside an image, and their names in the JSON of an archive, likewise.
 CAPTION_FILES = ("txt", "caption", "captions", "text")
 
@@ -82,7 +76,7 @@ def captions_in(value: object) -> list[str]:
 
     What is blank, no text or not valid UTF-8 is none.
     """
-    texts = map(as_text, value if isinstance(value, list | tuple) else [value])
+    texts = map(as_text, as_list(value))
     tidy = (" ".join(text.split()) for text in texts if isinstance(text, str))
     return [text for text in tidy if text]
 
@@ -97,25 +91,3 @@ def captions_by_name(wanted: Sequence[str], read: Callable[[str], list[str]]) ->
     if wanted:
         return [caption for name in wanted for caption in read(name)]
     return next(filter(None, map(read, CAPTION_FILES)), [])
-
-
-def caption_columns(
-    where: str,
-    columns: Sequence[str],
-    texts: Iterable[str],
-    taken: Container[str | None],
-    wanted: Sequence[str] | None,
-) -> Sequence[str]:
-    """The columns of captions: those wanted, which must be there, else one with a usual name.
-
-    Args:
-        texts: the columns that hold texts or lists of texts.
-        taken: those that hold something else, images or classes.
-        wanted: None where no captions are.
-    """
-    for name in wanted or ():
-        require_column(where, columns, name)
-    if wanted is None or wanted:
-        return wanted or ()
-    usual = {name.lower(): name for name in texts if name not in taken}
-    return [usual[name] for name in CAPTION_COLUMNS if name in usual][:1]
