@@ -26,7 +26,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(cores)
     import numpy as np
 
-    from selfsup.data import images as data
+    from selfsup.data.images import collection, records
     from selfsup.data.loader import Loader
     from selfsup.views import View, render_several
 
@@ -42,14 +42,12 @@ def main() -> None:
         ],
     }[kind]
     if kind == "simclr-224":
-        data.SMALL, data.SHARE = (
-            0,
-            1 << 62,
-        )  # as of a collection too large for memory: each image decoded each time
-    found = data.open_images(source)
-    records = data.ImageRecords(found, np.arange(len(found)), round(1.5 * views[0].size))
+        # As of a collection too large for memory: each image is decoded each time.
+        collection.SMALL, records.SHARE = 0, 1 << 62
+    found = collection.open_images(source)
+    images = records.ImageRecords(found, np.arange(len(found)), round(1.5 * views[0].size))
     batch = 64 if kind == "simclr-224" else 256
-    read = Loader(records, 0, batch, batch, workers=1).steps(0)
+    read = Loader(images, 0, batch, batch, workers=1).steps(0)
 
     def make() -> None:
         (one,) = next(read)

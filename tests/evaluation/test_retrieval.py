@@ -209,9 +209,9 @@ def test_held_out_pairs_of_a_recipe(model: Path, pairs: Path) -> None:
 def test_images_that_cannot_be_read_take_their_captions_along(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfsup.data import images
+    from selfsup.data.images import collection
 
-    monkeypatch.setattr(images, "SMALL", 0)  # only headers are looked at
+    monkeypatch.setattr(collection, "SMALL", 0)  # only headers are looked at
     files = sorted(save_photos(tmp_path / "photos", 2).rglob("*.png"))
     for number, file in enumerate(files):
         file.with_suffix(".txt").write_text(f"a cat\nphoto {number}\n")

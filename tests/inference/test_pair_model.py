@@ -168,13 +168,13 @@ def test_images_and_texts_mixed(model: PairModel) -> None:
 
 
 def test_what_was_cut_and_what_cannot_be_read_is_counted(model: PairModel, tmp_path: Path) -> None:
-    from selfsup.data import images
+    from selfsup.data.images import collection
 
     folder = save_photos(tmp_path / "photos", each=1)
     file = folder / "green" / "00.png"
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "SMALL", 0)  # only headers are looked at
+        patch.setattr(collection, "SMALL", 0)  # only headers are looked at
         stored = [item.content for item in model.read(folder, failures=0.5).items()]
     vectors = model.embed(["a cat", *stored, "cat " * 50])
     assert (model.unread, model.truncated) == ([2], 1)
