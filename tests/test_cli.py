@@ -111,8 +111,9 @@ def test_generate(finished: Run, selfsup_command: Command) -> None:
 def test_inspect(selfsup_command: Command) -> None:
     words = ["inspect", "causal-lm", "--text", "Il gatto dorme", "--tokenizer", "words", "--json"]
     found = only_json(selfsup_command(*words))
-    assert found["targets"] == ["Il", "gatto", "dorme"]
-    assert found["mask"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    blocks = {block["kind"]: block for section in found["sections"] for block in section["blocks"]}  # type: ignore[attr-defined]
+    assert blocks["window"]["targets"] == ["Il", "gatto", "dorme"]
+    assert blocks["sight"]["mask"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_evaluate(finished: Run, selfsup_command: Command) -> None:

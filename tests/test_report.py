@@ -236,7 +236,7 @@ def test_a_page_holds_text_as_text(objective: str, tokenizer: str) -> None:
     ]
     hostile, benign = map(tags, pages)
     assert hostile.tags.count("script") == benign.tags.count("script") == 1
-    assert "img" not in hostile.tags
+    assert hostile.tags.count("img") == benign.tags.count("img")
     assert hostile.attributes <= benign.attributes
     assert not CONTROLS.search(pages[0])
 
@@ -275,7 +275,8 @@ def test_every_encoding(encoding: str, finished: Run, monkeypatch: pytest.Monkey
         assert out or words[0] == "compare", words
     code, out = through(encoding, monkeypatch, *looked, "--json")
     assert code == 0
-    assert json.loads(out)["targets"] == text.split()
+    blocks = [block for section in json.loads(out)["sections"] for block in section["blocks"]]
+    assert [block["targets"] for block in blocks if block["kind"] == "window"] == [text.split()]
 
 
 def command(words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from styles import STYLES
 import selfsup
 from selfsup.data.tokenizers import load_tokenizer, open_tokenizer
 from selfsup.inference.generate import LanguageModel
+from selfsup.inspection.blocks import Sight, Window
 
 DOCUMENTS = [
     "the cat sat by the sea",
@@ -232,14 +233,15 @@ def test_inspection_shows_its_tokens(
 ) -> None:
     seen = selfsup.inspect(
         "causal-lm", data=DOCUMENTS, tokenizer=str(directories[style]), **{"data.validation": 0}
-    ).to_json()
+    )
+    (window,), (sight,) = seen.blocks(Window), seen.blocks(Sight)
     tokenizer = open_tokenizer(str(directories[style]))
     assert tokenizer is not None
-    assert seen["inputs"].count("<start>") == len(DOCUMENTS)
-    assert "<start>" not in seen["targets"]
-    assert seen["targets"].count("<end>") == len(DOCUMENTS)
-    assert len(seen["mask"]) == len(seen["inputs"]) == len(seen["targets"]) == len(seen["documents"])
-    losses = selfsup.inspect("causal-lm", run=str(native[style]), text="the cat sat").to_json()["losses"]
+    assert window.inputs.count("<start>") == len(DOCUMENTS)
+    assert "<start>" not in window.targets
+    assert window.targets.count("<end>") == len(DOCUMENTS)
+    assert len(sight.mask) == len(window.inputs) == len(window.targets) == len(window.documents)
+    (window,) = selfsup.inspect("causal-lm", run=str(native[style]), text="the cat sat").blocks(Window)
     model = LanguageModel.load(native[style])
     ids = [model.tokenizer.start, *model.tokenizer.encode("the cat sat").tolist()]
-    np.testing.assert_allclose(losses, model.token_losses(ids), atol=1e-4)
+    np.testing.assert_allclose(window.losses, model.token_losses(ids), atol=1e-4)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from looking import Page, printed
+from looking import Page, Told, found, printed
 
 import selfsup
 from selfsup.data.tokenizers import END, train_tokenizer
 from selfsup.errors import UserError
-from selfsup.inspection import INSPECTORS, inspect
+from selfsup.inspection import INSPECTORS
 from selfsup.report import Reporter
 from selfsup.run import Run
 
@@ -49,6 +49,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
 
 
+def inspect(*words: str, **arguments: object) -> Told:
+    return Told(selfsup.inspect(*words, **arguments))  # type: ignore[arg-type]
+
+
 def lower_triangle(size: int) -> list[list[int]]:
     return [[int(column <= row) for column in range(size)] for row in range(size)]
 
@@ -56,11 +60,14 @@ def lower_triangle(size: int) -> list[list[int]]:
 def test_the_example() -> None:
     inspection = inspect(text=SENTENCE, tokenizer="words")
     content = json.loads(json.dumps(inspection.to_json()))
-    assert content["tokens"] == ["Il", "gatto", "dorme", "sul", "divano"]
-    assert content["inputs"] == ["<start>", "Il", "gatto", "dorme", "sul"]
-    assert content["targets"] == ["Il", "gatto", "dorme", "sul", "divano"]
-    assert content["mask"] == lower_triangle(5)
-    assert "losses" not in content
+    (line,) = found(content, "tokens")["lines"]
+    assert [token["text"] for token in line["tokens"]] == ["Il", "gatto", "dorme", "sul", "divano"]
+    window = found(content, "window")
+    assert window["inputs"] == ["<start>", "Il", "gatto", "dorme", "sul"]
+    assert window["targets"] == ["Il", "gatto", "dorme", "sul", "divano"]
+    assert found(content, "sight")["mask"] == lower_triangle(5)
+    assert "losses" not in window
+    assert "loss" not in found(content, "predictions")["predictions"][0]
     text = printed(inspection)
     assert "given <start> Il gatto predict dorme" in text
     assert text.count("██") == sum(range(6))
@@ -104,7 +111,7 @@ def test_losses_are_those_of_the_model(run: Run) -> None:
     expected = model.token_losses([model.tokenizer.end, *model.tokenizer.encode(text).tolist()])
     assert inspection.losses == pytest.approx(expected.tolist(), abs=1e-4)
     assert inspection.chance == pytest.approx(run.summary["chance"])
-    assert inspection.to_json()["losses"] == inspection.losses
+    assert found(inspection.to_json(), "window")["losses"] == inspection.losses
     assert "mean loss" in printed(inspection)
     assert inspect(text=text, run=run.model_directory) == inspection
 
@@ -130,7 +137,7 @@ def test_long_window_is_cut_to_the_screen_and_says_so() -> None:
     assert "256 of 600 positions" in text
     assert "Shown are the first 21" in text
     assert max(map(len, text.splitlines())) <= 60
-    assert len(inspection.to_json()["mask"]) == 256
+    assert len(found(inspection.to_json(), "sight")["mask"]) == 256
 
 
 def test_window_of_a_run_is_not_exceeded(run: Run) -> None:
@@ -158,9 +165,9 @@ def test_what_cannot_be_shown_is_refused(arguments: dict[str, object], message: 
 
 
 def test_every_trainable_objective_can_be_inspected() -> None:
-    from selfsup.objectives import RECIPES
+    from selfsup.objectives import RECIPES, find_recipe
 
-    assert INSPECTORS.keys() == RECIPES.keys()
+    assert {find_recipe(name).inspector for name in RECIPES} == INSPECTORS.keys() - {"task"}
 
 
 def test_page_needs_nothing_beside_itself(run: Run) -> None:
@@ -191,5 +198,6 @@ def test_page_says_what_it_leaves_out() -> None:
     words = train_tokenizer("words", ["a b"])
     inspection = inspect(text="a b " * 400, tokenizer=words, window=700)
     html = inspection.to_html()
-    assert "700 of 800 positions. The page shows the first 512." in html
+    assert "700 of 800 positions." in html
+    assert "The page shows the first 512 of 700." in html
     assert len(html) < 1_500_000

@@ -14,15 +14,16 @@ import pytest
 import torch
 from conftest import TINY_PAIRS, Answer
 from drawings import drawing
-from looking import Page, printed
+from looking import Page, Told, printed
 from PIL import Image
 
 import selfsup
 from selfsup.data.loader import Loader
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.inspection import inspect
-from selfsup.inspection.clip import CLIPInspection
+from selfsup.inspection.alike import Alike
+from selfsup.inspection.blocks import Gallery, Matrix
+from selfsup.inspection.pairs import confusions, found, limits, of_tower
 from selfsup.objectives.base import Effort
 from selfsup.objectives.clip import CLIP, CLIPRecipe
 from selfsup.report import Reporter
@@ -42,10 +43,14 @@ def run(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train_pairs(tmp_path_factory.mktemp("clip") / "run", captioned, **{"clip.hidden_tokens": 0.3})
 
 
-def look(**arguments: Any) -> CLIPInspection:
-    inspection = inspect("clip", **arguments)
-    assert isinstance(inspection, CLIPInspection)
-    return inspection
+def look(**arguments: Any) -> Told:
+    return Told(selfsup.inspect("clip", **arguments))
+
+
+def networks(inspection: Told) -> list[Alike]:
+    """What the towers make of the pairs, before the training and after it."""
+    fields = ("name", "similarity", "roles", "figures", "loss")
+    return [Alike(**{name: network[name] for name in fields}) for network in inspection.networks]
 
 
 def beginning(run: Run) -> tuple[CLIPRecipe, CLIP, Batch]:
@@ -73,32 +78,35 @@ def vectors(objective: CLIP, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_pairs_are_those_that_are_trained_on(run: Run) -> None:
     inspection = look(run=run.directory)
-    assert (inspection.batch, len(inspection.captions), inspection.loss) == (COUNT, COUNT, "softmax")
+    assert (inspection.batch, len(inspection.images), inspection.values["loss"]) == (COUNT, COUNT, "softmax")
     recipe, objective, batch = beginning(run)
     task = objective.hide(batch)
     expected = levels(task["views"])
-    for pair, caption in enumerate(inspection.captions):
-        np.testing.assert_array_equal(inspection.views[pair].pixels, expected[pair])
+    (group,) = inspection.of(Gallery)[0].groups
+    for tile, pixels in zip(group.rows[0], expected, strict=False):
+        np.testing.assert_array_equal(tile.pixels, pixels)
+    for pair, caption in enumerate(inspection.images):
         length = int(task["lengths"][pair])
         ids = task["tokens"][pair, 1 : length - 1].tolist()  # padding, start and end are not shown
-        assert caption.tokens == recipe.text.tokenizer.tokens(ids)
-        assert caption.hidden == [id_ == recipe.text.tokenizer.unknown for id_ in ids]
-    hidden = [mark for caption in inspection.captions for mark in caption.hidden]
+        assert caption["tokens"] == recipe.text.tokenizer.tokens(ids)
+        assert caption["hidden"] == [id_ == recipe.text.tokenizer.unknown for id_ in ids]
+    hidden = [mark for caption in inspection.images for mark in caption["hidden"]]
     assert 0.15 < np.mean(hidden) < 0.45
 
 
 def test_captions_stand_beside_their_own_images(run: Run, captioned: Path) -> None:
-    for name, caption in zip((inspection := look(run=run.directory)).names, inspection.captions, strict=True):
-        texts = (captioned / name).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
-        assert caption.text in texts
+    for caption in look(run=run.directory).images:
+        texts = (captioned / caption["name"]).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+        assert caption["text"] in texts
 
 
 @pytest.mark.parametrize("network", [0, 1])
 def test_similarities_and_loss_are_those_of_the_towers(run: Run, network: int) -> None:
     """Against one image and one caption at a time, and a plain loop over the pairs."""
     inspection = look(run=run.directory)
-    assert [each.name for each in inspection.networks] == ["before training", str(run.directory)]
-    towers = inspection.networks[network]
+    assert [each.name for each in networks(inspection)] == ["before training", str(run.directory)]
+    towers = networks(inspection)[network]
+    temperature = towers.figures["temperature"]
     _, objective, batch = beginning(run)
     if network:
         checkpoint = run.checkpoints().newest()
@@ -109,62 +117,65 @@ def test_similarities_and_loss_are_those_of_the_towers(run: Run, network: int) -
     losses = [
         math.log(
             sum(
-                math.exp((rows[pair][other] - rows[pair][pair]) / towers.temperature)
+                math.exp((rows[pair][other] - rows[pair][pair]) / temperature)
                 for other in range(COUNT)
-                if inspection.roles[pair][other] != "="
+                if towers.roles[pair][other] != "="
             )
         )
         for rows in (np.array(towers.similarity), np.array(towers.similarity).T)
         for pair in range(COUNT)
     ]
     assert towers.loss == pytest.approx(np.mean(losses), rel=1e-4)
-    assert towers.gap == pytest.approx(float((images.mean(0) - texts.mean(0)).norm()), rel=1e-4)
+    assert towers.figures["modality_gap"] == pytest.approx(
+        float((images.mean(0) - texts.mean(0)).norm()), rel=1e-4
+    )
     assert inspection.chance == pytest.approx(math.log(COUNT))
-    assert inspection.networks[0].temperature == pytest.approx(0.07)
+    assert networks(inspection)[0].figures["temperature"] == pytest.approx(0.07)
 
 
 def test_what_is_no_negative_is_marked(captioned: Path) -> None:
     """Captions that are alike, of a batch that holds all images."""
     inspection = look(data=str(captioned), batch=80, **{"data.window": 16, "data.vocabulary": 280})
-    assert len(inspection.captions) == 80
-    for pair, row in enumerate(inspection.roles):
+    assert len(inspection.images) == 80
+    for pair, row in enumerate(networks(inspection)[0].roles):
         for other, role in enumerate(row):
-            same = inspection.captions[pair].text == inspection.captions[other].text
+            same = inspection.images[pair]["text"] == inspection.images[other]["text"]
             assert role == ("+" if pair == other else "=" if same else "-")
-    assert any("=" in row for row in inspection.roles)
+    assert any("=" in row for row in networks(inspection)[0].roles)
     assert "are no negatives" in inspection.to_html()
-    assert [towers.name for towers in inspection.networks] == ["before training"]
+    assert [towers.name for towers in networks(inspection)] == ["before training"]
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_confusions_against_plain_loops(run: Run, tower: str) -> None:
     inspection = look(run=run.directory)
-    towers = inspection.networks[-1]
+    towers = networks(inspection)[-1]
     cosines = np.array(towers.similarity) if tower == "image" else np.array(towers.similarity).T
     expected = {}
     for pair in range(COUNT):
-        wrong = [other for other in range(COUNT) if inspection.roles[pair][other] == "-"]
+        wrong = [other for other in range(COUNT) if towers.roles[pair][other] == "-"]
         other = max(wrong, key=lambda place, pair=pair: cosines[pair, place])  # type: ignore[misc]
         if cosines[pair, other] >= cosines[pair, pair]:
             expected[pair] = other, cosines[pair, pair], cosines[pair, other]
-    found = inspection.confusions(towers, tower)
-    assert {each.pair: (each.other, each.own, each.wrong) for each in found} == expected
-    excess = [each.wrong - each.own for each in found]
+    wrongly = confusions(of_tower(towers, tower))
+    assert {each.pair: (each.other, each.own, each.wrong) for each in wrongly} == expected
+    excess = [each.wrong - each.own for each in wrongly]
     assert excess == sorted(excess, reverse=True)
-    assert inspection.found(towers, tower) == pytest.approx(1 - len(expected) / COUNT)
+    assert found(towers, tower) == pytest.approx(1 - len(expected) / COUNT)
     assert expected  # a run this short confuses something
 
 
 def test_sigmoid_loss(captioned: Path, tmp_path: Path) -> None:
     run = train_pairs(tmp_path / "run", captioned, steps=2, **{"clip.loss": "sigmoid"})
     inspection = look(run=run.directory)
-    towers = inspection.networks[0]
+    towers = networks(inspection)[0]
+    temperature = towers.figures["temperature"]
     bias = -math.log(COUNT - 1)
     total = 0.0
     for pair in range(COUNT):
         for other in range(COUNT):
-            if inspection.roles[pair][other] != "=":
-                logit = towers.similarity[pair][other] / towers.temperature + bias
+            if towers.roles[pair][other] != "=":
+                logit = towers.similarity[pair][other] / temperature + bias
                 total += math.log1p(math.exp(-logit if pair == other else logit))
     assert towers.loss == pytest.approx(total / COUNT, rel=1e-4)
     assert inspection.chance == pytest.approx(math.log(COUNT) + (COUNT - 1) * math.log(COUNT / (COUNT - 1)))
@@ -176,10 +187,10 @@ def test_a_run_reads_other_data_by_its_own_tokenizer(run: Run, tmp_path: Path) -
         (tmp_path / f"{number}.txt").write_text(f"a red drawing {number}", encoding="utf-8")
     inspection = look(run=run.directory, data=str(tmp_path), **{"data.validation": 0.0})
     tokenizer = selfsup.load(run.directory).text.tokenizer  # type: ignore[union-attr]
-    for caption in inspection.captions:
-        ids = tokenizer.encode(caption.text)
-        assert len(caption.tokens) == len(ids)
-        shown = zip(caption.tokens, tokenizer.tokens(ids), caption.hidden, strict=True)
+    for caption in inspection.images:
+        ids = tokenizer.encode(caption["text"])
+        assert len(caption["tokens"]) == len(ids)
+        shown = zip(caption["tokens"], tokenizer.tokens(ids), caption["hidden"], strict=True)
         assert all(hidden or token == expected for token, expected, hidden in shown)
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -197,15 +208,16 @@ def test_terminal_json_page_and_sheet(run: Run) -> None:
     assert f"loss (chance {math.log(COUNT):.3f})" in shown
     assert "[UNK]" in shown
     assert "[PAD]" not in shown
-    content = json.loads(json.dumps(inspection.to_json()))
-    assert [len(content[name]) for name in ("pairs", "roles", "networks")] == [COUNT, COUNT, 2]
+    content = json.loads(json.dumps(inspection.to_json()))["values"]
+    assert [len(content[name]) for name in ("images", "networks")] == [COUNT, 2]
+    assert all(len(network["roles"]) == COUNT for network in content["networks"])
     assert content["networks"][1]["confusions"].keys() == {"image", "text"}
     page = Page(inspection.to_html())
     assert not page.open
     assert not {name for name, _ in page.attributes} & {"href", "srcset"}
     chips = [value for name, value in page.attributes if name == "class" and "chip" in (value or "")]
-    drawn = inspection.captions[: inspection.most]
-    assert sum("gone" in (value or "") for value in chips) == sum(sum(each.hidden) for each in drawn)
+    drawn = inspection.images[:16]
+    assert sum("gone" in (value or "") for value in chips) == sum(sum(each["hidden"]) for each in drawn)
     assert Image.open(io.BytesIO(inspection.to_png())).format == "PNG"
 
 
@@ -215,14 +227,15 @@ def test_the_whole_batch_is_drawn_as_its_cosines(run: Run) -> None:
     page = Page(inspection.to_html())
     sources = [value or "" for name, value in page.attributes if name == "src"]
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each.split(",")[1])))) for each in sources]
-    whole = pictures[inspection.most + len(inspection.networks) + 1]  # of the run
+    whole = pictures[16 + 2 + 1]  # of the run
     side = len(whole) // COUNT
     assert whole.shape == (COUNT * side, COUNT * side, 3)
     cells = whole[side // 2 :: side, side // 2 :: side].astype(int).sum(-1)[:COUNT, :COUNT]
-    towers = inspection.networks[-1]
-    cosines, roles = np.array(towers.similarity), np.array([list(row) for row in inspection.roles])
+    towers = networks(inspection)[-1]
+    assert inspection.of(Matrix)[3].values == towers.similarity
+    cosines, roles = np.array(towers.similarity), np.array([list(row) for row in towers.roles])
     for role in "+-":
-        here = cosines[roles == role].clip(*towers.limits)
+        here = cosines[roles == role].clip(*limits(towers))
         paler = cells[roles == role]
         order = np.argsort(here)
         assert (np.diff(paler[order]) <= 3).all()  # but for rounding of three channels
@@ -234,16 +247,16 @@ def test_how_many_pairs_are_looked_at(
     captioned: Path, given: dict[str, Any], batch: int, looked: int
 ) -> None:
     inspection = look(data=str(captioned), **given, **{"data.window": 16, "data.vocabulary": 280})
-    assert (inspection.batch, len(inspection.captions)) == (batch, looked)
+    assert (inspection.batch, len(inspection.images)) == (batch, looked)
     assert inspection.chance == pytest.approx(math.log(looked))
-    assert ("the first 16 are drawn" in inspection.limits()) == (looked > 16)
+    assert ("the first 16 are drawn" in inspection.limits) == (looked > 16)
 
 
 def test_the_tokenizer_is_that_of_a_training_unless_one_is_given(captioned: Path) -> None:
     given = {"data": str(captioned), "data.window": 16, "data.vocabulary": 280}
     usual, other, named = look(**given), look(**given, tokenizer="bpe"), look(**given, tokenizer="wordpiece")
-    assert usual.captions == named.captions
-    assert usual.captions != other.captions
+    assert usual.images == named.images
+    assert usual.images != other.images
 
 
 def test_captions_are_no_markup(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Train
-from looking import Page, printed
+from looking import Page, Told, printed
 
+import selfsup
 from selfsup.data.loader import Loader
 from selfsup.distributed import Processes
-from selfsup.inspection import inspect
-from selfsup.inspection.mae import MAEInspection
+from selfsup.inspection.blocks import Gallery
 from selfsup.objectives.base import Effort, Task
 from selfsup.objectives.mae import MAE, MAERecipe
 from selfsup.run import Run
@@ -28,10 +28,22 @@ def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train_vision(tmp_path_factory.mktemp("mae") / "run", "mae")
 
 
-def look(**arguments: object) -> MAEInspection:
-    inspection = inspect("mae", **arguments)  # type: ignore[arg-type]
-    assert isinstance(inspection, MAEInspection)
-    return inspection
+def look(**arguments: object) -> Told:
+    return Told(selfsup.inspect("mae", **arguments))  # type: ignore[arg-type]
+
+
+def tiles(inspection: Told) -> list[dict[str, np.ndarray]]:
+    """The pictures of each image that is drawn, by name."""
+    (gallery,) = inspection.of(Gallery)
+    return [{tile.name: tile.pixels for tile in group.rows[0]} for group in gallery.groups]
+
+
+def masks(inspection: Told) -> list[np.ndarray]:
+    """Which patches of each image are hidden, (rows, columns)."""
+    made = np.zeros((len(inspection.images), SIDE * SIDE), bool)
+    for mask, image in zip(made, inspection.images, strict=True):
+        mask[image["hidden"]] = True
+    return list(made.reshape(-1, SIDE, SIDE))
 
 
 def beginning(run: Run, count: int) -> tuple[MAE, Task]:
@@ -55,9 +67,10 @@ def patches(pixels: np.ndarray) -> np.ndarray:
 def test_crops_and_hidden_patches_are_those_that_are_trained_on(run: Run) -> None:
     inspection = look(run=run.directory)
     _, task = beginning(run, len(inspection.images))
-    for seen, pixels in zip(inspection.views, levels(task["pixels"]), strict=True):
-        np.testing.assert_array_equal(seen.pixels, pixels)
-    for mask, hidden in zip(inspection.hidden, task["hidden"].tolist(), strict=True):
+    assert len(tiles(inspection)) == 5
+    for drawn, pixels in zip(tiles(inspection), levels(task["pixels"]), strict=False):
+        np.testing.assert_array_equal(drawn["crop"], pixels)
+    for mask, hidden in zip(masks(inspection), task["hidden"].tolist(), strict=True):
         assert np.flatnonzero(mask).tolist() == hidden
         assert mask.sum() == 12
 
@@ -67,7 +80,7 @@ def test_losses_are_those_of_the_objective(run: Run) -> None:
     objective, task = beginning(run, len(inspection.images))
     with torch.inference_mode():
         loss = objective.score(objective.predict(task), task, Processes.alone())["mse"]
-    losses = [filled.loss for filled in inspection.filled]
+    losses = [image["loss"] for image in inspection.images]
     assert np.mean(losses) == pytest.approx(loss.item() / task["hidden"].numel(), abs=1e-5)
     assert inspection.chance == pytest.approx(task["targets"].square().mean().item(), abs=1e-6)
     shown = printed(inspection)
@@ -77,31 +90,31 @@ def test_losses_are_those_of_the_objective(run: Run) -> None:
 
 def test_only_hidden_patches_are_filled_in(run: Run) -> None:
     inspection = look(run=run.directory)
-    for seen, mask, filled in zip(inspection.views, inspection.hidden, inspection.filled, strict=True):
-        for pixels in (filled.pixels, filled.smooth):
-            same = (patches(pixels) == patches(seen.pixels)).all(-1)
+    for drawn, mask in zip(tiles(inspection), masks(inspection), strict=False):
+        for name in ("filled in", "without a model"):
+            same = (patches(drawn[name]) == patches(drawn["crop"])).all(-1)
             assert same[~mask].all()
             assert not same[mask].all()
 
 
 def test_a_single_image(drawings: Path) -> None:
     inspection = look(data=str(drawings / "003.png"))
-    assert inspection.names == ["003.png"]
+    assert [image["name"] for image in inspection.images] == ["003.png"]
     assert inspection.length == 1
 
 
 def test_json_page_and_limits(run: Run, drawings: Path) -> None:
     inspection = look(run=run.directory)
-    content = json.loads(json.dumps(inspection.to_json()))
+    content = json.loads(json.dumps(inspection.to_json()))["values"]
     assert content["grid"] == [SIDE, SIDE]
-    assert content["images"][0]["loss"] == inspection.filled[0].loss
-    assert content["images"][0]["hidden"] == np.flatnonzero(inspection.hidden[0]).tolist()
+    assert len(content["images"]) == 24
+    assert all(image["loss"] > 0 for image in content["images"])
     page = Page(inspection.to_html())
     assert not page.open
     assert page.tags.count("img") == 5 * 5
     assert "Figures are means over these 24; the first 5 are drawn." in page.text
     alone = look(data=str(drawings), **{"data.size": 16, "model.patch": 4})
     assert Page(alone.to_html()).tags.count("img") == 5 * 3
-    assert alone.limits() == ""
-    assert alone.to_json()["images"][0]["loss"] is None
+    assert alone.limits == ""
+    assert "loss" not in alone.to_json()["values"]["images"][0]
     assert "12 patches (75%)" in Page(alone.to_html()).text

@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from looking import Page, printed
+from looking import Page, Told, found, printed
 
 import selfsup
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.inspection import inspect
-from selfsup.inspection.masked_lm import MaskedLMInspection
+from selfsup.inspection.blocks import Marks, Sight, Window
+from selfsup.inspection.tokens import Counts
 from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
@@ -46,47 +46,65 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def look(**arguments: object) -> MaskedLMInspection:
-    inspection = inspect("masked-lm", **arguments)  # type: ignore[arg-type]
-    assert isinstance(inspection, MaskedLMInspection)
-    return inspection
+def look(**arguments: object) -> Told:
+    return Told(selfsup.inspect("masked-lm", **arguments))  # type: ignore[arg-type]
 
 
-def check(inspection: MaskedLMInspection) -> None:
+def marks(inspection: Told) -> list[str]:
+    """Of each epoch."""
+    (block,) = inspection.of(Marks)
+    return list(block.rows.values())
+
+
+def check(inspection: Told) -> None:
     """Whatever is said of a position agrees with whatever else is said of it."""
-    hidden = {h.position: h for h in inspection.hidden}
-    assert sorted(hidden) == [h.position for h in inspection.hidden]
-    for t, (token, shown) in enumerate(zip(inspection.tokens, inspection.inputs, strict=True)):
-        mark = inspection.epochs[0][t]
+    (window,), (sight,) = inspection.of(Window), inspection.of(Sight)
+    hidden = {each.position: each for each in inspection.predictions}
+    assert sorted(hidden) == [each.position for each in inspection.predictions]
+    names = {"mask": "M", "random": "R", "kept": "K"}
+    for t, (target, shown) in enumerate(zip(window.targets, window.inputs, strict=True)):
+        mark = marks(inspection)[0][t]
         if t not in hidden:
-            assert shown == token
+            assert target is None
+            assert window.roles[t] == ""
             assert mark == "·"
             continue
-        assert token not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
-        assert hidden[t].target == token
-        assert hidden[t].shown == shown
-        assert {"mask": "M", "random": "R", "kept": "K"}[hidden[t].done] == mark
+        assert target not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+        assert hidden[t].target == target
+        assert hidden[t].given[min(t, 6)].text == shown
+        assert hidden[t].given[min(t, 6)].role == window.roles[t]
+        assert names[window.roles[t]] == mark
         assert (shown == "[MASK]") == (mark == "M")
         if mark == "K":
-            assert shown == token
+            assert shown == target
     counts = inspection.counts[0]
-    assert counts.hidden == len(hidden) == counts.mask + counts.random + counts.kept
-    assert counts.windows == 1
+    assert counts["hidden"] == len(hidden) == counts["mask"] + counts["random"] + counts["kept"]
+    assert counts["windows"] == 1
+    assert sight.names == window.inputs
+
+
+def tokens_of(inspection: Told) -> list[str]:
+    """The text before anything was hidden."""
+    return [
+        shown if target is None else target
+        for shown, target in zip(inspection.inputs, inspection.targets, strict=True)
+    ]
 
 
 def test_a_sentence() -> None:
     inspection = look(text=SENTENCE, tokenizer="words", masked_lm={"rate": 0.5})
     check(inspection)
     content = json.loads(json.dumps(inspection.to_json()))
-    assert content["tokens"] == ["[CLS]", *SENTENCE.replace(".", " .").split(), "[SEP]"]
-    assert len(content["hidden"]) == 10
-    assert content["counts"][0]["tokens"] == 20
-    assert content["stated"] == {"hidden": 0.5, "mask": 0.8, "random": 0.1, "kept": 0.1}
-    assert not {"losses", "loss", "guesses", "chance"} & (content.keys() | content["hidden"][0].keys())
+    assert tokens_of(inspection) == ["[CLS]", *SENTENCE.replace(".", " .").split(), "[SEP]"]
+    window, (first, *others) = found(content, "window"), found(content, "predictions")["predictions"]
+    assert len(others) == 9
+    assert content["values"]["counts"][0]["tokens"] == 20
+    assert content["values"]["aims"] == {"hidden": 0.5, "mask": 0.8, "random": 0.1, "kept": 0.1}
+    assert not {"losses", "loss", "guesses", "chance"} & (window.keys() | first.keys())
     text = printed(inspection)
     assert "10 hidden by the token" in text
-    for h in inspection.hidden:
-        assert (f"{h.shown}?" if h.done == "kept" else f"{h.shown}→{h.target}") in text
+    for shown, target in zip(inspection.inputs, inspection.targets, strict=True):
+        assert (shown if target is None else f"{shown}?" if shown == target else f"{shown}→{target}") in text
     assert text.count("██") == 22 * 22
 
 
@@ -114,11 +132,11 @@ def test_masks_are_those_of_the_training(run: Run) -> None:
     recipe._records()
     objective, first = recipe.build(), np.zeros(1, np.int64)
     seed = run.settings()["train.seed"]
-    for epoch, marks in enumerate(inspection.epochs):
+    for epoch, row in enumerate(marks(inspection)):
         batch = Batch(recipe.train.read(first), seed, first + epoch, first)
         task = objective.hide(batch)
         places, targets = task["positions"][0], task["targets"][0]
-        assert {t for t, mark in enumerate(marks) if mark != "·"} == set(places[targets >= 0].tolist())
+        assert {t for t, mark in enumerate(row) if mark != "·"} == set(places[targets >= 0].tolist())
         if epoch == 0:
             assert inspection.inputs == recipe.corpus.tokenizer.tokens(task["inputs"][0].tolist())
 
@@ -127,10 +145,10 @@ def test_whole_words_are_hidden() -> None:
     inspection = look(
         text=SENTENCE, tokenizer="characters", window=128, masked_lm={"unit": "word", "rate": 0.5}
     )
-    marks = inspection.epochs[0][1:-1]
+    row = marks(inspection)[0][1:-1]
     start = 0
     for word in SENTENCE.split(" "):
-        letters = marks[start : start + len(word.rstrip("."))]
+        letters = row[start : start + len(word.rstrip("."))]
         assert len({mark == "·" for mark in letters}) == 1, word
         start += len(word) + 1
 
@@ -141,7 +159,7 @@ def test_documents_do_not_see_each_other() -> None:
     )
     check(inspection)
     document, numbers = 0, []
-    for token in inspection.tokens:
+    for token in tokens_of(inspection):
         document += token == "[CLS]"
         numbers.append(-1 if token == "[PAD]" else document)
     assert len(set(numbers) - {-1}) > 3
@@ -152,12 +170,12 @@ def test_documents_do_not_see_each_other() -> None:
 
 def test_local_layers_are_told_apart() -> None:
     inspection = look(text="word " * 100, tokenizer="words")
-    assert inspection.reach == 64
-    seen, far = (
-        sum(inspection.sight(t, u) == block for t in range(102) for u in range(102)) for block in ("██", "▒▒")
-    )
-    assert seen == 102 + 2 * sum(102 - distance for distance in range(1, 65))
-    assert far == 102 * 102 - seen
+    (sight,) = inspection.of(Sight)
+    assert sight.reach == 64
+    far = sum(sight.far(t, u) for t in range(102) for u in range(102))
+    near = 102 + 2 * sum(102 - distance for distance in range(1, 65))
+    assert far == 102 * 102 - near
+    assert sum(map(sum, sight.mask)) == 102 * 102
     assert "▒▒: only the layers that see farther than 64 positions do." in printed(inspection)
     page = Page(inspection.to_html())
     assert page.attributes.count(("class", "far")) == sum(
@@ -167,7 +185,7 @@ def test_local_layers_are_told_apart() -> None:
 
 def test_shares_are_those_stated() -> None:
     inspection = look(data=[SENTENCE + f" {number}" for number in range(400)], tokenizer="words", window=100)
-    here, many = inspection.counts
+    here, many = (Counts(**counts) for counts in inspection.counts)
     assert (here.windows, many.windows) == (1, 64)
     assert many.tokens > 64 * 80
     assert many.share("hidden") == pytest.approx(0.3, abs=0.01)
@@ -189,13 +207,13 @@ def test_shares_are_those_stated() -> None:
     ]
 
 
-def plain_losses(run: Run, inspection: MaskedLMInspection, ids: Sequence[int]) -> torch.Tensor:
+def plain_losses(run: Run, inspection: Told, ids: Sequence[int]) -> torch.Tensor:
     """log p of every token of the vocabulary at each hidden position, from the whole window's hidden states."""
     masked = run.model.masked  # type: ignore[union-attr]
     with torch.inference_mode():
         every = masked(torch.tensor([ids]), torch.arange(len(ids))[None])
         logits = every[0] @ masked.output_weight.T
-    return logits[[h.position for h in inspection.hidden]].log_softmax(-1)
+    return logits[[h.position for h in inspection.predictions]].log_softmax(-1)
 
 
 def test_losses_and_guesses_are_those_of_the_model(run: Run) -> None:
@@ -205,7 +223,7 @@ def test_losses_and_guesses_are_those_of_the_model(run: Run) -> None:
     numbers = {name: id_ for id_, name in enumerate(tokenizer.tokens(range(tokenizer.vocabulary)))}
     log_p = plain_losses(run, inspection, [numbers[name] for name in inspection.inputs])
     assert inspection.chance == pytest.approx(run.summary["chance"])
-    for h, row in zip(inspection.hidden, log_p, strict=True):
+    for h, row in zip(inspection.predictions, log_p, strict=True):
         assert h.loss == pytest.approx(-row[numbers[h.target]].item(), abs=1e-4)
         assert h.guesses is not None
         assert [guess.probability for guess in h.guesses] == pytest.approx(
@@ -213,9 +231,14 @@ def test_losses_and_guesses_are_those_of_the_model(run: Run) -> None:
         )
         for guess in h.guesses:
             assert guess.probability == pytest.approx(row[numbers[guess.token]].exp().item(), abs=1e-5)
-    mean = sum(h.loss or 0.0 for h in inspection.hidden) / len(inspection.hidden)
+    mean = sum(h.loss or 0.0 for h in inspection.predictions) / len(inspection.predictions)
     assert f"mean loss {mean:.3f} nats" in printed(inspection, width=200)
-    assert inspection.to_json()["hidden"][0]["guesses"][0].keys() == {"token", "probability"}
+    (first, *_) = found(inspection.to_json(), "predictions")["predictions"]
+    assert first["guesses"][0].keys() == {"token", "probability"}
+    (window,) = inspection.of(Window)
+    assert [loss for loss in window.losses or () if loss is not None] == [
+        h.loss for h in inspection.predictions
+    ]
 
 
 def test_page_shows_every_position(run: Run) -> None:
@@ -224,23 +247,23 @@ def test_page_shows_every_position(run: Run) -> None:
     assert not page.open
     assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
     assert page.tags.count("button") == page.tags.count("g") == WINDOW
-    assert page.tags.count("li") == len(inspection.hidden)
+    assert page.tags.count("li") == len(inspection.predictions)
     cells = [
         value for name, value in page.attributes if name == "class" and value in ("mask", "random", "kept")
     ]
     legend = 3
-    assert len(cells) == legend + sum(mark != "·" for epoch in inspection.epochs for mark in epoch)
-    assert f"{inspection.hidden[0].loss:.2f}" in page.text
+    assert len(cells) == legend + sum(mark != "·" for row in marks(inspection) for mark in row)
+    assert f"{inspection.predictions[0].loss:.2f}" in page.text
 
 
 def test_tokenizer_of_the_settings() -> None:
     inspection = look(text="The hen.", **{"data.tokenizer": "characters"})
-    assert inspection.tokens == ["[CLS]", *"The hen.", "[SEP]"]
+    assert tokens_of(inspection) == ["[CLS]", *"The hen.", "[SEP]"]
 
 
 def test_tokenizer_of_a_run(run: Run) -> None:
     inspection = look(text="The hen.", tokenizer=run.directory, masked_lm={"rate": 0.5})
-    assert inspection.tokens == ["[CLS]", *"The hen.", "[SEP]"]
+    assert tokens_of(inspection) == ["[CLS]", *"The hen.", "[SEP]"]
     assert inspection.chance is None
 
 
@@ -273,5 +296,5 @@ def test_command(run: Run, tmp_path: Path, selfsup_command: object) -> None:
     assert answer.code == 0
     content = json.loads(answer.out)
     assert content["objective"] == "masked-lm"
-    assert content["unit"] == "span"
+    assert content["values"]["unit"] == "span"
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from conftest import Train
 from drawings import drawing, write_drawings
-from looking import Page, printed
+from looking import Page, Told, printed
 from PIL import Image
 
 import selfsup
 from selfsup.data.loader import Loader
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.inspection import inspect
-from selfsup.inspection.simclr import SimCLRInspection
+from selfsup.inspection.alike import Alike
+from selfsup.inspection.blocks import Gallery
 from selfsup.objectives.base import Effort, Task
 from selfsup.objectives.simclr import SimCLR, SimCLRRecipe
 from selfsup.run import Run
@@ -34,10 +34,14 @@ def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train_vision(tmp_path_factory.mktemp("simclr") / "run", "simclr", batch=8)
 
 
-def look(**arguments: object) -> SimCLRInspection:
-    inspection = inspect("simclr", **arguments)  # type: ignore[arg-type]
-    assert isinstance(inspection, SimCLRInspection)
-    return inspection
+def look(**arguments: object) -> Told:
+    return Told(selfsup.inspect("simclr", **arguments))  # type: ignore[arg-type]
+
+
+def tiles(inspection: Told) -> list[list[np.ndarray]]:
+    """Of each image that is drawn, its own pixels and those of its views."""
+    (gallery,) = inspection.of(Gallery)
+    return [[tile.pixels for tile in group.rows[0]] for group in gallery.groups]
 
 
 def beginning(run: Run, count: int) -> tuple[SimCLR, Batch, Task]:
@@ -56,30 +60,40 @@ def test_views_are_those_that_are_trained_on(run: Run) -> None:
     count = len(inspection.images)
     _, batch, task = beginning(run, count)
     expected = levels(task["views"].flatten(0, 1)).reshape(count, 2, 16, 16, 3)
-    for image, pair in enumerate(inspection.views):
-        height, width = batch.data["sizes"][image].tolist()
-        np.testing.assert_array_equal(
-            inspection.images[image], batch.data["pixels"][image, :, :height, :width].permute(1, 2, 0)
-        )
+    assert len(tiles(inspection)) == 6
+    for image, (_, *pair) in enumerate(tiles(inspection)):
         for seen, pixels in zip(pair, expected[image], strict=True):
-            np.testing.assert_array_equal(seen.pixels, pixels)
-            top, left, tall, wide = seen.drawn.box
+            np.testing.assert_array_equal(seen, pixels)
+    for image, told in enumerate(inspection.images):
+        height, width = batch.data["sizes"][image].tolist()
+        assert (told["height"], told["width"]) == (height, width)
+        for drawn in told["views"]:
+            top, left, tall, wide = drawn["box"]
             assert 0 <= top <= top + tall <= height
             assert 0 <= left <= left + wide <= width
 
 
 def test_names_are_those_of_the_images(run: Run, drawings: Path) -> None:
+    """The image is drawn with its crops: what lies outside of them is as it is read."""
     inspection = look(run=run.directory)
-    for name, pixels in zip(inspection.names, inspection.images, strict=True):
+    names = [image["name"] for image in inspection.images]
+    _, batch, _ = beginning(run, len(names))
+    for place, name in enumerate(names):
+        height, width = batch.data["sizes"][place].tolist()
+        pixels = batch.data["pixels"][place, :, :height, :width].permute(1, 2, 0)
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(drawings / name)))
+    for group in inspection.of(Gallery)[0].groups:
+        read = np.asarray(Image.open(drawings / group.name))
+        shown = np.asarray(Image.fromarray(group.rows[0][0].pixels).resize(read.shape[1::-1], 0))
+        assert 0.3 < (shown == read).all(2).mean() < 1
 
 
 def test_losses_and_cosines_against_plain_loops(run: Run) -> None:
     inspection = look(run=run.directory)
-    before, after = inspection.networks
+    before, after = (Alike(**network) for network in inspection.networks)
     assert (before.name, after.name) == ("before training", str(run.directory))
     objective, _, task = beginning(run, len(inspection.images))
-    for network in inspection.networks:
+    for network in (before, after):
         if network is after:
             checkpoint = run.checkpoints().newest()
             assert checkpoint is not None
@@ -91,17 +105,17 @@ def test_losses_and_cosines_against_plain_loops(run: Run) -> None:
             for i in range(len(task["views"]))
             for name in ("first", "second")
         ]
+        losses = []
         for here, row in enumerate(network.similarity):
             cosines = [float(z[here] @ other) for other in z]
             assert row == pytest.approx(cosines, abs=1e-5)
             partner = here + 1 if here % 2 == 0 else here - 1
-            among = [math.exp(c / inspection.temperature) for there, c in enumerate(cosines) if there != here]
-            expected = math.log(sum(among)) - cosines[partner] / inspection.temperature
-            assert network.losses[here] == pytest.approx(expected, abs=1e-4)
-            assert inspection.roles()[here][partner] == "+"
-            assert inspection.roles()[here].count("-") == len(z) - 2
-    mean = sum(after.losses) / len(after.losses)
-    assert f"{mean:.3f}" in printed(inspection, width=120)
+            among = [math.exp(c / objective.temperature) for there, c in enumerate(cosines) if there != here]
+            losses.append(math.log(sum(among)) - cosines[partner] / objective.temperature)
+            assert network.roles[here][partner] == "+"
+            assert network.roles[here].count("-") == len(z) - 2
+        assert network.loss == pytest.approx(np.mean(losses), abs=1e-4)
+    assert f"{after.loss:.3f}" in printed(inspection, width=120)
 
 
 def test_without_a_run_the_task_is_shown_alone(drawings: Path) -> None:
@@ -109,13 +123,15 @@ def test_without_a_run_the_task_is_shown_alone(drawings: Path) -> None:
     assert len(inspection.images) == 6
     assert inspection.networks == []
     assert inspection.seed == 3
-    content = json.loads(json.dumps(inspection.to_json()))
+    content = json.loads(json.dumps(inspection.to_json()))["values"]
     assert [len(image["views"]) for image in content["images"]] == [2] * 6
     assert content["view"]["scale"] == [0.2, 1.0]
     shown = printed(inspection, width=60)
     assert "Hidden: which two views come from the same image" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 60
-    assert look(data=str(drawings), seed=4).names != inspection.names
+    assert [image["name"] for image in look(data=str(drawings), seed=4).images] != [
+        image["name"] for image in inspection.images
+    ]
 
 
 def embedded(page: Page) -> list[Image.Image]:
@@ -130,7 +146,7 @@ def test_page_holds_its_pictures(run: Run) -> None:
     assert not {name for name, _ in page.attributes} & {"href", "srcset"}
     pictures = embedded(page)
     assert len(pictures) == 3 * 6 + 2  # each image and its views, and a matrix for each network
-    np.testing.assert_array_equal(np.asarray(pictures[1]), inspection.views[0][0].pixels)
+    np.testing.assert_array_equal(np.asarray(pictures[1]), tiles(inspection)[0][1])
 
 
 def test_sheet(run: Run, drawings: Path) -> None:
@@ -147,7 +163,7 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     folder = write_drawings(tmp_path / "photos", 8, 20)
     Image.fromarray(drawing(9, 20)).save(folder / "[red] <b onload=x>é字&amp;.png")
     inspection = look(data=str(folder), **{"data.validation": 0.0}, seed=1)
-    assert any("onload" in name for name in inspection.names)
+    assert any("onload" in image["name"] for image in inspection.images)
     page = Page(inspection.to_html())
     assert not page.open
     assert page.tags.count("b") == 3 * 6  # names of tiles

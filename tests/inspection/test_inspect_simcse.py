@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from looking import Page, printed
+from looking import Page, Told, printed
 
 import selfsup
 from selfsup.data.records import Batch
@@ -19,8 +19,8 @@ from selfsup.data.sampler import draw
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
-from selfsup.inspection import inspect
-from selfsup.inspection.simcse import SimCSEInspection
+from selfsup.inspection.alike import Alike
+from selfsup.inspection.blocks import Bars, Matrix, Tokens
 from selfsup.models.features import Features
 from selfsup.objectives.simcse import SimCSERecipe
 from selfsup.report import Reporter
@@ -56,27 +56,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def look(**arguments: object) -> SimCSEInspection:
-    inspection = inspect("simcse", **arguments)  # type: ignore[arg-type]
-    assert isinstance(inspection, SimCSEInspection)
-    return inspection
+def look(**arguments: object) -> Told:
+    return Told(selfsup.inspect("simcse", **arguments))  # type: ignore[arg-type]
+
+
+def networks(inspection: Told) -> list[Alike]:
+    """What each encoder makes of the sentences."""
+    return [Alike(**views["alike"]) for views in inspection.views]
+
+
+def lines(inspection: Told) -> list[list[tuple[str, str]]]:
+    """The tokens of each sentence, and the view that each is left in alone."""
+    (block,) = inspection.of(Tokens)
+    return [[(token.text, token.role) for token in line.tokens] for line in block.lines]
 
 
 def test_a_text() -> None:
     inspection = look(text=TEXT, tokenizer="words", batch=5)
     content = json.loads(json.dumps(inspection.to_json()))
     assert content["objective"] == "simcse"
+    content = content["values"]
     assert (content["length"], len(content["texts"])) == (6, 5)
-    assert all(tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" for tokens in content["tokens"])
-    assert [" ".join(tokens[1:-1]) for tokens in content["tokens"]] == content["texts"]
+    tokens = [[token for token, _ in line] for line in lines(inspection)]
+    assert all(each[0] == "[CLS]" and each[-1] == "[SEP]" for each in tokens)
+    assert [" ".join(each[1:-1]) for each in tokens] == content["texts"]
+    (views,) = content["views"]
     for t, text in enumerate(content["texts"]):
         for other, twin in enumerate(content["texts"]):
             expected = "+" if t == other else "=" if text == twin else "-"
-            assert content["roles"][t][other] == expected
-    assert [views["name"] for views in content["views"]] == ["before training"]
+            assert views["alike"]["roles"][t][other] == expected
+    assert views["alike"]["name"] == "before training"
     shown = printed(inspection, width=120)
     assert "(equal to" in shown
-    assert f"{inspection.count('=')} pairs of equal sentences left out" in shown
+    assert f"{''.join(networks(inspection)[0].roles).count('=')} pairs of equal sentences left out" in shown
     assert max(map(len, printed(inspection, width=60).splitlines())) <= 60
 
 
@@ -89,13 +101,13 @@ def test_sentences_are_those_of_the_first_step(run: Run) -> None:
     _, places = draw(run.settings()["train.seed"], 0, SIZE, len(recipe.train))
     data = recipe.train.read(places)
     tokenizer = recipe.corpus.tokenizer
-    assert inspection.tokens == [
+    assert [[token for token, _ in line] for line in lines(inspection)] == [
         tokenizer.tokens(row[:length].tolist())
         for row, length in zip(data["tokens"], data["lengths"], strict=True)
     ]
     assert (inspection.temperature, inspection.dropout, inspection.pooling) == (0.05, 0.1, "mean")
     assert inspection.deletion == 0.5
-    assert [views.name for views in inspection.views] == ["before training", str(run.directory)]
+    assert [each.name for each in networks(inspection)] == ["before training", str(run.directory)]
 
 
 def test_which_tokens_each_view_sees(run: Run) -> None:
@@ -107,13 +119,12 @@ def test_which_tokens_each_view_sees(run: Run) -> None:
     seed = run.settings()["train.seed"]
     epochs, places = draw(seed, 0, SIZE, len(recipe.train))
     task = recipe.build().hide(Batch(recipe.train.read(places), seed, epochs, places))
-    for view in ("first", "second"):
-        for t, (tokens, seen_in) in enumerate(zip(inspection.tokens, inspection.seen_in, strict=True)):
+    for view, other in (("first", "second"), ("second", "first")):
+        for t, line in enumerate(lines(inspection)):
             shown = task[view][t, : task[f"{view}_lengths"][t]].tolist()
-            kept = [token for token, where in zip(tokens, seen_in, strict=True) if where in (view, "both")]
+            kept = [token for token, role in line if role not in (other, "neither")]
             assert kept == recipe.corpus.tokenizer.tokens(shown)
-    where = {views for row in inspection.seen_in for views in row}
-    assert where == {"both", "first", "second", "neither"}
+    assert {role for line in lines(inspection) for _, role in line} == {"", "first", "second", "neither"}
 
 
 def pooled(run: Run, texts: list[str]) -> np.ndarray:
@@ -129,17 +140,20 @@ def test_without_dropout_the_vectors_are_those_of_the_saved_encoder(run: Run) ->
     vectors = pooled(run, inspection.texts)
     normal = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     trained = inspection.views[-1]
-    np.testing.assert_allclose(trained.similarity, normal @ normal.T, atol=1e-5)
-    np.testing.assert_allclose(trained.first, vectors[:, :32], atol=1e-5)
-    np.testing.assert_allclose(trained.second, vectors[:, :32], atol=1e-5)
+    np.testing.assert_allclose(trained["alike"]["similarity"], normal @ normal.T, atol=1e-5)
+    np.testing.assert_allclose(trained["first"], vectors[:, :32], atol=1e-5)
+    np.testing.assert_allclose(trained["second"], vectors[:, :32], atol=1e-5)
+    for t, bars in enumerate(inspection.of(Bars)):
+        assert bars.rows == {"view 1": trained["first"][t], "view 2": trained["second"][t]}
 
 
 def test_dropout_tells_the_views_apart(run: Run) -> None:
     for views in look(run=run.directory, simcse={"deletion": 0.0}).views:
-        for t, (first, second) in enumerate(zip(views.first, views.second, strict=True)):
-            assert views.similarity[t][t] < 0.9999
+        similarity = views["alike"]["similarity"]
+        for t, (first, second) in enumerate(zip(views["first"], views["second"], strict=True)):
+            assert similarity[t][t] < 0.9999
             cosine = np.dot(first, second) / (np.linalg.norm(first) * np.linalg.norm(second))
-            assert views.similarity[t][t] == pytest.approx(cosine, abs=1e-5)  # all 16 numbers are among them
+            assert similarity[t][t] == pytest.approx(cosine, abs=1e-5)  # all 16 numbers are among them
 
 
 def test_what_it_begins_with_is_what_the_training_began_with(run: Run) -> None:
@@ -156,36 +170,36 @@ def test_what_it_begins_with_is_what_the_training_began_with(run: Run) -> None:
     with torch.inference_mode(), seeded(seed, "dropout", 0, int(places[0])):
         outputs = objective.predict(task)
         loss = objective.score(outputs, task, Processes())["info_nce"].item()
-    np.testing.assert_allclose(inspection.views[0].first, outputs["first"][:, :32], atol=1e-5)
-    assert sum(inspection.views[0].losses) == pytest.approx(loss, abs=1e-3)
+    np.testing.assert_allclose(inspection.views[0]["first"], outputs["first"][:, :32], atol=1e-5)
+    assert networks(inspection)[0].loss * SIZE == pytest.approx(loss, abs=1e-3)
 
 
 def test_losses_against_plain_loops(run: Run) -> None:
     inspection = look(run=run.directory)
-    assert "=" in "".join(inspection.roles)
-    for views in inspection.views:
+    for views in networks(inspection):
+        assert "=" in "".join(views.roles)
+        losses = []
         for t, row in enumerate(views.similarity):
             among = [
                 math.exp(cosine / inspection.temperature)
-                for role, cosine in zip(inspection.roles[t], row, strict=True)
+                for role, cosine in zip(views.roles[t], row, strict=True)
                 if role != "="
             ]
-            expected = math.log(sum(among)) - row[t] / inspection.temperature
-            assert views.losses[t] == pytest.approx(expected, abs=1e-3)
-            worst, cosine = inspection.hardest(views)[t]
-            assert inspection.roles[t][worst] == "-"
-            assert cosine == max(c for role, c in zip(inspection.roles[t], row, strict=True) if role == "-")
-    mean = sum(inspection.views[-1].losses) / SIZE
-    assert f"{mean:.3f}" in printed(inspection, width=200)
+            losses.append(math.log(sum(among)) - row[t] / inspection.temperature)
+            worst, cosine = views.hardest()[t]
+            assert views.roles[t][worst] == "-"
+            assert cosine == max(c for role, c in zip(views.roles[t], row, strict=True) if role == "-")
+        assert views.loss == pytest.approx(sum(losses) / SIZE, abs=1e-3)
+    assert f"{networks(inspection)[-1].loss:.3f}" in printed(inspection, width=200)
 
 
 def test_a_training_that_goes_on_begins_with_what_it_is_given(run: Run) -> None:
     inspection = look(
         data=SENTENCES, init=str(run.directory), model={"dropout": 0.0}, simcse={"deletion": 0.0}
     )
-    assert [views.name for views in inspection.views] == [f"before training ({run.directory})"]
+    assert [each.name for each in networks(inspection)] == [f"before training ({run.directory})"]
     vectors = pooled(run, inspection.texts)
-    np.testing.assert_allclose(inspection.views[0].first, vectors[:, :32], atol=1e-5)
+    np.testing.assert_allclose(inspection.views[0]["first"], vectors[:, :32], atol=1e-5)
 
 
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=5))
@@ -204,8 +218,9 @@ def test_any_text(parts: list[str]) -> None:
 
 def test_equal_sentences_alone_have_no_negatives() -> None:
     inspection = look(text="It rains.\n\n" * 3, tokenizer="words")
-    assert inspection.roles == ["+==", "=+=", "==+"]
-    assert inspection.views[0].losses == pytest.approx([0.0] * 3, abs=1e-6)
+    (views,) = networks(inspection)
+    assert views.roles == ["+==", "=+=", "==+"]
+    assert views.loss == pytest.approx(0.0, abs=1e-6)
     printed(inspection)
     assert not Page(inspection.to_html()).open
 
@@ -214,13 +229,13 @@ def test_page(run: Run) -> None:
     inspection = look(run=run.directory)
     page = Page(inspection.to_html())
     assert not page.open
-    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
-    roles = [json.loads(value or "") for name, value in page.attributes if name == "data-roles"]
-    assert roles == [inspection.roles] * 2
-    cells, out, framed = (page.attributes.count(("class", name)) for name in ("cell", "out", "self"))
-    assert framed == 2 * SIZE
-    assert out == 2 * inspection.count("=") > 0
-    assert cells + out == 2 * SIZE * SIZE
+    assert not {name for name, _ in page.attributes} & {"href", "srcset"}
+    told = [json.loads(value or "") for name, value in page.attributes if name == "data-cells"]
+    for matrix, each in zip(inspection.of(Matrix), told, strict=True):
+        assert each["roles"] == matrix.roles
+        np.testing.assert_allclose(each["values"], matrix.values, atol=5e-4)
+        assert [len(names) for names in each["said"]] == [SIZE, SIZE]
+    assert page.tags.count("img") == len(told) == 2
 
 
 @pytest.mark.parametrize(

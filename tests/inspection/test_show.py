@@ -13,7 +13,7 @@ from conftest import Train
 from drawings import drawing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from looking import printed
+from looking import Told, printed
 from PIL import Image
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 import selfsup
 from selfsup.errors import UserError
 from selfsup.inference.vision import ImageModel
-from selfsup.inspection.show import attention_of, coloured, look_into, show
+from selfsup.inspection.blocks import Gallery, Tile
+from selfsup.inspection.show import attention_of, coloured, look_into
+from selfsup.inspection.show import show as look
 from selfsup.models.backbones import adapt
 from selfsup.models.features import Features
 from selfsup.models.vision import Block, VisionConfig, VisionTransformer
@@ -30,6 +32,21 @@ from selfsup.seeding import generator
 from selfsup.views import centred
 
 CONFIG = VisionConfig(size=16, patch=4, layers=2, width=32, heads=2, mlp=48, registers=2)
+
+
+def show(*words: object, **arguments: object) -> Told:
+    return Told(look(*words, **arguments))  # type: ignore[arg-type]
+
+
+def features(shown: Told) -> np.ndarray:
+    """The colours of the first image's patches, (rows, columns, 3)."""
+    return np.array(shown.images[0]["colours"])
+
+
+def filled_in(shown: Told) -> list[Tile]:
+    """What is shown of the first image where most of it is hidden."""
+    (_, _, *gallery) = shown.of(Gallery)
+    return gallery[0].groups[0].rows[0] if gallery else []
 
 
 def network() -> VisionTransformer:
@@ -125,17 +142,16 @@ def test_patches_that_are_all_alike_have_one_colour() -> None:
 def test_a_masked_autoencoder_fills_in(run: Run, drawings: Path) -> None:
     images = [drawings / "000.png", drawings / "001.png"]
     shown = show(run.directory, images)
-    assert [insight.name for insight in shown.insights] == ["000.png", "001.png"]
+    assert [image["name"] for image in shown.images] == ["000.png", "001.png"]
     assert (shown.looks, shown.trained, shown.patch) == ("mean", 16, 4)
-    assert min(shown.insights[0].features.shape[:2]) == 8  # twice the size of training
-    filled = shown.insights[0].filled
-    assert filled is not None
-    assert filled.hidden.sum() == 12
-    other = show(run.directory, images, seed=1).insights[0].filled
-    assert other is not None
-    assert (filled.hidden != other.hidden).any()
+    assert min(features(shown).shape[:2]) == 8  # twice the size of training
+    image, seen, filled, smooth = filled_in(shown)
+    assert (seen.name, seen.facts, filled.name) == ("shown", "75% hidden", "filled in")
+    other = filled_in(show(run.directory, images, seed=1))[1]
+    assert (seen.pixels != other.pixels).any()
+    assert image.pixels.shape == filled.pixels.shape == smooth.pixels.shape == (16, 16, 3)
     assert "filled in" in printed(shown)
-    content = json.loads(json.dumps(shown.to_json()))
+    content = json.loads(json.dumps(shown.to_json()))["values"]
     assert len(content["images"]) == 2
     assert np.shape(content["images"][0]["attention"])[0] == 1
 
@@ -144,9 +160,9 @@ def test_a_class_token_is_said_to_look(train_vision: Train, tmp_path: Path) -> N
     run = train_vision(tmp_path / "run", "dino", steps=2, **{"dino.prototypes": 16, "dino.local_crops": 1})
     shown = show(run.directory, [drawing(0, 20)], size=30)
     assert shown.looks == "cls"
-    assert shown.insights[0].filled is None
-    assert min(shown.insights[0].features.shape[:2]) == 8
-    assert "where the class token takes" in " ".join(section.hint for section in shown.sections())
+    assert filled_in(shown) == []
+    assert min(features(shown).shape[:2]) == 8
+    assert "where the class token takes" in " ".join(section.hint for section in shown.sections)
 
 
 def test_what_cannot_be_shown_is_refused(run: Run, finished: Run, drawings: Path, tmp_path: Path) -> None:

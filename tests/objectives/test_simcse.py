@@ -360,7 +360,7 @@ def test_a_run_from_before_there_was_deletion_goes_on_without(train: Train, tmp_
     selfsup.train(resume=run.directory, steps=14, reporter=Reporter(False))
     assert "deletion: 0.0" in run.config_file.read_text()
     inspection = selfsup.inspect(run=run.directory)
-    assert inspection.deletion == 0
+    assert inspection.values["deletion"] == 0
 
 
 def test_the_plan_counts_what_loses_its_end(corpus: Path) -> None:

@@ -1,6 +1,7 @@
-"""The supervision that the data makes, made visible: one file per objective, imported when it is asked for.
+"""The supervision that the data makes, made visible: one file per kind of task, imported when it is asked for.
 
-Beside it `show`: what a trained network sees in an image.
+A recipe names the kind of its task (`Recipe.inspector`); one that names none is shown without knowing it. Beside it
+`show`: what a trained network sees in an image.
 """
 
 from __future__ import annotations
@@ -10,32 +11,38 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfsup.config import Settings, nearest
+from torch import nn
+
+from selfsup.config import Settings
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
+from selfsup.objectives import find_recipe
 from selfsup.run import Run
 
 if TYPE_CHECKING:
     from selfsup.data.tokenizers import TextTokenizer
+    from selfsup.objectives.base import Objective, Recipe
 
 __all__ = ["INSPECTORS", "Inspection", "inspect"]
 
+# By the kind that a recipe names as its `inspector`.
 INSPECTORS = {
-    "causal-lm": "selfsup.inspection.causal_lm:inspect_causal_lm",
-    "masked-lm": "selfsup.inspection.masked_lm:inspect_masked_lm",
-    "simcse": "selfsup.inspection.simcse:inspect_simcse",
-    "simclr": "selfsup.inspection.simclr:inspect_simclr",
-    "dino": "selfsup.inspection.dino:inspect_dino",
-    "mae": "selfsup.inspection.mae:inspect_mae",
-    "clip": "selfsup.inspection.clip:inspect_clip",
+    "tokens": "selfsup.inspection.tokens:inspect_tokens",
+    "sentences": "selfsup.inspection.sentences:inspect_sentences",
+    "views": "selfsup.inspection.views:inspect_views",
+    "crops": "selfsup.inspection.crops:inspect_crops",
+    "patches": "selfsup.inspection.patches:inspect_patches",
+    "pairs": "selfsup.inspection.pairs:inspect_pairs",
+    "task": "selfsup.inspection.task:inspect_task",
 }
 
 
 def inspect(
-    objective: str | None = None,
+    objective: str | type[Objective] | type[Recipe] | None = None,
     *,
     text: str | None = None,
     data: object = None,
+    model: object = None,
     tokenizer: str | Path | TextTokenizer | None = None,
     run: str | Path | None = None,
     window: int | None = None,
@@ -45,10 +52,11 @@ def inspect(
     """Show what an objective makes of a text, or of what a training on some data begins with.
 
     Args:
-        objective: its name; by default the run's, or causal-lm.
+        objective: its name; by default the run's, or causal-lm. Or a class of an objective or recipe from Python.
         text: a text to look at: one document, left open behind its last token.
         data: in place of a text, a source, whose training part is looked at; without either, the data of the
             run, or else the bundled text or images.
+        model: as in a training: settings, or the network of an objective from Python.
         tokenizer: as in a training, and by default the one there; one that is trained, is trained on this text or
             data.
         run: a run (of texts also a model directory), whose tokenizer is used, and what it makes of the task is told.
@@ -65,10 +73,9 @@ def inspect(
         raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
     if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
         tokenizer = Run(tokenizer).model_directory
-    layers: list[tuple[str, dict[str, Any]]] = [("given", settings)]
-    if run is not None and Run(run).exists:
-        layers.insert(0, (str(Run(run).config_file), Run(run).config()))
-    resolved = Settings(*layers)
+    module = model if isinstance(model, nn.Module) else None
+    given = settings if module is model else settings | {"model": model}
+    resolved = Settings(*_of_run(run), ("given", given))
     if text is not None and resolved.origin("data.column") == "given":
         raise UserError("--column names a column of --data; a text has none.")
     if text is None and data is None and resolved.origin("data.source") == "given":
@@ -77,15 +84,21 @@ def inspect(
         tokenizer = str(resolved["data.tokenizer"])
     elif run is None and isinstance(tokenizer, str | Path):
         resolved.change("data.tokenizer", str(tokenizer), "given")
-    request = Request(text, data, tokenizer, run, window, resolved, progress)
-    return _inspector(objective or resolved["objective"])(request)
+    objective = objective or resolved["objective"]
+    kind = find_recipe(objective) if isinstance(objective, str) else objective
+    name = objective if isinstance(objective, str) else objective.__name__
+    request = Request(name, text, data, tokenizer, run, window, resolved, progress, kind, module)
+    return _inspector(getattr(kind, "inspector", "task"))(request)
 
 
-def _inspector(objective: str) -> Callable[[Request], Inspection]:
-    if objective not in INSPECTORS:
-        raise UserError(
-            f"There is no objective '{objective}' to inspect{nearest(objective, list(INSPECTORS))}"
-        )
-    module, _, name = INSPECTORS[objective].partition(":")
+def _of_run(run: str | Path | None) -> list[tuple[str, dict[str, Any]]]:
+    """The configuration of a run, where one is given."""
+    if run is None or not Run(run).exists:
+        return []
+    return [(str(Run(run).config_file), Run(run).config())]
+
+
+def _inspector(kind: str) -> Callable[[Request], Inspection]:
+    module, _, name = INSPECTORS[kind].partition(":")
     inspector: Callable[[Request], Inspection] = getattr(import_module(module), name)
     return inspector

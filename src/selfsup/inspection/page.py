@@ -1,83 +1,310 @@
-"""An inspection as one self-contained page: no script or style from elsewhere, light and dark, readable on a phone."""
+"""An inspection as one self-contained page: no script or style from elsewhere, light and dark, readable on a phone.
+
+Whatever comes from the data is escaped, and controls (such as those of direction) are shown as escapes.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from functools import singledispatch
 from html import escape
+from importlib.resources import files
+from itertools import groupby
 from string import Template
-from typing import TYPE_CHECKING
 
+from PIL import Image
+
+from selfsup.inspection import blocks
+from selfsup.inspection.blocks import Block, Document, Section, Token, sentence, share_of
+from selfsup.inspection.pictures import DENSITY, data_uri, resized
+from selfsup.inspection.sheet import NARROWEST, WIDTH, matrix_picture
 from selfsup.report import printable
 
-if TYPE_CHECKING:
-    from selfsup.inspection.base import Inspection, Part
+MARKERS = ("<start>", "<end>", "[CLS]", "[SEP]", "[MASK]", "[PAD]")  # which stand for no text
+POSITIONS = 512  # that a page shows at most
+LABELLED = 48  # positions up to which the rows of a mask have names
+CELL, LETTER = 14, 5.2  # width and height of a cell, and width of a letter, in the drawing of a mask
+MARKED = 900  # pixels for a row of marks
 
 
-def page(inspection: Inspection) -> str:
-    """The page as HTML; whatever comes from the data is escaped, controls (such as those of direction) too."""
-    facts = f"{sentence(inspection.summary())} {inspection.limits()}"
-    text = PAGE.substitute(
-        objective=escape(inspection.objective),
-        idea=escape(sentence(inspection.idea)),
+def page(document: Document) -> str:
+    """The page as HTML."""
+    facts = f"{sentence(document.summary)} {document.limits}"
+    text = Template(_file("page.html")).substitute(
+        objective=escape(document.objective),
+        heading=escape(document.heading),
+        idea=escape(sentence(document.idea)),
         summary=escape(facts.rstrip()),
-        style=inspection.style,
-        parts="\n".join(map(_section, inspection.parts())),
-        script=inspection.script,
+        style=_file("page.css"),
+        sections="\n".join(map(_section, document.sections)),
+        script=_file("page.js"),
     )
     return printable(text)
 
 
-def sentence(text: str) -> str:
-    """With a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:]}."
+def _file(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _section(part: Part) -> str:
-    title = part.title[:1].upper() + part.title[1:]
-    hint = f'<p class="hint">{escape(part.hint)}</p>\n' if part.hint else ""
-    return f"<h2>{escape(title)}</h2>\n{hint}{part.html()}"
+def _section(section: Section) -> str:
+    title = section.title[:1].upper() + section.title[1:]
+    said = " ".join(filter(None, (section.hint, section.note)))
+    hint = f'<p class="hint">{escape(said)}</p>\n' if said else ""
+    drawn = "".join(map(draw, section.blocks))
+    return f'<h2>{escape(title)}</h2>\n{hint}<div class="blocks">{drawn}</div>'
 
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$objective: what the data teaches</title>
-<style>
-:root {
-  color-scheme: light dark;
-  --paper: #fbfaf8; --ink: #1f2328; --faint: #6b7079; --line: #e3e0da; --chip: #efece6;
-  --seen: #2f6fde; --on-seen: #fff; --wanted: #1f2328; --hot: #e8590c; --ground: #f0eee9;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #15171a; --ink: #e6e4df; --faint: #989da6; --line: #2c3036; --chip: #24282d;
-    --seen: #5b93f5; --on-seen: #0d1117; --wanted: #e6e4df; --hot: #ff7b32; --ground: #1d2024;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 6rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0; letter-spacing: -.01em; }
-h2 { font-size: 1rem; margin: 2.2rem 0 .3rem; }
-p { margin: .25rem 0; max-width: 44rem; }
-.quiet, .hint { color: var(--faint); font-size: .875rem; }
-svg { display: block; width: 100%; height: auto; margin-top: .7rem; }
-svg rect { shape-rendering: crispEdges; }
-svg text { fill: var(--faint); font: 8.5px ui-monospace, Menlo, Consolas, monospace; }
-.wide { overflow-x: auto; margin-top: .7rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem 0 .25rem 1.4rem; white-space: nowrap; }
-th { color: var(--faint); font-weight: normal; font-size: .875rem; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody tr { border-top: 1px solid var(--line); }
-$style</style>
-<h1>What the data teaches: $objective</h1>
-<p>$idea Nobody labels anything: the data itself holds both the question and the answer.</p>
-<p class="quiet">$summary</p>
+@singledispatch
+def draw(block: Block) -> str:
+    """A block as HTML."""
+    raise TypeError(type(block).__name__)
 
-$parts
-<script>
-$script</script>
-</html>
-""")
+
+@draw.register
+def _points(block: blocks.Points) -> str:
+    points = (f"<dt>{escape(term)}</dt><dd>{escape(said)}</dd>" for term, said in block.points.items())
+    return f"<dl>{''.join(points)}</dl>"
+
+
+@draw.register
+def _table(block: blocks.Table) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in block.names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+# -- tokens --
+
+
+def _chip(token: Token, more: str = "") -> str:
+    """A token; spaces are faint dots, markers in italics."""
+    classes = " ".join(
+        filter(
+            None,
+            (
+                "chip",
+                more,
+                token.role,
+                "marker" if token.text in MARKERS else "",
+                "hot" * (token.heat is not None),
+            ),
+        )
+    )
+    style = "" if token.heat is None else f' style="--heat:{token.heat:.3f}"'
+    text = escape(token.text).replace(" ", '<s aria-label="space">·</s>') or "&nbsp;"
+    return f'<span class="{classes}"{style}>{text}</span>'
+
+
+def _chips(tokens: Iterable[Token], more: str = "") -> str:
+    return "".join(_chip(token, more) for token in tokens)
+
+
+def _scale(chance: float | None) -> str:
+    """What the colours of losses mean, where there are any."""
+    if chance is None:
+        return ""
+    return (
+        '<p class="legend"><span>0 nats</span><i class="scale"></i>'
+        f"<span>{chance:.2f} nats, chance: the colour of a target is its loss</span></p>"
+    )
+
+
+@draw.register
+def _tokens(block: blocks.Tokens) -> str:
+    if len(block.lines) == 1:
+        chips = " ".join(map(_chip, block.lines[0].tokens[:POSITIONS]))
+        return f'{_scale(block.chance)}<p class="strip">{chips}</p>'
+    lines = (
+        f'<li><span class="number">{escape(line.label)}</span>{_chips(line.tokens)}'
+        f'<span class="same">{escape(line.note)}</span></li>'
+        for line in block.lines
+    )
+    return f'<ol class="lines">{"".join(lines)}</ol>'
+
+
+@draw.register
+def _window(block: blocks.Window) -> str:
+    roles = (f'<i class="{role}"></i><span>{escape(said)}</span>' for role, said in block.legend.items())
+    legend = f'<p class="legend">{"".join(roles)}</p>' if block.legend else ""
+    shown, count = min(len(block.inputs), POSITIONS), len(block.inputs)
+    left_out = (
+        "" if shown == count else f'<p class="hint">The page shows the first {shown:,} of {count:,}.</p>'
+    )
+    positions = "".join(_position(block, t) for t in range(shown))
+    return f'{legend}{_scale(block.chance)}{left_out}<div class="window">{positions}</div>'
+
+
+def _position(block: blocks.Window, t: int) -> str:
+    target = block.targets[t]
+    chip = "" if target is None else _chip(Token(target, heat=block.heat(t)), "target")
+    opens = " opens" if t and block.documents[t] != block.documents[t - 1] else ""
+    note = f' data-note="{escape(block.notes[t])}"' if block.notes[t] else ""
+    shown = _chip(Token(block.inputs[t], block.roles[t]), "input")
+    return f'<button class="position{opens}" data-position="{t}"{note}>{shown}{chip}</button>'
+
+
+@draw.register
+def _predictions(block: blocks.Predictions) -> str:
+    shown = (each for each in block.predictions if each.position < POSITIONS)
+    return f"<ol>{''.join(_prediction(each, block.chance) for each in shown)}</ol>"
+
+
+def _prediction(each: blocks.Prediction, chance: float | None) -> str:
+    more = '<span class="more">…</span>' if each.more else ""
+    heat = None if each.loss is None else share_of(each.loss, chance)
+    guesses = "".join(
+        f"{_chip(Token(guess.token, 'right' if guess.token == each.target else ''), 'guess')}"
+        f"<small>{guess.probability:.0%}</small>"
+        for guess in each.guesses or ()
+    )
+    said = f'<span class="guesses">{guesses}</span>' if guesses else ""
+    return (
+        f'<li data-position="{each.position}"><span class="given">{more}{_chips(each.given, "input")}</span>'
+        f'<span class="predict">predict {_chip(Token(each.target, heat=heat), "target")}</span>'
+        f"{_bar(each.loss, heat)}{said}</li>"
+    )
+
+
+def _bar(loss: float | None, heat: float | None) -> str:
+    """A loss as a bar and in nats."""
+    if loss is None or heat is None:
+        return ""
+    return f'<span class="loss"><i style="--heat:{heat:.3f}"></i>{loss:.2f}</span>'
+
+
+@draw.register
+def _sight(block: blocks.Sight) -> str:
+    """The mask: row t is filled where position t sees; a run of cells is one rectangle."""
+    shown = min(len(block.names), POSITIONS)
+    names = [_short(name) for name in block.names[:shown]]
+    margin = 8 + round(LETTER * max(map(len, names))) if shown <= LABELLED else 0
+    side = shown * CELL
+    rows = "".join(_sight_row(block, t, shown, names[t], margin) for t in range(shown))
+    lines = "".join(
+        f"M{margin + i * CELL} 0V{side}M{margin} {i * CELL}H{margin + side}"
+        for i in range(shown + 1)
+        if shown <= 4 * LABELLED  # beyond that, lines would be all there is to see
+    )
+    width = margin + side
+    return (
+        f'<svg class="sight" viewBox="0 0 {width} {side}" style="max-width:{min(620, width * 2)}px" role="img" '
+        f'aria-label="rows: positions, columns: what they see"><rect class="ground" x="{margin}" width="{side}" '
+        f'height="{side}"/>{rows}<path class="lines" d="{lines}"/></svg>'
+    )
+
+
+def _sight_row(block: blocks.Sight, t: int, shown: int, name: str, margin: int) -> str:
+    y = t * CELL
+    seen = [1 + block.far(t, other) if bit else 0 for other, bit in enumerate(block.mask[t][:shown])]
+    cells = "".join(
+        f'<rect{(" class=" + chr(34) + "far" + chr(34)) * (what - 1)} x="{margin + start * CELL}" y="{y}" '
+        f'width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
+        for what, start, stop in _runs(seen)
+    )
+    text = f'<text x="{margin - 6}" y="{y + CELL * 0.72:.1f}">{escape(name)}</text>' if margin else ""
+    sees = " ".join(f"{start}-{stop}" for _, start, stop in _runs(block.mask[t]))
+    row = f'<rect class="row" y="{y}" width="{margin + shown * CELL}" height="{CELL}"/>'
+    return f'<g data-position="{t}" data-sees="{sees}">{row}{text}{cells}</g>'
+
+
+def _runs(row: list[int]) -> Iterator[tuple[int, int, int]]:
+    """What stands in each run of equal numbers but 0, with its first and last place."""
+    for what, run in groupby(range(len(row)), row.__getitem__):
+        places = list(run)
+        if what:
+            yield what, places[0], places[-1]
+
+
+def _short(token: str) -> str:
+    token = token.replace(" ", "·")
+    return token if len(token) <= 12 else token[:11] + "…"
+
+
+@draw.register
+def _marks(block: blocks.Marks) -> str:
+    """A row of cells for each, as wide as the page where they are many."""
+    shown, margin = min(POSITIONS, *(len(marks) for marks in block.rows.values()), POSITIONS), 52
+    cell = max(2, min(CELL, MARKED // shown))
+    parts = []
+    for number, (name, marks) in enumerate(block.rows.items()):
+        place = f'y="{number * (CELL + 4)}" height="{CELL}"'
+        parts.append(f'<text x="0" y="{number * (CELL + 4) + CELL * 0.72:.1f}">{escape(name)}</text>')
+        parts.append(f'<rect class="shown" x="{margin}" {place} width="{shown * cell}"/>')
+        parts += [
+            f'<rect class="{block.roles[mark]}" x="{margin + t * cell}" {place} width="{cell - cell // 8}"/>'
+            for t, mark in enumerate(marks[:shown])
+            if mark in block.roles
+        ]
+    width, height = margin + shown * cell, len(block.rows) * (CELL + 4)
+    return (
+        f'<div class="wide"><svg class="marks" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
+        f'aria-label="columns: positions">{"".join(parts)}</svg></div>'
+    )
+
+
+@draw.register
+def _bars(block: blocks.Bars) -> str:
+    """What is above 0 upwards, what is below it downwards."""
+    most = max(abs(number) for row in block.rows.values() for number in row) or 1.0
+    rows = (f"<span>{escape(name)}</span>{_bar_row(row, most)}" for name, row in block.rows.items())
+    return f'<div class="bars"><p>{escape(block.title)}: {escape(block.said)}</p>{"".join(rows)}</div>'
+
+
+def _bar_row(numbers: list[float], most: float) -> str:
+    bars = "".join(
+        f'<rect class="{"up" if number > 0 else "down"}" x="{10 * place}" width="8" '
+        f'y="{14 - max(0.0, 13 * number / most):.1f}" height="{abs(13 * number / most):.1f}"/>'
+        for place, number in enumerate(numbers)
+    )
+    return (
+        f'<svg viewBox="0 0 {10 * len(numbers)} 28" role="img" aria-label="numbers of a vector">{bars}</svg>'
+    )
+
+
+# -- pictures --
+
+
+@draw.register
+def _gallery(block: blocks.Gallery) -> str:
+    groups = (
+        f"<section><h3>{escape(group.name)}</h3>{''.join(map(_tiles, group.rows))}</section>"
+        for group in block.groups
+    )
+    return f'<div class="gallery">{"".join(groups)}</div>'
+
+
+def _tiles(tiles: list[blocks.Tile]) -> str:
+    return f'<div class="tiles">{"".join(map(_tile, tiles))}</div>'
+
+
+def _tile(tile: blocks.Tile) -> str:
+    picture = Image.fromarray(tile.pixels)
+    if picture.height > tile.height * DENSITY:
+        picture = resized(tile.pixels, tile.height)
+    width = max(1, round(tile.height * picture.width / picture.height))
+    frame = f' style="--frame:{tile.colour}"' if tile.colour else ""
+    said = [f"<b>{escape(tile.name)}</b>", _chips(tile.tokens), escape(tile.facts)]
+    return (
+        f'<figure{frame}><img src="{data_uri(picture)}" alt="{escape(tile.name)}" width="{width}" '
+        f'height="{tile.height}"><figcaption style="max-width:{max(width, NARROWEST)}px">'
+        f"{'<br>'.join(filter(None, said))}</figcaption></figure>"
+    )
+
+
+@draw.register
+def _matrix(block: blocks.Matrix) -> str:
+    """A picture, whose cells are read where they are pointed at: see page.js."""
+    drawn = matrix_picture(block, WIDTH * DENSITY)
+    told = {
+        "values": [[round(value, 3) for value in row] for row in block.values],
+        "roles": block.roles,
+        "said": block.said,
+        "meaning": block.meaning,
+        "place": [drawn.left / drawn.picture.width, drawn.top / drawn.picture.height],
+    }
+    return (
+        f'<figure class="matrix" data-cells="{escape(json.dumps(told))}"><figcaption>{escape(block.caption)}'
+        f'</figcaption><img src="{data_uri(drawn.picture)}" width="{drawn.picture.width // DENSITY}" '
+        f'alt="{escape(block.name)}"><p class="readout" aria-live="polite">Point at a cell to read it.</p></figure>'
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ from selfsup.errors import UserError
 from selfsup.inference.opening import load_as
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
 from selfsup.inference.vision import ImageModel
-from selfsup.inspection.blocks import Gallery, PictureInspection, Section, Tile
+from selfsup.inspection.base import Inspection
+from selfsup.inspection.blocks import Gallery, Group, Section, Tile
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
 from selfsup.models.directories import find_model
 from selfsup.models.kernels import rotate_heads
@@ -58,120 +59,7 @@ class Insight:
     filled: Reconstruction | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shown(PictureInspection):
-    """What a run sees in images.
-
-    Attributes:
-        run: its name.
-        patch: side of a patch in pixels.
-        trained: the side of the images that it was trained with.
-        looks: whose attention is shown: that of the class token (`cls`), or of the patches in the mean (`mean`), as the
-            vector of an image is made.
-        insights: one for each image.
-        colours: of the patches of each image, (rows, columns, 3).
-        explained: share of the features' variance that lies in the three components.
-    """
-
-    objective: ClassVar[str] = "show"
-    idea: ClassVar[str] = (
-        "an image is cut into patches; each gets a feature, made by looking at all the others"
-    )
-
-    run: str
-    patch: int
-    trained: int
-    looks: Pooling
-    insights: list[Insight]
-    colours: list[Pixels]
-    explained: float
-
-    @property
-    def heading(self) -> str:
-        return f"What {self.run} sees"
-
-    def summary(self) -> str:
-        size = self.patch * min(self.insights[0].features.shape[:2])
-        return (
-            f"images are looked at with {size} pixels on their short side, in patches of {self.patch} by {self.patch}; "
-            f"the network was trained at {self.trained} by {self.trained}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        images = [
-            {
-                "name": insight.name,
-                "height": insight.pixels.shape[0],
-                "width": insight.pixels.shape[1],
-                "attention": insight.attention.round(6).tolist(),
-                "colours": colours.tolist(),
-            }
-            for insight, colours in zip(self.insights, self.colours, strict=True)
-        ]
-        shared = {name: getattr(self, name) for name in ("run", "patch", "trained", "looks", "explained")}
-        return {**shared, "images": images}
-
-    def sections(self) -> list[Section]:
-        whose = "the class token takes" if self.looks == "cls" else "all patches, in the mean, take"
-        parts = [
-            Section(
-                "what patches have in common",
-                "Patches of like colour are alike to the network: red, green and blue are the three directions in "
-                f"which the features of these patches differ most ({self.explained:.0%} of their variance). Where an "
-                "object has one colour, and another one than what is behind it, the network tells them apart.",
-                Gallery([self._coloured(*pair) for pair in zip(self.insights, self.colours, strict=True)]),
-            ),
-            Section(
-                "where it looks",
-                f"From where {whose} what the vector of the image is made of, in the last layer: the brighter a "
-                "patch, the more. Each head looks for something else.",
-                Gallery([self._attended(insight) for insight in self.insights]),
-            ),
-        ]
-        filled = [self._filled(each.name, each.filled) for each in self.insights if each.filled is not None]
-        if filled:
-            hint = (
-                "Grey patches were hidden from the network, and are filled in from the others; mean and contrast of a "
-                "patch, which it does not predict, are taken from visible patches around it. “Without a model” is that "
-                "mean alone: what is gained over it was learned."
-            )
-            parts.append(Section("what it fills in", hint, Gallery(filled)))
-        return parts
-
-    def _coloured(self, insight: Insight, colours: Pixels) -> tuple[str, list[list[Tile]]]:
-        rows, columns = colours.shape[:2]
-        return insight.name, [
-            [self._image(insight), Tile(colours, "features", f"{rows} by {columns} patches", HEIGHT)]
-        ]
-
-    def _attended(self, insight: Insight) -> tuple[str, list[list[Tile]]]:
-        tiles = [self._map("all heads", insight.attention.mean(0))]
-        tiles += [self._map(f"head {n}", head) for n, head in enumerate(insight.attention, 1)]
-        return insight.name, [[self._image(insight, LOW), *tiles]]
-
-    @staticmethod
-    def _map(name: str, attention: npt.NDArray[np.float32]) -> Tile:
-        return Tile(ramp(attention / attention.max()), name, f"{attention.sum():.0%} on patches", LOW)
-
-    @staticmethod
-    def _filled(name: str, filled: Reconstruction) -> tuple[str, list[list[Tile]]]:
-        share = f"{filled.hidden.mean():.0%} hidden"
-        return name, [
-            [
-                Tile(filled.image, "image", "its middle", HEIGHT),
-                Tile(patched(filled.image, filled.hidden), "shown", share, HEIGHT),
-                Tile(filled.filled, "filled in", "", HEIGHT, FIRST),
-                Tile(filled.smooth, "without a model", "the brightness around", HEIGHT),
-            ]
-        ]
-
-    @staticmethod
-    def _image(insight: Insight, shown: int = HEIGHT) -> Tile:
-        height, width = insight.pixels.shape[:2]
-        return Tile(insight.pixels, "image", f"{width} by {height} pixels", shown)
-
-
-def show(run: str | Path, images: object, *, size: int | None = None, seed: int = 0) -> Shown:
+def show(run: str | Path, images: object, *, size: int | None = None, seed: int = 0) -> Inspection:
     """Look at images through the vision transformer of a run or model directory.
 
     Args:
@@ -199,16 +87,7 @@ def show(run: str | Path, images: object, *, size: int | None = None, seed: int 
         insights = [
             replace(each, filled=reconstruct(find_model(run), each.pixels, seed)) for each in insights
         ]
-    colours, explained = coloured([insight.features for insight in insights])
-    return Shown(
-        run=str(run),
-        patch=network.config.patch,
-        trained=model.size,
-        looks=pooling,
-        insights=insights,
-        colours=colours,
-        explained=explained,
-    )
+    return shown(str(run), network.config.patch, model.size, pooling, insights)
 
 
 @torch.inference_mode()
@@ -282,3 +161,103 @@ def coloured(features: Sequence[npt.NDArray[np.float32]]) -> tuple[list[Pixels],
     ]
     explained = variances[-COMPONENTS:].sum() / max(variances.sum(), TINY)
     return [picture.round().astype(np.uint8) for picture in pictures], float(explained)
+
+
+# -- how it is shown --
+
+
+def shown(run: str, patch: int, trained: int, looks: Pooling, insights: list[Insight]) -> Inspection:
+    """What a run sees in images.
+
+    Args:
+        patch, trained: sides of a patch, and of the images that it was trained with, in pixels.
+        looks: whose attention is shown: that of the class token (`cls`), or of the patches in the mean (`mean`), as the
+            vector of an image is made.
+    """
+    colours, explained = coloured([insight.features for insight in insights])
+    size = patch * min(insights[0].features.shape[:2])
+    return Inspection(
+        "show",
+        f"What {run} sees",
+        "an image is cut into patches; each gets a feature, made by looking at all the others",
+        [
+            f"images are looked at with {size} pixels on their short side, in patches of {patch} by {patch}; the "
+            f"network was trained at {trained} by {trained}"
+        ],
+        [_in_common(insights, colours, explained), _attended(insights, looks), *_filled(insights)],
+        {
+            "run": run,
+            "patch": patch,
+            "trained": trained,
+            "looks": looks,
+            "explained": explained,
+            "images": [_values(*each) for each in zip(insights, colours, strict=True)],
+        },
+    )
+
+
+def _values(insight: Insight, colours: Pixels) -> dict[str, Any]:
+    return {
+        "name": insight.name,
+        "height": insight.pixels.shape[0],
+        "width": insight.pixels.shape[1],
+        "attention": insight.attention.round(6).tolist(),
+        "colours": colours.tolist(),
+    }
+
+
+def _in_common(insights: list[Insight], colours: list[Pixels], explained: float) -> Section:
+    groups = []
+    for insight, each in zip(insights, colours, strict=True):
+        size = f"{each.shape[0]} by {each.shape[1]} patches"
+        groups.append(Group(insight.name, [[_image(insight), Tile(each, "features", size, HEIGHT)]]))
+    return Section(
+        "what patches have in common",
+        [Gallery(groups)],
+        "Patches of like colour are alike to the network: red, green and blue are the three directions in which the "
+        f"features of these patches differ most ({explained:.0%} of their variance). Where an object has one colour, "
+        "and another one than what is behind it, the network tells them apart.",
+    )
+
+
+def _attended(insights: list[Insight], looks: Pooling) -> Section:
+    whose = "the class token takes" if looks == "cls" else "all patches, in the mean, take"
+    groups = []
+    for insight in insights:
+        heads = [_map(f"head {n}", head) for n, head in enumerate(insight.attention, 1)]
+        tiles = [_image(insight, LOW), _map("all heads", insight.attention.mean(0)), *heads]
+        groups.append(Group(insight.name, [tiles]))
+    return Section(
+        "where it looks",
+        [Gallery(groups)],
+        f"From where {whose} what the vector of the image is made of, in the last layer: the brighter a patch, the "
+        "more. Each head looks for something else.",
+    )
+
+
+def _map(name: str, attention: npt.NDArray[np.float32]) -> Tile:
+    return Tile(ramp(attention / attention.max()), name, f"{attention.sum():.0%} on patches", LOW)
+
+
+def _image(insight: Insight, shown: int = HEIGHT) -> Tile:
+    height, width = insight.pixels.shape[:2]
+    return Tile(insight.pixels, "image", f"{width} by {height} pixels", shown)
+
+
+def _filled(insights: list[Insight]) -> list[Section]:
+    groups = [Group(each.name, [_tiles(each.filled)]) for each in insights if each.filled is not None]
+    hint = (
+        "Grey patches were hidden from the network, and are filled in from the others; mean and contrast of a patch, "
+        "which it does not predict, are taken from visible patches around it. “Without a model” is that mean alone: "
+        "what is gained over it was learned."
+    )
+    return [Section("what it fills in", [Gallery(groups)], hint)] if groups else []
+
+
+def _tiles(filled: Reconstruction) -> list[Tile]:
+    return [
+        Tile(filled.image, "image", "its middle", HEIGHT),
+        Tile(patched(filled.image, filled.hidden), "shown", f"{filled.hidden.mean():.0%} hidden", HEIGHT),
+        Tile(filled.filled, "filled in", "", HEIGHT, FIRST),
+        Tile(filled.smooth, "without a model", "the brightness around", HEIGHT),
+    ]

@@ -199,6 +199,11 @@ class Recipe(ABC):
     shows: ClassVar[str] = "What it makes"  # what a sample is
     useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
     checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does
+    inspector: ClassVar[str] = "task"  # by which `selfsup.inspection` shows its task
+    idea: ClassVar[str] = "a part of the data is hidden and predicted from the rest"
+    words: ClassVar[
+        Mapping[str, str]
+    ] = {}  # what is Shown, Hidden, Predicted, Learned, in place of its inspector's
     compared: ClassVar[bool] = True  # whether what is saved is compared with another library
     adapted: ClassVar[type[Recipe] | None] = None  # the same for a network from Python, where there is one
 

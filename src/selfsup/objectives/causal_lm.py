@@ -23,7 +23,7 @@ from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.language import LanguageRecipe
-from selfsup.objectives.losses import CHUNK_ELEMENTS, IGNORE, linear_cross_entropy, token_losses
+from selfsup.objectives.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.sizes import settle_rates
 from selfsup.seeding import generator
 
@@ -87,13 +87,9 @@ class CausalLM(Objective):
 
     @torch.inference_mode()
     def losses(self, task: Task) -> Tensor:
-        """The loss of each target in nats, (B, T); 0 where a target is ignored. Full logits never stand in memory."""
+        """The loss of each target in nats, (B, T); 0 where a target is ignored."""
         weight: Tensor = self.model.output_weight  # type: ignore[assignment]
-        rows = max(1, CHUNK_ELEMENTS // len(weight))  # of logits at once
-        hidden = torch.split(self.predict(task)["hidden"].flatten(0, 1), rows)
-        targets = torch.split(task["targets"].flatten(), rows)
-        parts = [token_losses(h @ weight.T, t) for h, t in zip(hidden, targets, strict=True)]
-        return torch.cat(parts).view_as(task["targets"])
+        return target_losses(self.predict(task)["hidden"], weight, task["targets"])
 
     def vectors(self) -> list[nn.Parameter]:
         """Embeddings and the output head."""
@@ -112,6 +108,8 @@ class CausalLMRecipe(LanguageRecipe):
     family: ClassVar[Family] = "decoder"
     unused: ClassVar[tuple[str, ...]] = ("dropout", "whiten")
     shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied")
+    inspector: ClassVar[str] = "tokens"
+    idea: ClassVar[str] = "every token is predicted from the tokens before it"
     shows: ClassVar[str] = "What it writes"
     useful: ClassVar[str | None] = 'selfsup generate {run} "It was a"'
 

@@ -206,6 +206,8 @@ def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tenso
 class CLIPRecipe(VisionRecipe):
     """From images with captions to two towers into one space."""
 
+    inspector: ClassVar[str] = "pairs"
+    idea: ClassVar[str] = "an image finds its caption among those of others, and a caption its image"
     views = 1.0
     useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
     useless: ClassVar[Mapping[str, Any]] = {

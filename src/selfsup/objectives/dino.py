@@ -274,6 +274,11 @@ def spread_out(vectors: Tensor, places: Tensor, hidden: Tensor) -> Tensor:
 class DINORecipe(VisionRecipe):
     """From images to the teacher's network, whose class token tells what an image shows."""
 
+    inspector: ClassVar[str] = "crops"
+    idea: ClassVar[str] = (
+        "a student that sees a part of an image says what its teacher says of another part, and of patches that the "
+        "student cannot see"
+    )
     pooling: ClassVar[Pooling] = "cls"
     checks = DISTILLATION
 

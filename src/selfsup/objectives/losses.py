@@ -217,3 +217,11 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(
         targets
     )
+
+
+def target_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """−log p of each target (…), from hidden states (…, width) and the matrix (vocabulary, width) that makes logits of
+    them, in nats; 0 where it is `IGNORE`. Full logits never stand in memory."""
+    rows = max(1, CHUNK_ELEMENTS // len(weight))  # of logits at once
+    parts = zip(torch.split(hidden.flatten(0, -2), rows), torch.split(targets.flatten(), rows), strict=True)
+    return torch.cat([token_losses(h @ weight.T, t) for h, t in parts]).view_as(targets)

@@ -87,6 +87,10 @@ def normalised(values: Tensor) -> Tensor:
 class MAERecipe(VisionRecipe):
     """From images to a vision transformer that can tell what is hidden."""
 
+    inspector: ClassVar[str] = "patches"
+    idea: ClassVar[str] = (
+        "most patches of an image are hidden, and their pixels are predicted from the few others"
+    )
     views = 1.0
     useful: ClassVar[str | None] = "selfsup show {run} --image photo.jpg"
 

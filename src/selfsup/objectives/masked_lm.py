@@ -23,7 +23,7 @@ from selfsup.models.counting import sketched
 from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
-from selfsup.objectives.losses import IGNORE, linear_cross_entropy
+from selfsup.objectives.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.seeding import generator, uniform
 
 SHOWN_AS_MASK, SHOWN_AS_RANDOM = 0.8, 0.1  # of the hidden tokens; the others are shown as they are
@@ -162,6 +162,11 @@ class MaskedLM(Objective):
         hidden, targets = outputs["hidden"].flatten(0, 1), task["targets"].flatten()
         return {"cross_entropy": linear_cross_entropy(hidden, self.model.output_weight, targets)}
 
+    @torch.inference_mode()
+    def losses(self, task: Task) -> Tensor:
+        """The loss of each hidden token in nats, (B, K); 0 where a record hides fewer."""
+        return target_losses(self.predict(task)["hidden"], self.model.output_weight, task["targets"])
+
 
 def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
     """Which document each position of tokens (B, T) belongs to: how many start tokens have come; −1 on padding."""
@@ -172,6 +177,8 @@ def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
 class MaskedLMRecipe(EncoderRecipe):
     """From a text source to an encoder that understands."""
 
+    inspector: ClassVar[str] = "tokens"
+    idea: ClassVar[str] = "hidden tokens are predicted from those around them, on both sides"
     shows: ClassVar[str] = "What it reads in the places of hidden tokens, [truth → guess]"
     useful: ClassVar[str | None] = 'selfsup fill {run} "The [MASK] was cold."'
     dropout: ClassVar[float] = 0.0

@@ -83,6 +83,10 @@ class SimCLR(Objective):
 class SimCLRRecipe(VisionRecipe):
     """From images to a network whose vectors tell them apart."""
 
+    inspector: ClassVar[str] = "views"
+    idea: ClassVar[str] = (
+        "an image is rendered twice, and each rendering finds the other among those of other images"
+    )
     views = 2.0
     checks = (small_batch,)
 

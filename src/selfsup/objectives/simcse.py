@@ -119,6 +119,8 @@ def kept_tokens(batch: Batch, deletion: float, view: str) -> Tensor:
 class SimCSERecipe(EncoderRecipe):
     """From a source of sentences, or of documents that are split into them, to an encoder of sentences."""
 
+    inspector: ClassVar[str] = "sentences"
+    idea: ClassVar[str] = "a sentence, read twice in part and under dropout, finds itself among others"
     useful: ClassVar[str | None] = "selfsup index {run} --data docs/ --out library.lance"
     dropout: ClassVar[float] = 0.1
     deletion: ClassVar[float] = 0.5  # measured: docs/LOG.md

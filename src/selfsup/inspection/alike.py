@@ -1,0 +1,82 @@
+"""How alike a network finds what belongs together and what does not: figures of all objectives that contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from selfsup.inspection.blocks import ALIEN, OWN, Table, mean
+from selfsup.inspection.figures import loss, means
+from selfsup.objectives.base import Objective, Outputs, Task
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What a network makes of a batch.
+
+    Attributes:
+        name: of the network.
+        similarity: cosine of what is in each row and in each column.
+        roles: row by row, what each column is to it: `+` its own, `-` another one, `=` neither.
+        figures: each term of the objective's score, in the mean.
+        loss: of these records as one batch, their weighted sum.
+    """
+
+    name: str
+    similarity: list[list[float]]
+    roles: list[str]
+    figures: dict[str, float]
+    loss: float
+
+    def cosines(self, role: str) -> list[float]:
+        """Of all pairs of a role, row by row."""
+        rows = zip(self.roles, self.similarity, strict=True)
+        return [cosine for roles, row in rows for is_, cosine in zip(roles, row, strict=True) if is_ == role]
+
+    def hardest(self) -> dict[int, tuple[int, float]]:
+        """For each row that has other ones, the one of them that is most similar to it, and the cosine."""
+        found = {}
+        for row, (roles, cosines) in enumerate(zip(self.roles, self.similarity, strict=True)):
+            others = [column for column, role in enumerate(roles) if role == ALIEN]
+            if others:
+                worst = max(others, key=cosines.__getitem__)
+                found[row] = worst, cosines[worst]
+        return found
+
+    def own(self, row: int) -> float:
+        """The cosine of a row with its own."""
+        return self.similarity[row][self.roles[row].index(OWN)]
+
+    def found(self) -> float:
+        """Share of the rows, of those that have other ones, to which none is as near as their own."""
+        return mean([self.own(row) > cosine for row, (_, cosine) in self.hardest().items()])
+
+    def turned(self) -> Alike:
+        """With columns as rows."""
+        similarity = [list(column) for column in zip(*self.similarity, strict=True)]
+        roles = ["".join(column) for column in zip(*self.roles, strict=True)]
+        return replace(self, similarity=similarity, roles=roles)
+
+
+@torch.inference_mode()
+def alike(
+    name: str,
+    objective: Objective,
+    outputs: Outputs,
+    task: Task,
+    vectors: Sequence[torch.Tensor],
+    roles: list[str],
+) -> Alike:
+    """Vectors in rows and in columns, (n, width) each, and the objective's own score of its outputs."""
+    rows, columns = (F.normalize(each.float(), dim=-1) for each in vectors)
+    figures = means(objective, outputs, task)
+    return Alike(name, (rows @ columns.T).tolist(), roles, figures, loss(objective, figures))
+
+
+def figures(networks: Sequence[Alike], rows: dict[str, Callable[[Alike], str]]) -> Table:
+    """Figures by name, of each network."""
+    names = ["", *(network.name for network in networks)]
+    return Table(names, [[name, *map(figure, networks)] for name, figure in rows.items()])
