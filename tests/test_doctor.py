@@ -24,8 +24,8 @@ import selfsup
 from selfsup.checks import SEVERITIES, Check, Finding, History, NotMade, Symptom, problem
 from selfsup.config import Settings
 from selfsup.data.records import Batch
-from selfsup.doctor import Monitor, diagnose, examine, history_of
-from selfsup.doctor.common import CHECKS, preceding_medians
+from selfsup.diagnosis import Monitor, doctor, examine, history_of
+from selfsup.diagnosis.common import CHECKS, preceding_medians
 from selfsup.errors import UserError
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLMRecipe
@@ -603,7 +603,7 @@ OF_THE_CLOCK = {"loader", "throughput"}
 
 def findings_in(run: Run) -> list[Finding]:
     """Those of a run but for what the machine decides by what else it does."""
-    return [finding for finding in diagnose(run).findings if finding.check not in OF_THE_CLOCK]
+    return [finding for finding in doctor(run).findings if finding.check not in OF_THE_CLOCK]
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
@@ -611,7 +611,7 @@ def findings_in(run: Run) -> list[Finding]:
 def test_trainings_that_go_well_have_nothing(train: Train, tmp_path: Path, objective: str, seed: int) -> None:
     settings = SENTENCES if objective == "simcse" else REAL
     run = train(tmp_path / "run", objective, seed=seed, **settings)
-    diagnosis = diagnose(run)
+    diagnosis = doctor(run)
     assert findings_in(run) == []
     assert {"beside-chance", "validation-rising", "loss-spikes", "gradient-spikes"} <= set(diagnosis.made)
 
@@ -643,7 +643,7 @@ COLLAPSES = {
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_teacher_that_is_well_has_nothing(train_vision: Train, tmp_path: Path, seed: int) -> None:
     run = train_vision(tmp_path / "run", "dino", seed=seed, **PICTURES)
-    diagnosis = diagnose(run)
+    diagnosis = doctor(run)
     assert findings_in(run) == []
     assert {"uniform-teacher", "few-prototypes", "loss-at-ln-k", "collapse"} <= set(diagnosis.made)
 
@@ -670,7 +670,7 @@ def train_pairs(out: Path, data: Path, **given: Any) -> Run:
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_towers_that_are_well_have_nothing_of_their_own(captioned: Path, tmp_path: Path, loss: str) -> None:
     """What these drawings are called cannot be seen, so their names are learnt by heart."""
-    diagnosis = diagnose(train_pairs(tmp_path / "run", captioned, **{"clip.loss": loss}))
+    diagnosis = doctor(train_pairs(tmp_path / "run", captioned, **{"clip.loss": loss}))
     assert {finding.check for finding in diagnosis.findings} <= {"validation-rising", *OF_THE_CLOCK}
     assert {check.name for check in PAIRS} <= set(diagnosis.made)
 
@@ -688,9 +688,7 @@ def test_towers_driven_into_collapse(captioned: Path, tmp_path: Path) -> None:
 
 
 def test_towers_that_do_not_move(captioned: Path, tmp_path: Path) -> None:
-    findings = diagnose(
-        train_pairs(tmp_path / "run", captioned, optim={"lr": 1e-7, "adamw_lr": 1e-7})
-    ).findings
+    findings = doctor(train_pairs(tmp_path / "run", captioned, optim={"lr": 1e-7, "adamw_lr": 1e-7})).findings
     assert {"beside-chance", "loss-at-ln-b"} <= {finding.check for finding in findings}
     assert "above-start" not in {finding.check for finding in findings}
     assert not any("optim.lr=3.3e-08" in finding.remedy for finding in findings)
@@ -716,10 +714,10 @@ def test_training_that_learns_its_data_by_heart(train: Train, tmp_path: Path) ->
 def test_run_that_is_not_finished(finished: Run, tmp_path: Path) -> None:
     run = Run(shutil.copytree(finished.directory, tmp_path / "run"))
     (run.directory / "summary.json").unlink()
-    diagnosis = diagnose(run.directory)
+    diagnosis = doctor(run.directory)
     assert (diagnosis.finished, diagnosis.step) == (False, finished.summary["steps"])
     (run.directory / "metrics.jsonl").unlink()
-    assert diagnose(run.directory).findings == []
+    assert doctor(run.directory).findings == []
 
 
 def test_objective_from_python_is_looked_at_in_general(finished: Run, tmp_path: Path) -> None:
@@ -727,7 +725,7 @@ def test_objective_from_python_is_looked_at_in_general(finished: Run, tmp_path: 
     settings = run.settings()
     settings.change("objective", "python:mine.Own", "python")
     run.write_settings(settings)
-    diagnosis = diagnose(run.directory)
+    diagnosis = doctor(run.directory)
     assert {*diagnosis.made, *diagnosis.not_made} == {
         *(check.name for check in CHECKS),
         "what python:mine.Own adds",
@@ -788,7 +786,7 @@ def test_checks_of_a_class_from_python_are_made_in_training_and_after_it(
     run = train(tmp_path / "run", objective, reporter=reporter, **given)
     again = f"selfsup train --config {run.config_file} --out NEW --steps 1"
     assert said.getvalue().count(f"doctor: problem: it never sleeps, 24 h; rest: {again}") == 1
-    for diagnosis in (diagnose(run), diagnose(run.directory)):
+    for diagnosis in (doctor(run), doctor(run.directory)):
         assert "never-sleeps" in {finding.check for finding in diagnosis.findings}
         assert not any("adds" in lack for lack in diagnosis.not_made)
 
@@ -811,7 +809,7 @@ def ill_run(finished: Run, place: Path) -> Run:
 
 def test_print(finished: Run, tmp_path: Path) -> None:
     file = io.StringIO()
-    diagnose(ill_run(finished, tmp_path / "ill")).print(Console(file=file, width=80))
+    doctor(ill_run(finished, tmp_path / "ill")).print(Console(file=file, width=80))
     text = " ".join(file.getvalue().split())  # the path of the run may break a line anywhere
     for part in (
         "finished after step 12",
@@ -832,7 +830,7 @@ def test_command(finished: Run, tmp_path: Path, selfsup_command: Callable[..., A
     assert "duplicates" in answer.out
     answer = selfsup_command("doctor", run.directory, "--json")
     content = json.loads(answer.out)
-    assert content == selfsup.diagnose(run.directory).to_json()
+    assert content == selfsup.doctor(run.directory).to_json()
     assert content.keys() == {"run", "step", "finished", "findings", "made", "not_made"}
     (finding,) = content["findings"]
     assert finding.keys() == {*Finding.__dataclass_fields__}

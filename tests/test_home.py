@@ -106,7 +106,7 @@ def test_from_python(home: Path) -> None:
     again = selfsup.train(config="~/new/config.yaml", out=Path("~/again"), reporter=silent)
     assert again.directory == home / "again"
     assert selfsup.load("~/run").generate("The", tokens=1)
-    assert selfsup.diagnose("~/run").step == 12
+    assert selfsup.doctor("~/run").step == 12
     selfsup.compare(["~/run", Path("~/other")]).plot("~/curves.svg")
     assert selfsup.export("~/run", out="~/exported", to="transformers").directory == home / "exported"
     assert selfsup.embed("~/encoder", "~/notes.jsonl", "~/v.parquet").records == 80

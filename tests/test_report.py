@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import selfsup
 from selfsup import cli, report
 from selfsup.comparison import compare
-from selfsup.doctor import diagnose
+from selfsup.diagnosis import doctor
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Score
 from selfsup.inference.hits import Hit
@@ -198,7 +198,7 @@ def test_any_console_of_rich_shows_them(evil_run: Run, finished: Run) -> None:
     """From Python a program may bring its own console."""
     file = io.StringIO()
     console = rich.console.Console(file=file, width=400)
-    diagnose(evil_run.directory).print(console)
+    doctor(evil_run.directory).print(console)
     compare([evil_run.directory, finished.directory]).print(console)
     assert "[red]i[/]" in file.getvalue()
     assert not CONTROLS.search(file.getvalue())

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from rich.table import Table
 
+from selfsup.checks import PACE
 from selfsup.config import known_keys
 from selfsup.errors import UserError
 from selfsup.files import checksum, write_new
+from selfsup.objectives import declared
 from selfsup.report import Text, duration, printable
 from selfsup.run import Run
 
@@ -30,12 +32,6 @@ STYLES = ("blue", "red", "green", "magenta", "yellow", "cyan")
 MARKS = "●▲■◆✚★"
 UNKNOWN = "–"
 CHART_HEIGHT = 14  # lines
-PACE = "_per_second"  # of what a train line counts, such as images_per_second
-NATS = {
-    "causal-lm": "nats per token",
-    "masked-lm": "nats per hidden token",
-}  # whose losses are means of that kind
-TAUGHT = ("dino",)  # whose losses are measured against a teacher of the run's own
 OWN = ("out",)  # keys that name a run rather than say what it does
 T = TypeVar("T")
 
@@ -121,7 +117,7 @@ class Comparison:
         """What the curves show: the unit of the measure, where all losses are of one kind."""
         if self.measure == "bits_per_byte":
             return "bits per byte"
-        return shared([NATS.get(run.objective) for run in self.runs]) or "loss"
+        return shared([declared(run.objective).loss_unit for run in self.runs]) or "loss"
 
     def _figures(self) -> Table:
         table = _table("", self.runs)
@@ -313,7 +309,7 @@ def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
     if _same({run.environment().get("data") for run in runs}):  # text, split and tokenizer
         return "loss", notes
     notes.append("The data, its split or its tokens differ, so a lower figure may come from easier data.")
-    if objective not in NATS or _same({_tokenizer(run) for run in runs}):
+    if declared(objective).loss_unit is None or _same({_tokenizer(run) for run in runs}):
         return "loss", notes
     if all(run.bits_per_byte is not None for run in figures):
         notes.append(
@@ -329,10 +325,10 @@ def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
 def _cautions(objective: str, figures: list[RunFigures]) -> list[str]:
     """Why the losses of runs of one objective may not say which is better."""
     notes = []
-    if objective in TAUGHT:
+    if not declared(objective).losses_compare:
         notes.append(
-            f"The loss of {objective} is measured against the run's own teacher, so a lower one is not a better model; "
-            "measure the features: selfsup evaluate RUN --protocol knn-20 --data SOURCE."
+            f"The loss of {objective} is measured against what each run makes itself, its own teacher, so a lower one is "
+            "no better model; measure the features: selfsup evaluate RUN --protocol knn-20 --data SOURCE."
         )
     chances = [run.chance for run in figures]
     if None not in chances and shared(chances) is None:

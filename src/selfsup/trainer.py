@@ -16,8 +16,8 @@ from selfsup.checkpoint import Checkpoint
 from selfsup.config import Settings
 from selfsup.data.loader import Loader, in_order
 from selfsup.data.records import Records
+from selfsup.diagnosis import Monitor
 from selfsup.distributed import Processes
-from selfsup.doctor import Monitor
 from selfsup.errors import Interrupted, UserError
 from selfsup.evaluation import SUPERVISED, measure
 from selfsup.evaluation.base import Request

@@ -111,7 +111,7 @@ def run_files(random: Random, place: Path) -> None:
     if use == 0:
         selfsup.compare([run, finished()])
     elif use == 1:
-        selfsup.diagnose(run)
+        selfsup.doctor(run)
     elif use == 2:
         selfsup.evaluate(run, data=DOCUMENTS[:4])
     elif use == 3:

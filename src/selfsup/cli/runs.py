@@ -216,7 +216,6 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with a run, and what helps."""
-    from selfsup.doctor import diagnose
     from selfsup.report import to_stdout
 
     diagnosis = diagnose(run)

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.objectives.base import Objective, Recipe
+from selfsup.objectives.base import Declared, Objective, Recipe
 
 RECIPES = {
     "causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe",
@@ -55,15 +55,23 @@ def python_name(kind: type) -> str:
     return f"python:{kind.__module__}.{kind.__qualname__}"
 
 
-def find_class(name: str) -> type[Recipe] | type[Objective] | None:
-    """The objective or recipe from Python that goes by a name, where this program has its class already."""
+def find_declared(name: str) -> type[Declared] | None:
+    """The class that says what an objective is; None where there is none, or it comes from Python and is not loaded."""
     loaded = [kind for kind in (*_below(Recipe), *_below(Objective)) if python_name(kind) == name]
-    kind = loaded[-1] if loaded else None
-    return kind if kind is not None and issubclass(kind, Recipe | Objective) else None
+    if loaded:
+        return loaded[-1]
+    try:
+        return find_recipe(name)
+    except UserError:
+        return None
 
 
-def _below(kind: type) -> Iterator[type]:
-    subclasses: list[type] = kind.__subclasses__()
-    for each in subclasses:
+def declared(name: str) -> type[Declared]:
+    """The same, with the defaults of one that is not known."""
+    return find_declared(name) or Declared
+
+
+def _below(kind: type[Declared]) -> Iterator[type[Declared]]:
+    for each in kind.__subclasses__():
         yield each
         yield from _below(each)

@@ -105,7 +105,15 @@ class Collectives(Protocol):
         ...
 
 
-class Objective(nn.Module, ABC):
+class Declared:
+    """What is known of an objective by its class: of a recipe, or of an objective from Python that has none."""
+
+    checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does
+    loss_unit: ClassVar[str | None] = None  # what the loss counts, where it depends on the tokens
+    losses_compare: ClassVar[bool] = True  # whether the model of a run with a lower loss is better
+
+
+class Objective(Declared, nn.Module, ABC):
     """The modules that an objective trains, and the three steps of its task.
 
     `separable` says that the score adds up over records, so that micro-batches may be scored one by one (causal
@@ -115,7 +123,6 @@ class Objective(nn.Module, ABC):
 
     separable: ClassVar[bool] = True
     weights: Mapping[str, float] = {}  # the factor of each term in the loss; 1 where it is not named
-    checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does, of one from Python
 
     @abstractmethod
     def hide(self, batch: Batch) -> Task:
@@ -183,7 +190,7 @@ class Effort:
         return "data and " + ("steps" if self.steps else "epochs" if self.epochs else "budget")
 
 
-class Recipe(ABC):
+class Recipe(Declared, ABC):
     """How an objective is put together: its data, its sizes, its modules, and what is left of it when it ends.
 
     Args:
@@ -198,7 +205,6 @@ class Recipe(ABC):
     example: ClassVar[str] = "sample:shakespeare"  # what is trained on where no data is named
     shows: ClassVar[str] = "What it makes"  # what a sample is
     useful: ClassVar[str | None] = None  # the command to try on a finished run, with {run} for it
-    checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does
     inspector: ClassVar[str] = "task"  # by which `selfsup.inspection` shows its task
     idea: ClassVar[str] = "a part of the data is hidden and predicted from the rest"
     words: ClassVar[

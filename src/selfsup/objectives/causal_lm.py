@@ -112,6 +112,7 @@ class CausalLMRecipe(LanguageRecipe):
     idea: ClassVar[str] = "every token is predicted from the tokens before it"
     shows: ClassVar[str] = "What it writes"
     useful: ClassVar[str | None] = 'selfsup generate {run} "It was a"'
+    loss_unit: ClassVar[str | None] = "nats per token"
 
     origin: Decoder | None
     generation: bytes | None = None  # how the model that is trained on writes

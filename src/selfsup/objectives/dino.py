@@ -281,6 +281,7 @@ class DINORecipe(VisionRecipe):
     )
     pooling: ClassVar[Pooling] = "cls"
     checks = DISTILLATION
+    losses_compare: ClassVar[bool] = False  # each is measured against the run's own teacher
 
     def _settle_size(self) -> None:
         """With the size of the images comes that of the local crops."""

@@ -181,6 +181,7 @@ class MaskedLMRecipe(EncoderRecipe):
     idea: ClassVar[str] = "hidden tokens are predicted from those around them, on both sides"
     shows: ClassVar[str] = "What it reads in the places of hidden tokens, [truth → guess]"
     useful: ClassVar[str | None] = 'selfsup fill {run} "The [MASK] was cold."'
+    loss_unit: ClassVar[str | None] = "nats per hidden token"
     dropout: ClassVar[float] = 0.0
     keeps_head: ClassVar[bool] = True
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from selfsup.checks import SEVERITIES, Check, Finding, History, Line, NotMade
 from selfsup.config import shown
-from selfsup.doctor.common import CHECKS
+from selfsup.diagnosis.common import CHECKS
 from selfsup.errors import UserError
-from selfsup.objectives import find_class, find_recipe
+from selfsup.objectives import declared, find_declared
 from selfsup.run import Run
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
         console.print(text, soft_wrap=True)
 
 
-def diagnose(run: str | Path | Run) -> Diagnosis:
+def doctor(run: str | Path | Run) -> Diagnosis:
     """Look at a run, finished or not, for what its configuration, its data and its metrics say is wrong.
 
     Raises:
@@ -87,32 +87,22 @@ def diagnose(run: str | Path | Run) -> Diagnosis:
     opened = run if isinstance(run, Run) else Run.open(run)
     history = history_of(opened)
     objective = history.settings["objective"]
-    own = own_checks(objective)
-    checks = all_checks(own or ())
+    checks = all_checks(declared(objective).checks)
     findings, not_made = examine(history, checks)
-    names = dict.fromkeys(check.name for check in checks)
-    made = [name for name in names if name not in not_made]
-    if own is None:
+    made = [name for name in dict.fromkeys(check.name for check in checks) if name not in not_made]
+    if find_declared(objective) is None:
         not_made[f"what {objective} adds"] = (
-            "no such objective is loaded; selfsup.diagnose knows it beside its class"
+            "no such objective is loaded; selfsup.doctor knows it beside its class"
         )
     return Diagnosis(str(opened.directory), history.step, bool(history.summary), findings, made, not_made)
+
+
+diagnose = doctor  # its former name
 
 
 def history_of(run: Run) -> History:
     """All that is known of a run now."""
     return History(run.directory, run.settings(), run.environment(), run.metrics(), run.summary)
-
-
-def own_checks(objective: str) -> Sequence[Check] | None:
-    """What an objective adds; None where it is not known, such as one from Python whose class is not loaded."""
-    from_python = find_class(objective)
-    if from_python is not None:
-        return from_python.checks
-    try:
-        return find_recipe(objective).checks
-    except UserError:
-        return None
 
 
 def all_checks(own: Sequence[Check]) -> tuple[Check, ...]:
