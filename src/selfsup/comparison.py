@@ -327,7 +327,7 @@ def _cautions(objective: str, figures: list[RunFigures]) -> list[str]:
     notes = []
     if not declared(objective).losses_compare:
         notes.append(
-            f"The loss of {objective} is measured against what each run makes itself, its own teacher, so a lower one is "
+            f"The loss of {objective} is measured against what a run makes itself, its own teacher, so a lower one is "
             "no better model; measure the features: selfsup evaluate RUN --protocol knn-20 --data SOURCE."
         )
     chances = [run.chance for run in figures]

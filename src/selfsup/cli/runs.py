@@ -216,6 +216,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with a run, and what helps."""
+    from selfsup.diagnosis import doctor as diagnose
     from selfsup.report import to_stdout
 
     diagnosis = diagnose(run)
