@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import Train, tree
+from conftest import Train, steps_take, tree
 from test_training import Points, Regression, fit, training_lines
 from tiny_clip import save_tiny_clip
 
@@ -163,7 +163,10 @@ def decided(run: Run, what: str) -> int:
     return int(entry)
 
 
-def test_a_short_budget_leaves_the_comparison_to_the_export(train: Train, tmp_path: Path) -> None:
+def test_a_short_budget_leaves_the_comparison_to_the_export(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_take(0.05, monkeypatch.setattr)
     run = train(tmp_path / "run", budget=5)
     assert not decided(run, "compared")
     assert run.summary["max_difference"] is None
@@ -202,6 +205,7 @@ def test_a_longer_budget_pays_for_the_comparison(
 ) -> None:
     monkeypatch.setattr(budget, "UNHURRIED", 1.0)
     monkeypatch.setattr(budget, "LATE", 100.0)
+    steps_take(0.05, monkeypatch.setattr)
     run = train(tmp_path / "run", budget=5)
     assert run.summary["max_difference"] < 1e-4
     assert all("compared" not in entry for entry in run.journal())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Answer, Train, tree
+from conftest import TINY, Answer, Train, steps_take, tree
 
 import selfsup
 from selfsup import planning
@@ -186,6 +186,19 @@ def test_a_short_budget_is_not_spent_on_looks(budget: str, looks: int) -> None:
 # -- the same, measured --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("drift", [0.7, 1.0, 1.8])
+@pytest.mark.parametrize("length", [{"steps": 40}, {"budget": 4}])
+def test_the_time_of_a_run_lies_in_the_interval_that_was_said(
+    length: dict[str, float], drift: float, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its steps turn out to take less or more than they took when they were timed."""
+    monkeypatch.setattr(planning, "_time_step", lambda *_: 0.05)
+    steps_take(0.05 * drift, monkeypatch.setattr)
+    run = train(tmp_path / "run", **length)
+    low, high = run.environment()["plan"]["seconds"]
+    assert low <= run.summary["wall_seconds"] <= high
+
+
 @pytest.fixture(scope="module")
 def measured(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, float]]:
     """Two trainings in processes of their own, beside each other: by steps and by budget, and how long each took."""
@@ -203,15 +216,18 @@ def measured(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("length", ["steps", "budget"])
-def test_the_time_of_a_run_lies_in_the_interval_that_was_said(
+def test_the_time_that_was_said_is_near_that_of_the_wall(
     length: str, measured: dict[str, tuple[Run, float]]
 ) -> None:
+    """Three times beyond what was said is allowed: what else the machine does may change at any moment."""
     run, _ = measured[length]
     low, high = run.environment()["plan"]["seconds"]
-    assert low <= run.summary["wall_seconds"] <= high
+    assert low / 3 <= run.summary["wall_seconds"] <= 3 * high
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("length", ["steps", "budget"])
 def test_the_memory_of_a_run_is_within_a_quarter_of_what_was_said(
     length: str, measured: dict[str, tuple[Run, float]]
@@ -221,6 +237,7 @@ def test_the_memory_of_a_run_is_within_a_quarter_of_what_was_said(
     assert 0.8 <= run.summary["peak_memory"] / said <= 1.25
 
 
+@pytest.mark.long
 def test_a_budget_ends_on_time_with_a_schedule_that_has_decayed(
     measured: dict[str, tuple[Run, float]],
 ) -> None:

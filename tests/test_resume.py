@@ -21,7 +21,7 @@ from typing import Any
 import foreign
 import pytest
 import torch
-from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer, Train, tree
+from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer, Train, steps_take, tree
 
 import selfsup
 from selfsup import checkpoint, cli, files, planning, stopping
@@ -57,6 +57,8 @@ def main(specification: dict[str, Any]) -> None:
         time.sleep(specification["pause"])
 
     Trainer._update = slow  # type: ignore[method-assign]
+    if "step" in specification:
+        steps_take(specification["step"])
     die_at(specification["die"])
     if "words" in specification:
         sys.argv = ["selfsup", *specification["words"]]
@@ -352,10 +354,12 @@ def multiplier(step: int, warmup: int, decisions: list[dict[str, int]]) -> float
     return factor
 
 
-def test_a_journalled_decision_is_repeated(corpus: Path, resume: Train, tmp_path: Path) -> None:
+def test_a_journalled_decision_is_repeated(
+    corpus: Path, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path / "run")
     settings = settings_of(run.directory, corpus, budget=4, **{"checkpoint.keep": 1000})
-    process = start(pause=0.01, settings=settings)
+    process = start(pause=0.02, step=0.02, settings=settings)
 
     def well_into_the_decay() -> bool:
         journal = run.journal()
@@ -370,6 +374,7 @@ def test_a_journalled_decision_is_repeated(corpus: Path, resume: Train, tmp_path
         if int(path.name[5:]) >= journal[0]["start"]:
             shutil.rmtree(path)
     assert max(run.checkpoints().steps()) < journal[0]["start"] <= newest
+    steps_take(0.02, monkeypatch.setattr)
     resume(run.directory)
 
     after = timeless(run)
@@ -657,7 +662,10 @@ def test_an_unfinished_run_is_given_another_length(
         assert tree(run.model_directory) == tree(twenty.model_directory)
 
 
-def test_a_run_is_extended_by_time(finished: Run, resume: Train, tmp_path: Path) -> None:
+def test_a_run_is_extended_by_time(
+    finished: Run, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_take(0.05, monkeypatch.setattr)
     run = copy_of(finished, tmp_path / "run")
     budget = finished.summary["wall_seconds"] + 4  # a last step of a short decay is not near zero
     resume(run.directory, budget=budget)
@@ -678,8 +686,9 @@ def test_a_run_is_extended_by_time(finished: Run, resume: Train, tmp_path: Path)
 
 
 def test_a_run_on_a_budget_is_extended_by_a_few_steps_and_again(
-    train: Train, resume: Train, tmp_path: Path
+    train: Train, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps_take(0.05, monkeypatch.setattr)
     run = train(tmp_path / "run", budget=3)
     for _ in range(2):
         more = run.summary["steps"] + 5

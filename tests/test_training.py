@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Train
+from conftest import TINY, Train, steps_take
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -490,6 +490,7 @@ def test_what_follows_a_step_hears_the_same_length_when_it_is_repeated(
     def first_decision() -> int:
         return int(Run(tmp_path / "run").journal()[0]["start"])
 
+    steps_take(0.02, monkeypatch.setattr)
     with monkeypatch.context() as patch:
         patch.setattr(Regression, "after_step", listen(0))
         with pytest.raises(Stop):
