@@ -23,7 +23,7 @@ from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.inspection.alike import Alike
 from selfsup.inspection.blocks import Gallery, Matrix
-from selfsup.inspection.pairs import confusions, found, limits, of_tower
+from selfsup.inspection.pairs import limits, of_tower
 from selfsup.objectives.base import Effort
 from selfsup.objectives.clip import CLIP, CLIPRecipe
 from selfsup.report import Reporter
@@ -157,11 +157,14 @@ def test_confusions_against_plain_loops(run: Run, tower: str) -> None:
         other = max(wrong, key=lambda place, pair=pair: cosines[pair, place])  # type: ignore[misc]
         if cosines[pair, other] >= cosines[pair, pair]:
             expected[pair] = other, cosines[pair, pair], cosines[pair, other]
-    wrongly = confusions(of_tower(towers, tower))
-    assert {each.pair: (each.other, each.own, each.wrong) for each in wrongly} == expected
-    excess = [each.wrong - each.own for each in wrongly]
+    looked = of_tower(towers, tower)
+    wrongly = looked.confusions()
+    assert {
+        pair: (other, looked.own(pair), looked.similarity[pair][other]) for pair, other in wrongly
+    } == expected
+    excess = [looked.similarity[pair][other] - looked.own(pair) for pair, other in wrongly]
     assert excess == sorted(excess, reverse=True)
-    assert found(towers, tower) == pytest.approx(1 - len(expected) / COUNT)
+    assert looked.found() == pytest.approx(1 - len(expected) / COUNT)
     assert expected  # a run this short confuses something
 
 

@@ -113,9 +113,11 @@ def test_agreement_against_plain_loops(run: Run) -> None:
                 said[image, crop] = study.head(study.see(pixels[None])[0])[0]
     for row, (here, told) in enumerate(pairs):
         for column, there in enumerate(sorted(said)):
-            assert agreement["crops"][row][column] == pytest.approx(float(told @ said[there]), abs=1e-4)
+            assert agreement["crops"]["similarity"][row][column] == pytest.approx(
+                float(told @ said[there]), abs=1e-4
+            )
             role = "=" if here == there else "+" if here[0] == there[0] else "-"
-            assert agreement["roles"][row][column] == role
+            assert agreement["crops"]["roles"][row][column] == role
     other = [float(own[i][0] @ own[j][1]) for i in range(len(own)) for j in range(len(own)) if i != j]
     assert agreement["others"] == pytest.approx(np.mean(other), abs=1e-4)
     assert np.isnan(patches_of).sum() == 2 * count * 16 - len(own)
@@ -130,7 +132,7 @@ def test_json_and_page(run: Run) -> None:
     assert content["prototypes"] == 16
     assert [len(image["views"]) for image in content["images"]] == [5] * len(inspection.images)
     (matrix,) = inspection.of(Matrix)
-    assert matrix.values == [row[:15] for row in content["agreement"]["crops"][:6]]
+    assert matrix.values == [row[:15] for row in content["agreement"]["crops"]["similarity"][:6]]
     page = Page(inspection.to_html())
     assert not page.open
     masked = sum(mask.any() for pair in masks(inspection)[:3] for mask in pair)

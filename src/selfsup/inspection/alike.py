@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from selfsup.inspection.blocks import ALIEN, OWN, Table, mean
+from selfsup.inspection.blocks import ALIEN, OWN, Matrix, Picture, Table, mean
 from selfsup.inspection.figures import loss, means
 from selfsup.objectives.base import Objective, Outputs, Task
 
@@ -31,10 +31,12 @@ class Alike:
     figures: dict[str, float]
     loss: float
 
-    def cosines(self, role: str) -> list[float]:
-        """Of all pairs of a role, row by row."""
-        rows = zip(self.roles, self.similarity, strict=True)
-        return [cosine for roles, row in rows for is_, cosine in zip(roles, row, strict=True) if is_ == role]
+    def mean(self, role: str) -> float:
+        """Of the cosines of a role."""
+        pairs = zip(self.similarity, self.roles, strict=True)
+        return mean(
+            [cosine for row, roles in pairs for cosine, is_ in zip(row, roles, strict=True) if is_ == role]
+        )
 
     def hardest(self) -> dict[int, tuple[int, float]]:
         """For each row that has other ones, the one of them that is most similar to it, and the cosine."""
@@ -50,9 +52,14 @@ class Alike:
         """The cosine of a row with its own."""
         return self.similarity[row][self.roles[row].index(OWN)]
 
+    def confusions(self) -> list[tuple[int, int]]:
+        """The rows to which another one is as near as their own, and that other one; the worst first."""
+        excess = {(row, other): cosine - self.own(row) for row, (other, cosine) in self.hardest().items()}
+        return sorted((pair for pair in excess if excess[pair] >= 0), key=lambda pair: -excess[pair])
+
     def found(self) -> float:
-        """Share of the rows, of those that have other ones, to which none is as near as their own."""
-        return mean([self.own(row) > cosine for row, (_, cosine) in self.hardest().items()])
+        """Share of the rows that have other ones, to which none is as near as their own."""
+        return 1 - len(self.confusions()) / max(1, len(self.hardest()))
 
     def turned(self) -> Alike:
         """With columns as rows."""
@@ -60,15 +67,16 @@ class Alike:
         roles = ["".join(column) for column in zip(*self.roles, strict=True)]
         return replace(self, similarity=similarity, roles=roles)
 
+    def matrix(self, rows: Sequence[Picture], columns: Sequence[Picture], **more: object) -> Matrix:
+        """As many as are in the margins; all, close together, where none are."""
+        down, along = len(rows) or len(self.roles), len(columns) or len(self.roles[0])
+        values = [row[:along] for row in self.similarity[:down]]
+        return Matrix(self.name, rows, columns, values, [row[:along] for row in self.roles[:down]], **more)  # type: ignore[arg-type]
+
 
 @torch.inference_mode()
 def alike(
-    name: str,
-    objective: Objective,
-    outputs: Outputs,
-    task: Task,
-    vectors: Sequence[torch.Tensor],
-    roles: list[str],
+    name: str, objective: Objective, task: Task, outputs: Outputs, roles: list[str], *vectors: torch.Tensor
 ) -> Alike:
     """Vectors in rows and in columns, (n, width) each, and the objective's own score of its outputs."""
     rows, columns = (F.normalize(each.float(), dim=-1) for each in vectors)
@@ -76,7 +84,7 @@ def alike(
     return Alike(name, (rows @ columns.T).tolist(), roles, figures, loss(objective, figures))
 
 
-def figures(networks: Sequence[Alike], rows: dict[str, Callable[[Alike], str]]) -> Table:
+def table(networks: Sequence[Alike], rows: dict[str, Callable[[Alike], str]]) -> Table:
     """Figures by name, of each network."""
     names = ["", *(network.name for network in networks)]
     return Table(names, [[name, *map(figure, networks)] for name, figure in rows.items()])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfsup.errors import UserError
-from selfsup.inspection.blocks import Document
+from selfsup.inspection.blocks import Document, Section
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,14 @@ class Request:
 
 class Inspection(Document):
     """What an objective makes of some data, and the forms in which it can be looked at."""
+
+    @classmethod
+    def of(
+        cls, request: Request, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]
+    ) -> Inspection:
+        """Of the task of the objective that is asked for."""
+        heading = f"What the data teaches: {request.objective}"
+        return cls(request.objective, heading, idea, facts, sections, values)
 
     def print(self, console: Console) -> None:
         """Every section, for a terminal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,9 @@ from PIL import Image
 from selfsup.inspection.pictures import Pixels, data_uri
 
 OWN, ALIEN, OUT = "+", "-", "="  # a cell that belongs together, one that does not, and one that says nothing
+
+
+Picture: TypeAlias = Pixels | str  # in the margin of a matrix: one, or a short text
 
 
 class Block:
@@ -251,8 +254,8 @@ class Matrix(Block):
     kind: ClassVar[str] = "matrix"
 
     name: str
-    rows: Sequence[Pixels | str]
-    columns: Sequence[Pixels | str]
+    rows: Sequence[Picture]
+    columns: Sequence[Picture]
     values: list[list[float]]
     roles: list[str]
     limits: tuple[float, float] | None = None

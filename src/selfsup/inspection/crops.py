@@ -9,33 +9,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from selfsup.inspection.alike import Alike, alike
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import (
-    ALIEN,
-    OUT,
-    OWN,
-    Gallery,
-    Group,
-    Matrix,
-    Points,
-    Section,
-    Table,
-    Tile,
-    finite,
-    mean,
-)
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Table, Tile, finite
 from selfsup.inspection.figures import trained
 from selfsup.inspection.images import HEIGHT, Look, Seen, look_at
 from selfsup.inspection.pictures import FIRST, HIDDEN, OTHER, SECOND, patched, ramp
+from selfsup.inspection.words import section, task
 from selfsup.objectives.base import Outputs, Task
-from selfsup.objectives.dino import DINO, GLOBALS, Crops
+from selfsup.objectives.dino import DINO, GLOBALS
 
 MOST = 3  # images that are drawn
-COLOURS = (FIRST, SECOND)  # of the global crops
+COLOURS = (FIRST, SECOND, OTHER)  # of both global crops, and of local ones
 TINY = 1e-9
 MEANING = {OWN: "another crop of the same image", ALIEN: "a crop of another image", OUT: "the crop itself"}
 
-Mask = npt.NDArray[np.bool_]  # (rows, columns) of patches
+Masks = npt.NDArray[
+    np.bool_
+]  # of each image and global crop, which patches are hidden, (B, 2, rows, columns)
 
 
 @dataclass(frozen=True)
@@ -43,45 +34,16 @@ class Agreement:
     """How far the student of a run says of parts of an image what its teacher says.
 
     Attributes:
-        crops: cosine of what the teacher says of each global crop (rows) and the student of each crop (columns), the
-            crops of an image beside each other.
-        roles: row by row, what the crop of each column is to that of the row.
+        crops: what the teacher says of each global crop (rows) and the student of each crop (columns), the crops of an
+            image beside each other.
         patches: of each image and global crop (B, 2, rows, columns): cosine of what the student says of each hidden
-            patch and the teacher, which sees it; nan where a patch is not hidden. None where the task hides none.
+            patch and the teacher, which sees it; nan where a patch is not hidden.
         others: cosine of what the student says of a hidden patch and the teacher of another one, in the mean.
     """
 
-    crops: list[list[float]]
-    roles: list[str]
-    patches: npt.NDArray[np.float64] | None
+    crops: Alike
+    patches: npt.NDArray[np.float64]
     others: float
-
-    def cosines(self, role: str) -> list[float]:
-        pairs = zip("".join(self.roles), np.ravel(self.crops).tolist(), strict=True)
-        return [cosine for is_, cosine in pairs if is_ == role]
-
-
-@dataclass(frozen=True)
-class Cropped:
-    """What is drawn for the images, and what a run makes of it.
-
-    Attributes:
-        crops: how many of which kind.
-        views: of each image, the global crops first.
-        hidden: of each image and global crop, which patches are hidden, (B, 2, rows, columns); None where none are.
-        agreement: where there is a run.
-    """
-
-    crops: Crops
-    views: list[list[Seen]]
-    hidden: npt.NDArray[np.bool_] | None
-    agreement: Agreement | None
-
-    def masks(self, image: int) -> list[tuple[int, Mask]]:
-        """The global crops of an image that hide patches, and which."""
-        if self.hidden is None:
-            return []
-        return [(number, mask) for number, mask in enumerate(self.hidden[image]) if mask.any()]
 
 
 def inspect_crops(request: Request) -> Inspection:
@@ -89,97 +51,77 @@ def inspect_crops(request: Request) -> Inspection:
     look = look_at(request, MOST)
     objective = look.objective
     assert isinstance(objective, DINO)
-    task, crops = objective.hide(look.batch), objective.crops
-    pixels = [*task["globals"].unbind(1), *(task["locals"].unbind(1) if crops.count else ())]
+    made, crops = objective.hide(look.batch), objective.crops
+    pixels = [*made["globals"].unbind(1), *(made["locals"].unbind(1) if crops.count else ())]
     kinds = [crops.first, crops.second, *[crops.local] * crops.count]
     seen = [look.seen(*each, number) for number, each in enumerate(zip(pixels, kinds, strict=True))]
-    hidden = None
-    if "hidden" in task.tensors:
-        side = crops.first.size // look.recipe.settings["model.patch"]
-        hidden = task["hidden"].view(-1, GLOBALS, side, side).numpy()
-    agreement = None if look.run is None else _agreement(look, task, hidden, len(kinds))
-    cropped = Cropped(crops, [list(each) for each in zip(*seen, strict=True)], hidden, agreement)
+    views = [list(each) for each in zip(*seen, strict=True)]
+    side = crops.first.size // look.recipe.settings["model.patch"] if "hidden" in made.tensors else 0
+    masks = (
+        made["hidden"].view(-1, GLOBALS, side, side).numpy()
+        if side
+        else np.zeros((len(views), 2, 0, 0), bool)
+    )
+    agreement = None if look.run is None else _agreement(look, made, masks, len(kinds))
     prototypes = len(objective.student.head.prototypes)
-    sections = [
-        Section("the task", [Points({**_points(cropped, prototypes), **look.recipe.words})]),
-        Section(
-            "images and their crops",
-            [Gallery([Group(look.names[image], _rows(look, cropped, image)) for image in look.shown])],
-            "Above, an image with its two global crops drawn in: the teacher is given them whole, the student with "
-            "grey patches hidden from it. Below, with its local crops, which the student alone is given. These are "
-            "the very crops and patches of the first epoch.",
-        ),
-        *([] if agreement is None else _agreed(look, cropped, agreement)),
+    groups = [
+        Group(look.names[image], _rows(look, views[image], image, masks[image])) for image in look.shown
     ]
-    return look.inspection(sections, _values(look, cropped, prototypes))
+    sections = [
+        _task(look, objective, masks.size > 0, prototypes),
+        section("crops", "shown", Gallery(groups)),
+    ]
+    values = look.values(views) | {"crops": asdict(crops), "prototypes": prototypes}
+    for image, hidden in zip(values["images"], masks.astype(int).tolist() if side else (), strict=False):
+        image["hidden"] = hidden
+    if agreement is not None:
+        sections += _agreed(look, views, masks, agreement)
+        values["agreement"] = asdict(agreement) | {"patches": finite(agreement.patches)}
+    return look.inspection(sections, values)
 
 
-def _values(look: Look, cropped: Cropped, prototypes: int) -> dict[str, Any]:
-    values, agreement = look.values(cropped.views), cropped.agreement
-    for image, masks in zip(values["images"], () if cropped.hidden is None else cropped.hidden, strict=False):
-        image["hidden"] = masks.astype(int).tolist()
-    told = {} if agreement is None else {"agreement": asdict(agreement) | {"patches": _cosines(agreement)}}
-    return values | {"crops": asdict(cropped.crops), "prototypes": prototypes, **told}
-
-
-def _cosines(agreement: Agreement) -> Any:
-    return None if agreement.patches is None else finite(agreement.patches)
-
-
-def _points(cropped: Cropped, prototypes: int) -> dict[str, str]:
-    crops, hides = cropped.crops, cropped.hidden is not None
+def _task(look: Look, objective: DINO, hides: bool, prototypes: int) -> Section:
+    crops = objective.crops
     (least, most), (low, high) = crops.first.scale, crops.local.scale
     local = f", and {crops.count} local crops of {low:.0%} to {high:.0%} of it" if crops.count else ""
-    blocks = ", and blocks of patches in half of the global crops" * hides
-    return {
-        "Shown": f"to the teacher, two global crops of {least:.0%} to {most:.0%} of an image; to the student, the "
-        f"same two{local}.",
-        "Hidden": f"from the student, what lies outside a crop{blocks}.",
-        "Predicted": f"what the teacher says of the other global crop{', and of each hidden patch' * hides}: which of "
-        f"{prototypes:,} kinds (prototypes) it takes it for. What they stand for is learned too.",
-        "Learned": "what a part tells of the whole. The teacher is a moving average of the student itself: nobody "
-        "tells it what is right.",
+    figures: dict[str, Any] = {
+        "blocks": ", and blocks of patches in half of the global crops" * hides,
+        "patches": ", and of each hidden patch" * hides,
     }
+    figures |= {"least": least, "most": most, "local": local, "prototypes": prototypes}
+    return task("crops", look.recipe.words, **figures)
 
 
-# -- crops --
-
-
-def _rows(look: Look, cropped: Cropped, image: int) -> list[list[Tile]]:
-    views, pixels, crops = cropped.views[image], look.images[image], cropped.crops
-    boxes = [
-        seen.box((*COLOURS, OTHER)[min(number, GLOBALS)], str(number + 1))
-        for number, seen in enumerate(views)
-    ]
-    masks, first = dict(cropped.masks(image)), []
-    for number, seen in enumerate(views[:GLOBALS]):
-        first.append(seen.tile(pixels, f"crop {number + 1}", COLOURS[number]))
-        if number in masks:
-            first.append(_for_student(seen, masks[number], COLOURS[number]))
+def _rows(look: Look, views: list[Seen], image: int, masks: Masks) -> list[list[Tile]]:
+    pixels, first = look.images[image], []
+    boxes = [seen.box(COLOURS[min(n, GLOBALS)], str(n + 1)) for n, seen in enumerate(views)]
+    for n, seen in enumerate(views[:GLOBALS]):
+        first.append(seen.tile(pixels, f"crop {n + 1}", COLOURS[n]))
+        if masks[n].any():
+            said = "for the student", f"{masks[n].mean():.0%} of its patches hidden"
+            first.append(Tile(patched(seen.pixels, masks[n]), *said, HEIGHT, COLOURS[n]))
     rows = [[look.original(image, boxes[:GLOBALS], "global crops"), *first]]
-    if crops.count:
-        height = round(HEIGHT * crops.local.size / crops.first.size)
-        local = enumerate(views[GLOBALS:], GLOBALS + 1)
-        tiles = [seen.tile(pixels, f"crop {number}", OTHER, height) for number, seen in local]
-        rows.append([look.original(image, boxes[GLOBALS:], "local crops"), *tiles])
+    if views[GLOBALS:]:
+        height = round(HEIGHT * len(views[-1].pixels) / len(views[0].pixels))
+        local = [
+            seen.tile(pixels, f"crop {n}", OTHER, height)
+            for n, seen in enumerate(views[GLOBALS:], GLOBALS + 1)
+        ]
+        rows.append([look.original(image, boxes[GLOBALS:], "local crops"), *local])
     return rows
-
-
-def _for_student(seen: Seen, hidden: Mask, colour: str) -> Tile:
-    share = f"{hidden.mean():.0%} of its patches hidden"
-    return Tile(patched(seen.pixels, hidden), "for the student", share, HEIGHT, colour)
 
 
 # -- what a run makes of it --
 
 
 @torch.inference_mode()
-def _agreement(look: Look, task: Task, hidden: npt.NDArray[np.bool_] | None, crops: int) -> Agreement:
-    outputs = trained(look.objective, str(look.run)).predict(task)
-    teacher = outputs["teacher"].float().flatten(0, 1)
-    student = torch.cat((outputs["globals"], outputs["locals"]), 1).float().flatten(0, 1)
-    cosines, kinds = (teacher @ student.T).tolist(), _roles(len(task["globals"]), crops)
-    return Agreement(cosines, kinds, *_patches(outputs, hidden))
+def _agreement(look: Look, made: Task, masks: Masks, crops: int) -> Agreement:
+    objective = trained(look.objective, str(look.run))
+    outputs = objective.predict(made)
+    teacher = outputs["teacher"].flatten(0, 1)
+    student = torch.cat((outputs["globals"], outputs["locals"]), 1).flatten(0, 1)
+    found = alike(str(look.run), objective, made, outputs, _roles(len(masks), crops), teacher, student)
+    return Agreement(found, *_patches(outputs, torch.from_numpy(masks)))
 
 
 def _roles(images: int, crops: int) -> list[str]:
@@ -192,79 +134,47 @@ def _roles(images: int, crops: int) -> list[str]:
     ]
 
 
-def _patches(
-    outputs: Outputs, hidden: npt.NDArray[np.bool_] | None
-) -> tuple[npt.NDArray[np.float64] | None, float]:
+def _patches(outputs: Outputs, masks: torch.Tensor) -> tuple[npt.NDArray[np.float64], float]:
     """The cosines of hidden patches, and those of different ones in the mean: see `Agreement`."""
-    if hidden is None:
-        return None, 0.0
-    masks = torch.from_numpy(hidden)
+    if not masks.any():
+        return np.full(masks.shape, np.nan), 0.0
     said, seen = (outputs[name].float().view(*masks.shape, -1) for name in ("patches", "teacher_patches"))
     own = (said * seen).sum(-1).double().masked_fill(~masks, torch.nan)
-    alike = said[masks] @ seen[masks].T
-    others = (alike.sum() - alike.trace()).item() / max(1, len(alike) * (len(alike) - 1))
-    return own.numpy(), others
+    every = said[masks] @ seen[masks].T
+    return own.numpy(), (every.sum() - every.trace()).item() / max(1, len(every) * (len(every) - 1))
 
 
-def _agreed(look: Look, cropped: Cropped, agreement: Agreement) -> list[Section]:
-    matrix = Section(
-        "what student and teacher say of an image",
-        [_matrix(look, cropped, agreement)],
-        "In rows what the teacher says of each global crop, in columns what the student says of every crop; the "
-        "stronger a cell, the more alike. Framed are crops of the same image, which training makes agree; a crop is "
-        "not compared with itself.",
-    )
-    guessed = [
-        Group(look.names[image], [tiles]) for image in look.shown if (tiles := _guessed(cropped, image))
+def _agreed(look: Look, views: list[list[Seen]], masks: Masks, agreement: Agreement) -> list[Section]:
+    shown = [
+        (f"crop {n} of {look.names[i]}", n, seen.pixels)
+        for i in look.shown
+        for n, seen in enumerate(views[i], 1)
     ]
-    guesses = Section(
-        "what the student says of patches that it cannot see",
-        [Gallery(guessed)],
-        "The student, from which a patch is hidden, beside the teacher, which sees it. Orange: both say the same; "
-        "grey: no more alike than of two different patches, where the cosine is "
-        f"{agreement.others:.2f} in the mean.",
-    )
-    figures = Section(
-        "how far they agree",
-        [Table(["", str(look.run)], _figures(agreement))],
-        "Cosine of what the student and what the teacher says, where it meets the prototypes, in the mean.",
-    )
-    return [matrix, *([guesses] if guessed else []), figures]
-
-
-def _matrix(look: Look, cropped: Cropped, agreement: Agreement) -> Matrix:
-    shown = [(image, crop, seen) for image in look.shown for crop, seen in enumerate(cropped.views[image], 1)]
     whole = [each for each in shown if each[1] <= GLOBALS]
-    said = [[f"crop {crop} of {look.names[image]}" for image, crop, _ in each] for each in (whole, shown)]
-    return Matrix(
-        str(look.run),
-        [seen.pixels for _, _, seen in whole],
-        [seen.pixels for _, _, seen in shown],
-        [row[: len(shown)] for row in agreement.crops[: len(whole)]],
-        [row[: len(shown)] for row in agreement.roles[: len(whole)]],
-        said=(said[0], said[1]),
-        meaning=MEANING,
-    )
-
-
-def _guessed(cropped: Cropped, image: int) -> list[Tile]:
-    tiles, agreement = [], cropped.agreement
-    assert agreement is not None
-    for number, hidden in cropped.masks(image):
-        cosines = np.asarray(agreement.patches)[image, number]
-        shares = (np.nan_to_num(cosines) - agreement.others) / max(1 - agreement.others, TINY)
-        pixels = patched(cropped.views[image][number].pixels, hidden, ramp(shares, (HIDDEN, FIRST)))
-        facts = f"cosine {np.nanmean(cosines):.2f} in the mean"
-        tiles.append(Tile(pixels, f"crop {number + 1}", facts, HEIGHT, COLOURS[number]))
-    return tiles
-
-
-def _figures(agreement: Agreement) -> list[list[str]]:
-    rows = {
-        "another crop of the same image": mean(agreement.cosines(OWN)),
-        "a crop of another image": mean(agreement.cosines(ALIEN)),
-    }
-    if agreement.patches is not None and not np.isnan(agreement.patches).all():
+    said = [name for name, *_ in whole], [name for name, *_ in shown]
+    pixels = [picture for *_, picture in whole], [picture for *_, picture in shown]
+    rows = {"another crop of the same image": agreement.crops.mean(OWN)}
+    rows["a crop of another image"] = agreement.crops.mean(ALIEN)
+    groups = []
+    if masks.any():
         rows["a hidden patch"] = float(np.nanmean(agreement.patches))
         rows["a hidden patch, and the teacher of another"] = agreement.others
-    return [[name, f"{figure:.3f}"] for name, figure in rows.items()]
+        tiles = {image: _guessed(views[image], masks[image], image, agreement) for image in look.shown}
+        groups = [Group(look.names[image], [row]) for image, row in tiles.items() if row]
+    table = Table(["", str(look.run)], [[name, f"{figure:.3f}"] for name, figure in rows.items()])
+    return [
+        section("crops", "alike", agreement.crops.matrix(*pixels, said=said, meaning=MEANING)),
+        *([section("crops", "guessed", Gallery(groups), others=agreement.others)] if groups else []),
+        section("crops", "figures", table),
+    ]
+
+
+def _guessed(views: list[Seen], masks: Masks, image: int, agreement: Agreement) -> list[Tile]:
+    tiles = []
+    for n in np.flatnonzero(masks.any((1, 2))).tolist():
+        cosines = agreement.patches[image, n]
+        shares = (np.nan_to_num(cosines) - agreement.others) / max(1 - agreement.others, TINY)
+        pixels = patched(views[n].pixels, masks[n], ramp(shares, (HIDDEN, FIRST)))
+        facts = f"cosine {np.nanmean(cosines):.2f} in the mean"
+        tiles.append(Tile(pixels, f"crop {n + 1}", facts, HEIGHT, COLOURS[n]))
+    return tiles

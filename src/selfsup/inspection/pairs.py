@@ -12,24 +12,13 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
-from selfsup.inspection.alike import Alike, alike, figures
+from selfsup.inspection.alike import Alike, alike, table
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import (
-    ALIEN,
-    OUT,
-    OWN,
-    Gallery,
-    Group,
-    Matrix,
-    Points,
-    Section,
-    Tile,
-    Token,
-    mean,
-)
-from selfsup.inspection.figures import networks as networks_of
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Tile, Token
+from selfsup.inspection.figures import networks
 from selfsup.inspection.images import HEIGHT, Look, Seen, first_of, opened
 from selfsup.inspection.pictures import FIRST, OTHER
+from selfsup.inspection.words import section, task
 from selfsup.models.clip import IMAGE, TEXT
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.captions import drawn_captions
@@ -60,39 +49,23 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """An image (or caption) to which a wrong caption (or image) is nearer than its own.
-
-    Attributes:
-        pair, other: whose it is, and whose the wrong one.
-        own, wrong: the cosines.
-    """
-
-    pair: int
-    other: int
-    own: float
-    wrong: float
-
-
-@dataclass(frozen=True)
 class Pairs:
-    """The pairs that are looked at.
-
-    Attributes:
-        views: what is seen of each image.
-        captions: which was drawn for each.
-        networks: images in rows, captions in columns; before the training, and after it where there is a run.
-        chance: the loss of towers that know nothing: ln B, or that of the sigmoid loss.
-    """
+    """The pairs that are looked at: what is seen of each image, the caption that was drawn for it, and what networks
+    make of them, images in rows and captions in columns, before the training and after it where there is a run."""
 
     look: Look
     views: list[Seen]
     captions: list[Caption]
-    networks: list[Alike]
-    chance: float
+    found: list[Alike]
 
-    def __len__(self) -> int:
-        return len(self.captions)
+    @property
+    def batch(self) -> int:
+        """Pairs of a batch of the training."""
+        size: int = self.look.recipe.settings["train.batch"]
+        return size
+
+    def tile(self, pair: int, name: str, facts: str, height: int, colour: str | None, *tokens: Token) -> Tile:
+        return Tile(self.views[pair].pixels, name, facts, height, colour, list(tokens))
 
 
 def inspect_pairs(request: Request) -> Inspection:
@@ -106,22 +79,19 @@ def inspect_pairs(request: Request) -> Inspection:
     look = first_of(recipe, request, min(recipe.settings["train.batch"], BATCH), MOST)
     objective = look.objective
     assert isinstance(objective, CLIP)
-    task = objective.hide(look.batch)
-    tokens, lengths, _ = drawn_captions(look.batch)
-    rows = zip(tokens, task["tokens"], lengths.tolist(), strict=True)
-    captions = [
-        _caption(recipe.text.tokenizer, whole[:length].tolist(), shown[:length].tolist())
-        for whole, shown, length in rows
-    ]
-    networks = [_towers(name, each, task) for name, each in networks_of(look.objective, look.run)]
-    blindly = chance(objective.loss, len(captions))
-    pairs = Pairs(look, look.seen(task["views"], look.view, VIEW), captions, networks, blindly)
-    return look.inspection(
-        [*_shown(pairs), *_alike(pairs), _measured(pairs, objective.loss), *_confused(pairs)],
-        _values(pairs, objective.loss),
-        facts=look.facts("pairs of the first batch"),
-        limits=_limits(pairs),
-    )
+    made, loss = objective.hide(look.batch), objective.loss
+    captions = _captions(recipe.text.tokenizer, look, made)
+    found = [_towers(name, each, made) for name, each in networks(objective, look.run)]
+    pairs = Pairs(look, look.seen(made["views"], look.view, VIEW), captions, found)
+    blindly = chance(loss, len(captions))
+    sections = [*_shown(pairs), *_alike(pairs), _measured(pairs, loss, blindly)]
+    if look.run is not None:
+        sections += [each for tower in (IMAGE, TEXT) for each in _confused(pairs, tower)]
+    facts, values = look.facts("pairs of the first batch"), _values(pairs)
+    values |= {"loss": loss, "batch": pairs.batch, "chance": blindly}
+    part = "" if len(captions) == pairs.batch else f"A training has {pairs.batch} in a batch. "
+    some = look.limits.replace("means over", "of")
+    return look.inspection(sections, values, facts=facts, limits=(part + some).strip())
 
 
 def _take_tokenizer(request: Request) -> None:
@@ -142,16 +112,20 @@ def _take_tokenizer(request: Request) -> None:
     settings.change("data.vocabulary", None, "run")
 
 
-def _caption(tokenizer: TextTokenizer, whole: list[int], shown: list[int]) -> Caption:
-    inner = slice(1, -1)
-    hidden = [one != other for one, other in zip(whole, shown, strict=True)]
-    return Caption(tokenizer.decode(whole), tokenizer.tokens(shown[inner]), hidden[inner])
+def _captions(tokenizer: TextTokenizer, look: Look, made: Task) -> list[Caption]:
+    tokens, lengths, _ = drawn_captions(look.batch)
+    captions = []
+    for row, shown, length in zip(tokens, made["tokens"], lengths.tolist(), strict=True):
+        hidden = (row != shown)[1 : length - 1].tolist()  # without start and end
+        read = tokenizer.tokens(shown[1 : length - 1].tolist())
+        captions.append(Caption(tokenizer.decode(row[:length].tolist()), read, hidden))
+    return captions
 
 
-def _towers(name: str, objective: Objective, task: Task) -> Alike:
-    with torch.inference_mode():
-        outputs = objective.predict(task)
-    return alike(name, objective, outputs, task, (outputs[IMAGE], outputs[TEXT]), _roles(task["keys"]))
+@torch.inference_mode()
+def _towers(name: str, objective: Objective, made: Task) -> Alike:
+    outputs = objective.predict(made)
+    return alike(name, objective, made, outputs, _roles(made["keys"]), outputs[IMAGE], outputs[TEXT])
 
 
 def _roles(keys: Tensor) -> list[str]:
@@ -163,99 +137,38 @@ def _roles(keys: Tensor) -> list[str]:
     ]
 
 
-def confusions(network: Alike) -> list[Confusion]:
-    """The rows to which a wrong column is as near as the right one, the worst first."""
-    found = [
-        Confusion(row, other, network.own(row), wrong)
-        for row, (other, wrong) in network.hardest().items()
-        if wrong >= network.own(row)
-    ]
-    return sorted(found, key=lambda each: each.own - each.wrong)
-
-
 def of_tower(network: Alike, tower: str) -> Alike:
     """Images that look for captions, or captions that look for images."""
     return network if tower == IMAGE else network.turned()
 
 
-def _limits(pairs: Pairs) -> str:
-    """With how much of a batch is looked at."""
-    count, batch, drawn = len(pairs), pairs.look.recipe.settings["train.batch"], len(pairs.look.shown)
-    part = "" if count == batch else f"A training has {batch} in a batch. "
-    some = "" if count == drawn else f"Figures are of these {count}; the first {drawn} are drawn."
-    return (part + some).strip()
-
-
-def _values(pairs: Pairs, loss: str) -> dict[str, Any]:
-    values = pairs.look.values([[seen] for seen in pairs.views])
+def _values(pairs: Pairs) -> dict[str, Any]:
+    values, found = pairs.look.values([[seen] for seen in pairs.views]), []
     for image, caption in zip(values["images"], pairs.captions, strict=True):
         image |= asdict(caption)
-    networks = []
-    for network in pairs.networks:
-        found = {tower: list(map(asdict, confusions(of_tower(network, tower)))) for tower in (IMAGE, TEXT)}
-        networks.append(asdict(network) | {"confusions": found})
-    batch = pairs.look.recipe.settings["train.batch"]
-    return values | {"loss": loss, "batch": batch, "chance": pairs.chance, "networks": networks}
+    for network in pairs.found:
+        wrong = {tower: of_tower(network, tower).confusions() for tower in (IMAGE, TEXT)}
+        found.append(asdict(network) | {"confusions": wrong})
+    return values | {"networks": found}
 
 
 # -- what is shown --
 
 
 def _shown(pairs: Pairs) -> list[Section]:
+    look, tiles = pairs.look, []
+    for pair in look.shown:
+        caption = pairs.captions[pair]
+        name, facts = f"{pair + 1} {caption.text}", pairs.views[pair].facts(look.images[pair])
+        marks = zip(caption.tokens, caption.hidden, strict=True)
+        tokens = [Token(text, "gone" * hidden) for text, hidden in marks]
+        tiles.append(pairs.tile(pair, name, facts, HEIGHT, None, *tokens))
     hides = any(any(caption.hidden) for caption in pairs.captions)
-    points = {
-        "Shown": "an image to one tower, a caption to the other; neither sees what the other sees.",
-        "Hidden": f"which caption belongs to which image{', and some tokens of the captions' * hides}.",
-        "Predicted": "for each image, which caption of the batch is its own; for each caption, which image. Those "
-        "of all other pairs are what it could be mistaken for.",
-        "Learned": "vectors of images and of texts in one space: what belongs together lies near, so that words "
-        "find pictures they never came with.",
-    }
-    hint = (
-        "What the towers are given: the part of an image that was drawn for it, and a caption of it, as the tokens "
-        "beneath, without start and end."
-    )
-    hint += " Orange tokens are hidden: the tower sees a mark in their place." * hides
-    tiles = [_tile(pairs, pair) for pair in pairs.look.shown]
+    marked = " Orange tokens are hidden: the tower sees a mark in their place." * hides
     return [
-        Section("the task", [Points({**points, **pairs.look.recipe.words})]),
-        Section("pairs of a batch", [Gallery([Group("", [tiles])])], hint),
+        task("pairs", look.recipe.words, tokens=", and some tokens of the captions" * hides),
+        section("pairs", "shown", Gallery([Group("", [tiles])]), marked=marked),
     ]
-
-
-def _tile(pairs: Pairs, pair: int) -> Tile:
-    seen, caption = pairs.views[pair], pairs.captions[pair]
-    tokens = [
-        Token(text, "gone" * hidden) for text, hidden in zip(caption.tokens, caption.hidden, strict=True)
-    ]
-    facts = seen.facts(pairs.look.images[pair])
-    return Tile(seen.pixels, f"{pair + 1} {caption.text}", facts, HEIGHT, tokens=tokens)
-
-
-# -- how alike --
-
-
-def _alike(pairs: Pairs) -> list[Section]:
-    count, same = len(pairs), len(pairs.networks[0].cosines(OUT))
-    out = f" Crossed out are the {same} that are no negatives: equal captions or images." if same else ""
-    drawn = Section(
-        "which belong together",
-        [_matrix(pairs, network) for network in pairs.networks],
-        "Images in rows, captions in columns; the stronger a cell, the nearer the two are to the towers (cosine; the "
-        "lower half of all is pale). Framed is what belongs together: training makes these cells strong and all "
-        f"others pale.{out}",
-    )
-    if count == len(pairs.look.shown):
-        return [drawn]
-    whole = Section(
-        f"the whole batch, {count} by {count}"
-        if count == pairs.look.recipe.settings["train.batch"]
-        else f"all {count} by {count}",
-        [_whole(pairs, network) for network in pairs.networks],
-        "The same of all pairs, with those that belong together in orange. A line from corner to corner is what is to "
-        "appear: each image nearest to its own caption.",
-    )
-    return [drawn, whole]
 
 
 def limits(network: Alike) -> tuple[float, float]:
@@ -263,88 +176,48 @@ def limits(network: Alike) -> tuple[float, float]:
     return float(np.median(network.similarity)), float(np.max(network.similarity))
 
 
-def _whole(pairs: Pairs, network: Alike) -> Matrix:
-    texts = [caption.text for caption in pairs.captions]
-    said = (pairs.look.names, texts)
-    return Matrix(
-        network.name, [], [], network.similarity, network.roles, limits(network), said=said, meaning=MEANING
-    )
+def _alike(pairs: Pairs) -> list[Section]:
+    count, shown = len(pairs.captions), pairs.look.shown
+    same = sum(row.count(OUT) for row in pairs.found[0].roles)
+    out = f" Crossed out are the {same} that are no negatives: equal captions or images." if same else ""
+    texts = [f"{pair} {caption.text}" for pair, caption in enumerate(pairs.captions, 1)]
+    pixels, drawn = [pairs.views[pair].pixels for pair in shown], texts[: len(shown)]
+    how = {"said": (pairs.look.names, texts), "meaning": MEANING}
+    some = [each.matrix(pixels, drawn, limits=limits(each), cell=CELL, **how) for each in pairs.found]
+    every = [each.matrix([], [], limits=limits(each), **how) for each in pairs.found]
+    which = "the whole batch," if count == pairs.batch else "all"
+    whole = section("pairs", "all", *every, which=which, count=count)
+    return [section("pairs", "alike", *some, out=out), *([whole] if count > len(shown) else [])]
 
 
-def _matrix(pairs: Pairs, network: Alike) -> Matrix:
-    count = len(pairs.look.shown)
-    texts = [f"{pair + 1} {pairs.captions[pair].text}" for pair in pairs.look.shown]
-    return Matrix(
-        network.name,
-        [pairs.views[pair].pixels for pair in pairs.look.shown],
-        texts,
-        [row[:count] for row in network.similarity[:count]],
-        [row[:count] for row in network.roles[:count]],
-        limits(network),
-        CELL,
-        (pairs.look.names[:count], texts),
-        MEANING,
-    )
-
-
-def _measured(pairs: Pairs, loss: str) -> Section:
-    count = len(pairs)
+def _measured(pairs: Pairs, loss: str, blindly: float) -> Section:
+    count = len(pairs.captions)
     rows: dict[str, Callable[[Alike], str]] = {
-        "cosine with its own caption": lambda each: f"{mean(each.cosines(OWN)):.3f}",
-        "with another one": lambda each: f"{mean(each.cosines(ALIEN)):.3f}",
-        f"images that find their caption (blindly {1 / count:.0%})": lambda each: f"{found(each, IMAGE):.0%}",
-        "captions that find their image": lambda each: f"{found(each, TEXT):.0%}",
-        f"loss (chance {pairs.chance:.3f})": lambda each: f"{each.figures[loss]:.3f}",
+        "cosine with its own caption": lambda each: f"{each.mean(OWN):.3f}",
+        "with another one": lambda each: f"{each.mean(ALIEN):.3f}",
+        f"images that find their caption (blindly {1 / count:.0%})": lambda each: f"{each.found():.0%}",
+        "captions that find their image": lambda each: f"{each.turned().found():.0%}",
+        f"loss (chance {blindly:.3f})": lambda each: f"{each.figures[loss]:.3f}",
         "temperature": lambda each: f"{each.figures['temperature']:.3f}",
         "gap": lambda each: f"{each.figures['modality_gap']:.2f}",
     }
-    chance = f"{pairs.chance:.3f}" + (f", ln {count}" if loss == "softmax" else "")
-    return Section(
-        "how well they find each other",
-        [figures(pairs.networks, rows)],
-        f"Among the {count} pairs. The loss is what training lowers: guessing blindly gives {chance}; more than that "
-        "is worse than not to know. The gap is the distance of the mean image from the mean caption: 0 is none and 2 "
-        "the largest, and some is usual.",
-    )
+    chance = f"{blindly:.3f}" + (f", ln {count}" if loss == "softmax" else "")
+    return section("pairs", "figures", table(pairs.found, rows), count=count, chance=chance)
 
 
-def found(network: Alike, tower: str) -> float:
-    """Share of the images (or captions) to which no wrong caption (or image) is as near as their own."""
-    return 1 - len(confusions(of_tower(network, tower))) / len(network.roles)
-
-
-# -- what is confused --
-
-
-def _confused(pairs: Pairs) -> list[Section]:
-    if pairs.look.run is None:
-        return []
-    sections = []
-    for tower, one, other in ((IMAGE, "image", "caption"), (TEXT, "caption", "image")):
-        wrong = confusions(of_tower(pairs.networks[-1], tower))
-        hint = (
-            f"For {len(wrong)} of {len(pairs)} {one}s a wrong {other} is nearer than their own; these are the worst. "
-            f"Green is the pair, orange the one whose {other} is taken for its own."
-        )
-        groups = [Group(_said(pairs, each, tower), [_tiles(pairs, each)]) for each in wrong[:CONFUSIONS]]
-        sections += [Section(f"{one}s that take a wrong {other}", [Gallery(groups)], hint)] if groups else []
-    return sections
-
-
-def _said(pairs: Pairs, each: Confusion, tower: str) -> str:
-    own, wrong = pairs.captions[each.pair].text, pairs.captions[each.other].text
-    return f"an image takes “{wrong}” for its caption" if tower == IMAGE else f"“{own}” takes another image"
-
-
-def _tiles(pairs: Pairs, each: Confusion) -> list[Tile]:
-    right_and_wrong = ((each.pair, "right", each.own, OTHER), (each.other, "wrong", each.wrong, FIRST))
-    return [
-        Tile(
-            pairs.views[pair].pixels,
-            name,
-            f"{pairs.captions[pair].text}, cosine {cosine:.2f}",
-            CONFUSED,
-            colour,
-        )
-        for pair, name, cosine, colour in right_and_wrong
-    ]
+def _confused(pairs: Pairs, tower: str) -> list[Section]:
+    """The images, or the captions, that take a wrong one, where there are any."""
+    network = of_tower(pairs.found[-1], tower)
+    wrong, texts, groups = network.confusions(), [caption.text for caption in pairs.captions], []
+    for own, other in wrong[:CONFUSIONS]:
+        image = f"an image takes “{texts[other]}” for its caption"
+        tiles = [
+            pairs.tile(
+                pair, name, f"{texts[pair]}, cosine {network.similarity[own][pair]:.2f}", CONFUSED, colour
+            )
+            for pair, name, colour in ((own, "right", OTHER), (other, "wrong", FIRST))
+        ]
+        groups.append(Group(image if tower == IMAGE else f"“{texts[own]}” takes another image", [tiles]))
+    one, which = ("image", "caption") if tower == IMAGE else ("caption", "image")
+    figures = {"wrong": len(wrong), "count": len(texts), "one": one, "other": which}
+    return [section("pairs", "confused", Gallery(groups), **figures)] if groups else []

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from selfsup.config import nearest
 from selfsup.data.records import Batch
 from selfsup.data.sampler import draw
 from selfsup.data.sentences import Sentences, open_sentences, split_sentences
@@ -19,26 +19,13 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as
-from selfsup.inspection.alike import Alike, alike, figures
+from selfsup.inspection.alike import Alike, alike, table
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import (
-    ALIEN,
-    OUT,
-    OWN,
-    Bars,
-    Block,
-    Line,
-    Matrix,
-    Section,
-    Table,
-    Token,
-    Tokens,
-    mean,
-)
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Bars, Line, Section, Table, Token, Tokens, mean
 from selfsup.inspection.texts import open_for, prepare
+from selfsup.inspection.words import section
 from selfsup.models.encoder import EncoderConfig, TextEncoder
-from selfsup.models.presets import PRESETS
-from selfsup.objectives.language import how_texts_are_read
+from selfsup.objectives.language import how_texts_are_read, take_preset
 from selfsup.objectives.simcse import SENTENCE, VIEWS, SimCSE, SimCSERecipe, kept_tokens
 from selfsup.seeding import generator
 from selfsup.step import predict
@@ -68,29 +55,51 @@ def inspect_sentences(request: Request) -> Inspection:
     origin = None if settings["model.init"] is None else load_as(settings["model.init"], EncoderModel)
     begun = model or origin
     source, records = _open_sentences(request, begun)
-    tokenizer, options = records.tokenizer, settings.config.simcse
     batch = _first_batch(records, min(BATCH, settings["train.batch"] or BATCH), settings["train.seed"])
-    dropout = SimCSERecipe.dropout if settings["model.dropout"] is None else settings["model.dropout"]
-    config = replace(begun.native.config if begun else _shape(request, tokenizer), dropout=dropout)
-    deletion = SimCSERecipe.deletion if options.deletion is None else options.deletion
+    settings.settle("model.dropout", SimCSERecipe.dropout, "recipe")
+    settings.settle("simcse.deletion", SimCSERecipe.deletion, "recipe")
+    shape = begun.native.config if begun else _shape(request, records.tokenizer)
+    config = replace(shape, dropout=settings["model.dropout"])
     fresh = TextEncoder(config).initialise(generator(settings["train.seed"], "weights"))
     begins = f"before training ({settings['model.init']})" if origin else "before training"
     encoders = {begins: origin.native if origin else fresh} | (
         {str(request.run): model.native} if model else {}
     )
-    views = []
-    for name, encoder in encoders.items():
-        parts = _with_dropout(encoder, config), nn.Identity(), options.pooling, options.temperature, deletion
-        views.append(_views(name, SimCSE(*parts), batch))
-    pairs = zip(batch.data["tokens"], batch.data["lengths"], strict=True)
-    rows = [row[:length].tolist() for row, length in pairs]
-    texts = [tokenizer.decode(row) for row in rows]
+    options = settings.config.simcse
     how = {
         "temperature": options.temperature,
-        "dropout": dropout,
-        "deletion": deletion,
-        "pooling": options.pooling,
+        "dropout": config.dropout,
+        "deletion": settings["simcse.deletion"],
     }
+    parts = options.pooling, options.temperature, how["deletion"]
+    views = [
+        _views(name, SimCSE(_with_dropout(each, config), nn.Identity(), *parts), batch)
+        for name, each in encoders.items()
+    ]
+    return _inspection(request, source, records, batch, views, how | {"pooling": options.pooling})
+
+
+def _inspection(
+    request: Request,
+    source: str,
+    records: Sentences,
+    batch: Batch,
+    views: list[Views],
+    how: dict[str, Any],
+) -> Inspection:
+    pairs = zip(batch.data["tokens"].tolist(), batch.data["lengths"].tolist(), strict=True)
+    rows = [row[:length] for row, length in pairs]
+    texts, roles = [records.tokenizer.decode(row) for row in rows], views[0].alike.roles
+    negatives, equal = (sum(row.count(role) for row in roles) for role in (ALIEN, OUT))
+    facts = [source, f"{len(roles)} of {len(records):,} sentences", f"{negatives:,} negatives"]
+    facts += [f"{equal} pairs of equal sentences left out"] if equal else []
+    facts.append(
+        "temperature {temperature:g}, dropout {dropout:g}, deletion {deletion:g}, {pooling} pooling".format(
+            **how
+        )
+    )
+    tokens = list(map(records.tokenizer.tokens, rows))
+    sections = [_shown(tokens, batch, how["deletion"], roles), *_told(texts, views)]
     values = {
         "source": source,
         "length": len(records),
@@ -98,29 +107,7 @@ def inspect_sentences(request: Request) -> Inspection:
         **how,
         "views": list(map(asdict, views)),
     }
-    return Inspection(
-        request.objective,
-        f"What the data teaches: {request.objective}",
-        SimCSERecipe.idea,
-        _facts(source, len(records), views[0].alike.roles, how),
-        [
-            _shown(list(map(tokenizer.tokens, rows)), batch, deletion, views[0].alike.roles),
-            *_told(texts, views),
-        ],
-        values,
-    )
-
-
-def _facts(source: str, length: int, roles: list[str], how: dict[str, object]) -> list[str]:
-    negatives, excluded = (sum(row.count(role) for row in roles) for role in (ALIEN, OUT))
-    return [
-        source,
-        f"{len(roles)} of {length:,} sentences",
-        f"{negatives:,} negatives",
-        *([f"{excluded} pairs of equal sentences left out"] if excluded else []),
-        f"temperature {how['temperature']:g}, dropout {how['dropout']:g}, deletion {how['deletion']:g}, "
-        f"{how['pooling']} pooling",
-    ]
+    return Inspection.of(request, SimCSERecipe.idea, facts, sections, values)
 
 
 # -- what is looked at --
@@ -150,28 +137,20 @@ def _open_sentences(request: Request, model: EncoderModel | None) -> tuple[str, 
 
 def _first_batch(records: Sentences, size: int, seed: int) -> Batch:
     """The sentences that a training takes first."""
-    count = min(size, len(records))
-    epochs, places = draw(seed, 0, count, len(records))
+    epochs, places = draw(seed, 0, min(size, len(records)), len(records))
     return Batch(records.read(places), seed, epochs, places)
 
 
 def _shape(request: Request, tokenizer: TextTokenizer) -> EncoderConfig:
     """Of the encoder that the settings name, else of a small one."""
-    model = request.settings.config.model
-    preset = PRESET if model.preset == "auto" else model.preset
-    if preset not in PRESETS:
-        raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
-    shape = PRESETS[preset]
+    settings = request.settings
+    if settings["model.preset"] == "auto":
+        settings.change("model.preset", PRESET, "inspection")
+    take_preset(settings, "model")
+    shape = {name: settings[f"model.{name}"] for name in ("layers", "width", "heads", "mlp")}
+    window = settings["data.window"] or SENTENCE
     try:
-        return EncoderConfig(
-            vocabulary=tokenizer.vocabulary,
-            layers=model.layers or shape.layers,
-            width=model.width or shape.width,
-            heads=model.heads or shape.heads,
-            mlp=model.mlp or shape.mlp,
-            window=request.settings["data.window"] or SENTENCE,
-            tied=True,
-        )
+        return EncoderConfig(vocabulary=tokenizer.vocabulary, window=window, tied=True, **shape)
     except ValueError as error:
         raise UserError(f"There is no such model: {error}.") from None
 
@@ -194,11 +173,10 @@ def _roles(keys: list[int]) -> list[str]:
 @torch.inference_mode()
 def _views(name: str, objective: SimCSE, batch: Batch) -> Views:
     """Both views of each sentence, with the deletion and dropout of the first step."""
-    objective.train()
-    task = objective.hide(batch)
-    outputs = predict(objective, batch, task, nullcontext)
+    made, roles = objective.train().hide(batch), _roles(batch.data["keys"].tolist())
+    outputs = predict(objective, batch, made, nullcontext)
     first, second = (outputs[view] for view in VIEWS)
-    found = alike(name, objective, outputs, task, (first, second), _roles(batch.data["keys"].tolist()))
+    found = alike(name, objective, made, outputs, roles, first, second)
     return Views(found, first[:, :NUMBERS].tolist(), second[:, :NUMBERS].tolist())
 
 
@@ -212,72 +190,36 @@ def _shown(tokens: list[list[str]], batch: Batch, deletion: float, roles: list[s
         row = [Token(name, SEEN_IN[views]) for name, views in zip(names, seen, strict=False)]
         same = [str(other + 1) for other, role in enumerate(roles[t]) if role == OUT]
         lines.append(Line(row, str(t + 1), f" (equal to {', '.join(same)})" if same else ""))
-    hint = (
-        "Each is read twice, each time without some of its tokens. Plain ones are in both views, blue ones in the "
-        "first alone, orange ones in the second alone; what is crossed out is in neither."
-    )
-    return Section("sentences of a batch", [Tokens(lines)], hint)
+    return section("sentences", "shown", Tokens(lines))
 
 
 def _told(texts: list[str], views: list[Views]) -> list[Section]:
-    last, networks = views[-1], [each.alike for each in views]
-    matrices: list[Block] = [_matrix(texts, network) for network in networks]
+    last, found = views[-1], [each.alike for each in views]
+    said = [f"{number} “{text}”" for number, text in enumerate(texts, 1)]
+    numbers = [str(number) for number in range(1, len(texts) + 1)]
+    how = {"limits": (0.0, 1.0), "cell": CELL, "said": (said, said), "meaning": MEANING}
+    vectors = [
+        Bars(said[t], {"view 1": last.first[t], "view 2": last.second[t]}, f"cosine {last.alike.own(t):.3f}")
+        for t in range(min(PAIRS, len(texts)))
+    ]
     return [
-        Section(
-            "the two views of a sentence",
-            [_bars(t, text, last) for t, text in enumerate(texts[:PAIRS])],
-            f"The first {NUMBERS} numbers of its vectors ({last.alike.name}): not the same, and yet to be recognised.",
-        ),
-        Section(
-            "how similar: first views in rows, second views in columns",
-            matrices,
-            "The stronger a cell, the nearer the cosine is to 1. On the diagonal, framed, is the positive: a sentence "
-            "and its own other view; all else in its row are negatives, but for equal sentences, crossed out.",
-        ),
-        Section(
-            "how well a sentence is found",
-            [_figures(networks)],
-            "Before the projection head, which serves training only, and before whitening.",
-        ),
-        Section(
-            "the hardest negatives",
-            [_hardest(texts, last.alike)],
-            f"For each sentence the one most similar to it ({last.alike.name}), the hardest first.",
-        ),
+        section("sentences", "vectors", *vectors, numbers=NUMBERS, name=last.alike.name),
+        section("sentences", "alike", *(each.matrix(numbers, numbers, **how) for each in found)),
+        section("sentences", "figures", _figures(found)),
+        section("sentences", "hardest", _hardest(texts, last.alike), name=last.alike.name),
     ]
 
 
-def _bars(t: int, text: str, views: Views) -> Bars:
-    rows = {"view 1": views.first[t], "view 2": views.second[t]}
-    return Bars(f"{t + 1} “{text}”", rows, f"cosine {views.alike.own(t):.3f}")
-
-
-def _matrix(texts: list[str], network: Alike) -> Matrix:
-    numbers = [str(number) for number in range(1, len(texts) + 1)]
-    said = [f"{number} “{text}”" for number, text in zip(numbers, texts, strict=True)]
-    return Matrix(
-        network.name,
-        numbers,
-        numbers,
-        network.similarity,
-        network.roles,
-        (0.0, 1.0),
-        CELL,
-        (said, said),
-        MEANING,
-    )
-
-
-def _figures(networks: list[Alike]) -> Table:
-    chance = mean([math.log(1 + row.count(ALIEN)) for row in networks[0].roles])
+def _figures(found: list[Alike]) -> Table:
+    chance = mean([math.log(1 + row.count(ALIEN)) for row in found[0].roles])
     rows: dict[str, Callable[[Alike], str]] = {
-        "cosine with its own other view": lambda each: f"{mean(each.cosines(OWN)):.3f}",
-        "with a negative": lambda each: f"{mean(each.cosines(ALIEN)):.3f}",
+        "cosine with its own other view": lambda each: f"{each.mean(OWN):.3f}",
+        "with a negative": lambda each: f"{each.mean(ALIEN):.3f}",
         "with the hardest negative": lambda each: f"{mean([c for _, c in each.hardest().values()]):.3f}",
         "nearer to it than to any negative": lambda each: f"{each.found():.0%}",
         f"loss (chance {chance:.3f})": lambda each: f"{each.loss:.3f}",
     }
-    return figures(networks, rows)
+    return table(found, rows)
 
 
 def _hardest(texts: list[str], network: Alike) -> Table:

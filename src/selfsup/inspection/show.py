@@ -25,6 +25,7 @@ from selfsup.inference.vision import ImageModel
 from selfsup.inspection.base import Inspection
 from selfsup.inspection.blocks import Gallery, Group, Section, Tile
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
+from selfsup.inspection.words import section
 from selfsup.models.directories import find_model
 from selfsup.models.kernels import rotate_heads
 from selfsup.models.packing import Pooling
@@ -211,13 +212,7 @@ def _in_common(insights: list[Insight], colours: list[Pixels], explained: float)
     for insight, each in zip(insights, colours, strict=True):
         size = f"{each.shape[0]} by {each.shape[1]} patches"
         groups.append(Group(insight.name, [[_image(insight), Tile(each, "features", size, HEIGHT)]]))
-    return Section(
-        "what patches have in common",
-        [Gallery(groups)],
-        "Patches of like colour are alike to the network: red, green and blue are the three directions in which the "
-        f"features of these patches differ most ({explained:.0%} of their variance). Where an object has one colour, "
-        "and another one than what is behind it, the network tells them apart.",
-    )
+    return section("show", "features", Gallery(groups), explained=explained)
 
 
 def _attended(insights: list[Insight], looks: Pooling) -> Section:
@@ -227,12 +222,7 @@ def _attended(insights: list[Insight], looks: Pooling) -> Section:
         heads = [_map(f"head {n}", head) for n, head in enumerate(insight.attention, 1)]
         tiles = [_image(insight, LOW), _map("all heads", insight.attention.mean(0)), *heads]
         groups.append(Group(insight.name, [tiles]))
-    return Section(
-        "where it looks",
-        [Gallery(groups)],
-        f"From where {whose} what the vector of the image is made of, in the last layer: the brighter a patch, the "
-        "more. Each head looks for something else.",
-    )
+    return section("show", "attention", Gallery(groups), whose=whose)
 
 
 def _map(name: str, attention: npt.NDArray[np.float32]) -> Tile:
@@ -246,12 +236,7 @@ def _image(insight: Insight, shown: int = HEIGHT) -> Tile:
 
 def _filled(insights: list[Insight]) -> list[Section]:
     groups = [Group(each.name, [_tiles(each.filled)]) for each in insights if each.filled is not None]
-    hint = (
-        "Grey patches were hidden from the network, and are filled in from the others; mean and contrast of a patch, "
-        "which it does not predict, are taken from visible patches around it. “Without a model” is that mean alone: "
-        "what is gained over it was learned."
-    )
-    return [Section("what it fills in", [Gallery(groups)], hint)] if groups else []
+    return [section("show", "filled", Gallery(groups))] if groups else []
 
 
 def _tiles(filled: Reconstruction) -> list[Tile]:

@@ -13,6 +13,7 @@ from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Points, Section, Table
 from selfsup.inspection.figures import loss, means, networks
+from selfsup.inspection.words import section
 from selfsup.objectives.base import Effort, Objective, Recipe, Task
 from selfsup.objectives.custom import CustomRecipe
 
@@ -25,20 +26,19 @@ def inspect_task(request: Request) -> Inspection:
     seed, size = recipe.settings["train.seed"], len(recipe.train)
     epochs, places = draw(seed, 0, min(RECORDS, size), size)
     batch, objective = Batch(recipe.train.read(places), seed, epochs, places), recipe.build()
-    task, idea = objective.hide(batch), recipe.idea
+    task = objective.hide(batch)
     measured = {name: _measure(each, task) for name, each in networks(objective, request.run)}
     chance = recipe.chance_of(len(batch))
     sections = [
-        Section("a batch, as it is read", [_tensors(batch.data)]),
-        Section("what is made of it: shown, hidden, where it was", [_tensors(task.tensors)]),
-        Section("terms of the score", [_terms(objective, task, measured, chance)]),
+        section("task", "read", _tensors(batch.data)),
+        section("task", "made", _tensors(task.tensors)),
+        section("task", "terms", _terms(objective, task, measured, chance)),
     ]
     if recipe.words:
         sections.insert(0, Section("the task", [Points(dict(recipe.words))]))
     facts = [f"the {len(batch)} of {size:,} records that training takes first", f"seed {seed}, epoch 0"]
     values = {"length": size, "seed": seed, "chance": chance, "figures": measured}
-    heading = f"What the data teaches: {request.objective}"
-    return Inspection(request.objective, heading, idea, facts, sections, values)
+    return Inspection.of(request, recipe.idea, facts, sections, values)
 
 
 def _opened(request: Request) -> Recipe:

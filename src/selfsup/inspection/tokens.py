@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +36,7 @@ from selfsup.inspection.blocks import (
     mean,
 )
 from selfsup.inspection.texts import fitting_window, open_for, open_training_part
+from selfsup.inspection.words import section
 from selfsup.models.decoder import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.objectives import find_recipe
@@ -56,20 +56,17 @@ WINDOWS = 64  # over which the shares are counted
 CONTEXT = 12  # tokens before a target that are shown
 AROUND = 6  # tokens to either side of a hidden one, likewise
 
+Parts: TypeAlias = tuple[
+    list[str], list[Section], dict[str, Any]
+]  # facts, sections and values of an inspection
+
 
 def inspect_tokens(request: Request) -> Inspection:
     """Of an objective whose task holds `inputs` (B, T), `targets` at all or some `positions`, and `documents` (B, T);
     the task comes from the objective itself, so that what is seen here is what is trained."""
     recipe = find_recipe(request.objective)
-    inspect = inspect_next if issubclass(recipe, CausalLMRecipe) else inspect_hidden
-    return inspect(request, recipe.idea)
-
-
-def _inspection(
-    request: Request, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]
-) -> Inspection:
-    heading = f"What the data teaches: {request.objective}"
-    return Inspection(request.objective, heading, idea, facts, sections, values)
+    parts = (_next if issubclass(recipe, CausalLMRecipe) else _hidden)(request)
+    return Inspection.of(request, recipe.idea, *parts)
 
 
 def _facts(
@@ -87,16 +84,15 @@ def _facts(
 # -- the next token --
 
 
-def inspect_next(request: Request, idea: str) -> Inspection:
+def _next(request: Request) -> Parts:
     """Every token is predicted from those before it."""
     model = None if request.run is None else load_as(request.run, LanguageModel)
     source, stream, cut = _stream(request, model)
-    window = fitting_window(request, model.decoder.config.window if model else None)
-    length = len(stream) - 1
-    windows = Windows(stream, min(window, length), cut.end)
+    window, length = fitting_window(request, model.decoder.config.window if model else None), len(stream) - 1
     first = np.zeros(1, np.int64)
+    batch = Batch(Windows(stream, min(window, length), cut.end).read(first), 0, first, first)
     objective = CausalLM(model.decoder if model else nn.Identity(), cut.start, cut.end).eval()
-    task = objective.hide(Batch(windows.read(first), 0, first, first))
+    task = objective.hide(batch)
     asked = task["targets"][0] != IGNORE  # an end token that a start token follows predicts nothing
     targets = _names(cut, task["targets"][0, asked].tolist())
     chance = math.log(cut.vocabulary) if model else None
@@ -112,7 +108,7 @@ def inspect_next(request: Request, idea: str) -> Inspection:
     )
     facts = _facts(source, shown.documents, length, losses, chance)
     values = {"source": source, "length": length, "chance": chance}
-    return _inspection(request, idea, facts, _next_sections(shown, targets, _mask(task, asked)), values)
+    return facts, _next_sections(shown, targets, _mask(task, asked)), values
 
 
 def _stream(
@@ -146,25 +142,10 @@ def _next_sections(window: Window, targets: list[str], mask: list[list[int]]) ->
     text = [Token(target, heat=window.heat(t)) for t, target in enumerate(targets)]
     predictions = [_prediction(window, t, target, mask[t]) for t, target in enumerate(targets)]
     return [
-        Section(
-            "tokens", [Tokens([Line(text)], window.chance)], f"The text, as the tokenizer cuts it{loss}."
-        ),
-        Section(
-            "inputs and targets",
-            [window],
-            "Above, what is shown; below, what is to be predicted there. Point at a position, or tap it, to see what "
-            "it sees.",
-        ),
-        Section(
-            "what is predicted from what",
-            [Predictions(predictions, window.chance)],
-            "Each target with the inputs that it is predicted from.",
-        ),
-        Section(
-            "who sees what",
-            [Sight(window.inputs, mask)],
-            "Each row is a position; it is filled where that position sees an input.",
-        ),
+        section("next", "tokens", Tokens([Line(text)], window.chance), loss=loss),
+        section("next", "window", window),
+        section("next", "predictions", Predictions(predictions, window.chance)),
+        section("next", "sight", Sight(window.inputs, mask)),
     ]
 
 
@@ -200,14 +181,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Look:
-    """Some windows as they are hidden in an epoch.
-
-    Attributes:
-        tokens: what they hold, (B, T).
-        task: what the objective makes of them.
-        marks: a letter for each position of each of them, see `MARKS`.
-        counts: of all of them.
-    """
+    """Some windows as they are hidden in an epoch: their tokens (B, T), what the objective makes of them, a letter for
+    each position of each of them (see `MARKS`), and counts of all of them."""
 
     tokens: Tensor
     task: Task
@@ -215,43 +190,41 @@ class Look:
     counts: Counts
 
 
-def inspect_hidden(request: Request, idea: str) -> Inspection:
+def _hidden(request: Request) -> Parts:
     """Some tokens are hidden, and predicted from all others."""
     settings = request.settings
-    seed, rate = settings["train.seed"], settings["masked_lm.rate"]
     model = None if request.run is None else load_as(request.run, EncoderModel)
     if model and model.masked is None:
         raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
     source, length, records, tokenizer = _open_records(request, model)
-    masking = Masking(tokenizer, settings["masked_lm.unit"])
+    rate, masking = settings["masked_lm.rate"], Masking(tokenizer, settings["masked_lm.unit"])
     network: Any = model and model.masked
     objective = MaskedLM(network, masking, rate, settings["masked_lm.evaluation_rate"])
+    seed = settings["train.seed"]
     looks = [_look(objective, records, 1, epoch, seed) for epoch in range(EPOCHS)]
-    counts = looks[0].counts
-    if not counts.hidden:
+    counts = [looks[0].counts]
+    if not counts[0].hidden:
         raise UserError(
-            f"Of {counts.tokens} tokens {rate:.0%}, hidden by the {masking.unit}, is none; give a longer text."
+            f"Of {counts[0].tokens} tokens {rate:.0%}, hidden by the {masking.unit}, is none; give a longer text."
         )
-    many = (
-        [] if len(records) == 1 else [_look(objective, records, min(WINDOWS, len(records)), 0, seed).counts]
-    )
+    if len(records) > 1:
+        counts.append(_look(objective, records, min(WINDOWS, len(records)), 0, seed).counts)
     shown = _window(looks[0], objective, math.log(tokenizer.vocabulary) if model else None)
     losses = [loss for loss in shown.losses or () if loss is not None]
-    reach = (model.native.config if model else EncoderConfig).local_window // 2
     facts = _facts(source, shown.documents, length, losses, shown.chance)
-    facts.insert(len(facts) - bool(losses), f"{counts.hidden} hidden by the {masking.unit}")
+    facts.insert(len(facts) - bool(losses), f"{counts[0].hidden} hidden by the {masking.unit}")
     aims = {"hidden": rate, MASK: SHOWN_AS_MASK, RANDOM: SHOWN_AS_RANDOM}
     aims[KEPT] = round(1 - SHOWN_AS_MASK - SHOWN_AS_RANDOM, 9)
+    told = ", the model's loss and its likeliest guesses; the truth is underlined" if losses else ""
     sections = [
-        *_window_sections(shown, _predictions(shown, looks[0], objective)),
-        _counted([counts, *many], aims, shown),
-        _by_epoch([look.marks[0] for look in looks], counts.tokens, rate),
-        _sight(shown, reach),
+        section("hidden", "window", shown),
+        section("hidden", "predictions", _predictions(shown, looks[0], objective), told=told),
+        section("hidden", "counts", _counted(counts, aims, shown)),
+        _by_epoch([look.marks[0] for look in looks], counts[0].tokens, rate),
+        _sight(shown, (model.native.config if model else EncoderConfig).local_window // 2),
     ]
     values = {"source": source, "length": length, "chance": shown.chance, "unit": masking.unit, "aims": aims}
-    return _inspection(
-        request, idea, facts, sections, values | {"counts": [asdict(c) for c in (counts, *many)]}
-    )
+    return facts, sections, values | {"counts": list(map(asdict, counts))}
 
 
 class _OneText:
@@ -370,66 +343,32 @@ def _guesses(task: Task, objective: MaskedLM) -> dict[int, list[Guess]]:
     return _at_positions(task, made)
 
 
-def _window_sections(window: Window, predictions: Predictions) -> list[Section]:
-    told = ", the model's loss and its likeliest guesses; the truth is underlined" if window.losses else ""
-    return [
-        Section(
-            "what is shown, what is to be predicted",
-            [window],
-            "Above, what the model is shown; below, what it is to predict there, and nowhere else. Point at a "
-            "position, or tap it, to see what it sees.",
-        ),
-        Section("the hidden tokens", [predictions], f"Each with what is shown around it{told}."),
-    ]
-
-
-def _counted(counts: list[Counts], aims: dict[str, float], window: Window) -> Section:
+def _counted(counts: list[Counts], aims: dict[str, float], window: Window) -> Table:
     """The shares of what was hidden and how, and how hard each kind is for the model."""
-    named = {"hidden": "hidden, of all tokens", MASK: "of these: [MASK]", RANDOM: "a random token"}
-    rows = []
-    for name, label in (named | {KEPT: "left as they are"}).items():
+    labels = {"hidden": "hidden, of all tokens", MASK: "of these: [MASK]", RANDOM: "a random token"}
+    rows, pairs = [], list(zip(window.losses or (), window.roles, strict=False))
+    for name, label in (labels | {KEPT: "left as they are"}).items():
         counted = [f"{each.number(name):,} ({each.share(name):.1%})" for each in counts]
-        losses = [
-            loss
-            for loss, role in zip(window.losses or (), window.roles, strict=False)
-            if loss is not None and name in ("hidden", role)
-        ]
-        told = [f"{mean(losses):.3f}" if losses else "–"] if window.losses else []
+        losses = [loss for loss, role in pairs if loss is not None and name in ("hidden", role)]
+        told = [f"{mean(losses):.3f}" if losses else "–"] if pairs else []
         rows.append([label, f"{aims[name]:.0%}", *counted, *told])
     heads = ["this window" if each.windows == 1 else f"{each.windows:,} windows" for each in counts]
-    table = Table(["", "aim", *heads, *(["loss here"] if window.losses else [])], rows)
-    hint = "Counted, beside the shares that are aimed at. [CLS] and [SEP] are never hidden."
-    return Section("how many, and how", [table], hint)
+    return Table(["", "aim", *heads, *(["loss here"] if pairs else [])], rows)
 
 
 def _by_epoch(epochs: list[str], tokens: int, rate: float) -> Section:
     met = sum(any(mark in MARKS for mark in marks) for marks in zip(*epochs, strict=True))
-    share, aim = met / tokens, 1 - (1 - rate) ** len(epochs)
     rows = {f"epoch {number}": marks for number, marks in enumerate(epochs)}
-    return Section(
-        "another mask in every epoch",
-        [Marks(rows, MARKS)],
-        "The mask depends on nothing but the seed, the epoch and the window.",
-        f"In {len(epochs)} epochs {share:.0%} of the tokens are hidden at least once (of many, {aim:.0%}).",
-    )
+    figures = {"epochs": len(epochs), "share": met / tokens, "aim": 1 - (1 - rate) ** len(epochs)}
+    return section("hidden", "epochs", Marks(rows, MARKS), **figures)
 
 
 def _sight(window: Window, reach: int) -> Section:
     numbers = window.documents
-    mask = [[int(number == other >= 0) for other in numbers] for number in numbers]
-    sight = Sight(window.inputs, mask, reach)
+    sight = Sight(window.inputs, [[int(one == other >= 0) for other in numbers] for one in numbers], reach)
     several = len(set(numbers) - {-1}) > 1
-    note = (
-        "Several documents share this window; they do not see each other."
-        if several
-        else "One document fills this window: every position sees all of it."
-    )
-    if any(_far(sight)):
-        note += f"\n▒▒: only the layers that see farther than {reach} positions do."
-    hint = "Each row is a position; it is filled where that position sees another one."
-    return Section("who sees what", [sight], hint, note)
-
-
-def _far(sight: Sight) -> Iterator[bool]:
-    count = len(sight.names)
-    return (sight.far(t, other) for t in range(count) for other in range(t))
+    apart = "Several documents share this window; they do not see each other."
+    whole = "One document fills this window: every position sees all of it."
+    far = any(sight.far(t, other) for t in range(len(numbers)) for other in range(t))
+    said = f"\n▒▒: only the layers that see farther than {reach} positions do." * far
+    return section("hidden", "sight", sight, documents=apart if several else whole, far=said)
