@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Figures, show, spread, write
-from selfsup.objectives.losses import linear_cross_entropy
+from selfsup.models.losses import linear_cross_entropy
 
 SHAPES = [
     (67, 128, 4096),

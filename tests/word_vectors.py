@@ -14,15 +14,16 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.tokenizers import train_tokenizer
+from selfsup.inference.base import NetworkModel
 from selfsup.inference.texts import Text, Texts
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
-from selfsup.models.features import Features, fingerprint
+from selfsup.models.features import Features
 from selfsup.models.modernbert import save_encoder
 
 WORDS = 512
 
 
-class WordVectors:
+class WordVectors(NetworkModel[torch.nn.Embedding]):
     """What protocols need of an encoder: a text's feature is the mean of its words' vectors.
 
     `embedded` counts the texts that went through.
@@ -30,25 +31,22 @@ class WordVectors:
 
     kind = "a text encoder"
     embeds = (Text,)
-    truncated = 0
-    unread = ()
+    reading = ()
 
     def __init__(self, dimension: int = 16, seed: int = 0) -> None:
-        self.encoder = torch.nn.Embedding(WORDS, dimension)
-        torch.nn.init.normal_(self.encoder.weight, generator=torch.Generator().manual_seed(seed))
+        super().__init__(torch.nn.Embedding(WORDS, dimension), Features())
+        torch.nn.init.normal_(self.network.weight, generator=torch.Generator().manual_seed(seed))
         self.masked = None
-        self.features = Features()
-        self.dimension = dimension
         self.tokenizer = SimpleNamespace(vocabulary=WORDS)
         self.embedded = 0
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.encoder, self.features)
+    @classmethod
+    def _open(cls, directory: Path) -> WordVectors:
+        raise NotImplementedError
 
-    def to(self, device: torch.device) -> WordVectors:
-        self.encoder.to(device)
-        return self
+    @property
+    def width(self) -> int:
+        return self.network.embedding_dim
 
     def read(
         self,
@@ -72,7 +70,7 @@ class WordVectors:
         features = torch.zeros(len(texts), self.dimension)
         for number, text in enumerate(texts):
             words = [zlib.crc32(word.encode()) % WORDS for word in text.lower().split()]
-            features[number] = self.encoder(torch.tensor(words)).mean(0)
+            features[number] = self.network(torch.tensor(words)).mean(0)
             if progress is not None:
                 progress(number + 1, len(texts))
         return features.numpy()

@@ -333,13 +333,13 @@ def test_what_cannot_be_measured_is_refused(
 
 @pytest.mark.parametrize("protocol", [name for name in TEXT_ENCODERS if name != "pseudo-perplexity"])
 def test_features_that_are_not_finite_are_refused(protocol: str, model: WordVectors) -> None:
-    model.encoder.weight.data.fill_(math.nan)
+    model.network.weight.data.fill_(math.nan)
     with pytest.raises(UserError, match="diverged"):
         run(protocol, FITTING[protocol])
 
 
 def test_a_collapsed_model_has_the_figures_of_chance(model: WordVectors) -> None:
-    model.encoder.weight.data.fill_(1.0)
+    model.network.weight.data.fill_(1.0)
     for protocol in ("sts", "rankme", "uniformity", "linear"):
         score = run(protocol, FITTING[protocol])
         assert score.value == pytest.approx(score.chance, abs=1e-3), protocol

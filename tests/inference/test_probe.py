@@ -116,7 +116,7 @@ def test_another_model_is_refused(probe: Path, other: str) -> None:
 def test_a_fingerprint_heeds_every_weight() -> None:
     model = WordVectors()
     before = model.fingerprint
-    model.encoder.weight.data[-1, -1] += 1e-6
+    model.network.weight.data[-1, -1] += 1e-6
     assert model.fingerprint != before
 
 

@@ -64,7 +64,7 @@ def test_probabilities_are_those_of_the_formula(directory: Path, templates: list
 
 def test_a_class_is_the_mean_direction_of_its_texts(directory: Path) -> None:
     model = PairModel.load(directory)
-    found = class_vectors(model, [[label] for label in LABELS], TEMPLATES, directory).numpy()
+    found = class_vectors(model, [[label] for label in LABELS], TEMPLATES).numpy()
     np.testing.assert_allclose(found, expected_vectors(model, LABELS, TEMPLATES), atol=1e-5)
     # Not the direction of the mean: a long vector weighs no more than a short one.
     plain = model.text.embed([text.replace("{}", LABELS[0]) for text in TEMPLATES], "fp32").mean(0)
@@ -73,7 +73,7 @@ def test_a_class_is_the_mean_direction_of_its_texts(directory: Path) -> None:
 
 def test_a_class_of_several_names_is_the_mean_direction_of_their_texts(directory: Path) -> None:
     model = PairModel.load(directory)
-    found = class_vectors(model, [[LABELS[0]], list(LABELS[1:])], TEMPLATES, directory).numpy()
+    found = class_vectors(model, [[LABELS[0]], list(LABELS[1:])], TEMPLATES).numpy()
     texts = [template.replace("{}", label) for label in LABELS[1:] for template in TEMPLATES]
     both = unit(unit(model.text.embed(texts, "fp32").astype("f8")).mean(0))
     np.testing.assert_allclose(found[1], both, atol=1e-5)

@@ -19,11 +19,11 @@ from selfsup.data.records import Batch
 from selfsup.data.text import Windows
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
+from selfsup.models import losses as losses_module
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.objectives import losses as losses_module
+from selfsup.models.losses import IGNORE
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.objectives.losses import IGNORE
 from selfsup.seeding import generator
 
 END, VOCABULARY, WINDOW = 0, 9, 10

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfsup.objectives import losses
-from selfsup.objectives.losses import IGNORE, linear_cross_entropy, token_losses
+from selfsup.models import losses
+from selfsup.models.losses import IGNORE, linear_cross_entropy, token_losses
 
 
 def example(n: int, width: int, vocabulary: int, dtype: torch.dtype, seed: int = 0, ignored: float = 0.3):

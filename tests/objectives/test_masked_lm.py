@@ -24,8 +24,8 @@ from selfsup.data.tokenizers import TextTokenizer, train_tokenizer
 from selfsup.distributed import Processes
 from selfsup.inference.opening import load
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
+from selfsup.models.losses import IGNORE
 from selfsup.objectives.base import Task
-from selfsup.objectives.losses import IGNORE
 from selfsup.objectives.masked_lm import SAMPLE_TOKENS, MaskedLM, MaskedLMRecipe, Masking, document_numbers
 from selfsup.seeding import generator
 from selfsup.trainer import EVALUATION_SEED

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Features, Floats, Labels, Request, Score, mean_interval
-from selfsup.inference.items import Collection, Item, Label, ScoredPairs, embed_items
+from selfsup.inference.items import Collection, Item, Label, ScoredPairs
 from selfsup.machine import find_device
 
 Chosen = npt.NDArray[np.bool_]  # which of all records, (n,)
@@ -132,9 +132,7 @@ def embed(request: Request, items: Sequence[Item]) -> tuple[Chosen, Features]:
     """
     distinct = distinct_items(items)
     request.model.to(find_device(request.device))
-    read, features = embed_items(
-        request.model, list(distinct.values()), request.directory, "fp32", request.progress
-    )
+    read, features = request.model.embed_items(list(distinct.values()), "fp32", request.progress)
     request.seen.truncated += request.model.truncated
     places = {identity: place for place, identity in enumerate(itertools.compress(distinct, read))}
     found = [places.get(item.identity) for item in items]

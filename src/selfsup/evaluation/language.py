@@ -21,10 +21,10 @@ from selfsup.errors import UserError
 from selfsup.evaluation.base import Request
 from selfsup.inference.generate import LanguageModel
 from selfsup.machine import find_device
+from selfsup.models.losses import IGNORE
 from selfsup.objectives import find_recipe
 from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.language import LanguageRecipe
-from selfsup.objectives.losses import IGNORE
 from selfsup.run import Run
 
 TOKENS = 8192  # predicted at once

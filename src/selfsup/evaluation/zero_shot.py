@@ -54,7 +54,7 @@ def measure(request: Request) -> Score:
     templates = TEMPLATES if request.templates is None else request.templates
     read, features = embed(request, [item for item, _ in found])
     labels = np.array([numbers[str(label)] for _, label in found], np.int64)[read]
-    texts = class_vectors(request.model, _spoken(names, collection.name), templates, request.directory)
+    texts = class_vectors(request.model, _spoken(names, collection.name), templates)
     answers = torch.cat([block.argmax(1) for block in similarities(normalised(features), texts)]).numpy()
     right = 100.0 * (answers == labels)
     majority = int(np.bincount(labels).argmax())

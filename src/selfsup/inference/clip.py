@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from selfsup.data.images.sources import holds_images
 from selfsup.errors import UserError
-from selfsup.files import expanded
+from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.encoder import EncoderModel
-from selfsup.inference.items import Item, Progress, Vectors
+from selfsup.inference.items import Progress, Vectors, shifted, silent
 from selfsup.inference.pictures import Picture, Pictures
 from selfsup.inference.texts import Text, Texts
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import Similarity, read_clip
 
 
-class PairModel:
-    """A tower of images, one of texts, and how their vectors are compared.
+class PairModel(EmbeddingModel):
+    """A tower of images, one of texts, and how their vectors are compared."""
 
-    Attributes:
-        truncated: texts of the last `embed` that were longer than the window and lost their end.
-        unread: the numbers of its images that cannot be read.
-    """
-
-    kind: ClassVar[str] = "an image-text model"
-    embeds: ClassVar[tuple[type[Item], ...]] = (Picture, Text)
+    kind = "an image-text model"
+    embeds = (Picture, Text)
 
     def __init__(self, image: ImageModel, text: EncoderModel, similarity: Similarity) -> None:
+        super().__init__()
         self.image = image
         self.text = text
         self.similarity = similarity
-        self.truncated = 0
-        self.unread: list[int] = []
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> PairModel:
-        """From a directory of `selfsup.models.clip.save_clip`; raises UserError where it cannot be opened."""
-        saved = read_clip(expanded(directory))
-        image, text = ImageModel.load(saved.image, device), EncoderModel.load(saved.text, device)
+    def _open(cls, directory: Path) -> Self:
+        """From a directory of `selfsup.models.clip.save_clip`."""
+        saved = read_clip(directory)
+        image, text = ImageModel.load(saved.image), EncoderModel.load(saved.text)
         for tower in (image, text):
             if tower.dimension != saved.dimension:
                 raise UserError(
@@ -54,7 +48,6 @@ class PairModel:
 
     @property
     def dimension(self) -> int:
-        """Numbers in a vector."""
         return self.image.dimension
 
     @property
@@ -67,15 +60,12 @@ class PairModel:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that change with anything that may change a vector."""
         both = self.image.fingerprint + self.text.fingerprint
         return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
-    def to(self, device: torch.device) -> Self:
-        """Move it to where it is to compute."""
+    def to(self, device: torch.device) -> None:
         self.image.to(device)
         self.text.to(device)
-        return self
 
     def read(
         self,
@@ -92,10 +82,7 @@ class PairModel:
         return self.text.read(source, column, label=label, failures=failures, progress=progress)
 
     def embed(
-        self,
-        contents: Sequence[Any],
-        precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
+        self, contents: Sequence[Any], precision: str = "auto", progress: Progress | None = None
     ) -> Vectors:
         """The vector of each image or text, (n, dimension), not normalised; NaN for an image that cannot be read.
 
@@ -112,14 +99,9 @@ class PairModel:
             places = np.flatnonzero(chosen).tolist()
             if not places:
                 continue
-            within = None if progress is None else _within(progress, done, len(contents))
+            within = shifted(progress or silent, done, len(contents))
             vectors[places] = tower.embed([contents[place] for place in places], precision, within)
             self.truncated += tower.truncated
             self.unread += [places[number] for number in tower.unread]
             done += len(places)
         return vectors
-
-
-def _within(progress: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:
-    """Progress of one tower, as progress of both."""
-    return lambda count, _: progress(done + count, total)

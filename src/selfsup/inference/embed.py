@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,9 @@ import pyarrow.parquet as pq
 from selfsup.data.tally import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import expanded, held, sync, whole_file, write_atomically
+from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.items import (
     CHUNK,
-    Embedder,
     Item,
     LeftOut,
     Progress,
@@ -117,32 +119,20 @@ def embed(
     work = out.with_name(f"{out.name}.partial")
     require_count("batch", batch)
     _require_free(out, work)
-    embedder = open_embedder(run, device)
-    collection = embedder.model.read(data, column, failures=failures, progress=progress)
+    model = open_embedder(run, device)
+    collection = model.read(data, column, failures=failures, progress=progress)
     total, fingerprint = survey(collection.items(id_column), id_column, progress)
-    left_out = LeftOut.of([collection])  # before images are decoded: what then fails is noted with its chunk
-    seen = collection.skipped.seen
-    plan = embedder.description() | {
-        "data": collection.name,
-        "data_fingerprint": fingerprint,
-        "column": column,
-        "id": id_column,
-        "half": half,
-        "batch": batch,
-        "records": total,
-    }
+    read = {"data": collection.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
+    plan = model.description() | read | {"half": half, "batch": batch, "records": total}
+    # Before images are decoded: what then fails is noted with its chunk.
+    left_out, seen = LeftOut.of([collection]), collection.skipped.seen
     with _held(work, out):
         _require_agreement(work, plan)
         write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
-        schema = _schema(collection.kind.shown, embedder.dimension, half)
-        files: list[Path] = []
-        done = 0
-        for number, items in enumerate(chunks(collection.items(id_column), batch)):
-            within = shifted(progress, done, total)
-            files.append(
-                _found_chunk(work, number) or _write_chunk(work, number, items, embedder, schema, within)
-            )
-            done += len(items)
+        schema = _schema(collection.kind.shown, model.dimension, half)
+        items = chunks(collection.items(id_column), batch)
+        within = partial(shifted, progress, total=total)
+        files, done = _make_chunks(work, items, model, schema, within)
         if done != total:
             raise UserError(
                 f"{collection.name} has changed while it was being embedded; run the same command again."
@@ -152,7 +142,7 @@ def embed(
             raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
         written = _join(files, work, out, schema, plan | left_out.to_json())
     _remove(work)
-    return Embeddings(out, written, embedder.dimension, left_out)
+    return Embeddings(out, written, model.dimension, left_out)
 
 
 def _require_free(out: Path, work: Path) -> None:
@@ -253,46 +243,67 @@ def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
     )
 
 
-def _write_chunk(
-    work: Path, number: int, items: list[Item], embedder: Embedder, schema: pa.Schema, progress: Progress
-) -> Path:
+def _make_chunks(
+    work: Path,
+    parts: Iterator[list[Item]],
+    model: EmbeddingModel,
+    schema: pa.Schema,
+    within: Callable[[int], Progress],
+) -> tuple[list[Path], int]:
+    """The files of all chunks, in order, and their items; those that are there already are kept.
+
+    Args:
+        within: progress in all as progress within a chunk, by the number of items before it.
+    """
+    files: list[Path] = []
+    done = 0
+    for number, items in enumerate(parts):
+        found = _found_chunk(work, number)
+        files.append(found or _write_chunk(work, number, _chunk(items, model, schema, within(done))))
+        done += len(items)
+    return files, done
+
+
+def _write_chunk(work: Path, number: int, table: pa.Table) -> Path:
     """The file of a chunk that was not there."""
     content = io.BytesIO()
-    pq.write_table(_chunk(items, embedder, schema, progress), content)
+    pq.write_table(table, content)
     file = work / _chunk_name(number, content.getvalue())
     with whole_file(file) as temporary:
         temporary.write_bytes(content.getvalue())
     return file
 
 
-def _chunk(items: list[Item], embedder: Embedder, schema: pa.Schema, progress: Progress) -> pa.Table:
+def _chunk(items: list[Item], model: EmbeddingModel, schema: pa.Schema, progress: Progress) -> pa.Table:
     """What can be read of some items, with its vectors; what cannot be, and what was truncated, in the metadata."""
     kind = schema.field("vector").type.value_type.to_pandas_dtype()
-    read, vectors = embedder(items, progress)
+    read, vectors = model.embed_items(items, progress=progress)
     with np.errstate(over="ignore"):
         numbers = vectors.astype(kind).reshape(-1)
     if not np.isfinite(numbers).all():
-        raise UserError(f"The vectors of {embedder.path} do not fit half precision; leave out --half.")
-    column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), embedder.dimension)
-    columns = [[item.id for item in read], [getattr(item, item.shown) for item in read], column]
-    there = {item.id for item in read}
-    unread = [f"{item.source}: it cannot be decoded" for item in items if item.id not in there]
+        raise UserError(f"The vectors of {model.path} do not fit half precision; leave out --half.")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), model.dimension)
+    there = list(itertools.compress(items, read))
+    columns = [[item.id for item in there], [getattr(item, item.shown) for item in there], column]
+    unread = [f"{item.source}: it cannot be decoded" for item in itertools.compress(items, ~read)]
     counted = schema.with_metadata(
-        {TRUNCATED: str(embedder.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)}
+        {TRUNCATED: str(model.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)}
     )
     return pa.table(columns, schema=counted)
 
 
+def _unread(file: Path) -> list[str]:
+    """The items of a chunk that turned out to be unreadable, and why."""
+    return list(json.loads(pq.read_schema(file).metadata[UNREAD]))
+
+
 def _with_chunks(left_out: LeftOut, files: Sequence[Path]) -> LeftOut:
     """What was left out, with what the chunks know of."""
-    notes = [pq.read_schema(file).metadata for file in files]
-    unread = [name for note in notes for name in json.loads(note[UNREAD])]
-    return replace(
-        left_out,
-        truncated=sum(int(note[TRUNCATED]) for note in notes),
-        skipped=left_out.skipped + len(unread),
-        skipped_names=(*left_out.skipped_names, *unread)[:NAMED],
-    )
+    truncated = sum(int(pq.read_schema(file).metadata[TRUNCATED]) for file in files)
+    unread = [name for file in files for name in _unread(file)]
+    names = (*left_out.skipped_names, *unread)[:NAMED]
+    skipped = left_out.skipped + len(unread)
+    return replace(left_out, truncated=truncated, skipped=skipped, skipped_names=names)
 
 
 def _join(

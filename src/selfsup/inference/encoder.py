@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +14,18 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
-from selfsup.files import expanded
-from selfsup.inference.items import Item, Progress
+from selfsup.inference.base import NetworkModel, require_room
+from selfsup.inference.items import Progress, Vectors
 from selfsup.inference.texts import Text, Texts
-from selfsup.machine import Machine, find_device, find_precision
+from selfsup.machine import Machine, find_precision
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import TextEncoder
-from selfsup.models.features import Features, fingerprint
-from selfsup.models.modernbert import read_encoder, write_encoder
+from selfsup.models.features import Features
+from selfsup.models.losses import token_losses
+from selfsup.models.modernbert import MODEL_TYPE, read_encoder, write_encoder
 from selfsup.models.packing import embed
 from selfsup.models.sentence_transformers import read_features
-from selfsup.objectives.losses import token_losses
 
 TOKENS = 4096  # that are encoded at once
 
@@ -39,17 +38,15 @@ class Candidate:
     probability: float
 
 
-class EncoderModel:
-    """An encoder, the tokenizer it was trained with, and what a vector of it is.
+class EncoderModel(NetworkModel[AnyEncoder]):
+    """A text encoder, the tokenizer it was trained with, and what a vector of it is.
 
     Attributes:
         masked: the encoder with its head of masked LM, where it has one.
-        truncated: texts of the last `embed` that were longer than the window and lost their end.
     """
 
-    kind: ClassVar[str] = "a text encoder"
-    embeds: ClassVar[tuple[type[Item], ...]] = (Text,)
-    unread: ClassVar[tuple[int, ...]] = ()
+    kind = "a text encoder"
+    embeds = (Text,)
 
     def __init__(
         self,
@@ -58,71 +55,55 @@ class EncoderModel:
         features: Features,
         masked: AnyMaskedLM | None = None,
     ) -> None:
-        self.encoder = encoder.eval()
+        super().__init__(encoder, features)
         self.tokenizer = tokenizer
-        self.features = features
         self.masked = None if masked is None else masked.eval()
-        self.truncated = 0
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> EncoderModel:
-        """From a model directory in ModernBERT's layout, or, by transformers, in that of another encoder.
+    def _open(cls, directory: Path) -> Self:
+        """In ModernBERT's layout, or, by transformers, in that of another encoder."""
+        if read_config(directory).get("model_type") == MODEL_TYPE:
+            saved = read_encoder(directory)
+            masked: AnyMaskedLM | None = saved.masked() if saved.head else None
+            encoder: AnyEncoder = masked.model if masked else saved.encoder()
+        else:
+            encoder, masked = open_encoder(directory)
+        tokenizer = load_tokenizer(directory, "encoder")
+        require_room(tokenizer, encoder.config.vocabulary, directory, "encoder")
+        return cls(encoder, tokenizer, read_features(directory), masked)
 
-        Raises:
-            UserError: it cannot be opened, or its tokenizer belongs to another model.
-        """
-        directory = expanded(directory)
-        encoder, masked = _open(directory)
-        features, tokenizer = read_features(directory), load_tokenizer(directory, "encoder")
-        features.require_width(encoder.config.width, directory)
-        if tokenizer.vocabulary > encoder.config.vocabulary:
-            raise UserError(
-                f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the encoder "
-                f"{encoder.config.vocabulary}: it belongs to another model; get a whole copy of the model"
-            )
-        return cls(encoder, tokenizer, features, masked).to(find_device(device))
+    @property
+    def encoder(self) -> AnyEncoder:
+        return self.network
 
     @property
     def native(self) -> TextEncoder:
         """The encoder, where it is one of ModernBERT's layout; raises UserError where it is another one."""
-        if isinstance(self.encoder, TextEncoder):
-            return self.encoder
-        opened = self.encoder.opened
+        if isinstance(self.network, TextEncoder):
+            return self.network
+        opened = self.network.opened
         raise UserError(
             f"{opened.directory} holds a {opened.name}, into which one cannot look here; give an encoder of "
             "ModernBERT's layout."
         )
 
     @property
-    def dimension(self) -> int:
-        """Numbers in a vector."""
-        return self.features.dimension(self.encoder.config.width)
-
-    @property
-    def pooling(self) -> str:
-        return self.features.pooling
+    def width(self) -> int:
+        return self.network.config.width
 
     @property
     def window(self) -> int:
         """Tokens of the longest text that it reads to its end, start and end token included."""
-        return self.encoder.config.window
+        return self.network.config.window
 
     @property
-    def device(self) -> torch.device:
-        return next(self.encoder.parameters()).device
+    def reading(self) -> tuple[object, ...]:
+        return self.tokenizer.fingerprint, self.window
 
-    @property
-    def fingerprint(self) -> str:
-        """32 hex digits that change with anything that may change a vector."""
-        parts = (fingerprint(self.encoder, self.features), self.tokenizer.fingerprint, self.window)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-    def to(self, device: torch.device) -> Self:
-        """Move it to where it is to compute."""
-        for module in (self.encoder, self.masked):
-            if module is not None:
-                module.to(device)
-        return self
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.masked is not None:
+            self.masked.to(device)
 
     def read(
         self,
@@ -138,18 +119,15 @@ class EncoderModel:
 
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
-        if isinstance(self.encoder, TextEncoder):
-            write_encoder(directory, self.encoder, self.tokenizer)
+        if isinstance(self.network, TextEncoder):
+            write_encoder(directory, self.network, self.tokenizer)
         else:
-            self.encoder.opened.save(directory, self.tokenizer, heads=False)
+            self.network.opened.save(directory, self.tokenizer, heads=False)
 
     @torch.inference_mode()
     def embed(
-        self,
-        texts: Sequence[str],
-        precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> npt.NDArray[np.float32]:
+        self, texts: Sequence[str], precision: str = "auto", progress: Progress | None = None
+    ) -> Vectors:
         """The vector of each text, (n, dimension), not normalised.
 
         Texts are taken in the order of their lengths, several to a row, so that nothing is computed on padding. A text
@@ -168,7 +146,7 @@ class EncoderModel:
             tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(self.device)
             lengths = torch.tensor([len(row) for row in rows], device=self.device)
             with autocast():
-                found = embed(self.encoder, tokens, lengths, self.features.pooling)
+                found = embed(self.network, tokens, lengths, self.features.pooling)
             vectors[numbers] = self.features.map(found).cpu().numpy()
             done += len(numbers)
             if progress is not None:
@@ -234,17 +212,6 @@ class EncoderModel:
             raise UserError(
                 f"{what} has {count} tokens and the model a window of {window}; give a shorter one."
             )
-
-
-def _open(
-    directory: Path,
-) -> tuple[AnyEncoder, AnyMaskedLM | None]:
-    """The encoder of a directory, and the same with its head of masked LM, where there is one."""
-    if read_config(directory).get("model_type") != "modernbert":
-        return open_encoder(directory)
-    saved = read_encoder(directory)
-    masked = saved.masked() if saved.head else None
-    return masked.model if masked else saved.encoder(), masked
 
 
 def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import ClassVar
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from selfsup.data.tokenizers import TextStream, TextTokenizer, load_tokenizer
 from selfsup.errors import UserError
-from selfsup.files import expanded
+from selfsup.inference.base import Model, require_room
 from selfsup.inference.decoding import Decoding
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.directories import read_config
-from selfsup.models.qwen3 import load_decoder, read_ends
+from selfsup.models.qwen3 import MODEL_TYPE, load_decoder, read_ends
 
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text
 
 
-class LanguageModel:
+class LanguageModel(Model):
     """A decoder, the tokenizer it was trained with, and the tokens that end a text beside the tokenizer's end."""
 
-    kind: ClassVar[str] = "a decoder"
+    kind = "a decoder"
 
     def __init__(
         self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer, ends: Sequence[int] = ()
@@ -37,22 +37,16 @@ class LanguageModel:
         self.ends = {tokenizer.end, *ends}
 
     @classmethod
-    def load(cls, directory: str | Path) -> LanguageModel:
-        """From a model directory in Qwen3's layout, or, by transformers and not to write with, another decoder's.
-
-        Raises:
-            UserError: it cannot be opened, or its tokenizer belongs to another model.
-        """
-        directory = expanded(directory)
-        native = read_config(directory).get("model_type") == "qwen3"
+    def _open(cls, directory: Path) -> Self:
+        """In Qwen3's layout, or, by transformers and not to write with, in that of another decoder."""
+        native = read_config(directory).get("model_type") == MODEL_TYPE
         decoder = load_decoder(directory) if native else open_decoder(directory)
         tokenizer = load_tokenizer(directory)
-        if tokenizer.vocabulary > decoder.config.vocabulary:
-            raise UserError(
-                f"the tokenizer in {directory} has {tokenizer.vocabulary} tokens and the decoder "
-                f"{decoder.config.vocabulary}: it belongs to another model; get a whole copy of the model"
-            )
+        require_room(tokenizer, decoder.config.vocabulary, directory, "decoder")
         return cls(decoder, tokenizer, read_ends(directory))
+
+    def to(self, device: torch.device) -> None:
+        self.decoder.to(device)
 
     def generate(
         self,

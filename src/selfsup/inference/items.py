@@ -14,12 +14,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from selfsup.data.tally import NAMED, Skipped
 from selfsup.errors import UserError
@@ -113,92 +111,6 @@ class Collection(Counted, Protocol):
 
     def pairs(self, seed: int) -> ScoredPairs:
         """What belongs together; what has to be drawn for it is drawn by the seed."""
-
-
-class EmbeddingModel(Protocol):
-    """A model that turns what it reads into vectors.
-
-    Attributes:
-        kind: what messages call it, with its article.
-        embeds: the kinds of items it reads.
-    """
-
-    kind: ClassVar[str]
-    embeds: ClassVar[tuple[type[Item], ...]]
-
-    @property
-    def truncated(self) -> int:
-        """Items of the last `embed` that were not read to their end."""
-
-    @property
-    def unread(self) -> Sequence[int]:
-        """The numbers of those that cannot be read at all."""
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in a vector."""
-
-    @property
-    def pooling(self) -> str:
-        """How hidden states become a vector, in a word."""
-
-    @property
-    def fingerprint(self) -> str:
-        """32 hex digits that change with anything that may change a vector."""
-
-    def to(self, device: torch.device) -> object:
-        """Move it to where it is to compute."""
-
-    def read(
-        self,
-        source: object,
-        column: str | None = None,
-        *,
-        label: str | None = None,
-        failures: float = 0.01,
-        progress: Progress | None = None,
-    ) -> Collection:
-        """Open a source.
-
-        Args:
-            column, label: those of the content and of its class; found by themselves where they are None.
-            failures: the share of bad records, from 0 to 1, above which reading stops.
-            progress: called with what is read so far, where opening takes long, and all of it.
-
-        Raises:
-            UserError: there is none that this model reads.
-        """
-
-    def embed(
-        self,
-        contents: Sequence[Any],
-        precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Vectors:
-        """(n, dimension), not normalised; NaN for what cannot be read."""
-
-
-def embed_items(
-    model: EmbeddingModel,
-    items: Sequence[Item],
-    path: str | Path,
-    precision: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[npt.NDArray[np.bool_], Vectors]:
-    """Which of the items (n,) can be read, and the vectors of these, (m, dimension).
-
-    Raises:
-        UserError: a vector of the model at `path` holds a number that is not finite.
-    """
-    vectors = model.embed([item.content for item in items], precision=precision, progress=progress)
-    read = np.ones(len(items), bool)
-    read[list(model.unread)] = False
-    if not np.isfinite(vectors[read]).all():
-        raise UserError(
-            f"{path} gives vectors that are not finite numbers: its training has diverged; train it anew with a lower "
-            "learning rate."
-        )
-    return read, vectors[read]
 
 
 def absolute(where: str, file: str) -> str:
@@ -332,59 +244,3 @@ def silent(done: int, total: int | None) -> None:
 def shifted(progress: Progress, done: int, total: int) -> Progress:
     """Progress within a chunk, as progress in all."""
     return lambda within, _: progress(done + within, total)
-
-
-class Embedder:
-    """A model that turns items into vectors.
-
-    Attributes:
-        path: absolute, of the run or model directory.
-        dimension: of the vectors.
-        fingerprint: 32 hex digits that change with anything that may change a vector.
-        truncated: items of the last call that the window was too short for.
-    """
-
-    def __init__(self, model: EmbeddingModel, path: str | Path) -> None:
-        self.model = model
-        self.path = os.path.abspath(path)
-        self.dimension = model.dimension
-        self.fingerprint = model.fingerprint
-        self.truncated = 0
-
-    def __call__(
-        self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
-    ) -> tuple[list[Item], Vectors]:
-        """The items that can be read, in their order, and their vectors (n, dimension), not normalised.
-
-        Raises:
-            UserError: a vector holds a number that is not finite.
-        """
-        read, vectors = embed_items(self.model, items, self.path, progress=progress)
-        self.truncated = self.model.truncated
-        return list(itertools.compress(items, read)), vectors
-
-    def query(self, item: Item) -> Vectors:
-        """(dimension,).
-
-        Raises:
-            UserError: the model reads no such item.
-        """
-        if not isinstance(item, self.model.embeds):
-            others = " or ".join(kind.asked for kind in self.model.embeds)
-            raise UserError(
-                f"{self.path} holds {self.model.kind}, which reads no {item.noun}; give {others}."
-            )
-        _, vectors = self([item])
-        if not len(vectors):
-            raise UserError(f"{item.source} cannot be read; give another one.")
-        vector: Vectors = vectors[0]
-        return vector
-
-    def description(self) -> dict[str, Any]:
-        """What is stored beside the vectors."""
-        return {
-            "model": self.path,
-            "model_fingerprint": self.fingerprint,
-            "pooling": self.model.pooling,
-            "dimension": self.dimension,
-        }

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from selfsup.errors import UserError
+from selfsup.files import expanded
+from selfsup.inference.base import EmbeddingModel, Model
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
-from selfsup.inference.items import Embedder
 from selfsup.inference.vision import ImageModel
 from selfsup.machine import find_device
 from selfsup.models.adapters import writes
+from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.directories import find_model
 from selfsup.models.kinds import sees, two_towers
 
 AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
-Model = TypeVar("Model", LanguageModel, EncoderModel, ImageModel, PairModel)
+Kind = TypeVar("Kind", LanguageModel, EncoderModel, ImageModel, PairModel)
 
 
 def load(path: str | Path) -> AnyModel:
@@ -29,7 +32,9 @@ def load(path: str | Path) -> AnyModel:
     Raises:
         UserError: there is neither.
     """
-    return open_model(find_model(path))
+    model = open_model(find_model(path))
+    model.path = os.path.abspath(expanded(path))
+    return model
 
 
 def open_model(directory: Path) -> AnyModel:
@@ -41,7 +46,7 @@ def open_model(directory: Path) -> AnyModel:
     return (LanguageModel if writes(directory) else EncoderModel).load(directory)
 
 
-def load_as(path: str | Path, kind: type[Model]) -> Model:
+def load_as(path: str | Path, kind: type[Kind]) -> Kind:
     """As `load`, where only one kind of model will do.
 
     Raises:
@@ -50,7 +55,8 @@ def load_as(path: str | Path, kind: type[Model]) -> Model:
     model = load(path)
     if isinstance(model, kind):
         return model
-    tower = {EncoderModel: "text", ImageModel: "image"}.get(kind) if isinstance(model, PairModel) else None
+    towers: dict[type[Model], str] = {EncoderModel: TEXT, ImageModel: IMAGE}
+    tower = towers.get(kind) if isinstance(model, PairModel) else None
     of_two = f", such as its {tower} tower {find_model(path) / tower}" if tower else ""
     raise UserError(f"{path} holds {model.kind}; give the run of {kind.kind}{of_two}.")
 
@@ -63,12 +69,8 @@ def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:
     return model
 
 
-def open_embedder(path: str | Path, device: str = "auto") -> Embedder:
-    """The model of a run or of a model directory.
-
-    Raises:
-        UserError: there is none, or it is one that does not embed, or no such device.
-    """
+def open_embedder(path: str | Path, device: str = "auto") -> EmbeddingModel:
+    """As `load_encoder`, where it is to compute; raises UserError where there is no such device, too."""
     model = load_encoder(path)
     model.to(find_device(device))
-    return Embedder(model, path)
+    return model

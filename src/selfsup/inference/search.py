@@ -8,6 +8,7 @@ Contents and vectors are streamed; the ids of the library, with their hashes, st
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ import numpy as np
 
 from selfsup.errors import UserError
 from selfsup.files import expanded
+from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
 from selfsup.inference.hits import Hit
 from selfsup.inference.items import (
     CHUNK,
-    Embedder,
     Item,
     LeftOut,
     Progress,
@@ -113,17 +114,18 @@ def index(
     there = Library.open(path) if Library.exists(path) else None
     if there is None:
         Library.require_free(path)
-    embedder = open_embedder(run, device)
+    model = open_embedder(run, device)
+    described = model.description()
     if there is not None:
-        _require_model(there, embedder)
-    collection = embedder.model.read(data, column, failures=failures, progress=progress)
+        _require_model(there, described)
+    collection = model.read(data, column, failures=failures, progress=progress)
     kinds = Kinds()
     total, _ = survey(kinds.watch(collection.items(id_column, with_values=True)), id_column, progress)
-    with Library.held(path, embedder.description()) as library:
-        _require_model(library, embedder)
+    with Library.held(path, described) as library:
+        _require_model(library, described)
         columns = kinds.columns(library.kinds)
         library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
-        update = _Update(library, embedder, columns)
+        update = _Update(library, model, columns)
         for items in chunks(update.changed(collection.items(id_column, with_values=True)), batch):
             update.put(items, shifted(progress, update.done, total))
         library.settle()
@@ -178,8 +180,8 @@ class Searcher:
                 f"The model of {library} is no longer at {place}; say where it is with --model (made with pooling "
                 f"{self.library.description['pooling']}, fingerprint {self.library.description['model_fingerprint']})."
             )
-        self._embedder = open_embedder(place, device)
-        _require_model(self.library, self._embedder)
+        self._model = open_embedder(place, device)
+        _require_model(self.library, self._model.description())
 
     def __call__(
         self, query: str | None = None, top: int = 10, where: str | None = None, *, image: object = None
@@ -195,7 +197,7 @@ class Searcher:
                 be used.
         """
         require_count("top", top)
-        vector = self._embedder.query(_asked(query, image))
+        vector = self._model.query(_asked(query, image))
         most = max(1, min(top, self.library.count()))
         return [_hit(row) for row in self.library.search(vector, most, where)]
 
@@ -218,11 +220,11 @@ def _hit(row: dict[str, Any]) -> Hit:
     return Hit(1 - row["_distance"], row["id"], row["text"], row["source"], values)
 
 
-def _require_model(library: Library, embedder: Embedder) -> None:
+def _require_model(library: Library, described: Mapping[str, Any]) -> None:
     made = library.description
-    if made["model_fingerprint"] != embedder.fingerprint:
+    if made["model_fingerprint"] != described["model_fingerprint"]:
         raise UserError(
-            f"{library.path} was made by another model ({made['model']}) than {embedder.path}, so their vectors "
+            f"{library.path} was made by another model ({made['model']}) than {described['model']}, so their vectors "
             "cannot be compared; give the one that made it, or make a new library."
         )
 
@@ -233,10 +235,10 @@ def _require_model(library: Library, embedder: Embedder) -> None:
 class _Update:
     """The difference between a source and a library, put into the library."""
 
-    def __init__(self, library: Library, embedder: Embedder, columns: Mapping[str, Column]) -> None:
+    def __init__(self, library: Library, model: EmbeddingModel, columns: Mapping[str, Column]) -> None:
         self.added = self.updated = self.unchanged = self.embedded = self.truncated = self.unread = 0
         self._library = library
-        self._embedder = embedder
+        self._model = model
         self._columns = columns
         self._known = library.hashes()
 
@@ -258,10 +260,10 @@ class _Update:
         old = [item for item in items if self._holds_content(item)]
         parts = []
         if new:
-            read, vectors = self._embedder(new, progress)
-            self.unread += len(new) - len(read)
-            self.truncated += self._embedder.truncated
-            new = read
+            read, vectors = self._model.embed_items(new, progress=progress)
+            self.unread += len(new) - len(vectors)
+            self.truncated += self._model.truncated
+            new = list(itertools.compress(new, read))
             parts.append(vectors)
         if old:
             parts.append(self._library.vectors([item.id for item in old]))

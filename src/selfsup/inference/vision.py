@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor
 from selfsup.data.images import Unreadable
 from selfsup.data.images.decoding import BadImage, decode
 from selfsup.errors import UserError
-from selfsup.files import expanded
-from selfsup.inference.items import Item, Progress, Vectors
+from selfsup.inference.base import NetworkModel
+from selfsup.inference.items import Progress, Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
-from selfsup.machine import Machine, find_device, find_precision
+from selfsup.machine import Machine, find_precision
 from selfsup.models.backbones import AnyBackbone, open_backbone
-from selfsup.models.features import Features, fingerprint
+from selfsup.models.features import Features
 from selfsup.views import MEAN, STD, centred
 
 PIXELS, IMAGES = 1 << 22, 512  # at most, that are embedded at once
@@ -32,54 +31,36 @@ AHEAD = 2  # batches that are decoded before their turn
 TOLERANCE = 0.02  # what bf16 may move vectors by, as a share of how far they lie from their centre
 
 
-class ImageModel:
+class ImageModel(NetworkModel[AnyBackbone]):
     """A network, the side of the images that it sees, and what its vector of an image is.
 
     Attributes:
         size: the short side of an image is resized to it, and the middle of the image cropped.
-        unread: the numbers of the images of the last `embed` that cannot be read.
     """
 
-    kind: ClassVar[str] = "an image encoder"
-    embeds: ClassVar[tuple[type[Item], ...]] = (Picture,)
-    truncated: ClassVar[int] = 0
+    kind = "an image encoder"
+    embeds = (Picture,)
 
     def __init__(self, backbone: AnyBackbone, features: Features, size: int) -> None:
-        self.backbone = backbone.eval()
-        self.features = features
+        super().__init__(backbone, features)
         self.size = size
-        self.unread: list[int] = []
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> ImageModel:
-        """From a model directory; raises UserError where it cannot be opened."""
-        opened = open_backbone(expanded(directory))
-        opened.features.require_width(opened.backbone.dimension, expanded(directory))
-        return cls(opened.backbone, opened.features, opened.size).to(find_device(device))
+    def _open(cls, directory: Path) -> Self:
+        opened = open_backbone(directory)
+        return cls(opened.backbone, opened.features, opened.size)
 
     @property
-    def dimension(self) -> int:
-        """Numbers in a vector."""
-        return self.features.dimension(self.backbone.dimension)
+    def backbone(self) -> AnyBackbone:
+        return self.network
 
     @property
-    def pooling(self) -> str:
-        return self.features.pooling
+    def width(self) -> int:
+        return self.network.dimension
 
     @property
-    def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
-
-    @property
-    def fingerprint(self) -> str:
-        """32 hex digits that change with anything that may change a vector."""
-        parts = (fingerprint(self.backbone, self.features), self.size, MEAN, STD)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-    def to(self, device: torch.device) -> Self:
-        """Move it to where it is to compute."""
-        self.backbone.to(device)
-        return self
+    def reading(self) -> tuple[object, ...]:
+        return self.size, MEAN, STD
 
     def read(
         self,
@@ -98,7 +79,7 @@ class ImageModel:
         self,
         images: Sequence[Any],
         precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Vectors:
         """The vector of each image, (n, dimension), not normalised; NaN for one that cannot be read.
 
@@ -152,7 +133,7 @@ class ImageModel:
 
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:
         with Machine(self.device, precision, 0.0).autocast():
-            found = self.backbone.embed(shown, self.features.pooling)
+            found = self.network.embed(shown, self.features.pooling)
         return self.features.map(found)
 
     def _close_precision(self, shown: Tensor) -> str:

@@ -21,7 +21,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation.geometry import normalised
 from selfsup.inference.clip import PairModel
 from selfsup.inference.hits import ending, short
-from selfsup.inference.items import Answers, LeftOut, Progress, embed_items
+from selfsup.inference.items import Answers, LeftOut, Progress
 from selfsup.inference.opening import load_as
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
@@ -90,8 +90,8 @@ def zero_shot(
     model.to(find_device(device))
     collection = model.image.read(images, column, failures=failures)
     items = list(collection.items())
-    read, vectors = embed_items(model, items, run, "fp32", progress)
-    directions = class_vectors(model, [[label] for label in labels], templates, run)
+    read, vectors = model.embed_items(items, "fp32", progress)
+    directions = class_vectors(model, [[label] for label in labels], templates)
     cosines = normalised(vectors) @ directions.T
     rows = model.similarity.probabilities(cosines).tolist()
     answers = (
@@ -110,14 +110,11 @@ def _words(what: str, given: Iterable[str]) -> list[str]:
     return words
 
 
-def class_vectors(
-    model: PairModel, classes: Sequence[Sequence[str]], templates: Sequence[str], path: str | Path
-) -> Tensor:
+def class_vectors(model: PairModel, classes: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
     """The direction of each class, (classes, dimension) of length 1, by the texts that its names make with templates.
 
     Args:
         classes: one or more names of each.
-        path: where the model was opened, for messages.
 
     Raises:
         UserError: there is no template, or one in which no name stands; vectors that are not finite.
@@ -127,7 +124,7 @@ def class_vectors(
             "Each template needs {} where the name of a class stands, such as --templates 'a photo of a {}'."
         )
     texts = [template.replace(PLACE, name) for names in classes for name in names for template in templates]
-    _, vectors = embed_items(model, [Text("", text, "", {}) for text in texts], path, "fp32")
+    _, vectors = model.embed_items([Text("", text, "", {}) for text in texts], "fp32")
     parts = torch.split(normalised(vectors), [len(names) * len(templates) for names in classes])
     return F.normalize(torch.stack([part.mean(0) for part in parts]))
 

@@ -39,10 +39,10 @@ from selfsup.inspection.texts import fitting_window, open_for, open_training_par
 from selfsup.inspection.words import section
 from selfsup.models.decoder import document_mask
 from selfsup.models.encoder import EncoderConfig
+from selfsup.models.losses import IGNORE
 from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
-from selfsup.objectives.losses import IGNORE
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
 
 START, END = "<start>", "<end>"

@@ -21,9 +21,9 @@ from selfsup.files import save_tensors, separate, whole_directory, write_atomica
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.language import LanguageRecipe
-from selfsup.objectives.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.sizes import settle_rates
 from selfsup.seeding import generator
 

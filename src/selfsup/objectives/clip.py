@@ -31,13 +31,14 @@ from selfsup.models.cards import card, data_name, measured
 from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
 from selfsup.models.directories import find_model
 from selfsup.models.features import Features
+from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Progress, Task
 from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
 from selfsup.objectives.checks.contrastive import small_batch
 from selfsup.objectives.checks.pairs import PAIRS
-from selfsup.objectives.losses import at_least_single, info_nce, sigmoid_pairs
+from selfsup.objectives.losses import info_nce, sigmoid_pairs
 from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
 from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
 from selfsup.objectives.sizes import STARTED, settle_rates

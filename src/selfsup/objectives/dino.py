@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
+from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
@@ -36,7 +37,6 @@ from selfsup.objectives.distillation import (
     sinkhorn_knopp,
     soft_cross_entropy,
 )
-from selfsup.objectives.losses import at_least_single
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.objectives.vision import ROUND, ROUND_FROM, VisionRecipe

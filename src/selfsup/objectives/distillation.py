@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from selfsup.models.losses import at_least_single
 from selfsup.objectives.base import Collectives
-from selfsup.objectives.losses import at_least_single
 
 ITERATIONS = 3  # of Sinkhorn-Knopp (Caron et al. 2020, section 3.1)
 TINY = 1e-30  # the least sum that is divided by

@@ -1,4 +1,4 @@
-"""Losses that several objectives share; statistics in fp32, whatever the precision of their inputs."""
+"""Losses of records that meet: each finds its own among all; in fp32, whatever the precision of the inputs."""
 
 from __future__ import annotations
 
@@ -7,99 +7,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from selfsup.objectives.base import Collectives
 
-IGNORE = -100
-CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in fp32, which stays near the processor's caches
 ROWS = 1024  # of similarities that stand in memory at once
-BLOCK_ELEMENTS = 1 << 26  # logits' gradient of one block: 128 MiB in bf16
-
-
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Σ −log softmax(hidden · weightᵀ)[target], without the full logits ever standing in memory.
-
-    Args:
-        hidden: (n, width); the matrix products run in its precision, the softmax in fp32.
-        weight: (vocabulary, width).
-        targets: (n,) int64; `IGNORE` where nothing is to be predicted.
-
-    Returns:
-        The sum over the positions that count, a scalar with gradient to `hidden` and `weight`.
-    """
-    if not torch.is_grad_enabled():  # inside a Function gradients always seem to be wanted
-        hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Block by block: loss, and at once the gradient of both inputs, so that nothing is kept or redone.
-
-    With p = softmax(logits): d loss / d logits = p − onehot(target). A block of that gradient is as large as its
-    memory allows, for each costs a pass over the gradient of `weight`; within it, logits stay near the caches.
-    """
-
-    @staticmethod
-    def forward(
-        context: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor
-    ) -> Tensor:
-        needs_hidden, needs_weight, _ = context.needs_input_grad  # type: ignore[attr-defined]
-        cast = weight.to(hidden.dtype)
-        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
-        weight_grad = torch.zeros_like(weight) if needs_weight else None
-        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        rows = max(1, BLOCK_ELEMENTS // len(weight))
-        block = (
-            hidden.new_empty(min(rows, len(hidden)), len(weight)) if needs_hidden or needs_weight else None
-        )
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            slope = None if block is None else block[: len(hidden[part])]
-            total += _losses(hidden[part], cast, targets[part], slope, total.dtype)
-            if slope is not None and hidden_grad is not None:
-                torch.mm(slope, cast, out=hidden_grad[part])
-            if slope is not None and weight_grad is not None:
-                weight_grad += slope.T @ hidden[part]
-        context.hidden_grad, context.weight_grad = hidden_grad, weight_grad  # type: ignore[attr-defined]
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        context: torch.autograd.function.FunctionCtx, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        scale = gradients[0]
-        hidden_grad, weight_grad = context.hidden_grad, context.weight_grad  # type: ignore[attr-defined]
-        return (
-            None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
-            None if weight_grad is None else weight_grad * scale,
-            None,
-        )
-
-
-def _losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, slope: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """The sum of the losses in `dtype`; the gradient of the logits is written into `slope` (n, vocabulary)."""
-    total = torch.zeros((), dtype=dtype, device=hidden.device)
-    rows = max(1, CHUNK_ELEMENTS // len(weight))
-    for start in range(0, len(hidden), rows):
-        part = slice(start, start + rows)
-        logits, wanted = hidden[part] @ weight.T, targets[part, None]
-        ignored = wanted == IGNORE
-        wanted = wanted.masked_fill(ignored, 0)
-        p = torch.softmax(logits, 1, dtype=dtype)
-        # The likeliest token's p is exp(largest − log Σ exp logits), which cannot underflow.
-        normaliser = logits.amax(1, keepdim=True).to(dtype) - p.amax(1, keepdim=True).log()
-        losses = normaliser - logits.gather(1, wanted).to(dtype)
-        total += losses.masked_fill_(ignored, 0).sum()
-        if slope is not None:
-            p.scatter_add_(1, wanted, torch.full_like(losses, -1.0))
-            slope[part] = p
-            slope[part].masked_fill_(ignored, 0)
-    return total
 
 
 def info_nce(
@@ -205,23 +117,3 @@ def nt_xent(
     views, owners = torch.cat((first, second)), torch.cat((identities, identities))
     others = _own_rows(len(views), views.device, collectives).roll(len(first))
     return _contrast(views, views, owners, others, scale, collectives)
-
-
-def at_least_single(tensor: Tensor) -> Tensor:
-    """In fp32, or in its own precision where that is higher."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """−log p of each target: logits (…, vocabulary), targets (…) → (…), in nats."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(
-        targets
-    )
-
-
-def target_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """−log p of each target (…), from hidden states (…, width) and the matrix (vocabulary, width) that makes logits of
-    them, in nats; 0 where it is `IGNORE`. Full logits never stand in memory."""
-    rows = max(1, CHUNK_ELEMENTS // len(weight))  # of logits at once
-    parts = zip(torch.split(hidden.flatten(0, -2), rows), torch.split(targets.flatten(), rows), strict=True)
-    return torch.cat([token_losses(h @ weight.T, t) for h, t in parts]).view_as(targets)

@@ -21,9 +21,9 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
 from selfsup.models.counting import sketched
 from selfsup.models.encoder import MaskedLanguageModel
+from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.encoding import EncoderRecipe
-from selfsup.objectives.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.seeding import generator, uniform
 
 SHOWN_AS_MASK, SHOWN_AS_RANDOM = 0.8, 0.1  # of the hidden tokens; the others are shown as they are

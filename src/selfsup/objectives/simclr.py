@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone
+from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import small_batch
-from selfsup.objectives.losses import at_least_single, nt_xent
+from selfsup.objectives.losses import nt_xent
 from selfsup.objectives.vision import VisionRecipe
 from selfsup.seeding import seeded
 from selfsup.views import View, render_several, simclr_view

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.backbones import AnyBackbone
+from selfsup.models.losses import at_least_single
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.losses import at_least_single
 
 LONGEST_MEMORY = 250.0  # steps: a momentum of .996, what DINO begins with
 
