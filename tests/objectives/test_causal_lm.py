@@ -215,7 +215,7 @@ def test_score_and_gradients_equal_the_plain_loss(
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_losses_per_token_equal_the_plain_loss(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfsup.objectives.losses.CHUNK_ELEMENTS", rows * VOCABULARY)
+    monkeypatch.setattr("selfsup.models.losses.CHUNK_ELEMENTS", rows * VOCABULARY)
     task = example()
     found = OBJECTIVE.losses(task)
     assert (found[task["targets"] == IGNORE] == 0).all()
