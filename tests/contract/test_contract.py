@@ -139,7 +139,7 @@ def test_descent_moves_every_weight(case: Case) -> None:
         assert moved == 0 if name in case.still else moved > 1e-4, name
 
 
-@pytest.mark.parametrize(("batch", "micro_batch"), [(6, 1), (6, 4), (5, 2)])
+@pytest.mark.parametrize(("batch", "micro_batch"), [pytest.param(6, 1, marks=pytest.mark.long), (6, 4), (5, 2)])
 def test_micro_batches_change_no_training(case: Case, batch: int, micro_batch: int) -> None:
     expected = descent_alone(case, batch)
     assert_equal(descend(case, Split(batch, micro_batch), ALONE), expected, TRAINED)
@@ -196,7 +196,7 @@ def test_caching_repeats_the_dropout_of_the_first_pass(case: Case, micro_batch: 
 # -- killed and resumed --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [(1,), (7, 13), (19,)])
+@pytest.mark.parametrize("kills", [(7, 13), *(pytest.param((at,), marks=pytest.mark.long) for at in (1, 19))])
 def test_resuming_is_exact(case: Case, kills: tuple[int, ...], tmp_path: Path) -> None:
     """Bit for bit, from any step, with any number of workers, whatever a fresh build would start from."""
     split = Split(6, 4)
