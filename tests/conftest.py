@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from drawings import write_drawings
+from rich.cells import cell_len
 
 import selfsup
 from selfsup import cli, planning
@@ -241,6 +243,22 @@ def dead_name() -> Callable[[Path], Path]:
     code = "import pathlib, selfsup.files as files; print(files.temporary_name(pathlib.Path('x')).name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return lambda path: path.with_name(done.stdout.strip().replace(".x.", f".{path.name}.", 1))
+
+
+def assert_alike(found: Any, expected: Any, share: float = 1e-4) -> None:
+    """Vectors, along the last axis, that differ by what fp32 rounds at most, measured by the length of each.
+
+    `share` is a hundred times what two orders of the same sums make of it, and a hundredth of what bf16 does.
+    """
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape
+    apart, length = (np.linalg.norm(vectors, axis=-1) for vectors in (found - expected, expected))
+    assert np.all(apart <= share * length), f"{(apart / length).max():.2e} of the length"
+
+
+def widest(text: str) -> int:
+    """The cells of a terminal that its longest line takes: marks that join a letter take none."""
+    return max(map(cell_len, text.split("\n")))
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train
+from conftest import Train, widest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -118,7 +118,7 @@ def test_print(runs: list[Run]) -> None:
         *MARKS[:2],
     ):
         assert figure in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert widest(text) <= 100
 
 
 def test_unfinished_run_is_compared_and_named(runs: list[Run], other: Run) -> None:
@@ -279,5 +279,5 @@ curve = st.lists(
 @given(st.lists(curve, min_size=1, max_size=4), st.integers(40, 160))
 def test_chart_fits_and_shows_the_last_curve(curves: list[list[tuple[float, float]]], width: int) -> None:
     text = chart(curves, width, height=10).plain
-    assert max(map(len, text.splitlines())) <= width
+    assert widest(text) <= width
     assert (MARKS[len(curves) - 1] in text) == bool(curves[-1])

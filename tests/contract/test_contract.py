@@ -139,7 +139,9 @@ def test_descent_moves_every_weight(case: Case) -> None:
         assert moved == 0 if name in case.still else moved > 1e-4, name
 
 
-@pytest.mark.parametrize(("batch", "micro_batch"), [pytest.param(6, 1, marks=pytest.mark.long), (6, 4), (5, 2)])
+@pytest.mark.parametrize(
+    ("batch", "micro_batch"), [pytest.param(6, 1, marks=pytest.mark.long), (6, 4), (5, 2)]
+)
 def test_micro_batches_change_no_training(case: Case, batch: int, micro_batch: int) -> None:
     expected = descent_alone(case, batch)
     assert_equal(descend(case, Split(batch, micro_batch), ALONE), expected, TRAINED)

@@ -14,7 +14,7 @@ import pytest
 import sentence_transformers
 import transformers
 from closeness import SHARE, assert_same_vectors
-from conftest import Answer, Train, tree
+from conftest import Answer, Train, assert_alike, tree
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from tiny_clip import DIMENSION, save_tiny_clip
@@ -297,7 +297,7 @@ def test_training_starts_from_such_a_directory(exported: Path, train: Train, tmp
     started = selfsup.load(exported)
     started.features = Features(started.features.pooling)
     expected = started.embed(TEXTS, precision="fp32")
-    np.testing.assert_allclose(vectors(run.directory), expected, atol=1e-4)
+    assert_alike(vectors(run.directory), expected)
 
 
 # -- the command ---------------------------------------------------------------------------------------------

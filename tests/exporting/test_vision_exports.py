@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import vision_peers
 from closeness import SHARE
+from conftest import assert_alike
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -210,8 +210,8 @@ def test_onnxruntime_gives_the_same_numbers_for_any_batch_and_size(
     pixels, ours = torch.randn(batch, 3, height, width), lively()
     found, states = session.run(["features", "hidden_states"], {"pixels": pixels.numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(states, ours(pixels).numpy(), atol=1e-4)
-        np.testing.assert_allclose(found, whitened().map(ours.embed(pixels, "mean")).numpy(), atol=1e-4)
+        assert_alike(states, ours(pixels).numpy())
+        assert_alike(found, whitened().map(ours.embed(pixels, "mean")).numpy())
 
 
 def test_preprocessing_travels_with_it(session: Any) -> None:
@@ -234,7 +234,7 @@ def test_other_networks_go_to_onnx_too(tmp_path: Path, monkeypatch: pytest.Monke
         pixels = torch.randn(shape)
         with torch.no_grad():
             expected = backbone.eval()(pixels).numpy()
-        np.testing.assert_allclose(opened.run(None, {"pixels": pixels.numpy()})[0], expected, atol=1e-4)
+        assert_alike(opened.run(None, {"pixels": pixels.numpy()})[0], expected)
 
 
 def test_without_onnx_it_says_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_alike
 from PIL import Image
 from tiny_encoder import save_tiny
 from tiny_vision import COLOURS, SIZE, WIDTH, picture, save_photos, save_tiny_vision, tiny_vision
@@ -78,8 +79,8 @@ def test_neither_batches_nor_order_change_a_vector() -> None:
     assert (together.shape, together.dtype) == ((12, WIDTH), np.float32)
     assert seen == [(5, 12), (10, 12), (12, 12)]
     alone = np.concatenate([model().embed([pixels]) for pixels in PICTURES])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(model().embed(PICTURES[::-1], "fp32"), together[::-1], atol=1e-5)
+    assert_alike(together, alone)
+    assert_alike(model().embed(PICTURES[::-1], "fp32"), together[::-1])
     assert model().embed([]).shape == (0, WIDTH)
 
 

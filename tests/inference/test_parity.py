@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import assert_alike
 from foreign import bert
 from sentence_transformers import SentenceTransformer
 from styles import STYLES
@@ -108,7 +108,7 @@ def test_a_model_that_fills_hidden_places_reads_them(tmp_path: Path) -> None:
     model = open_model(place)
     assert isinstance(model, EncoderModel)
     ours = [[candidate.probability for candidate in places] for places in model.fill(text)]
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert_alike(ours, expected)
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -118,9 +118,9 @@ def test_vectors_of_texts_with_special_tokens(kind: str, head: bool, tmp_path: P
     exported = selfsup.export(place, out=tmp_path / "exported")
     theirs = SentenceTransformer(str(tmp_path / "exported")).encode(TEXTS, show_progress_bar=False)
     ours = selfsup.load(place).embed(TEXTS, precision="fp32")
-    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    assert_alike(theirs, ours)
     again = selfsup.load(tmp_path / "exported").embed(TEXTS, precision="fp32")
-    np.testing.assert_allclose(again, ours, atol=1e-5)
+    assert_alike(again, ours)
     assert exported.max_difference is not None
     assert exported.max_difference < EXACT
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_alike
 from PIL import Image
 from tiny_clip import SIGMOID, SOFTMAX, save_tiny_clip
 from tiny_encoder import save_tiny
@@ -65,7 +66,7 @@ def test_probabilities_are_those_of_the_formula(directory: Path, templates: list
 def test_a_class_is_the_mean_direction_of_its_texts(directory: Path) -> None:
     model = PairModel.load(directory)
     found = class_vectors(model, [[label] for label in LABELS], TEMPLATES).numpy()
-    np.testing.assert_allclose(found, expected_vectors(model, LABELS, TEMPLATES), atol=1e-5)
+    assert_alike(found, expected_vectors(model, LABELS, TEMPLATES))
     # Not the direction of the mean: a long vector weighs no more than a short one.
     plain = model.text.embed([text.replace("{}", LABELS[0]) for text in TEMPLATES], "fp32").mean(0)
     assert np.abs(found[0] - unit(plain)).max() > 1e-4
@@ -76,8 +77,8 @@ def test_a_class_of_several_names_is_the_mean_direction_of_their_texts(directory
     found = class_vectors(model, [[LABELS[0]], list(LABELS[1:])], TEMPLATES).numpy()
     texts = [template.replace("{}", label) for label in LABELS[1:] for template in TEMPLATES]
     both = unit(unit(model.text.embed(texts, "fp32").astype("f8")).mean(0))
-    np.testing.assert_allclose(found[1], both, atol=1e-5)
-    np.testing.assert_allclose(found[:1], expected_vectors(model, LABELS[:1], TEMPLATES), atol=1e-5)
+    assert_alike(found[1], both)
+    assert_alike(found[:1], expected_vectors(model, LABELS[:1], TEMPLATES))
 
 
 def test_the_name_alone_is_the_default(directory: Path) -> None:

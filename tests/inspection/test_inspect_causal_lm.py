@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from looking import Page, Told, found, printed
@@ -136,7 +137,7 @@ def test_long_window_is_cut_to_the_screen_and_says_so() -> None:
     text = printed(inspection, width=60)
     assert "256 of 600 positions" in text
     assert "Shown are the first 21" in text
-    assert max(map(len, text.splitlines())) <= 60
+    assert widest(text) <= 60
     assert len(found(inspection.to_json(), "sight")["mask"]) == 256
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_PAIRS, Answer
+from conftest import TINY_PAIRS, Answer, assert_alike, widest
 from drawings import drawing
 from looking import Page, Told, printed
 from PIL import Image
@@ -113,7 +113,7 @@ def test_similarities_and_loss_are_those_of_the_towers(run: Run, network: int) -
         assert checkpoint is not None
         objective.load_state_dict(checkpoint.tensors["model"])
     images, texts = vectors(objective, batch)
-    np.testing.assert_allclose(towers.similarity, images @ texts.T, atol=1e-5)
+    assert_alike(towers.similarity, images @ texts.T)
     losses = [
         math.log(
             sum(
@@ -207,7 +207,7 @@ def test_a_run_reads_other_data_by_its_own_tokenizer(run: Run, tmp_path: Path) -
 def test_terminal_json_page_and_sheet(run: Run) -> None:
     inspection = look(run=run.directory)
     shown = printed(inspection, width=80)
-    assert max(map(len, shown.splitlines())) <= 80
+    assert widest(shown) <= 80
     assert f"loss (chance {math.log(COUNT):.3f})" in shown
     assert "[UNK]" in shown
     assert "[PAD]" not in shown

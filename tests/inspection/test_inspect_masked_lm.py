@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from looking import Page, Told, found, printed
@@ -119,7 +120,7 @@ def test_any_text(text: str, unit: str) -> None:
     assert page.tags.count("script") == 1
     assert "red" not in page.tags
     assert "onload" not in {name for name, _ in page.attributes}
-    assert max(map(len, printed(inspection, width=100).splitlines())) <= 100
+    assert widest(printed(inspection, width=100)) <= 100
 
 
 def test_masks_are_those_of_the_training(run: Run) -> None:

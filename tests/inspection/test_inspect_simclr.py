@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Train
+from conftest import Train, widest
 from drawings import drawing, write_drawings
 from looking import Page, Told, printed
 from PIL import Image
@@ -128,7 +128,7 @@ def test_without_a_run_the_task_is_shown_alone(drawings: Path) -> None:
     assert content["view"]["scale"] == [0.2, 1.0]
     shown = printed(inspection, width=60)
     assert "Hidden: which two views come from the same image" in " ".join(shown.split())
-    assert max(map(len, shown.splitlines())) <= 60
+    assert widest(shown) <= 60
     assert [image["name"] for image in look(data=str(drawings), seed=4).images] != [
         image["name"] for image in inspection.images
     ]

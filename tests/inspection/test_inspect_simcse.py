@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_alike, widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from looking import Page, Told, printed
@@ -89,7 +90,7 @@ def test_a_text() -> None:
     shown = printed(inspection, width=120)
     assert "(equal to" in shown
     assert f"{''.join(networks(inspection)[0].roles).count('=')} pairs of equal sentences left out" in shown
-    assert max(map(len, printed(inspection, width=60).splitlines())) <= 60
+    assert widest(printed(inspection, width=60)) <= 60
 
 
 def test_sentences_are_those_of_the_first_step(run: Run) -> None:
@@ -140,9 +141,9 @@ def test_without_dropout_the_vectors_are_those_of_the_saved_encoder(run: Run) ->
     vectors = pooled(run, inspection.texts)
     normal = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     trained = inspection.views[-1]
-    np.testing.assert_allclose(trained["alike"]["similarity"], normal @ normal.T, atol=1e-5)
-    np.testing.assert_allclose(trained["first"], vectors[:, :32], atol=1e-5)
-    np.testing.assert_allclose(trained["second"], vectors[:, :32], atol=1e-5)
+    assert_alike(trained["alike"]["similarity"], normal @ normal.T)
+    assert_alike(trained["first"], vectors[:, :32])
+    assert_alike(trained["second"], vectors[:, :32])
     for t, bars in enumerate(inspection.of(Bars)):
         assert bars.rows == {"view 1": trained["first"][t], "view 2": trained["second"][t]}
 
@@ -170,7 +171,7 @@ def test_what_it_begins_with_is_what_the_training_began_with(run: Run) -> None:
     with torch.inference_mode(), seeded(seed, "dropout", 0, int(places[0])):
         outputs = objective.predict(task)
         loss = objective.score(outputs, task, Processes())["info_nce"].item()
-    np.testing.assert_allclose(inspection.views[0]["first"], outputs["first"][:, :32], atol=1e-5)
+    assert_alike(inspection.views[0]["first"], outputs["first"][:, :32])
     assert networks(inspection)[0].loss * SIZE == pytest.approx(loss, abs=1e-3)
 
 
@@ -199,7 +200,7 @@ def test_a_training_that_goes_on_begins_with_what_it_is_given(run: Run) -> None:
     )
     assert [each.name for each in networks(inspection)] == [f"before training ({run.directory})"]
     vectors = pooled(run, inspection.texts)
-    np.testing.assert_allclose(inspection.views[0]["first"], vectors[:, :32], atol=1e-5)
+    assert_alike(inspection.views[0]["first"], vectors[:, :32])
 
 
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=5))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import Answer, Train, tree
+from conftest import Answer, Train, assert_alike, tree
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -190,12 +190,12 @@ def test_an_encoder_gives_vectors(runs: dict[str, selfsup.Run], tmp_path: Path) 
         network = transformers.AutoModel.from_pretrained(run.model_directory)
         tokenizer = transformers.AutoTokenizer.from_pretrained(run.model_directory)
         expected = [network(**tokenizer(text, return_tensors="pt"))[0][0].mean(0).numpy() for text in TEXTS]
-        np.testing.assert_allclose(model.embed(TEXTS, precision="fp32"), expected, atol=1e-5)
+        assert_alike(model.embed(TEXTS, precision="fp32"), expected)
         exported = selfsup.export(run, out=tmp_path / objective)
         assert exported.max_difference is not None
         assert exported.max_difference <= 1e-5
         theirs = SentenceTransformer(str(tmp_path / objective)).encode(TEXTS, show_progress_bar=False)
-        np.testing.assert_allclose(theirs, expected, atol=1e-5)
+        assert_alike(theirs, expected)
 
 
 @torch.no_grad()
