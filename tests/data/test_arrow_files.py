@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfsup.data import arrow_files
+from selfsup.data import arrow_files, discovery
 from selfsup.data.arrow_files import open_arrow
 from selfsup.data.parquet_pages import pages_of
 from selfsup.errors import UserError
@@ -218,7 +218,7 @@ def test_a_batch_that_unpacks_to_more_than_there_is_room_for(tmp_path, monkeypat
 
 def test_unpacking_stops(tmp_path, monkeypatch):
     pq.write_table(pa.table({"x": [b"\0" * 100_000] * 1000}), tmp_path / "a.parquet", compression="zstd")
-    monkeypatch.setattr(arrow_files, "SMALL", 1 << 20)
+    monkeypatch.setattr(discovery, "SMALL", 1 << 20)
     refused(tmp_path / "a.parquet", "far more than its size allows")
 
 

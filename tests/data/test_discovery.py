@@ -103,7 +103,7 @@ def test_what_may_not_be_read_and_what_is_no_regular_file_is_left_out(tmp_path, 
     assert names(tmp_path, tmp_path) == ["a.txt"]
     left_out = found(tmp_path).left_out
     assert left_out["folders that may not be read"] == (1, str(tmp_path / "closed"))
-    assert left_out["pipes, sockets and devices"].number == 3
+    assert left_out["pipes, sockets and devices"][0] == 3
     refused(lambda: found(tmp_path / "closed"), "folders that may not be read: 1")
     for name in ("pipe.txt", "socket.txt", "zero.txt"):
         refused(lambda name=name: found(tmp_path / name), "pipes, sockets and devices: 1", name)
@@ -123,7 +123,7 @@ def test_patterns(tmp_path, monkeypatch):
     assert names(tmp_path / "[ab]", tmp_path) == ["a/1.txt", "a/deep/2.txt", "b/3.txt"]
     assert names(tmp_path / "x[1].txt", tmp_path) == ["x[1].txt"]
     assert names(tmp_path / ".c" / "*", tmp_path) == [".c/5.txt"]
-    assert found(tmp_path / "b" / "*").left_out[".pdf files"].number == 1
+    assert found(tmp_path / "b" / "*").left_out[".pdf files"][0] == 1
     refused(lambda: found(tmp_path / "*.md"), "No file matches")
     monkeypatch.chdir(tmp_path)
     assert [file.path for file in found("**/*.txt").files] == names(tmp_path / "**" / "*.txt", tmp_path)
@@ -168,8 +168,8 @@ def test_a_folder_that_is_a_data_set_is_one(tmp_path):
     assert names(tmp_path, tmp_path) == ["saved", "t.lance"]
     assert names(tmp_path / "saved", tmp_path) == ["saved"]
     assert names(tmp_path / "**", tmp_path) == ["saved", "t.lance"]
-    assert is_dataset(tmp_path / "saved")
-    assert not is_dataset(tmp_path)
+    assert is_dataset(os.listdir(tmp_path / "saved"))
+    assert not is_dataset(os.listdir(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_splits_are_left_out_by_name(tmp_path):
         "train-0.txt",
         "train-1.txt",
     ]
-    assert training.left_out["files of the test split"].number == 1
+    assert training.left_out["files of the test split"][0] == 1
     assert both.told() == ""
     assert len(found(tmp_path / "*").of("training").files) == 3
     assert [os.path.basename(file.path) for file in both.of("test").files] == ["README.md", "test-0.txt"]

@@ -17,7 +17,7 @@ import pytest
 from pictures import archive, encoded, noise, png, write
 from PIL import Image
 
-from selfsup.data import streams
+from selfsup.data import discovery
 from selfsup.data.images import collection, decoding, open_images, sources
 from selfsup.data.images.decoding import BadImage, decode, size_of
 from selfsup.data.images.stores import Room, Span
@@ -329,7 +329,7 @@ COMPRESS = {
 
 
 def test_archives_that_unpack_without_end(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(streams, "SMALL", 1 << 20)
+    monkeypatch.setattr(discovery, "SMALL", 1 << 20)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(member("0.png", 1 << 24, bytes(1 << 24))))
     with pytest.raises(UserError, match="far more than its size allows"):
         open_images(tmp_path / "a.tar.gz")

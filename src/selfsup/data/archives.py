@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
-from selfsup.data.discovery import KINDS, opened
+from selfsup.data.discovery import KINDS, opened, reading
 from selfsup.data.parts import DOCUMENT, Ignored
-from selfsup.data.streams import PIECE, decompressed, read_document, reading, too_long
+from selfsup.data.streams import PIECE, decompressed, read_document, too_long
 from selfsup.errors import Damaged
 
 COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"(\xb5/\xfd": ".zst"}  # by first bytes

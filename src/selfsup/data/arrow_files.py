@@ -4,7 +4,7 @@ A table is a file of parquet or of Arrow (`.arrow` or `.feather`, in the format 
 that is a Lance data set (`.lance`) or was written by `datasets.save_to_disk`.
 
 Reading is bounded before memory is taken: by rows (`ROWS` for each byte on the disk), by what a table unpacks to
-(`EXPANSION` times what it takes on the disk), and by what has to be unpacked at once (half of the free memory).
+(see `most_unpacked`), and by what has to be unpacked at once (half of the free memory).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfsup.data.discovery import EXPANSION, mapped, most_unpacked, reading
 from selfsup.data.parquet_pages import DICTIONARY, pages_of
 from selfsup.errors import Damaged, UserError
-from selfsup.files import inside, opened, read_bytes
+from selfsup.files import inside, read_bytes
 
 BATCH_ROWS = 256  # at most in a batch
 BATCH_BYTES = 1 << 28  # at most, of the values of a batch that lie once and are referred to many times
 ROWS, FEW_ROWS = 64, 1 << 20  # rows that a table may have: for each byte on the disk, and in any case
-EXPANSION, SMALL = 100, 1 << 30  # what it may unpack to: times its bytes on the disk, and in any case
 PAGE = 1 << 26  # what a page of parquet may unpack to in any case, and a batch should
 METADATA = 1 << 28  # bytes of a schema or a footer at most
-SUFFIXES = (".parquet", ".arrow", ".feather")  # of files
+
+# What a damaged table raises beside errors of the disk and Arrow's own.
+DAMAGE = (ValueError, LookupError, TypeError, struct.error, MemoryError, RecursionError)
 
 _MAGIC = b"ARROW1"
 
@@ -70,10 +73,10 @@ class ArrowFile:
                 known = ", ".join(map(str, self.schema.names))
                 raise Damaged(f"{self.path} has {count} columns {name!r}: choose one of {known}.")
         unpacked = 0
-        with damage_of(self.path):
+        with reading(self.path, *DAMAGE):
             for batch in checked_batches(self.read(names)):
                 unpacked += 0 if self.mapped else batch.nbytes
-                if unpacked > max(SMALL, EXPANSION * self.size):
+                if unpacked > most_unpacked(self.size):
                     raise _bomb(self.path, f"more than {unpacked >> 20} MiB")
                 yield batch
 
@@ -96,7 +99,7 @@ def open_arrow(path: Path) -> ArrowFile:
     Raises:
         UserError: it is damaged, or claims more than may be.
     """
-    with damage_of(path):
+    with reading(path, *DAMAGE):
         table = _opener(path)(path)
     if table.rows > max(FEW_ROWS, ROWS * table.size):
         raise _bomb(path, f"{table.rows} rows")
@@ -106,30 +109,7 @@ def open_arrow(path: Path) -> ArrowFile:
 def _opener(path: Path) -> Callable[[Path], ArrowFile]:
     if path.is_dir():
         return _open_saved if (path / "state.json").exists() else _open_lance
-    with opened(path):  # of a pipe or a device, Arrow would read for ever
-        pass
     return _open_parquet if path.suffix.lower() == ".parquet" else _open_ipc
-
-
-@contextmanager
-def damage_of(path: Path) -> Iterator[None]:
-    """Say in one sentence what is wrong with a table that Arrow cannot read, whatever it raises for that."""
-    try:
-        yield
-    except (
-        OSError,
-        EOFError,
-        pa.ArrowException,
-        ValueError,
-        LookupError,
-        TypeError,
-        struct.error,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = " ".join(said.split())[:200] or type(error).__name__
-        raise Damaged(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
 
 
 def _bomb(path: Path, claim: str) -> Damaged:
@@ -201,12 +181,9 @@ def _open_saved(folder: Path) -> ArrowFile:
 
 
 def _open_parquet(path: Path) -> ArrowFile:
-    with pa.memory_map(str(path)) as mapped:
-        content = memoryview(mapped.read_buffer())
-
-    def opened() -> Any:
-        limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA >> 8}
-        return pq.ParquetFile(path, memory_map=True, **limits)
+    content = mapped(path)
+    limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA >> 8}
+    opened = partial(pq.ParquetFile, path, memory_map=True, **limits)
 
     def read(names: list[str]) -> Iterator[Any]:
         with opened() as file:
@@ -214,14 +191,12 @@ def _open_parquet(path: Path) -> ArrowFile:
             for group in range(file.num_row_groups):
                 if file.metadata.row_group(group).num_rows == 0:  # such a group has no pages
                     continue
-                rows = _rows_at_once(path, content, file.metadata.row_group(group), names)
+                rows = _rows_at_once(path, memoryview(content), file.metadata.row_group(group), names)
                 for batch in file.iter_batches(rows, [group], columns=names, use_threads=False):
                     yield batch.select(names)
 
     with opened() as file:
-        return ArrowFile(
-            path, file.schema_arrow, file.metadata.num_rows, path.stat().st_size, mapped=False, read=read
-        )
+        return ArrowFile(path, file.schema_arrow, file.metadata.num_rows, content.size, False, read)
 
 
 def _rows_at_once(path: Path, content: memoryview, group: Any, names: list[str]) -> int:
@@ -275,79 +250,54 @@ def _panics() -> Iterator[None]:
 
 def _open_ipc(path: Path) -> ArrowFile:
     """A file of Arrow, whose footer says where its batches lie, or a stream, mapped into memory."""
-    with pa.memory_map(str(path)) as file:
-        content = file.read_buffer()
+    content = mapped(path)
     of_file = content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC
-    with (pa.ipc.open_file if of_file else pa.ipc.open_stream)(content) as reader:
+    opened = partial(pa.ipc.open_file if of_file else pa.ipc.open_stream, content)
+    with opened() as reader:
         schema = reader.schema
     rows, compressed = 0, False
     for message in _messages_of_file(content) if of_file else pa.ipc.MessageReader.open_stream(content):
-        if message.type not in ("record batch", "dictionary"):
-            continue
-        batch = _Batch.of(message)
-        rows += batch.rows if message.type == "record batch" else 0
-        compressed |= batch.compressed
-        if batch.compressed and (unpacked := batch.unpacked(message.body)) > min(_room(), _largest(content)):
-            raise _bomb(path, f"a batch of {unpacked >> 20} MiB")
+        if message.type in ("record batch", "dictionary"):
+            batch = _header_of(message)
+            rows += batch.number(0) if message.type == "record batch" else 0
+            if batch.place(3) is not None:
+                compressed = True
+                if (unpacked := _unpacked(batch, message.body)) > min(_room(), most_unpacked(content.size)):
+                    raise _bomb(path, f"a batch of {unpacked >> 20} MiB")
 
     def read(names: list[str]) -> Iterator[Any]:
         places = sorted(schema.get_field_index(name) for name in names)
-        options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-        with (pa.ipc.open_file if of_file else pa.ipc.open_stream)(content, options=options) as reader:
+        with opened(options=pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)) as reader:
             batches = map(reader.get_batch, range(reader.num_record_batches)) if of_file else reader
             yield from (batch.select(names) for batch in batches)
 
-    return ArrowFile(path, schema, rows, path.stat().st_size, not compressed, read)
-
-
-def _largest(content: Any) -> int:
-    return max(SMALL, EXPANSION * int(content.size))
+    return ArrowFile(path, schema, rows, content.size, not compressed, read)
 
 
 def _messages_of_file(content: Any) -> Iterator[Any]:
     """The dictionaries and batches of a file, where its footer says that they lie (File.fbs of Arrow's format)."""
     end = content.size - len(_MAGIC) - 4
     (length,) = struct.unpack("<i", content.slice(end, 4).to_pybytes())
-    data = content.slice(end - length, length).to_pybytes()
-    footer = _Table(data, struct.unpack_from("<I", data)[0])
+    footer = _Table.first(content.slice(end - length, length).to_pybytes())
     for field in (2, 3):
         start, count = footer.vector(field)
         for number in range(count):
-            offset, header, body = struct.unpack_from("<qi4xq", data, start + 24 * number)
+            offset, header, body = struct.unpack_from("<qi4xq", footer.data, start + 24 * number)
             yield pa.ipc.read_message(content.slice(offset, header + body))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What the metadata of a batch say, in the encoding of flatbuffers (Message.fbs of Arrow's format).
+def _header_of(message: Any) -> _Table:
+    """What the metadata of a batch say, also of one in a dictionary: rows, buffers, compression (Message.fbs)."""
+    header = _Table.first(message.metadata.to_pybytes()).below(2)
+    return header.below(1) if message.type == "dictionary" else header
 
-    Attributes:
-        buffers: where each of the buffers begins in the body.
-    """
 
-    rows: int
-    buffers: tuple[int, ...]
-    compressed: bool
-
-    @classmethod
-    def of(cls, message: Any) -> _Batch:
-        data = message.metadata.to_pybytes()
-        header = _Table(data, struct.unpack_from("<I", data)[0]).below(2)
-        if message.type == "dictionary":
-            header = header.below(1)
-        start, count = header.vector(2)
-        places = [struct.unpack_from("<qq", data, start + 16 * number) for number in range(count)]
-        return cls(
-            header.number(0),
-            tuple(place for place, length in places if length > 0),
-            header.place(3) is not None,
-        )
-
-    def unpacked(self, body: Any) -> int:
-        """Bytes that compressed buffers have without compression: each begins with that number, or -1."""
-        view = memoryview(body)
-        sizes = (struct.unpack_from("<q", view, place)[0] for place in self.buffers)
-        return sum(max(0, size) for size in sizes)
+def _unpacked(batch: _Table, body: Any) -> int:
+    """Bytes that compressed buffers have without compression: each begins with that number, or -1."""
+    start, count = batch.vector(2)
+    places = (struct.unpack_from("<qq", batch.data, start + 16 * number) for number in range(count))
+    view = memoryview(body)
+    return sum(max(0, *struct.unpack_from("<q", view, place)) for place, length in places if length > 0)
 
 
 @dataclass(frozen=True)
@@ -356,6 +306,10 @@ class _Table:
 
     data: bytes
     start: int
+
+    @classmethod
+    def first(cls, data: bytes) -> _Table:
+        return cls(data, struct.unpack_from("<I", data)[0])
 
     def place(self, field: int) -> int | None:
         """Where a field lies, None where it has its default."""
@@ -371,15 +325,13 @@ class _Table:
         return 0 if place is None else int(struct.unpack_from("<q", self.data, place)[0])
 
     def below(self, field: int) -> _Table:
-        place = self.place(field)
-        if place is None:
+        if (place := self.place(field)) is None:
             raise ValueError("its metadata lack a part")
         return _Table(self.data, place + struct.unpack_from("<I", self.data, place)[0])
 
     def vector(self, field: int) -> tuple[int, int]:
         """Where the elements of a vector begin, and how many there are."""
-        place = self.place(field)
-        if place is None:
+        if self.place(field) is None:
             return 0, 0
-        start = place + struct.unpack_from("<I", self.data, place)[0]
+        start = self.below(field).start
         return start + 4, int(struct.unpack_from("<I", self.data, start)[0])

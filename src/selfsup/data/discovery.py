@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import lzma
 import os
 import re
 import stat
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from selfsup.errors import UserError
+from selfsup.errors import Damaged, UserError
 from selfsup.files import opened as opened  # which readers take from here
 
+EXPANSION, SMALL = 100, 1 << 30  # what a file may unpack to: times its bytes on the disk, and in any case
 MOST_PATTERNS = 100_000  # that braces may stand for
 # What the parts of a data set are called on the hub, in names of files and folders.
 SPLITS = {
@@ -67,13 +70,6 @@ class File(NamedTuple):
         return "tables" if os.path.isdir(self.path) else kind_of(self.path)
 
 
-class Left(NamedTuple):
-    """How many files or folders were left out for one reason, and the first of them."""
-
-    number: int
-    first: str
-
-
 @dataclass
 class Found:
     """What a path stands for.
@@ -81,17 +77,17 @@ class Found:
     Attributes:
         root: the folder that was named, or that of a pattern.
         files: ordered by the parts of their paths.
-        left_out: by what they are, such as `.pdf files` or `folders that may not be read`.
+        left_out: how many, and the first of them, by what they are, such as `folders that may not be read`.
     """
 
     root: str
     files: list[File] = field(default_factory=list)
-    left_out: dict[str, Left] = field(default_factory=dict)
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def leave_out(self, what: str, path: str) -> None:
         """Count something that is not read."""
         number, first = self.left_out.get(what, (0, path))
-        self.left_out[what] = Left(number + 1, first)
+        self.left_out[what] = (number + 1, first)
 
     def told(self) -> str:
         """What is left out, in words; empty where nothing is."""
@@ -99,10 +95,6 @@ class Found:
             f"{what}: {number:,} ({first}{' and others' if number > 1 else ''})"
             for what, (number, first) in self.left_out.items()
         )
-
-    def splits(self) -> dict[str, str | None]:
-        """The part of a data set that each file belongs to, by its path; None where its name says nothing."""
-        return {file.path: split_of(os.path.relpath(file.path, self.root)) for file in self.files}
 
     def of(self, split: str | None) -> Found:
         """Without the files of other parts of a data set; those whose name says nothing stay.
@@ -113,20 +105,21 @@ class Found:
         Raises:
             UserError: there is none of that part.
         """
-        splits = self.splits()
-        if split == "training":
-            split = "train" if "train" in splits.values() else None
         if split in (None, "all"):
             return self
-        if split not in splits.values():
-            there = ", ".join(sorted({name for name in splits.values() if name})) or "none"
+        parts = {file: split_of(os.path.relpath(file.path, self.root)) for file in self.files}
+        if split == "training":
+            if "train" not in parts.values():
+                return self
+            split = "train"
+        if split not in parts.values():
+            there = ", ".join(sorted({name for name in parts.values() if name})) or "none"
             raise UserError(f"{self.root} has no {split} split (found by their names: {there}).")
-        chosen = replace(self, files=[], left_out=dict(self.left_out))
-        for file in self.files:
-            if splits[file.path] in (None, split):
-                chosen.files.append(file)
-            else:
-                chosen.leave_out(f"files of the {splits[file.path]} split", file.path)
+        kept = [file for file, part in parts.items() if part in (None, split)]
+        chosen = replace(self, files=kept, left_out=dict(self.left_out))
+        for file, part in parts.items():
+            if part not in (None, split):
+                chosen.leave_out(f"files of the {part} split", file.path)
         return chosen
 
 
@@ -166,12 +159,8 @@ def find(path: str | Path, reads: Callable[[str], bool], readable: str) -> Found
     return found
 
 
-def is_dataset(folder: str) -> bool:
-    """Whether a folder is one data set: of `datasets.save_to_disk`, or of Lance."""
-    return _is_dataset(_names(folder))
-
-
-def _is_dataset(names: Iterable[str]) -> bool:
+def is_dataset(names: Iterable[str]) -> bool:
+    """Whether a folder with these names in it is one data set: of `datasets.save_to_disk`, or of Lance."""
     within = set(names)
     return {"state.json", "dataset_info.json"} <= within or {"_versions", "data"} <= within
 
@@ -198,54 +187,52 @@ def readable(noun: str, kinds: Sequence[str], but: Container[str] = ()) -> str:
     """The files of some kinds in words, without some extensions."""
     names = [name for name, kind in KINDS.items() if kind in kinds and name not in but]
     packed = " and ".join(kind for kind in kinds if kind in COMPRESSED)
-    return (
-        f"{noun} from {', '.join(names)} ({packed} also as {', '.join(COMPRESSIONS)}), and directories of "
-        "datasets.save_to_disk and Lance"
-    )
+    saved = "directories of datasets.save_to_disk and Lance"
+    return f"{noun} from {', '.join(names)} ({packed} also as {', '.join(COMPRESSIONS)}), and {saved}"
 
 
 # -- opening -------------------------------------------------------------------------------------------------
 
 
 def entries(folder: str) -> list[str]:
-    """The names in a folder.
-
-    Raises:
-        OSError: it may not be read.
-    """
+    """The names in a folder; raises OSError."""
     return os.listdir(folder)
 
 
 def file_at(path: str | Path) -> File:
-    """A regular file, looked up.
-
-    Raises:
-        OSError: there is none.
-    """
+    """A regular file, looked up; raises OSError where there is none."""
     with opened(path) as file:
         return _file(os.fspath(path), os.fstat(file.fileno()))
 
 
 def mapped(path: str | Path) -> Any:
-    """The bytes of a regular file as a buffer of Arrow, which takes no memory of its own.
-
-    Raises:
-        OSError: there is none.
-    """
+    """The bytes of a regular file where they lie, as a buffer of Arrow; raises OSError where there is none."""
     file_at(path)  # of a pipe or a device, Arrow would read for ever
     with pa.memory_map(os.fspath(path)) as file:
         return file.read_buffer()
 
 
+@contextmanager
+def reading(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Say in one sentence what the disk or a damaged file causes, and further kinds of errors.
+
+    A damaged file stops the reading, since nobody can say which share of the records it takes with it.
+    """
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException, *kinds) as error:
+        said = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = " ".join(said.split())[:200] or type(error).__name__
+        raise Damaged(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that a file of so many may unpack to."""
+    return max(SMALL, EXPANSION * packed)
+
+
 def _file(path: str, status: os.stat_result) -> File:
     return File(path, status.st_size, status.st_mtime_ns)
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return entries(folder)
-    except OSError:
-        return []
 
 
 # -- folders -------------------------------------------------------------------------------------------------
@@ -257,7 +244,7 @@ def _add(place: str, reads: Callable[[str], bool], found: Found) -> None:
         _add_file(place, reads, found)
         return
     for folder, names in _folders(place, found):
-        if _is_dataset(names):
+        if is_dataset(names):
             found.files.append(_file(folder, os.stat(folder)))
             continue
         for path in (os.path.join(folder, name) for name in names):
@@ -280,16 +267,16 @@ def _folders(top: str, found: Found) -> Iterator[tuple[str, list[str]]]:
             found.leave_out("links to a folder above", folder)
         elif here not in read:
             read.add(here)
-            names = _visible(folder, found)
+            names = [name for name in _names(folder, found) if name[0] != "." and name != SPLITS_FILE]
             yield folder, names
-            for path in [] if _is_dataset(names) else (os.path.join(folder, name) for name in names):
+            for path in [] if is_dataset(names) else (os.path.join(folder, name) for name in names):
                 if os.path.isdir(path):
                     (links if os.path.islink(path) else folders).append(path)
 
 
-def _visible(folder: str, found: Found) -> list[str]:
+def _names(folder: str, found: Found) -> list[str]:
     try:
-        return sorted(name for name in entries(folder) if not name.startswith(".") and name != SPLITS_FILE)
+        return sorted(entries(folder))
     except OSError:
         found.leave_out("folders that may not be read", folder)
         return []
@@ -322,17 +309,15 @@ def _matching(pattern: str, found: Found) -> Iterator[str]:
     """What a pattern stands for; each one that its braces stand for has to match something."""
     patterns = list(itertools.islice(_without_braces(pattern), MOST_PATTERNS + 1))
     if len(patterns) > MOST_PATTERNS:
-        raise UserError(
-            f"{pattern} stands for more than {MOST_PATTERNS:,} patterns: use * in place of braces."
-        )
+        most = f"more than {MOST_PATTERNS:,} patterns"
+        raise UserError(f"{pattern} stands for {most}: use * in place of braces.")
     for single in patterns:
         matches = list(_below("", single.split(os.sep), found))
         if not matches and _MAGIC.search(single):
             raise UserError(f"No file matches {single}: check the pattern.")
         if not matches:
-            raise UserError(
-                f"There is no file or folder {single}: check the path (a hub data set is hub:user/name)."
-            )
+            remedy = "check the path (a hub data set is hub:user/name)"
+            raise UserError(f"There is no file or folder {single}: {remedy}.")
         yield from matches
 
 
@@ -362,12 +347,14 @@ def _below(folder: str, parts: list[str], found: Found) -> Iterator[str]:
     part, *rest = parts
     if part == "**":
         for deeper, _ in _folders(folder or os.curdir, found):
-            yield from _below(
-                deeper if folder else os.path.relpath(deeper).removeprefix(os.curdir), rest, found
-            )
+            deeper = deeper if folder else os.path.relpath(deeper).removeprefix(os.curdir)
+            yield from _below(deeper, rest, found)
         return
-    names = [name for name in _names(folder or os.curdir) if part.startswith(".") or not name.startswith(".")]
-    for name in fnmatch.filter(names, part) if _MAGIC.search(part) else [part]:
+    names = [part]
+    if _MAGIC.search(part):
+        listed = _names(folder or os.curdir, found) if os.path.isdir(folder or os.curdir) else []
+        names = [name for name in fnmatch.filter(listed, part) if part[0] == "." or name[0] != "."]
+    for name in names:
         place = os.path.join(folder, name) if name else folder or os.sep
         if os.path.lexists(place):
             yield from _below(place, rest, found)

@@ -17,10 +17,10 @@ from selfsup.data.archives import text_members
 from selfsup.data.arrow_files import open_arrow
 from selfsup.data.arrow_records import table_part
 from selfsup.data.csv_records import csv_part
-from selfsup.data.discovery import extensions, kind_of
+from selfsup.data.discovery import extensions, kind_of, reading
 from selfsup.data.json_records import json_records
 from selfsup.data.parts import DOCUMENT, Part, record_part, text_part
-from selfsup.data.streams import as_text, decompressed, read_document, reading, too_long
+from selfsup.data.streams import as_text, decompressed, read_document, too_long
 from selfsup.data.tally import malformed
 from selfsup.errors import Damaged
 from selfsup.files import checksum

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from selfsup.errors import Damaged
+from selfsup.errors import HALF, Damaged
 
 SAMPLED_ROWS = 100  # records looked at to find the columns
 DOCUMENT = 1 << 30  # bytes that a text file may have, decompressed
@@ -168,12 +168,9 @@ def checked(name: str, value: object) -> object:
 
 
 def _is_utf8(value: object) -> bool:
-    """Whether all texts in a value are; a damaged character is kept as half of one."""
+    """Whether all texts in a value are; of a damaged one, half characters are left (see `errors.HALF`)."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
+        return value.isascii() or HALF.search(value) is None
     if isinstance(value, dict):
         return all(map(_is_utf8, (*value, *value.values())))
     return not isinstance(value, list) or all(map(_is_utf8, value))

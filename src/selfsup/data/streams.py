@@ -16,8 +16,7 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from selfsup.data.arrow_files import EXPANSION, SMALL
-from selfsup.data.discovery import opened
+from selfsup.data.discovery import most_unpacked, opened, reading
 from selfsup.data.parts import DOCUMENT, RECORD, Malformed, Repaired
 from selfsup.errors import Damaged
 
@@ -30,19 +29,6 @@ _PYTHON = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """Turn what the disk or a damaged file can cause into one sentence.
-
-    A damaged file stops the reading, since nobody can say which share of the records it takes with it.
-    """
-    try:
-        yield
-    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise Damaged(f"{path} cannot be read ({reason}): repair it or leave it out.") from error
-
-
-@contextmanager
 def decompressed(path: Path, compression: str) -> Iterator[IO[bytes]]:
     """The bytes of a regular file, out of a compression such as `.gz`, or as they are.
 
@@ -50,7 +36,7 @@ def decompressed(path: Path, compression: str) -> Iterator[IO[bytes]]:
         Damaged: it cannot be read, or unpacks to more than 1 GiB and a hundred times its size.
     """
     with reading(path), opened(path) as file:
-        most = max(SMALL, EXPANSION * os.fstat(file.fileno()).st_size)
+        most = most_unpacked(os.fstat(file.fileno()).st_size)
         if compression in _ARROW:
             unpacked = pa.input_stream(file, compression=_ARROW[compression], buffer_size=PIECE)
             yield _bounded(unpacked, most)

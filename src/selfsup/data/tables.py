@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -87,15 +87,10 @@ def find_source(source: object, failures: float, split: str | None = None) -> So
     if origin.found:
         files = sorted({Path(file.path) for file in origin.files})
         parts = [file_part(file, failures) for file in files]
-        return Source(
-            origin.name,
-            parts,
-            lambda column: fingerprint_of_files(files, column),
-            origin.left_out,
-            origin.split,
-        )
+        fingerprint = partial(fingerprint_of_files, files)
+        return Source(origin.name, parts, fingerprint, origin.left_out, origin.split)
     part = _part_of_items(source, origin)
-    return Source(part.name, [part], lambda column: _fingerprint_of_texts(part, column))
+    return Source(part.name, [part], partial(_fingerprint_of_texts, part))
 
 
 def _part_of_items(source: object, origin: Origin) -> Part:
@@ -129,16 +124,15 @@ def _fingerprint_of_texts(part: Part, wanted: str | None) -> str:
 class TextColumns:
     """Which columns the texts of a source are read from, part by part, in words."""
 
-    def __init__(self, beside: Collection[str] = ()) -> None:
-        """`beside` are columns that are read for something else."""
+    def __init__(self, parts: Sequence[Part], wanted: str | None, beside: Collection[str]) -> None:
+        """Parts that are damaged, or in which there is nothing to choose, have none; `beside` are columns that are read
+        for something else."""
         self._parts: Counter[tuple[str, str]] = Counter()
-        self._beside = beside
-
-    def add(self, part: Part, column: str) -> None:
-        """Remember the column of a part; where there is nothing to choose there is nothing to say."""
-        if part.text is None and column:
-            others = [name for name in part.sample().names if name == column or name not in self._beside]
-            self._parts[column, described(column, others)] += 1
+        for part in parts:
+            with suppress(Damaged):
+                if part.text is None and (column := text_column(part, wanted)):
+                    others = [name for name in part.sample().names if name == column or name not in beside]
+                    self._parts[column, described(column, others)] += 1
 
     @property
     def name(self) -> str | None:
@@ -148,9 +142,9 @@ class TextColumns:
 
     def told(self) -> str:
         """The columns in words, such as `'body' (not read: id, url)`."""
-        first = [f"{told} in {number:,} files" for (_, told), number in self._parts.most_common(NAMED)]
         if len(self._parts) <= 1:
             return "".join(told for _, told in self._parts)
+        first = [f"{told} in {number:,} files" for (_, told), number in self._parts.most_common(NAMED)]
         return "; ".join(first) + (" and others" if len(self._parts) > NAMED else "")
 
 
@@ -199,12 +193,8 @@ class Table:
         return tuple(columns)
 
     def text_columns(self, column: str | None) -> TextColumns:
-        """The columns that texts are read from, where `column` is asked for; parts that are damaged have none."""
-        columns = TextColumns(self._beside)
-        for part in self.origin.parts:
-            with suppress(Damaged):
-                columns.add(part, text_column(part, column))
-        return columns
+        """The columns that texts are read from, where `column` is asked for."""
+        return TextColumns(self.origin.parts, column, self._beside)
 
     def notes(self, column: str | None) -> dict[str, str]:
         """What to tell of how it is read for the texts in a column: that column, its split, what is left out."""
@@ -308,9 +298,7 @@ def _records(
 ) -> Iterator[tuple[str, Values | Malformed]]:
     """A part's records with a value for each column asked for, None where they lack an optional one."""
     there = part.sample().names
-    for name in filter(
-        None, columns if there else ()
-    ):  # without a readable record, only malformed ones can come
+    for name in filter(None, columns if there else ()):  # without a record, only malformed ones can come
         require_column(part.name, there, name)
     read = None if optional is None else list(dict.fromkeys([*columns, *optional]))
     for where, record in part.rows(read):

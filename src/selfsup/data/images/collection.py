@@ -43,10 +43,7 @@ _log = logging.getLogger(__name__)
 
 SMALL = 1 << 32  # bytes of pixels: a collection of no more is decoded when it is opened
 LONG = 10_000  # images: the index of so many is kept
-FREE, TIMES = (
-    1 << 28,
-    100,
-)  # decoded images that are held take at most so many bytes and so many times their files
+FREE, TIMES = 1 << 28, 100  # decoded images that are held take so many bytes, and so many times their files
 
 
 class Unreadable(UserError):
@@ -97,9 +94,8 @@ class Images:
     def skipped(self) -> Skipped:
         """The images that cannot be read, as far as they have been found."""
         found = self._skipped
-        return replace(
-            found, count=found.count + len(self._bad), names=(*found.names, *self._bad.values())[:NAMED]
-        )
+        names = (*found.names, *self._bad.values())[:NAMED]
+        return replace(found, count=found.count + len(self._bad), names=names)
 
     @property
     def stack(self) -> Pixels | None:
@@ -197,8 +193,10 @@ def open_images(
     if index.small:
         index = _decoded(store, index, progress)
     for number in range(store.count):
-        problem = index.problems.get(number)
-        tally.count(store.place(number) if problem else "", Malformed(problem) if problem else None)
+        if problem := index.problems.get(number):
+            tally.count(store.place(number), Malformed(problem))
+        else:
+            tally.count("", None)
     skipped = replace(tally.close(), left_out=store.left_out)
     return Images(store, index, skipped, failures)
 
@@ -256,14 +254,8 @@ def _look(store: Store, progress: Progress) -> Any:
             problems[number] = _reason(error)
 
     for_all(store.count, look, progress)
-    return pa.table(
-        {
-            "hash": hashes,
-            "height": sizes[:, 0],
-            "width": sizes[:, 1],
-            "problem": pa.array(problems, pa.string()),
-        }
-    )
+    columns = [hashes, sizes[:, 0], sizes[:, 1], pa.array(problems, pa.string())]
+    return pa.table(columns, ["hash", "height", "width", "problem"])
 
 
 def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:

@@ -14,11 +14,12 @@ more than `PER_BYTE` pixels for each byte of its file, a file of more than `MOST
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import itertools
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
@@ -40,19 +41,21 @@ WORK = 7  # bytes that a pixel takes while it is decoded: four in Pillow, three 
 BAND = 1 << 20  # pixels that become RGB at a time
 
 ORIENTATION = 0x0112  # the EXIF tag
+JPEG = b"\xff\xd8"  # the first bytes
 SCAN = 0xDA  # of JPEG's markers, the one that begins a scan
 SEQUENTIAL = {0xC0, 0xC1}  # those that begin a picture which is not progressive
 
 Pixels = npt.NDArray[np.uint8]
 
-TURNED: dict[int, Callable[[Pixels], Pixels]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
-    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+# By the EXIF orientation: whether the sides change places, and then the steps in which rows and columns are read.
+TURNED = {
+    2: (0, 1, -1),
+    3: (0, -1, -1),
+    4: (0, -1, 1),
+    5: (1, 1, 1),
+    6: (1, 1, -1),
+    7: (1, -1, -1),
+    8: (1, -1, 1),
 }
 
 Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
@@ -96,9 +99,9 @@ def _decode(image: bytes | Image.Image, least: int | None) -> Pixels:
         if least is not None:
             opened.draft(None, (least, least))
     opened.load()
-    turn = _turn(opened)
+    sides, rows, columns = _turn(opened)
     pixels = _pixels(opened)
-    return pixels if turn is None else turn(pixels)
+    return (pixels.transpose(1, 0, 2) if sides else pixels)[::rows, ::columns]
 
 
 def reduced(pixels: Pixels, least: int | None) -> Pixels:
@@ -120,11 +123,10 @@ def size_of(image: Encoded, length: int | None = None) -> tuple[int, int]:
         height, width = _rgb_of_array(image).shape[:2]
         return height, width
     with _refusing():
-        if isinstance(image, bytes):
-            image = _open(image, length)
-        else:
-            image.load()  # here, since threads that decode may meet in one image
-        return image.height, image.width
+        opened = _open(image, length) if isinstance(image, bytes) else image
+        if opened is image:
+            opened.load()  # here, since threads that decode may meet in one image
+        return opened.height, opened.width
 
 
 def hash_of(image: Encoded) -> int:
@@ -132,12 +134,11 @@ def hash_of(image: Encoded) -> int:
 
     Of a file that may hold its pixels one by one, all: its ends may be margins alone.
     """
-    if isinstance(image, bytes) and stored_plainly(image):
-        return _hash(str(len(image)), image)
     if isinstance(image, bytes):
-        return hash_of_ends(len(image), image[:END], image[max(len(image) - END, END) :])
+        ends = (image,) if stored_plainly(image) else (image[:END], image[max(len(image) - END, END) :])
+        return _hash(len(image), *ends)
     array = np.asarray(image)
-    return _hash(str(array.shape), np.ascontiguousarray(array).data)
+    return _hash(array.shape, np.ascontiguousarray(array).data)
 
 
 def stored_plainly(head: bytes) -> bool:
@@ -147,10 +148,10 @@ def stored_plainly(head: bytes) -> bool:
 
 def hash_of_ends(length: int, head: bytes, tail: bytes) -> int:
     """The hash of a file of which only the ends have been read: `END` bytes, and up to `END` of what follows them."""
-    return _hash(str(length), head, tail)
+    return _hash(length, head, tail)
 
 
-def _hash(opening: str, *parts: Any) -> int:
+def _hash(opening: object, *parts: Any) -> int:
     digest = hashlib.blake2b(f"{opening} ".encode(), digest_size=8)
     for part in parts:
         digest.update(part)
@@ -197,12 +198,11 @@ def _refuse_work(data: bytes) -> None:
         raise BadImage(f"it has more than the {MOST_SCANS} scans that are decoded")
 
 
-def _turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
-    """What makes it upright. Where the EXIF data are damaged, the image is taken as it stands."""
-    try:
-        return TURNED.get(image.getexif().get(ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
-        return None
+def _turn(image: Image.Image) -> tuple[int, int, int]:
+    """What of `TURNED` makes it upright. Where the EXIF data are damaged, the image is taken as it stands."""
+    with suppress(OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+        return TURNED.get(image.getexif().get(ORIENTATION, 1), (0, 1, 1))
+    return 0, 1, 1
 
 
 def _pixels(image: Image.Image) -> Pixels:
@@ -233,12 +233,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _rgb_of_array(array: npt.NDArray[Any]) -> Pixels:
     if array.dtype != np.uint8:
         raise BadImage(f"it is an array of {array.dtype} (give uint8 from 0 to 255)")
-    if array.ndim == 2:
-        array = array[:, :, None]
+    array = array[:, :, None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise BadImage(
-            f"it is an array of shape {array.shape} (give (height, width, channels), with 1, 3 or 4 channels)"
-        )
+        wanted = "give (height, width, channels), with 1, 3 or 4 channels"
+        raise BadImage(f"it is an array of shape {array.shape} ({wanted})")
     if array.shape[2] == 4:
         return np.array(_rgb(Image.fromarray(array)))
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
@@ -281,37 +279,30 @@ def _reason(error: Exception) -> str:
 
 @cache
 def _simplejpeg() -> Any:
-    """The module, where it is installed."""
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    return simplejpeg
+    """The module; None where it is not installed."""
+    with suppress(ImportError):
+        return importlib.import_module("simplejpeg")
+    return None
 
 
 def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
     """What Pillow gives, several times as fast for small files; None for what needs Pillow after all."""
     library = _simplejpeg()
-    if library is None or data[:2] != b"\xff\xd8" or _may_be_turned(data):
+    if library is None or data[:2] != JPEG or _may_be_turned(data):
         return None
-    try:
+    with suppress(ValueError):
         height, width, space, _ = library.decode_jpeg_header(data)
         short = min(height, width)
         # Of a smaller image several scales give the size that is asked for.
-        if (
-            short < 16
-            or space in ("CMYK", "YCCK")
-            or height * width > min(MOST_PIXELS, _most_pixels(len(data)))
-        ):
+        if short < 16 or space in ("CMYK", "YCCK"):
             return None
-        factor = 1 if least is None else short // least
-        scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))
-        pixels: Pixels = library.decode_jpeg(
-            data, min_height=-(-height // scale), min_width=-(-width // scale)
-        )
-    except ValueError:
-        return None
-    return pixels
+        if height * width <= min(MOST_PIXELS, _most_pixels(len(data))):
+            factor = 1 if least is None else short // least
+            scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))
+            least_sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+            pixels: Pixels = library.decode_jpeg(data, **least_sides)
+            return pixels
+    return None
 
 
 def _may_be_turned(data: bytes) -> bool:
@@ -322,10 +313,8 @@ def _may_be_turned(data: bytes) -> bool:
 
 def _pieces(data: bytes) -> int:
     """How many chunks a PNG has, and how many segments a JPEG before its picture; no more are counted than may be."""
-    most = max(MOST_PIECES, len(data) // PIECE) + 1
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return sum(1 for _ in itertools.islice(_chunks(data), most))
-    return sum(1 for _ in itertools.islice(_segments(data), most)) if data[:2] == b"\xff\xd8" else 0
+    pieces: Iterator[object] = _chunks(data) if data[:8] == b"\x89PNG\r\n\x1a\n" else _segments(data)
+    return sum(1 for _ in itertools.islice(pieces, max(MOST_PIECES, len(data) // PIECE) + 1))
 
 
 def _chunks(data: bytes) -> Iterator[int]:
@@ -338,7 +327,7 @@ def _chunks(data: bytes) -> Iterator[int]:
 
 def _scans(data: bytes) -> int:
     """How many scans of a JPEG are decoded: one, unless it is progressive or has its colours one after the other."""
-    if data[:2] != b"\xff\xd8":
+    if data[:2] != JPEG:
         return 0
     places = dict(_segments(data))
     frames = [place for marker, place in places.items() if marker in SEQUENTIAL]
@@ -350,11 +339,11 @@ def _scans(data: bytes) -> int:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The marker and the place of each segment of a JPEG up to its first scan.
+    """The marker and the place of each segment of a JPEG up to its first scan; of other files none.
 
     They are walked, since a search through all bytes would keep other threads waiting.
     """
-    place, marker = 2, 0
+    place, marker = (2 if data[:2] == JPEG else len(data)), 0
     while marker != SCAN and data[place : place + 1] == b"\xff" and place + 1 < len(data):
         marker = data[place + 1]
         yield marker, place

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.data.columns import Wanted, image_columns, names_image
-from selfsup.data.discovery import File, file_at, find, opened
+from selfsup.data.discovery import File, file_at, find, opened, reading
 from selfsup.data.formats import file_part
 from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.images.decoding import BadImage
 from selfsup.data.images.stores import Progress, Span, Store
 from selfsup.data.parts import Malformed, Part, Values, record_part
-from selfsup.data.streams import reading
 from selfsup.data.tally import Tally
 from selfsup.errors import Damaged
 from selfsup.files import read_bytes
