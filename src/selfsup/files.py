@@ -15,8 +15,9 @@ import stat
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock, Timeout
@@ -52,7 +53,7 @@ def expanded(path: str | Path) -> Path:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[IO[bytes]]:
+def opened(path: str | Path) -> Iterator[BufferedReader]:
     """A regular file, open for reading.
 
     Raises:
@@ -61,17 +62,11 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name holds a null character", repr(path))
     descriptor = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
-    with open(descriptor, "rb") if _is_regular(descriptor) else _closed(descriptor, path) as file:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    with open(descriptor, "rb") as file:
         yield file
-
-
-def _is_regular(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-
-def _closed(descriptor: int, path: str | Path) -> IO[bytes]:
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:

@@ -105,6 +105,11 @@ def test_what_may_not_be_read_and_what_is_no_regular_file_is_left_out(tmp_path, 
     assert left_out["folders that may not be read"] == (1, str(tmp_path / "closed"))
     assert left_out["pipes, sockets and devices"][0] == 3
     refused(lambda: found(tmp_path / "closed"), "folders that may not be read: 1")
+    write(tmp_path / "open" / "b.txt")
+    assert found(tmp_path / "*" / "*").left_out["folders that may not be read"] == (
+        1,
+        str(tmp_path / "closed"),
+    )
     for name in ("pipe.txt", "socket.txt", "zero.txt"):
         refused(lambda name=name: found(tmp_path / name), "pipes, sockets and devices: 1", name)
 

@@ -53,6 +53,35 @@ def test_lists_may_be_compressed(folder):
     holds(open_images(folder / "list.csv.gz"), [1])
 
 
+def test_classes_and_captions_that_are_no_utf_8(folder):
+    (folder / "list.csv").write_bytes(b"path,label,caption\n0.png,h\xffn,good\n1.png,dog,b\xffd\n")
+    found = open_images(folder / "list.csv")
+    assert found.classes == ("dog", "h\ufffdn")
+    texts = pa.array([b"h\xffn", b"dog"]).view(pa.string())
+    captions = pa.ListArray.from_arrays(
+        pa.array([0, 2, 3]), pa.array([b"good", b"b\xffd", b"fine"]).view(pa.string())
+    )
+    pq.write_table(
+        pa.table({"image": DATA[:2], "label": texts, "caption": captions}), folder.parent / "a.parquet"
+    )
+    found = open_pairs(folder.parent / "a.parquet")
+    assert found.classes == ("dog", "h\ufffdn")
+    assert list(found.captions) == [("good",), ("fine",)]
+
+
+def test_how_columns_are_read_is_told(folder):
+    (folder / "list.csv").write_text("id,path,label,caption\n1,0.png,a,x\n")
+    assert open_images(folder / "list.csv").notes == {"column": "'path' (not read: id, caption)"}
+    assert open_pairs(folder / "list.csv").notes == {"column": "'path' (not read: id)"}
+    table = pa.table({"id": [1, 2], "image": DATA[:2], "thumb": DATA[2:]})
+    pq.write_table(table, folder.parent / "a.parquet")
+    for source in (folder.parent / "a.parquet", table):
+        assert open_images(source).notes == {"column": "'image' (not read: id, thumb)"}
+        assert open_images(source, column="thumb").notes == {"column": "'thumb' (not read: id, image)"}
+    (folder / "x.pdf").write_text("x")
+    assert set(open_images(folder).notes) == {"left out"}
+
+
 # -- a folder's own metadata ---------------------------------------------------------------------------------
 
 

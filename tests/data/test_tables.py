@@ -208,6 +208,26 @@ def test_undecodable_parquet_text_is_bad_only_where_it_is_read(tmp_path):
     assert values(tmp_path / "a.parquet", ["text"], failures=0.5) == [{"text": "ok"}]
 
 
+def test_half_characters_within_lists_and_records_are_bad_as_everywhere(tmp_path):
+    lines = ['{"text": "a", "tags": ["x", "y"]}', '{"text": "b", "tags": ["\\ud800"]}', '{"text": "c"}']
+    write(tmp_path / "a.jsonl", "\n".join(lines))
+    inner = pa.array([b"x", b"y", b"\xff"]).view(pa.string())
+    tags = pa.ListArray.from_arrays(pa.array([0, 2, 3, 3]), inner)
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "tags": tags}), tmp_path / "b.parquet")
+    for name in ("a.jsonl", "b.parquet"):
+        table = open_table(tmp_path / name, failures=0.5)
+        kept = [(text, row.values["tags"]) for text, row in table.documents(optional=["tags"])]
+        assert kept == [("a", ["x", "y"]), ("c", None if name == "a.jsonl" else [])]
+        assert [reason.partition(": ")[2] for reason in table.skipped.names] == [
+            "the tags is not valid UTF-8"
+        ]
+        assert list(open_text(tmp_path / name).documents()) == ["a", "b", "c"]
+
+
+def test_an_array_of_numbers_is_no_table():
+    refused(lambda: open_table(np.zeros((3, 4))), "ndarray is no text source")
+
+
 def test_a_table_streams(tmp_path):
     file = write(tmp_path / "a.jsonl", '{"text": "x"}\n' * 2000 + "{broken\n" * 2000)
     table = open_table(file)

@@ -335,6 +335,20 @@ def test_archives_of_texts(tmp_path, name, mode):
     assert list(open_sentences(tmp_path / name).documents()) == ["one", "two", "three", "four"]
 
 
+def test_an_archive_is_known_by_its_content(tmp_path):
+    plain = archive(tmp_path / "a.tar.gz", MEMBERS, "w").read_bytes()
+    assert read(tmp_path / "a.tar.gz") == ["one", "two\n", "three", "four"]
+    for name, content in (("b.tar", gzip.compress(plain)), ("c.tgz", bz2.compress(plain))):
+        assert read(write(tmp_path / name, content)) == ["one", "two\n", "three", "four"]
+
+
+def test_a_member_of_a_negative_size_ends_an_archive(tmp_path):
+    info = tarfile.TarInfo("x.txt")
+    for size in (-512, -(1 << 60)):
+        info.size = size
+        refused(write(tmp_path / "a.tar", info.tobuf(tarfile.GNU_FORMAT) * 2 + bytes(1024)), "tar archive")
+
+
 def test_damaged_archives(tmp_path):
     plain = archive(tmp_path / "a.tar", MEMBERS, "w").read_bytes()
     for damaged in (

@@ -222,6 +222,19 @@ def test_texts_that_are_not_read_wholly_are_counted(models: dict[str, Path], tmp
     assert evaluate(models["texts"], data=folder, protocol="rankme").left_out == made.left_out
 
 
+def test_the_column_of_images_is_told(models: dict[str, Path], tmp_path: Path) -> None:
+    files = sorted(save_photos(tmp_path / "photos", 1).rglob("*.png"))
+    table = pa.table({"id": list(range(len(files))), "image": [file.read_bytes() for file in files]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    told = {"column": "'image' (not read: id)"}
+    assert (
+        selfsup.embed(models["images"], tmp_path / "a.parquet", tmp_path / "x.parquet").left_out.reading
+        == told
+    )
+    indexed = selfsup.index(models["images"], tmp_path / "a.parquet", tmp_path / "x.lance")
+    assert indexed.left_out.reading["column"] == told["column"]
+
+
 def test_the_columns_are_told(models: dict[str, Path], tmp_path: Path, selfsup_command: Command) -> None:
     """Of what is read, what is stored beside it, and what is neither."""
     rows = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any
 
 from selfsup.data.discovery import KINDS, opened, reading
 from selfsup.data.parts import DOCUMENT, Ignored
@@ -61,8 +61,8 @@ def _text_of(member: tarfile.TarInfo, content: Content, failures: float) -> obje
 
 
 def _members(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, Content]]:
-    forward, end = _Forward(stream), -1
-    archive = tarfile.TarFile(fileobj=cast("IO[bytes]", forward))
+    forward: Any = _Forward(stream)
+    archive, end = tarfile.TarFile(fileobj=forward), -1
     while (member := archive.next()) is not None:
         if archive.offset <= end:
             raise tarfile.ReadError("a member has a negative size")

@@ -93,12 +93,12 @@ class Chosen:
 
     @property
     def beside(self) -> list[str]:
-        """All but that of the images."""
-        return [name for name in self.all if name != self.images]
+        """Those of classes and of captions."""
+        return list(dict.fromkeys([*([self.label] if self.label else []), *self.captions]))
 
     @property
     def all(self) -> list[str]:
-        return list(dict.fromkeys([self.images, *([self.label] if self.label else []), *self.captions]))
+        return list(dict.fromkeys([self.images, *self.beside]))
 
     def told(self, columns: Sequence[str]) -> str:
         """The column of images in words, with those of a table that are not read."""

@@ -186,9 +186,11 @@ def kind_of(name: str | Path) -> str | None:
 def readable(noun: str, kinds: Sequence[str], but: Container[str] = ()) -> str:
     """The files of some kinds in words, without some extensions."""
     names = [name for name, kind in KINDS.items() if kind in kinds and name not in but]
-    packed = " and ".join(kind for kind in kinds if kind in COMPRESSED)
+    packed = [kind for kind in kinds if kind in COMPRESSED]
     saved = "directories of datasets.save_to_disk and Lance"
-    return f"{noun} from {', '.join(names)} ({packed} also as {', '.join(COMPRESSIONS)}), and {saved}"
+    return (
+        f"{noun} from {', '.join(names)} ({', '.join(packed)} also as {', '.join(COMPRESSIONS)}), and {saved}"
+    )
 
 
 # -- opening -------------------------------------------------------------------------------------------------

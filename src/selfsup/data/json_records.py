@@ -174,7 +174,7 @@ class _Window:
     def next(self) -> str:
         """The next character that is no white space; nothing at the end."""
         while True:
-            self._place = _SPACE.match(self._text, self._place).end()  # type: ignore[union-attr]
+            self._place = next(_SPACE.finditer(self._text, self._place)).end()
             if self._place < len(self._text) or not self._read(PIECE):
                 return self._text[self._place : self._place + 1]
 

@@ -1,11 +1,7 @@
 """What a user points at: files, a table, or items from Python. Sources of texts and of images both begin here.
 
-- a path to a file, a folder, a pattern, a list of `Path` objects: see `selfsup.data.discovery`;
-- `sample:NAME`, bundled data;
-- `hub:NAME[/CONFIG][:SPLIT]`, a data set of the Hugging Face hub, the only one that uses the network;
-- from Python a `datasets.Dataset`, a data frame of pandas or polars, an Arrow table, a list of items.
-
-Files are read with pyarrow, `csv` and `json`; `datasets` serves the hub and its own objects.
+Of all sources only `hub:NAME[/CONFIG][:SPLIT]`, a data set of the Hugging Face hub, uses the network. Files
+are read with pyarrow, `csv` and `json`; `datasets` serves the hub and its own objects.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
 """Images with their captions as training data.
 
-`open_pairs` takes what `selfsup.data.images.open_images` takes. An image has one caption or several; they are
-
-- in a column of texts or of lists of texts of a table, a list, a data frame or a data set of the hub; several rows of a
-  list that name one path are one image with all their captions;
-- in `metadata.jsonl`, `.csv` or `.parquet` of a folder of images, with the column `file_name`;
-- in a JSON file of COCO's layout, which is given, or lies beside or above a folder of images;
-- in a file of the same name as the image but for its extension, `.txt` or `.caption`, in a folder or in an archive
-  in WebDataset layout: each line that is not blank is a caption;
-- under `caption`, `captions` or `text` in the JSON beside an image of an archive;
-- from Python in a list of pairs (image, caption or list of captions), where the image may be a path.
+`open_pairs` takes what `selfsup.data.images.open_images` takes. An image has one caption or several: in a column of
+texts or of lists of texts, where several rows of a list that name one path are one image; in the metadata of a folder
+or in COCO's layout; in a file of the same name as the image, each line a caption, or in the JSON of that name in an
+archive; in a pair from Python. docs/formats.md says which are looked for.
 
 Where several columns (or extensions, or keys) are named, as for several languages, an image has the captions of all;
 where none is, it is one with a usual name (`CAPTION_COLUMNS`, `CAPTION_FILES`, in that order), never the column of the

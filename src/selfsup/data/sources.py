@@ -1,18 +1,9 @@
 """Text sources: everything documents can be read from, behind one streaming, re-readable interface.
 
-What `open_text` accepts:
-
-- a path to a `.txt` or `.md` file, which is one document; to `.jsonl`, `.ndjson` or `.json` (one JSON object
-  per line, a list of objects, or an object that holds such a list), `.csv` or `.tsv` (with a header line), `.parquet`,
-  `.arrow` or `.feather`, where each record is one document; to a `.tar` of text files. All but parquet, Arrow and
-  feather may be compressed as `.gz`, `.zst`, `.bz2` or `.xz`;
-- a directory of `datasets.save_to_disk`, or of Lance;
-- a folder (read recursively, hidden files and other kinds of file left out, in the order of the paths) or a
-  pattern of such files, mixed too; a list of `Path` objects;
-- `sample:shakespeare`, the bundled text; `hub:NAME[/CONFIG][:SPLIT]`, a data set of the Hugging Face hub;
-- from Python also a `list[str]`, whose strings are documents (not paths), a list of dicts, whose items are
-  records, a `datasets.Dataset`, a data frame of pandas or polars, an Arrow table, and any object of the `TextSource`
-  protocol.
+`open_text` takes a path to a file, a folder or a pattern of files, a list of `Path` objects, `sample:` and `hub:`
+names, and from Python a `list[str]`, whose strings are documents (not paths), a list of dicts, whose items are records,
+a `datasets.Dataset`, a data frame, an Arrow table, and any object of the `TextSource` protocol. A `.txt` or `.md` file
+is one document, a record of any other kind of file too; docs/formats.md lists the kinds.
 
 Text is UTF-8. A byte order mark at the start of a file is dropped; line breaks stay as they are (`\\r\\n`
 too). What is longer than `DOCUMENT` (a text file) or `RECORD` (a line, row or value) counts as unreadable.

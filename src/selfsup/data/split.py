@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +13,7 @@ def hold_out(hashes: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.boo
     """
     chosen: npt.NDArray[np.bool_] = hashes / 2.0**64 < share
     if share and not chosen.any():
-        return cast("npt.NDArray[np.bool_]", hashes == hashes.min())
-    if chosen.all():
-        return cast("npt.NDArray[np.bool_]", hashes != hashes.max())
+        chosen[:] = hashes == hashes.min()
+    elif chosen.all():
+        chosen[:] = hashes != hashes.max()
     return chosen

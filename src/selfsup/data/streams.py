@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -29,25 +29,22 @@ _PYTHON = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 
 
 @contextmanager
-def decompressed(path: Path, compression: str) -> Iterator[IO[bytes]]:
+def decompressed(path: Path, compression: str) -> Iterator[io.BufferedReader]:
     """The bytes of a regular file, out of a compression such as `.gz`, or as they are.
 
     Raises:
         Damaged: it cannot be read, or unpacks to more than 1 GiB and a hundred times its size.
     """
     with reading(path), opened(path) as file:
+        if not compression:
+            yield file
+            return
         most = most_unpacked(os.fstat(file.fileno()).st_size)
         if compression in _ARROW:
             unpacked = pa.input_stream(file, compression=_ARROW[compression], buffer_size=PIECE)
-            yield _bounded(unpacked, most)
-        elif compression:
-            yield _bounded(_PYTHON[compression](file), most)
         else:
-            yield file
-
-
-def _bounded(stream: Any, most: int) -> IO[bytes]:
-    return cast("IO[bytes]", io.BufferedReader(_Bounded(stream, most), PIECE))
+            unpacked = _PYTHON[compression](file)
+        yield io.BufferedReader(_Bounded(unpacked, most), PIECE)
 
 
 class _Bounded(io.RawIOBase):
@@ -72,14 +69,12 @@ class _Bounded(io.RawIOBase):
 def as_text(path: Path, compression: str, end: str = "\n") -> Iterator[io.TextIOWrapper]:
     """A file as text whose lines end as is said; an undecodable byte becomes a lone surrogate, which `checked` finds.
 
-    Raises:
-        Damaged: it is UTF-16.
+    Raises Damaged where it is UTF-16.
     """
     with decompressed(path, compression) as stream:
-        buffered = io.BufferedReader(cast(Any, stream), PIECE)
-        if is_utf16(buffered.peek(HEAD)[:HEAD]):
+        if is_utf16(stream.peek(HEAD)[:HEAD]):
             raise Damaged(f"{path} cannot be read: {UTF16}.")
-        yield io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline=end)
+        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=end)
 
 
 def is_utf16(head: bytes) -> bool:

@@ -297,8 +297,8 @@ def _records(
     part: Part, columns: Sequence[str], optional: Sequence[str] | None, check: Check, tally: Tally
 ) -> Iterator[tuple[str, Values | Malformed]]:
     """A part's records with a value for each column asked for, None where they lack an optional one."""
-    there = part.sample().names
-    for name in filter(None, columns if there else ()):  # without a record, only malformed ones can come
+    there, rows, *_ = part.sample()
+    for name in columns if rows or part.text else ():  # without a record, only malformed ones can come
         require_column(part.name, there, name)
     read = None if optional is None else list(dict.fromkeys([*columns, *optional]))
     for where, record in part.rows(read):

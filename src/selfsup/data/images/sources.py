@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -185,18 +184,18 @@ def _of_items(origin: Origin, wanted: Wanted) -> Store:
         if wanted.captions is not None:
             captions = Captions.of(captions_in(texts) for _, texts in items)
         items = [Path(image) if isinstance(image, str) else image for image, _ in items]
+    images: list[Encoded | Path] = []
     for number, image in enumerate(items, 1):
         if not isinstance(image, Image.Image | np.ndarray | bytes | Path):
-            raise UserError(
-                f"Image {number} of {origin.name} is a {type(image).__name__}: "
-                "give PIL images, uint8 arrays, bytes or Path objects."
-            )
+            what = f"Image {number} of {origin.name} is a {type(image).__name__}"
+            raise UserError(f"{what}: give PIL images, uint8 arrays, bytes or Path objects.")
+        images.append(image)
 
     def content(index: int) -> Encoded:
-        image: Any = items[index]
-        return read_bytes(expanded(image), MOST_BYTES) if isinstance(image, Path) else cast(Encoded, image)
+        image = images[index]
+        return read_bytes(expanded(image), MOST_BYTES) if isinstance(image, Path) else image
 
     def place(index: int) -> str:
-        return str(items[index]) if isinstance(items[index], Path) else f"image {index + 1}"
+        return str(images[index]) if isinstance(images[index], Path) else f"image {index + 1}"
 
-    return Store(origin.name, len(items), place, content=content, captions=captions)
+    return Store(origin.name, len(images), place, content=content, captions=captions)

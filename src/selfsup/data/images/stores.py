@@ -31,11 +31,7 @@ class Span(NamedTuple):
     size: int
 
     def read(self, most: int = MOST_BYTES) -> bytes:
-        """All of them, where they are no more than so many.
-
-        Raises:
-            OSError: they are more, or lie in no regular file.
-        """
+        """All of them; raises OSError where they are more than so many, or lie in no regular file."""
         if self.size > most:
             raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", self.path)
         with opened(self.path) as file:
