@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -166,10 +167,28 @@ def resume() -> Train:
     return go_on
 
 
+Trained = Callable[[str], selfsup.Run]
+
+
 @pytest.fixture(scope="session")
-def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> selfsup.Run:
+def trained(train: Train, train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """`trained("mae")`: the finished run of an objective at its smallest, which tests look at and leave as it is.
+
+    Each of pytest's workers has its own: some tests lock a run, if only to be refused.
+    """
+
+    @functools.cache
+    def run(objective: str) -> selfsup.Run:
+        begin = train_vision if objective in ("simclr", "mae", "dino") else train
+        return begin(tmp_path_factory.mktemp("trained") / objective, objective)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(trained: Trained) -> selfsup.Run:
     """A finished run that tests look at and leave as it is."""
-    return train(tmp_path_factory.mktemp("finished") / "run")
+    return trained("causal-lm")
 
 
 def steps_take(seconds: float, put: Callable[[Any, str, Any], None] = setattr) -> None:

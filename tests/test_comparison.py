@@ -10,10 +10,9 @@ import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Train, widest
+from conftest import Trained, widest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -157,22 +156,12 @@ def test_losses_that_are_no_numbers(runs: list[Run], other: Run, tmp_path: Path)
     comparison.plot(tmp_path / "curves.png")
 
 
-@pytest.fixture(scope="module")
-def kinds(
-    train: Train, train_vision: Train, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Run, str]]:
-    """A run of each objective, with what it counts."""
-    place = tmp_path_factory.mktemp("kinds")
-    few: dict[str, Any] = {"steps": 4}
-    images = {name: train_vision(place / name, name, **few) for name in ("simclr", "dino", "mae")}
-    texts = {name: train(place / name, name, tokenizer="words", **few) for name in ("masked-lm", "simcse")}
-    units = {"masked-lm": "tokens", "simcse": "sentences"}
-    return {name: (run, units.get(name, "images")) for name, run in {**images, **texts}.items()}
+UNITS = {"simclr": "images", "dino": "images", "mae": "images", "masked-lm": "tokens", "simcse": "sentences"}
 
 
-@pytest.mark.parametrize("objective", ["simclr", "dino", "mae", "masked-lm", "simcse"])
-def test_runs_of_every_objective(objective: str, kinds: dict[str, tuple[Run, str]], tmp_path: Path) -> None:
-    run, unit = kinds[objective]
+@pytest.mark.parametrize(("objective", "unit"), UNITS.items())
+def test_runs_of_every_objective(objective: str, unit: str, trained: Trained, tmp_path: Path) -> None:
+    run = trained(objective)
     again = Run(shutil.copytree(run.directory, tmp_path / "again"))
     comparison = compare(directories(run, again))
     for figures in comparison.runs:
@@ -187,21 +176,21 @@ def test_runs_of_every_objective(objective: str, kinds: dict[str, tuple[Run, str
     comparison.plot(tmp_path / "curves.png")
 
 
-def test_the_loss_of_a_teacher_is_doubted(kinds: dict[str, tuple[Run, str]], tmp_path: Path) -> None:
-    run, _ = kinds["dino"]
+def test_the_loss_of_a_teacher_is_doubted(trained: Trained, tmp_path: Path) -> None:
+    run = trained("dino")
     again = Run(shutil.copytree(run.directory, tmp_path / "again"))
     assert "own teacher" in compare(directories(run, again)).notes[0]
 
 
-def test_losses_with_another_chance_are_told(kinds: dict[str, tuple[Run, str]], tmp_path: Path) -> None:
-    run, _ = kinds["simclr"]
+def test_losses_with_another_chance_are_told(trained: Trained, tmp_path: Path) -> None:
+    run = trained("simclr")
     again = Run(shutil.copytree(run.directory, tmp_path / "again"))
     again.write_summary({**again.summary, "chance": 7.0})
     assert "in again: set each loss beside its own chance" in compare(directories(run, again)).notes[0]
 
 
-def test_objectives_that_differ(kinds: dict[str, tuple[Run, str]], runs: list[Run], tmp_path: Path) -> None:
-    comparison = compare([*(run.directory for run, _ in kinds.values()), runs[0].directory])
+def test_objectives_that_differ(trained: Trained, runs: list[Run], tmp_path: Path) -> None:
+    comparison = compare([*(trained(objective).directory for objective in UNITS), runs[0].directory])
     assert comparison.notes[0].startswith("The objectives differ (causal-lm, dino, mae, masked-lm, simclr")
     assert "evaluate" in comparison.notes[0]
     text = printed(comparison, width=160)

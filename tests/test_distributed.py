@@ -28,7 +28,7 @@ def start(command: list[str], directory: Path, cache: Path | None = None) -> sub
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     return output
 

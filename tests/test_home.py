@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_WORDS, Answer, Train
+from conftest import TINY, TINY_WORDS, Answer, Trained
 from drawings import write_drawings
 
 import selfsup
@@ -19,26 +19,15 @@ from selfsup.run import Run
 Command = Callable[..., Answer]
 
 
-@pytest.fixture(scope="module")
-def encoder(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tmp_path_factory.mktemp("encoder") / "run", "masked-lm", steps=2)
-
-
-@pytest.fixture(scope="module")
-def eye(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train_vision(tmp_path_factory.mktemp("eye") / "run", "mae", steps=2, **{"mae.decoder_layers": 1})
-
-
 @pytest.fixture
-def home(
-    finished: Run, encoder: Run, eye: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def home(trained: Trained, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home with runs and data; nothing may come to lie in the current directory."""
     place, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     place.mkdir()
     elsewhere.mkdir()
-    for name, run in (("run", finished), ("other", finished), ("encoder", encoder), ("eye", eye)):
-        shutil.copytree(run.directory, place / name)
+    runs = {"run": "causal-lm", "other": "causal-lm", "encoder": "masked-lm", "eye": "mae"}
+    for name, objective in runs.items():
+        shutil.copytree(trained(objective).directory, place / name)
     shutil.copy(corpus, place / "corpus.jsonl")
     notes = [{"text": f"note {n} on {'cats' if n % 2 else 'dogs'}", "label": n % 2} for n in range(80)]
     (place / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))

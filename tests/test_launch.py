@@ -107,7 +107,7 @@ def test_a_command_that_is_stopped_at_any_moment_ends_in_one_line(
         time.sleep(max(0.0, began + moment - time.monotonic()))
         process.send_signal(number)
     for out, process in zip(outs, processes, strict=True):
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
         if process.returncode != 130:  # Python itself had not started yet
             assert "selfsup" not in error, error
             assert not out.exists()

@@ -25,7 +25,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TRAIN = ["train", "causal-lm", "--data", "songs.jsonl", "--tokenizer", "characters", "--batch", "4"]
 TRAIN += ["--device", "cpu", "--precision", "fp32", "data.window=16", "model.layers=1", "model.width=32"]
 TRAIN += ["model.heads=1", "train.log_every=1", "evaluate.every=4", "evaluate.records=8"]
-TIMEOUT = 4.0  # seconds, of collectives in these processes
+TIMEOUT = 8.0  # seconds, of collectives in these processes
+PATIENCE = 180.0  # the same where none is to be reached
 COMMANDS: dict[str, list[str]] = {
     "trained": [*TRAIN, "--out", "run", "--steps", "6"],
     "extended": ["train", "--resume", "run", "--steps", "9"],
@@ -56,7 +57,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         (place / "mine.jsonl").write_text(songs(("rum", "gin")[rank]), encoding="utf-8")
     (places[0] / "first-only.jsonl").write_text(songs("milk"), encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*TORCHRUN, __file__, str(directory)], env=environment, capture_output=True, timeout=300)
+    subprocess.run([*TORCHRUN, __file__, str(directory)], env=environment, capture_output=True, timeout=600)
     return places
 
 
@@ -111,7 +112,7 @@ def test_an_error_of_one_process_ends_all_with_one_sentence(name: str, machines:
     assert what in said[0]
     for one in seen:
         assert "Traceback" not in one["error"]
-        assert one["seconds"] < 60
+        assert one["seconds"] < PATIENCE
 
 
 def test_a_process_that_is_killed_is_missed(machines: list[Path]) -> None:
@@ -210,7 +211,7 @@ def main(directory: Path) -> None:
     whole = dist.init_process_group
     for name in COMMANDS:
         with pytest.MonkeyPatch.context() as patch:
-            timeout = datetime.timedelta(seconds=TIMEOUT if name == "a slow start" else 60)
+            timeout = datetime.timedelta(seconds=TIMEOUT if name == "a slow start" else PATIENCE)
             patch.setattr(dist, "init_process_group", lambda *a, t=timeout, **k: whole(*a, timeout=t, **k))
             prepare(name, rank, patch)
             seen = run(name)

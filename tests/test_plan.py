@@ -210,7 +210,7 @@ def measured(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         processes[name] = subprocess.Popen([sys.executable, "-m", "selfsup", *words], stderr=subprocess.PIPE)
     found = {}
     for name, process in processes.items():
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         found[name] = (Run(directory / name), time.monotonic() - begun)
     return found

@@ -73,7 +73,7 @@ def two_processes(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return [load_file(directory / f"rank{rank}.safetensors") for rank in (0, 1)]

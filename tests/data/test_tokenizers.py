@@ -290,7 +290,7 @@ def test_an_interrupt_ends_a_long_encoding(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
     assert "KeyboardInterrupt" in error
 
 

@@ -14,7 +14,7 @@ import pytest
 import sentence_transformers
 import transformers
 from closeness import SHARE, assert_same_vectors
-from conftest import Answer, Train, assert_alike, tree
+from conftest import Answer, Train, Trained, assert_alike, tree
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from tiny_clip import DIMENSION, save_tiny_clip
@@ -29,8 +29,8 @@ TEXTS = ["The cat ran.", "Day 3 by the sea, and by the hill, and by the sea.", "
 
 
 @pytest.fixture(scope="module")
-def bert(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("runs") / "bert", "masked-lm").directory
+def bert(trained: Trained) -> Path:
+    return trained("masked-lm").directory
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Train
+from conftest import Trained
 from looking import Page, Told, printed
 
 import selfsup
@@ -24,8 +24,8 @@ SIDE = 4  # patches
 
 
 @pytest.fixture(scope="module")
-def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train_vision(tmp_path_factory.mktemp("mae") / "run", "mae")
+def run(trained: Trained) -> Run:
+    return trained("mae")
 
 
 def look(**arguments: object) -> Told:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Train
+from conftest import Train, Trained
 from drawings import drawing
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,8 +60,8 @@ def network() -> VisionTransformer:
 
 
 @pytest.fixture(scope="module")
-def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train_vision(tmp_path_factory.mktemp("show") / "mae", "mae")
+def run(trained: Trained) -> Run:
+    return trained("mae")
 
 
 def test_attention_is_that_of_the_block() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_VISION, Train
+from conftest import TINY_VISION, Train, Trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -188,8 +188,8 @@ def test_hidden_pixels_may_be_anything(seed: int, scale: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train_vision(tmp_path_factory.mktemp("mae") / "run", "mae")
+def run(trained: Trained) -> Run:
+    return trained("mae")
 
 
 def recipe(drawings: Path, **given: Any) -> MAERecipe:
