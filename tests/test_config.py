@@ -16,11 +16,11 @@ import yaml
 from hypothesis import example, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from selfsup import cli, training
 from selfsup.config import (
     LENGTHS,
-    OBJECTIVES,
     SHORT,
     Config,
     Settings,
@@ -29,11 +29,15 @@ from selfsup.config import (
     nest,
     parse_overrides,
     read_yaml,
+    with_sections,
 )
 from selfsup.errors import UserError
+from selfsup.objectives import OWNERS, RECIPES, find_recipe, resolve
 
-KEYS = sorted(known_keys())
-SECTIONS = ("data", "model", "optim", "train", "checkpoint", "evaluate", *OBJECTIVES)
+OWN = {name: find_recipe(name).sections() for name in RECIPES}
+EVERYTHING = with_sections({name: section for sections in OWN.values() for name, section in sections.items()})
+KEYS = sorted(known_keys(EVERYTHING))
+SECTIONS = ("data", "model", "optim", "train", "checkpoint", "evaluate", *OWNERS)
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 likely = st.sampled_from([1, 8, 0.5, "8", "10m", "1e-3", "auto", "fp32", True, [0.9, 0.95], "muon", -1, 0])
 json_like = st.recursive(
@@ -49,7 +53,7 @@ mappings = st.dictionaries(keys, json_like, max_size=4)
 
 def keys_of(objective: str) -> list[str]:
     """The keys that an objective has a use for."""
-    return [key for key in KEYS if OBJECTIVES.get(key.partition(".")[0], objective) == objective]
+    return sorted(known_keys(with_sections(OWN[objective])))
 
 
 def leaves(config: Config) -> dict[str, Any]:
@@ -71,11 +75,11 @@ def leaves(config: Config) -> dict[str, Any]:
 def test_a_mapping_gives_a_configuration_or_one_sentence(values: dict[str, Any]) -> None:
     problem = None
     try:
-        settings = Settings(("test", values))
+        settings = resolve(("test", values))
     except UserError as error:
         problem = str(error)
     if problem is None:
-        assert Config.model_validate(settings.config.model_dump()) == settings.config
+        assert type(settings.config).model_validate(settings.config.model_dump()) == settings.config
     else:
         assert len(problem.splitlines()) == 1
         assert problem.endswith((".", "?"))
@@ -92,6 +96,8 @@ def legal(key: str) -> st.SearchStrategy[Any]:
             "bf16",
             "word",
             "cls",
+            "softmax",
+            "sinkhorn",
             "auto",
             "cuda:1",
             "a: b # c",
@@ -106,8 +112,8 @@ def legal(key: str) -> st.SearchStrategy[Any]:
 
     def takes(value: Any) -> bool:
         try:
-            Settings(("test", {key: value}))
-        except UserError:
+            EVERYTHING.model_validate(nest({key: value}))
+        except ValidationError:
             return False
         return True
 
@@ -119,7 +125,7 @@ LEGAL = {key: legal(key) for key in KEYS}
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    objective = draw(st.sampled_from(["causal-lm", "masked-lm", "simcse", "my own"]))
+    objective = draw(st.sampled_from(["causal-lm", "masked-lm", "simcse", "clip"]))
     chosen = draw(st.lists(st.sampled_from(keys_of(objective)), unique=True, max_size=12))
     lengths = [key for key in chosen if key in LENGTHS]
     return {key: draw(LEGAL[key]) for key in chosen if key not in lengths[1:]} | {"objective": objective}
@@ -130,11 +136,11 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 @example({"data.source": "a folder with a long name " * 8, "data.column": "two\nlines"})
 @example({"optim.eps": 1e-8, "optim.lr": 1e22})
 def test_the_resolved_configuration_reads_back(values: dict[str, Any]) -> None:
-    settings = Settings(("file", values))
+    settings = resolve(("file", values))
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "config.yaml"
         file.write_text(settings.to_yaml(), encoding="utf-8")
-        assert Settings((str(file), read_yaml(file))).config == settings.config
+        assert resolve((str(file), read_yaml(file))).config == settings.config
 
 
 def test_values_that_no_setting_takes_are_all_refused() -> None:
@@ -211,7 +217,7 @@ def comments(text: str) -> Iterator[tuple[str, str]]:
 def test_the_yaml_says_of_every_value_where_it_came_from(objective: str) -> None:
     """And nothing of what another objective has."""
     given_there = {"model": {"layers": 2}, "objective": objective}
-    settings = Settings(("a.yaml", given_there), ("command line", {"budget": "90s"}))
+    settings = resolve(("a.yaml", given_there), ("command line", {"budget": "90s"}))
     settings.settle("data.window", 64, "size and data")
     origins = dict(comments(settings.to_yaml()))
     special = {

@@ -22,15 +22,14 @@ import pytest
 import torch
 
 from selfsup.budget import Clock
-from selfsup.config import Settings
 from selfsup.distributed import Processes
 from selfsup.machine import Machine
-from selfsup.objectives.base import Effort, Recipe
 from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.clip import CLIPRecipe
 from selfsup.objectives.dino import DINORecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
+from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.simclr import SimCLRRecipe
 from selfsup.objectives.simcse import SimCSERecipe
 from selfsup.report import Reporter
@@ -162,7 +161,7 @@ def curve(name: str, directory: Path) -> dict[str, list[float]]:
         section: SETTINGS.get(section, {}) | chosen.settings.get(section, {})
         for section in {*SETTINGS, *chosen.settings}
     }
-    settings = Settings(("golden", sections))
+    settings = chosen.recipe.resolve(("golden", sections))
     recipe = chosen.recipe(settings)
     recipe.save = recipe.sample = lambda *_: None  # type: ignore[assignment,method-assign]  # figures only
     recipe.open(lambda done, total: None)

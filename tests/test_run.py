@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import selfsup
 from selfsup import training
-from selfsup.config import OBJECTIVES, Settings, known_keys, read_yaml
+from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
 from selfsup.run import Run, append_line, finite, new_directory
 from selfsup.run_files import read_lines
@@ -106,12 +106,11 @@ def test_the_configuration_is_resolved_and_reads_back(finished: Run) -> None:
     content = yaml.safe_load(finished.config_file.read_text())
     settings = Settings(("file", read_yaml(finished.config_file)))
     assert settings.config == finished.settings().config
-    own = [key for key in known_keys() if key.partition(".")[0] not in OBJECTIVES]
-    open_still = {key for key in own if settings[key] is None}
-    of_encoders = {"model.init", "model.dropout", "model.whiten"}
-    of_images = {"data.size", "model.patch", "model.registers"}
+    open_still = {key for key in finished.settings().names() if settings[key] is None}
     never_settled = {"data.split", "data.vocabulary", "train.epochs", "train.budget", "evaluate.data"}
-    assert open_still == never_settled | of_encoders | of_images
+    assert open_still == never_settled | {"model.init"}
+    assert not {"data.size", "model.patch", "model.whiten"} & {*finished.settings().names()}
+    assert "size" not in content["data"]
     assert content["out"] == str(finished.directory)
     comments = dict(re.findall(r"^ +(\w+): .*  # (.+)$", finished.config_file.read_text(), re.MULTILINE))
     assert comments["layers"] == "python"

@@ -24,7 +24,7 @@ def parted(documents, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_plan_says_how_texts_are_read(parted):
+def test_the_plan_says_reading_of(parted):
     made, settings = selfsup.plan("causal-lm", data=parted, **TINY)
     rows = made.rows(settings)
     assert rows["column"] == "'said' (not read: url)"

@@ -32,7 +32,7 @@ _PUBLIC = {
     "diagnose": "selfsup.diagnosis",
     "Run": "selfsup.run",
     "Objective": "selfsup.objectives.base",
-    "Recipe": "selfsup.objectives.base",
+    "Recipe": "selfsup.objectives.recipe",
     "UserError": "selfsup.errors",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -1,5 +1,7 @@
 """The one configuration schema, shared by YAML files, `key=value` words on the command line and Python.
 
+What all objectives share stands here; an objective declares a section of its own beside itself.
+
 A value that is `None` here is chosen before the first step, from the data, the machine or the budget; the
 resolved configuration holds no such gap, and says for every value where it came from.
 """
@@ -10,12 +12,13 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from selfsup.errors import UserError, require_text
 from selfsup.files import read_bytes
@@ -59,6 +62,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(names)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Section)
 
 
 class DataConfig(Section):
@@ -147,95 +153,6 @@ class EvaluateConfig(Section):
     data: str | None = Field(None, description="what they are measured on")
 
 
-class MaskedLMConfig(Section):
-    rate: Annotated[Real, Field(gt=0, lt=1)] = Field(0.3, description="share of tokens hidden in training")
-    evaluation_rate: Annotated[Real, Field(gt=0, lt=1)] = Field(0.15, description="and in evaluation")
-    unit: Literal["token", "word", "span"] = Field("token", description="what is hidden as a whole")
-
-
-class SimCSEConfig(Section):
-    temperature: Rate = Field(0.05, description="by which cosine similarities are divided")
-    pooling: Literal["mean", "cls"] = Field("mean", description="how a sentence becomes one vector")
-    deletion: Share | None = Field(None, description="share of a sentence's tokens that each view is without")
-
-
-class SimCLRConfig(Section):
-    temperature: Rate | None = Field(None, description="by which cosine similarities are divided")
-    crop: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
-        None, description="least share of an image that a view shows"
-    )
-    projection: Count = Field(128, description="dimension in which views are compared")
-
-
-class DINOConfig(Section):
-    prototypes: Count | None = Field(None, description="vectors that what is seen is compared with")
-    hidden: Count | None = Field(None, description="hidden width of the head")
-    bottleneck: Count | None = Field(None, description="dimension of the prototypes")
-    weight_norm: bool = Field(True, description="prototypes have length 1")
-    targets: Literal["sinkhorn", "centring"] = Field(
-        "sinkhorn", description="what keeps the teacher from saying the same of every image"
-    )
-    temperature: Rate = Field(0.1, description="of the student's softmax")
-    teacher_temperature: tuple[Rate, Rate] | None = Field(
-        None, description="of the teacher's softmax, at first and from the end of the warm-up on"
-    )
-    warmup: Share = Field(0.3, description="share of the run in which the teacher's temperature rises")
-    memory: Annotated[Real, Field(gt=0, le=1)] = Field(
-        0.005, description="share of the run that the teacher averages the student over at first"
-    )
-    frozen: Share = Field(0.01, description="share of the run in which the prototypes stay as they are")
-    local_crops: Annotated[Whole, Field(ge=0)] | None = Field(
-        None, description="small crops of each image, beside its two global ones"
-    )
-    local_size: Count | None = Field(None, description="their side in pixels")
-    ibot: Annotated[Real, Field(ge=0)] | None = Field(
-        None, description="weight of predicting hidden patches; 0 hides none"
-    )
-    koleo: Annotated[Real, Field(ge=0)] = Field(0.1, description="weight of keeping images apart; 0 for none")
-
-
-class MAEConfig(Section):
-    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(
-        0.75, description="share of the patches that is hidden"
-    )
-    decoder_layers: Count | None = Field(None, description="of the decoder, which serves training only")
-    decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
-
-
-class TextConfig(Section):
-    preset: str = Field("auto", description="size of the text tower by name, or auto (from data and budget)")
-    layers: Count | None = None
-    width: Count | None = None
-    heads: Count | None = None
-    mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
-    dropout: Share | None = Field(None, description="share of activations it drops in training")
-    init: str | None = Field(None, description="a run or Hugging Face directory whose weights to start from")
-
-
-class CLIPConfig(Section):
-    loss: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="one right answer among all (CLIP), or each pair right or wrong (SigLIP)"
-    )
-    captions: Names = Field((), description="their columns; found by themselves where none is named")
-    dimension: Count | None = Field(None, description="of the space that images and texts share")
-    pooling: Literal["mean", "cls"] | None = Field(None, description="how an image becomes one vector")
-    temperature: Annotated[Real, Field(ge=0.01, le=1)] | None = Field(
-        None, description="at first; it is learnt, between .01 and 1"
-    )
-    crop: Annotated[Real, Field(gt=0, le=1)] | None = Field(
-        None, description="least share of an image that a view shows"
-    )
-    hidden_tokens: Share | None = Field(
-        None, description="share of a caption's tokens that is hidden in training"
-    )
-    freeze: Literal["image", "text"] | None = Field(None, description="a tower that is not trained")
-    image_rate: Rate | None = Field(None, description="factor of the learning rates in the image tower")
-    text_rate: Rate | None = Field(None, description="and in the text tower")
-    simclr: Annotated[Real, Field(ge=0)] = Field(
-        0.0, description="weight of telling images apart by two views of each; 0 for none"
-    )
-
-
 class Config(Section):
     objective: str = "causal-lm"
     out: str | None = Field(None, description="the run directory")
@@ -245,13 +162,6 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
-    masked_lm: MaskedLMConfig = Field(default_factory=MaskedLMConfig)
-    simcse: SimCSEConfig = Field(default_factory=SimCSEConfig)
-    simclr: SimCLRConfig = Field(default_factory=SimCLRConfig)
-    dino: DINOConfig = Field(default_factory=DINOConfig)
-    mae: MAEConfig = Field(default_factory=MAEConfig)
-    clip: CLIPConfig = Field(default_factory=CLIPConfig)
-    text: TextConfig = Field(default_factory=TextConfig)
 
 
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
@@ -272,15 +182,7 @@ SHORT = {
     "text_init": "text.init",
 }
 SECTIONS = {name for name, field in Config.model_fields.items() if field.default_factory is not None}
-OBJECTIVES = {
-    "masked_lm": "masked-lm",
-    "simcse": "simcse",
-    "simclr": "simclr",
-    "dino": "dino",
-    "mae": "mae",
-    "clip": "clip",
-    "text": "clip",
-}  # sections that only one objective reads
+CHOSEN = ("data", "model")  # sections of which each objective reads only a part
 LENGTHS = ("train.steps", "train.epochs", "train.budget")
 
 
@@ -290,18 +192,24 @@ class Settings:
     Args:
         layers: (where it comes from, values) from the weakest to the strongest; values may be nested, dotted
             or short (`{"model": {"layers": 8}}`, `{"model.layers": 8}`, `{"budget": "10m"}`).
+        sections: those that the objective declares, by name.
 
     Raises:
         UserError: an unknown key (the nearest known one is named), a value of the wrong type, or more than
             one of steps, epochs and budget in one layer.
     """
 
-    def __init__(self, *layers: tuple[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, *layers: tuple[str, Mapping[str, Any]], sections: Mapping[str, type[Section]] | None = None
+    ) -> None:
         values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
+        self.sections = dict(sections or {})
+        self._unread: set[str] = set()
+        names = {*SECTIONS, *self.sections}
         places: dict[str, str] = {}  # with the lines of files
         for origin, layer in layers:
-            given = _once(flatten(layer), origin)
+            given = _once(flatten(layer, sections=names), origin)
             lengths = [key for key in LENGTHS if given.get(key) is not None]
             if len(lengths) > 1:
                 raise UserError(f"{' and '.join(lengths)} are both given ({origin}); give one of them.")
@@ -313,10 +221,51 @@ class Settings:
             self.sources |= dict.fromkeys(given, origin)
             lines = dict(flatten(layer.lines)) if isinstance(layer, Written) else {}
             places |= {key: f"{origin}, line {lines[key]}" if key in lines else origin for key in given}
+        schema = with_sections(self.sections)
         try:
-            self.config = Config.model_validate(nest(values))
+            self.config = schema.model_validate(nest(values))
         except ValidationError as error:
-            raise UserError(explain(error, places)) from None
+            raise UserError(explain(error, places, known=known_keys(schema))) from None
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Of the data, the model and the objective, leave only those settings that mean something to a recipe.
+
+        Raises:
+            UserError: another one was given.
+        """
+        chosen = {*CHOSEN, *self.sections}
+        self._unread = {
+            key
+            for key in known_keys(type(self.config))
+            if key.partition(".")[0] in chosen and key not in keys
+        }
+        for key in sorted(self._unread):
+            section, name = self._find(key)
+            if getattr(section, name) != type(section).model_fields[name].default:
+                raise UserError(f"{self['objective']} has no use for {key} here; leave it out.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process; the class of `config` is made anew there."""
+        return {**vars(self), "config": self.config.model_dump()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.config = with_sections(self.sections).model_validate(state["config"])
+
+    def names(self) -> list[str]:
+        """The dotted keys that mean something."""
+        return [key for key in known_keys(type(self.config)) if key not in self._unread]
+
+    def values(self) -> dict[str, Any]:
+        """What stands under these keys, nested, as JSON has it."""
+        whole = dict(flatten(self.config.model_dump(mode="json"), sections=()))
+        return nest({key: whole.get(key) for key in self.names()})
+
+    def section(self, name: str, kind: type[S]) -> S:
+        """A section as it stands, whose values may yet be settled."""
+        found = getattr(self.config, name)
+        assert isinstance(found, kind)
+        return found
 
     def settle(self, key: str, value: Any, origin: str) -> None:
         """Fill a gap: a value the user left open, and what it was chosen from. Given values are left alone."""
@@ -348,15 +297,13 @@ class Settings:
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `--config` reads back, each value with its origin as a comment."""
-        lines = []
-        for key, value in self.config.model_dump().items():
-            if OBJECTIVES.get(key, self["objective"]) != self["objective"]:
-                continue
-            if not isinstance(value, dict):
-                lines.append(self._line(key, key, value, ""))
-                continue
-            lines.append(f"{key}:")
-            lines += [self._line(f"{key}.{name}", name, leaf, "  ") for name, leaf in value.items()]
+        lines, opened = [], ""
+        for key in self.names():
+            section, _, name = key.rpartition(".")
+            if section != opened:
+                lines.append(f"{section}:")
+                opened = section
+            lines.append(self._line(key, name, self[key], "  " if section else ""))
         return "\n".join(lines) + "\n"
 
     def _line(self, key: str, name: str, value: Any, indent: str) -> str:
@@ -367,10 +314,23 @@ class Settings:
         return f"{indent}{name}: {text}".ljust(40) + f"  # {self.origin(key)}"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def with_sections(sections: Mapping[str, type[Section]]) -> type[Config]:
+    """The schema with the sections of an objective beside those of all."""
+    return _extended(tuple(sections.items()))
+
+
+@cache
+def _extended(sections: tuple[tuple[str, type[Section]], ...]) -> type[Config]:
+    fields: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in sections}
+    return create_model("Config", __base__=Config, **fields) if fields else Config
+
+
+def flatten(
+    values: Mapping[str, Any], prefix: str = "", sections: Collection[str] = SECTIONS
+) -> Iterator[tuple[str, Any]]:
     """Nested, dotted or short keys as dotted ones; `flatten({"model": {"layers": 8}})` gives `model.layers`.
 
-    A section that holds nothing says nothing.
+    One of the `sections` that holds nothing says nothing.
 
     Raises:
         UserError: a key is no string, or the values are nested too deeply (within themselves, perhaps).
@@ -382,7 +342,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             raise UserError(f"{shown(key)} is no name of a setting; names are words, such as 'model.layers'.")
         require_text(f"{key} {value}" if isinstance(value, str | Path) else key, "A setting")
         empty = value is None or (isinstance(value, Mapping) and not value)
-        if empty and not prefix and key in SECTIONS:
+        if empty and not prefix and key in sections:
             continue
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -466,15 +426,18 @@ class _Shown(reprlib.Repr):
 shown = _Shown().repr
 
 
-def explain(error: ValidationError, sources: Mapping[str, str], section: str = "") -> str:
+def explain(
+    error: ValidationError, sources: Mapping[str, str], section: str = "", known: Iterable[str] = ()
+) -> str:
     """The first problem of a validation error as one sentence; its place is below `section` (such as `data.`)."""
     problem = error.errors()[0]
     key = section + ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
     key = next((full for full in sources if full.startswith(f"{key}.")), key)  # of an unknown section
     origin = f" ({sources[key]})" if key in sources else ""
     if problem["type"] == "extra_forbidden":
-        full = next((known for known in known_keys() if known.endswith(f".{key}")), key)
-        return f"Unknown key {shown(key)}{origin}{nearest(full, [*known_keys(), *SHORT])}"
+        choices = list(known)
+        full = next((choice for choice in choices if choice.endswith(f".{key}")), key)
+        return f"Unknown key {shown(key)}{origin}{nearest(full, [*choices, *SHORT])}"
     reason = str(problem["msg"]).removeprefix("Value error, ")
     return f"{key!r} cannot be {shown(problem['input'])}{origin}: {reason[0].lower() + reason[1:]}."
 

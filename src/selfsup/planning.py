@@ -27,7 +27,8 @@ from selfsup.machine import (
     peak_memory,
     synchronise,
 )
-from selfsup.objectives.base import Effort, Objective, Recipe
+from selfsup.objectives.base import Objective
+from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.optim import Optimizer
 from selfsup.report import amount, duration
 from selfsup.step import gradients
@@ -318,7 +319,7 @@ def _summarise(
         seconds=seconds,
         peak_memory=peak_memory(machine.device) + (snapshot if machine.device.type == "cpu" else 0),
         matrix_flops=machine.flops,
-        chance=recipe.chance,
-        settings=settings.config.model_dump(mode="json"),
+        chance=recipe.chance(settings["train.batch"]),
+        settings=settings.values(),
         sources=settings.sources,
     )

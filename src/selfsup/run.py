@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from selfsup import run_files
 from selfsup.checkpoint import Checkpoints
-from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
+from selfsup.config import LENGTHS, Config, Settings, flatten, read_yaml
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import LOCK, TEMPORARY, expanded, held, writable, write_atomically
+from selfsup.objectives import DEFAULT, find_recipe
+from selfsup.objectives.recipe import Recipe
 from selfsup.run_files import RUN_CONFIG, RUN_MODEL, read_lines, read_object
 
 if TYPE_CHECKING:
@@ -165,30 +167,44 @@ class Run:
         return Checkpoints(self.checkpoints_directory, keep)
 
     def config(self) -> dict[str, Any]:
-        """The configuration as it was written; what is settled differently since then is said as it was."""
-        config = read_yaml(self.config_file)
-        section = config.setdefault("simcse", {}) if config.get("objective") == "simcse" else None
-        if isinstance(section, dict):
-            section.setdefault("deletion", 0.0)
-        return config
+        """The configuration as it was written."""
+        return read_yaml(self.config_file)
 
-    def settings(self) -> Settings:
+    def settings(self, recipe: type[Recipe] | None = None) -> Settings:
         """The resolved configuration, with the origins that were written beside the values.
+
+        Args:
+            recipe: of an objective from Python; without it its own section is left out.
 
         Raises:
             UserError: it cannot be read, or lacks what the run was planned with.
         """
         config, environment = self.config(), self.environment()
-        settings = Settings((str(self.config_file), config))
+        named = str(config.get("objective", DEFAULT))
+        if recipe is None and not named.startswith("python:"):
+            recipe = find_recipe(named)
+        if recipe is not None:
+            config = recipe.upgraded(config)
+        settings = self._resolved(config, recipe)
         settings.sources = environment.get("sources", settings.sources)
         planned = dict(flatten((environment.get("plan") or {}).get("settings", {})))
         given = {*(key for key, value in flatten(config) if value is not None), *LENGTHS}
-        for key, value in planned.items():
-            owner = OBJECTIVES.get(key.partition(".")[0], settings["objective"])
-            if value is not None and key not in given and owner == settings["objective"]:
+        for key in settings.names():
+            value = planned.get(key)
+            if value is not None and key not in given:
                 raise UserError(
                     f"{self.config_file} lacks {key}, which the run was planned with ({value}); restore it from a copy."
                 )
+        return settings
+
+    def _resolved(self, config: dict[str, Any], recipe: type[Recipe] | None) -> Settings:
+        """Values as settings, of which those are left that mean something to the objective."""
+        place = str(self.config_file)
+        if recipe is None:
+            shared = {key: value for key, value in config.items() if key in Config.model_fields}
+            return Settings((place, shared))
+        settings = recipe.resolve((place, config))
+        recipe(settings)
         return settings
 
     def write_settings(self, settings: Settings) -> None:

@@ -24,7 +24,7 @@ from selfsup.evaluation.base import Request
 from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
-from selfsup.objectives.base import Recipe
+from selfsup.objectives.recipe import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule, misshapen
 from selfsup.planning import ready
 from selfsup.report import Reporter, duration
@@ -69,7 +69,7 @@ class Trainer:
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
         self.reached = 0  # step up to which an earlier session is repeated, with its decisions and no others
         self.estimate = 0  # of the number of steps, where a budget decides it
-        self.budget = Budget(settings, clock, recipe.whitened, recipe.compared)
+        self.budget = Budget(settings, clock, recipe.whitening_records, recipe.checks_layout)
 
     # -- where the run stands ------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Trainer:
     def _update(self, batches: list[Any]) -> None:
         start = time.perf_counter()
         figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
-        figures |= self._watched_norms()
+        figures |= self._group_norms()
         norm = self.optimizer.clip(self.settings["optim.clip"])
         loss = float(figures["loss"])
         multiplier = self.schedule.multiplier(self.step)
@@ -213,13 +213,13 @@ class Trainer:
         self.pace = [*self.pace[-20:], time.perf_counter() - start]
         self._log(figures, norm, multiplier)
 
-    def _watched_norms(self) -> dict[str, Tensor]:
+    def _group_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each part of the objective that is worth a figure of its own."""
         return {
             f"grad_norm_{name}": nn.utils.get_total_norm(
                 [p.grad for p in part.parameters() if p.grad is not None]
             )
-            for name, part in self.objective.watched().items()
+            for name, part in self.objective.gradient_groups().items()
         }
 
     def _steps_expected(self) -> int:
@@ -330,7 +330,7 @@ class Trainer:
 
     def _compares(self) -> bool:
         """Whether there is time to compare the model with another library as it is saved; its export does it else."""
-        if self.settings["train.budget"] is None or not self.recipe.compared:
+        if self.settings["train.budget"] is None or not self.recipe.checks_layout:
             return True
         decided = decided_last(self.run, "compared")
         if decided is None and self.budget.hurried:
@@ -389,16 +389,16 @@ class Trainer:
             records = min(len(self.recipe.validation), self.settings["evaluate.batch"])
             self._score(self.recipe.validation, records)
         if self.processes.leads:
-            self._rehearse_whitening(min(REHEARSED, self.recipe.whitened))
+            self._rehearse_whitening(min(REHEARSED, self.recipe.whitening_records))
             if self.budget.unhurried:
                 import_transformers()
         self.objective.train()
 
     def _rehearse_whitening(self, records: int) -> None:
         if records:
-            self.recipe.whiten(self.objective, records)
+            self.recipe.whitened(self.objective, records)
             with self.budget.timed("embedding", records):
-                self.recipe.whiten(self.objective, records)
+                self.recipe.whitened(self.objective, records)
 
     def _measure(self, records: int) -> dict[str, float]:
         """What needs no label, of the features of held-out records, and the protocols that the user named."""
@@ -412,7 +412,7 @@ class Trainer:
         for protocol in protocols:
             own = self.recipe.examples(protocol in SUPERVISED, records)
             data, test = own if named is None else (named, None)
-            how = {} if named is None else self.recipe.reading()
+            how = {} if named is None else self.recipe.reading_options()
             request = Request(
                 self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test, **how
             )
@@ -423,9 +423,9 @@ class Trainer:
         """What knowing nothing costs in the last look: where records meet in the score, by the sizes of its batches."""
         batch: int | None = self.settings["evaluate.batch"]
         if not records or not batch:
-            return self.recipe.chance
+            return self.recipe.chance(self.settings["train.batch"])
         sizes = [min(batch, records - start) for start in range(0, records, batch)]
-        chances = [self.recipe.chance_of(size) for size in sizes]
+        chances = [self.recipe.chance(size) for size in sizes]
         known = [chance for chance in chances if chance is not None]
         if len(known) < len(sizes):
             return None

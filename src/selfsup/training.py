@@ -11,14 +11,15 @@ from torch import nn
 
 from selfsup.budget import Clock
 from selfsup.checkpoint import Checkpoint
-from selfsup.config import LENGTHS, OBJECTIVES, Settings, flatten, read_yaml
+from selfsup.config import LENGTHS, Settings, flatten, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.files import expanded, writable
 from selfsup.machine import Machine, describe
-from selfsup.objectives import find_recipe, python_name
-from selfsup.objectives.base import Effort, Objective, Recipe
+from selfsup.objectives import find_recipe, python_name, resolve
+from selfsup.objectives.base import Objective
+from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.planning import Plan, find_machine, make_plan
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
@@ -63,7 +64,7 @@ def train(
             return _resume(
                 resume, objective, data, model, given, out, config, origin, processes, reporter, held
             )
-        settings = _settings(given, out, config, origin)
+        settings = _settings(objective, given, out, config, origin)
         recipe = _recipe(settings, objective, data, model)
         return _start(settings, recipe, processes, reporter, clock, held)
 
@@ -79,7 +80,7 @@ def plan(
     **values: Any,
 ) -> tuple[Plan, Settings]:
     """What `train` with the same arguments would do: sizes, arithmetic, memory, time. Trains and writes nothing."""
-    settings = _settings(_given(values, objective, data, model), None, config, origin)
+    settings = _settings(objective, _given(values, objective, data, model), None, config, origin)
     recipe = _recipe(settings, objective, data, model)
     with process_group() as processes:
         made, _ = _prepare(settings, recipe, processes, reporter or Reporter(False), Clock())
@@ -122,7 +123,11 @@ def _absolute(source: str) -> str:
 
 
 def _settings(
-    given: Mapping[str, Any], out: str | Path | None, config: str | Path | None, origin: str
+    objective: object,
+    given: Mapping[str, Any],
+    out: str | Path | None,
+    config: str | Path | None,
+    origin: str,
 ) -> Settings:
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
@@ -130,17 +135,19 @@ def _settings(
         values.pop("out", None)  # a run directory belongs to one run
         layers.append((str(config), values))
     layers.append((origin, given))
-    settings = Settings(*layers)
-    for key in settings.sources:
-        owner = OBJECTIVES.get(key.partition(".")[0], settings["objective"])
-        if owner != settings["objective"]:
-            raise UserError(f"{key} is a setting of {owner}, not of {settings['objective']}; leave it out.")
+    recipe = _recipe_class(objective)
+    settings = resolve(*layers) if recipe is None else recipe.resolve(*layers)
     for protocol in settings["evaluate.protocols"]:
         require_known(protocol)  # before a step is made, not at the first look
     settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
     if out is not None:
         settings.change("out", str(expanded(out).absolute()), origin)
     return settings
+
+
+def _recipe_class(objective: object) -> type[Recipe] | None:
+    """The recipe that is given itself, where one is."""
+    return objective if isinstance(objective, type) and issubclass(objective, Recipe) else None
 
 
 def _recipe(settings: Settings, objective: object, data: object, model: object) -> Recipe:
@@ -156,14 +163,11 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
         from selfsup.objectives.custom import CustomRecipe
 
         return CustomRecipe(settings, source, module, objective)
-    recipe = find_recipe(settings["objective"], settings["model.preset"])
-    if module is not None:
-        if recipe.adapted is None:
-            raise UserError(
-                f"{settings['objective']} takes no network from Python; name one that transformers opens "
-                "by model=hf:DIR."
-            )
-        recipe = recipe.adapted
+    recipe = find_recipe(settings["objective"])
+    if module is not None and not recipe.takes_modules:
+        raise UserError(
+            f"{settings['objective']} takes no network from Python; name one that transformers opens by model=hf:DIR."
+        )
     if settings.origin("data.source") == "default":
         settings.change("data.source", recipe.example, "default")
     return recipe(settings, source, module)
@@ -316,10 +320,10 @@ def _resume(
         held.enter_context(run.held())
         run.require_readable()
     settings, environment, summary = processes.share(
-        (run.settings(), run.environment(), run.summary) if processes.leads else None
+        (run.settings(_recipe_class(objective)), run.environment(), run.summary) if processes.leads else None
     )
     changes = {key: value for key, value in flatten(given) if key in FREE and value is not None}
-    asked = Settings((origin, given))
+    asked = Settings((origin, given), sections=settings.sections)
     others = [key for key in asked.sources if key not in FREE and asked[key] != settings[key]]
     if others or out is not None or config is not None:
         what = ", ".join(others) or ("--out" if out is not None else "--config")

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from selfsup.config import Settings, read_yaml
+from selfsup.config import read_yaml
 from selfsup.data.images import open_images
 from selfsup.data.sources import open_text
 from selfsup.data.tables import open_table
 from selfsup.data.tokenizers import open_tokenizer
+from selfsup.objectives import resolve
 
 PIECE = 1 << 24  # bytes that one frame of a compressed file stands for
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -111,7 +112,7 @@ def _anchors(random: Random, place: Path) -> None:
     names = range(1, random.randrange(8, 60))
     lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n > 1 else '0'] * 9)}]" for n in names]
     (place / "c.yaml").write_text("\n".join(lines), encoding="utf-8")
-    Settings(("file", read_yaml(place / "c.yaml")))
+    resolve(("file", read_yaml(place / "c.yaml")))
 
 
 def _numbers(random: Random, place: Path) -> None:

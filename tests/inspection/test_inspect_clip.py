@@ -24,8 +24,8 @@ from selfsup.errors import UserError
 from selfsup.inspection.alike import Alike
 from selfsup.inspection.blocks import Gallery, Matrix
 from selfsup.inspection.pairs import limits, of_tower
-from selfsup.objectives.base import Effort
 from selfsup.objectives.clip import CLIP, CLIPRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.views.drawn import levels

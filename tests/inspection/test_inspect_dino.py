@@ -15,8 +15,9 @@ import selfsup
 from selfsup.data.loader import Loader
 from selfsup.inspection.blocks import Gallery, Matrix, Table, Tile
 from selfsup.inspection.pictures import HIDDEN, ramp
-from selfsup.objectives.base import Effort, Task
+from selfsup.objectives.base import Task
 from selfsup.objectives.dino import DINO, DINORecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
 from selfsup.views.drawn import levels
 

@@ -15,8 +15,9 @@ import selfsup
 from selfsup.data.loader import Loader
 from selfsup.distributed import Processes
 from selfsup.inspection.blocks import Gallery
-from selfsup.objectives.base import Effort, Task
+from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE, MAERecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
 from selfsup.views.drawn import levels
 

@@ -130,7 +130,7 @@ def test_masks_are_those_of_the_training(run: Run) -> None:
     assert inspection.unit == "word"
     recipe = MaskedLMRecipe(run.settings())
     recipe.open(lambda done, total: None)
-    recipe._records()
+    recipe.cut()
     objective, first = recipe.build(), np.zeros(1, np.int64)
     seed = run.settings()["train.seed"]
     for epoch, row in enumerate(marks(inspection)):

@@ -23,7 +23,8 @@ from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.inspection.alike import Alike
 from selfsup.inspection.blocks import Gallery
-from selfsup.objectives.base import Effort, Task
+from selfsup.objectives.base import Task
+from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import SimCLR, SimCLRRecipe
 from selfsup.run import Run
 from selfsup.views.drawn import levels

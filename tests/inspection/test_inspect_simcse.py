@@ -98,7 +98,7 @@ def test_sentences_are_those_of_the_first_step(run: Run) -> None:
     assert inspection == selfsup.inspect(run=run.directory)  # the run names its objective
     recipe = SimCSERecipe(run.settings())
     recipe.open(lambda done, total: None)
-    recipe._records()
+    recipe.cut()
     _, places = draw(run.settings()["train.seed"], 0, SIZE, len(recipe.train))
     data = recipe.train.read(places)
     tokenizer = recipe.corpus.tokenizer
@@ -116,7 +116,7 @@ def test_which_tokens_each_view_sees(run: Run) -> None:
     inspection = look(run=run.directory)
     recipe = SimCSERecipe(run.settings())
     recipe.open(lambda done, total: None)
-    recipe._records()
+    recipe.cut()
     seed = run.settings()["train.seed"]
     epochs, places = draw(seed, 0, SIZE, len(recipe.train))
     task = recipe.build().hide(Batch(recipe.train.read(places), seed, epochs, places))
@@ -162,7 +162,7 @@ def test_what_it_begins_with_is_what_the_training_began_with(run: Run) -> None:
     inspection = look(run=run.directory)
     recipe = SimCSERecipe(run.settings())
     recipe.open(lambda done, total: None)
-    recipe._records()
+    recipe.cut()
     objective = recipe.build()
     objective.projection = torch.nn.Identity()
     seed = run.settings()["train.seed"]

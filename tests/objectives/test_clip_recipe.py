@@ -20,12 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import selfsup
-from selfsup.config import Settings
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.models.sentence_transformers import read_features
-from selfsup.objectives.base import Effort
 from selfsup.objectives.clip import CLIPRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.report import Reporter
 from selfsup.run import Run
 
@@ -57,7 +56,7 @@ def towers(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def settled(captioned: Path, **more: Any) -> CLIPRecipe:
-    recipe = CLIPRecipe(Settings(("test", {**TINY_PAIRS, "data": str(captioned), **more})))
+    recipe = CLIPRecipe(CLIPRecipe.resolve(("test", {**TINY_PAIRS, "data": str(captioned), **more})))
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=4))
     return recipe
@@ -114,7 +113,7 @@ def test_towers_start_from_runs(towers: dict[str, Run], captioned: Path) -> None
     given = {name: value for name, value in TINY_PAIRS.items() if name not in ("model", "text")}
     given = {name: value for name, value in given.items() if not name.startswith("data.voc")}
     places = {"model.init": str(towers["image"].directory), "text.init": str(towers["text"].directory)}
-    recipe = CLIPRecipe(Settings(("test", {**given, "data": str(captioned), **places})))
+    recipe = CLIPRecipe(CLIPRecipe.resolve(("test", {**given, "data": str(captioned), **places})))
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=4))
     built = recipe.build()
@@ -193,7 +192,7 @@ def test_a_tower_sees_images_at_the_size_that_it_was_trained_at(
     random = np.random.default_rng(0)
     pairs = [(random.integers(0, 256, (60, 60, 3), dtype=np.uint8), f"thing {n}") for n in range(24)]
     given = {name: value for name, value in TINY_PAIRS.items() if name not in ("model", "data.size")}
-    settings = Settings(("test", {**given, "model.init": str(towers["image"].directory)}))
+    settings = CLIPRecipe.resolve(("test", {**given, "model.init": str(towers["image"].directory)}))
     recipe = CLIPRecipe(settings, pairs)
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=4))
@@ -253,7 +252,7 @@ def test_features_are_those_of_the_shared_space(captioned: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"batch": 1}, "clip tells the pairs of a batch apart, so it needs 2 or more"),
+        ({"batch": 1}, "clip tells the records of a batch apart, so it needs 2 or more"),
         ({"text.preset": "5mm"}, "There is no model preset '5mm'"),
         ({"text": {"width": 30, "heads": 4, "layers": 1}}, "There is no such text tower"),
         ({"clip.captions": "fr"}, "has no captions"),

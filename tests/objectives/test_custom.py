@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfsup.config import Settings
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.custom import CustomRecipe
+from selfsup.objectives.recipe import Effort
 
 
 class Line:
@@ -42,7 +42,7 @@ class Fit(Objective):
 
 
 def recipe_of(source: object, module: nn.Module | None = None) -> CustomRecipe:
-    recipe = CustomRecipe(Settings(("test", {})), source, module, Fit)
+    recipe = CustomRecipe(CustomRecipe.resolve(("test", {})), source, module, Fit)
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=10))
     return recipe

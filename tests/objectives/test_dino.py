@@ -19,13 +19,14 @@ from test_distillation import plain_koleo, plain_sinkhorn_knopp
 from torch import Tensor, nn
 
 import selfsup
-from selfsup.config import OptimConfig, Settings
+from selfsup.config import OptimConfig
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.models.vision import VisionConfig, VisionTransformer
-from selfsup.objectives.base import Effort, Outputs, Task
+from selfsup.objectives.base import Outputs, Task
 from selfsup.objectives.dino import DINO, Crops, DINORecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.optim import AdamW, Optimizer
 from selfsup.seeding import generator
@@ -447,7 +448,7 @@ def pictures(count: int, side: int = 32) -> list[np.ndarray]:
 
 
 def settled(images: Any, module: nn.Module | None = None, **given: Any) -> DINORecipe:
-    recipe = DINORecipe(Settings(("test", {"objective": "dino", **given})), images, module)
+    recipe = DINORecipe(DINORecipe.resolve(("test", {"objective": "dino", **given})), images, module)
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=10))
     return recipe
@@ -470,7 +471,7 @@ def test_prototypes_follow_the_number_of_images(images: int, prototypes: int) ->
     recipe = settled(pictures(40), **{"model.preset": "vit-atto"})
     recipe.settings.change("dino.prototypes", None, "test")
     recipe.images = range(images)  # type: ignore[assignment]
-    recipe._settle_network(Effort(steps=10))
+    recipe.settle_head()
     assert recipe.settings["dino.prototypes"] == prototypes
 
 

@@ -17,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import selfsup
-from selfsup.config import Settings
 from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
@@ -25,8 +24,9 @@ from selfsup.errors import UserError
 from selfsup.models.dinov3 import read_vision
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, read_decoder
 from selfsup.models.vision import VisionConfig, VisionTransformer
-from selfsup.objectives.base import Effort, Task
+from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE, MAERecipe, normalised
+from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
 from selfsup.seeding import generator
 from selfsup.step import evaluate
@@ -194,7 +194,9 @@ def run(trained: Trained) -> Run:
 
 def recipe(drawings: Path, **given: Any) -> MAERecipe:
     """Settled."""
-    made = MAERecipe(Settings(("test", {**TINY_VISION, "objective": "mae", "data": str(drawings), **given})))
+    made = MAERecipe(
+        MAERecipe.resolve(("test", {**TINY_VISION, "objective": "mae", "data": str(drawings), **given}))
+    )
     made.open(lambda done, total: None)
     made.settle(Effort(steps=12))
     return made

@@ -449,7 +449,7 @@ def test_a_sample_is_the_text_with_its_hidden_tokens_in_brackets(
     sample = sorted(run.samples.iterdir())[-1].read_text()
     recipe = MaskedLMRecipe(run.settings())
     recipe.open(lambda done, total: None)
-    recipe._records()
+    recipe.cut()
     assert recipe.validation is not None
     tokens = recipe.validation.read(np.array([0]))["tokens"][0].tolist()[:SAMPLE_TOKENS]
     told = re.sub(

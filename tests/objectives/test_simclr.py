@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfsup.config import Settings
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.models.dinov3 import read_vision
 from selfsup.models.vision import VisionConfig, VisionTransformer
-from selfsup.objectives.base import Effort
 from selfsup.objectives.losses import nt_xent
+from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import ProjectionHead, SimCLR, SimCLRRecipe
 from selfsup.seeding import generator
 from selfsup.step import gradients
@@ -175,7 +174,7 @@ def test_a_run_leaves_a_network_and_no_head(train_vision: Train, tmp_path: Path)
 @pytest.mark.parametrize(("size", "expected"), [(16, 0.5), (112, 0.1)])
 def test_the_temperature_suits_the_size_of_the_images(size: int, expected: float, drawings: Path) -> None:
     given: dict[str, Any] = {**TINY_VISION, "objective": "simclr", "data": str(drawings), "data.size": size}
-    recipe = SimCLRRecipe(Settings(("test", given)))
+    recipe = SimCLRRecipe(SimCLRRecipe.resolve(("test", given)))
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=12))
     assert recipe.build().temperature == expected

@@ -97,7 +97,7 @@ def split_words(
     column: str | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The objective (the first word without `=`), and every setting that was given, by its dotted key."""
-    from selfsup.config import Settings, flatten, parse_overrides
+    from selfsup.config import SHORT, Config, flatten, known_keys, nearest, parse_overrides
 
     words = list(words or [])
     objective = next((word for word in words if "=" not in word), None)
@@ -124,9 +124,11 @@ def split_words(
     if twice := given.keys() & overrides.keys():
         raise UserError(f"{min(twice)} is given twice, as an option and as key=value; give it once.")
     settings = given | overrides
-    Settings(
-        ("command line", settings)
-    )  # refuses what is no setting, before it can be taken for anything else
+    unknown = sorted(key for key in settings if "." not in key and key not in Config.model_fields)
+    if unknown:  # or a keyword of the function in Python
+        raise UserError(
+            f"Unknown key '{unknown[0]}' (command line){nearest(unknown[0], [*known_keys(), *SHORT])}"
+        )
     named = settings.pop("objective", None)
     if objective is not None and named is not None:
         raise UserError(f"The objective is given twice, {objective} and {named}; give it once.")

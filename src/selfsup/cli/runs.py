@@ -231,13 +231,13 @@ def show_end(run: Run) -> None:
     from selfsup.objectives import find_recipe
 
     summary, settings = run.summary, run.settings()
-    recipe = find_recipe(settings["objective"], settings["model.preset"])
+    recipe = find_recipe(settings["objective"])(settings)
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
-        say(f"\n{recipe.shows}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
+        say(f"\n{recipe.sample_title}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
     if summary.get("loss") is not None:
         bits = f", {summary['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in summary else ""
         chance = "" if summary["chance"] is None else f" (chance {summary['chance']:.3f})"
         say(f"Validation loss {summary['loss']:.3f}{chance}{bits}.")
-    if recipe.useful is not None:
-        say(f"Try: {recipe.useful.format(run=os.path.relpath(run.directory))}")
+    if recipe.next_command is not None:
+        say(f"Try: {recipe.next_command.format(run=os.path.relpath(run.directory))}")

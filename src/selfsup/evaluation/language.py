@@ -24,7 +24,7 @@ from selfsup.machine import find_device
 from selfsup.models.losses import IGNORE
 from selfsup.objectives import find_recipe
 from selfsup.objectives.causal_lm import CausalLM
-from selfsup.objectives.language import LanguageRecipe
+from selfsup.objectives.texts import TextRecipe
 from selfsup.run import Run
 
 TOKENS = 8192  # predicted at once
@@ -99,7 +99,7 @@ def open_corpus(run: Run) -> TextCorpus:
             f"{run.directory} was trained on data given from Python, which it does not hold; name data with --data."
         )
     recipe = find_recipe(settings["objective"])(settings)
-    if not isinstance(recipe, LanguageRecipe):
+    if not isinstance(recipe, TextRecipe):
         raise UserError(
             f"{run.directory} was trained by {settings['objective']}, which is no language model's objective; "
             "give the run of a language model."

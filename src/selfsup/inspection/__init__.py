@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from selfsup.config import Settings
+from selfsup.config import Config, Settings
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
-from selfsup.objectives import find_recipe
+from selfsup.objectives import DEFAULT, find_recipe
+from selfsup.objectives.recipe import Recipe
 from selfsup.run import Run
 
 if TYPE_CHECKING:
     from selfsup.data.tokenizers import TextTokenizer
-    from selfsup.objectives.base import Objective, Recipe
+    from selfsup.objectives.base import Objective
 
 __all__ = ["INSPECTORS", "Inspection", "inspect"]
 
@@ -75,7 +76,10 @@ def inspect(
         tokenizer = Run(tokenizer).model_directory
     module = model if isinstance(model, nn.Module) else None
     given = settings if module is model else settings | {"model": model}
-    resolved = Settings(*_of_run(run), ("given", given))
+    config = {} if run is None or not Run(run).exists else Run(run).config()
+    objective = objective or settings.get("objective") or config.get("objective") or DEFAULT
+    kind = find_recipe(objective) if isinstance(objective, str) else objective
+    resolved = _resolved(kind, (str(run), config), ("given", given))
     if text is not None and resolved.origin("data.column") == "given":
         raise UserError("--column names a column of --data; a text has none.")
     if text is None and data is None and resolved.origin("data.source") == "given":
@@ -84,18 +88,20 @@ def inspect(
         tokenizer = str(resolved["data.tokenizer"])
     elif run is None and isinstance(tokenizer, str | Path):
         resolved.change("data.tokenizer", str(tokenizer), "given")
-    objective = objective or resolved["objective"]
-    kind = find_recipe(objective) if isinstance(objective, str) else objective
     name = objective if isinstance(objective, str) else objective.__name__
     request = Request(name, text, data, tokenizer, run, window, resolved, progress, kind, module)
     return _inspector(getattr(kind, "inspector", "task"))(request)
 
 
-def _of_run(run: str | Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """The configuration of a run, where one is given."""
-    if run is None or not Run(run).exists:
-        return []
-    return [(str(Run(run).config_file), Run(run).config())]
+def _resolved(
+    kind: type[Objective] | type[Recipe], run: tuple[str, dict[str, Any]], given: tuple[str, dict[str, Any]]
+) -> Settings:
+    """What is given over what stands in a run's configuration, of that only what the objective reads."""
+    if not issubclass(kind, Recipe):
+        return Settings(run, given)
+    known = {*Config.model_fields, *kind.sections()}
+    own = {key: value for key, value in kind.upgraded(run[1]).items() if key in known}
+    return kind.resolve((run[0], own), given)
 
 
 def _inspector(kind: str) -> Callable[[Request], Inspection]:

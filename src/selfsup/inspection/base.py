@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from selfsup.config import Settings
     from selfsup.data.tokenizers import TextTokenizer
-    from selfsup.objectives.base import Objective, Recipe
+    from selfsup.objectives.base import Objective
+    from selfsup.objectives.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Section, Tile
 from selfsup.inspection.pictures import Box, Pixels, outlined
 from selfsup.objectives import find_recipe
-from selfsup.objectives.base import Effort, Objective
+from selfsup.objectives.base import Objective
+from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
 from selfsup.views import View
 from selfsup.views.drawn import Drawn, draw_views, levels
 
 if TYPE_CHECKING:
-    from selfsup.objectives.vision import VisionRecipe
+    from selfsup.objectives.images import ImageRecipe
 
 HEIGHT = 130  # of an image on a page
 MEASURED = 24  # images that figures of a run are means over
@@ -70,7 +71,7 @@ class Look:
         most: images that are drawn, at most.
     """
 
-    recipe: VisionRecipe
+    recipe: ImageRecipe
     objective: Objective
     batch: Batch
     run: str | None
@@ -175,7 +176,7 @@ def look_at(request: Request, most: int) -> Look:
     return first_of(opened(request), request, count, most)
 
 
-def first_of(recipe: VisionRecipe, request: Request, count: int, most: int) -> Look:
+def first_of(recipe: ImageRecipe, request: Request, count: int, most: int) -> Look:
     """The images that a training takes first, at most so many."""
     seed, size = recipe.settings["train.seed"], len(recipe.train)
     epochs, places = draw(seed, 0, min(count, size), size)
@@ -183,7 +184,7 @@ def first_of(recipe: VisionRecipe, request: Request, count: int, most: int) -> L
     return Look(recipe, recipe.build(), batch, None if request.run is None else str(request.run), most)
 
 
-def opened(request: Request) -> VisionRecipe:
+def opened(request: Request) -> ImageRecipe:
     """A training of what `look_at` looks at, settled; raises what that raises."""
     objective, settings = request.objective, request.settings
     if request.text is not None or request.window is not None:
@@ -201,7 +202,7 @@ def opened(request: Request) -> VisionRecipe:
         raise UserError(
             f"{request.run} trained a network from Python, which cannot be built here; give another run."
         )
-    kind = cast("type[VisionRecipe]", find_recipe(objective, settings["model.preset"]))
+    kind = cast("type[ImageRecipe]", find_recipe(objective))
     named = request.data if isinstance(request.data, str) else kind.example if request.run is None else None
     if named is not None:
         settings.change("data.source", named, "given")

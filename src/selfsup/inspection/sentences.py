@@ -25,8 +25,18 @@ from selfsup.inspection.blocks import ALIEN, OUT, OWN, Bars, Line, Section, Tabl
 from selfsup.inspection.texts import open_for, prepare
 from selfsup.inspection.words import section
 from selfsup.models.encoder import EncoderConfig, TextEncoder
-from selfsup.objectives.language import how_texts_are_read, take_preset
-from selfsup.objectives.simcse import SENTENCE, VIEWS, SimCSE, SimCSERecipe, kept_tokens
+from selfsup.objectives.simcse import (
+    DELETION,
+    DROPOUT,
+    SENTENCE,
+    VIEWS,
+    SimCSE,
+    SimCSERecipe,
+    SimCSESettings,
+    kept_tokens,
+)
+from selfsup.objectives.text_networks import take_preset
+from selfsup.objectives.texts import reading_of
 from selfsup.seeding import generator
 from selfsup.step import predict
 
@@ -56,8 +66,8 @@ def inspect_sentences(request: Request) -> Inspection:
     begun = model or origin
     source, records = _open_sentences(request, begun)
     batch = _first_batch(records, min(BATCH, settings["train.batch"] or BATCH), settings["train.seed"])
-    settings.settle("model.dropout", SimCSERecipe.dropout, "recipe")
-    settings.settle("simcse.deletion", SimCSERecipe.deletion, "recipe")
+    settings.settle("model.dropout", DROPOUT, "recipe")
+    settings.settle("simcse.deletion", DELETION, "recipe")
     shape = begun.native.config if begun else _shape(request, records.tokenizer)
     config = replace(shape, dropout=settings["model.dropout"])
     fresh = TextEncoder(config).initialise(generator(settings["train.seed"], "weights"))
@@ -65,7 +75,7 @@ def inspect_sentences(request: Request) -> Inspection:
     encoders = {begins: origin.native if origin else fresh} | (
         {str(request.run): model.native} if model else {}
     )
-    options = settings.config.simcse
+    options = settings.section("simcse", SimCSESettings)
     how = {
         "temperature": options.temperature,
         "dropout": config.dropout,
@@ -126,7 +136,7 @@ def _open_sentences(request: Request, model: EncoderModel | None) -> tuple[str, 
         named = settings.config.data.source if request.data is None else request.data
         if isinstance(named, str) and named.startswith("python:"):
             raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
-        sentences = open_sentences(named, **how_texts_are_read(settings))
+        sentences = open_sentences(named, **reading_of(settings))
         corpus = prepare(sentences, given, settings, "encoder")
         source, stream, tokenizer = f"the training part of {sentences.name}", corpus.train, corpus.tokenizer
     records = Sentences(stream, window, tokenizer)

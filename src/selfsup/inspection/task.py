@@ -14,8 +14,9 @@ from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Points, Section, Table
 from selfsup.inspection.figures import loss, means, networks
 from selfsup.inspection.words import section
-from selfsup.objectives.base import Effort, Objective, Recipe, Task
+from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.custom import CustomRecipe
+from selfsup.objectives.recipe import Effort, Recipe
 
 RECORDS = 24  # that are looked at
 
@@ -28,7 +29,7 @@ def inspect_task(request: Request) -> Inspection:
     batch, objective = Batch(recipe.train.read(places), seed, epochs, places), recipe.build()
     task = objective.hide(batch)
     measured = {name: _measure(each, task) for name, each in networks(objective, request.run)}
-    chance = recipe.chance_of(len(batch))
+    chance = recipe.chance(len(batch))
     sections = [
         section("task", "read", _tensors(batch.data)),
         section("task", "made", _tensors(task.tensors)),

@@ -11,7 +11,7 @@ from selfsup.data.tokenizers import KINDS, Family, TextTokenizer, open_tokenizer
 from selfsup.errors import UserError, require_text
 from selfsup.evaluation.language import open_corpus
 from selfsup.inspection.base import Request
-from selfsup.objectives.language import how_texts_are_read
+from selfsup.objectives.texts import reading_of
 from selfsup.run import Run
 
 SAMPLE = "sample:shakespeare"
@@ -40,7 +40,7 @@ def open_training_part(
     if request.data is None and request.run is not None:
         return f"the training part of {request.run}", open_corpus(Run(request.run))
     source = SAMPLE if request.data is None else request.data
-    collection = open_text(source, **how_texts_are_read(request.settings))
+    collection = open_text(source, **reading_of(request.settings))
     return f"the training part of {collection.name}", prepare(collection, tokenizer, request.settings, family)
 
 

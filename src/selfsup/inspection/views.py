@@ -63,7 +63,7 @@ def _compare(name: str, objective: Objective, made: Task) -> Alike:
 
 
 def _alike(look: Look, found: list[Alike], views: Sequence[Sequence[Seen]]) -> list[Section]:
-    chance = look.recipe.chance_of(len(look.batch))
+    chance = look.recipe.chance(len(look.batch))
     rows: dict[str, Callable[[Alike], str]] = {
         "cosine with its partner": lambda each: f"{each.mean(OWN):.3f}",
         "with a view of another image": lambda each: f"{each.mean(ALIEN):.3f}",

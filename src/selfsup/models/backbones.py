@@ -127,6 +127,12 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
     return Adapted(module, _probe(module, size, extract, type(module).__name__), size, extract)
 
 
+def hide_nothing(network: AnyBackbone) -> None:
+    """No patch is shown as hidden to a network in this training, so what stands for hidden ones stays as it is."""
+    if isinstance(network, VisionTransformer):
+        network.embeddings.mask_token.requires_grad_(False)
+
+
 def open_timm(name: str, size: int) -> Adapted:
     """A network of timm with fresh weights (from torch's global generator), `timm:resnet50`, without its classifier.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from selfsup.config import nearest
+from selfsup.config import SECTIONS, Section, Settings, flatten, nearest
 from selfsup.errors import UserError
-from selfsup.objectives.base import Declared, Objective, Recipe
+from selfsup.objectives.base import Objective
+from selfsup.objectives.recipe import Recipe
 
 RECIPES = {
     "causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe",
@@ -19,35 +21,53 @@ RECIPES = {
     "mae": "selfsup.objectives.mae:MAERecipe",
     "clip": "selfsup.objectives.clip:CLIPRecipe",
 }
-
-# The same on a network that transformers opens.
-PRETRAINED = {
-    "causal-lm": "selfsup.objectives.pretrained:PretrainedCausalLMRecipe",
-    "masked-lm": "selfsup.objectives.pretrained:PretrainedMaskedLMRecipe",
-    "simcse": "selfsup.objectives.pretrained:PretrainedSimCSERecipe",
-}
+DEFAULT = "causal-lm"
+# Sections of the settings that one objective alone reads.
+OWNERS = {**{name.replace("-", "_"): name for name in RECIPES}, "text": "clip"}
 
 
-def find_recipe(name: str, model: str = "auto") -> type[Recipe]:
-    """The recipe of an objective, for the model that a configuration names (`model.preset`).
+def find_recipe(name: str) -> type[Recipe]:
+    """The recipe of an objective.
 
     Raises:
-        UserError: there is no objective of that name, or none for such a model.
+        UserError: there is no objective of that name.
     """
     if name.startswith("python:"):
         raise UserError(
             f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train."
         )
     if name not in RECIPES:
-        if os.path.exists(name):
+        if Path(name).exists():
             raise UserError(f"There is no objective '{name}'; data is given by --data, behind the objective.")
         raise UserError(f"There is no objective '{name}'{nearest(name, list(RECIPES))}")
-    recipes = PRETRAINED if model.startswith("hf:") else RECIPES
-    if name not in recipes:
-        raise UserError(f"{name} does not train {model}; {', '.join(recipes)} do.")
-    module, _, attribute = recipes[name].partition(":")
+    module, _, attribute = RECIPES[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
     return recipe
+
+
+def resolve(*layers: tuple[str, Mapping[str, Any]]) -> Settings:
+    """Layers of values as the settings of the objective that they name, see `selfsup.config.Settings`.
+
+    Raises:
+        UserError: there is no such objective, or a setting of another one is given.
+    """
+    named = [layer["objective"] for _, layer in layers if layer.get("objective") is not None]
+    objective = str(named[-1] if named else DEFAULT)
+    if objective.startswith("python:"):  # whose sections are known to its class alone
+        return Settings(*layers)
+    sections = find_recipe(objective).sections()
+    names: set[str] = {*OWNERS, *sections}
+    for _, layer in layers:
+        for key, _ in flatten(layer, sections=names | set(SECTIONS)):
+            require_own(key, objective, sections)
+    return Settings(*layers, sections=sections)
+
+
+def require_own(key: str, objective: str, sections: Mapping[str, type[Section]]) -> None:
+    """Raise a UserError where a dotted key is a setting of another objective."""
+    section = key.partition(".")[0]
+    if section in OWNERS and section not in sections:
+        raise UserError(f"{key} is a setting of {OWNERS[section]}, not of {objective}; leave it out.")
 
 
 def python_name(kind: type) -> str:
@@ -55,23 +75,23 @@ def python_name(kind: type) -> str:
     return f"python:{kind.__module__}.{kind.__qualname__}"
 
 
-def find_declared(name: str) -> type[Declared] | None:
+def find_declared(name: str) -> type[Recipe] | type[Objective] | None:
     """The class that says what an objective is; None where there is none, or it comes from Python and is not loaded."""
-    loaded = [kind for kind in (*_below(Recipe), *_below(Objective)) if python_name(kind) == name]
-    if loaded:
-        return loaded[-1]
+    loaded = {python_name(kind): kind for kind in _below(Recipe, Objective)}
+    if name in loaded:
+        return loaded[name]
     try:
         return find_recipe(name)
     except UserError:
         return None
 
 
-def declared(name: str) -> type[Declared]:
+def declared(name: str) -> type[Recipe] | type[Objective]:
     """The same, with the defaults of one that is not known."""
-    return find_declared(name) or Declared
+    return find_declared(name) or Recipe
 
 
-def _below(kind: type[Declared]) -> Iterator[type[Declared]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _below(each)
+def _below(*kinds: Any) -> Iterator[Any]:
+    for kind in kinds:
+        yield from kind.__subclasses__()
+        yield from _below(*kind.__subclasses__())

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from selfsup.config import Settings
+from selfsup.config import Count, Section, Settings, Share
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer, vocabulary_size
 from selfsup.errors import UserError
-from selfsup.files import expanded
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.clip import TEXT
 from selfsup.models.counting import parameter_count, sketched
@@ -24,9 +24,10 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.modernbert import SavedEncoder, read_encoder
 from selfsup.models.sentence_transformers import read_features
-from selfsup.objectives.base import Effort
-from selfsup.objectives.language import fitting_preset, take_preset
-from selfsup.objectives.starting import require_texts, tower_directory
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.starting import make_absolute, tower_directory
+from selfsup.objectives.text_networks import fitting_preset, require_texts, take_preset
+from selfsup.objectives.texts import take_tokenizer
 from selfsup.seeding import generator, uniform
 
 LONGEST = 64  # tokens of a caption that are read, unless it is said
@@ -34,6 +35,16 @@ BYTES_PER_TOKEN = 3  # of captions, about
 DROPOUT = 0.1  # in the encoder: captions are few and short (docs/LOG.md)
 WORDS = 4  # times as many tokens as other text of that size has: captions are short, and their words count
 SHAPE = ("layers", "width", "heads", "mlp")
+
+
+class TextSettings(Section):
+    preset: str = Field("auto", description="size of the text tower by name, or auto (from data and budget)")
+    layers: Count | None = None
+    width: Count | None = None
+    heads: Count | None = None
+    mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
+    dropout: Share | None = Field(None, description="share of activations it drops in training")
+    init: str | None = Field(None, description="a run or Hugging Face directory whose weights to start from")
 
 
 @dataclass(frozen=True)
@@ -108,10 +119,9 @@ class TextSide:
     def open(self, captions: Sequence[str]) -> None:
         """Find the tokenizer, or train it on captions."""
         settings = self.settings
-        if settings["text.init"] is not None:
-            place = str(expanded(settings["text.init"]).absolute())  # for a resume from anywhere
-            settings.change("text.init", place, settings.origin("text.init"))
-            self._take_tokenizer(str(self.directory))
+        make_absolute(settings, "text.init")
+        if self.directory is not None:
+            take_tokenizer(settings, self.directory, settings["text.init"])
         self._bytes = sum(len(caption.encode(errors="replace")) for caption in captions)
         if settings.origin("data.tokenizer") == "default":
             settings.change("data.tokenizer", "wordpiece", "recipe")
@@ -135,15 +145,6 @@ class TextSide:
         if size is None and kind in ("bpe", "wordpiece"):
             size = WORDS * vocabulary_size(self._bytes)
         return train_tokenizer(kind, captions, size, family="encoder")
-
-    def _take_tokenizer(self, directory: str) -> None:
-        settings = self.settings
-        if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != directory:
-            raise UserError(
-                f"{settings['text.init']} brings its own tokenizer, so data.tokenizer cannot be "
-                f"{settings['data.tokenizer']!r}; leave it out."
-            )
-        settings.change("data.tokenizer", directory, "init")
 
     def hiding(self, share: float) -> HiddenTokens:
         """Tokens are hidden as an encoder that is started from knows it, by the mask; to a fresh one they are shown as

@@ -14,40 +14,48 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from selfsup.config import Count, Names, Rate, Real, Section, Share
 from selfsup.data.pairs import PairRecords, captions_of, open_pairs
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
-from selfsup.models.backbones import AnyBackbone
+from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
 from selfsup.models.directories import find_model
 from selfsup.models.features import Features
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
-from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Progress, Task
-from selfsup.objectives.captions import HiddenTokens, TextSide, drawn_captions
+from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
+from selfsup.objectives.captions import HiddenTokens, TextSettings, TextSide, drawn_captions
 from selfsup.objectives.checks.contrastive import small_batch
 from selfsup.objectives.checks.pairs import PAIRS
+from selfsup.objectives.images import ADAMW_LR, ImageRecipe
 from selfsup.objectives.losses import info_nce, sigmoid_pairs
-from selfsup.objectives.simclr import CROPS, SMALL, ProjectionHead, SimCLR
-from selfsup.objectives.simclr import TEMPERATURES as SIMCLR_TEMPERATURES
+from selfsup.objectives.recipe import Effort, Progress
+from selfsup.objectives.simclr import (
+    SimCLR,
+    SimCLRSettings,
+    build_simclr,
+    require_several,
+    settle_simclr,
+)
 from selfsup.objectives.sizes import STARTED, settle_rates
 from selfsup.objectives.towers import ImageTower, Projection, TextTower
-from selfsup.objectives.vision import VisionRecipe, spread_evenly
-from selfsup.seeding import generator, seeded
-from selfsup.views import View, centred, render, simclr_view
+from selfsup.seeding import generator
+from selfsup.views import View, centred, render
 
 if TYPE_CHECKING:
+    from selfsup.inference.clip import PairModel
     from selfsup.inference.pairs import CaptionedPictures
 
 LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
@@ -55,7 +63,37 @@ TEMPERATURES = {"softmax": 0.07, "sigmoid": 0.1}  # at first: there, and Zhai et
 DIMENSION = 512  # of the shared space, at most
 VIEW = 2  # its number; SimCLR's are 0 and 1
 CROP = 0.5  # least share of an image that is seen
+USAGE = """\
+import selfsup
+
+model = selfsup.load("path/to/this/directory")
+images, texts = model.embed([image]), model.embed(["a red car"])  # uint8 arrays (height, width, 3), strings
+"""
 HIDDEN_TOKENS = 0.2  # of a caption: keeps few pairs from being learnt by heart (docs/LOG.md)
+
+
+class CLIPSettings(Section):
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="one right answer among all (CLIP), or each pair right or wrong (SigLIP)"
+    )
+    captions: Names = Field((), description="their columns; found by themselves where none is named")
+    dimension: Count | None = Field(None, description="of the space that images and texts share")
+    pooling: Literal["mean", "cls"] | None = Field(None, description="how an image becomes one vector")
+    temperature: Annotated[Real, Field(ge=0.01, le=1)] | None = Field(
+        None, description="at first; it is learnt, between .01 and 1"
+    )
+    crop: Annotated[Real, Field(gt=0, le=1)] | None = Field(
+        None, description="least share of an image that a view shows"
+    )
+    hidden_tokens: Share | None = Field(
+        None, description="share of a caption's tokens that is hidden in training"
+    )
+    freeze: Literal["image", "text"] | None = Field(None, description="a tower that is not trained")
+    image_rate: Rate | None = Field(None, description="factor of the learning rates in the image tower")
+    text_rate: Rate | None = Field(None, description="and in the text tower")
+    simclr: Annotated[Real, Field(ge=0)] = Field(
+        0.0, description="weight of telling images apart by two views of each; 0 for none"
+    )
 
 
 class CLIP(Objective):
@@ -94,8 +132,7 @@ class CLIP(Objective):
         self.simclr = None
         if simclr is not None:
             self.simclr, self.weights["nt_xent"] = simclr
-        if isinstance(image.network, VisionTransformer):
-            image.network.embeddings.mask_token.requires_grad_(False)  # no patch is hidden
+        hide_nothing(image.network)
 
     def hide(self, batch: Batch) -> Task:
         """A view of each image (B, 3, S, S), and one of its captions (B, T): each hides the other.
@@ -155,7 +192,7 @@ class CLIP(Objective):
         """The temperature stays where logits cannot drown all but the nearest."""
         self.log_scale.clamp_(0.0, math.log(LARGEST_SCALE))
 
-    def watched(self) -> Mapping[str, nn.Module]:
+    def gradient_groups(self) -> Mapping[str, nn.Module]:
         return {IMAGE: self.image, TEXT: self.text}
 
     def rates(self) -> Mapping[nn.Parameter, float]:
@@ -204,46 +241,66 @@ def modality_gap(image: Tensor, text: Tensor, collectives: Collectives) -> Tenso
     return gap
 
 
-class CLIPRecipe(VisionRecipe):
-    """From images with captions to two towers into one space."""
+class CLIPRecipe(ImageRecipe):
+    """From images with captions to two towers into one space: `model.*` is the image tower, `text.*` the text tower."""
 
-    inspector: ClassVar[str] = "pairs"
-    idea: ClassVar[str] = "an image finds its caption among those of others, and a caption its image"
-    views = 1.0
-    useful: ClassVar[str | None] = "selfsup index {run} --data photos/ --out photos.lance"
-    useless: ClassVar[Mapping[str, Any]] = {
-        key: default for key, default in VisionRecipe.useless.items() if not key.startswith("data.")
-    }
+    name = "clip"
+    section = CLIPSettings
+    inspector = "pairs"
+    idea = "an image finds its caption among those of others, and a caption its image"
     checks = (small_batch, *PAIRS)
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        return super().sections() | {"text": TextSettings, "simclr": SimCLRSettings}
+
+    @classmethod
+    def upgraded(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Older runs say that vectors are not whitened, which they never are, and nothing of SimCLR."""
+        model = {key: value for key, value in (config.get("model") or {}).items() if key != "whiten"}
+        return {"simclr": SimCLRSettings().model_dump(), **config, "model": model}
+
+    def compose(self) -> None:
+        super().compose()
+        self.options = self.settings.section("clip", CLIPSettings)
+        self.text = TextSide(self.settings)
+
+    def reads(self) -> set[str]:
+        unread = {"model.whiten"}
+        if not self.options.simclr:
+            unread |= {key for key in super().reads() if key.startswith("simclr.")}
+        return super().reads() - unread | {"data.tokenizer", "data.vocabulary", "data.window"}
 
     # -- data ----------------------------------------------------------------------------------------------
 
     def open(self, progress: Progress) -> None:
-        place = self.settings["model.init"]
-        both = place is not None and (find_model(place) / IMAGE).is_dir()
-        if both and self.settings["text.init"] is None:
-            raise UserError(
-                f"{place} holds two towers, and --init starts that of images; give --text-init {place} too, or the "
-                f"directory of the one ({find_model(place) / IMAGE})."
-            )
-        super().open(progress)
-
-    def _open_images(self, progress: Progress) -> None:
         """With the captions comes their tokenizer, trained on those of the training part where none is named."""
-        from selfsup.data.images import split_images
-
+        self._require_one_tower()
         data = self.settings.config.data
         self.images = open_pairs(
             self.source if self.source is not None else data.source,
             column=data.column,
-            captions=self.settings["clip.captions"],
+            captions=self.options.captions,
             failures=data.failures,
             split=data.split or "training",
             progress=progress,
         )
-        trained, _ = split_images(self.images, data.validation)
-        self.text = TextSide(self.settings)
+        trained, _ = self.parts()
         self.text.open(captions_of(self.images).take(trained).texts())
+
+    def _require_one_tower(self) -> None:
+        """Raise a UserError where two towers are named for the one of images."""
+        place = self.settings["model.init"]
+        if (
+            place is None
+            or not (find_model(place) / IMAGE).is_dir()
+            or self.settings["text.init"] is not None
+        ):
+            return
+        raise UserError(
+            f"{place} holds two towers, and --init starts that of images; give --text-init {place} too, or the "
+            f"directory of the one ({find_model(place) / IMAGE})."
+        )
 
     def fingerprint(self) -> str:
         parts = self.images.fingerprint(), self.text.tokenizer.fingerprint
@@ -258,45 +315,49 @@ class CLIPRecipe(VisionRecipe):
         texts = captions_of(self.images).texts()
         return {"captions": len(texts), "duplicate_captions": len(texts) - len(set(texts))}
 
-    def _records_of(self, indices: npt.NDArray[np.int64]) -> PairRecords:
-        return PairRecords(
-            self.images, indices, self._least, self.text.tokenizer, self.settings["data.window"]
-        )
+    def records_of(self, indices: npt.NDArray[np.int64]) -> PairRecords:
+        tokenizer, window = self.text.tokenizer, self.settings["data.window"]
+        return PairRecords(self.images, indices, self.least, tokenizer, window)
 
     # -- sizes ---------------------------------------------------------------------------------------------
 
     def settle(self, effort: Effort) -> None:
-        """With the sizes of the image tower those of the text tower, of the shared space and of the loss."""
-        settings = self.settings
-        if settings["model.whiten"]:
-            raise UserError("clip has no use for model.whiten; leave it out.")
-        settings.settle("model.whiten", False, "recipe")
-        pooling: Pooling = "mean" if self.origin is None else self.origin.features.pooling
-        settings.settle("clip.pooling", pooling, "recipe" if self.origin is None else "init")
+        settings, origin = self.settings, self.network.origin
+        if origin is None:
+            settings.settle("clip.pooling", "mean", "recipe")
+        else:
+            settings.settle("clip.pooling", origin.features.pooling, "init")
         self.text.settle(effort)
-        super().settle(effort)
-        self._refuse_idle_towers()
+        self.settle_size()
+        self.settle_network(effort)
+        self.cut()
+        self.settle_batch(effort)
+        self.settle_rates()
+        self.settle_towers()
+        require_several(settings)
         if settings.origin("evaluate.protocols") == "default" and self._can_be_mistaken():
             settings.change("evaluate.protocols", ("retrieval",), "recipe")
-        if settings["train.batch"] < 2:
-            raise UserError(
-                "clip tells the pairs of a batch apart, so it needs 2 or more; give more pairs or a larger --batch."
-            )
         settings.settle("clip.crop", CROP, "recipe")
         settings.settle("clip.hidden_tokens", HIDDEN_TOKENS, "recipe")
-        settings.settle("clip.temperature", TEMPERATURES[settings["clip.loss"]], "recipe")
-        settings.settle(
-            "clip.dimension", min(DIMENSION, self.backbone_look.dimension, self.text.width), "size"
-        )
-        for tower, place in (("image", settings["model.init"]), ("text", settings["text.init"])):
+        settings.settle("clip.temperature", TEMPERATURES[self.options.loss], "recipe")
+        settings.settle("clip.dimension", min(DIMENSION, self.network.width, self.text.width), "size")
+        if self.options.simclr:
+            settle_simclr(settings)
+
+    def settle_rates(self) -> None:
+        """Of what starts from nothing; the towers have factors of their own."""
+        settle_rates(self.settings, (self.network.width + self.text.width) // 2, ADAMW_LR, started=False)
+
+    def settle_towers(self) -> None:
+        """How fast each is trained; raises a UserError where one is to stay as it is that knows nothing."""
+        self._refuse_idle_towers()
+        for tower, place in (("image", self.settings["model.init"]), ("text", self.settings["text.init"])):
             rate, origin = (1.0, "recipe") if place is None else (STARTED, "init")
-            settings.settle(f"clip.{tower}_rate", rate, origin)
+            self.settings.settle(f"clip.{tower}_rate", rate, origin)
 
     def _can_be_mistaken(self) -> bool:
         """Whether there are several images and captions among those held out."""
-        from selfsup.data.images import split_images
-
-        _, held_out = split_images(self.images, self.settings["data.validation"])
+        _, held_out = self.parts()
         captions = captions_of(self.images).take(held_out).texts()
         return min(len(set(self.images.hashes[held_out].tolist())), len(set(captions))) > 1
 
@@ -314,20 +375,14 @@ class CLIPRecipe(VisionRecipe):
                 "clip.simclr trains the image tower, which clip.freeze=image keeps; leave one out."
             )
 
-    def _settle_rates(self) -> None:
-        """Of what starts from nothing; the towers have factors of their own."""
-        width = (self.backbone_look.dimension + self.text.width) // 2
-        settle_rates(self.settings, width, self.adamw_lr, started=False)
-
     @property
-    def pooling(self) -> Pooling:  # type: ignore[override]
-        pooling: Pooling = self.settings["clip.pooling"] or "mean"
-        return pooling
+    def pooling(self) -> Pooling:
+        return self.options.pooling or "mean"
 
     # -- the objective -------------------------------------------------------------------------------------
 
     def build(self) -> CLIP:
-        settings, options = self.settings, self.settings.config.clip
+        settings, options = self.settings, self.options
         image = ImageTower(*self._image_network(), self.pooling)
         text = TextTower(*self._text_network(), self.text.features.pooling)
         for name, tower in ((IMAGE, image), (TEXT, text)):
@@ -335,6 +390,7 @@ class CLIPRecipe(VisionRecipe):
                 tower.freeze()
         hidden = self.text.hiding(settings["clip.hidden_tokens"])
         view = View(settings["data.size"], (settings["clip.crop"], 1.0), flip=0.0)
+        simclr = build_simclr(settings, image.network, self.pooling) if options.simclr else None
         return CLIP(
             image,
             text,
@@ -344,12 +400,12 @@ class CLIPRecipe(VisionRecipe):
             -math.log(settings["train.batch"] - 1),  # as many pairs are wrong as that for one that is right
             {IMAGE: settings["clip.image_rate"], TEXT: settings["clip.text_rate"]},
             hidden if hidden.share else None,
-            self._simclr(image.network) if options.simclr else None,
+            None if simclr is None else (simclr, options.simclr),
         )
 
     def _image_network(self) -> tuple[AnyBackbone, Projection]:
-        network = self.backbone()
-        known = Features() if self.origin is None else self.origin.features
+        network, origin = self.network.build(), self.network.origin
+        known = Features() if origin is None else origin.features
         return network, self._projection(IMAGE, network.dimension, known)
 
     def _text_network(self) -> tuple[AnyEncoder, Projection]:
@@ -359,23 +415,13 @@ class CLIPRecipe(VisionRecipe):
         draws = generator(self.settings["train.seed"], f"{tower} projection")
         return Projection(width, self.settings["clip.dimension"]).initialise(draws, known)
 
-    def _simclr(self, network: AnyBackbone) -> tuple[SimCLR, float]:
-        """As `SimCLRRecipe` makes it, on the network of the image tower."""
-        size = self.settings["data.size"]
-        kind = int(size > SMALL)
-        with seeded(self.settings["train.seed"], "head"):
-            head = ProjectionHead(network.dimension, self.settings["simclr.projection"])
-        view = simclr_view(size, (CROPS[kind], 1.0))
-        simclr = SimCLR(network, head, view, self.pooling, SIMCLR_TEMPERATURES[kind])
-        return simclr, self.settings["clip.simclr"]
-
-    def network(self, objective: Objective) -> AnyBackbone:
+    def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(CLIP, objective).image.network
 
     def flops_per_record(self) -> float:
         """Of both towers; what SimCLR sees of an image comes on top."""
-        seen = 1 + 2 * (self.settings["clip.simclr"] > 0)
-        return float(seen * self._flops_per_image + self.text.flops(self._caption_length))
+        seen = 1 + 2 * (self.options.simclr > 0)
+        return float(seen * self.network.flops + self.text.flops(self._caption_length))
 
     @property
     def _caption_length(self) -> float:
@@ -384,7 +430,7 @@ class CLIPRecipe(VisionRecipe):
         return float(self.settings["data.window"] / 2 if records is None else records.mean_length)
 
     def facts(self) -> dict[str, str]:
-        settings, options, counts = self.settings, self.settings.config.clip, self.counts()
+        settings, options, counts = self.settings, self.options, self.counts()
         frozen = "" if options.freeze is None else f"; the {options.freeze} tower's network stays as it is"
         captions = cast("PairRecords", self.train)
         return (
@@ -411,17 +457,12 @@ class CLIPRecipe(VisionRecipe):
         ]
         return {"start": ", ".join(told)} if told else {}
 
-    @property
-    def chance(self) -> float:
-        return self.chance_of(self.settings["train.batch"])
-
-    def chance_of(self, records: int) -> float:
+    def chance(self, records: int) -> float:
         """With that of SimCLR, where it is a term."""
-        options = self.settings.config.clip
-        return chance(options.loss, records) + options.simclr * math.log(2 * records - 1)
+        return chance(self.options.loss, records) + self.options.simclr * math.log(2 * records - 1)
 
-    def reading(self) -> dict[str, Any]:
-        return {"captions": self.settings["clip.captions"]}
+    def reading_options(self) -> dict[str, Any]:
+        return {"captions": self.options.captions}
 
     # -- what is left of it --------------------------------------------------------------------------------
 
@@ -433,7 +474,7 @@ class CLIPRecipe(VisionRecipe):
     def definition(self, objective: Objective) -> Features:
         return cast(CLIP, objective).image.features
 
-    def model(self, objective: Objective) -> Any:
+    def model(self, objective: Objective) -> PairModel:  # type: ignore[override]
         from selfsup.inference.clip import PairModel
         from selfsup.inference.encoder import EncoderModel
 
@@ -441,12 +482,11 @@ class CLIPRecipe(VisionRecipe):
         text = EncoderModel(clip.text.network, self.text.tokenizer, clip.text.features)
         return PairModel(super().model(objective), text, clip.similarity)
 
-    def _some(self, indices: npt.NDArray[np.int64], most: int) -> CaptionedPictures:
+    def pictures(self, indices: npt.NDArray[np.int64]) -> CaptionedPictures:
         """As images alone are, with their captions."""
         from selfsup.inference.pairs import CaptionedPictures
 
-        chosen = spread_evenly(indices, most)
-        return CaptionedPictures(self.images, self.settings["data.size"], chosen)
+        return CaptionedPictures(self.images, self.settings["data.size"], indices)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """Both towers as model directories of their own, side by side, and how their vectors are compared."""
@@ -461,37 +501,25 @@ class CLIPRecipe(VisionRecipe):
             self.text.tokenizer,
             clip.text.features,
             clip.similarity,
-            self._pair_card(summary),
+            lambda differences: self._pair_card(summary, differences),
         )
 
-    def _pair_card(self, summary: dict[str, Any]) -> Callable[[dict[str, float | None]], str]:
-        kinds = "image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named)"
-
-        def told(differences: dict[str, float | None]) -> str:
-            exact = "; ".join(f"{tower} {_shown(value)}" for tower, value in differences.items())
-            return card(
-                f"Images and texts in one space, trained on {data_name(self.settings['data.source'])}",
-                f"{self._describe_model()}; {self.text.describe()}. Trained on {len(self.train):,} pairs with selfsup: "
-                f"{summary['steps']:,} steps.",
-                {
-                    "Validation loss": measured(summary),
-                    "Towers": f"{kinds}, each with features.json, the map into the shared space; against stock "
-                    f"transformers, in fp32: {exact}",
-                },
-                USE,
-                task="zero-shot-image-classification",
-            )
-
-        return told
+    def _pair_card(self, summary: dict[str, Any], differences: dict[str, float | None]) -> str:
+        told = "; ".join(f"{tower} {_shown(value)}" for tower, value in differences.items())
+        return card(
+            f"Images and texts in one space, trained on {data_name(self.settings['data.source'])}",
+            f"{self.network.describe()}; {self.text.describe()}. Trained on {len(self.train):,} pairs with selfsup: "
+            f"{summary['steps']:,} steps.",
+            {
+                "Validation loss": measured(summary),
+                "Towers": "image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that "
+                "was named), each with features.json, the map into the shared space; against stock transformers, in "
+                f"fp32: {told}",
+            },
+            USAGE,
+            task="zero-shot-image-classification",
+        )
 
 
 def _shown(difference: float | None) -> str:
     return "unchecked" if difference is None else f"max |Δ| = {difference:.2e}"
-
-
-USE = """\
-import selfsup
-
-model = selfsup.load("path/to/this/directory")
-images, texts = model.embed([image]), model.embed(["a red car"])  # uint8 arrays (height, width, 3), strings
-"""

@@ -14,7 +14,8 @@ from selfsup.config import Settings
 from selfsup.data.records import Records
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory
-from selfsup.objectives.base import Effort, Objective, Progress, Recipe
+from selfsup.objectives.base import Objective
+from selfsup.objectives.recipe import Effort, Progress, Recipe
 from selfsup.seeding import derive
 
 
@@ -34,14 +35,22 @@ class Subset:
 class CustomRecipe(Recipe):
     """Trains `objective(model)`, or `objective()` where no network is given, on records with `len` and `read`."""
 
-    compared: ClassVar[bool] = False
+    checks_layout: ClassVar[bool] = False
 
     def __init__(
         self, settings: Settings, source: object | None, module: nn.Module | None, objective: type[Objective]
     ) -> None:
-        super().__init__(settings, source, module)
         self.objective, self.checks = objective, objective.checks
+        super().__init__(settings, source, module)
+
+    def compose(self) -> None:
+        """The network as it was given, whatever the calibration does to it."""
+        module = self.module
         self.start = None if module is None else {k: v.clone() for k, v in module.state_dict().items()}
+
+    @property
+    def whitening_records(self) -> int:
+        return 0
 
     def open(self, progress: Progress) -> None:
         if not hasattr(self.source, "read") or not hasattr(self.source, "__len__"):
@@ -76,16 +85,12 @@ class CustomRecipe(Recipe):
         torch.manual_seed(derive(self.settings["train.seed"], "weights"))
         if self.module is None or self.start is None:
             return self.objective()
-        self.module.load_state_dict(self.start)  # as it was given, whatever the calibration did to it
+        self.module.load_state_dict(self.start)
         return self.objective(self.module)
 
     def flops_per_record(self) -> float:
         """Six for each parameter: the floor that any network which uses each of them once per record pays."""
         return 6.0 * self.parameters
-
-    @property
-    def units_per_record(self) -> int:
-        return 1
 
     def facts(self) -> dict[str, str]:
         held_out = len(self.validation) if self.validation is not None else 0
@@ -93,10 +98,6 @@ class CustomRecipe(Recipe):
             "data": f"{len(self.train):,} records for training, {held_out:,} held out",
             "model": f"{self.parameters:,} parameters in {self.objective.__name__}",
         }
-
-    @property
-    def chance(self) -> None:
-        return None
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """All of the objective's weights as safetensors, under their own names."""

@@ -16,19 +16,21 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, TypeAlias, cast
+from typing import Annotated, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from selfsup.config import Count, Rate, Real, Section, Share, Whole
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.models.backbones import AnyBackbone
+from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
+from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.distillation import (
     centred,
@@ -37,9 +39,11 @@ from selfsup.objectives.distillation import (
     sinkhorn_knopp,
     soft_cross_entropy,
 )
+from selfsup.objectives.image_networks import ROUND, ROUND_FROM
+from selfsup.objectives.images import ImageRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
-from selfsup.objectives.vision import ROUND, ROUND_FROM, VisionRecipe
 from selfsup.seeding import generator
 from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
 
@@ -74,6 +78,33 @@ class Crops:
     count: int
 
 
+class DINOSettings(Section):
+    prototypes: Count | None = Field(None, description="vectors that what is seen is compared with")
+    hidden: Count | None = Field(None, description="hidden width of the head")
+    bottleneck: Count | None = Field(None, description="dimension of the prototypes")
+    weight_norm: bool = Field(True, description="prototypes have length 1")
+    targets: Literal["sinkhorn", "centring"] = Field(
+        "sinkhorn", description="what keeps the teacher from saying the same of every image"
+    )
+    temperature: Rate = Field(0.1, description="of the student's softmax")
+    teacher_temperature: tuple[Rate, Rate] | None = Field(
+        None, description="of the teacher's softmax, at first and from the end of the warm-up on"
+    )
+    warmup: Share = Field(0.3, description="share of the run in which the teacher's temperature rises")
+    memory: Annotated[Real, Field(gt=0, le=1)] = Field(
+        0.005, description="share of the run that the teacher averages the student over at first"
+    )
+    frozen: Share = Field(0.01, description="share of the run in which the prototypes stay as they are")
+    local_crops: Annotated[Whole, Field(ge=0)] | None = Field(
+        None, description="small crops of each image, beside its two global ones"
+    )
+    local_size: Count | None = Field(None, description="their side in pixels")
+    ibot: Annotated[Real, Field(ge=0)] | None = Field(
+        None, description="weight of predicting hidden patches; 0 hides none"
+    )
+    koleo: Annotated[Real, Field(ge=0)] = Field(0.1, description="weight of keeping images apart; 0 for none")
+
+
 class DINO(Objective):
     """Self-distillation over crops and hidden patches.
 
@@ -97,8 +128,8 @@ class DINO(Objective):
     ) -> None:
         super().__init__()
         self.student = student
-        if not ibot and isinstance(student.backbone, VisionTransformer):
-            student.backbone.embeddings.mask_token.requires_grad_(False)
+        if not ibot:
+            hide_nothing(student.backbone)
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.crops, self.teaching, self.temperature = crops, teaching, temperature
         self.weights = {"ibot": ibot, "koleo": koleo, **dict.fromkeys(FIGURES, 0.0)}
@@ -271,21 +302,36 @@ def spread_out(vectors: Tensor, places: Tensor, hidden: Tensor) -> Tensor:
     return everywhere.index_copy(0, places, vectors).view(len(hidden), -1, vectors.shape[1])
 
 
-class DINORecipe(VisionRecipe):
+class DINORecipe(ImageRecipe):
     """From images to the teacher's network, whose class token tells what an image shows."""
 
-    inspector: ClassVar[str] = "crops"
-    idea: ClassVar[str] = (
+    name = "dino"
+    section = DINOSettings
+    inspector = "crops"
+    idea = (
         "a student that sees a part of an image says what its teacher says of another part, and of patches that the "
         "student cannot see"
     )
-    pooling: ClassVar[Pooling] = "cls"
     checks = DISTILLATION
-    losses_compare: ClassVar[bool] = False  # each is measured against the run's own teacher
+    losses_compare = False  # each is measured against the run's own teacher
 
-    def _settle_size(self) -> None:
-        """With the size of the images comes that of the local crops."""
-        super()._settle_size()
+    def compose(self) -> None:
+        super().compose()
+        self.options = self.settings.section("dino", DINOSettings)
+
+    def settle(self, effort: Effort) -> None:
+        self.settle_size()
+        self.settle_local_crops()
+        self.settle_network(effort)
+        self.settle_hiding()
+        self.settle_head()
+        self.settings.settle("model.whiten", True, "recipe")
+        self.cut()
+        self.settle_batch(effort)
+        self.settle_rates()
+
+    def settle_local_crops(self) -> None:
+        """How many and how large, by the size of the images."""
         settings = self.settings
         size, patch = settings["data.size"], settings["model.patch"] or 1
         step = ROUND if patch == 1 and size >= ROUND_FROM else patch
@@ -298,55 +344,42 @@ class DINORecipe(VisionRecipe):
                 "is."
             )
 
-    def _settle_network(self, effort: Effort) -> None:
-        """With the network come the sizes of the head, and whether patches can be hidden."""
-        super()._settle_network(effort)
-        settings, width = self.settings, self.backbone_look.dimension
-        hides = isinstance(self.backbone_look, VisionTransformer)
-        if settings["dino.ibot"] and not hides:
+    def settle_hiding(self) -> None:
+        """Whether patches are hidden, and whether the network takes local crops."""
+        network, settings = self.network, self.settings
+        if settings["dino.ibot"] and not network.hides_patches:
             raise UserError(
-                f"{self._named} cannot hide patches, which only vision transformers of selfsup's own can; leave "
+                f"{network.named} cannot hide patches, which only vision transformers of selfsup's own can; leave "
                 "dino.ibot out."
             )
-        self._see_local_crops()
-        settings.settle("dino.ibot", IBOT if hides else 0.0, "model")
+        settings.settle("dino.ibot", IBOT if network.hides_patches else 0.0, "model")
+        if settings["dino.local_crops"]:
+            size = settings["data.size"]
+            remedy = f"the size of the local crops; give dino.local_size={size} or dino.local_crops=0"
+            network.require_side(settings["dino.local_size"], remedy)
+
+    def settle_head(self) -> None:
+        """The sizes of the head, and how sharp the teacher is."""
+        settings, width, images = self.settings, self.network.width, len(self.images)
         few, many = PROTOTYPES
-        wanted = min(max(len(self.images) // IMAGES_PER_PROTOTYPE, few), many)
+        wanted = min(max(images // IMAGES_PER_PROTOTYPE, few), many)
         settings.settle("dino.prototypes", power_of_two(wanted), "number of images")
-        temperatures = TEMPERATURES[len(self.images) >= MANY]
-        settings.settle("dino.teacher_temperature", temperatures, "number of images")
+        settings.settle("dino.teacher_temperature", TEMPERATURES[images >= MANY], "number of images")
         settings.settle("dino.hidden", min(4 * width, WIDEST_HEAD), "size")
         settings.settle("dino.bottleneck", min(width, WIDEST_BOTTLENECK), "size")
 
     @property
-    def _named(self) -> str:
-        return str(self.settings["model.preset"]) if self.module is None else type(self.module).__name__
-
-    @torch.no_grad()
-    def _see_local_crops(self) -> None:
-        """Raises UserError where the network does not take images of their size."""
-        options, size = self.settings.config.dino, self.settings["data.size"]
-        if not options.local_crops:
-            return
-        side = options.local_size or 1
-        try:
-            look = copy.deepcopy(self.backbone_look).cpu().eval()  # it may be the one that is in training
-            look.embed(torch.zeros(1, 3, side, side), self.pooling)
-        except (RuntimeError, ValueError, TypeError, AssertionError):
-            raise UserError(
-                f"{self._named} takes no images of {side} × {side} pixels, the size of the local crops; give "
-                f"dino.local_size={size} or dino.local_crops=0."
-            ) from None
+    def pooling(self) -> Pooling:
+        return "cls"
 
     @property
-    def views(self) -> float:  # type: ignore[override]
+    def views(self) -> float:
         """The student's crops, and the teacher's way there of the global ones."""
-        options = self.settings.config.dino
-        local = (options.local_size or 0) / self.settings["data.size"]
-        return float(GLOBALS * 4 / 3 + (options.local_crops or 0) * local**2)
+        local = (self.options.local_size or 0) / self.settings["data.size"]
+        return float(GLOBALS * 4 / 3 + (self.options.local_crops or 0) * local**2)
 
     def build(self) -> DINO:
-        options, size, network = self.settings.config.dino, self.settings["data.size"], self.backbone()
+        options, size, network = self.options, self.settings["data.size"], self.network.build()
         head = Head(
             network.dimension,
             self.settings["dino.hidden"],
@@ -371,7 +404,7 @@ class DINORecipe(VisionRecipe):
         weights = self.settings["dino.ibot"], options.koleo
         return DINO(Network(network, head), crops, teaching, options.temperature, *weights)
 
-    def network(self, objective: Objective) -> AnyBackbone:
+    def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(DINO, objective).teacher.backbone
 
     def flops_per_record(self) -> float:
@@ -379,22 +412,21 @@ class DINORecipe(VisionRecipe):
         hidden, bottleneck, prototypes, local = (
             self.settings[f"dino.{name}"] for name in ("hidden", "bottleneck", "prototypes", "local_crops")
         )
-        matrices = self.backbone_look.dimension * hidden + hidden**2 + bottleneck * (hidden + prototypes)
+        matrices = self.network.width * hidden + hidden**2 + bottleneck * (hidden + prototypes)
         rows = 6 * (GLOBALS + local + self._masked_patches) + 2 * (GLOBALS + self._masked_patches)
         return float(super().flops_per_record() + rows * matrices)
 
     @property
     def _masked_patches(self) -> float:
         """Of a record, in the mean."""
-        if not self.settings["dino.ibot"]:
+        look = self.network.look
+        if not self.settings["dino.ibot"] or not isinstance(look, VisionTransformer):
             return 0.0
-        patches = (
-            self.settings["data.size"] // cast(VisionTransformer, self.backbone_look).config.patch
-        ) ** 2
+        patches = (self.settings["data.size"] // look.config.patch) ** 2
         return float(GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * patches)
 
     def facts(self) -> dict[str, str]:
-        options, size = self.settings.config.dino, self.settings["data.size"]
+        options, size = self.options, self.settings["data.size"]
 
         def why(name: str) -> str:
             return f" ({self.settings.origin(f'dino.{name}')})"
@@ -420,11 +452,3 @@ class DINORecipe(VisionRecipe):
             f"ever more of it; {options.targets}; temperature {course}{why('teacher_temperature')}",
             "knowing nothing": f"{chance:.3f} in the terms dino and ibot, and in the teacher's entropy",
         }
-
-    @property
-    def chance(self) -> None:
-        """KoLeo has none; what those of the other terms show is looked for by the doctor."""
-        return None
-
-
-DINORecipe.adapted = DINORecipe

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from selfsup.config import Count, Real, Section
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.models.backbones import AnyBackbone
+from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.counting import matrix_parameters, sketched
 from selfsup.models.pixel_decoder import (
     HEAD_DIM,
@@ -28,14 +30,24 @@ from selfsup.models.pixel_decoder import (
     select,
 )
 from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Progress, Task
-from selfsup.objectives.vision import VisionRecipe
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.image_networks import OwnVision, vision_network
+from selfsup.objectives.images import ImageRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.seeding import generator
 from selfsup.views import View, mae_view, random_patches, render
 
 EPS = 1e-6  # of a patch's variance: one that varies less is flat
 NARROWER = 2 / 3  # the decoder than the encoder (He et al. 2022, section 4.1: 512 beside 768 of a ViT-B)
 LAYERS = 4  # of the decoder
+
+
+class MAESettings(Section):
+    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(
+        0.75, description="share of the patches that is hidden"
+    )
+    decoder_layers: Count | None = Field(None, description="of the decoder, which serves training only")
+    decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
 
 
 class MAE(Objective):
@@ -54,7 +66,7 @@ class MAE(Objective):
         self.encoder = encoder
         self.decoder = decoder
         self.view = view
-        encoder.embeddings.mask_token.requires_grad_(False)  # hidden patches are left out
+        hide_nothing(encoder)  # hidden patches are left out
 
     def hide(self, batch: Batch) -> Task:
         """Pixels (B, 3, S, S); places of visible patches (B, K), of hidden ones (B, M); targets (B, M, 3 · patch²)."""
@@ -84,37 +96,44 @@ def normalised(values: Tensor) -> Tensor:
     return F.layer_norm(values, values.shape[-1:], eps=EPS)
 
 
-class MAERecipe(VisionRecipe):
+class MAERecipe(ImageRecipe):
     """From images to a vision transformer that can tell what is hidden."""
 
-    inspector: ClassVar[str] = "patches"
-    idea: ClassVar[str] = (
-        "most patches of an image are hidden, and their pixels are predicted from the few others"
-    )
-    views = 1.0
-    useful: ClassVar[str | None] = "selfsup show {run} --image photo.jpg"
+    name = "mae"
+    section = MAESettings
+    next_command = "selfsup show {run} --image photo.jpg"
+    inspector = "patches"
+    idea = "most patches of an image are hidden, and their pixels are predicted from the few others"
+    network: OwnVision
 
-    def open(self, progress: Progress) -> None:
-        if not self.native:
-            network = "a network from Python" if self.module is not None else self.settings["model.preset"]
+    def compose(self) -> None:
+        network = vision_network(self.settings, self.module)
+        if not isinstance(network, OwnVision):
+            named = "a network from Python" if self.module is not None else network.named
             raise UserError(
-                f"mae computes visible patches only, which {network} cannot do; leave it out for a vision transformer "
+                f"mae computes visible patches only, which {named} cannot do; leave it out for a vision transformer "
                 "of selfsup's own, or train simclr or dino on it."
             )
-        super().open(progress)
+        self.network = network
 
     def settle(self, effort: Effort) -> None:
-        super().settle(effort)
-        size, patch = self.settings["data.size"], self.settings["model.patch"]
+        self.settle_size()
+        self.settle_network(effort)
+        self.settle_decoder()
+        self.settings.settle("model.whiten", True, "recipe")
+        self.cut()
+        self.settle_batch(effort)
+        self.settle_rates()
+
+    def settle_decoder(self) -> None:
+        """Its shape: narrower than the encoder, or that of the one that is started from."""
+        settings = self.settings
+        size, patch = settings["data.size"], settings["model.patch"]
         if size == patch:
             raise UserError(
                 f"Images of {size} × {size} pixels are a single patch of {patch}, so that nothing is left to be seen "
                 "where it is hidden; give a smaller model.patch."
             )
-
-    def _settle_network(self, effort: Effort) -> None:
-        super()._settle_network(effort)
-        settings = self.settings
         if self.origin_decoder is not None:
             self._keep_shape(self.origin_decoder.config)
         width = max(1, round(NARROWER * settings["model.width"] / HEAD_DIM)) * HEAD_DIM
@@ -134,9 +153,10 @@ class MAERecipe(VisionRecipe):
     @cached_property
     def origin_decoder(self) -> PixelDecoder | None:
         """That of the model to start from, where one is named that has one."""
-        if self.origin is None or not holds_decoder(self.origin.directory):
+        origin = self.network.origin
+        if origin is None or not holds_decoder(origin.directory):
             return None
-        return read_decoder(self.origin.directory)
+        return read_decoder(origin.directory)
 
     def decoder_config(self) -> PixelDecoderConfig:
         settings = self.settings
@@ -156,33 +176,29 @@ class MAERecipe(VisionRecipe):
         decoder.initialise(generator(self.settings["train.seed"], "decoder"))
         if self.origin_decoder is not None:
             decoder.load_state_dict(self.origin_decoder.state_dict())
-        encoder = cast(VisionTransformer, self.backbone())
-        return MAE(encoder, decoder, mae_view(self.settings["data.size"]))
+        return MAE(self.network.build(), decoder, mae_view(self.settings["data.size"]))
 
-    def network(self, objective: Objective) -> AnyBackbone:
+    def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(MAE, objective).encoder
 
     def flops_per_record(self) -> float:
         """The encoder's on visible patches and the decoder's on all."""
-        config, size = self.decoder_config(), self.settings["data.size"]
-        patches = (size // config.patch) ** 2
+        config, patches = self.decoder_config(), self.network.patches
         hidden = round(config.hidden * patches)
         visible = patches - hidden
-        encoder = sketched(VisionTransformer, self.vision_config()).flops(size, visible)
+        encoder = sketched(VisionTransformer, self.network.config).flops(self.settings["data.size"], visible)
         return float(encoder + sketched(PixelDecoder, config).flops(visible, hidden))
 
     def facts(self) -> dict[str, str]:
-        config = self.decoder_config()
-        patches = (self.settings["data.size"] // config.patch) ** 2
+        config, patches = self.decoder_config(), self.network.patches
         return super().facts() | {
             "decoder": f"{matrix_parameters(sketched(PixelDecoder, config)):,} parameters that serve training only: "
-            f"{config.layers} layers, width {config.width}; "
-            f"it fills in {round(config.hidden * patches)} of {patches} patches"
+            f"{config.layers} layers, width {config.width}; it fills in {round(config.hidden * patches)} of {patches} "
+            "patches"
             + (f"; started from {self.settings['model.init']}" if self.origin_decoder is not None else "")
         }
 
-    @property
-    def chance(self) -> float:
+    def chance(self, records: int) -> float:
         """Of who knows the mean of each patch: the variance of the targets."""
         return 1.0
 
@@ -190,6 +206,3 @@ class MAERecipe(VisionRecipe):
         """The encoder as other objectives leave it, and beside it the decoder, for pictures of what it fills in."""
         super().save(objective, directory, summary)
         save_decoder(cast(MAE, objective).decoder, directory)
-
-
-MAERecipe.adapted = MAERecipe  # which says why it takes none

@@ -6,30 +6,47 @@ L = − Σ_{t hidden} log p(x_t | the tokens that are shown)
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
+from selfsup.config import Real, Section
 from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.data.tokenizers import TextTokenizer
-from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
-from selfsup.models.counting import sketched
-from selfsup.models.encoder import MaskedLanguageModel
+from selfsup.models.adapters import AnyMaskedLM
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
+from selfsup.models.packing import embed
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
-from selfsup.objectives.encoding import EncoderRecipe
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, HUB, HubEncoder, OwnEncoder
+from selfsup.objectives.texts import TextRecipe
 from selfsup.seeding import generator, uniform
+
+if TYPE_CHECKING:
+    from selfsup.inference.encoder import EncoderModel
 
 SHOWN_AS_MASK, SHOWN_AS_RANDOM = 0.8, 0.1  # of the hidden tokens; the others are shown as they are
 SAMPLE_TOKENS = 80
 PIECE = 30  # tokens of a text that features are looked at with
+USAGE = """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", "path/to/this/directory")
+fill("The old man sat by the [MASK] and smoked his pipe.")
+"""
 WORDS_PER_SPAN = 3.8  # in the mean (Joshi et al. 2020, SpanBERT, section 3.1)
+
+
+class MaskedLMSettings(Section):
+    rate: Annotated[Real, Field(gt=0, lt=1)] = Field(0.3, description="share of tokens hidden in training")
+    evaluation_rate: Annotated[Real, Field(gt=0, lt=1)] = Field(0.15, description="and in evaluation")
+    unit: Literal["token", "word", "span"] = Field("token", description="what is hidden as a whole")
 
 
 class Masking:
@@ -174,18 +191,37 @@ def document_numbers(tokens: Tensor, tokenizer: TextTokenizer) -> Tensor:
     return (tokens == tokenizer.start).cumsum(1).masked_fill(padding, -1)
 
 
-class MaskedLMRecipe(EncoderRecipe):
+class MaskedLMRecipe(TextRecipe):
     """From a text source to an encoder that understands."""
 
-    inspector: ClassVar[str] = "tokens"
-    idea: ClassVar[str] = "hidden tokens are predicted from those around them, on both sides"
-    shows: ClassVar[str] = "What it reads in the places of hidden tokens, [truth → guess]"
-    useful: ClassVar[str | None] = 'selfsup fill {run} "The [MASK] was cold."'
-    loss_unit: ClassVar[str | None] = "nats per hidden token"
-    dropout: ClassVar[float] = 0.0
-    keeps_head: ClassVar[bool] = True
+    name = "masked-lm"
+    section = MaskedLMSettings
+    family = "encoder"
+    shortest = 4
+    inspector = "tokens"
+    idea = "hidden tokens are predicted from those around them, on both sides"
+    sample_title = "What it reads in the places of hidden tokens, [truth → guess]"
+    next_command = 'selfsup fill {run} "The [MASK] was cold."'
+    loss_unit = "nats per hidden token"
+    method = "masked language modelling"
+    usage = USAGE
+    network: OwnEncoder | HubEncoder
 
-    def _records(self) -> None:
+    def compose(self) -> None:
+        if self.settings["model.preset"].startswith(HUB):
+            self.network = HubEncoder(self.settings, "AutoModelForMaskedLM", dropout=0.0)
+        else:
+            self.network = OwnEncoder(self.settings, dropout=0.0, keeps_head=True)
+        self.options = self.settings.section("masked_lm", MaskedLMSettings)
+
+    def settle(self, effort: Effort) -> None:
+        self.settle_network(effort)
+        self.settle_window(effort)
+        self.cut()
+        self.settle_batch(effort)
+        self.network.settle_rates(ENCODER_ADAMW_LR)
+
+    def cut(self) -> None:
         from selfsup.data.passages import Passages
 
         window, tokenizer = self.settings["data.window"], self.corpus.tokenizer
@@ -195,47 +231,40 @@ class MaskedLMRecipe(EncoderRecipe):
             self.validation = Passages(held_out, min(window, len(held_out) + 2), tokenizer)
 
     def build(self) -> MaskedLM:
-        options = self.settings.config.masked_lm
-        model = MaskedLanguageModel(self.encoder_config())
-        model.initialise(generator(self.settings["train.seed"], "weights"))
-        self.start(model.model)
-        if self.origin is not None and self.origin.head:
-            model.load_state_dict(self.origin.masked().state_dict())
-        masking = Masking(self.corpus.tokenizer, options.unit)
-        return MaskedLM(model, masking, options.rate, options.evaluation_rate)
-
-    def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Pieces of the length of a sentence, each between start and end token."""
-        tokens, marks = records["tokens"], self.corpus.tokenizer
-        content = min(PIECE, tokens.shape[1] - 2)
-        pieces = tokens[:, 1:-1].unfold(1, content, content).flatten(0, 1)
-        framed = F.pad(F.pad(pieces, (1, 0), value=marks.start), (0, 1), value=marks.end)
-        return framed.flatten(), torch.full((len(framed),), content + 2, device=tokens.device)
-
-    @property
-    def texts_per_record(self) -> int:
-        content = int(self.settings["data.window"]) - 2
-        return content // min(PIECE, content)
-
-    def encoder(self, objective: Objective) -> AnyEncoder:
-        return cast(MaskedLM, objective).model.model
+        model = self.network.build_masked(generator(self.settings["train.seed"], "weights"))
+        masking = Masking(self.corpus.tokenizer, self.options.unit)
+        return MaskedLM(model, masking, self.options.rate, self.options.evaluation_rate)
 
     def flops_per_record(self) -> float:
-        window, rate = self.settings["data.window"], self.settings["masked_lm.rate"]
-        return float(sketched(MaskedLanguageModel, self.encoder_config()).flops(window, rate) * window)
-
-    @property
-    def chance(self) -> float:
-        return math.log(self.corpus.tokenizer.vocabulary)
+        window = self.settings["data.window"]
+        return float(self.network.flops(window, self.options.rate) * window)
 
     def figures(self, loss: float, part: str) -> dict[str, float]:
         return {"bits_per_hidden_token": loss / math.log(2)}
 
-    def model(self, objective: Objective) -> Any:
+    def encoder(self, objective: Objective) -> nn.Module:
+        return cast(MaskedLM, objective).model.model
+
+    def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
+        """Of pieces of the length of a sentence, each between start and end token."""
+        tokens, marks = data["tokens"], self.corpus.tokenizer
+        content = min(PIECE, tokens.shape[1] - 2)
+        pieces = tokens[:, 1:-1].unfold(1, content, content).flatten(0, 1)
+        framed = F.pad(F.pad(pieces, (1, 0), value=marks.start), (0, 1), value=marks.end)
+        lengths = torch.full((len(framed),), content + 2, device=tokens.device)
+        return embed(encoder, framed.flatten(), lengths, self.pooling)
+
+    @property
+    def items_per_record(self) -> int:
+        content = int(self.settings["data.window"]) - 2
+        return content // min(PIECE, content)
+
+    def model(self, objective: Objective) -> EncoderModel:
         """With its head, which some protocols ask for."""
-        model = super().model(objective)
-        model.masked = cast(MaskedLM, objective).model
-        return model
+        from selfsup.inference.encoder import EncoderModel
+
+        masked, features = cast(MaskedLM, objective).model, self.definition(objective)
+        return EncoderModel(masked.model, self.corpus.tokenizer, features, masked)
 
     def sample(self, objective: Objective) -> str | None:
         """The beginning of the held-out part with each hidden token as [truth → best guess]."""
@@ -254,11 +283,6 @@ class MaskedLMRecipe(EncoderRecipe):
         }
         return marked(tokenizer, task["inputs"][0].tolist()[:SAMPLE_TOKENS], told)
 
-    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
-        """The encoder with its head and tokenizer as a Hugging Face directory, and a card that says how exact it is."""
-        model = cast(MaskedLanguageModel, cast(MaskedLM, objective).model)
-        self.save_encoder(model, self.definition(objective), directory, summary, HOW)
-
 
 def marked(tokenizer: TextTokenizer, shown: list[int], told: dict[int, tuple[int, int]]) -> str:
     """A text in which `told` of some places the hidden token and the guess stands in brackets."""
@@ -272,13 +296,3 @@ def marked(tokenizer: TextTokenizer, shown: list[int], told: dict[int, tuple[int
         text.append(joined if guess is None else f"{space}[{alone} → {tokenizer.decode([guess])}]")
         left = [truth] if alone else left  # start and end tokens say nothing
     return "".join(text)
-
-
-HOW = """\
-masked language modelling
-
-from transformers import pipeline
-
-fill = pipeline("fill-mask", "path/to/this/directory")
-fill("The old man sat by the [MASK] and smoked his pipe.")
-"""

@@ -7,28 +7,38 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from selfsup.config import Count, Rate, Real, Section, Settings
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
-from selfsup.models.backbones import AnyBackbone
+from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
-from selfsup.models.vision import VisionTransformer
-from selfsup.objectives.base import Collectives, Deferred, Effort, Objective, Outputs, Task
+from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import small_batch
+from selfsup.objectives.images import ImageRecipe
 from selfsup.objectives.losses import nt_xent
-from selfsup.objectives.vision import VisionRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.seeding import seeded
 from selfsup.views import View, render_several, simclr_view
 
 SMALL = 96  # pixels, up to which images are small
 TEMPERATURES = (0.5, 0.1)  # for small images (Chen et al. 2020, appendix B.9), and for others (table 5)
 CROPS = (0.2, 0.08)  # least share of an image that a view shows: of small ones measured, of others appendix A
+
+
+class SimCLRSettings(Section):
+    temperature: Rate | None = Field(None, description="by which cosine similarities are divided")
+    crop: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
+        None, description="least share of an image that a view shows"
+    )
+    projection: Count = Field(128, description="dimension in which views are compared")
 
 
 class ProjectionHead(nn.Sequential):
@@ -57,8 +67,7 @@ class SimCLR(Objective):
         self.view = view
         self.pooling = pooling
         self.temperature = temperature
-        if isinstance(network, VisionTransformer):
-            network.embeddings.mask_token.requires_grad_(False)  # no patch is hidden
+        hide_nothing(network)
 
     def hide(self, batch: Batch) -> Task:
         """Two views of each image, (B, 2, 3, S, S): each hides from the other what the augmentation changed."""
@@ -81,36 +90,34 @@ class SimCLR(Objective):
         return {"nt_xent": nt_xent(first, second, task["records"], 1 / self.temperature, collectives)}
 
 
-class SimCLRRecipe(VisionRecipe):
+class SimCLRRecipe(ImageRecipe):
     """From images to a network whose vectors tell them apart."""
 
-    inspector: ClassVar[str] = "views"
-    idea: ClassVar[str] = (
-        "an image is rendered twice, and each rendering finds the other among those of other images"
-    )
-    views = 2.0
+    name = "simclr"
+    section = SimCLRSettings
     checks = (small_batch,)
+    inspector = "views"
+    idea = "an image is rendered twice, and each rendering finds the other among those of other images"
+
+    @property
+    def views(self) -> float:
+        return 2.0
 
     def settle(self, effort: Effort) -> None:
-        super().settle(effort)
-        if self.settings["train.batch"] < 2:
-            raise UserError(
-                "simclr tells the images of a batch apart, so it needs 2 or more; give more images or a larger --batch."
-            )
-        kind = int(self.settings["data.size"] > SMALL)
-        self.settings.settle("simclr.temperature", TEMPERATURES[kind], "image size")
-        self.settings.settle("simclr.crop", CROPS[kind], "image size")
+        self.settle_size()
+        self.settle_network(effort)
+        self.settings.settle("model.whiten", True, "recipe")
+        self.cut()
+        self.settle_batch(effort)
+        require_several(self.settings)
+        self.settle_rates()
+        settle_simclr(self.settings)
 
     def build(self) -> SimCLR:
-        options, network = self.settings.config.simclr, self.backbone()
-        with seeded(self.settings["train.seed"], "head"):
-            head = ProjectionHead(network.dimension, options.projection)
-        view = simclr_view(self.settings["data.size"], (self.settings["simclr.crop"], 1.0))
-        return SimCLR(network, head, view, self.pooling, options.temperature or 1.0)
+        return build_simclr(self.settings, self.network.build(), self.pooling)
 
-    def network(self, objective: Objective) -> AnyBackbone:
-        assert isinstance(objective, SimCLR)
-        return objective.network
+    def encoder(self, objective: Objective) -> AnyBackbone:
+        return cast(SimCLR, objective).network
 
     def facts(self) -> dict[str, str]:
         size, crop = self.settings["data.size"], self.settings["simclr.crop"]
@@ -119,12 +126,30 @@ class SimCLRRecipe(VisionRecipe):
             f"({self.settings.origin('simclr.crop')})"
         }
 
-    @property
-    def chance(self) -> float:
-        return self.chance_of(self.settings["train.batch"])
-
-    def chance_of(self, records: int) -> float:
+    def chance(self, records: int) -> float:
         return math.log(2 * records - 1)
 
 
-SimCLRRecipe.adapted = SimCLRRecipe
+def settle_simclr(settings: Settings) -> None:
+    """Temperature and crops, by the size of the images."""
+    kind = int(settings["data.size"] > SMALL)
+    settings.settle("simclr.temperature", TEMPERATURES[kind], "image size")
+    settings.settle("simclr.crop", CROPS[kind], "image size")
+
+
+def build_simclr(settings: Settings, network: AnyBackbone, pooling: Pooling) -> SimCLR:
+    """The objective on a network, as its settings say."""
+    options = settings.section("simclr", SimCLRSettings)
+    with seeded(settings["train.seed"], "head"):
+        head = ProjectionHead(network.dimension, options.projection)
+    view = simclr_view(settings["data.size"], (settings["simclr.crop"], 1.0))
+    return SimCLR(network, head, view, pooling, settings["simclr.temperature"])
+
+
+def require_several(settings: Settings) -> None:
+    """Raise a UserError where a batch holds a single record, which nothing can be told apart from."""
+    if settings["train.batch"] < 2:
+        raise UserError(
+            f"{settings['objective']} tells the records of a batch apart, so it needs 2 or more; give more data or a "
+            "larger --batch."
+        )

@@ -10,30 +10,49 @@ left must tell what else stood there. Dropout alone is a task for an encoder tha
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from selfsup.config import Rate, Section, Share
 from selfsup.data.records import Batch
-from selfsup.data.sources import TextCollection
 from selfsup.models.adapters import AnyEncoder
-from selfsup.models.counting import sketched
-from selfsup.models.encoder import TextEncoder, initialise
+from selfsup.models.encoder import initialise
 from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.transformer import Linear
-from selfsup.objectives.base import Collectives, Effort, Objective, Outputs, Task
+from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import dropout_off, small_batch
-from selfsup.objectives.encoding import EncoderRecipe
-from selfsup.objectives.language import how_texts_are_read
 from selfsup.objectives.losses import info_nce
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, HUB, HubEncoder, OwnEncoder
+from selfsup.objectives.texts import TextRecipe
 from selfsup.seeding import generator, uniform
 
+if TYPE_CHECKING:
+    from selfsup.data.sentences import Sentences
+    from selfsup.data.sources import TextCollection
+    from selfsup.inference.encoder import EncoderModel
+
 BATCH = 128
+DROPOUT = 0.1
+DELETION = 0.5  # measured: docs/LOG.md
+HUB_DELETION = 0.0  # of encoders that know a language (Gao et al. 2021, table 1)
+USAGE = """\
+import selfsup
+
+vectors = selfsup.load("path/to/this/directory").embed(["A cat sleeps.", "The dog barks."])
+"""
 SENTENCE = 64  # tokens, at most
 VIEWS = ("first", "second")
+
+
+class SimCSESettings(Section):
+    temperature: Rate = Field(0.05, description="by which cosine similarities are divided")
+    pooling: Literal["mean", "cls"] = Field("mean", description="how a sentence becomes one vector")
+    deletion: Share | None = Field(None, description="share of a sentence's tokens that each view is without")
 
 
 class Projection(nn.Module):
@@ -116,75 +135,69 @@ def kept_tokens(batch: Batch, deletion: float, view: str) -> Tensor:
     return (place < lengths) & (kept | ~words | ~kept.any(1, keepdim=True))
 
 
-class SimCSERecipe(EncoderRecipe):
+class SimCSERecipe(TextRecipe):
     """From a source of sentences, or of documents that are split into them, to an encoder of sentences."""
 
-    inspector: ClassVar[str] = "sentences"
-    idea: ClassVar[str] = "a sentence, read twice in part and under dropout, finds itself among others"
-    useful: ClassVar[str | None] = "selfsup index {run} --data docs/ --out library.lance"
-    dropout: ClassVar[float] = 0.1
-    deletion: ClassVar[float] = 0.5  # measured: docs/LOG.md
-    unit: ClassVar[str] = "sentences"
+    name = "simcse"
+    section = SimCSESettings
+    family = "encoder"
+    unit = "sentences"
+    inspector = "sentences"
+    idea = "a sentence, read twice in part and under dropout, finds itself among others"
+    next_command = "selfsup index {run} --data docs/ --out library.lance"
+    method = "unsupervised SimCSE"
+    usage = USAGE
     checks = (dropout_off, small_batch)
+    network: OwnEncoder | HubEncoder
+    train: Sentences
 
-    def _documents(self) -> TextCollection:
+    def compose(self) -> None:
+        if self.settings["model.preset"].startswith(HUB):
+            self.network = HubEncoder(self.settings, "AutoModel", DROPOUT)
+        else:
+            self.network = OwnEncoder(self.settings, DROPOUT)
+        self.options = self.settings.section("simcse", SimCSESettings)
+
+    @classmethod
+    def upgraded(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Runs from before tokens were deleted deleted none."""
+        return {**config, "simcse": {"deletion": 0.0, **(config.get("simcse") or {})}}
+
+    def open_source(self, source: object, how: dict[str, Any]) -> TextCollection:
         from selfsup.data.sentences import open_sentences
 
-        source = self.source if self.source is not None else self.settings["data.source"]
-        return open_sentences(source, **how_texts_are_read(self.settings))
+        return open_sentences(source, **how)
 
     def settle(self, effort: Effort) -> None:
-        """Size, batch and learning rates, from the sentences at hand and what can be spent on them."""
-        settings = self.settings
-        self._choose_preset(effort, self.corpus.facts.training_tokens)
-        self._settle_shape()
-        settings.settle("data.window", min(SENTENCE, self._longest_window()), "recipe")
-        settings.settle("simcse.deletion", self.deletion, "recipe")
-        self._records()
+        settings, hub = self.settings, isinstance(self.network, HubEncoder)
+        self.settle_network(effort)
+        settings.settle("data.window", min(SENTENCE, self.network.longest), "recipe")
+        settings.settle("simcse.deletion", HUB_DELETION if hub else DELETION, "recipe")
+        self.cut()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
-        if self.validation is not None:
-            # Records meet in the score, so a loss is comparable only among as many of them.
-            settings.settle("evaluate.batch", min(settings["train.batch"], len(self.validation)), "batch")
-        self._settle_rates()
+        self.settle_evaluation_batch()
+        self.network.settle_rates(ENCODER_ADAMW_LR)
 
-    def _records(self) -> None:
+    def cut(self) -> None:
         from selfsup.data.sentences import Sentences
 
         window, tokenizer = self.settings["data.window"], self.corpus.tokenizer
-        self.train: Sentences = Sentences(self.corpus.train, window, tokenizer)
+        self.train = Sentences(self.corpus.train, window, tokenizer)
         if self.corpus.validation is not None:
             self.validation = Sentences(self.corpus.validation, window, tokenizer)
 
     def build(self) -> SimCSE:
-        options, config = self.settings.config.simcse, self.encoder_config()
         draws = generator(self.settings["train.seed"], "weights")
-        encoder, projection = TextEncoder(config).initialise(draws), Projection(config.width)
+        encoder = self.network.build(draws)
+        projection = Projection(encoder.config.width)
         initialise(projection, draws)
-        self.start(encoder)
-        deletion = self.settings["simcse.deletion"]
-        return SimCSE(encoder, projection, options.pooling, options.temperature, deletion)
-
-    def texts(self, records: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return flattened(records["tokens"], records["lengths"]), records["lengths"]
-
-    def encoder(self, objective: Objective) -> AnyEncoder:
-        return cast(SimCSE, objective).encoder
-
-    @property
-    def pooling(self) -> Pooling:
-        pooling: Pooling = self.settings["simcse.pooling"]
-        return pooling
+        options = self.options
+        return SimCSE(encoder, projection, options.pooling, options.temperature, options.deletion or 0.0)
 
     def flops_per_record(self) -> float:
         """What is left in two views of a sentence of mean length."""
-        length = self.mean_seen
-        return float(2 * length * sketched(TextEncoder, self.encoder_config()).flops(round(length)))
-
-    @property
-    def mean_seen(self) -> float:
-        """Tokens of a view, start and end among them, in the mean."""
-        share: float = self.settings["simcse.deletion"]
-        return 2 + (1 - share) * (self.train.mean_length - 2)
+        length = 2 + (1 - (self.options.deletion or 0.0)) * (self.train.mean_length - 2)
+        return float(2 * length * self.network.flops(length, predicted=0.0))
 
     @property
     def units_per_record(self) -> int:
@@ -198,23 +211,22 @@ class SimCSERecipe(EncoderRecipe):
             f"({self.settings.origin('simcse.deletion')})",
         }
 
-    @property
-    def chance(self) -> float:
-        return self.chance_of(self.settings["train.batch"])
-
-    def chance_of(self, records: int) -> float:
+    def chance(self, records: int) -> float:
         return math.log(records)
 
-    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
-        """The encoder and its tokenizer as a Hugging Face directory, with a card that says how exact it is."""
-        encoder = cast(TextEncoder, self.encoder(objective))
-        self.save_encoder(encoder, self.definition(objective), directory, summary, HOW)
+    @property
+    def pooling(self) -> Pooling:
+        return self.options.pooling
 
+    def encoder(self, objective: Objective) -> nn.Module:
+        return cast(SimCSE, objective).encoder
 
-HOW = """\
-unsupervised SimCSE
+    def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
+        return embed(encoder, flattened(data["tokens"], data["lengths"]), data["lengths"], self.pooling)
 
-import selfsup
+    def model(self, objective: Objective) -> EncoderModel:
+        from selfsup.inference.encoder import EncoderModel
 
-vectors = selfsup.load("path/to/this/directory").embed(["A cat sleeps.", "The dog barks."])
-"""
+        return EncoderModel(
+            cast(SimCSE, objective).encoder, self.corpus.tokenizer, self.definition(objective)
+        )

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from selfsup.data.tokenizers import Family
+from selfsup.config import Settings
 from selfsup.errors import UserError
-from selfsup.models.adapters import writes
-from selfsup.models.clip import TEXT
+from selfsup.files import expanded
 from selfsup.models.dinov3 import MODEL_TYPE as VISION
 from selfsup.models.directories import find_model, read_config
-from selfsup.models.kinds import described, reads, two_towers
-
-# By the kind of an objective of texts: the architecture that --init takes, and where one comes from.
-TAKEN: dict[Family, tuple[str, str]] = {
-    "decoder": ("qwen3", "a run of causal-lm or a dense Qwen3"),
-    "encoder": ("modernbert", "a run of masked-lm or simcse, or a ModernBERT"),
-}
+from selfsup.models.kinds import described
 
 
 def tower_directory(place: str | Path, tower: str) -> Path:
@@ -24,31 +18,6 @@ def tower_directory(place: str | Path, tower: str) -> Path:
     directory = find_model(place)
     inside = directory / tower
     return inside if (inside / "config.json").is_file() else directory
-
-
-def require_text_model(directory: Path, objective: str, family: Family) -> None:
-    """Raise a UserError where a directory holds none whose weights an objective of texts starts from (--init)."""
-    kind, source = TAKEN[family]
-    if read_config(directory).get("model_type") == kind:
-        return
-    if not reads(directory):
-        advice = f"give {_text_tower(directory, family) or 'one'}"
-    elif writes(directory) == (family == "decoder"):
-        advice = f"leave --init out and give model=hf:{directory}"
-    else:
-        advice = "masked-lm and simcse train encoders" if family == "decoder" else "causal-lm trains decoders"
-    raise UserError(
-        f"{directory} holds {described(directory)}, and {objective} starts from {source}; {advice}."
-    )
-
-
-def require_texts(directory: Path, family: Family = "encoder") -> None:
-    """Raise a UserError where a directory holds no model of texts alone, whatever its architecture."""
-    if not reads(directory):
-        one = _text_tower(directory, family) or "the directory of one"
-        raise UserError(
-            f"{directory} holds {described(directory)}, and a model of texts is asked for; give {one}."
-        )
 
 
 def require_image_model(directory: Path, objective: str) -> None:
@@ -62,7 +31,18 @@ def require_image_model(directory: Path, objective: str) -> None:
         )
 
 
-def _text_tower(directory: Path, family: Family) -> str | None:
-    """Which is an encoder."""
-    there = family == "encoder" and two_towers(directory)
-    return f"its text tower, {directory / TEXT}" if there else None
+def make_absolute(settings: Settings, key: str) -> None:
+    """A place to start from is kept so that a run can be resumed from anywhere."""
+    if settings[key] is not None:
+        settings.change(key, str(expanded(settings[key]).absolute()), settings.origin(key))
+
+
+def take_shape(settings: Settings, section: str, names: Iterable[str], config: object, place: str) -> None:
+    """Fill a shape with that of a network to start from; raises a UserError where another one is given."""
+    if settings[f"{section}.preset"] != "auto" and settings[f"{section}.layers"] is None:
+        raise UserError(f"{place} brings its own shape, so leave {section}.preset out.")
+    for name in names:
+        found, given = getattr(config, name), settings[f"{section}.{name}"]
+        if given not in (None, found):
+            raise UserError(f"{place} has {name} {found}, so {section}.{name} is not {given}; leave it out.")
+        settings.settle(f"{section}.{name}", found, "init")

@@ -1,0 +1,281 @@
+"""Networks that see and are trained: selfsup's own vision transformer, fresh or started from; one of timm or from
+Python."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from selfsup.config import Settings, nearest
+from selfsup.errors import UserError
+from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm
+from selfsup.models.clip import IMAGE
+from selfsup.models.counting import sketched
+from selfsup.models.dinov3 import SavedVision, read_vision
+from selfsup.models.presets import VISION
+from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
+from selfsup.objectives.starting import make_absolute, require_image_model, take_shape, tower_directory
+from selfsup.seeding import generator, seeded
+
+PATCHES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side of images, which patch
+ROUND, ROUND_FROM = 32, 64  # what sides are multiples of for networks of others, from which side on
+LARGEST = 224  # side of what a network sees, unless it is said
+REGISTERS = 4
+
+
+class ImageNetwork(ABC):
+    """What a recipe of images asks of the network that it trains."""
+
+    names: ClassVar[tuple[str, ...]]  # of the settings of the model that mean something to it
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def reads(self) -> set[str]:
+        """The settings that mean something to it."""
+        return {f"model.{name}" for name in ("preset", "whiten", *self.names)}
+
+    @property
+    @abstractmethod
+    def named(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    def origin(self) -> SavedVision | None:
+        """The model to start from, where one is named."""
+        return None
+
+    @abstractmethod
+    def settle_size(self, side: int) -> None:
+        """What it sees, `data.size` pixels, of images with a short side of so many."""
+
+    @abstractmethod
+    def settle_shape(self, effort: Effort, images: float) -> None:
+        """Its shape, for a data set that it sees so many images of full size of."""
+
+    @abstractmethod
+    def build(self) -> AnyBackbone:
+        """The network as it starts: a function of the seed alone, or of the weights to start from."""
+
+    @cached_property
+    def look(self) -> AnyBackbone:
+        """A network like the one to be trained, to ask its shape."""
+        return self.build()
+
+    @property
+    def width(self) -> int:
+        """Numbers in its vectors."""
+        return int(self.look.dimension)
+
+    @property
+    def hides_patches(self) -> bool:
+        """Whether it can leave patches out or show others in their places."""
+        return isinstance(self.look, VisionTransformer)
+
+    @property
+    @abstractmethod
+    def flops(self) -> float:
+        """Floating-point operations for an image of full size, there and back."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.look.parameters())
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Its parameters and shape, for the plan."""
+
+    def facts(self) -> dict[str, str]:
+        """Of networks with batch normalisation: images meet in it, so that micro-batches are no mere split."""
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+        if not any(isinstance(part, norms) for part in self.look.modules()):
+            return {}
+        told = "of a micro-batch in one process: another train.micro_batch is another training"
+        return {"statistics": told}
+
+    @abstractmethod
+    def require_side(self, side: int, remedy: str) -> None:
+        """Raise a UserError where it does not take images of so many pixels."""
+
+
+class OwnVision(ImageNetwork):
+    """A vision transformer in the layout of DINOv3."""
+
+    shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "mlp", "registers", "patch")
+    names = (*shape, "init")
+
+    @property
+    def named(self) -> str:
+        return "selfsup's own vision transformer"
+
+    @cached_property
+    def origin(self) -> SavedVision | None:
+        """The model to start from, where one is named.
+
+        Raises:
+            UserError: there is none, or it is of another architecture.
+        """
+        make_absolute(self.settings, "model.init")
+        place = self.settings["model.init"]
+        if place is None:
+            return None
+        directory = tower_directory(place, IMAGE)
+        require_image_model(directory, self.settings["objective"])
+        return read_vision(directory)
+
+    def settle_size(self, side: int) -> None:
+        settings, origin = self.settings, self.origin
+        side = min(side, LARGEST if origin is None else origin.config.size)
+        if origin is None:
+            settings.settle(
+                "model.patch", next(patch for most, patch in PATCHES if side <= most), "image size"
+            )
+        else:
+            settings.settle("model.patch", origin.config.patch, "init")
+        patch = settings["model.patch"]
+        settings.settle("data.size", max(patch, side // patch * patch), "image size")
+        if settings["data.size"] % patch:
+            raise UserError(
+                f"data.size {settings['data.size']} is no multiple of model.patch {patch}; give one that is."
+            )
+
+    def settle_shape(self, effort: Effort, images: float) -> None:
+        settings = self.settings
+        if self.origin is not None:
+            take_shape(settings, "model", self.shape, self.origin.config, settings["model.init"])
+            return
+        if settings["model.preset"] == "auto":
+            patches = int((settings["data.size"] // settings["model.patch"]) ** 2 * images)
+            wanted = effort.parameters(TOKENS_PER_PARAMETER, patches)
+            fitting = min(VISION, key=lambda name: abs(math.log(VISION[name].blocks / wanted)))
+            settings.change("model.preset", fitting, effort.origin)
+        preset = settings["model.preset"]
+        if preset not in VISION:
+            raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *VISION])}")
+        shape, origin = VISION[preset], f"preset {preset}"
+        settings.settle("model.layers", shape.layers, origin)
+        settings.settle("model.width", shape.width, origin)
+        settings.settle("model.heads", max(1, settings["model.width"] * shape.heads // shape.width), origin)
+        settings.settle("model.mlp", 4 * settings["model.width"], origin)
+        settings.settle("model.registers", REGISTERS, "recipe")
+
+    @property
+    def config(self) -> VisionConfig:
+        """Its shape; raises a UserError where there is no such."""
+        size = self.settings["data.size"]
+        if self.origin is not None:
+            return replace(self.origin.config, size=size)
+        try:
+            return VisionConfig(size=size, **{name: self.settings[f"model.{name}"] for name in self.shape})
+        except ValueError as error:
+            raise UserError(f"There is no such model: {error}.") from None
+
+    def build(self) -> VisionTransformer:
+        if self.origin is not None:
+            return replace(self.origin, config=self.config).model()
+        return VisionTransformer(self.config).initialise(generator(self.settings["train.seed"], "weights"))
+
+    @property
+    def patches(self) -> int:
+        """Of an image of full size."""
+        return int((self.settings["data.size"] // self.settings["model.patch"]) ** 2)
+
+    @property
+    def flops(self) -> float:
+        return float(sketched(VisionTransformer, self.config).flops(self.settings["data.size"]))
+
+    def require_side(self, side: int, remedy: str) -> None:
+        """It takes whatever its patches divide."""
+
+    def describe(self) -> str:
+        config = self.config
+        return (
+            f"{self.parameters:,} parameters in the vision transformer: {config.layers} layers, width {config.width}, "
+            f"{config.heads} heads, patches of {config.patch} pixels"
+        )
+
+
+class ForeignVision(ImageNetwork):
+    """A network of timm (`model=timm:NAME`), trained anew, or one from Python, trained on as it is given.
+
+    Args:
+        module: the one from Python.
+    """
+
+    names = ()
+
+    def __init__(self, settings: Settings, module: nn.Module | None) -> None:
+        super().__init__(settings)
+        self.module = module
+        self._given = {} if module is None else {n: t.clone() for n, t in module.state_dict().items()}
+
+    @property
+    def named(self) -> str:
+        return str(self.settings["model.preset"]) if self.module is None else type(self.module).__name__
+
+    def settle_size(self, side: int) -> None:
+        settings, own = self.settings, self._own_size
+        if own is not None:
+            settings.settle("data.size", own, "network")
+            if settings["data.size"] != own:
+                raise UserError(f"The network sees images of {own} pixels, so leave data.size out.")
+        side = min(side, LARGEST)
+        rounded = side // ROUND * ROUND if side >= ROUND_FROM else side  # which patches and strides divide
+        settings.settle("data.size", rounded, "image size")
+
+    @property
+    def _own_size(self) -> int | None:
+        """The side of images that a network from Python was made for, where it says so."""
+        if isinstance(self.module, VisionTransformer):
+            return self.module.config.size
+        return self.module.size if isinstance(self.module, Adapted) else None
+
+    def settle_shape(self, effort: Effort, images: float) -> None:
+        """It brings its own."""
+
+    def build(self) -> AnyBackbone:
+        settings = self.settings
+        if self.module is not None:
+            self.module.load_state_dict(self._given)  # as it was given, whatever the calibration did to it
+            return adapt(self.module, settings["data.size"])
+        with seeded(settings["train.seed"], "weights"):
+            return open_timm(settings["model.preset"], settings["data.size"])
+
+    @cached_property
+    def flops(self) -> float:
+        """The forward pass is counted, the backward pass taken for twice as much."""
+        size = self.settings["data.size"]
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            self._copy().embed(torch.zeros(1, 3, size, size), "mean")
+        return float(3 * counter.get_total_flops())
+
+    def _copy(self) -> Any:
+        """Of the network, which may be the one that is in training."""
+        return copy.deepcopy(self.look).cpu().eval()
+
+    @torch.no_grad()
+    def require_side(self, side: int, remedy: str) -> None:
+        try:
+            self._copy().embed(torch.zeros(1, 3, side, side), "mean")
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            raise UserError(f"{self.named} takes no images of {side} × {side} pixels, {remedy}.") from None
+
+    def describe(self) -> str:
+        return f"{self.parameters:,} parameters in {self.settings['model.preset']}"
+
+
+def vision_network(settings: Settings, module: nn.Module | None) -> ImageNetwork:
+    """The network that the settings name, or the one that is given."""
+    own = module is None and not settings["model.preset"].startswith(TIMM)
+    return OwnVision(settings) if own else ForeignVision(settings, module)

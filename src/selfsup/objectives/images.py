@@ -1,0 +1,231 @@
+"""What recipes of vision share: the images, the sizes that follow from them, and the model directory that is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from selfsup.models.backbones import AnyBackbone, save_backbone
+from selfsup.models.cards import card, data_name, measured
+from selfsup.objectives.base import Objective
+from selfsup.objectives.image_networks import ImageNetwork, OwnVision, vision_network
+from selfsup.objectives.recipe import Effort, Progress, Recipe
+from selfsup.objectives.sizes import power_of_two, settle_rates
+from selfsup.views import centred
+
+if TYPE_CHECKING:
+    from selfsup.data.images import ImageRecords, Images
+    from selfsup.data.pairs import PairRecords
+    from selfsup.inference.pictures import Pictures
+    from selfsup.inference.vision import ImageModel
+
+SURPLUS = (
+    1.5  # of the side that a network sees, for the short side that images are kept at: a crop sees a part
+)
+FEWEST_STEPS = 300  # a batch leaves room for
+BATCH = 256
+BANK = 5000  # images that protocols learn classes from during a run
+ADAMW_LR = 0.003
+USAGE = """\
+import selfsup
+
+vectors = selfsup.load("path/to/this/directory").embed(images)  # uint8 arrays (height, width, 3)
+"""
+
+
+class ImageRecipe(Recipe):
+    """From images to a network that sees."""
+
+    example = "sample:emoji"
+    unit = "images"
+    takes_modules = True
+    feature_batch = 128
+    network: ImageNetwork
+    images: Images
+    train: ImageRecords | PairRecords
+    validation: ImageRecords | PairRecords | None = None
+
+    def compose(self) -> None:
+        self.network = vision_network(self.settings, self.module)
+
+    def reads(self) -> set[str]:
+        return super().reads() | {"data.size"} | self.network.reads()
+
+    @property
+    def next_command(self) -> str | None:
+        return "selfsup index {run} --data photos/ --out photos.lance"
+
+    @property
+    def views(self) -> float:
+        """Images that the network sees of a record, in units of one of full size."""
+        return 1.0
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def open(self, progress: Progress) -> None:
+        from selfsup.data.images import open_images
+
+        data = self.settings.config.data
+        self.images = open_images(
+            self.source if self.source is not None else data.source,
+            column=data.column,
+            failures=data.failures,
+            split=data.split or "training",
+            progress=progress,
+        )
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
+
+    def counts(self) -> dict[str, int]:
+        return {"documents": len(self.images), "duplicates": self.images.duplicates}
+
+    @property
+    def side(self) -> int:
+        """The median of the images' short sides."""
+        return int(np.median(self.images.sizes.min(1)))
+
+    # -- sizes ---------------------------------------------------------------------------------------------
+
+    def settle_size(self) -> None:
+        """What the network sees, in pixels."""
+        self.network.settle_size(self.side)
+
+    def settle_network(self, effort: Effort) -> None:
+        """The shape of the network."""
+        self.network.settle_shape(effort, self.views * len(self.images))
+
+    def cut(self) -> None:
+        """Divide the images into records to train on and records held out."""
+        train, held_out = self.parts()
+        self.train = self.records_of(train)
+        if len(held_out):
+            self.validation = self.records_of(held_out)
+
+    def parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Numbers of the images to train on, and of those held out."""
+        from selfsup.data.images import split_images
+
+        return split_images(self.images, self.settings["data.validation"])
+
+    def records_of(self, indices: npt.NDArray[np.int64]) -> ImageRecords | PairRecords:
+        """Images of these numbers as records."""
+        from selfsup.data.images import ImageRecords
+
+        return ImageRecords(self.images, indices, self.least)
+
+    @property
+    def least(self) -> int:
+        """The short side that images are kept at."""
+        size: int = self.settings["data.size"]
+        return math.ceil(SURPLUS * size)
+
+    def settle_batch(self, effort: Effort) -> None:
+        """Records of a step, and of an evaluation."""
+        most = power_of_two(min(BATCH, max(16, self._seen(effort) / FEWEST_STEPS), len(self.train)))
+        self.settings.settle("train.batch", most, "recipe and data")
+        self.settle_evaluation_batch()
+
+    def _seen(self, effort: Effort) -> float:
+        """Images that the run will see, about."""
+        if effort.flops is not None:
+            return effort.flops / self.flops_per_record()
+        if effort.steps is not None:
+            return float(effort.steps * BATCH)
+        return (effort.epochs or 1.0) * len(self.images)
+
+    def settle_rates(self) -> None:
+        """Learning rates, by the width of the network."""
+        settings = self.settings
+        settle_rates(settings, self.network.width, ADAMW_LR, self.network.origin is not None)
+
+    def flops_per_record(self) -> float:
+        return float(self.views * self.network.flops)
+
+    # -- what is told --------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, str]:
+        images, size = self.images, self.settings["data.size"]
+        skipped = images.skipped
+        left_out = {"duplicates": images.duplicates, "unreadable ones left out": skipped.count}
+        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        held_out = 0 if self.validation is None else len(self.validation)
+        return {
+            "data": f"{len(images):,} images, {self.side} pixels at their short side in the median"
+            + (f" ({counted})" if counted else ""),
+            **({"left out": "; ".join(skipped.left_out)} if skipped.left_out else {}),
+            **({"unreadable": "; ".join(skipped.names)} if skipped.names else {}),
+            "images": f"{len(self.train):,} for training, {held_out:,} held out, seen at {size} × {size} pixels",
+            "model": self.network.describe(),
+            **self.network.facts(),
+        }
+
+    # -- protocols -----------------------------------------------------------------------------------------
+
+    def measurable(self, by_class: bool) -> bool:
+        labels = self.images.labels
+        has_classes = labels is not None and bool((labels >= 0).any())
+        return self.settings["data.validation"] > 0 and (has_classes or not by_class)
+
+    def examples(self, by_class: bool, records: int) -> tuple[object, object]:
+        """Images spread evenly over the held-out part; classes are learnt from at most `BANK` of the training part."""
+        trained, held_out = self.parts()
+        measured = self.pictures(spread_evenly(held_out, records))
+        return (self.pictures(spread_evenly(trained, BANK)), measured) if by_class else (measured, None)
+
+    def pictures(self, indices: npt.NDArray[np.int64]) -> Pictures:
+        """Images of these numbers, for a model in use."""
+        from selfsup.inference.pictures import Pictures
+
+        return Pictures(self.images, self.settings["data.size"], indices)
+
+    # -- what is left --------------------------------------------------------------------------------------
+
+    def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
+        pixels = centred(data["pixels"], data["sizes"], self.settings["data.size"])
+        vectors: Tensor = encoder.embed(pixels, self.pooling)
+        return vectors
+
+    def encoder(self, objective: Objective) -> AnyBackbone:
+        raise NotImplementedError
+
+    def model(self, objective: Objective) -> ImageModel:
+        from selfsup.inference.vision import ImageModel
+
+        features = self.definition(objective)
+        return ImageModel(self.encoder(objective), features, self.settings["data.size"])
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
+        features, described = self.definition(objective), self.model_card(summary)
+        summary["max_difference"] = save_backbone(directory, self.encoder(objective), features, described)
+
+    def model_card(self, summary: dict[str, Any]) -> Callable[[str], str]:
+        """The model card, for a statement of how exact the layout is."""
+        settings, own = self.settings, isinstance(self.network, OwnVision)
+        size, layout = settings["data.size"], "DINOv3 ViT" if own else settings["model.preset"]
+        return lambda exactness: card(
+            f"A vision model trained on {data_name(settings['data.source'])}",
+            f"{self.network.describe()}, trained by {settings['objective']} with selfsup: {summary['steps']:,} steps "
+            f"on images of {size} × {size} pixels, no labels.",
+            {
+                "Validation loss": measured(summary),
+                "Layout": f"{layout}; {exactness}",
+                "Features": "see features.json",
+            },
+            USAGE,
+            library="transformers" if own else "selfsup",
+            task="image-feature-extraction",
+        )
+
+
+def spread_evenly(indices: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the indices, evenly over all."""
+    count = min(most, len(indices))
+    return indices[np.arange(count) * len(indices) // count]

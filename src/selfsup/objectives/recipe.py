@@ -1,0 +1,254 @@
+"""How an objective is put together: data, a network and a method, and what is left of it when it ends.
+
+A recipe stands beside its objective in one file. It is composed of data (`texts.py`, `images.py`), of a network
+(`text_networks.py`, `image_networks.py`) and of what the objective adds: its section of the settings, its decisions
+(`settle`, one visible list), its modules (`build`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from selfsup.checks import Check
+from selfsup.config import Section, Settings
+from selfsup.data.loader import in_order
+from selfsup.data.records import Records
+from selfsup.models.features import Features, whitening
+from selfsup.models.packing import Pooling
+from selfsup.objectives.base import Objective
+from selfsup.objectives.sizes import whitened_over
+
+Progress = Callable[[int, int | None], None]
+
+TOKENS_PER_STEP = 8192  # where only the number of steps is said
+DATA = ("source", "column", "split", "validation", "failures", "workers")  # settings of all data
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run may spend: passes, steps, or floating-point operations (the budget at a measured rate)."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    flops: float | None = None
+
+    def parameters(self, tokens_per_parameter: float, tokens: int) -> float:
+        """The model size whose training sees `tokens_per_parameter` tokens per parameter, of a corpus of `tokens`."""
+        if self.flops is not None:
+            return float((self.flops / (6 * tokens_per_parameter)) ** 0.5)
+        return self.tokens(1.0, tokens) / tokens_per_parameter
+
+    def tokens(self, parameters: float, tokens: int) -> float:
+        """The tokens that a model of this size will see."""
+        if self.flops is not None:
+            return self.flops / (6 * parameters)
+        return (self.epochs or 1.0) * tokens if self.steps is None else self.steps * TOKENS_PER_STEP
+
+    @property
+    def origin(self) -> str:
+        return "data and " + ("steps" if self.steps else "epochs" if self.epochs else "budget")
+
+
+class Recipe(ABC):
+    """What the spine asks of an objective beside the objective itself.
+
+    Args:
+        settings: gaps in them are filled by `settle`.
+        source: a source from Python, where the configuration does not name one.
+        module: a network from Python, in place of the objective's own.
+
+    Raises:
+        UserError: a setting is given that means nothing to this recipe.
+    """
+
+    train: Records
+    validation: Records | None = None
+    name: ClassVar[str]  # of the objective; its section of the settings is called the same, with underscores
+    section: ClassVar[type[Section] | None] = None  # the objective's own settings
+    unit: ClassVar[str] = "tokens"  # what the pace of training is counted in
+    example: ClassVar[str] = "sample:shakespeare"  # what is trained on where no data is named
+    sample_title: ClassVar[str] = "What it makes"
+    checks: tuple[Check, ...] = ()  # what the doctor looks for beside what it always does
+    inspector: ClassVar[str] = "task"  # by which `selfsup.inspection` shows its task
+    idea: ClassVar[str] = "a part of the data is hidden and predicted from the rest"
+    words: ClassVar[Mapping[str, str]] = {}  # for Shown, Hidden, Predicted, Learned of its inspector
+    loss_unit: ClassVar[str | None] = None  # what the loss counts, where it depends on the tokens
+    losses_compare: ClassVar[bool] = True  # whether the model of a run with a lower loss is better
+    takes_modules: ClassVar[bool] = False  # whether a network may come from Python
+    checks_layout: ClassVar[bool] = True  # whether what is saved is compared with another library
+    feature_batch: ClassVar[int] = 64  # records whose vectors are computed at once
+
+    def __init__(
+        self, settings: Settings, source: object | None = None, module: nn.Module | None = None
+    ) -> None:
+        self.settings, self.source, self.module = settings, source, module
+        self.compose()
+        settings.keep(self.reads())
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        """The objective's own sections of the settings, by name."""
+        return {} if cls.section is None else {cls.name.replace("-", "_"): cls.section}
+
+    @classmethod
+    def resolve(cls, *layers: tuple[str, Mapping[str, Any]]) -> Settings:
+        """Layers of values as the settings of this recipe, see `Settings`."""
+        return Settings(*layers, sections=cls.sections())
+
+    @classmethod
+    def upgraded(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of an older run, with what was decided otherwise then."""
+        return config
+
+    @abstractmethod
+    def compose(self) -> None:
+        """Choose the parts, such as the network, by the settings."""
+
+    def reads(self) -> set[str]:
+        """Which settings of the data, the model and the objective mean something to this recipe."""
+        own = {f"{name}.{key}" for name, section in self.sections().items() for key in section.model_fields}
+        return own | {f"data.{key}" for key in DATA} | {"model.preset"}
+
+    # -- what it trains on, and how large everything is ----------------------------------------------------
+
+    @abstractmethod
+    def open(self, progress: Progress) -> None:
+        """Open the data; what takes long reports (bytes done, bytes in all where known)."""
+
+    @abstractmethod
+    def settle(self, effort: Effort) -> None:
+        """Fill the gaps of the settings that depend on data and effort; `train` and `validation` stand then."""
+
+    def settle_evaluation_batch(self) -> None:
+        """Where records meet in the score, a loss is comparable only among as many of them as meet in training."""
+        if self.validation is not None:
+            batch = min(self.settings["train.batch"], len(self.validation))
+            self.settings.settle("evaluate.batch", batch, "batch")
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of the data as it is trained on; a run is resumed only where it is the same."""
+
+    def counts(self) -> dict[str, int]:
+        """Figures of the data that the doctor looks at."""
+        return {}
+
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """What the plan says of data and model."""
+
+    # -- the objective -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self) -> Objective:
+        """The objective with fresh weights, a function of the seed alone."""
+
+    @abstractmethod
+    def flops_per_record(self) -> float:
+        """Floating-point operations of forward and backward."""
+
+    @property
+    def units_per_record(self) -> int:
+        """Units in a record."""
+        return 1
+
+    def chance(self, records: int) -> float | None:
+        """The loss of a model that knows nothing, of so many records in a batch; None where that is not known."""
+        return None
+
+    def figures(self, loss: float, part: str) -> dict[str, float]:
+        """What a loss means in other units, on the part `train` or `validation`."""
+        return {}
+
+    def sample(self, objective: Objective) -> str | None:
+        """Something to look at, made by the model as it stands."""
+        return None
+
+    @property
+    def next_command(self) -> str | None:
+        """The command to try on a finished run, with {run} for it."""
+        return None
+
+    # -- what is left of it --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """Write what a user keeps, in a layout that opens elsewhere."""
+
+    def model(self, objective: Objective) -> Any:
+        """The model as it stands and as a user would open it, for protocols; None where there is none to open."""
+        return None
+
+    def measurable(self, by_class: bool) -> bool:
+        """Whether protocols can be measured on `examples`, opened: those that need classes, or all others."""
+        return False
+
+    def examples(self, by_class: bool, records: int) -> tuple[object, object]:
+        """Data and test data of its own for a protocol: held-out records; to learn classes from, training records."""
+        return None, None
+
+    def reading_options(self) -> dict[str, Any]:
+        """How other data than the run's own is read for protocols: arguments of `selfsup.evaluation.base.Request`."""
+        return {}
+
+    # -- the vectors of an encoder -------------------------------------------------------------------------
+
+    @property
+    def pooling(self) -> Pooling:
+        """How an item becomes one vector."""
+        return "mean"
+
+    def encoder(self, objective: Objective) -> nn.Module | None:
+        """What of an objective makes vectors; None where nothing does."""
+        return None
+
+    def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
+        """The pooled vectors (n, width) of what records hold, which may be several items each."""
+        raise NotImplementedError
+
+    @property
+    def items_per_record(self) -> int:
+        """How many vectors `pooled` makes of a record."""
+        return 1
+
+    @property
+    def whitening_records(self) -> int:
+        """Records of the training part that are embedded when a model is saved."""
+        if not self.settings["model.whiten"]:
+            return 0
+        return min(len(self.train), -(-whitened_over(self.settings) // self.items_per_record))
+
+    def definition(self, objective: Objective) -> Features:
+        """What the vector of an item is: pooled, and whitened over items of the training part."""
+        records = self.whitening_records
+        return self.whitened(objective, records) if records else Features(self.pooling)
+
+    def whitened(self, objective: Objective, records: int) -> Features:
+        """The same, whitened over so many records of the training part."""
+        return Features(self.pooling, *whitening(self.embed(objective, self.train, records)))
+
+    def features(self, objective: Objective, records: int) -> npt.NDArray[np.float32] | None:
+        """Vectors of held-out records, (records, dim), which say whether they collapse; None where there are none."""
+        if self.validation is None or self.encoder(objective) is None:
+            return None
+        return self.embed(objective, self.validation, records)
+
+    @torch.inference_mode()
+    def embed(self, objective: Objective, source: Records, records: int) -> npt.NDArray[np.float32]:
+        """The pooled vectors of records spread evenly over a source."""
+        encoder = self.encoder(objective)
+        assert encoder is not None
+        encoder.eval()
+        device = next(encoder.parameters()).device
+        batches = in_order(source, records, 0, self.feature_batch)
+        parts = [self.pooled(encoder, batch.to(device).data) for batch in batches]
+        return torch.cat(parts).cpu().numpy()

@@ -1,0 +1,637 @@
+"""Networks of texts that are trained: selfsup's own, fresh or started from; one that `transformers` opens; one from
+Python.
+
+A recipe asks each of them the same (`TextNetwork`), so that an objective is written once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from selfsup.config import Settings, nearest
+from selfsup.data.tokenizers import Family, Ids, TextTokenizer
+from selfsup.errors import UserError
+from selfsup.files import expanded, save_tensors, separate, whole_directory, write_atomically
+from selfsup.models.adapters import (
+    Adapted,
+    AdaptedDecoder,
+    AdaptedEncoder,
+    AdaptedMaskedLM,
+    Opened,
+    fetch,
+    open_network,
+    set_dropout,
+    writes,
+)
+from selfsup.models.clip import TEXT
+from selfsup.models.counting import parameter_count, sketched
+from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.directories import find_model, read_config
+from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.huggingface import CARD, write_card
+from selfsup.models.kinds import described as kind_of
+from selfsup.models.kinds import reads, two_towers
+from selfsup.models.modernbert import SavedEncoder, parity, read_encoder, save_encoder
+from selfsup.models.presets import PRESETS, feed_forward_width
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, settle_rates
+from selfsup.objectives.starting import make_absolute, take_shape
+from selfsup.seeding import seeded
+
+if TYPE_CHECKING:
+    from selfsup.inference.parity import Parity
+
+HUB = "hf:"
+LONGEST = 524288  # tokens of a window, where the network sets no bound
+MIDDLE = 512  # width of the middle of the presets
+PARITY_TOKENS = 64
+ENCODER_ADAMW_LR = 0.005  # of all but the hidden matrices of an encoder from scratch
+# What continued pretraining is done with: weights that AdamW made are trained on by AdamW (Liu et al. 2025, "Muon is
+# Scalable for LLM Training", section 3.5), at a rate that does not undo them (Gururangan et al. 2020, table 13: 1e-4
+# at batch 2,048; Gao et al. 2021: 3e-5 at 64).
+LR = 5e-5
+WEIGHT_DECAY = 0.01
+
+Config = TypeVar("Config", DecoderConfig, EncoderConfig)
+Card = Callable[[str], str]  # the model card, for a statement of how exact the layout is
+
+
+class TextNetwork(ABC):
+    """What a recipe of texts asks of the network that it trains."""
+
+    shape: ClassVar[tuple[str, ...]] = ()  # settings of the model that say how it is built
+    tokenizer: TextTokenizer
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def get(self, name: str) -> Any:
+        return self.settings[f"model.{name}"]
+
+    def reads(self) -> set[str]:
+        """The settings that mean something to it."""
+        return {f"model.{name}" for name in ("preset", *self.shape)}
+
+    def tokenizer_directory(self) -> Path | None:
+        """Where its weights come from, whose tokenizer comes with them; None where it starts from nothing."""
+        return None
+
+    @property
+    def named(self) -> str:
+        """Where it comes from, as the settings say."""
+        return str(self.get("preset"))
+
+    def take_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Keep the tokenizer; raises a UserError where it has more tokens than the network has embeddings."""
+        self.tokenizer = tokenizer
+
+    @abstractmethod
+    def settle(self, effort: Effort, tokens: int) -> None:
+        """Fill the gaps of its shape, for a corpus of so many tokens."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a window may hold."""
+        return LONGEST
+
+    @property
+    @abstractmethod
+    def blocks(self) -> float:
+        """Its parameters without embeddings, about."""
+
+    @abstractmethod
+    def settle_rates(self, adamw_lr: float) -> None:
+        """Learning rates; given is that of what AdamW trains from scratch."""
+
+    @abstractmethod
+    def build(self, draws: torch.Generator) -> nn.Module:
+        """It as it starts: drawn, or the weights to start from."""
+
+    def flops(self, window: float, predicted: float = 1.0) -> float:
+        """Floating-point operations for a token, there and back, in windows of so many; `predicted` is the share of
+        the tokens that go through the head."""
+        return 6 * self.blocks
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Its parameters and shape, for the plan."""
+
+    def facts(self) -> dict[str, str]:
+        """Where it starts from, for the plan."""
+        return {}
+
+    def card_facts(self) -> dict[str, str]:
+        """What a model card says of it: its `title` before what it was trained on, what it `is`, its `layout`."""
+        return {}
+
+    @abstractmethod
+    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+        """Write a model in use as a user keeps it, and compare it with another library where it can be: on texts, and
+        on the beginning of a stream of tokens."""
+
+
+# -- selfsup's own -------------------------------------------------------------------------------------------
+
+
+class OwnNetwork(TextNetwork, Generic[Config]):
+    """Of a size that suits data and effort, or with the shape and weights of a model that is started from."""
+
+    family: ClassVar[Family]
+    tied: ClassVar[bool]  # by default, the output matrix and the embeddings
+    title: ClassVar[str]  # of its card
+    layout: ClassVar[str]
+
+    def reads(self) -> set[str]:
+        return super().reads() | {"model.init"}
+
+    @cached_property
+    def directory(self) -> Path | None:
+        """That of the model to start from, where one is named.
+
+        Raises:
+            UserError: there is none, or it is of another architecture.
+        """
+        place = self.get("init")
+        if place is None:
+            return None
+        directory = find_model(place)
+        require_text_model(directory, self.settings["objective"], self.family)
+        return directory
+
+    @cached_property
+    def origin(self) -> Any:
+        """The model of that directory, with its `config`."""
+        return None if self.directory is None else self.read(self.directory)
+
+    @abstractmethod
+    def read(self, directory: Path) -> Any:
+        """The model of a directory."""
+
+    @property
+    def named(self) -> str:
+        return str(self.get("init"))
+
+    def tokenizer_directory(self) -> Path | None:
+        make_absolute(self.settings, "model.init")
+        return None if self.origin is None else self.directory
+
+    def take_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        super().take_tokenizer(tokenizer)
+        if self.origin is not None and tokenizer.vocabulary > self.origin.config.vocabulary:
+            raise UserError(
+                f"The tokenizer of {self.get('init')} has {tokenizer.vocabulary} tokens and its model "
+                f"{self.origin.config.vocabulary}: get a whole copy of the model."
+            )
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        if self.origin is not None:
+            take_shape(self.settings, "model", self.shape, self.origin.config, self.get("init"))
+            return
+        if self.get("preset") == "auto":
+            preset = fitting_preset(effort, tokens)
+            self.settings.change("model.preset", preset, effort.origin)
+        take_preset(self.settings, "model")
+        self.settings.settle("model.tied", self.tied, "recipe")
+
+    def card_facts(self) -> dict[str, str]:
+        start = "from scratch" if self.origin is None else f"from {Path(self.get('init')).name}"
+        return {
+            "title": self.title,
+            "is": f"{self.describe()}, trained {start}",
+            "layout": self.layout,
+        }
+
+    @property
+    def blocks(self) -> float:
+        return float(12 * self.get("layers") * self.get("width") ** 2)
+
+    def settle_rates(self, adamw_lr: float) -> None:
+        settle_rates(self.settings, self.get("width"), adamw_lr, self.origin is not None)
+
+    def shaped(self, kind: type[Config], **more: Any) -> Config:
+        """Its shape; raises a UserError where there is no such."""
+        window, origin = self.settings["data.window"], self.origin
+        if origin is not None:
+            own: Config = replace(origin.config, window=max(window, origin.config.window), **more)
+            return own
+        shape = {name: self.get(name) for name in self.shape}
+        try:
+            return kind(vocabulary=self.tokenizer.vocabulary, window=window, **shape | more)
+        except ValueError as error:
+            raise UserError(f"There is no such model: {error}.") from None
+
+
+class OwnDecoder(OwnNetwork[DecoderConfig]):
+    """A decoder in the layout of Qwen3."""
+
+    shape = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied")
+    family = "decoder"
+    tied = False
+    title = "A decoder"
+    layout = "Qwen3 dense"
+
+    def read(self, directory: Path) -> Decoder:
+        from selfsup.models.qwen3 import load_decoder
+
+        return load_decoder(directory)
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        super().settle(effort, tokens)
+        width, heads = self.get("width"), self.get("heads")
+        self.settings.settle("model.kv_heads", heads, "heads")
+        self.settings.settle("model.head_dim", max(2, width // heads // 2 * 2), "width and heads")
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.shaped(DecoderConfig)
+
+    def build(self, draws: torch.Generator) -> Decoder:
+        decoder = Decoder(self.config).initialise(draws)
+        if self.origin is not None:
+            decoder.load_state_dict(self.origin.state_dict())
+        return decoder
+
+    def flops(self, window: float, predicted: float = 1.0) -> float:
+        return sketched(Decoder, self.config).flops(round(window))
+
+    def describe(self) -> str:
+        config = self.config
+        return f"{parameter_count(Decoder, config):,} parameters: {described(config)}"
+
+    def facts(self) -> dict[str, str]:
+        return {} if self.origin is None else {"start": f"decoder and tokenizer of {self.get('init')}"}
+
+    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+        from selfsup.inference.parity import compare, fact
+        from selfsup.models.qwen3 import GENERATION, parity, save_model
+
+        written = None if self.directory is None else self.directory / GENERATION  # how the origin writes
+        generation = written.read_bytes() if written is not None and written.is_file() else None
+        save_model(directory, model.decoder, self.tokenizer, card(fact(None)), generation)
+        tokens = torch.from_numpy(stream[: self.settings["data.window"]].astype("int64"))[None]
+        found = compare(directory, model, parity(directory, model.decoder, tokens))
+        write_atomically(directory / CARD, card(fact(found)))
+        return found
+
+
+class OwnEncoder(OwnNetwork[EncoderConfig]):
+    """An encoder in the layout of ModernBERT.
+
+    Args:
+        dropout: by default.
+        keeps_head: whether a head of masked LM is trained on.
+    """
+
+    shape = ("layers", "width", "heads", "mlp", "tied")
+    family = "encoder"
+    tied = True
+    title = "A text encoder"
+    layout = "ModernBERT"
+
+    def __init__(self, settings: Settings, dropout: float, keeps_head: bool = False) -> None:
+        super().__init__(settings)
+        self.dropout, self.keeps_head = dropout, keeps_head
+
+    def reads(self) -> set[str]:
+        return super().reads() | {"model.dropout", "model.whiten"}
+
+    def read(self, directory: Path) -> SavedEncoder:
+        return read_encoder(directory)
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        super().settle(effort, tokens)
+        self.settings.settle("model.dropout", self.dropout, "recipe")
+        self.settings.settle("model.whiten", True, "recipe")
+
+    @property
+    def config(self) -> EncoderConfig:
+        return self.shaped(EncoderConfig, dropout=self.get("dropout"))
+
+    def build(self, draws: torch.Generator) -> TextEncoder:
+        encoder = TextEncoder(self.config).initialise(draws)
+        if self.origin is not None:
+            encoder.load_state_dict(self.origin.encoder().state_dict())
+        return encoder
+
+    def build_masked(self, draws: torch.Generator) -> MaskedLanguageModel:
+        """With a head of masked LM."""
+        model = MaskedLanguageModel(self.config).initialise(draws)
+        if self.origin is not None:
+            model.model.load_state_dict(self.origin.encoder().state_dict())
+            if self.origin.head:
+                model.load_state_dict(self.origin.masked().state_dict())
+        return model
+
+    def flops(self, window: float, predicted: float = 1.0) -> float:
+        return sketched(MaskedLanguageModel, self.config).flops(round(window), predicted)
+
+    def describe(self) -> str:
+        config = self.config
+        return (
+            f"{parameter_count(TextEncoder, config):,} parameters in the encoder: {described(config)}, "
+            f"dropout {config.dropout:g}"
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Which weights of the origin have no place here, too."""
+        if self.origin is None:
+            return {}
+        head = sorted(self.origin.head)
+        kept = "encoder, head and tokenizer" if head and self.keeps_head else "encoder and tokenizer"
+        left = "" if self.keeps_head or not head else f"; not kept: {', '.join(head)}"
+        return {"start": f"{kept} of {self.get('init')}{left}"}
+
+    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+        from selfsup.inference.parity import compare, fact
+
+        network = model.masked or model.encoder
+        save_encoder(directory, network, self.tokenizer, model.features, card(fact(None)))
+        tokens = torch.from_numpy(self.tokenizer.frame(stream[:PARITY_TOKENS]).astype("int64"))[None]
+        found = compare(directory, model, parity(directory, network, tokens.to(model.device)))
+        write_atomically(directory / CARD, card(fact(found)))
+        return found
+
+
+# -- what transformers opens ---------------------------------------------------------------------------------
+
+
+class HubNetwork(TextNetwork):
+    """A network in a directory that `transformers` opens, or on the hub, trained on from its weights: `model=hf:DIR`.
+
+    Shape, tokenizer and special tokens are those of the directory. What is left is in the layout of `transformers`
+    again, written by it. A resumed run takes its weights from its checkpoint; the directory must still be there for
+    the rest.
+    """
+
+    kind: str  # the auto class of transformers
+    part: ClassVar[type[Adapted]]  # of what is trained, the network without what is put upon it here
+    family: ClassVar[Family]
+
+    @property
+    def name(self) -> str:
+        """The directory, or the model on the hub, as it was named."""
+        return str(self.get("preset")).removeprefix(HUB)
+
+    @cached_property
+    def directory(self) -> Path:
+        directory = find_model(fetch(self.name))
+        require_texts(directory, self.family)
+        return directory
+
+    @cached_property
+    def look(self) -> Adapted:
+        """The network without its weights: its shape, and what is known of it."""
+        return self.part(self.opened()).to("meta")
+
+    def opened(self) -> Opened:
+        """The network with its weights; those that the directory lacks are a function of the seed."""
+        with seeded(self.settings["train.seed"], "weights"):
+            return open_network(self.kind, self.directory)
+
+    def tokenizer_directory(self) -> Path:
+        if expanded(self.name).is_dir():  # so that a run can be resumed from anywhere
+            place, origin = f"{HUB}{fetch(self.name)}", self.settings.origin("model.preset")
+            self.settings.change("model.preset", place, origin)
+        return self.directory
+
+    def take_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        super().take_tokenizer(tokenizer)
+        room = self.look.config.vocabulary
+        if tokenizer.vocabulary > room:
+            raise UserError(
+                f"The tokenizer of {self.directory} lacks special tokens ({', '.join(tokenizer.marks.listed())} are "
+                f"needed, which makes {tokenizer.vocabulary} tokens) and the network has room for {room}; give "
+                "another model."
+            )
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        """It is the size; raises a UserError where windows are longer than it reads."""
+        if (self.settings["data.window"] or 0) > self.longest:
+            raise UserError(
+                f"{self.get('preset')} reads at most {self.longest} tokens, so data.window cannot be "
+                f"{self.settings['data.window']}; give {self.longest} or less."
+            )
+
+    @property
+    def longest(self) -> int:
+        return self.look.config.window
+
+    @property
+    def blocks(self) -> float:
+        return float(sum(parameter.numel() for parameter in self.look.parameters()))
+
+    def settle_rates(self, adamw_lr: float) -> None:
+        settings = self.settings
+        if settings.origin("optim.matrices") == "default":
+            settings.change("optim.matrices", "adamw", "recipe")
+        settings.settle("optim.lr", LR, "recipe")
+        settings.settle("optim.adamw_lr", LR, "recipe")
+        settings.settle("optim.weight_decay", WEIGHT_DECAY, "recipe")
+
+    def describe(self) -> str:
+        return f"{self.blocks:,.0f} parameters in {self.look.opened.name}"
+
+    def facts(self) -> dict[str, str]:
+        opened, start = self.look.opened, f"weights and tokenizer of {self.directory}"
+        start += f"; new: {', '.join(opened.fresh)}" if opened.fresh else ""
+        start += f"; not kept: {', '.join(opened.unused)}" if opened.unused else ""
+        padded = "one document in each, padded, for its attention knows no other"
+        return {"start": start, "rows": "as they are" if self.look.packs else padded}
+
+    def card_facts(self) -> dict[str, str]:
+        origin = Path(self.name).name if Path(self.name).is_dir() else self.name
+        return {
+            "title": f"{origin},",
+            "is": f"A {self.look.opened.name}, trained on from the weights of {origin}",
+            "layout": f"as it was, tokenizer too; opens with `transformers.{self.kind}`",
+        }
+
+    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+        from selfsup.inference.parity import compare, fact
+
+        with whole_directory(directory) as temporary:
+            self.write(temporary, model)
+            write_card(temporary, card(fact(None)))
+        found = compare(directory, model, None)
+        write_atomically(directory / CARD, card(fact(found)))
+        return found
+
+    @abstractmethod
+    def write(self, directory: Path, model: Any) -> None:
+        """A model in use as transformers saves it, with its tokenizer, into a directory that exists."""
+
+
+class HubEncoder(HubNetwork):
+    """An encoder, whose dropout is the objective's.
+
+    Args:
+        kind: the auto class that opens it, with the head that an objective trains or without heads.
+        dropout: by default.
+    """
+
+    part = AdaptedEncoder
+    family = "encoder"
+
+    def __init__(self, settings: Settings, kind: str, dropout: float) -> None:
+        super().__init__(settings)
+        self.kind, self.dropout = kind, dropout
+
+    def reads(self) -> set[str]:
+        return super().reads() | {"model.dropout", "model.whiten"}
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        super().settle(effort, tokens)
+        self.settings.settle("model.dropout", self.dropout, "recipe")
+        self.settings.settle("model.whiten", False, "recipe")
+
+    def opened(self) -> Opened:
+        opened, share = super().opened(), self.get("dropout")
+        if share is not None and not set_dropout(opened.network, share) and share > 0:
+            raise UserError(
+                f"{opened.name} of {self.directory} has no dropout layer, so model.dropout cannot be {share:g} "
+                f"({self.settings.origin('model.dropout')}); give another model."
+            )
+        return opened
+
+    def build(self, draws: torch.Generator) -> AdaptedEncoder:
+        encoder = AdaptedEncoder(self.opened())
+        for name, parameter in encoder.named_parameters():
+            if "pooler" in name:  # which makes no part of the vectors, and stays as it is
+                parameter.requires_grad_(False)
+        return encoder
+
+    def build_masked(self, draws: torch.Generator) -> AdaptedMaskedLM:
+        """With the head of masked LM that its directory has, or a fresh one."""
+        return AdaptedMaskedLM(self.opened())
+
+    def write(self, directory: Path, model: Any) -> None:
+        model.encoder.opened.save(directory, self.tokenizer, fills=model.masked is not None)
+        model.features.write(directory)
+
+
+class HubDecoder(HubNetwork):
+    """A decoder; its dropout is that of its directory."""
+
+    kind = "AutoModelForCausalLM"
+    part = AdaptedDecoder
+    family = "decoder"
+
+    def build(self, draws: torch.Generator) -> AdaptedDecoder:
+        return AdaptedDecoder(self.opened())
+
+    def write(self, directory: Path, model: Any) -> None:
+        model.decoder.opened.save(directory, self.tokenizer)
+
+
+class GivenDecoder(TextNetwork):
+    """A network of the user's own: see `CausalModel` for what it must offer."""
+
+    def __init__(self, settings: Settings, network: nn.Module) -> None:
+        super().__init__(settings)
+        self.network = network
+        self.start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        """It brings its own shape."""
+
+    @property
+    def blocks(self) -> float:
+        return float(sum(parameter.numel() for parameter in self.network.parameters()))
+
+    def settle_rates(self, adamw_lr: float) -> None:
+        """Of the middle of the presets: what the width of another network means is not known here."""
+        settle_rates(self.settings, MIDDLE, adamw_lr, started=False)
+
+    def build(self, draws: torch.Generator) -> nn.Module:
+        self.network.load_state_dict(self.start)  # as it was given, whatever the calibration did to it
+        return self.network
+
+    def describe(self) -> str:
+        return f"{self.blocks:,.0f} parameters in {type(self.network).__name__}"
+
+    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+        """Its weights under their own names, and the tokenizer."""
+        with whole_directory(directory) as temporary:
+            save_tensors(separate(self.network), temporary / "model.safetensors")
+            self.tokenizer.save(temporary, self.settings["data.window"])
+        return None
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------
+
+
+def described(config: DecoderConfig | EncoderConfig) -> str:
+    """A shape, in words."""
+    return f"{config.layers} layers, width {config.width}, {config.heads} heads, feed-forward {config.mlp}"
+
+
+def take_preset(settings: Settings, section: str) -> None:
+    """Fill the gaps in the shape of a network of texts, from the preset that its section of the settings names.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    preset = settings[f"{section}.preset"]
+    if preset not in PRESETS:
+        raise UserError(f"There is no model preset '{preset}'{nearest(preset, ['auto', *PRESETS])}")
+    shape, origin = PRESETS[preset], f"preset {preset}"
+    settings.settle(f"{section}.layers", shape.layers, origin)
+    settings.settle(f"{section}.width", shape.width, origin)
+    width = settings[f"{section}.width"]
+    settings.settle(f"{section}.heads", max(1, width // shape.head_dim), origin)
+    settings.settle(f"{section}.mlp", feed_forward_width(width), origin)
+
+
+def fitting_preset(effort: Effort, tokens: int) -> str:
+    """The preset whose parameters suit what is spent: about a tenth of the tokens seen (Hoffmann et al. 2022)."""
+    wanted = effort.parameters(TOKENS_PER_PARAMETER, tokens)
+    return min(PRESETS, key=lambda name: abs(math.log(PRESETS[name].blocks / wanted)))
+
+
+# -- where they start from ---------------------------------------------------------------------------------
+
+# By the kind of an objective of texts: the architecture that --init takes, and where one comes from.
+TAKEN: dict[Family, tuple[str, str]] = {
+    "decoder": ("qwen3", "a run of causal-lm or a dense Qwen3"),
+    "encoder": ("modernbert", "a run of masked-lm or simcse, or a ModernBERT"),
+}
+
+
+def require_text_model(directory: Path, objective: str, family: Family) -> None:
+    """Raise a UserError where a directory holds none whose weights an objective of texts starts from (--init)."""
+    kind, source = TAKEN[family]
+    if read_config(directory).get("model_type") == kind:
+        return
+    if not reads(directory):
+        advice = f"give {_text_tower(directory, family) or 'one'}"
+    elif writes(directory) == (family == "decoder"):
+        advice = f"leave --init out and give model=hf:{directory}"
+    else:
+        advice = "masked-lm and simcse train encoders" if family == "decoder" else "causal-lm trains decoders"
+    raise UserError(
+        f"{directory} holds {kind_of(directory)}, and {objective} starts from {source}; {advice}."
+    )
+
+
+def require_texts(directory: Path, family: Family = "encoder") -> None:
+    """Raise a UserError where a directory holds no model of texts alone, whatever its architecture."""
+    if not reads(directory):
+        one = _text_tower(directory, family) or "the directory of one"
+        raise UserError(
+            f"{directory} holds {kind_of(directory)}, and a model of texts is asked for; give {one}."
+        )
+
+
+def _text_tower(directory: Path, family: Family) -> str | None:
+    """Which is an encoder."""
+    there = family == "encoder" and two_towers(directory)
+    return f"its text tower, {directory / TEXT}" if there else None

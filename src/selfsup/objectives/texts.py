@@ -1,0 +1,216 @@
+"""What recipes of texts share: the corpus, the sizes that follow from it and from what may be spent, and the model
+directory that is left."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from selfsup.config import Settings
+from selfsup.data.tokenizers import Family
+from selfsup.errors import UserError
+from selfsup.models.cards import card, data_name, measured
+from selfsup.objectives.base import Objective
+from selfsup.objectives.recipe import Effort, Progress, Recipe
+from selfsup.objectives.sizes import power_of_two
+from selfsup.objectives.text_networks import LONGEST, Card, OwnNetwork, TextNetwork
+
+if TYPE_CHECKING:
+    from selfsup.data.sources import TextCollection
+    from selfsup.data.tally import Skipped
+    from selfsup.data.text import TextCorpus
+
+# Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
+# once 1,500 do.
+TOKENS_PER_STEP = (1024, 4096)
+STEPS = (500, 1500)
+WINDOWS_PER_STEP = 16  # at least
+WINDOWS = 16  # in the training part, at least
+FOUND = "data"  # where a setting comes from that the data themselves say
+
+
+class TextRecipe(Recipe):
+    """From a text source to a language model: decoders and encoders alike."""
+
+    family: ClassVar[Family]
+    shortest: ClassVar[int] = 2  # tokens of a window, in powers of two
+    method: ClassVar[str]  # what the model is trained by, for its card
+    usage: ClassVar[str]  # how the model is used, for the card of a network of selfsup's own
+    network: TextNetwork
+    text: TextCollection
+    corpus: TextCorpus
+
+    def reads(self) -> set[str]:
+        text = {"data.tokenizer", "data.vocabulary", "data.window"}
+        return super().reads() | text | self.network.reads()
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def open(self, progress: Progress) -> None:
+        """Open the text; with weights to start from comes their tokenizer."""
+        from selfsup.data.text import prepare_text
+        from selfsup.data.tokenizers import open_tokenizer
+
+        brought = self.network.tokenizer_directory()
+        if brought is not None:
+            take_tokenizer(self.settings, brought, self.network.named)
+        data = self.settings.config.data
+        given = open_tokenizer(data.tokenizer, self.family)
+        if given is not None and brought is None:
+            given = given.anew()
+        self.text = self.open_source(
+            self.source if self.source is not None else data.source, reading_of(self.settings)
+        )
+        self.corpus = prepare_text(
+            self.text,
+            tokenizer=given or data.tokenizer,
+            vocabulary=data.vocabulary,
+            validation=data.validation,
+            failures=data.failures,
+            progress=progress,
+            family=self.family,
+        )
+        self.text.skipped = self.corpus.facts.skipped  # the text may have been prepared earlier
+        if (column := self.text.columns().name) is not None:
+            self.settings.settle("data.column", column, FOUND)
+        if self.text.split is not None:
+            self.settings.settle("data.split", self.text.split, FOUND)
+        self.network.take_tokenizer(self.corpus.tokenizer)
+
+    def open_source(self, source: object, how: dict[str, Any]) -> TextCollection:
+        """The documents of a source."""
+        from selfsup.data.sources import open_text
+
+        return open_text(source, **how)
+
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint
+
+    def counts(self) -> dict[str, int]:
+        facts = self.corpus.facts
+        return {"documents": facts.documents, "duplicates": facts.duplicates}
+
+    # -- sizes, from the tokens at hand and what can be spent on them --------------------------------------
+
+    def settle_network(self, effort: Effort) -> None:
+        """The size of the network."""
+        self.network.settle(effort, self.corpus.facts.training_tokens)
+
+    def settle_window(self, effort: Effort) -> None:
+        """Tokens of a window; raises a UserError where there are too few for any."""
+        tokens = self.corpus.facts.training_tokens
+        if self.settings["data.window"] is None and tokens < WINDOWS * self.shortest:
+            raise UserError(
+                f"The training part of {self.text.name} has {tokens} tokens, too few to train on (fewer than "
+                f"{WINDOWS * self.shortest}): give more text."
+            )
+        blocks = self.network.blocks
+        window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
+        most = self._tokens_per_step(effort) / WINDOWS_PER_STEP
+        window = min(window, tokens // WINDOWS, int(most), self.network.longest)
+        self.settings.settle("data.window", power_of_two(window), "size and data")
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Cut the parts of the corpus into records of `data.window` tokens."""
+
+    def settle_batch(self, effort: Effort) -> None:
+        """Records of a step."""
+        most = min(self._tokens_per_step(effort) / self.settings["data.window"], len(self.train))
+        self.settings.settle("train.batch", power_of_two(most), "size and data")
+
+    def _tokens_per_step(self, effort: Effort) -> float:
+        """More where many will be seen, after enough updates have been made."""
+        seen = effort.tokens(self.network.blocks, self.corpus.facts.training_tokens)
+        (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
+        return min(max(seen / many, min(max(seen / few, smallest), usual)), LONGEST)
+
+    @property
+    def units_per_record(self) -> int:
+        return int(self.settings["data.window"])
+
+    def flops_per_record(self) -> float:
+        window = self.settings["data.window"]
+        return float(self.network.flops(window) * window)
+
+    # -- what is told --------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, str]:
+        facts = self.corpus.facts
+        left_out = {
+            "duplicate documents": facts.duplicates,
+            "empty ones left out": facts.empty,
+            "unreadable ones left out": facts.skipped.count,
+        }
+        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        return {
+            "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
+            + (f" ({counted})" if counted else ""),
+            **self.text.notes,
+            **_told(facts.skipped),
+            "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
+            f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
+            "windows": f"{len(self.train):,} of {self.settings['data.window']} tokens",
+            "model": self.network.describe(),
+            **self.network.facts(),
+        }
+
+    def chance(self, records: int) -> float:
+        return math.log(self.corpus.tokenizer.vocabulary)
+
+    # -- what is left --------------------------------------------------------------------------------------
+
+    def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
+        """Network, tokenizer and what a vector is as a Hugging Face directory, with a card."""
+        model, described = self.model(objective), self.model_card(summary)
+        found = self.network.save(directory, model, described, self.corpus.train)
+        summary.update({"max_difference": None} if found is None else found.summary())
+
+    def model_card(self, summary: dict[str, Any]) -> Card:
+        """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
+        told, settings = self.network.card_facts(), self.settings
+        bits = f", {summary['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in summary else ""
+        tokens = f", {summary['tokens']:,} tokens" if "tokens" in summary else ""
+        own = isinstance(self.network, OwnNetwork)
+        features = {"Features": "see features.json"} if self.family == "encoder" else {}
+        return lambda exactness: card(
+            f"{told['title']} trained on {data_name(settings['data.source'])}",
+            f"{told['is']} by {self.method} with selfsup: {summary['steps']:,} steps{tokens}; texts of up to "
+            f"{settings['data.window']} tokens.",
+            {
+                "Validation loss": measured(summary, f" {self.loss_unit or 'nats'}{bits}"),
+                "Layout": f"{told['layout']}; {exactness}",
+                **features,
+            },
+            self.usage if own else "",
+            library="transformers",
+        )
+
+
+def _told(skipped: Skipped) -> dict[str, str]:
+    """Which records cannot be read, and what was read otherwise, for the plan."""
+    more = "; …" if skipped.count > len(skipped.names) else ""
+    told = {"unreadable": "; ".join(skipped.names) + more} if skipped.count else {}
+    if skipped.replaced_bytes:
+        told["replaced"] = f"{skipped.replaced_bytes:,} bytes of text that are not UTF-8, read as U+FFFD"
+    return told
+
+
+def reading_of(settings: Settings) -> dict[str, Any]:
+    """Arguments of `open_text`. What was found by itself is found anew: it is no part of what data is known by."""
+    data = settings.config.data
+    column = None if settings.origin("data.column") == FOUND else data.column
+    split = data.split if settings.origin("data.split") != FOUND else None
+    return {"column": column, "failures": data.failures, "split": split or "training"}
+
+
+def take_tokenizer(settings: Settings, directory: Path, named: str) -> None:
+    """Name the tokenizer of a directory whose weights are started from; raises a UserError where another is given."""
+    if settings.origin("data.tokenizer") != "default" and settings["data.tokenizer"] != str(directory):
+        raise UserError(
+            f"{named} brings its own tokenizer, so data.tokenizer cannot be {settings['data.tokenizer']!r}; "
+            "leave it out."
+        )
+    settings.change("data.tokenizer", str(directory), "init")
