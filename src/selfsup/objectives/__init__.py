@@ -77,7 +77,9 @@ def python_name(kind: type) -> str:
 
 def find_declared(name: str) -> type[Recipe] | type[Objective] | None:
     """The class that says what an objective is; None where there is none, or it comes from Python and is not loaded."""
-    loaded = {python_name(kind): kind for kind in _below(Recipe, Objective)}
+    loaded: dict[str, type[Recipe] | type[Objective]] = {
+        python_name(kind): kind for kind in _below(Recipe, Objective)
+    }
     if name in loaded:
         return loaded[name]
     try:
