@@ -31,9 +31,11 @@ os.environ["OMP_NUM_THREADS"] = (
 torch.set_num_threads(1)
 
 # Where a pass decides what lands, it is the same examples every time; elsewhere hypothesis looks for new ones.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# However slow a machine is, it says nothing about the program.
+patient = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("ci", derandomize=True, **patient)
+hypothesis.settings.register_profile("looking", **patient)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "looking")
 
 TINY: dict[str, Any] = {
     "tokenizer": "characters",

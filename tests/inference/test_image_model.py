@@ -58,7 +58,7 @@ def test_a_vector_is_that_of_the_middle_of_the_image(pooling: Pooling) -> None:
         with torch.no_grad():
             states = network(torch.from_numpy(normal).float().permute(2, 0, 1)[None])[0]
         expected = states[0] if pooling == "cls" else states[2:].mean(0)
-        np.testing.assert_allclose(vector, expected.numpy(), atol=2e-2)
+        assert_alike(vector, expected.numpy(), 2e-2)
 
 
 def test_transformers_gives_the_same_vectors(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_transformers_gives_the_same_vectors(tmp_path: Path) -> None:
     shown = processor([Image.fromarray(pixels) for pixels in PICTURES], return_tensors="pt")
     with torch.no_grad():
         expected = network(**shown).last_hidden_state[:, 2:].mean(1).numpy()
-    np.testing.assert_allclose(ImageModel.load(directory).embed(PICTURES), expected, atol=2e-2)
+    assert_alike(ImageModel.load(directory).embed(PICTURES), expected, 2e-2)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -91,17 +91,17 @@ def test_a_network_from_python() -> None:
     seeing = ImageModel(adapt(same, SIZE), Features(), SIZE)
     expected = np.stack([(resized(pixels) / 255 - MEAN) / np.array(STD) for pixels in PICTURES]).mean((1, 2))
     assert seeing.dimension == 3
-    np.testing.assert_allclose(seeing.embed(PICTURES), expected, atol=5e-3)
+    assert_alike(seeing.embed(PICTURES), expected, 1e-2)
 
 
 def test_whatever_pixels_may_be() -> None:
     grey = PICTURES[0][..., 0]
     same = [grey, grey[..., None], np.stack([grey] * 3, 2), Image.fromarray(grey)]
     vectors = model().embed(same)
-    np.testing.assert_allclose(vectors, vectors[[0] * 4], atol=1e-6)
+    assert_alike(vectors, vectors[[0] * 4])
     encoded = io.BytesIO()
     Image.fromarray(PICTURES[1]).save(encoded, "PNG")
-    np.testing.assert_allclose(model().embed([encoded.getvalue()]), model().embed([PICTURES[1]]), atol=1e-6)
+    assert_alike(model().embed([encoded.getvalue()]), model().embed([PICTURES[1]]))
 
 
 @pytest.mark.usefixtures("small_batches")
