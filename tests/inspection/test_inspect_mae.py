@@ -61,7 +61,7 @@ def beginning(run: Run, count: int) -> tuple[MAE, Task]:
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:
-    """(rows, columns, values)."""
+    """(rows, values)."""
     return pixels.reshape(SIDE, 4, SIDE, 4, 3).transpose(0, 2, 1, 3, 4).reshape(SIDE, SIDE, -1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from selfsup.errors import UserError
 from selfsup.inspection.blocks import Document, Section
@@ -41,11 +41,10 @@ class Inspection(Document):
 
     @classmethod
     def of(
-        cls, request: Request, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]
-    ) -> Inspection:
-        """Of the task of the objective that is asked for."""
-        heading = f"What the data teaches: {request.objective}"
-        return cls(request.objective, heading, idea, facts, sections, values)
+        cls, objective: str, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]
+    ) -> Self:
+        """Of the task of an objective."""
+        return cls(objective, f"What the data teaches: {objective}", idea, facts, sections, values)
 
     def print(self, console: Console) -> None:
         """Every section, for a terminal."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -12,7 +15,6 @@ from PIL import Image
 from selfsup.inspection.pictures import Pixels, data_uri
 
 OWN, ALIEN, OUT = "+", "-", "="  # a cell that belongs together, one that does not, and one that says nothing
-
 
 Picture: TypeAlias = Pixels | str  # in the margin of a matrix: one, or a short text
 
@@ -42,21 +44,13 @@ class Table(Block):
     rows: list[list[str]]
 
 
-# -- tokens --
-
-
 @dataclass(frozen=True)
 class Token:
-    """A token to look at.
-
-    Attributes:
-        role: how it looks: `mask`, `random`, `kept`, `first`, `second`, `neither`, `gone`, or as it is.
-        heat: how surprising it was to the model, from 0 to 1.
-    """
+    """A token to look at."""
 
     text: str
-    role: str = ""
-    heat: float | None = None
+    role: str = ""  # how it looks: mask, random, kept, first, second, neither, gone, or as it is
+    heat: float | None = None  # how surprising it was to the model, from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -70,43 +64,28 @@ class Line:
 
 @dataclass(frozen=True)
 class Tokens(Block):
-    """Lines of tokens; a single one is a text that runs on.
-
-    Attributes:
-        chance: nats of a model that knows nothing, where tokens have heat.
-    """
+    """Lines of tokens; a single one is a text that runs on."""
 
     kind: ClassVar[str] = "tokens"
 
     lines: list[Line]
-    chance: float | None = None
+    chance: float | None = None  # nats of a model that knows nothing, where tokens have heat
 
 
 @dataclass(frozen=True)
 class Window(Block):
-    """A window of T positions: what is shown at each, and what is to be predicted there.
-
-    Attributes:
-        inputs: what is shown.
-        targets: what is to be predicted; None where nothing is.
-        roles: how what is shown looks.
-        notes: what is said of a position that is pointed at.
-        documents: number of the document that each position belongs to.
-        losses: nats of each target, where a run was given.
-        chance: nats of a model that knows nothing, where a run was given.
-        legend: what the roles stand for.
-    """
+    """A window of T positions: what is shown at each, and what is to be predicted there."""
 
     kind: ClassVar[str] = "window"
 
     inputs: list[str]
-    targets: list[str | None]
-    roles: list[str]
-    notes: list[str]
-    documents: list[int]
-    losses: list[float | None] | None = None
-    chance: float | None = None
-    legend: dict[str, str] = field(default_factory=dict)
+    targets: list[str | None]  # None where nothing is to be predicted
+    roles: list[str]  # how what is shown looks
+    notes: list[str]  # what is said of a position that is pointed at
+    documents: list[int]  # number of the document that each position belongs to
+    losses: list[float | None] | None = None  # nats of each target, where a run was given
+    chance: float | None = None  # nats of a model that knows nothing, likewise
+    legend: dict[str, str] = field(default_factory=dict)  # what the roles stand for
 
     def heat(self, position: int) -> float | None:
         """How surprising a target was, from 0 to 1; None where no model says so."""
@@ -124,27 +103,20 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A token to be predicted, and what it is predicted from.
-
-    Attributes:
-        given: the tokens that are shown around it, or the last ones before it.
-        more: whether there are earlier ones.
-        done: what was done to it, in words.
-        loss, guesses: nats, and the likeliest tokens, where a run was given.
-    """
+    """A token to be predicted, and what it is predicted from."""
 
     position: int
-    given: list[Token]
+    given: list[Token]  # what is shown around it, or the last tokens before it
     target: str
-    more: bool = False
-    done: str = ""
-    loss: float | None = None
-    guesses: list[Guess] | None = None
+    more: bool = False  # whether there are earlier ones
+    done: str = ""  # to the token, in words
+    loss: float | None = None  # nats, where a run was given
+    guesses: list[Guess] | None = None  # the likeliest, likewise
 
 
 @dataclass(frozen=True)
 class Predictions(Block):
-    """Tokens to be predicted, one by one; `chance`: nats of a model that knows nothing, where a run was given."""
+    """Tokens to be predicted, one by one; `chance` as in `Window`."""
 
     kind: ClassVar[str] = "predictions"
 
@@ -154,19 +126,13 @@ class Predictions(Block):
 
 @dataclass(frozen=True)
 class Sight(Block):
-    """Who sees whom among the T positions of a window.
-
-    Attributes:
-        names: of the positions.
-        mask: row t says with 0 and 1 which positions t sees.
-        reach: positions to either side that local layers see, where only some layers see farther.
-    """
+    """Who sees whom among the T positions of a window."""
 
     kind: ClassVar[str] = "sight"
 
     names: list[str]
-    mask: list[list[int]]
-    reach: int | None = None
+    mask: list[list[int]]  # row t says with 0 and 1 which positions t sees
+    reach: int | None = None  # positions to either side that local layers see, where only some see farther
 
     def far(self, t: int, other: int) -> bool:
         """Whether only the layers that see far let position t see another one."""
@@ -175,7 +141,7 @@ class Sight(Block):
 
 @dataclass(frozen=True)
 class Marks(Block):
-    """Rows of letters, one for each position; `roles`: how a letter looks, `·` as nothing."""
+    """Rows of letters, one for each position; `roles`: how a letter looks, any other as nothing."""
 
     kind: ClassVar[str] = "marks"
 
@@ -185,7 +151,7 @@ class Marks(Block):
 
 @dataclass(frozen=True)
 class Bars(Block):
-    """Rows of numbers under a title, drawn on one scale around 0, and what is said beneath them."""
+    """Rows of numbers under a title, drawn on one scale around 0, and what is said of them."""
 
     kind: ClassVar[str] = "bars"
 
@@ -194,28 +160,16 @@ class Bars(Block):
     said: str
 
 
-# -- pictures --
-
-
 @dataclass(frozen=True)
 class Tile:
-    """A picture and what is said beneath it.
-
-    Attributes:
-        pixels: (H, W, 3).
-        name: what it is, in a few words.
-        facts: on it; may be empty.
-        height: at which it is shown, in pixels of a page.
-        colour: of its frame.
-        tokens: of a text that belongs to it.
-    """
+    """A picture (H, W, 3), and what is said beneath it."""
 
     pixels: Pixels
     name: str
     facts: str
-    height: int
-    colour: str | None = None
-    tokens: list[Token] = field(default_factory=list)
+    height: int  # at which it is shown, in pixels of a page
+    colour: str | None = None  # of its frame
+    tokens: list[Token] = field(default_factory=list)  # of a text that belongs to it
 
 
 @dataclass(frozen=True)
@@ -237,49 +191,37 @@ class Gallery(Block):
 
 @dataclass(frozen=True)
 class Matrix(Block):
-    """How alike what is in each row is to what is in each column: the stronger a cell, the more.
-
-    Attributes:
-        name: of what says so.
-        rows, columns: pictures or short texts, drawn in the margins; without any, the cells lie close together and
-            those that belong together have a colour of their own.
-        values: row by row; what is at the lower limit is drawn as nothing, at the upper one at full strength.
-        roles: row by row: OWN cells are framed, OUT cells crossed out.
-        limits: by default the least and the largest value of cells that are not OUT.
-        cell: side of one, in pixels of a page, where there is room.
-        said: what rows and columns are, where a cell is pointed at.
-        meaning: what roles stand for, likewise.
-    """
+    """How alike what is in each row is to what is in each column: the stronger a cell, the more. Without anything in
+    the margins the cells lie close together, and those that belong together have a colour of their own."""
 
     kind: ClassVar[str] = "matrix"
 
-    name: str
+    name: str  # of what says so
     rows: Sequence[Picture]
     columns: Sequence[Picture]
     values: list[list[float]]
-    roles: list[str]
-    limits: tuple[float, float] | None = None
-    cell: int = 34
-    said: tuple[list[str], list[str]] = ([], [])
-    meaning: dict[str, str] = field(default_factory=dict)
+    roles: list[str]  # row by row: OWN cells are framed, OUT cells crossed out
+    limits: tuple[float, float] | None = (
+        None  # what is drawn as nothing and in full; else the least and the largest
+    )
+    cell: int = 34  # side of one, in pixels of a page, where there is room
+    said: tuple[list[str], list[str]] = ([], [])  # what rows and columns are, where a cell is pointed at
+    meaning: dict[str, str] = field(default_factory=dict)  # what roles stand for, likewise
+
+    def of(self, role: str) -> list[float]:
+        """The values of all cells of a role, row by row."""
+        rows = zip(self.roles, self.values, strict=True)
+        return [value for roles, row in rows for is_, value in zip(roles, row, strict=True) if is_ == role]
 
     @property
     def range(self) -> tuple[float, float]:
         """What is drawn as nothing, and at full strength."""
-        if self.limits is not None:
-            return self.limits
-        kept = by_role(self, OWN) + by_role(self, ALIEN)
-        return min(kept, default=0.0), max(kept, default=1.0)
+        kept = self.of(OWN) + self.of(ALIEN)
+        return self.limits or (min(kept, default=0.0), max(kept, default=1.0))
 
     @property
     def caption(self) -> str:
         return f"{self.name}, from {self.range[0]:.2f} (pale) to {self.range[1]:.2f} (full)"
-
-
-def by_role(matrix: Matrix, role: str) -> list[float]:
-    """The values of all cells of a role, row by row."""
-    rows = zip(matrix.roles, matrix.values, strict=True)
-    return [value for roles, row in rows for is_, value in zip(roles, row, strict=True) if is_ == role]
 
 
 # -- the whole --
@@ -287,17 +229,17 @@ def by_role(matrix: Matrix, role: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a title.
-
-    Attributes:
-        hint: how they are read, on a page or a sheet.
-        note: what they show, said everywhere.
-    """
+    """Blocks under a title; a hint on how they are read, for a page or a sheet; a note on what they show, for all."""
 
     title: str
     blocks: Sequence[Block]
     hint: str = ""
     note: str = ""
+
+    @property
+    def said(self) -> str:
+        """Hint and note."""
+        return f"{self.hint} {self.note}".strip()
 
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -305,25 +247,17 @@ AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 @dataclass(frozen=True)
 class Document:
-    """All that is shown.
-
-    Attributes:
-        objective: its name.
-        heading: of a page.
-        idea: what the objective hides and what it shows, in a sentence without its full stop.
-        facts: on what is looked at.
-        limits: what is looked at and not drawn, as a sentence; empty for nothing.
-        values: figures and settings by name, as JSON can hold them.
-        sections: in reading order.
-    """
+    """All that is shown, in reading order."""
 
     objective: str
-    heading: str
-    idea: str
-    facts: list[str]
+    heading: str  # of a page
+    idea: str  # what the objective hides and what it shows, in a sentence without its full stop
+    facts: list[str]  # on what is looked at
     sections: list[Section]
-    values: dict[str, Any] = field(default_factory=dict)
-    limits: str = ""
+    values: dict[str, Any] = field(
+        default_factory=dict
+    )  # figures and settings by name, as JSON can hold them
+    limits: str = ""  # what is looked at and not drawn, as a sentence
 
     @property
     def summary(self) -> str:
@@ -346,23 +280,36 @@ class Document:
 
 
 def as_json(value: object) -> Any:
-    """Data as JSON can hold it: what is None in a dataclass is left out, what is not finite in an array is None."""
+    """Data as JSON can hold it; what is None in a dataclass is left out."""
     if is_dataclass(value):
         content = {each.name: getattr(value, each.name) for each in fields(value)}
         kind: dict[str, Any] = {"kind": value.kind} if isinstance(value, Block) else {}
         return kind | {name: as_json(inner) for name, inner in content.items() if inner is not None}
     if isinstance(value, np.ndarray):
-        return data_uri(Image.fromarray(value)) if value.dtype == np.uint8 else finite(value)
+        return data_uri(Image.fromarray(value))
     if isinstance(value, Mapping):
         return {name: as_json(inner) for name, inner in value.items()}
     return [as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def finite(array: np.ndarray) -> Any:
-    """An array as lists; None stands for what is no number."""
-    whole = array.astype(object)
-    whole[~np.isfinite(array)] = None
-    return whole.tolist()
+# -- words --
+
+
+@cache
+def _words() -> dict[str, dict[str, dict[str, str]]]:
+    return tomllib.loads(files(__package__).joinpath("words.toml").read_text(encoding="utf-8"))
+
+
+def section(kind: str, name: str, /, *blocks: Block, **figures: object) -> Section:
+    """Blocks under the title of a section of a kind of inspection; figures are put into its words (words.toml)."""
+    words = {part: text.format(**figures) for part, text in _words()[kind][name].items()}
+    return Section(blocks=blocks, **words)
+
+
+def task(kind: str, said: Mapping[str, str], /, **figures: object) -> Section:
+    """What is shown, hidden, predicted and learned; `said` in place of the words of the kind."""
+    points = {term: text.format(**figures) for term, text in _words()[kind]["task"].items()}
+    return Section("the task", [Points({**points, **said})])
 
 
 def share_of(loss: float, chance: float | None) -> float:

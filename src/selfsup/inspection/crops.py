@@ -11,11 +11,10 @@ import torch
 
 from selfsup.inspection.alike import Alike, alike
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Table, Tile, finite
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Table, Tile, section, task
 from selfsup.inspection.figures import trained
 from selfsup.inspection.images import HEIGHT, Look, Seen, look_at
 from selfsup.inspection.pictures import FIRST, HIDDEN, OTHER, SECOND, patched, ramp
-from selfsup.inspection.words import section, task
 from selfsup.objectives.base import Outputs, Task
 from selfsup.objectives.dino import DINO, GLOBALS
 
@@ -76,7 +75,7 @@ def inspect_crops(request: Request) -> Inspection:
         image["hidden"] = hidden
     if agreement is not None:
         sections += _agreed(look, views, masks, agreement)
-        values["agreement"] = asdict(agreement) | {"patches": finite(agreement.patches)}
+        values["agreement"] = asdict(agreement) | {"patches": _finite(agreement.patches)}
     return look.inspection(sections, values)
 
 
@@ -178,3 +177,8 @@ def _guessed(views: list[Seen], masks: Masks, image: int, agreement: Agreement) 
         facts = f"cosine {np.nanmean(cosines):.2f} in the mean"
         tiles.append(Tile(pixels, f"crop {n + 1}", facts, HEIGHT, COLOURS[n]))
     return tiles
+
+
+def _finite(cosines: npt.NDArray[np.float64]) -> Any:
+    """As lists; None stands for what is no number."""
+    return np.where(np.isnan(cosines), np.array(None), cosines).tolist()

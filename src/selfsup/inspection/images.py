@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -114,10 +114,11 @@ class Look:
         return Tile(outlined(pixels, HEIGHT, boxes), name, f"{width} by {height} pixels", HEIGHT)
 
     def facts(self, what: str = "images that training takes first") -> list[str]:
+        size = self.recipe.settings["data.size"]
         return [
             f"the training part of {self.recipe.images.name}",
             f"the {len(self.batch)} of {len(self.recipe.train):,} {what}",
-            f"seen at {self.recipe.settings['data.size']} by {self.recipe.settings['data.size']} pixels",
+            f"seen at {size} by {size} pixels",
             f"seed {self.batch.seed}, epoch 0",
         ]
 
@@ -129,35 +130,24 @@ class Look:
 
     def values(self, views: Sequence[Sequence[Seen]]) -> dict[str, Any]:
         """What was drawn for the views of each image, and where it was taken from, as JSON can hold it."""
-        images = [
-            {
-                "name": name,
-                "height": pixels.shape[0],
-                "width": pixels.shape[1],
-                "views": [asdict(seen.drawn) for seen in own],
-            }
-            for name, pixels, own in zip(self.names, self.images, views, strict=True)
-        ]
-        return {
-            "source": f"the training part of {self.recipe.images.name}",
+        images = []
+        for name, pixels, own in zip(self.names, self.images, views, strict=True):
+            size = {"height": pixels.shape[0], "width": pixels.shape[1]}
+            images.append({"name": name, **size, "views": [asdict(seen.drawn) for seen in own]})
+        values = {
             "length": len(self.recipe.train),
             "seed": self.batch.seed,
-            "size": self.recipe.settings["data.size"],
             "run": self.run,
             "images": images,
         }
+        return {"source": self.facts()[0], "size": self.recipe.settings["data.size"], **values}
 
     def inspection(self, sections: list[Section], values: dict[str, Any], **said: Any) -> Inspection:
         """An inspection of these images; `said` in place of what is said of all."""
-        name = self.recipe.settings["objective"]
-        given: dict[str, Any] = {
-            "objective": name,
-            "heading": f"What the data teaches: {name}",
-            "idea": self.recipe.idea,
-            "facts": self.facts(),
-            "limits": self.limits,
-        }
-        return Inspection(sections=sections, values=values, **(given | said))
+        made = Inspection.of(
+            self.recipe.settings["objective"], self.recipe.idea, self.facts(), sections, values
+        )
+        return replace(made, **{"limits": self.limits, **said})
 
 
 def _within(place: str, source: str) -> str:

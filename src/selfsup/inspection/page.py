@@ -49,10 +49,8 @@ def _file(name: str) -> str:
 
 def _section(section: Section) -> str:
     title = section.title[:1].upper() + section.title[1:]
-    said = " ".join(filter(None, (section.hint, section.note)))
-    hint = f'<p class="hint">{escape(said)}</p>\n' if said else ""
-    drawn = "".join(map(draw, section.blocks))
-    return f'<h2>{escape(title)}</h2>\n{hint}<div class="blocks">{drawn}</div>'
+    hint = f'<p class="hint">{escape(section.said)}</p>\n' if section.said else ""
+    return f'<h2>{escape(title)}</h2>\n{hint}<div class="blocks">{"".join(map(draw, section.blocks))}</div>'
 
 
 @singledispatch
@@ -79,21 +77,10 @@ def _table(block: blocks.Table) -> str:
 
 def _chip(token: Token, more: str = "") -> str:
     """A token; spaces are faint dots, markers in italics."""
-    classes = " ".join(
-        filter(
-            None,
-            (
-                "chip",
-                more,
-                token.role,
-                "marker" if token.text in MARKERS else "",
-                "hot" * (token.heat is not None),
-            ),
-        )
-    )
-    style = "" if token.heat is None else f' style="--heat:{token.heat:.3f}"'
+    hot, style = ("", "") if token.heat is None else ("hot", f' style="--heat:{token.heat:.3f}"')
+    classes = ("chip", more, token.role, hot, "marker" if token.text in MARKERS else "")
     text = escape(token.text).replace(" ", '<s aria-label="space">·</s>') or "&nbsp;"
-    return f'<span class="{classes}"{style}>{text}</span>'
+    return f'<span class="{" ".join(filter(None, classes))}"{style}>{text}</span>'
 
 
 def _chips(tokens: Iterable[Token], more: str = "") -> str:
@@ -151,19 +138,19 @@ def _predictions(block: blocks.Predictions) -> str:
 
 
 def _prediction(each: blocks.Prediction, chance: float | None) -> str:
-    more = '<span class="more">…</span>' if each.more else ""
     heat = None if each.loss is None else share_of(each.loss, chance)
-    guesses = "".join(
-        f"{_chip(Token(guess.token, 'right' if guess.token == each.target else ''), 'guess')}"
-        f"<small>{guess.probability:.0%}</small>"
-        for guess in each.guesses or ()
-    )
-    said = f'<span class="guesses">{guesses}</span>' if guesses else ""
+    more = '<span class="more">…</span>' * each.more
+    guesses = "".join(_guess(guess, each.target) for guess in each.guesses or ())
     return (
         f'<li data-position="{each.position}"><span class="given">{more}{_chips(each.given, "input")}</span>'
         f'<span class="predict">predict {_chip(Token(each.target, heat=heat), "target")}</span>'
-        f"{_bar(each.loss, heat)}{said}</li>"
+        f'{_bar(each.loss, heat)}<span class="guesses">{guesses}</span></li>'
     )
+
+
+def _guess(guess: blocks.Guess, target: str) -> str:
+    right = "right" if guess.token == target else ""
+    return f"{_chip(Token(guess.token, right), 'guess')}<small>{guess.probability:.0%}</small>"
 
 
 def _bar(loss: float | None, heat: float | None) -> str:
@@ -179,18 +166,16 @@ def _sight(block: blocks.Sight) -> str:
     shown = min(len(block.names), POSITIONS)
     names = [_short(name) for name in block.names[:shown]]
     margin = 8 + round(LETTER * max(map(len, names))) if shown <= LABELLED else 0
-    side = shown * CELL
+    side, width = shown * CELL, margin + shown * CELL
     rows = "".join(_sight_row(block, t, shown, names[t], margin) for t in range(shown))
-    lines = "".join(
-        f"M{margin + i * CELL} 0V{side}M{margin} {i * CELL}H{margin + side}"
-        for i in range(shown + 1)
-        if shown <= 4 * LABELLED  # beyond that, lines would be all there is to see
-    )
-    width = margin + side
+    ticks = (
+        range(0, side + 1, CELL) if shown <= 4 * LABELLED else ()
+    )  # beyond that, lines would be all there is to see
+    lines = "".join(f"M{margin + tick} 0V{side}M{margin} {tick}H{width}" for tick in ticks)
     return (
         f'<svg class="sight" viewBox="0 0 {width} {side}" style="max-width:{min(620, width * 2)}px" role="img" '
-        f'aria-label="rows: positions, columns: what they see"><rect class="ground" x="{margin}" width="{side}" '
-        f'height="{side}"/>{rows}<path class="lines" d="{lines}"/></svg>'
+        f'aria-label="rows: positions, columns: what they see">{_rect("ground", margin, 0, side, side)}{rows}'
+        f'<path class="lines" d="{lines}"/></svg>'
     )
 
 
@@ -198,13 +183,12 @@ def _sight_row(block: blocks.Sight, t: int, shown: int, name: str, margin: int) 
     y = t * CELL
     seen = [1 + block.far(t, other) if bit else 0 for other, bit in enumerate(block.mask[t][:shown])]
     cells = "".join(
-        f'<rect{(" class=" + chr(34) + "far" + chr(34)) * (what - 1)} x="{margin + start * CELL}" y="{y}" '
-        f'width="{(stop - start + 1) * CELL}" height="{CELL}"/>'
+        _rect("far" * (what - 1), margin + start * CELL, y, (stop - start + 1) * CELL, CELL)
         for what, start, stop in _runs(seen)
     )
     text = f'<text x="{margin - 6}" y="{y + CELL * 0.72:.1f}">{escape(name)}</text>' if margin else ""
     sees = " ".join(f"{start}-{stop}" for _, start, stop in _runs(block.mask[t]))
-    row = f'<rect class="row" y="{y}" width="{margin + shown * CELL}" height="{CELL}"/>'
+    row = _rect("row", 0, y, margin + shown * CELL, CELL)
     return f'<g data-position="{t}" data-sees="{sees}">{row}{text}{cells}</g>'
 
 
@@ -224,23 +208,24 @@ def _short(token: str) -> str:
 @draw.register
 def _marks(block: blocks.Marks) -> str:
     """A row of cells for each, as wide as the page where they are many."""
-    shown, margin = min(POSITIONS, *(len(marks) for marks in block.rows.values()), POSITIONS), 52
-    cell = max(2, min(CELL, MARKED // shown))
-    parts = []
+    shown, margin = min(POSITIONS, *map(len, block.rows.values()), POSITIONS), 52
+    cell, parts = max(2, min(CELL, MARKED // shown)), []
     for number, (name, marks) in enumerate(block.rows.items()):
-        place = f'y="{number * (CELL + 4)}" height="{CELL}"'
-        parts.append(f'<text x="0" y="{number * (CELL + 4) + CELL * 0.72:.1f}">{escape(name)}</text>')
-        parts.append(f'<rect class="shown" x="{margin}" {place} width="{shown * cell}"/>')
-        parts += [
-            f'<rect class="{block.roles[mark]}" x="{margin + t * cell}" {place} width="{cell - cell // 8}"/>'
-            for t, mark in enumerate(marks[:shown])
-            if mark in block.roles
-        ]
+        y = number * (CELL + 4)
+        parts.append(f'<text x="0" y="{y + CELL * 0.72:.1f}">{escape(name)}</text>')
+        parts.append(_rect("shown", margin, y, shown * cell, CELL))
+        places = ((t, block.roles[mark]) for t, mark in enumerate(marks[:shown]) if mark in block.roles)
+        parts += [_rect(role, margin + t * cell, y, cell - cell // 8, CELL) for t, role in places]
     width, height = margin + shown * cell, len(block.rows) * (CELL + 4)
     return (
         f'<div class="wide"><svg class="marks" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
         f'aria-label="columns: positions">{"".join(parts)}</svg></div>'
     )
+
+
+def _rect(role: str, x: float, y: float, width: float, height: float) -> str:
+    named = f' class="{role}"' if role else ""
+    return f'<rect{named} x="{x:g}" y="{y:.4g}" width="{width:g}" height="{height:.4g}"/>'
 
 
 @draw.register
@@ -252,14 +237,13 @@ def _bars(block: blocks.Bars) -> str:
 
 
 def _bar_row(numbers: list[float], most: float) -> str:
-    bars = "".join(
-        f'<rect class="{"up" if number > 0 else "down"}" x="{10 * place}" width="8" '
-        f'y="{14 - max(0.0, 13 * number / most):.1f}" height="{abs(13 * number / most):.1f}"/>'
-        for place, number in enumerate(numbers)
+    heights = [13 * number / most for number in numbers]
+    bars = (
+        _rect("up" if high > 0 else "down", 10 * place, 14 - max(0.0, high), 8, abs(high))
+        for place, high in enumerate(heights)
     )
-    return (
-        f'<svg viewBox="0 0 {10 * len(numbers)} 28" role="img" aria-label="numbers of a vector">{bars}</svg>'
-    )
+    size = f'viewBox="0 0 {10 * len(numbers)} 28"'
+    return f'<svg {size} role="img" aria-label="numbers of a vector">{"".join(bars)}</svg>'
 
 
 # -- pictures --

@@ -14,11 +14,10 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inspection.alike import Alike, alike, table
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Tile, Token
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Tile, Token, section, task
 from selfsup.inspection.figures import networks
 from selfsup.inspection.images import HEIGHT, Look, Seen, first_of, opened
 from selfsup.inspection.pictures import FIRST, OTHER
-from selfsup.inspection.words import section, task
 from selfsup.models.clip import IMAGE, TEXT
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.captions import drawn_captions

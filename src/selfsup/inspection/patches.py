@@ -10,11 +10,10 @@ import torch
 
 from selfsup.inference.reconstruction import fill_in
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import Gallery, Group, Section, Table, Tile, mean
+from selfsup.inspection.blocks import Gallery, Group, Section, Table, Tile, mean, section, task
 from selfsup.inspection.figures import by_record, means, trained
 from selfsup.inspection.images import HEIGHT, Look, Seen, look_at
 from selfsup.inspection.pictures import FIRST, Pixels, patched
-from selfsup.inspection.words import section, task
 from selfsup.objectives.base import Task
 from selfsup.views.drawn import levels
 

@@ -21,9 +21,20 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as
 from selfsup.inspection.alike import Alike, alike, table
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import ALIEN, OUT, OWN, Bars, Line, Section, Table, Token, Tokens, mean
+from selfsup.inspection.blocks import (
+    ALIEN,
+    OUT,
+    OWN,
+    Bars,
+    Line,
+    Section,
+    Table,
+    Token,
+    Tokens,
+    mean,
+    section,
+)
 from selfsup.inspection.texts import open_for, prepare
-from selfsup.inspection.words import section
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.objectives.simcse import (
     DELETION,
@@ -117,7 +128,7 @@ def _inspection(
         **how,
         "views": list(map(asdict, views)),
     }
-    return Inspection.of(request, SimCSERecipe.idea, facts, sections, values)
+    return Inspection.of(request.objective, SimCSERecipe.idea, facts, sections, values)
 
 
 # -- what is looked at --

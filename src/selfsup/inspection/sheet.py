@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from selfsup.inspection import blocks
-from selfsup.inspection.blocks import OUT, OWN, Block, Document, Section, sentence
+from selfsup.inspection.blocks import OUT, OWN, Block, Document, Picture, Section, sentence
 from selfsup.inspection.pictures import (
     DENSITY,
     FAINT,
@@ -56,8 +56,7 @@ def sheet(document: Document) -> bytes:
 
 def _section(section: Section, width: int) -> list[Image.Image]:
     title = written(section.title[:1].upper() + section.title[1:], 18, INK, width)
-    said = " ".join(filter(None, (section.hint, section.note)))
-    hint = [written(said, 13, FAINT, width)] if said else []
+    hint = [written(section.said, 13, FAINT, width)] if section.said else []
     drawn = flowed([draw(block, width) for block in section.blocks], width, 2 * GAP * DENSITY)
     return [blank(width, GAP), title, *hint, drawn]
 
@@ -192,23 +191,23 @@ def _thumbnail(pixels: Pixels, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((inner, inner), Image.Resampling.BILINEAR)
 
 
-def _beside(name: Pixels | str, side: int) -> Image.Image:
+def _beside(name: Picture, side: int) -> Image.Image:
     """What stands before a row."""
     if not isinstance(name, str):
         return _thumbnail(name, side)
     box = blank(side - 2 * DENSITY, side - 2 * DENSITY)
-    place = (box.width - 2 * DENSITY, box.height / 2)
-    ImageDraw.Draw(box).text(place, drawable(name), FAINT, font(LETTER), anchor="rm")
+    ImageDraw.Draw(box).text(
+        (box.width / 2, box.height / 2), drawable(name), FAINT, font(LETTER), anchor="mm"
+    )
     return box
 
 
-def _head(name: Pixels | str, side: int) -> Image.Image:
-    """What stands above a column: texts upright, cut to their space."""
-    if not isinstance(name, str):
-        return _thumbnail(name, side)
+def _head(name: Picture, side: int) -> Image.Image:
+    """What stands above a column: a text that is wider than it stands upright, cut to its space."""
     face = font(min(LETTER, side // DENSITY - 2))
-    length = min(LENGTH * DENSITY, round(face.getlength(drawable(name))) + 4 * DENSITY)
-    strip = blank(length, side - 2 * DENSITY)
+    if not isinstance(name, str) or face.getlength(drawable(name)) < side - 2 * DENSITY:
+        return _beside(name, side)
+    strip = blank(LENGTH * DENSITY, side - 2 * DENSITY)
     ImageDraw.Draw(strip).text((0, strip.height / 2), drawable(name), INK, face, anchor="lm")
     return strip.rotate(90, expand=True)
 

@@ -23,9 +23,8 @@ from selfsup.inference.opening import load_as
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
 from selfsup.inference.vision import ImageModel
 from selfsup.inspection.base import Inspection
-from selfsup.inspection.blocks import Gallery, Group, Section, Tile
+from selfsup.inspection.blocks import Gallery, Group, Section, Tile, section
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
-from selfsup.inspection.words import section
 from selfsup.models.directories import find_model
 from selfsup.models.kernels import rotate_heads
 from selfsup.models.packing import Pooling
@@ -177,34 +176,21 @@ def shown(run: str, patch: int, trained: int, looks: Pooling, insights: list[Ins
     """
     colours, explained = coloured([insight.features for insight in insights])
     size = patch * min(insights[0].features.shape[:2])
-    return Inspection(
-        "show",
-        f"What {run} sees",
-        "an image is cut into patches; each gets a feature, made by looking at all the others",
-        [
-            f"images are looked at with {size} pixels on their short side, in patches of {patch} by {patch}; the "
-            f"network was trained at {trained} by {trained}"
-        ],
-        [_in_common(insights, colours, explained), _attended(insights, looks), *_filled(insights)],
-        {
-            "run": run,
-            "patch": patch,
-            "trained": trained,
-            "looks": looks,
-            "explained": explained,
-            "images": [_values(*each) for each in zip(insights, colours, strict=True)],
-        },
+    seen = (
+        f"images are looked at with {size} pixels on their short side, in patches of {patch} by {patch}; the network "
+        f"was trained at {trained} by {trained}"
     )
+    sections = [_in_common(insights, colours, explained), _attended(insights, looks), *_filled(insights)]
+    values = {"run": run, "patch": patch, "trained": trained, "looks": looks, "explained": explained}
+    values["images"] = [_values(*each) for each in zip(insights, colours, strict=True)]
+    idea = "an image is cut into patches; each gets a feature, made by looking at all the others"
+    return Inspection("show", f"What {run} sees", idea, [seen], sections, values)
 
 
 def _values(insight: Insight, colours: Pixels) -> dict[str, Any]:
-    return {
-        "name": insight.name,
-        "height": insight.pixels.shape[0],
-        "width": insight.pixels.shape[1],
-        "attention": insight.attention.round(6).tolist(),
-        "colours": colours.tolist(),
-    }
+    (height, width), attention = insight.pixels.shape[:2], insight.attention.round(6).tolist()
+    said = {"name": insight.name, "height": height, "width": width}
+    return said | {"attention": attention, "colours": colours.tolist()}
 
 
 def _in_common(insights: list[Insight], colours: list[Pixels], explained: float) -> Section:

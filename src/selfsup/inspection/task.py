@@ -11,9 +11,8 @@ from selfsup.data.records import Batch
 from selfsup.data.sampler import draw
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import Points, Section, Table
+from selfsup.inspection.blocks import Points, Section, Table, section
 from selfsup.inspection.figures import loss, means, networks
-from selfsup.inspection.words import section
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.custom import CustomRecipe
 from selfsup.objectives.recipe import Effort, Recipe
@@ -39,7 +38,7 @@ def inspect_task(request: Request) -> Inspection:
         sections.insert(0, Section("the task", [Points(dict(recipe.words))]))
     facts = [f"the {len(batch)} of {size:,} records that training takes first", f"seed {seed}, epoch 0"]
     values = {"length": size, "seed": seed, "chance": chance, "figures": measured}
-    return Inspection.of(request, recipe.idea, facts, sections, values)
+    return Inspection.of(request.objective, recipe.idea, facts, sections, values)
 
 
 def _opened(request: Request) -> Recipe:

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 
 from selfsup.inspection import blocks
-from selfsup.inspection.blocks import OUT, OWN, Block, Document, Token, by_role, mean, share_of
+from selfsup.inspection.blocks import OUT, OWN, Block, Document, Token, mean, share_of
 from selfsup.report import Text
 
 BAR = 20  # columns of a loss at chance
@@ -19,7 +19,7 @@ SCREEN = 32  # positions that are shown at most
 TOKENS = 64  # of a text that runs on
 LABEL = 14  # columns of a token in the margin
 SPARKS = "▁▂▃▄▅▆▇█"
-FAR = "▒▒"  # where only the layers that see far do
+FAR, NEAR, BLIND = "▒▒", "██", "· "  # where only the layers that see far do, all do, and none does
 STYLES = {
     "mask": "bold magenta",
     "random": "bold red",
@@ -35,9 +35,8 @@ STYLES = {
 def show(document: Document, console: Console) -> None:
     """Print every section."""
     console.print(Text.assemble((document.objective, "bold"), f": {document.idea}"))
-    console.print(Text(document.summary, "dim"))
-    if document.limits:
-        console.print(Text(document.limits, "dim"))
+    for said in filter(None, (document.summary, document.limits)):
+        console.print(Text(said, "dim"))
     for section in document.sections:
         console.print()
         console.print(Text(section.title, "bold"))
@@ -51,6 +50,24 @@ def show(document: Document, console: Console) -> None:
 def draw(block: Block, width: int) -> RenderableType:
     """A block in so many columns."""
     raise TypeError(type(block).__name__)
+
+
+def _lines(lines: Iterable[Text]) -> Text:
+    return Text("\n").join(lines)
+
+
+def _cut(made: RenderableType, shown: int, count: int, what: str = "positions") -> RenderableType:
+    """With how much is left out."""
+    if shown >= count:
+        return made
+    return Group(
+        made, Text(f"Shown are the first {shown} {what} of {count:,}; page and JSON hold all.", "dim")
+    )
+
+
+def _shortened(line: Text, width: int) -> Text:
+    line.truncate(width, overflow="ellipsis")
+    return line
 
 
 @draw.register
@@ -72,10 +89,6 @@ def _grid() -> Grid:
     return Grid(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
 
 
-def _lines(lines: Iterable[Text]) -> Text:
-    return Text("\n").join(lines)
-
-
 # -- tokens --
 
 
@@ -84,13 +97,13 @@ def visible(token: str) -> str:
     return token.replace(" ", "·")
 
 
-def _token(token: Token) -> Text:
-    return Text(visible(token.text), colour(token.heat) or STYLES[token.role])
-
-
 def colour(heat: float | None) -> str:
     """Of what was surprising: green, yellow or red."""
     return "" if heat is None else ("green", "yellow", "red")[max(0, min(2, int(3 * heat)))]
+
+
+def _token(token: Token) -> Text:
+    return Text(visible(token.text), colour(token.heat) or STYLES[token.role])
 
 
 def _row(tokens: Iterable[Token]) -> Text:
@@ -102,22 +115,11 @@ def _tokens(block: blocks.Tokens, width: int) -> RenderableType:
     if len(block.lines) == 1:
         (line,) = block.lines
         return _cut(_row(line.tokens[:TOKENS]), TOKENS, len(line.tokens), "tokens")
-    return _lines(_labelled(line, width) for line in block.lines)
-
-
-def _labelled(line: blocks.Line, width: int) -> Text:
-    made = Text.assemble((f"{line.label:>3} ", "dim"), _row(line.tokens), (line.note, "yellow"))
-    made.truncate(width, overflow="ellipsis")
-    return made
-
-
-def _cut(made: RenderableType, shown: int, count: int, what: str = "positions") -> RenderableType:
-    """With how much is left out."""
-    if shown >= count:
-        return made
-    return Group(
-        made, Text(f"Shown are the first {shown} {what} of {count:,}; page and JSON hold all.", "dim")
+    lines = (
+        Text.assemble((f"{each.label:>3} ", "dim"), _row(each.tokens), (each.note, "yellow"))
+        for each in block.lines
     )
+    return _lines(_shortened(line, width) for line in lines)
 
 
 @draw.register
@@ -125,21 +127,16 @@ def _window(block: blocks.Window, width: int) -> RenderableType:
     """As a table where every position has a target, else as a text that runs on."""
     if None in block.targets:
         return _running(block)
-    shown = _fitting(width, len(block.inputs))
-    table = _grid()
+    shown, table = _fitting(width, len(block.inputs)), _grid()
     table.add_column("position", justify="right")
-    table.add_column("input")
-    table.add_column("target")
+    for name in ("input", "target"):
+        table.add_column(name)
     if block.losses:
         table.add_column("loss", justify="right")
         table.add_column(f"as a share of chance ({block.chance:.2f})")
     for t in range(shown):
-        cells = [
-            Text(str(t + 1), "dim"),
-            Text(visible(block.inputs[t])),
-            Text(visible(block.targets[t] or "")),
-        ]
-        table.add_row(*cells, *_loss(block, t))
+        tokens = (Text(visible(token or "")) for token in (block.inputs[t], block.targets[t]))
+        table.add_row(Text(str(t + 1), "dim"), *tokens, *_loss(block, t))
     return _cut(table, shown, len(block.inputs))
 
 
@@ -151,14 +148,13 @@ def _loss(block: blocks.Window, t: int) -> list[Text]:
 
 
 def _running(block: blocks.Window) -> RenderableType:
-    legend = Text.assemble(("what is shown → what is to be predicted; ", "dim"))
-    legend.append_text(Text(", ", "dim").join(Text(role, STYLES[role]) for role in block.legend))
+    roles = Text(", ", "dim").join(Text(role, STYLES[role]) for role in block.legend)
     pieces = []
     for shown, target, role in list(zip(block.inputs, block.targets, block.roles, strict=True))[:TOKENS]:
         arrow = "" if target is None else "?" if shown == target else f"→{visible(target)}"
         pieces.append(Text(f"{visible(shown)}{arrow}", STYLES[role]))
-    text = Text(" │ ", "dim").join(pieces)
-    return Group(legend, _cut(text, TOKENS, len(block.inputs), "tokens"))
+    text = _cut(Text(" │ ", "dim").join(pieces), TOKENS, len(block.inputs), "tokens")
+    return Group(Text.assemble(("what is shown → what is to be predicted; ", "dim"), roles), text)
 
 
 def _fitting(width: int, count: int) -> int:
@@ -169,39 +165,28 @@ def _fitting(width: int, count: int) -> int:
 @draw.register
 def _predictions(block: blocks.Predictions, width: int) -> RenderableType:
     shown = [each for each in block.predictions[:SCREEN] if each.position < TOKENS]
-    lines = [_prediction(each, block.chance, width) for each in shown]
-    return _cut(_lines(lines), len(shown), len(block.predictions), "predictions")
+    lines = _lines(_prediction(each, block.chance, width) for each in shown)
+    return _cut(lines, len(shown), len(block.predictions), "predictions")
 
 
 def _prediction(each: blocks.Prediction, chance: float | None, width: int) -> Text:
+    """A hidden token by itself; a next one with those before it that fit."""
     behind = Text.assemble((" predict ", "dim"), (visible(each.target), "bold"))
     if each.loss is not None:
         behind.append(f"  {each.loss:.2f}", colour(share_of(each.loss, chance)))
-    for number, guess in enumerate(each.guesses or ()):
-        style = "bold underline" if guess.token == each.target else ""
-        behind.append("  " if not number else ", ").append(visible(guess.token), style)
-        behind.append(f" {guess.probability:.0%}", "dim")
-    if each.done and each.loss is None:
+    elif each.done:
         behind.append(f"  ({each.done})", "dim")
-    given = _given(each, max(LABEL, width - len("given ") - behind.cell_len))
-    line = Text.assemble(("given ", "dim"), given, behind)
-    line.truncate(width, overflow="ellipsis")
-    return line
-
-
-def _given(each: blocks.Prediction, room: int) -> Text:
-    """What fits of the tokens that are shown: those about the middle where they stand around, else the last ones."""
-    tokens, more = list(each.given), each.more
-    around = any(token.role for token in tokens)
-    while len(tokens) > 1 and sum(cell_len(token.text) + 1 for token in tokens) + 2 * more > room:
-        middle = next((n for n, token in enumerate(tokens) if token.role), len(tokens))
-        if around and middle < len(tokens) - 1 - middle:
-            tokens.pop()
-        else:
-            tokens.pop(0)
-            more = True
-    said = [Text("…", "dim")] if more else []
-    return Text(" ").join([*said, *map(_token, tokens)])
+    for guess in each.guesses or ():
+        behind.append("  ").append(visible(guess.token), "bold underline" * (guess.token == each.target))
+        behind.append(f" {guess.probability:.0%}", "dim")
+    if each.done:
+        (hidden,) = (token for token in each.given if token.role)
+        return _shortened(Text.assemble((f"{each.position + 1:>4} ", "dim"), _token(hidden), behind), width)
+    given, more, room = list(each.given), each.more, width - len("given  …") - behind.cell_len
+    while len(given) > 1 and sum(cell_len(token.text) + 1 for token in given) > room:
+        more, given = True, given[1:]
+    shown = Text(" ").join([*([Text("…", "dim")] if more else []), *map(_token, given)])
+    return _shortened(Text.assemble(("given ", "dim"), shown, behind), width)
 
 
 @draw.register
@@ -213,13 +198,12 @@ def _sight(block: blocks.Sight, width: int) -> RenderableType:
     digits = len(str(max(10, positions[-1] + 1)))
     lines = [Text(" " * (LABEL + digits + 2) + _ruler(positions), "dim")]
     for t in positions:
-        line = Text(visible(block.names[t]))
-        line.truncate(LABEL, overflow="ellipsis")
+        line = _shortened(Text(visible(block.names[t])), LABEL)
         line.pad_left(LABEL - line.cell_len)
         line.append(f" {t + 1:>{digits}} ", "dim")
         for other in positions:
-            seen = FAR if block.far(t, other) else "██" if block.mask[t][other] else "· "
-            line.append(seen, "cyan" if block.mask[t][other] else "dim")
+            seen = FAR if block.far(t, other) else NEAR if block.mask[t][other] else BLIND
+            line.append(seen, "dim" if seen == BLIND else "cyan")
         lines.append(line)
     if shown == count:
         return _lines(lines)
@@ -239,20 +223,19 @@ def _ruler(positions: list[int]) -> str:
 @draw.register
 def _marks(block: blocks.Marks, width: int) -> RenderableType:
     room = max(map(len, block.rows)) + 2
-    count = max(map(len, block.rows.values()))
-    shown = min(TOKENS, width - room)
-    lines = []
+    shown, lines = min(TOKENS, width - room), []
     for name, marks in block.rows.items():
-        cells = ((mark, STYLES.get(block.roles.get(mark, ""), "") or "dim") for mark in marks[:shown])
+        cells = (
+            (mark, STYLES[block.roles[mark]] if mark in block.roles else "dim") for mark in marks[:shown]
+        )
         lines.append(Text.assemble((name.ljust(room), "dim"), *cells))
-    return _cut(_lines(lines), shown, count)
+    return _cut(_lines(lines), shown, max(map(len, block.rows.values())))
 
 
 @draw.register
 def _bars(block: blocks.Bars, width: int) -> RenderableType:
     most = max(abs(number) for row in block.rows.values() for number in row) or 1.0
-    lines = [Text(block.title, "italic")]
-    lines[0].truncate(width, overflow="ellipsis")
+    lines = [_shortened(Text(block.title, "italic"), width)]
     for name, numbers in block.rows.items():
         places = (round((number / most + 1) / 2 * (len(SPARKS) - 1)) for number in numbers)
         lines.append(
@@ -271,30 +254,25 @@ def _gallery(block: blocks.Gallery, width: int) -> RenderableType:
         said += [Text(group.name, "italic")] if group.name else []
         for tile in (tile for row in group.rows for tile in row):
             said.append(Text.assemble((f"  {tile.name}: ", "bold"), (tile.facts, "dim")))
-            if tile.tokens:
-                line = Text.assemble("    ", _row(tile.tokens))
-                line.truncate(width, overflow="ellipsis")
-                said.append(line)
+            said += [_shortened(Text.assemble("    ", _row(tile.tokens)), width)] if tile.tokens else []
     return _lines(said)
 
 
 @draw.register
 def _matrix(block: blocks.Matrix, width: int) -> RenderableType:
     if not block.rows:
-        own, every = by_role(block, OWN), [value for row in block.values for value in row]
-        return Text(
-            f"{block.name}: {mean(own):.2f} on the diagonal, {mean(every):.2f} everywhere, in the mean"
-        )
+        every = mean([value for row in block.values for value in row])
+        own = mean(block.of(OWN))
+        return Text(f"{block.name}: {own:.2f} on the diagonal, {every:.2f} everywhere, in the mean")
     shown = min(len(block.columns), max(1, (width - 4) // 4))
     lines = [Text(f"{block.name}, in hundredths", "italic")]
     lines.append(Text("    " + "".join(f"{number:>4}" for number in range(1, shown + 1)), "dim"))
-    for number, (values, roles) in enumerate(zip(block.values, block.roles, strict=True), 1):
-        cells = (_number(value, role) for value, role in list(zip(values, roles, strict=True))[:shown])
+    for number, row in enumerate(zip(block.values, block.roles, strict=True), 1):
+        cells = (_number(*cell) for cell in list(zip(*row, strict=True))[:shown])
         lines.append(Text.assemble((f"{number:>3} ", "dim"), *cells))
     return _cut(_lines(lines), shown, len(block.columns), "columns")
 
 
 def _number(value: float, role: str) -> tuple[str, str]:
-    if role == OUT:
-        return "   ·", "dim"
-    return f"{round(100 * value):>4}", "bold green" if role == OWN else ""
+    style = {OWN: "bold green", OUT: "dim"}.get(role, "")
+    return ("   ·" if role == OUT else f"{round(100 * value):>4}"), style

@@ -34,9 +34,9 @@ from selfsup.inspection.blocks import (
     Tokens,
     Window,
     mean,
+    section,
 )
 from selfsup.inspection.texts import fitting_window, open_for, open_training_part
-from selfsup.inspection.words import section
 from selfsup.models.decoder import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE
@@ -66,7 +66,7 @@ def inspect_tokens(request: Request) -> Inspection:
     the task comes from the objective itself, so that what is seen here is what is trained."""
     recipe = find_recipe(request.objective)
     parts = (_next if issubclass(recipe, CausalLMRecipe) else _hidden)(request)
-    return Inspection.of(request, recipe.idea, *parts)
+    return Inspection.of(request.objective, recipe.idea, *parts)
 
 
 def _facts(
@@ -316,19 +316,13 @@ def _note(mark: str, loss: float | None) -> str:
 
 def _predictions(window: Window, look: Look, objective: MaskedLM) -> Predictions:
     guesses = {} if window.losses is None else _guesses(look.task, objective)
-    shown = [Token(token, role) for token, role in zip(window.inputs, window.roles, strict=True)]
-    made = [
-        Prediction(
-            t,
-            shown[max(0, t - AROUND) : t + 1 + AROUND],
-            target,
-            done=DONE[window.roles[t]],
-            loss=window.losses[t] if window.losses else None,
-            guesses=guesses.get(t),
-        )
-        for t, target in enumerate(window.targets)
-        if target is not None
-    ]
+    made = []
+    for t, target in enumerate(window.targets):
+        if target is not None:
+            around = range(max(0, t - AROUND), min(len(window.inputs), t + 1 + AROUND))
+            given = [Token(window.inputs[place], window.roles[t] * (place == t)) for place in around]
+            loss = window.losses[t] if window.losses else None
+            made.append(Prediction(t, given, target, False, DONE[window.roles[t]], loss, guesses.get(t)))
     return Predictions(made, window.chance)
 
 

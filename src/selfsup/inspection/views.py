@@ -9,11 +9,10 @@ import torch
 
 from selfsup.inspection.alike import Alike, alike, table
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, section, task
 from selfsup.inspection.figures import networks
 from selfsup.inspection.images import Look, Seen, look_at
 from selfsup.inspection.pictures import FIRST, SECOND
-from selfsup.inspection.words import section, task
 from selfsup.objectives.base import Objective, Task
 
 MOST = 6  # images that are drawn
