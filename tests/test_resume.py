@@ -47,14 +47,14 @@ OF_THE_CLOCK = ("time", *PACES, "utilisation", "waiting")
 
 
 def main(specification: dict[str, Any]) -> None:
-    """Train, with a pause after each step, and die where the specification says."""
+    """Train, with a pause after each step, a long one from `crawl` on, and die where the specification says."""
     torch.set_num_threads(1)
     planning.CALIBRATION_SECONDS = 0.02
     update = Trainer._update
 
     def slow(self: Trainer, batches: list[Any]) -> None:
         update(self, batches)
-        time.sleep(specification["pause"])
+        time.sleep(specification["pause"] if self.step < specification.get("crawl", math.inf) else 2.0)
 
     Trainer._update = slow  # type: ignore[method-assign]
     if "step" in specification:
@@ -156,7 +156,14 @@ def signal_when(
     return [(process.returncode, error) for (process, _, _), error in zip(processes, errors, strict=True)]
 
 
-def kill_at(runs: Sequence[Run], processes: Sequence[subprocess.Popen[str]], steps: Sequence[int]) -> None:
+def kill_at(
+    runs: Sequence[Run], trainings: Sequence[dict[str, Any]], steps: Sequence[int], pause: float = 0.02
+) -> None:
+    """Start trainings beside each other, and kill each soon after a step: it waits there for a machine that is busy."""
+    processes = [
+        start(pause=pause, crawl=step + 2, settings=settings)
+        for settings, step in zip(trainings, steps, strict=True)
+    ]
     due = [reaches(run, step) for run, step in zip(runs, steps, strict=True)]
     numbers = [signal.SIGKILL] * len(runs)
     ends = signal_when(list(zip(processes, numbers, due, strict=True)))
@@ -231,11 +238,9 @@ def test_killed_at_any_time_twice_in_a_row_with_any_number_of_workers(
     dice = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     print("dice", seed)
     runs = [Run(tmp_path / name) for name in ("a", "b")]
-    processes = [start(pause=0.02, settings=settings_of(run.directory, corpus)) for run in runs]
-    kill_at(runs, processes, [dice.randint(3, 25) for _ in runs])
+    kill_at(runs, [settings_of(run.directory, corpus) for run in runs], [dice.randint(3, 25) for _ in runs])
     again = [{"resume": str(run.directory), "data.workers": 3} for run in runs]
-    processes = [start(pause=0.02, settings=settings) for settings in again]
-    kill_at(runs, processes, [dice.randint(30, 50) for _ in runs])
+    kill_at(runs, again, [dice.randint(30, 50) for _ in runs])
     for run, workers in zip(runs, (0, 2), strict=True):
         assert not run.summary
         resume(run.directory, **{"data.workers": workers})
@@ -244,7 +249,7 @@ def test_killed_at_any_time_twice_in_a_row_with_any_number_of_workers(
 
 def test_killed_before_the_first_checkpoint(whole: Run, corpus: Path, resume: Train, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    kill_at([run], [start(pause=0.2, settings=settings_of(run.directory, corpus))], [2])
+    kill_at([run], [settings_of(run.directory, corpus)], [2], pause=0.2)
     assert run.checkpoints().steps() == []
     resume(run.directory)
     assert_same(run, whole)
@@ -313,9 +318,9 @@ def check_kills(trainings: dict[str, dict[str, Any]], resume: Train, place: Path
     runs = [Run(place / name) for name in trainings]
     given = [{**more, "steps": 40} for more in trainings.values()]
     first = [{**more, "out": str(run.directory)} for run, more in zip(runs, given, strict=True)]
-    kill_at(runs, [start(pause=0.02, settings=more) for more in first], [dice.randint(3, 15) for _ in runs])
+    kill_at(runs, first, [dice.randint(3, 15) for _ in runs])
     again = [{"resume": str(run.directory), "data.workers": 3} for run in runs]
-    kill_at(runs, [start(pause=0.02, settings=more) for more in again], [dice.randint(21, 33) for _ in runs])
+    kill_at(runs, again, [dice.randint(21, 33) for _ in runs])
     for run, more in zip(runs, given, strict=True):
         assert not run.summary
         resume(run.directory, **{"data.workers": 0})
@@ -398,12 +403,12 @@ def test_signals_save_this_very_step_and_say_how_to_go_on(
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     runs = [Run(tmp_path / number.name) for number in numbers]
     settings = [*TINY_WORDS, *(f"{name}={value}" for name, value in LONG.items()), "checkpoint.every=1000"]
+    steps = (5, 25, 15)
+    words = [["train", "--data", str(corpus), "--out", str(run.directory), *settings] for run in runs]
     processes = [
-        start(pause=0.02, words=["train", "--data", str(corpus), "--out", str(run.directory), *settings])
-        for run in runs
+        start(pause=0.02, crawl=step + 2, words=each) for each, step in zip(words, steps, strict=True)
     ]
-
-    due = [reaches(run, step) for run, step in zip(runs, (5, 25, 15), strict=True)]
+    due = [reaches(run, step) for run, step in zip(runs, steps, strict=True)]
     ends = signal_when(list(zip(processes, numbers, due, strict=True)))
     for run, (code, error) in zip(runs, ends, strict=True):
         assert code == 130
