@@ -23,9 +23,10 @@ from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.inspection.alike import Alike
 from selfsup.inspection.blocks import Gallery
-from selfsup.objectives.base import Task
+from selfsup.objectives.base import Collectives, Outputs, Task
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import SimCLR, SimCLRRecipe
+from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.views.drawn import levels
 
@@ -235,3 +236,51 @@ def test_any_network(train_vision: Train, tmp_path: Path) -> None:
         look(run=run.directory)
     with pytest.raises(UserError, match="Python"):
         selfsup.show(run.directory, [drawing(0, 20)])
+
+
+class Apart(SimCLR):
+    """Another objective of two views: those of an image shall be the same, whatever others are."""
+
+    def hide(self, batch: Batch) -> Task:
+        task = super().hide(batch)
+        return Task(task.tensors, {"distance": torch.tensor(len(batch))})
+
+    def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, torch.Tensor]:
+        return {"distance": (outputs["first"] - outputs["second"]).square().sum()}
+
+
+class ApartRecipe(SimCLRRecipe):
+    """As SimCLR's; its inspector is inherited with the rest, and so would be that of any recipe that names `views`."""
+
+    idea = "two views of an image shall be put in one place"
+    words = {"Predicted": "the vector of the other view."}  # noqa: RUF012
+
+    def build(self) -> Apart:
+        built = super().build()
+        return Apart(built.network, built.head, built.view, built.pooling, built.temperature)
+
+    def chance(self, records: int) -> None:  # type: ignore[override]
+        return None
+
+
+def test_another_objective_of_two_views(drawings: Path, tmp_path: Path) -> None:
+    shape = {"model": {"layers": 1, "width": 32, "heads": 1}, "data.size": 16, "model.patch": 4}
+    run = selfsup.train(
+        ApartRecipe,
+        data=str(drawings),
+        out=tmp_path / "run",
+        steps=2,
+        batch=8,
+        reporter=Reporter(False),
+        **shape,
+    )
+    inspection = Told(selfsup.inspect(ApartRecipe, run=run.directory))
+    assert (inspection.objective, inspection.idea) == ("ApartRecipe", ApartRecipe.idea)
+    shown = " ".join(printed(inspection, width=100).split())
+    assert "Predicted: the vector of the other view." in shown
+    assert "Hidden: which two views come from the same image." in shown
+    assert "loss (chance" not in shown
+    assert len(tiles(inspection)) == 6
+    before, after = inspection.networks
+    assert before["figures"].keys() == after["figures"].keys() == {"distance"}
+    assert f"{after['loss']:.3f}" in shown

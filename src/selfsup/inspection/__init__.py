@@ -88,7 +88,7 @@ def inspect(
         tokenizer = str(resolved["data.tokenizer"])
     elif run is None and isinstance(tokenizer, str | Path):
         resolved.change("data.tokenizer", str(tokenizer), "given")
-    name = objective if isinstance(objective, str) else objective.__name__
+    name = objective if isinstance(objective, str) else f"python:{kind.__module__}.{kind.__qualname__}"
     request = Request(name, text, data, tokenizer, run, window, resolved, progress, kind, module)
     return _inspector(getattr(kind, "inspector", "task"))(request)
 

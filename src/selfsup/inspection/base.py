@@ -44,7 +44,8 @@ class Inspection(Document):
         cls, objective: str, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]
     ) -> Self:
         """Of the task of an objective."""
-        return cls(objective, f"What the data teaches: {objective}", idea, facts, sections, values)
+        name = objective.rpartition(".")[2]  # of a class from Python
+        return cls(name, f"What the data teaches: {name}", idea, facts, sections, values)
 
     def print(self, console: Console) -> None:
         """Every section, for a terminal."""

@@ -16,7 +16,6 @@ from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Section, Tile
 from selfsup.inspection.pictures import Box, Pixels, outlined
-from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
@@ -192,14 +191,14 @@ def opened(request: Request) -> ImageRecipe:
         raise UserError(
             f"{request.run} trained a network from Python, which cannot be built here; give another run."
         )
-    kind = cast("type[ImageRecipe]", find_recipe(objective))
+    kind = cast("type[ImageRecipe]", request.kind)
     named = request.data if isinstance(request.data, str) else kind.example if request.run is None else None
     if named is not None:
         settings.change("data.source", named, "given")
     source = None if isinstance(request.data, str) else request.data
     if source is None and settings["data.source"].startswith("python:"):
         raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
-    recipe = kind(settings, source)
+    recipe = kind(settings, source, request.module)
     recipe.open(request.progress)
     if (
         len(recipe.images) - recipe.images.duplicates == 1

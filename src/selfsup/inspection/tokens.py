@@ -40,10 +40,10 @@ from selfsup.inspection.texts import fitting_window, open_for, open_training_par
 from selfsup.models.decoder import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE
-from selfsup.objectives import find_recipe
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
+from selfsup.objectives.recipe import Recipe
 
 START, END = "<start>", "<end>"
 MASK, RANDOM, KEPT = "mask", "random", "kept"
@@ -64,9 +64,9 @@ Parts: TypeAlias = tuple[
 def inspect_tokens(request: Request) -> Inspection:
     """Of an objective whose task holds `inputs` (B, T), `targets` at all or some `positions`, and `documents` (B, T);
     the task comes from the objective itself, so that what is seen here is what is trained."""
-    recipe = find_recipe(request.objective)
-    parts = (_next if issubclass(recipe, CausalLMRecipe) else _hidden)(request)
-    return Inspection.of(request.objective, recipe.idea, *parts)
+    assert issubclass(request.kind, Recipe)
+    parts = (_next if issubclass(request.kind, CausalLMRecipe) else _hidden)(request)
+    return Inspection.of(request.objective, request.kind.idea, *parts)
 
 
 def _facts(
