@@ -69,6 +69,17 @@ def test_classes_and_captions_that_are_no_utf_8(folder):
     assert list(found.captions) == [("good",), ("fine",)]
 
 
+def test_a_column_of_paths_beside_one_of_images(folder):
+    paths = [str(folder / f"{number}.png") for number in (2, 3)]
+    pq.write_table(
+        pa.table({"image": DATA[:2], "where": paths, "text": ["a", "b"]}), folder.parent / "a.parquet"
+    )
+    for column, images in ((None, True), ("image", True), ("where", True), ("text", False), ("gone", False)):
+        assert holds_images(folder.parent / "a.parquet", column) == images
+    holds(open_images(folder.parent / "a.parquet"), [0, 1])
+    holds(open_images(folder.parent / "a.parquet", column="where"), [2, 3])
+
+
 def test_how_columns_are_read_is_told(folder):
     (folder / "list.csv").write_text("id,path,label,caption\n1,0.png,a,x\n")
     assert open_images(folder / "list.csv").notes == {"column": "'path' (not read: id, caption)"}

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfsup.data.sources import open_text
-from selfsup.data.tables import open_table
+from selfsup.data.sources import open_table, open_text
 from selfsup.errors import UserError
 
 RECORDS = [

@@ -17,8 +17,7 @@ import pytest
 from selfsup.data import archives, arrow_records, csv_records, formats, json_records, parts, streams
 from selfsup.data.columns import is_code, is_prose
 from selfsup.data.sentences import open_sentences
-from selfsup.data.sources import open_text
-from selfsup.data.tables import open_table
+from selfsup.data.sources import open_table, open_text
 from selfsup.errors import UserError
 
 MIB = 1 << 20

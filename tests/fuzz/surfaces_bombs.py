@@ -20,8 +20,7 @@ import zstandard
 
 from selfsup.config import read_yaml
 from selfsup.data.images import open_images
-from selfsup.data.sources import open_text
-from selfsup.data.tables import open_table
+from selfsup.data.sources import open_table, open_text
 from selfsup.data.tokenizers import open_tokenizer
 from selfsup.objectives import resolve
 

@@ -26,8 +26,7 @@ from PIL import Image
 from selfsup.config import known_keys, parse_overrides, read_yaml, with_sections
 from selfsup.data.images import open_images
 from selfsup.data.pairs import open_pairs
-from selfsup.data.sources import open_text
-from selfsup.data.tables import open_table
+from selfsup.data.sources import open_table, open_text
 from selfsup.objectives import RECIPES, find_recipe, resolve
 
 WORDS = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from selfsup.errors import HALF, Damaged
+from selfsup.errors import Damaged
 
 SAMPLED_ROWS = 100  # records looked at to find the columns
 DOCUMENT = 1 << 30  # bytes that a text file may have, decompressed
@@ -168,9 +168,12 @@ def checked(name: str, value: object) -> object:
 
 
 def _is_utf8(value: object) -> bool:
-    """Whether all texts in a value are; of a damaged one, half characters are left (see `errors.HALF`)."""
+    """Whether all texts in a value are; of a damaged one, half characters are left."""
     if isinstance(value, str):
-        return value.isascii() or HALF.search(value) is None
+        try:
+            return value.isascii() or bool(value.encode())
+        except UnicodeEncodeError:
+            return False
     if isinstance(value, dict):
         return all(map(_is_utf8, (*value, *value.values())))
     return not isinstance(value, list) or all(map(_is_utf8, value))

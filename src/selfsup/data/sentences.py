@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.sources import TextCollection
-from selfsup.data.tables import open_table
+from selfsup.data.sources import TextCollection, open_table
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 

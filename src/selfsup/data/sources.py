@@ -5,18 +5,332 @@ names, and from Python a `list[str]`, whose strings are documents (not paths), a
 a `datasets.Dataset`, a data frame, an Arrow table, and any object of the `TextSource` protocol. A `.txt` or `.md` file
 is one document, a record of any other kind of file too; docs/formats.md lists the kinds.
 
+A table is the same as records with all their columns: a `.txt` or `.md` file, and a document from Python, is one row
+with the column `text`. CSV values are strings.
+
 Text is UTF-8. A byte order mark at the start of a file is dropped; line breaks stay as they are (`\\r\\n`
 too). What is longer than `DOCUMENT` (a text file) or `RECORD` (a line, row or value) counts as unreadable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from selfsup.data.tables import Table, TextColumns, TextSource, open_table
-from selfsup.data.tally import Skipped
+from selfsup.data.arrow_records import table_part
+from selfsup.data.columns import described, require_column, text_column
+from selfsup.data.discovery import kind_of, readable
+from selfsup.data.formats import file_part, fingerprint_of_files, fingerprint_of_values
+from selfsup.data.origins import Medium, Origin, no_source, origin_of
+from selfsup.data.parts import (
+    Malformed,
+    Part,
+    Values,
+    as_text,
+    checked,
+    is_blank,
+    record_part,
+    text_part,
+    value_at,
+)
+from selfsup.data.tally import NAMED, Skipped, Tally, require_share
+from selfsup.errors import Damaged, UserError
 
-__all__ = ["TextCollection", "TextSource", "open_text"]
+KINDS = ("texts", "lists", "tables", "archives")  # of files
+TEXTS = Medium(
+    "text",
+    lambda name: kind_of(name) in KINDS,
+    readable("text", KINDS),
+    "a path, a non-empty list of documents, of records or of Path objects, a datasets.Dataset, a data frame, an Arrow "
+    "table, or an object with name, documents() and fingerprint()",
+)
+
+Check = Callable[[Values], str | None]
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """What a source of a user's own must offer."""
+
+    @property
+    def name(self) -> str:
+        """What messages and the plan call it."""
+
+    def documents(self) -> Iterator[str]:
+        """All documents, streamed, in the same order each time."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the documents do."""
+
+
+class TextColumns:
+    """Which columns the texts of a source are read from, part by part, in words."""
+
+    def __init__(self, parts: Sequence[Part], wanted: str | None, beside: Collection[str]) -> None:
+        """Parts that are damaged, or in which there is nothing to choose, have none; `beside` are columns that are read
+        for something else."""
+        self._parts: Counter[tuple[str, str]] = Counter()
+        for part in parts:
+            with suppress(Damaged):
+                if part.text is None and (column := text_column(part, wanted)):
+                    others = [name for name in part.sample().names if name == column or name not in beside]
+                    self._parts[column, described(column, others)] += 1
+
+    @property
+    def name(self) -> str | None:
+        """The column, where it is the same in all parts."""
+        names = {name for name, _ in self._parts}
+        return names.pop() if len(names) == 1 else None
+
+    def told(self) -> str:
+        """The columns in words, such as `'body' (not read: id, url)`."""
+        if len(self._parts) <= 1:
+            return "".join(told for _, told in self._parts)
+        first = [f"{told} in {number:,} files" for (_, told), number in self._parts.most_common(NAMED)]
+        return "; ".join(first) + (" and others" if len(self._parts) > NAMED else "")
+
+
+class Row(NamedTuple):
+    """A record of a table.
+
+    Attributes:
+        where: the place of the record, such as `books.jsonl, line 3`.
+        part: the file, or the object from Python, that it is in.
+        values: by column.
+    """
+
+    where: str
+    part: Part
+    values: Values
+
+    @property
+    def source(self) -> str:
+        """The file, or the name of the object from Python."""
+        return self.part.name
+
+
+class Table:
+    """Records with several columns. When more than the share `failures` of them are bad, or all, a pass ends in a
+    UserError; with 1, whole files may be damaged too.
+
+    `skipped` and `empty` (records with a blank text) describe the last complete pass.
+
+    Attributes:
+        fingerprint: gives 32 hex digits of the text in a column (None is the one that is found).
+        split: the part of a data set that its files are chosen by, where there are others.
+        left_out: the files and folders that are not read, in words.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[Part],
+        failures: float,
+        fingerprint: Callable[[str | None], str],
+        split: str | None = None,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        self.name, self.split, self.left_out = name, split, left_out
+        self.fingerprint = fingerprint
+        self.skipped, self.empty = Skipped(), 0
+        self._parts, self._failures = parts, failures
+        self._beside: Collection[str] = ()  # columns that the last pass read beside the text
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, in the order in which they are met; the first rows of a JSON file stand for it."""
+        columns: dict[str, None] = {}
+        for part in self._parts:
+            with suppress(Damaged):  # which says so itself when its rows are read
+                columns |= dict.fromkeys(part.sample().names)
+        return tuple(columns)
+
+    def text_columns(self, column: str | None) -> TextColumns:
+        """The columns that texts are read from, where `column` is asked for."""
+        return TextColumns(self._parts, column, self._beside)
+
+    def notes(self, column: str | None) -> dict[str, str]:
+        """What to tell of how it is read for the texts in a column: that column, its split, what is left out."""
+        told = {
+            "column": self.text_columns(column).told(),
+            "split": self.split or "",
+            "left out": "; ".join([*self.left_out, *self.skipped.left_out]),
+        }
+        return {name: text for name, text in told.items() if text}
+
+    def rows(
+        self,
+        columns: Sequence[str] | None = None,
+        optional: Sequence[str] | None = (),
+        check: Check | None = None,
+    ) -> Iterator[Row]:
+        """All readable records.
+
+        Args:
+            columns: those to read; a record without one of them, or with a null there, is bad. By default
+                every column is read and none is needed.
+            optional: columns to read beside them, None where a record has no value; None is all others.
+            check: what is wrong with the values of a record, which makes it bad; None where nothing is.
+
+        Raises:
+            UserError: a file lacks a column, too many records are bad, there is no record.
+        """
+        if columns is None:
+            columns, optional = (), None
+        tally = Tally(self.name, self._failures)
+        kept = 0
+        for part in self._parts:
+            with tally.allowed(part.name):
+                for where, values in _records(part, columns, optional, check, tally):
+                    tally.count(where, values)
+                    if not isinstance(values, Malformed):
+                        kept += 1
+                        yield Row(where, part, values)
+        self.skipped = tally.close()
+        if kept == 0:
+            unreadable = f" ({'; '.join(self.skipped.names)})" if self.skipped.names else ""
+            raise UserError(f"{self.name} holds no records{unreadable}: point at data with at least one.")
+
+    def documents(
+        self,
+        column: str | None = None,
+        columns: Sequence[str] = (),
+        optional: Sequence[str] | None = (),
+        check: Check | None = None,
+    ) -> Iterator[tuple[str, Row]]:
+        """All records with a text that is not blank, each with that text, whatever its column is called.
+
+        Args:
+            column: the column of the text; by default it is found in each file, see `open_text`.
+            columns, optional, check: what the rows hold, as in `rows`; the text is among it only if it is named there.
+
+        Raises:
+            UserError: a file lacks a column, too many records are bad, there is no text.
+        """
+        tally = Tally(self.name, self._failures)
+        self._beside = self.columns if optional is None else (*columns, *optional)
+        kept = empty = 0
+        for part in self._parts:
+            with tally.allowed(part.name):
+                name = text_column(part, column)
+                hidden = name not in columns and name not in (optional or ())
+                for where, values in _records(part, [name, *columns], optional, check, tally):
+                    text = values if isinstance(values, Malformed) else _text_of(values[name])
+                    tally.count(where, text)
+                    if isinstance(values, Malformed) or isinstance(text, Malformed):
+                        continue
+                    if is_blank(text):
+                        empty += 1
+                        continue
+                    kept += 1
+                    if hidden:
+                        del values[name]
+                    yield text, Row(where, part, values)
+        self.skipped = tally.close()
+        self.empty = empty
+        if kept == 0:
+            raise _no_text(self.name, self.skipped, empty)
+
+
+def open_table(source: object, failures: float = 0.01, split: str | None = None) -> Table:
+    """Open any source as a table; nothing is read yet.
+
+    Args:
+        source: what `selfsup.data.sources.open_text` takes.
+        failures: the share of bad records, from 0 to 1, above which reading stops.
+        split: as in `open_text`.
+
+    Raises:
+        UserError: nothing there, or nothing readable.
+    """
+    require_share(failures)
+    if isinstance(source, TextSource):
+        own = _part_of_documents(source.name, source.documents)
+        return Table(source.name, [own], failures, lambda _: source.fingerprint())
+    origin = origin_of(source, TEXTS, split)
+    if origin.found:
+        files = sorted({Path(file.path) for file in origin.files})
+        parts = [file_part(file, failures) for file in files]
+        fingerprint = partial(fingerprint_of_files, files)
+        return Table(origin.name, parts, failures, fingerprint, origin.split, origin.left_out)
+    part = _part_of_items(source, origin)
+    return Table(part.name, [part], failures, partial(_fingerprint_of_texts, part))
+
+
+def _part_of_items(source: object, origin: Origin) -> Part:
+    if (table := origin.table) is not None:
+        return table_part(origin.name, lambda: table)
+    items = origin.items
+    kinds = {type(item) for item in items} if isinstance(items, list | tuple) else set()
+    if {str} <= kinds <= {str, type(None), float}:  # with gaps, as pandas has them
+        return _part_of_documents(f"the list of {len(items)} documents", lambda: items)
+    if kinds and all(issubclass(kind, dict) for kind in kinds):
+        return record_part(
+            f"the list of {len(items)} records",
+            lambda: ((f"record {number}", record) for number, record in enumerate(items, 1)),
+        )
+    raise no_source(source, TEXTS)
+
+
+def _part_of_documents(name: str, documents: Callable[[], Iterable[object]]) -> Part:
+    return text_part(
+        name, lambda: ((f"document {number}", text) for number, text in enumerate(documents(), 1))
+    )
+
+
+def _fingerprint_of_texts(part: Part, wanted: str | None) -> str:
+    column = text_column(part, wanted)
+    return fingerprint_of_values(
+        row if isinstance(row, Malformed) else row[column] for _, row in part.rows([column])
+    )
+
+
+def _records(
+    part: Part, columns: Sequence[str], optional: Sequence[str] | None, check: Check | None, tally: Tally
+) -> Iterator[tuple[str, Values | Malformed]]:
+    """A part's records with a value for each column asked for, None where they lack an optional one."""
+    there, rows, *_ = part.sample()
+    for name in columns if rows or part.text else ():  # without a record, only malformed ones can come
+        require_column(part.name, there, name)
+    read = None if optional is None else list(dict.fromkeys([*columns, *optional]))
+    for where, record in part.rows(read):
+        values = record if isinstance(record, Malformed) else _complete(record, columns, read, tally)
+        if check and not isinstance(values, Malformed) and (problem := check(values)):
+            values = Malformed(problem)
+        yield where, values
+
+
+def _text_of(value: object) -> str | Malformed:
+    return value if isinstance(value, str) else as_text(value)  # a text is checked already
+
+
+def _complete(
+    record: Values, columns: Sequence[str], read: Sequence[str] | None, tally: Tally
+) -> Values | Malformed:
+    values: Values = {}
+    for name in dict.fromkeys([*columns, *record]) if read is None else read:
+        value = value_at(record, name)
+        if name not in columns and (value is None or isinstance(value, Malformed)):
+            values[name] = None
+            continue
+        value = checked(name, tally.mended(value))
+        if isinstance(value, Malformed):
+            return value
+        values[name] = value
+    return values
+
+
+def _no_text(name: str, skipped: Skipped, empty: int) -> UserError:
+    unreadable = f", {skipped.count} unreadable: {'; '.join(skipped.names)}" if skipped.count else ""
+    left_out = f"; left out are {'; '.join(skipped.left_out)}" if skipped.left_out else ""
+    return UserError(
+        f"{name} holds no text ({skipped.seen} records, {empty} of them empty{unreadable}{left_out}): "
+        "point at data with at least one document that is not blank."
+    )
 
 
 class TextCollection:
@@ -56,7 +370,7 @@ class TextCollection:
     @property
     def split(self) -> str | None:
         """The part of a data set that was chosen by the names of its files, where there are others."""
-        return self._table.origin.split
+        return self._table.split
 
     @property
     def notes(self) -> dict[str, str]:
@@ -65,7 +379,7 @@ class TextCollection:
 
     def fingerprint(self) -> str:
         """32 hex digits that depend on the content and the column that is read, not on where it lies."""
-        return self._table.origin.fingerprint(self._column)
+        return self._table.fingerprint(self._column)
 
 
 def open_text(

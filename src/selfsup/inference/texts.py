@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from selfsup.data.parts import Values
-from selfsup.data.tables import Row, Table, open_table
+from selfsup.data.sources import Row, Table, open_table
 from selfsup.data.tally import Skipped
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, Label, ScoredPairs, absolute
@@ -55,7 +55,7 @@ class Texts:
     """The texts of a source; `skipped` and `empty` describe the last complete pass.
 
     Args:
-        source: what `selfsup.data.tables.open_table` takes.
+        source: what `selfsup.data.sources.open_table` takes.
         column: the column of the text; by default it is found in each file.
         label: the column of its class; by default one with a usual name (`LABELS`).
         failures: the share of bad records, from 0 to 1, above which reading stops.
@@ -81,7 +81,7 @@ class Texts:
 
     @property
     def notes(self) -> dict[str, str]:
-        """How the last pass read it, see `selfsup.data.tables.Table.notes`."""
+        """How the last pass read it, see `selfsup.data.sources.Table.notes`."""
         if self._pair:
             return {"columns": ", ".join(self._pair)}
         return self._table.notes(self._column)

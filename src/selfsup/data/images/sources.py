@@ -47,7 +47,7 @@ def images_of() -> Medium:
         "image",
         lambda name: kind_of(name) in KINDS and extensions(name)[0] not in missing,
         readable("images", KINDS, missing),
-        "a path, a non-empty list of PIL images, of uint8 arrays of Path objects or of pairs (image, caption), a data "
+        "a path, a non-empty list of PIL images, of uint8 arrays, of Path objects or of pairs (image, caption), a data "
         "frame, an Arrow table, or a datasets.Dataset",
     )
 

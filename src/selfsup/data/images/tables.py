@@ -74,7 +74,7 @@ def open_table(name: str, table: ArrowFile, wanted: Wanted) -> Store:
 
 def holds_images(table: ArrowFile, column: str | None, paths: bool) -> bool:
     """Whether a column of a table, or the one named, holds images or, with `paths`, names image files."""
-    found = images_in(table.schema) or (path_columns(sample_of_table(table)) if paths else [])
+    found = [*images_in(table.schema), *(path_columns(sample_of_table(table)) if paths else [])]
     return any(column in (None, name) for name in found)
 
 
@@ -86,17 +86,15 @@ def _columns(table: ArrowFile, wanted: Wanted) -> Chosen:
 
 def _require_kinds(table: ArrowFile, chosen: Chosen) -> None:
     """Raise where a column is missing, or holds something else than it is read for."""
-    schema = table.schema
-    for column in (chosen.images, *chosen.beside):
-        require_column(str(table.path), schema.names, column)
-    wrong = {column: "captions" for column in chosen.captions if column not in texts_in(schema)}
-    kinds = {field.name: field.type for field in schema}
-    if chosen.images not in images_in(schema) and not is_text(kinds.get(chosen.images)):
+    kinds = {field.name: field.type for field in table.schema}
+    for column in chosen.all:
+        require_column(str(table.path), list(kinds), column)
+    wrong = {name: "captions" for name in chosen.captions if name not in texts_in(table.schema)}
+    if chosen.images not in images_in(table.schema) and not is_text(kinds.get(chosen.images)):
         wrong[chosen.images] = "images"
-    for column, what in wrong.items():
-        raise Damaged(
-            f"The column {column!r} of {table.path} holds {kinds.get(column)}, no {what}: name another one."
-        )
+    for name, what in wrong.items():
+        holds = f"{table.path} holds {kinds.get(name)}"
+        raise Damaged(f"The column {name!r} of {holds}, no {what}: name another one.")
 
 
 def _store(
