@@ -63,9 +63,11 @@ class Worker:
         if line:
             found: dict[str, Any] = json.loads(line)
             return found
-        hung = process.poll() is None
+        try:
+            said = f"the process ended ({process.wait(timeout=1)})"
+        except subprocess.TimeoutExpired:
+            said = "no answer"
         self.close()
-        said = "no answer" if hung else f"the process ended ({process.wait()})"
         return {"outcome": "finding", "detail": f"{said}\n{self._errors.read_text()[-2000:]}"}
 
     def close(self) -> None:
