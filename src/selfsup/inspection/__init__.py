@@ -68,10 +68,7 @@ def inspect(
     Raises:
         UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
     """
-    if text is not None and data is not None:
-        raise UserError("A text and data are both given; give one of them.")
-    if window is not None and window < 1:
-        raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
+    _require_sense(text, data, window)
     if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
         tokenizer = Run(tokenizer).model_directory
     module = model if isinstance(model, nn.Module) else None
@@ -91,6 +88,13 @@ def inspect(
     name = objective if isinstance(objective, str) else f"python:{kind.__module__}.{kind.__qualname__}"
     request = Request(name, text, data, tokenizer, run, window, resolved, progress, kind, module)
     return _inspector(getattr(kind, "inspector", "task"))(request)
+
+
+def _require_sense(text: str | None, data: object, window: int | None) -> None:
+    if text is not None and data is not None:
+        raise UserError("A text and data are both given; give one of them.")
+    if window is not None and window < 1:
+        raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
 
 
 def _resolved(

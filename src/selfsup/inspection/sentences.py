@@ -101,12 +101,7 @@ def inspect_sentences(request: Request) -> Inspection:
 
 
 def _inspection(
-    request: Request,
-    source: str,
-    records: Sentences,
-    batch: Batch,
-    views: list[Views],
-    how: dict[str, Any],
+    request: Request, source: str, records: Sentences, batch: Batch, views: list[Views], how: dict[str, Any]
 ) -> Inspection:
     pairs = zip(batch.data["tokens"].tolist(), batch.data["lengths"].tolist(), strict=True)
     rows = [row[:length] for row, length in pairs]

@@ -120,10 +120,7 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     attention = attention_of(cast(Block, network.layer[-1]), *caught[0], queries)[0, :, config.prefix :]
     features = states[config.prefix :].float().cpu().numpy()
     return Insight(
-        name,
-        pixels,
-        features.reshape(rows, columns, -1),
-        attention.cpu().numpy().reshape(-1, rows, columns),
+        name, pixels, features.reshape(rows, columns, -1), attention.cpu().numpy().reshape(-1, rows, columns)
     )
 
 
