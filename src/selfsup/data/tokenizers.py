@@ -164,10 +164,7 @@ class TextTokenizer:
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        marks: Marks = MARKS["decoder"],
-        files: Mapping[str, bytes] | None = None,
+        self, tokenizer: Tokenizer, marks: Marks = MARKS["decoder"], files: Mapping[str, bytes] | None = None
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()

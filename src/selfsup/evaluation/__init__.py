@@ -29,11 +29,7 @@ FEATURES = {
     "alignment": "selfsup.evaluation.alignment:measure",
 }  # of whatever is embedded
 SENTENCES = {"sts": "selfsup.evaluation.sts:measure"}
-TEXT_ENCODERS = {
-    **SENTENCES,
-    **FEATURES,
-    "pseudo-perplexity": "selfsup.evaluation.pseudo_perplexity:measure",
-}
+TEXT_ENCODERS = {**SENTENCES, **FEATURES, "pseudo-perplexity": "selfsup.evaluation.pseudo_perplexity:measure"}
 PAIR_MODELS = {
     "retrieval": "selfsup.evaluation.retrieval:measure",
     "zero-shot": "selfsup.evaluation.zero_shot:measure",

@@ -203,14 +203,8 @@ class LeftOut:
         """What to tell of it, and what there is of each."""
         more = "; …" if self.skipped > len(self.skipped_names) else ""
         told = {
-            "truncated": (
-                self.truncated,
-                "longer than the model's window and embedded by their beginning",
-            ),
-            "skipped": (
-                self.skipped,
-                f"records that cannot be read: {'; '.join(self.skipped_names)}{more}",
-            ),
+            "truncated": (self.truncated, "longer than the model's window and embedded by their beginning"),
+            "skipped": (self.skipped, f"records that cannot be read: {'; '.join(self.skipped_names)}{more}"),
             "empty": (self.empty, "records without text"),
             "replaced": (self.replaced_bytes, "bytes of text that are not UTF-8, read as U+FFFD"),
         }

@@ -185,12 +185,6 @@ def _padded(
     tokenizer: Any, texts: list[str], side: str, length: int, how: dict[str, bool]
 ) -> dict[str, Tensor]:
     batch = tokenizer(
-        texts,
-        padding=True,
-        padding_side=side,
-        truncation=True,
-        max_length=length,
-        return_tensors="pt",
-        **how,
+        texts, padding=True, padding_side=side, truncation=True, max_length=length, return_tensors="pt", **how
     )
     return {name: batch[name] for name in ("input_ids", "attention_mask")}

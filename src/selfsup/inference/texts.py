@@ -67,11 +67,7 @@ class Texts:
     kind: ClassVar[type[Item]] = Text
 
     def __init__(
-        self,
-        source: object,
-        column: str | None = None,
-        label: str | None = None,
-        failures: float = 0.01,
+        self, source: object, column: str | None = None, label: str | None = None, failures: float = 0.01
     ) -> None:
         self._table = open_table(source, failures)
         self._column = column

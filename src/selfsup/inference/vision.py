@@ -76,10 +76,7 @@ class ImageModel(NetworkModel[AnyBackbone]):
 
     @torch.inference_mode()
     def embed(
-        self,
-        images: Sequence[Any],
-        precision: str = "auto",
-        progress: Progress | None = None,
+        self, images: Sequence[Any], precision: str = "auto", progress: Progress | None = None
     ) -> Vectors:
         """The vector of each image, (n, dimension), not normalised; NaN for one that cannot be read.
 

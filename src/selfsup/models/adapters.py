@@ -20,14 +20,7 @@ from torch import Tensor, nn
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import expanded
 from selfsup.models.decoder import document_mask
-from selfsup.models.directories import (
-    CONFIG,
-    forget_code,
-    own_code,
-    read_config,
-    read_weights,
-    refuse_absurd,
-)
+from selfsup.models.directories import CONFIG, forget_code, own_code, read_config, read_weights, refuse_absurd
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.huggingface import Tokenizer
 from selfsup.models.layouts import Layout, at

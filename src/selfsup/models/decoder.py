@@ -15,15 +15,7 @@ from torch import Tensor, nn
 
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import project, rotary_tables, rotate_heads
-from selfsup.models.transformer import (
-    Embedding,
-    Linear,
-    RMSNorm,
-    SwiGLU,
-    additive,
-    attention,
-    compute_dtype,
-)
+from selfsup.models.transformer import Embedding, Linear, RMSNorm, SwiGLU, additive, attention, compute_dtype
 
 
 @dataclass(frozen=True)
