@@ -12,7 +12,7 @@ from conftest import TINY, TINY_WORDS, Answer, Trained
 from drawings import write_drawings
 
 import selfsup
-from selfsup.inference.probe import Probe
+from selfsup.evaluation.probe import Probe
 from selfsup.report import Reporter
 from selfsup.run import Run
 

@@ -18,7 +18,7 @@ from tiny_vision import save_photos, save_tiny_vision
 
 import selfsup
 from selfsup import cli
-from selfsup.inference.probe import Probe
+from selfsup.evaluation.probe import Probe
 from selfsup.run import Run
 
 Command = Callable[..., Answer]

@@ -22,7 +22,7 @@ _PUBLIC = {
     "evaluate": "selfsup.evaluation",
     "compare": "selfsup.comparison",
     "embed": "selfsup.inference.embed",
-    "index": "selfsup.inference.search",
+    "index": "selfsup.inference.indexing",
     "delete": "selfsup.inference.search",
     "search": "selfsup.inference.search",
     "Searcher": "selfsup.inference.search",

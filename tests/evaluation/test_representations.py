@@ -18,7 +18,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from selfsup.evaluation import geometry, spectrum
+from selfsup.evaluation import spectrum
 from selfsup.evaluation.alignment import alignment, unrelated
 from selfsup.evaluation.alpha_req import alpha_req, slope
 from selfsup.evaluation.base import bootstrap
@@ -28,6 +28,7 @@ from selfsup.evaluation.rankme import effective_rank, rankme
 from selfsup.evaluation.spectrum import Spectrum
 from selfsup.evaluation.sts import pearson, spearman, sts
 from selfsup.evaluation.uniformity import ideal, interval, kernel_means, uniformity
+from selfsup.inference import geometry
 
 Array = npt.NDArray[np.float64]
 

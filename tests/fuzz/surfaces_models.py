@@ -189,7 +189,7 @@ def use(model: object) -> None:
 
 
 def probes(random: Random, place: Path) -> None:
-    from selfsup.inference.probe import Probe
+    from selfsup.evaluation.probe import Probe
 
     encoder = made("encoder", _encoder)
     data = [{"text": row["text"], "label": str(number % 2)} for number, row in enumerate(STORIES)]

@@ -17,9 +17,9 @@ from tiny_encoder import WIDTH, WORDS, save_tiny
 
 import selfsup
 from selfsup.errors import UserError
+from selfsup.evaluation.probe import Probe, claimed
 from selfsup.inference import embed as module
 from selfsup.inference.library import KEY, Library
-from selfsup.inference.probe import Probe, claimed
 from selfsup.inference.recorded import RECORD
 
 Command = Callable[..., Answer]

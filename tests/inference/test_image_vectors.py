@@ -21,8 +21,8 @@ from tiny_vision import COLOURS, WIDTH, picture, save_photos, save_tiny_vision
 import selfsup
 from selfsup.data.images import collection
 from selfsup.errors import UserError
+from selfsup.evaluation.probe import Probe
 from selfsup.inference.items import LeftOut
-from selfsup.inference.probe import Probe
 from selfsup.inference.vision import ImageModel
 
 Command = Callable[..., Answer]

@@ -22,8 +22,8 @@ from selfsup.data.images import collection
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
 from selfsup.evaluation.base import Score
+from selfsup.evaluation.probe import Probe
 from selfsup.inference.items import LeftOut
-from selfsup.inference.probe import Probe
 
 Command = Callable[..., Answer]
 GOOD, BAD = 40, 6

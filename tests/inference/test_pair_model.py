@@ -20,11 +20,11 @@ from tiny_vision import picture, save_photos
 import selfsup
 from selfsup.data.images.sources import holds_images
 from selfsup.errors import UserError
+from selfsup.evaluation.probe import Probe
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as, load_encoder
 from selfsup.inference.pictures import Pictures
-from selfsup.inference.probe import Probe
 from selfsup.inference.texts import Texts
 from selfsup.inference.vision import ImageModel
 

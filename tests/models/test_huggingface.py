@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from selfsup.errors import UserError
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.qwen3 import load_decoder, parity, save_model
+from selfsup.models.parity import decoder_difference as parity
+from selfsup.models.qwen3 import load_decoder, save_model
 
 UNTIED = DecoderConfig(
     vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False

@@ -272,7 +272,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Fit a linear classifier to an encoder's features of labelled texts or images, and keep it."""
-    from selfsup.inference.probe import Probe, claimed
+    from selfsup.evaluation.probe import Probe, claimed
     from selfsup.report import Reporter, to_stdout
 
     reporter = Reporter()
@@ -312,7 +312,7 @@ def classify(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
 ) -> None:
     """Tell the class of texts or images: a JSON line for each, with its label and the probability of it."""
-    from selfsup.inference.probe import Probe
+    from selfsup.evaluation.probe import Probe
     from selfsup.report import Reporter
 
     if bool(given) == (data is not None):

@@ -70,13 +70,13 @@ def index(
     as_json: Json = False,
 ) -> None:
     """Make a searchable library of a source, or add, update and delete in one."""
-    from selfsup.inference import search
+    import selfsup
     from selfsup.report import Reporter
 
     if delete:
         if run is not None or data is not None:
             raise UserError("--delete removes records by id, without RUN and --data; give two commands.")
-        left = search.delete(out, delete)
+        left = selfsup.delete(out, delete)
         if as_json:
             print_json({"library": str(out), "deleted": len(set(delete)), "records": left})
         else:
@@ -88,7 +88,7 @@ def index(
         )
     reporter = Reporter()
     with reporter.bar("Indexing"):
-        made = search.index(
+        made = selfsup.index(
             run,
             data,
             out,

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfsup.evaluation.base import Features, Request, Score, mean_interval
+from selfsup.evaluation.base import Request, Score, mean_interval
 from selfsup.evaluation.features import open_pairs
-from selfsup.evaluation.geometry import normalised, squared_distances
+from selfsup.inference.geometry import Features, normalised, squared_distances
 
 POSITIVE = 0.8  # of the highest score
 

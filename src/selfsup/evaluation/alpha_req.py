@@ -19,9 +19,10 @@ import math
 import numpy as np
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Features, Floats, Request, Score
+from selfsup.evaluation.base import Request, Score
 from selfsup.evaluation.features import open_features
 from selfsup.evaluation.spectrum import Spectrum
+from selfsup.inference.geometry import Features, Floats
 
 FIRST, LAST = 6, 50  # ranks that the line goes through
 NOTHING = (

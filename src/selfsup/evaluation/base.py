@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from selfsup.inference.geometry import Floats
 from selfsup.inference.items import Counted, LeftOut
 from selfsup.seeding import derive
 
@@ -21,8 +22,6 @@ RESAMPLES = 1000
 CONFIDENCE = 95  # percent
 
 Progress = Callable[[int, int | None], None]
-Features = npt.NDArray[np.floating]
-Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
 Drawn = npt.NDArray[np.int64]  # numbers of the units in a resample
 

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Features, Floats, Labels, Request, Score, mean_interval
+from selfsup.evaluation.base import Labels, Request, Score, mean_interval
+from selfsup.inference.geometry import Features, Floats
 from selfsup.inference.items import Collection, Item, Label, ScoredPairs
 from selfsup.machine import find_device
 

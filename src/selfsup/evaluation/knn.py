@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import torch
 
-from selfsup.evaluation.base import Features, Labels, Request, Score
+from selfsup.evaluation.base import Labels, Request, Score
 from selfsup.evaluation.features import accuracy, open_split
-from selfsup.evaluation.geometry import normalised, similarities
+from selfsup.inference.geometry import Features, normalised, similarities
 
 
 def knn(bank: Features, labels: Labels, test: Features, neighbours: int, temperature: float) -> Labels:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfsup.evaluation.base import Features, Floats, Labels, Request, Score
+from selfsup.evaluation.base import Labels, Request, Score
 from selfsup.evaluation.features import Split, accuracy, open_split
+from selfsup.inference.geometry import Features, Floats
 from selfsup.seeding import derive
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))  # C

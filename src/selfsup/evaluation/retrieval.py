@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Drawn, Features, Progress, Request, Score, bootstrap
+from selfsup.evaluation.base import Drawn, Progress, Request, Score, bootstrap
 from selfsup.evaluation.features import embed, need_data, report_skipped
-from selfsup.evaluation.geometry import normalised
+from selfsup.inference.geometry import Features, normalised
 from selfsup.inference.items import Item, silent
 from selfsup.inference.pairs import open_captioned
 from selfsup.inference.texts import Text

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfsup.evaluation.base import Drawn, Features, Floats, bootstrap
+from selfsup.evaluation.base import Drawn, bootstrap
+from selfsup.inference.geometry import Features, Floats
 
 ROWS = 4096  # in double precision at a time
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfsup.evaluation.base import Features
-from selfsup.evaluation.geometry import normalised
 from selfsup.evaluation.rankme import rankme
 from selfsup.evaluation.uniformity import uniformity
+from selfsup.inference.geometry import Features, normalised
 
 
 def spread(features: Features) -> dict[str, float]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Features, Floats, Request, Score, bootstrap
+from selfsup.evaluation.base import Request, Score, bootstrap
 from selfsup.evaluation.features import open_pairs
-from selfsup.evaluation.geometry import squared_distances
+from selfsup.inference.geometry import Features, Floats, squared_distances
 
 
 def sts(first: Features, second: Features, scores: Floats) -> float:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.evaluation.base import Features, Floats, Request, Score, mean_interval
+from selfsup.evaluation.base import Request, Score, mean_interval
 from selfsup.evaluation.features import open_features
-from selfsup.evaluation.geometry import normalised, similarities
+from selfsup.inference.geometry import Features, Floats, normalised, similarities
 
 SHARPNESS = 2.0  # t
 

@@ -25,7 +25,7 @@ import torch
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Labels, Request, Score, mean_interval
 from selfsup.evaluation.features import embed, need_data, open_collection, report_skipped
-from selfsup.evaluation.geometry import normalised, similarities
+from selfsup.inference.geometry import normalised, similarities
 from selfsup.inference.pictures import Pictures
 from selfsup.inference.zero_shot import TEMPLATES, class_vectors
 

@@ -17,15 +17,21 @@ from selfsup.inference.generate import LanguageModel
 from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
-from selfsup.models import dinov3, modernbert, qwen3
 from selfsup.models.adapters import AdaptedEncoder
-from selfsup.models.clip import IMAGE, MODEL_TYPE, TEXT
+from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.decoder import Decoder
 from selfsup.models.directories import find_model, read_config, require_whole
 from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import described
-from selfsup.models.parity import Difference, exactness, spread_tokens
+from selfsup.models.kinds import TOWERS, described
+from selfsup.models.parity import (
+    Difference,
+    decoder_difference,
+    encoder_difference,
+    exactness,
+    spread_tokens,
+    vision_difference,
+)
 from selfsup.models.vision import VisionTransformer
 
 
@@ -41,7 +47,7 @@ def write(source: Path, directory: Path) -> Exported:
             f"{source} holds {described(model)}, which transformers does not know; it opens with "
             f"selfsup.models.backbones.open_backbone({str(model)!r}, network)."
         )
-    if config.get("model_type") == MODEL_TYPE:
+    if config.get("model_type") == TOWERS:
         raise UserError(
             f"{source} holds two towers, which transformers opens one by one; export {model / IMAGE} or {model / TEXT}."
         )
@@ -72,7 +78,7 @@ def _difference(directory: Path) -> tuple[Difference | None, str]:
     says of it."""
     model = open_model(directory)
     if isinstance(model, ImageModel):
-        difference = dinov3.parity(directory, cast(VisionTransformer, model.backbone))
+        difference = vision_difference(directory, cast(VisionTransformer, model.backbone))
         return difference, exactness(difference)
     texts = cast(LanguageModel | EncoderModel, model)
     found = compare(directory, texts, _difference_of_tokens(directory, texts))
@@ -84,7 +90,7 @@ def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) 
     if isinstance(model, LanguageModel):
         decoder = model.decoder
         tokens = spread_tokens(decoder.config.vocabulary, decoder.config.window)
-        return qwen3.parity(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
+        return decoder_difference(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
     encoder = model.masked if isinstance(model.masked, MaskedLanguageModel) else model.encoder
     tokens = spread_tokens(model.encoder.config.vocabulary, model.window)
-    return None if isinstance(encoder, AdaptedEncoder) else modernbert.parity(directory, encoder, tokens)
+    return None if isinstance(encoder, AdaptedEncoder) else encoder_difference(directory, encoder, tokens)

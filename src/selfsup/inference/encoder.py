@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
@@ -18,14 +19,16 @@ from selfsup.inference.base import NetworkModel, require_room
 from selfsup.inference.items import Progress, Vectors
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
-from selfsup.models.adapters import AnyEncoder, AnyMaskedLM, open_encoder
+from selfsup.models import kinds
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.losses import token_losses
-from selfsup.models.modernbert import MODEL_TYPE, read_encoder, write_encoder
+from selfsup.models.modernbert import read_encoder, write_encoder
 from selfsup.models.packing import embed
 from selfsup.models.sentence_transformers import read_features
+
+if TYPE_CHECKING:
+    from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
 
 TOKENS = 4096  # that are encoded at once
 
@@ -38,7 +41,7 @@ class Candidate:
     probability: float
 
 
-class EncoderModel(NetworkModel[AnyEncoder]):
+class EncoderModel(NetworkModel["AnyEncoder"]):
     """A text encoder, the tokenizer it was trained with, and what a vector of it is.
 
     Attributes:
@@ -62,11 +65,13 @@ class EncoderModel(NetworkModel[AnyEncoder]):
     @classmethod
     def _open(cls, directory: Path) -> Self:
         """In ModernBERT's layout, or, by transformers, in that of another encoder."""
-        if read_config(directory).get("model_type") == MODEL_TYPE:
+        if read_config(directory).get("model_type") == kinds.ENCODER:
             saved = read_encoder(directory)
             masked: AnyMaskedLM | None = saved.masked() if saved.head else None
             encoder: AnyEncoder = masked.model if masked else saved.encoder()
         else:
+            from selfsup.models.adapters import open_encoder
+
             encoder, masked = open_encoder(directory)
         tokenizer = load_tokenizer(directory, "encoder")
         require_room(tokenizer, encoder.config.vocabulary, directory, "encoder")
@@ -195,7 +200,8 @@ class EncoderModel(NetworkModel[AnyEncoder]):
         parts = []
         for chosen in torch.split(places, max(1, TOKENS // len(framed))):
             rows = framed.expand(len(chosen), -1).scatter(1, chosen, int(self.tokenizer.mask or 0))
-            parts.append(token_losses(self._logits(rows, chosen)[:, 0].cpu(), framed[chosen[:, 0]]))
+            logits = self._logits(rows, chosen)[:, 0].float().cpu()
+            parts.append(F.cross_entropy(logits, framed[chosen[:, 0]], reduction="none"))
         return torch.cat(parts).numpy()
 
     @torch.inference_mode()

@@ -18,7 +18,8 @@ from selfsup.inference.sampling import Sampling, distribution, penalise_repetiti
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.directories import read_config
-from selfsup.models.qwen3 import MODEL_TYPE, load_decoder, read_ends
+from selfsup.models.kinds import DECODER
+from selfsup.models.qwen3 import load_decoder, read_ends
 
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text
@@ -39,7 +40,7 @@ class LanguageModel(Model):
     @classmethod
     def _open(cls, directory: Path) -> Self:
         """In Qwen3's layout, or, by transformers and not to write with, in that of another decoder."""
-        native = read_config(directory).get("model_type") == MODEL_TYPE
+        native = read_config(directory).get("model_type") == DECODER
         decoder = load_decoder(directory) if native else open_decoder(directory)
         tokenizer = load_tokenizer(directory)
         require_room(tokenizer, decoder.config.vocabulary, directory, "decoder")

@@ -21,7 +21,6 @@ import pyarrow as pa
 
 from selfsup.errors import UserError
 from selfsup.files import LOCK, held
-from selfsup.inference.conditions import enclosed
 from selfsup.inference.recorded import record, verify
 from selfsup.seeding import derive
 
@@ -151,6 +150,15 @@ class Library:
         """What `describe` stored."""
         return _description(self._table.schema)
 
+    def require_model(self, described: Mapping[str, Any]) -> None:
+        """Raise a UserError where the library was made by another model than one of a description."""
+        made = self.description
+        if made["model_fingerprint"] != described["model_fingerprint"]:
+            raise UserError(
+                f"{self.path} was made by another model ({made['model']}) than {described['model']}, so their vectors "
+                "cannot be compared; give the one that made it, or make a new library."
+            )
+
     @_told
     def describe(self, description: Mapping[str, Any]) -> None:
         """Replace it."""
@@ -253,6 +261,8 @@ class Library:
         query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
         if where is None:
             return query.to_list()  # type: ignore[no-any-return]
+        from selfsup.inference.conditions import enclosed
+
         try:
             return query.where(enclosed(where)).to_list()  # type: ignore[no-any-return]
         except BaseException as error:

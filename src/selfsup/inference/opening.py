@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel, Model
-from selfsup.inference.clip import PairModel
-from selfsup.inference.encoder import EncoderModel
-from selfsup.inference.generate import LanguageModel
-from selfsup.inference.vision import ImageModel
 from selfsup.machine import find_device
-from selfsup.models.adapters import writes
-from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.directories import find_model
-from selfsup.models.kinds import sees, two_towers
+from selfsup.models.kinds import sees, two_towers, writes
 
-AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
-Kind = TypeVar("Kind", LanguageModel, EncoderModel, ImageModel, PairModel)
+if TYPE_CHECKING:
+    from selfsup.inference.clip import PairModel
+    from selfsup.inference.encoder import EncoderModel
+    from selfsup.inference.generate import LanguageModel
+    from selfsup.inference.vision import ImageModel
+
+    AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
+
+M = TypeVar("M", bound=Model)
+TOWERS = ("image", "text")  # attributes of a model of two, and directories in its own
 
 
 def load(path: str | Path) -> AnyModel:
@@ -38,15 +40,25 @@ def load(path: str | Path) -> AnyModel:
 
 
 def open_model(directory: Path) -> AnyModel:
-    """What a model directory holds, by what its files say."""
+    """What a model directory holds, by what its files say; only the module of that kind is imported."""
     if two_towers(directory):
+        from selfsup.inference.clip import PairModel
+
         return PairModel.load(directory)
     if sees(directory):
+        from selfsup.inference.vision import ImageModel
+
         return ImageModel.load(directory)
-    return (LanguageModel if writes(directory) else EncoderModel).load(directory)
+    if writes(directory):
+        from selfsup.inference.generate import LanguageModel
+
+        return LanguageModel.load(directory)
+    from selfsup.inference.encoder import EncoderModel
+
+    return EncoderModel.load(directory)
 
 
-def load_as(path: str | Path, kind: type[Kind]) -> Kind:
+def load_as(path: str | Path, kind: type[M]) -> M:
     """As `load`, where only one kind of model will do.
 
     Raises:
@@ -55,18 +67,18 @@ def load_as(path: str | Path, kind: type[Kind]) -> Kind:
     model = load(path)
     if isinstance(model, kind):
         return model
-    towers: dict[type[Model], str] = {EncoderModel: TEXT, ImageModel: IMAGE}
-    tower = towers.get(kind) if isinstance(model, PairModel) else None
-    of_two = f", such as its {tower} tower {find_model(path) / tower}" if tower else ""
+    towers = (getattr(model, name, None) for name in TOWERS)
+    named = next((name for name, tower in zip(TOWERS, towers, strict=True) if isinstance(tower, kind)), None)
+    of_two = f", such as its {named} tower {find_model(path) / named}" if named else ""
     raise UserError(f"{path} holds {model.kind}; give the run of {kind.kind}{of_two}.")
 
 
 def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:
     """As `load`, where only what embeds will do, whatever it reads."""
     model = load(path)
-    if isinstance(model, LanguageModel):
-        raise UserError(f"{path} holds {model.kind}, which makes no vectors; give the run of an encoder.")
-    return model
+    if isinstance(model, EmbeddingModel):
+        return model
+    raise UserError(f"{path} holds {model.kind}, which makes no vectors; give the run of an encoder.")
 
 
 def open_embedder(path: str | Path, device: str = "auto") -> EmbeddingModel:

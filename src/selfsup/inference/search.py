@@ -1,139 +1,18 @@
-"""A searchable library of a source: made, kept up to date, and asked for what is nearest to a query.
-
-Whole records are indexed; a text that is longer than the model's window is found by its beginning, and counted. A
-record's content is compared by hash with the one in the library, so only what is new or has changed is embedded.
-Contents and vectors are streamed; the ids of the library, with their hashes, stand in memory.
-"""
+"""A library asked for what is nearest to a query, and records taken out of it."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from selfsup.errors import UserError
 from selfsup.files import expanded
-from selfsup.inference.base import EmbeddingModel
-from selfsup.inference.columns import Column, Kinds
 from selfsup.inference.hits import Hit
-from selfsup.inference.items import (
-    CHUNK,
-    Item,
-    LeftOut,
-    Progress,
-    chunks,
-    require_count,
-    shifted,
-    silent,
-    survey,
-)
+from selfsup.inference.items import Item, require_count
 from selfsup.inference.library import OWN, Library
 from selfsup.inference.opening import open_embedder
-from selfsup.inference.pictures import open_picture
 from selfsup.inference.texts import Text
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """What `index` did.
-
-    Attributes:
-        records: in the library now.
-        added, updated, unchanged: records of the source; `embedded` of them had a new content.
-        left_out: what of the source is not in the library, or not wholly; truncated are some of the embedded ones.
-        index: None for a library that is searched exactly, else LanceDB's index, with its measured `recall@10`.
-    """
-
-    library: Path
-    records: int
-    added: int
-    updated: int
-    unchanged: int
-    embedded: int
-    left_out: LeftOut
-    index: dict[str, Any] | None
-
-    def to_json(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self).items() if name != "left_out"}
-        return own | self.left_out.to_json() | {"library": str(self.library)}
-
-    def rows(self) -> dict[str, str]:
-        """What to tell of it, and what there is of each."""
-        changes = f"{self.added:,} added, {self.updated:,} updated, {self.unchanged:,} unchanged"
-        told = {"library": f"{self.library}, {self.records:,} records: {changes}"}
-        if self.index is None:
-            told["search"] = "exact"
-        else:
-            told["search"] = (
-                f"{self.index['index']}, recall@10 {self.index['recall@10']:.3f} beside the exact search "
-                f"({self.index['queries']} records as queries)"
-            )
-        return told | self.left_out.rows()
-
-
-def index(
-    run: str | Path,
-    data: object,
-    out: str | Path,
-    *,
-    column: str | None = None,
-    id_column: str | None = None,
-    batch: int = CHUNK,
-    failures: float = 1.0,
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> Indexed:
-    """Bring a library up to date with a source: add new records, replace changed ones, leave the others.
-
-    Records of the library that the source does not hold stay. An interrupted call is made again and goes on: what
-    was put stays put. The other columns of the source are stored too, numbers as numbers (also where a CSV file
-    writes them), names made fit for SQL, so that `search` can filter by them; columns of bytes are left out.
-
-    Args:
-        run: a run of an encoder, of texts or of images, or a model directory; the library remembers it.
-        data: any source that the model reads, see `selfsup.data.sources.open_text`.
-        out: the library, a directory whose name ends in `.lance`.
-        column: the column of the content; found by itself where it is None.
-        id_column: the column of ids, each of which may occur once; None takes the place of a record.
-        batch: records that are embedded and put together.
-        failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
-            counted, however many there are, as long as one can be read.
-        progress: called with the records done so far, and all of them (None while they are being counted).
-
-    Raises:
-        UserError: no such model, data or column; an id occurs twice; the library was made by another model, or a
-            column of it holds another kind of value.
-    """
-    path, progress = expanded(out), progress or silent
-    require_count("batch", batch)
-    there = Library.open(path) if Library.exists(path) else None
-    if there is None:
-        Library.require_free(path)
-    model = open_embedder(run, device)
-    described = model.description()
-    if there is not None:
-        _require_model(there, described)
-    collection = model.read(data, column, failures=failures, progress=progress)
-    kinds = Kinds()
-    total, _ = survey(kinds.watch(collection.items(id_column, with_values=True)), id_column, progress)
-    with Library.held(path, described) as library:
-        _require_model(library, described)
-        columns = kinds.columns(library.kinds)
-        library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
-        update = _Update(library, model, columns)
-        for items in chunks(update.changed(collection.items(id_column, with_values=True)), batch):
-            update.put(items, shifted(progress, update.done, total))
-        library.settle()
-        library.record()
-    return Indexed(
-        path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
-        kinds.noted(LeftOut.of([collection], update.truncated), columns), library.description.get("index"),
-    )  # fmt: skip
 
 
 def delete(library: str | Path, ids: str | Iterable[object]) -> int:
@@ -181,7 +60,7 @@ class Searcher:
                 f"{self.library.description['pooling']}, fingerprint {self.library.description['model_fingerprint']})."
             )
         self._model = open_embedder(place, device)
-        _require_model(self.library, self._model.description())
+        self.library.require_model(self._model.description())
 
     def __call__(
         self, query: str | None = None, top: int = 10, where: str | None = None, *, image: object = None
@@ -207,6 +86,8 @@ def _asked(query: str | None, image: object) -> Item:
     if (query is None) == (image is None):
         raise UserError("Say what to look for, either in words or by an image (--image FILE).")
     if query is None:
+        from selfsup.inference.pictures import open_picture
+
         return open_picture(image)
     if not isinstance(query, str):
         raise UserError(f"A query is words, and this one is of type {type(query).__name__}.")
@@ -218,82 +99,3 @@ def _asked(query: str | None, image: object) -> Item:
 def _hit(row: dict[str, Any]) -> Hit:
     values = {name: value for name, value in row.items() if name not in (*OWN, "_distance")}
     return Hit(1 - row["_distance"], row["id"], row["text"], row["source"], values)
-
-
-def _require_model(library: Library, described: Mapping[str, Any]) -> None:
-    made = library.description
-    if made["model_fingerprint"] != described["model_fingerprint"]:
-        raise UserError(
-            f"{library.path} was made by another model ({made['model']}) than {described['model']}, so their vectors "
-            "cannot be compared; give the one that made it, or make a new library."
-        )
-
-
-# -- what changes --------------------------------------------------------------------------------------------
-
-
-class _Update:
-    """The difference between a source and a library, put into the library."""
-
-    def __init__(self, library: Library, model: EmbeddingModel, columns: Mapping[str, Column]) -> None:
-        self.added = self.updated = self.unchanged = self.embedded = self.truncated = self.unread = 0
-        self._library = library
-        self._model = model
-        self._columns = columns
-        self._known = library.hashes()
-
-    @property
-    def done(self) -> int:
-        return self.added + self.updated + self.unchanged + self.unread
-
-    def changed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Those that the library does not hold, or not like this."""
-        for item in items:
-            if self._known.get(item.id) == (_content_hash(item), _values_hash(item)):
-                self.unchanged += 1
-            else:
-                yield item
-
-    def put(self, items: list[Item], progress: Progress) -> None:
-        """Add or replace; only a content that the library does not hold is embedded."""
-        new = [item for item in items if not self._holds_content(item)]
-        old = [item for item in items if self._holds_content(item)]
-        parts = []
-        if new:
-            read, vectors = self._model.embed_items(new, progress=progress)
-            self.unread += len(new) - len(vectors)
-            self.truncated += self._model.truncated
-            new = list(itertools.compress(new, read))
-            parts.append(vectors)
-        if old:
-            parts.append(self._library.vectors([item.id for item in old]))
-        if new or old:
-            self._library.put(self._rows(new + old), np.concatenate(parts))
-        added = sum(item.id not in self._known for item in new)
-        self.added += added
-        self.updated += len(new) + len(old) - added
-        self.embedded += len(new)
-
-    def _holds_content(self, item: Item) -> bool:
-        return item.id in self._known and self._known[item.id][0] == _content_hash(item)
-
-    def _rows(self, items: list[Item]) -> dict[str, list[Any]]:
-        rows: dict[str, list[Any]] = {name: [None] * len(items) for name in self._library.kinds}
-        for name, column in self._columns.items():
-            rows[column.name] = [column.convert(item.values.get(name), item.source) for item in items]
-        return rows | {
-            "id": [item.id for item in items],
-            "text": [item.text for item in items],
-            "source": [item.source for item in items],
-            "content_hash": [_content_hash(item) for item in items],
-            "values_hash": [_values_hash(item) for item in items],
-        }
-
-
-def _content_hash(item: Item) -> str:
-    return hashlib.blake2b(item.identity, digest_size=16).hexdigest()
-
-
-def _values_hash(item: Item) -> str:
-    content = repr((item.source, sorted(item.values.items(), key=lambda pair: pair[0])))
-    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()

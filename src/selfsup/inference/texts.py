@@ -9,15 +9,17 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from selfsup.data.parts import Values
-from selfsup.data.sources import Row, Table, open_table
-from selfsup.data.tally import Skipped
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, Label, ScoredPairs, absolute
+
+if TYPE_CHECKING:
+    from selfsup.data.parts import Values
+    from selfsup.data.sources import Row, Table
+    from selfsup.data.tally import Skipped
 
 LABELS = (
     "label",
@@ -69,6 +71,8 @@ class Texts:
     def __init__(
         self, source: object, column: str | None = None, label: str | None = None, failures: float = 0.01
     ) -> None:
+        from selfsup.data.sources import open_table
+
         self._table = open_table(source, failures)
         self._column = column
         self._label = label

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.evaluation.geometry import normalised
 from selfsup.inference.clip import PairModel
+from selfsup.inference.geometry import normalised
 from selfsup.inference.hits import ending, short
 from selfsup.inference.items import Answers, LeftOut, Progress
 from selfsup.inference.opening import load_as

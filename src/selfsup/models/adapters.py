@@ -44,7 +44,6 @@ SAFE = [
     "*.model",
     "*.jinja",
 ]  # what is fetched from the hub: nothing that runs
-HEADS_THAT_WRITE = ("ForCausalLM", "LMHeadModel")
 PROBE = (5, 4)  # tokens of the two documents
 CLOSE = 1e-4  # of the largest number, between a document in a row and the same one alone
 LOCAL = (
@@ -196,13 +195,6 @@ def open_decoder(directory: Path) -> AdaptedDecoder:
     opened = open_network("AutoModelForCausalLM", directory)
     _require_weights(opened)
     return AdaptedDecoder(opened)
-
-
-def writes(directory: Path) -> bool:
-    """Whether a directory holds a decoder with its head."""
-    config = read_config(directory)
-    names = config.get("architectures") or []
-    return config.get("model_type") == "qwen3" or any(name.endswith(HEADS_THAT_WRITE) for name in names)
 
 
 def _require_weights(opened: Opened) -> None:

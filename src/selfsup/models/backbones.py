@@ -24,9 +24,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.models.dinov3 import (
-    MODEL_TYPE,
     PREPROCESSING,
-    PREPROCESSOR,
     preprocessor,
     read_vision,
     save_vision,
@@ -43,6 +41,7 @@ from selfsup.models.directories import (
 )
 from selfsup.models.features import Features
 from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
+from selfsup.models.kinds import PREPROCESSOR, VISION
 from selfsup.models.packing import Pooling
 from selfsup.models.parity import Difference, exactness, max_difference, noise
 from selfsup.models.sentence_transformers import read_features
@@ -243,7 +242,7 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
         UserError: the directory is broken, or of another architecture; timm or a module is needed and not there.
     """
     saved = read_config(directory)
-    if saved.get("model_type") == MODEL_TYPE:
+    if saved.get("model_type") == VISION:
         vision = read_vision(directory)
         return Opened(vision.model(), vision.features, vision.config.size)
     size = PREPROCESSING.read(read_json(directory / PREPROCESSOR), directory / PREPROCESSOR).size

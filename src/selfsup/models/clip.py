@@ -24,10 +24,10 @@ from selfsup.models.directories import inside, read_config, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, new_model, write_card
-from selfsup.models.modernbert import parity, save_encoder
-from selfsup.models.parity import exactness, max_difference, spread_tokens
+from selfsup.models.kinds import TOWERS
+from selfsup.models.modernbert import save_encoder
+from selfsup.models.parity import encoder_difference, exactness, max_difference, spread_tokens
 
-MODEL_TYPE = "selfsup-clip"
 IMAGE, TEXT = "image", "text"
 
 Loss = Literal["softmax", "sigmoid"]
@@ -109,7 +109,7 @@ def save_clip(
         }
         write_json(
             temporary / "config.json",
-            {"model_type": MODEL_TYPE, **asdict(similarity), "dimension": dimension},
+            {"model_type": TOWERS, **asdict(similarity), "dimension": dimension},
         )
         write_card(temporary, card(found))
     return found
@@ -126,7 +126,7 @@ def _save_text(
         return None
     save_encoder(directory, text, tokenizer, features, "")
     tokens = spread_tokens(text.config.vocabulary, text.config.window)
-    difference = parity(directory, text, tokens.to(next(text.parameters()).device))
+    difference = encoder_difference(directory, text, tokens.to(next(text.parameters()).device))
     write_card(directory, _tower_card(TEXT, f"ModernBERT's; {exactness(difference)}"))
     return max_difference(difference)
 
@@ -139,7 +139,7 @@ def read_clip(directory: Path) -> SavedClip:
     """
     path = directory / "config.json"
     saved = read_config(directory)
-    if saved.get("model_type") != MODEL_TYPE:
+    if saved.get("model_type") != TOWERS:
         raise UserError(
             f"{directory} holds a model of type {saved.get('model_type')!r}; give the run of an image-text model"
         )

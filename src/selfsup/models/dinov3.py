@@ -7,24 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from selfsup.models.directories import CONFIG, MOST_SIDE, read_config, read_json, read_weights, write_json
 from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import built, new_model, write_card, write_network
+from selfsup.models.kinds import PREPROCESSOR, VISION
 from selfsup.models.layouts import Layout, at
-from selfsup.models.parity import Difference, compared, exactness, max_difference
+from selfsup.models.parity import exactness, max_difference, vision_difference
 from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 from selfsup.views import MEAN, STD
 
-MODEL_TYPE = "dinov3_vit"
-PREPROCESSOR = "preprocessor_config.json"
 LAYOUT = Layout(
     VisionConfig,
     name="DINOv3 ViTs",
-    model_type=MODEL_TYPE,
+    model_type=VISION,
     places={
         "size": at("image_size", most=MOST_SIDE),
         "patch": at("patch_size"),
@@ -108,14 +106,14 @@ def save_vision(
         card: the model card, README.md, for a statement of how exact the layout is.
 
     Returns:
-        max |Δ| against stock transformers: see `parity`.
+        max |Δ| against stock transformers: see `vision_difference`.
 
     Weights are fp32. The directory appears wholly or not at all. Raises UserError where it exists already.
     """
     with new_model(directory) as temporary:
         write_vision(temporary, model)
         features.write(temporary)
-        difference = parity(temporary, model)
+        difference = vision_difference(temporary, model)
         write_card(temporary, card(exactness(difference)))
     return max_difference(difference)
 
@@ -144,21 +142,3 @@ def read_vision(directory: Path) -> SavedVision:
     features = read_features(directory) if (directory / FEATURES).exists() else Features("cls")
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
     return SavedVision(directory, config, weights, features)
-
-
-def parity(directory: Path, model: VisionTransformer) -> Difference | None:
-    """How far the hidden states of stock `transformers` on a directory are from those of `model`.
-
-    On images of noise, square at the size of the config and wide at another. None where transformers is not installed.
-    """
-    size, generator = model.config.size, torch.Generator().manual_seed(0)
-    shapes = ((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
-    images = [torch.randn(shape, generator=generator) for shape in shapes]
-
-    def ours(pixels: Tensor) -> Tensor:
-        return model(pixels.to(model.norm.weight.device))  # type: ignore[no-any-return]
-
-    def theirs(network: Any, pixels: Tensor) -> Tensor:
-        return network(pixels).last_hidden_state  # type: ignore[no-any-return]
-
-    return compared("AutoModel", directory, ours, theirs, images)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfsup.models.adapters import writes
-from selfsup.models.clip import MODEL_TYPE as TOWERS
-from selfsup.models.dinov3 import MODEL_TYPE as VISION
-from selfsup.models.dinov3 import PREPROCESSOR
 from selfsup.models.directories import read_config
+
+# What config.json calls the models whose arithmetic stands here.
+DECODER, ENCODER, VISION, TOWERS = "qwen3", "modernbert", "dinov3_vit", "selfsup-clip"
+PREPROCESSOR = "preprocessor_config.json"  # how images are prepared
+HEADS_THAT_WRITE = ("ForCausalLM", "LMHeadModel")
 
 
 def two_towers(directory: Path) -> bool:
@@ -25,6 +26,13 @@ def reads(directory: Path) -> bool:
     """Whether it holds a model of texts alone."""
     known = read_config(directory).get("model_type")
     return known is not None and known != TOWERS and not sees(directory)
+
+
+def writes(directory: Path) -> bool:
+    """Whether it holds a decoder with its head."""
+    config = read_config(directory)
+    names = config.get("architectures") or []
+    return config.get("model_type") == DECODER or any(name.endswith(HEADS_THAT_WRITE) for name in names)
 
 
 def described(directory: Path) -> str:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
+from selfsup.models import kinds
 from selfsup.models.directories import CONFIG, read_config, read_weights
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card, write_network
 from selfsup.models.layouts import Layout, at
-from selfsup.models.parity import Difference, compared
 from selfsup.models.sentence_transformers import read_features, text_window
 
-MODEL_TYPE = "modernbert"
 PREFIX = "model."  # of the encoder's names where a head stands beside it
 ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
 KINDS = ("full_attention", "sliding_attention")  # of layers
 LAYOUT = Layout(
     EncoderConfig,
     name="ModernBERT encoders",
-    model_type=MODEL_TYPE,
+    model_type=kinds.ENCODER,
     places={
         "vocabulary": at("vocab_size"),
         "layers": at("num_hidden_layers"),
@@ -143,22 +140,3 @@ def read_encoder(directory: Path) -> SavedEncoder:
 
 def _renamed(weights: dict[str, Tensor], name: str, other: str) -> dict[str, Tensor]:
     return {(other if key == name else key): tensor for key, tensor in weights.items()}
-
-
-def parity(directory: Path, model: TextEncoder | MaskedLanguageModel, tokens: Tensor) -> Difference | None:
-    """How far stock `transformers` on a directory is from `model`, for tokens (B, T): of the logits, or of the hidden
-    states where there is no head. None where transformers is not installed."""
-    model.eval()
-    masked = isinstance(model, MaskedLanguageModel)
-
-    def ours(tokens: Tensor) -> Tensor:
-        if not isinstance(model, MaskedLanguageModel):
-            return model(tokens)  # type: ignore[no-any-return]
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return model(tokens, positions) @ model.output_weight.T  # type: ignore[no-any-return]
-
-    def theirs(network: Any, tokens: Tensor) -> Tensor:
-        made = network(tokens.cpu())
-        return made.logits if masked else made.last_hidden_state  # type: ignore[no-any-return]
-
-    return compared("AutoModelForMaskedLM" if masked else "AutoModel", directory, ours, theirs, [tokens])

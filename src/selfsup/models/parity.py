@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from selfsup.models.decoder import Decoder
+from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
+from selfsup.models.vision import CHANNELS, VisionTransformer
 
 POSITIONS = 64  # that logits are compared at
 # Of the length of a vector: what the order of additions may move it by. fp32 has 6e-8, networks and whitening multiply
@@ -147,3 +152,62 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+# -- networks of ours ----------------------------------------------------------------------------------------
+
+
+def decoder_difference(directory: Path, decoder: Decoder, tokens: Tensor) -> Difference | None:
+    """How far the logits of stock `transformers` on a directory are from those of `decoder`, for tokens (B, T).
+
+    Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where
+    transformers is not installed.
+    """
+
+    def ours(tokens: Tensor) -> Tensor:
+        return F.linear(decoder(tokens)[:, -POSITIONS:], decoder.output_weight)
+
+    def theirs(network: Any, tokens: Tensor) -> Tensor:
+        logits: Tensor = network(tokens.cpu(), logits_to_keep=POSITIONS).logits
+        return logits
+
+    return compared("AutoModelForCausalLM", directory, ours, theirs, [tokens])
+
+
+def encoder_difference(
+    directory: Path, model: TextEncoder | MaskedLanguageModel, tokens: Tensor
+) -> Difference | None:
+    """How far stock `transformers` on a directory is from `model`, for tokens (B, T): of the logits, or of the hidden
+    states where there is no head. None where transformers is not installed."""
+    model.eval()
+    masked = isinstance(model, MaskedLanguageModel)
+
+    def ours(tokens: Tensor) -> Tensor:
+        if not isinstance(model, MaskedLanguageModel):
+            return model(tokens)  # type: ignore[no-any-return]
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return model(tokens, positions) @ model.output_weight.T  # type: ignore[no-any-return]
+
+    def theirs(network: Any, tokens: Tensor) -> Tensor:
+        made = network(tokens.cpu())
+        return made.logits if masked else made.last_hidden_state  # type: ignore[no-any-return]
+
+    return compared("AutoModelForMaskedLM" if masked else "AutoModel", directory, ours, theirs, [tokens])
+
+
+def vision_difference(directory: Path, model: VisionTransformer) -> Difference | None:
+    """How far the hidden states of stock `transformers` on a directory are from those of `model`.
+
+    On images of noise, square at the size of the config and wide at another. None where transformers is not installed.
+    """
+    size, generator = model.config.size, torch.Generator().manual_seed(0)
+    shapes = ((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
+    images = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def ours(pixels: Tensor) -> Tensor:
+        return model(pixels.to(model.norm.weight.device))  # type: ignore[no-any-return]
+
+    def theirs(network: Any, pixels: Tensor) -> Tensor:
+        return network(pixels).last_hidden_state  # type: ignore[no-any-return]
+
+    return compared("AutoModel", directory, ours, theirs, images)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch.nn.functional as F
-from torch import Tensor
 
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.directories import CONFIG, read_config, read_json, read_weights
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card, write_network
+from selfsup.models.kinds import DECODER
 from selfsup.models.layouts import Layout, at
-from selfsup.models.parity import POSITIONS, Difference, compared
 
 GENERATION = "generation_config.json"
-MODEL_TYPE = "qwen3"
 LAYOUT = Layout(
     DecoderConfig,
     name="dense Qwen3 models",
-    model_type=MODEL_TYPE,
+    model_type=DECODER,
     places={
         "vocabulary": at("vocab_size"),
         "layers": at("num_hidden_layers"),
@@ -78,23 +73,6 @@ def load_decoder(directory: Path) -> Decoder:
     if config.tied:
         weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
     return built(Decoder, config, weights, directory)
-
-
-def parity(directory: Path, decoder: Decoder, tokens: Tensor) -> Difference | None:
-    """How far the logits of stock `transformers` on a directory are from those of `decoder`, for tokens (B, T).
-
-    Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where
-    transformers is not installed.
-    """
-
-    def ours(tokens: Tensor) -> Tensor:
-        return F.linear(decoder(tokens)[:, -POSITIONS:], decoder.output_weight)
-
-    def theirs(network: Any, tokens: Tensor) -> Tensor:
-        logits: Tensor = network(tokens.cpu(), logits_to_keep=POSITIONS).logits
-        return logits
-
-    return compared("AutoModelForCausalLM", directory, ours, theirs, [tokens])
 
 
 def read_ends(directory: Path) -> list[int]:

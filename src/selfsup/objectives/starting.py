@@ -8,9 +8,8 @@ from pathlib import Path
 from selfsup.config import Settings
 from selfsup.errors import UserError
 from selfsup.files import expanded
-from selfsup.models.dinov3 import MODEL_TYPE as VISION
 from selfsup.models.directories import find_model, read_config
-from selfsup.models.kinds import described
+from selfsup.models.kinds import VISION, described
 
 
 def tower_directory(place: str | Path, tower: str) -> Path:

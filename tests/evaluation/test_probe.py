@@ -19,7 +19,7 @@ from word_vectors import WordVectors, save_tiny_encoder
 
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
-from selfsup.inference.probe import Probe
+from selfsup.evaluation.probe import Probe
 from selfsup.models.features import Features
 
 Command = Callable[..., Answer]
@@ -51,7 +51,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, WordVectors]:
         "pooled": WordVectors(),
     }
     models["pooled"].features = Features("cls")
-    for module, name in (("selfsup.inference.probe", "load_encoder"), ("selfsup.evaluation", "load")):
+    for module, name in (("selfsup.evaluation.probe", "load_encoder"), ("selfsup.evaluation", "load")):
         monkeypatch.setattr(import_module(module), name, lambda directory: models[str(directory)])
     return models
 

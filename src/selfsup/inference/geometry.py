@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.evaluation.base import Features, Floats
+Features = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
 
 CELLS = 1 << 24  # similarities in memory at once
 
