@@ -16,7 +16,7 @@ def measure() -> None:
     """Ours, in a process of its own: the whole of `generate`, from texts to texts."""
     import torch
 
-    from selfsup.data.tokenizers import train_tokenizer
+    from selfsup.data.tokenizer_training import train_tokenizer
     from selfsup.inference.generate import LanguageModel
     from selfsup.models.decoder import Decoder, DecoderConfig
 

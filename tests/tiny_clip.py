@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from tiny_vision import COLOURS, WIDTH, save_photos, tiny_vision
 
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.models.clip import Similarity, save_clip
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features

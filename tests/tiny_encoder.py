@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.modernbert import save_encoder

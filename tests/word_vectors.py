@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.inference.base import NetworkModel
 from selfsup.inference.texts import Text, Texts
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel

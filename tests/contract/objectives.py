@@ -15,7 +15,7 @@ from selfsup.data.passages import Passages
 from selfsup.data.records import Batch
 from selfsup.data.sentences import Sentences
 from selfsup.data.text import Windows
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.models.clip import Loss
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise

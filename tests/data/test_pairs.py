@@ -20,7 +20,7 @@ from selfsup.data import pairs
 from selfsup.data.images import ImageRecords, archives, collection, open_images, split_images
 from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.pairs import PairRecords, open_pairs
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 
 PICTURES = [noise(8, 10, k) for k in range(4)]

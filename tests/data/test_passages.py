@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from selfsup.data.passages import Passages
 from selfsup.data.text import prepare_text
-from selfsup.data.tokenizers import KINDS, train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import KINDS
 from selfsup.errors import UserError
 
 TOKENIZER = train_tokenizer("characters", ["abcdefghij"], family="encoder")

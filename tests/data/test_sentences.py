@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from selfsup.data.sentences import Sentences, open_sentences, split_sentences
 from selfsup.data.sources import open_text
 from selfsup.data.text import prepare_text
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 
 # -- splitting --

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from selfsup.data import tokenizer_loading as loading
 from selfsup.data import tokenizers as module
-from selfsup.data.tokenizers import Family, load_tokenizer, train_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -27,7 +30,7 @@ def strange(directory: Path, vocabulary: dict[str, int] | None = None, **parts: 
     return directory
 
 
-@pytest.mark.parametrize("number", [module.MOST_IDS, 10**9, 2**31, 2**32 - 1, 2**32, 10**30, -1])
+@pytest.mark.parametrize("number", [loading.MOST_IDS, 10**9, 2**31, 2**32 - 1, 2**32, 10**30, -1])
 @pytest.mark.parametrize("family", ["decoder", "encoder"])
 def test_numbers_of_tokens_are_bounded(number: int, family: Family, tmp_path: Path) -> None:
     """Before a table by number is made: at 2³¹ that would take minutes and 8 GB."""
@@ -36,8 +39,8 @@ def test_numbers_of_tokens_are_bounded(number: int, family: Family, tmp_path: Pa
 
 
 def test_the_highest_number_that_is_read(tmp_path: Path) -> None:
-    found = load_tokenizer(strange(tmp_path, {"dog": module.MOST_IDS - 1}))
-    assert found.encode("a dog").tolist()[1] == module.MOST_IDS - 1
+    found = load_tokenizer(strange(tmp_path, {"dog": loading.MOST_IDS - 1}))
+    assert found.encode("a dog").tolist()[1] == loading.MOST_IDS - 1
 
 
 def test_added_tokens_have_the_numbers_that_come_next(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from selfsup.data import text as module
 from selfsup.data import tokenizers
 from selfsup.data.text import Windows, encode_documents, prepare_text
-from selfsup.data.tokenizers import KINDS, train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import KINDS
 from selfsup.errors import UserError
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "slept", "under", "old", "größere"]

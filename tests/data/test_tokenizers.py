@@ -14,20 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from selfsup.data import tokenizer_training as training
 from selfsup.data import tokenizers as module
-from selfsup.data.tokenizers import (
-    END,
-    KINDS,
-    UNKNOWN,
-    Marks,
-    TextStream,
-    TextTokenizer,
-    cut,
-    load_tokenizer,
-    open_tokenizer,
-    train_tokenizer,
-    vocabulary_size,
-)
+from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer, vocabulary_size
+from selfsup.data.tokenizers import END, KINDS, UNKNOWN, Marks, TextStream, TextTokenizer, cut
 from selfsup.errors import UserError
 
 CORPUS = [
@@ -157,10 +148,10 @@ def test_too_small_a_vocabulary_is_refused(kind, size):
 
 def test_bpe_sample_is_spread_evenly():
     pieces = [f"{number:04d}" for number in range(1000)]
-    taken = list(module._evenly(pieces, 4000, 400))
+    taken = list(training._evenly(pieces, 4000, 400))
     assert len(taken) in (100, 101)
     assert np.ptp(np.diff([int(piece) for piece in taken])) <= 1
-    assert list(module._evenly(pieces, 4000, 5000)) == pieces
+    assert list(training._evenly(pieces, 4000, 5000)) == pieces
 
 
 def test_word_pieces():
@@ -258,13 +249,13 @@ def test_no_word_is_longer_than_its_bound(trained, run):
     text = run * 5000
     assert longest(trained["bpe"], text) <= 2 * module.RUN + 1
     if not text.isspace():
-        assert longest(trained["wordpiece"], text) <= module.WORD
+        assert longest(trained["wordpiece"], text) <= training.WORD
 
 
 @given(text=SEAMS)
 @settings(deadline=None)
 def test_ordinary_text_is_cut_as_qwen2_cuts_it(trained, text):
-    theirs = module._qwen2(module.QWEN2_PATTERN).pre_tokenize_str(text)
+    theirs = module.qwen2_splitting(module.QWEN2_PATTERN).pre_tokenize_str(text)
     assert trained["bpe"]._tokenizer.pre_tokenizer.pre_tokenize_str(text) == theirs
 
 
@@ -279,10 +270,10 @@ def test_a_long_word_goes_in_word_pieces():
 def test_an_interrupt_ends_a_long_encoding(tmp_path):
     """Of a tokenizer from elsewhere, whose words have no bound; by itself this one would take minutes."""
     theirs = train_tokenizer("bpe", ["ACGT" * 100])._tokenizer
-    theirs.pre_tokenizer = module._qwen2(module.QWEN2_PATTERN)
+    theirs.pre_tokenizer = module.qwen2_splitting(module.QWEN2_PATTERN)
     theirs.save(str(tmp_path / "tokenizer.json"))
     program = (
-        "import sys; from pathlib import Path; from selfsup.data.tokenizers import load_tokenizer\n"
+        "import sys; from pathlib import Path; from selfsup.data.tokenizer_loading import load_tokenizer\n"
         "tokenizer = load_tokenizer(Path(sys.argv[1])); print('begun', flush=True)\n"
         "tokenizer.encode('ACGT' * 500_000)"
     )

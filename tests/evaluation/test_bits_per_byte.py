@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import selfsup
 from selfsup.data.text import encode_documents
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.evaluation import LANGUAGE_MODELS, Score, evaluate
 from selfsup.evaluation.base import ratio_interval

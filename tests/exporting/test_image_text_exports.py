@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 import selfsup
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.exporting import sentence_transformers as target
 from selfsup.inference.clip import PairModel

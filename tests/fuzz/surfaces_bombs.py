@@ -21,7 +21,7 @@ import zstandard
 from selfsup.config import read_yaml
 from selfsup.data.images import open_images
 from selfsup.data.sources import open_table, open_text
-from selfsup.data.tokenizers import open_tokenizer
+from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.objectives import resolve
 
 PIECE = 1 << 24  # bytes that one frame of a compressed file stands for

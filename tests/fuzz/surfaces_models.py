@@ -17,7 +17,8 @@ import torch
 from damage import of_bytes, of_json, of_json_text
 
 import selfsup
-from selfsup.data.tokenizers import open_tokenizer, train_tokenizer
+from selfsup.data.tokenizer_loading import open_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 
 TEXT = "the cat sat on the hill and the dog ran in the sea [MASK] <|endoftext|> über"

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.inference import encoder as module
 from selfsup.inference.encoder import EncoderModel, by_length

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import generation
 
-from selfsup.data.tokenizers import TextTokenizer, train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference import generate, sampling
 from selfsup.inference.generate import Ending, LanguageModel

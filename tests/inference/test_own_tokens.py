@@ -17,7 +17,7 @@ from conftest import Train
 from styles import STYLES
 
 import selfsup
-from selfsup.data.tokenizers import load_tokenizer, open_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
 from selfsup.inference.generate import LanguageModel
 from selfsup.inspection.blocks import Sight, Window
 

@@ -17,7 +17,8 @@ from styles import STYLES
 from torch import nn
 
 import selfsup
-from selfsup.data.tokenizers import KINDS, Family, TextTokenizer, train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import KINDS, Family, TextTokenizer
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
 from selfsup.inference.opening import open_model

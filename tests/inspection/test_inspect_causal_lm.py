@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from looking import Page, Told, found, printed
 
 import selfsup
-from selfsup.data.tokenizers import END, train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import END
 from selfsup.errors import UserError
 from selfsup.inspection import INSPECTORS
 from selfsup.report import Reporter

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from selfsup.data.tokenizers import load_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.errors import UserError
 from selfsup.models.adapters import (
     Adapted,

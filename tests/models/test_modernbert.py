@@ -14,7 +14,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from selfsup.data.tokenizers import KINDS, Kind, TextTokenizer, load_tokenizer, train_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import KINDS, Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load

@@ -37,7 +37,7 @@ ODD: tuple[Any, ...] = (
 
 
 def _decoder(directory: Path) -> Path:
-    from selfsup.data.tokenizers import train_tokenizer
+    from selfsup.data.tokenizer_training import train_tokenizer
 
     tokenizer = train_tokenizer("words", ["the cat ran"] * 2)
     config = DecoderConfig(tokenizer.vocabulary, 1, 32, 2, 1, 16, 64, 16, tied=True)

@@ -15,7 +15,8 @@ from conftest import TINY, Answer, Train
 from safetensors.torch import load_file, save_file
 
 import selfsup
-from selfsup.data.tokenizers import load_tokenizer, train_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.models.modernbert import read_encoder
 from selfsup.report import Reporter

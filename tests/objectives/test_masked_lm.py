@@ -20,7 +20,8 @@ from torch import Tensor
 from selfsup.data.loader import in_order
 from selfsup.data.passages import Passages
 from selfsup.data.records import Batch
-from selfsup.data.tokenizers import TextTokenizer, train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import TextTokenizer
 from selfsup.distributed import Processes
 from selfsup.inference.opening import load
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel

@@ -18,7 +18,7 @@ from torch import Tensor
 import selfsup
 from selfsup.data.records import Batch
 from selfsup.data.sentences import Sentences
-from selfsup.data.tokenizers import train_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.distributed import Processes
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load

@@ -24,15 +24,9 @@ from selfsup.data.cache import kept
 from selfsup.data.sources import TextCollection, open_text
 from selfsup.data.split import hold_out
 from selfsup.data.tally import Skipped
-from selfsup.data.tokenizers import (
-    Family,
-    Ids,
-    Kind,
-    TextTokenizer,
-    load_tokenizer,
-    open_tokenizer,
-    train_tokenizer,
-)
+from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import Family, Ids, Kind, TextTokenizer
 from selfsup.errors import UserError
 
 FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries

@@ -15,17 +15,15 @@ between `[CLS]` and `[SEP]`, `[MASK]` stands for a hidden token and `[PAD]` for 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -37,15 +35,11 @@ from tokenizers import (
     Regex,
     Tokenizer,
     decoders,
-    models,
-    normalizers,
     pre_tokenizers,
     processors,
-    trainers,
 )
 
 from selfsup.errors import UserError, require_text
-from selfsup.files import expanded, read_bytes
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
@@ -97,23 +91,8 @@ QWEN2_PATTERN = (
 # words has such runs; DNA, base64 and rulers have.
 RUN = 1024
 BOUNDED_PATTERN = QWEN2_PATTERN.replace("+", f"{{1,{RUN}}}").replace("*", f"{{0,{RUN}}}")
-WORD = 100  # characters of the longest word that word pieces are looked for in; a longer run is cut into such words
 
-LARGEST = 1 << 16  # ids fit 16 bits
-WORDS = 1 << 15  # the most frequent words that are kept by default
-ALPHABET = 1000  # characters that word pieces begin from, at most
-BPE_SAMPLE = 32_000_000  # bytes of text that a BPE learns from
 
-# Names that special tokens go by, for tokenizers whose files do not say.
-KNOWN = {
-    "eos_token": (END, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]"),
-    "cls_token": ("[CLS]", "<s>", "<cls>"),
-    "sep_token": ("[SEP]", "</s>", "<sep>"),
-    "mask_token": ("[MASK]", "<mask>"),
-    "pad_token": ("[PAD]", "<pad>"),
-}
-
-MOST_IDS = 1 << 22
 # Texts that are encoded before their ids are taken: what else is known of each takes far more memory.
 AT_ONCE = 1 << 14
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
@@ -126,18 +105,7 @@ NAMING = (
     "special_tokens_map.json",
     CONFIG,
 )  # files that name special tokens, the later one with the last word
-BESIDE = (
-    *NAMING,
-    "added_tokens.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-)  # what a directory may hold of its tokenizer
 
-MOST = 1 << 27  # bytes of one of them
 
 Ids = npt.NDArray[Any]
 T = TypeVar("T")
@@ -179,7 +147,7 @@ class TextTokenizer:
         ids = {role: token and tokenizer.token_to_id(token) for role, token in vars(marks).items()}
         self.start, self.end = cast(int, ids["start"]), cast(int, ids["end"])
         self.unknown, self.mask, self.pad = ids["unknown"], ids["mask"], ids["pad"]
-        found = _framing(tokenizer)
+        found = framing(tokenizer)
         decodes = marks.mask is None
         self.prefix = found[0] if files and decodes else [self.start]
         wanted = (self.prefix, [] if decodes else [self.end])
@@ -236,8 +204,8 @@ class TextTokenizer:
         batch: list[Ids] = []
         for start in range(0, len(texts), AT_ONCE):
             some = texts[start : start + AT_ONCE]
-            with _library_at_work("The tokenizer cannot encode a text"):
-                encodings = _interruptible(self._encode_texts, some)
+            with library_at_work("The tokenizer cannot encode a text"):
+                encodings = interruptible(self._encode_texts, some)
             batch += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         for ids in batch:
             self._replace_ends(ids)
@@ -267,7 +235,7 @@ class TextTokenizer:
         _require_texts([text])
         self._tokenizer.encode_special_tokens = False
         try:
-            with _library_at_work("The tokenizer cannot encode a text"):
+            with library_at_work("The tokenizer cannot encode a text"):
                 encoding = self._tokenizer.encode(text, add_special_tokens=False)
         finally:
             self._tokenizer.encode_special_tokens = True
@@ -289,7 +257,7 @@ class TextTokenizer:
         """The first place after `PIECE` characters that no token is across, where the tokenizer bounds its runs."""
         if self._structure["pre_tokenizer"] is None:
             return PIECE
-        if self._structure["pre_tokenizer"] != _as_json(_qwen2()):
+        if self._structure["pre_tokenizer"] != _as_json(qwen2_splitting()):
             return None
         runs = self._tokenizer.pre_tokenizer.pre_tokenize_str(
             beginning[: PIECE + 4 * RUN]
@@ -303,7 +271,7 @@ class TextTokenizer:
             return False
         if structure["pre_tokenizer"] is None:
             return structure["model"]["type"] == "BPE" and not structure["model"]["merges"]
-        known = _qwen2(), _qwen2(QWEN2_PATTERN), pre_tokenizers.Whitespace()
+        known = qwen2_splitting(), qwen2_splitting(QWEN2_PATTERN), pre_tokenizers.Whitespace()
         return structure["pre_tokenizer"] in [_as_json(splitting) for splitting in known]
 
     @cached_property
@@ -402,11 +370,13 @@ class TextTokenizer:
     @property
     def chats(self) -> bool:
         """Whether a chat template comes with it."""
-        return "chat_template.jinja" in self.files or bool(_object(self.files, CONFIG).get("chat_template"))
+        return "chat_template.jinja" in self.files or bool(
+            json_object(self.files, CONFIG).get("chat_template")
+        )
 
     def _config(self, max_length: int | None, plain: bool) -> bytes:
         """tokenizer_config.json as it came where it says all that is needed, else with what it lacks."""
-        given = _object(self.files, CONFIG)
+        given = json_object(self.files, CONFIG)
         needed = self._needed(given, max_length)
         if given.get("split_special_tokens", False) != plain:
             needed["split_special_tokens"] = plain
@@ -417,7 +387,7 @@ class TextTokenizer:
 
     def _needed(self, given: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
         """What tokenizer_config.json has to say, but does not yet, of the class, the special tokens and the length."""
-        roles, named = self.marks.roles(), _named_tokens(self.files)
+        roles, named = self.marks.roles(), named_tokens(self.files)
         if self._kept and self.marks.mask is None:  # one from elsewhere does without what it has no name for
             roles = {role: token for role, token in roles.items() if role == "eos_token" or role in named}
         needed: dict[str, Any] = {
@@ -437,7 +407,7 @@ def _require_texts(texts: Iterable[object]) -> None:
         require_text(text, "A text")
 
 
-def _interruptible(call: Callable[..., T], *given: Any, **named: Any) -> T:
+def interruptible(call: Callable[..., T], *given: Any, **named: Any) -> T:
     """What a long call of the library returns; Ctrl-C ends the wait for it, which in the main thread it could not."""
     done: Future[T] = Future()
 
@@ -452,7 +422,7 @@ def _interruptible(call: Callable[..., T], *given: Any, **named: Any) -> T:
 
 
 @contextmanager
-def _library_at_work(what: str) -> Iterator[None]:
+def library_at_work(what: str) -> Iterator[None]:
     """Whatever the library raises in the block, which are bare exceptions and panics, becomes a UserError."""
     try:
         yield
@@ -467,7 +437,7 @@ def _in_word(symbol: str) -> bool:
     return symbol.isalpha() or "\udc80" <= symbol <= "\udcff"
 
 
-def _framing(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def framing(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that a tokenizer puts before and behind a text."""
     encoding = tokenizer.encode("a")
     text = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
@@ -520,132 +490,6 @@ class TextStream:
         return [id_ for id_ in np.asarray(ids, np.int64).tolist() if id_ not in self._tokenizer.special]
 
 
-# -- training ------------------------------------------------------------------------------------------------
-
-
-def vocabulary_size(size: int) -> int:
-    """How many tokens a BPE for `size` bytes of text has: 1024·(size / 1 MB)^0.434, as a multiple of 128.
-
-    New words come as a power of the corpus size (Heaps' law); the exponent lies where 1 MB gives 1,024 and
-    120 MB about 8,192. At least 384, so that something is learnt beyond the 256 bytes, at most 65,536, so
-    that ids take 16 bits (reached at 14 GB).
-    """
-    fitted = 1024 * math.pow(size / 1e6, 0.434)
-    return min(LARGEST, max(384, 128 * round(fitted / 128)))
-
-
-def train_tokenizer(
-    kind: Kind,
-    documents: Iterable[str],
-    size: int | None = None,
-    total: int | None = None,
-    family: Family = "decoder",
-) -> TextTokenizer:
-    """Train a tokenizer on documents; a pure function of its arguments.
-
-    Args:
-        kind: `bpe`, `characters` or `words`.
-        documents: the training text, streamed.
-        size: the largest vocabulary, special tokens included. By default `vocabulary_size` for a BPE, all
-            characters, the 32,768 most frequent words.
-        total: bytes of the text in UTF-8, which BPE needs; without it, BPE holds all documents to count.
-        family: whether it is for a decoder or an encoder, which decides on the special tokens.
-
-    A BPE learns from at most 32 MB: pieces of about 64 Ki characters, evenly spread over the text.
-    """
-    marks = MARKS[family] if kind != "bpe" else replace(MARKS[family], unknown=None)
-    smallest = len(marks.listed()) + {"bpe": 256, "wordpiece": 2}.get(kind, 1)
-    if size is not None and size < smallest:
-        raise UserError(
-            f"A vocabulary of {size} is too small for {kind}: it takes at least {smallest} tokens."
-        )
-    if kind == "characters":
-        return _train_characters(documents, size, marks)
-    if kind == "words":
-        return _train_words(documents, size or WORDS, marks)
-    if total is None:
-        documents = list(documents)
-        total = sum(len(document.encode()) for document in documents)
-    train = _train_wordpiece if kind == "wordpiece" else _train_bpe
-    return train(documents, total, size or vocabulary_size(total), marks)
-
-
-def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _qwen2()
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=marks.listed(),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    sample = _evenly(_pieces(documents), total, BPE_SAMPLE)
-    _interruptible(tokenizer.train_from_iterator, sample, trainer)
-    return TextTokenizer(tokenizer, marks)
-
-
-def _train_wordpiece(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token=marks.unknown))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    words = pre_tokenizers.Split(Regex(f".{{1,{WORD}}}"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), words])
-    tokenizer.decoder = decoders.WordPiece()
-    sample = list(_evenly(_pieces(documents), total, BPE_SAMPLE))
-    most = min(ALPHABET, (size - len(marks.listed())) // 2)
-    alphabet, inner = _alphabet(tokenizer, sample, most)
-    # The library numbers what goes on a word as it meets it, in an order that is never the same; named as special
-    # tokens these have their ids, and so ties their winners, before it begins.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        special_tokens=[*marks.listed(), *(f"##{symbol}" for symbol in inner)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    _interruptible(tokenizer.train_from_iterator, sample, trainer)
-    plain = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=marks.unknown))
-    plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    plain.decoder = tokenizer.decoder
-    return TextTokenizer(plain, marks)
-
-
-def _alphabet(tokenizer: Tokenizer, sample: Iterable[str], most: int) -> tuple[list[str], list[str]]:
-    """The `most` frequent characters of normalised texts, and those of them that stand within words; both sorted."""
-    counts: Counter[str] = Counter()
-    runs: set[str] = set()
-    for text in sample:
-        normal = tokenizer.normalizer.normalize_str(text)
-        counts.update(normal)
-        runs.update(normal.split())
-    kept = [symbol for symbol, _ in counts.most_common() if not symbol.isspace()][:most]
-    words = (word for run in runs for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(run))
-    inner = {symbol for word in words for symbol in word[1:]}
-    return sorted(kept), sorted(inner.intersection(kept))
-
-
-def _train_characters(documents: Iterable[str], size: int | None, marks: Marks) -> TextTokenizer:
-    counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update(document)
-    special = marks.listed()
-    kept = counts.most_common(None if size is None else size - len(special))
-    symbols = [*special, *sorted(symbol for symbol, _ in kept)]
-    # A BPE without merges is a vocabulary of characters; it is five times as fast as WordLevel over a split.
-    vocabulary = {symbol: id_ for id_, symbol in enumerate(symbols)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=marks.unknown))
-    tokenizer.decoder = decoders.Fuse()
-    return TextTokenizer(tokenizer, marks)
-
-
-def _train_words(documents: Iterable[str], size: int, marks: Marks) -> TextTokenizer:
-    tokenizer = Tokenizer(models.WordLevel(unk_token=marks.unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=marks.listed(), show_progress=False)
-    _interruptible(tokenizer.train_from_iterator, _pieces(documents), trainer)
-    return TextTokenizer(tokenizer, marks)
-
-
 def cut(document: str, seam: Callable[[str], int | None]) -> list[str]:
     """A document in pieces of `PIECE` characters and what is left to the next harmless place (see `_CUT`).
 
@@ -672,24 +516,7 @@ def _piece(document: str, start: int, seam: Callable[[str], int | None]) -> int 
     return far and far.start() - start
 
 
-def _pieces(documents: Iterable[str]) -> Iterator[str]:
-    """What is learnt from may be cut anywhere."""
-    return (piece for document in documents for piece in cut(document, lambda _: PIECE))
-
-
-def _evenly(pieces: Iterable[str], total: int, limit: int) -> Iterator[str]:
-    """About `limit` of the `total` bytes: each piece that comes while no more than the due share is taken."""
-    share = min(1.0, limit / max(1, total))
-    seen = taken = 0
-    for piece in pieces:
-        size = len(piece.encode())
-        if taken <= share * seen:
-            taken += size
-            yield piece
-        seen += size
-
-
-def _qwen2(pattern: str = BOUNDED_PATTERN) -> pre_tokenizers.PreTokenizer:
+def qwen2_splitting(pattern: str = BOUNDED_PATTERN) -> pre_tokenizers.PreTokenizer:
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
@@ -719,102 +546,7 @@ def _bytes(token: str) -> bytes:
     return token.encode() if None in values else bytes(value for value in values if value is not None)
 
 
-# -- opening -------------------------------------------------------------------------------------------------
-
-
-def open_tokenizer(spec: str | Path | TextTokenizer, family: Family = "decoder") -> TextTokenizer | None:
-    """The tokenizer that `spec` names, or None where it is a kind (`KINDS`) that is trained on the corpus.
-
-    Raises:
-        UserError: it is neither a kind nor a path.
-    """
-    if isinstance(spec, TextTokenizer):
-        return spec
-    if spec in KINDS:
-        return None
-    if expanded(spec).exists():
-        return load_tokenizer(expanded(spec), family)
-    near = difflib.get_close_matches(str(spec), KINDS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(
-        f"There is no tokenizer {str(spec)!r}: {hint}choose {', '.join(KINDS)}, or the path of a "
-        "tokenizer.json, of a Hugging Face directory or of a run."
-    )
-
-
-def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
-    """Open a tokenizer.json, or a directory that holds one (itself, or in model/, as a run does).
-
-    Its special tokens are those that the files beside it name, else tokens of its vocabulary with a usual name
-    (`KNOWN`). A decoder's end is the eos_token, else the bos_token. Its start is what the tokenizer itself puts
-    before a text, else the bos_token, else the end. What an encoder lacks of its special tokens is added to the
-    vocabulary.
-
-    Raises:
-        UserError: no such file, not readable, no end-of-text token for a decoder.
-    """
-    if (path / "model" / "tokenizer.json").is_file():
-        path = path / "model"
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.exists():
-        raise UserError(f"There is no {file}: give a tokenizer.json or a directory that holds one.")
-    files = _read_files(file)
-    with _library_at_work(f"{file} is no tokenizer that the tokenizers library opens"):
-        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-    tokenizer.no_truncation()
-    tokenizer.no_padding()  # which may be to any length
-    vocabulary = tokenizer.get_vocab()
-    if (highest := max(vocabulary.values(), default=-1)) >= MOST_IDS:  # before tables by number are made
-        raise UserError(f"{file} has a token of number {highest:,}; numbers below {MOST_IDS:,} can be read.")
-    named = _numbered_tokens(file.parent, tokenizer) | _named_tokens(files)
-    with _library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
-        marks = _find_marks(tokenizer, vocabulary, named, family)
-    if marks is None:
-        raise UserError(
-            f"{file} has no end-of-text token: name it as eos_token in a tokenizer_config.json beside it."
-        )
-    with _library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
-        return TextTokenizer(tokenizer, marks, files)
-
-
-def _find_marks(
-    tokenizer: Tokenizer, vocabulary: Container[str], named: dict[str, str], family: Family
-) -> Marks | None:
-    """The special tokens of a tokenizer: as they are named, else those with a usual name."""
-
-    def find(*roles: str) -> str | None:
-        candidates = [*(named[role] for role in roles if role in named), *KNOWN.get(roles[0], ())]
-        return next((token for token in candidates if token in vocabulary), None)
-
-    unknown = _unknown_token(tokenizer)
-    if family == "decoder":
-        end = find("eos_token", "bos_token")
-        put = [tokenizer.id_to_token(id_) for id_ in _framing(tokenizer)[0][-1:]]
-        start = put[0] if put else find("bos_token")
-        return None if end is None else Marks(start or end, end, unknown, pad=find("pad_token") or end)
-    usual = MARKS["encoder"]
-    start, end = find("cls_token", "bos_token"), find("sep_token", "eos_token")
-    mask, pad = find("mask_token") or usual.mask, find("pad_token") or usual.pad
-    if pad in (start, end):  # a decoder's tokenizer, whose padding is told apart by its place
-        pad = usual.pad
-    if start == end:  # another one's, whose one token cannot play both parts
-        start = end = None
-    return Marks(start or usual.start, end or usual.end, unknown, mask, pad)
-
-
-def _read_files(file: Path) -> dict[str, bytes]:
-    """A tokenizer.json, and what lies beside it and belongs to a tokenizer, by name."""
-    others = [path for name in BESIDE for path in sorted(file.parent.glob(name)) if path.is_file()]
-    named = {path.relative_to(file.parent).as_posix(): path for path in others} | {"tokenizer.json": file}
-    try:
-        return {name: read_bytes(path, MOST) for name, path in named.items()}
-    except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}); get a whole copy of it."
-        ) from error
-
-
-def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """What a JSON file holds, an empty object where it is not there."""
     try:
         content = json.loads(files.get(name, b"{}"))
@@ -827,36 +559,12 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return content
 
 
-def _named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+def named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Special tokens by role (`eos_token`) as the files beside a tokenizer.json name them."""
     named: dict[str, str] = {}
     for file in NAMING:
-        for role, token in _object(files, file).items():
+        for role, token in json_object(files, file).items():
             content = token.get("content") if isinstance(token, dict) else token
             if role.endswith("_token") and isinstance(content, str):
                 named[role] = content
     return named
-
-
-def _numbered_tokens(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
-    """Special tokens by role as the files of a model name them, by their ids."""
-    named: dict[str, str] = {}
-    for file in ("generation_config.json", "config.json"):
-        try:
-            config = json.loads(read_bytes(directory / file, MOST))
-        except (OSError, ValueError, RecursionError):
-            continue  # whoever reads the model says so
-        for role in ("bos_token", "eos_token", "pad_token"):
-            id_ = config.get(f"{role}_id") if isinstance(config, dict) else None
-            token = tokenizer.id_to_token(id_) if type(id_) is int and 0 <= id_ < MOST_IDS else None
-            if token is not None:
-                named[role] = token
-    return named
-
-
-def _unknown_token(tokenizer: Tokenizer) -> str | None:
-    model = json.loads(tokenizer.to_str())["model"]
-    if model.get("unk_id") is not None:  # Unigram
-        token: str = model["vocab"][model["unk_id"]][0]
-        return token
-    return model.get("unk_token") or None

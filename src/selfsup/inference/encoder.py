@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.data.tokenizers import Ids, TextTokenizer, load_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer
+from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.base import NetworkModel, require_room
 from selfsup.inference.items import Progress, Vectors

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.data.tokenizers import TextStream, TextTokenizer, load_tokenizer
+from selfsup.data.tokenizer_loading import load_tokenizer
+from selfsup.data.tokenizers import TextStream, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.base import Model, require_room
 from selfsup.inference.decoding import Decoding

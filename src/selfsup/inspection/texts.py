@@ -7,7 +7,9 @@ from pathlib import Path
 from selfsup.config import Settings
 from selfsup.data.sources import TextCollection, open_text
 from selfsup.data.text import TextCorpus, prepare_text
-from selfsup.data.tokenizers import KINDS, Family, TextTokenizer, open_tokenizer, train_tokenizer
+from selfsup.data.tokenizer_loading import open_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizers import KINDS, Family, TextTokenizer
 from selfsup.errors import UserError, require_text
 from selfsup.evaluation.language import open_corpus
 from selfsup.inspection.base import Request

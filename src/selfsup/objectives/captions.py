@@ -14,7 +14,9 @@ from torch import Tensor
 
 from selfsup.config import Count, Section, Settings, Share
 from selfsup.data.records import Batch
-from selfsup.data.tokenizers import Kind, TextTokenizer, open_tokenizer, train_tokenizer, vocabulary_size
+from selfsup.data.tokenizer_loading import open_tokenizer
+from selfsup.data.tokenizer_training import train_tokenizer, vocabulary_size
+from selfsup.data.tokenizers import Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.clip import TEXT

@@ -51,7 +51,7 @@ class TextRecipe(Recipe):
     def open(self, progress: Progress) -> None:
         """Open the text; with weights to start from comes their tokenizer."""
         from selfsup.data.text import prepare_text
-        from selfsup.data.tokenizers import open_tokenizer
+        from selfsup.data.tokenizer_loading import open_tokenizer
 
         brought = self.network.tokenizer_directory()
         if brought is not None:
