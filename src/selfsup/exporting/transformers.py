@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import cast
 
 from selfsup.errors import UserError
 from selfsup.exporting import Exported
@@ -77,12 +76,12 @@ def _difference(directory: Path) -> tuple[Difference | None, str]:
     """How far stock transformers is from selfsup on a directory, None where transformers is missing; and what a card
     says of it."""
     model = open_model(directory)
-    if isinstance(model, ImageModel):
-        difference = vision_difference(directory, cast(VisionTransformer, model.backbone))
-        return difference, exactness(difference)
-    texts = cast(LanguageModel | EncoderModel, model)
-    found = compare(directory, texts, _difference_of_tokens(directory, texts))
-    return None if found is None else found.plain, fact(found)
+    if isinstance(model, LanguageModel | EncoderModel):
+        found = compare(directory, model, _difference_of_tokens(directory, model))
+        return None if found is None else found.plain, fact(found)
+    network = model.backbone if isinstance(model, ImageModel) else None
+    difference = vision_difference(directory, network) if isinstance(network, VisionTransformer) else None
+    return difference, exactness(difference)
 
 
 def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) -> Difference | None:
@@ -91,6 +90,6 @@ def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) 
         decoder = model.decoder
         tokens = spread_tokens(decoder.config.vocabulary, decoder.config.window)
         return decoder_difference(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
-    encoder = model.masked if isinstance(model.masked, MaskedLanguageModel) else model.encoder
+    network = model.masked if isinstance(model.masked, MaskedLanguageModel) else model.encoder
     tokens = spread_tokens(model.encoder.config.vocabulary, model.window)
-    return None if isinstance(encoder, AdaptedEncoder) else encoder_difference(directory, encoder, tokens)
+    return None if isinstance(network, AdaptedEncoder) else encoder_difference(directory, network, tokens)

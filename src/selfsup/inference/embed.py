@@ -31,6 +31,7 @@ from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.items import (
     CHUNK,
+    Collection,
     Item,
     LeftOut,
     Progress,
@@ -95,15 +96,14 @@ def embed(
 
     A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
     object with the model, its fingerprint, pooling and dimension, the data, the fingerprint of its ids and contents,
-    and what was left out.
-    The same call after an interruption goes on where it stood.
+    and what was left out. The same call after an interruption goes on where it stood.
 
     Args:
         run: a run of an encoder, of texts or of images, or a model directory.
         data: any source that the model reads, see `selfsup.data.sources.open_text`.
         out: the file to write; it must not exist.
-        column: the column of the content; found by itself where it is None.
-        id_column: the column of ids, each of which may occur once; None takes the place of a record.
+        column, id_column: of the content, found by itself where it is None; of ids, each of which may occur once, where
+            None takes the place of a record.
         half: store float16.
         batch: records that are embedded together, and kept together when interrupted.
         failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
@@ -121,27 +121,53 @@ def embed(
     _require_free(out, work)
     model = open_embedder(run, device)
     collection = model.read(data, column, failures=failures, progress=progress)
+    plan = _plan(model, collection, column, id_column, half, batch, progress)
+    with _held(work, out):
+        made = _make(work, out, model, collection, plan, failures, progress)
+    _remove(work)
+    return made
+
+
+def _plan(
+    model: EmbeddingModel,
+    collection: Collection,
+    column: str | None,
+    id_column: str | None,
+    half: bool,
+    batch: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What is to be made: two of them that are equal give the same file, whatever the model and the data are called."""
     total, fingerprint = survey(collection.items(id_column), id_column, progress)
     read = {"data": collection.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
-    plan = model.description() | read | {"half": half, "batch": batch, "records": total}
+    return model.description() | read | {"half": half, "batch": batch, "records": total}
+
+
+def _make(
+    work: Path,
+    out: Path,
+    model: EmbeddingModel,
+    collection: Collection,
+    plan: dict[str, Any],
+    failures: float,
+    progress: Progress,
+) -> Embeddings:
+    """Make the chunks that a plan lacks in `work`, and the file of them."""
     # Before images are decoded: what then fails is noted with its chunk.
     left_out, seen = LeftOut.of([collection]), collection.skipped.seen
-    with _held(work, out):
-        _require_agreement(work, plan)
-        write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
-        schema = _schema(collection.kind.shown, model.dimension, half)
-        items = chunks(collection.items(id_column), batch)
-        within = partial(shifted, progress, total=total)
-        files, done = _make_chunks(work, items, model, schema, within)
-        if done != total:
-            raise UserError(
-                f"{collection.name} has changed while it was being embedded; run the same command again."
-            )
-        left_out = _with_chunks(left_out, files)
-        if 0 < seen == left_out.skipped:
-            raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
-        written = _join(files, work, out, schema, plan | left_out.to_json())
-    _remove(work)
+    _require_agreement(work, plan)
+    write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
+    schema = _schema(collection.kind.shown, model.dimension, plan["half"])
+    parts, total = chunks(collection.items(plan["id"]), plan["batch"]), plan["records"]
+    files, done = _make_chunks(work, parts, model, schema, partial(shifted, progress, total=total))
+    if done != total:
+        raise UserError(
+            f"{collection.name} has changed while it was being embedded; run the same command again."
+        )
+    left_out = _with_chunks(left_out, files)
+    if 0 < seen == left_out.skipped:
+        raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
+    written = _join(files, work, out, schema, plan | left_out.to_json())
     return Embeddings(out, written, model.dimension, left_out)
 
 

@@ -91,15 +91,9 @@ def index(
     writes them), names made fit for SQL, so that `search` can filter by them; columns of bytes are left out.
 
     Args:
-        run: a run of an encoder, of texts or of images, or a model directory; the library remembers it.
-        data: any source that the model reads, see `selfsup.data.sources.open_text`.
+        run, data, column, id_column, failures, progress: as those of `selfsup.embed`; the library remembers the run.
         out: the library, a directory whose name ends in `.lance`.
-        column: the column of the content; found by itself where it is None.
-        id_column: the column of ids, each of which may occur once; None takes the place of a record.
         batch: records that are embedded and put together.
-        failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
-            counted, however many there are, as long as one can be read.
-        progress: called with the records done so far, and all of them (None while they are being counted).
 
     Raises:
         UserError: no such model, data or column; an id occurs twice; the library was made by another model, or a

@@ -246,7 +246,7 @@ class Library:
         index = self._index()
         if index is None or self.description.get("index", {}).get("rows") != rows:
             return False
-        return self._table.index_stats(index).num_unindexed_rows == 0  # type: ignore[no-any-return]
+        return bool(self._table.index_stats(index).num_unindexed_rows == 0)
 
     @_told
     def search(self, vector: Vectors, top: int, where: str | None = None) -> list[dict[str, Any]]:
@@ -260,11 +260,11 @@ class Library:
         ]
         query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
         if where is None:
-            return query.to_list()  # type: ignore[no-any-return]
+            return list(query.to_list())
         from selfsup.inference.conditions import enclosed
 
         try:
-            return query.where(enclosed(where)).to_list()  # type: ignore[no-any-return]
+            return list(query.where(enclosed(where)).to_list())
         except BaseException as error:
             if not _is_failure(error):
                 raise
@@ -379,4 +379,5 @@ def _among(ids: Sequence[str]) -> str:
 
 def _matrix(table: pa.Table) -> Vectors:
     column = table.column("vector").combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
+    vectors: Vectors = column.flatten().to_numpy().reshape(len(column), -1)
+    return vectors

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import project, rotary_tables, rotate_heads
-from selfsup.models.transformer import Embedding, Linear, RMSNorm, SwiGLU, additive, attention, compute_dtype
+from selfsup.models.transformer import (
+    Embedding,
+    Linear,
+    Part,
+    RMSNorm,
+    SwiGLU,
+    additive,
+    attention,
+    compute_dtype,
+    fill,
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class Context:
     cache: KeyValueCache | None
 
 
-class Attention(nn.Module):
+class Attention(Part):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.kv_heads = config.kv_heads
@@ -156,7 +166,7 @@ class Attention(nn.Module):
         return project(seen.transpose(1, 2).flatten(2), self.o_proj.weight)[0]
 
 
-class Block(nn.Module):
+class Block(Part):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
@@ -167,7 +177,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
         x = x + self.self_attn(self.input_layernorm(x, context.dtype), layer, context)
-        return x + self.mlp(self.post_attention_layernorm(x, context.dtype))  # type: ignore[no-any-return]
+        return x + self.mlp(self.post_attention_layernorm(x, context.dtype))
 
 
 class Trunk(nn.Module):
@@ -180,7 +190,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
-class Decoder(nn.Module):
+class Decoder(Part):
     """Token numbers to hidden states. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -201,26 +211,17 @@ class Decoder(nn.Module):
         maps = matrix_parameters(self.model) + self.output_weight.numel()
         return flops_per_token(maps, config.layers, config.heads * config.head_dim, window)
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Decoder:
-        """Fill the parameters, a pure function of the generator's state; returns self.
+        """Fill the parameters, a pure function of the generator's state (see `transformer.fill`); returns self.
 
-        Embeddings are normal with deviation 1, or .02 where they are the head too (GPT-2), which keeps the
-        first logits small. Matrices are normal with deviation 1/sqrt(inputs): unit in, unit out. The two
-        matrices that write to the residual stream and an untied head start at zero: each block begins as the
-        identity and an untied loss at ln(vocabulary) exactly, the habit of modded-nanogpt and nanochat, which
-        suits Muon since its steps do not depend on the gradient's scale. Gains are one.
+        Embeddings are normal with deviation 1, or .02 where they are the head too (GPT-2), which keeps the first logits
+        small. The two matrices that write to the residual stream and an untied head start at zero: each block begins as
+        the identity and an untied loss at ln(vocabulary) exactly, the habit of modded-nanogpt and nanochat, which suits
+        Muon since its steps do not depend on the gradient's scale.
         """
-        embedding = 0.02 if self.config.tied else 1.0
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-            elif name.endswith("embed_tokens.weight"):
-                parameter.normal_(0.0, embedding, generator=generator)
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        embedding = {"embed_tokens.weight": 0.02 if self.config.tied else 1.0}
+        zeros = ("o_proj.weight", "down_proj.weight", "lm_head.weight")
+        fill(self, generator, zeros, deviations=embedding)
         return self
 
     def forward(
@@ -236,7 +237,7 @@ class Decoder(nn.Module):
         x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
             x = block(x, number, context)
-        return self.model.norm(x, context.dtype)  # type: ignore[no-any-return]
+        return self.model.norm(x, context.dtype)
 
     def _context(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> Context:
         if documents is not None and cache is not None:

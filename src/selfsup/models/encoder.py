@@ -20,10 +20,12 @@ from selfsup.models.transformer import (
     GeGLU,
     LayerNorm,
     Linear,
+    Part,
     Stacked,
     additive,
     attention,
     compute_dtype,
+    fill,
 )
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -76,7 +78,7 @@ class Sight:
     mask: Tensor | None
 
 
-class Attention(nn.Module):
+class Attention(Part):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
@@ -94,7 +96,7 @@ class Attention(nn.Module):
         return F.dropout(out, self.dropout, self.training)
 
 
-class Block(nn.Module):
+class Block(Part):
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
         self.attn_norm = LayerNorm(config.width, config.norm_eps) if layer else None
@@ -106,10 +108,10 @@ class Block(nn.Module):
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
         normal = x.to(dtype) if self.attn_norm is None else self.attn_norm(x, dtype)
         x = x + self.attn(normal, sight)
-        return x + self.mlp(self.mlp_norm(x, dtype))  # type: ignore[no-any-return]
+        return x + self.mlp(self.mlp_norm(x, dtype))
 
 
-class Embeddings(nn.Module):
+class Embeddings(Part):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.tok_embeddings = Embedding(config.vocabulary, config.width)
@@ -121,7 +123,7 @@ class Embeddings(nn.Module):
         return F.dropout(self.norm(x, x.dtype), self.dropout, self.training)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Part):
     """Token numbers to hidden states. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -156,7 +158,7 @@ class TextEncoder(nn.Module):
         x = self.embeddings(tokens)
         for layer, block in enumerate(self.layers):
             x = block(x, sights[self.config.kind(layer)], dtype)
-        return self.final_norm(x, dtype)  # type: ignore[no-any-return]
+        return self.final_norm(x, dtype)
 
     def _sight(self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Sight:
         config, local = self.config, kind == LOCAL
@@ -170,7 +172,7 @@ class TextEncoder(nn.Module):
         return Sight(cos, sin, None if visible is None else additive(visible, dtype))
 
 
-class MaskedHead(nn.Module):
+class MaskedHead(Part):
     """norm(gelu(dense(x))), the prediction head of BERT."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -180,10 +182,10 @@ class MaskedHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = F.gelu(project(hidden, self.dense.weight)[0])
-        return self.norm(x, hidden.dtype)  # type: ignore[no-any-return]
+        return self.norm(x, hidden.dtype)
 
 
-class MaskedLanguageModel(nn.Module):
+class MaskedLanguageModel(Part):
     """An encoder with the head of masked LM, under the names of `ModernBertForMaskedLM`."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -225,17 +227,7 @@ class MaskedLanguageModel(nn.Module):
         return result.view(*positions.shape, -1)
 
 
-@torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator, tied: bool = False) -> None:
     """See `TextEncoder.initialise`."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif parameter.ndim == 1:
-            parameter.fill_(1.0)
-        elif name.endswith("tok_embeddings.weight"):
-            parameter.normal_(0.0, 0.02 if tied else 1.0, generator=generator)
-        elif name.endswith(("Wo.weight", "decoder.weight")):
-            parameter.zero_()
-        else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    embedding = {"tok_embeddings.weight": 0.02 if tied else 1.0}
+    fill(module, generator, ("Wo.weight", "decoder.weight"), deviations=embedding)

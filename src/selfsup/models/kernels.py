@@ -17,6 +17,11 @@ from torch.autograd.function import once_differentiable
 aten = torch.ops.aten
 
 
+def applied(function: type[torch.autograd.Function], *given: Any) -> Tensor:
+    """What a function with a gradient of its own makes of what is given."""
+    return function.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """y = weight · x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich 2019, equation 4).
 
@@ -24,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     """
     if x.device.type != "cpu":  # accelerators have a kernel of their own
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
-    return _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return applied(_RMSNorm, x, weight, eps, dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -65,7 +70,7 @@ def rotate_heads(x: Tensor, gain: Tensor | None, cos: Tensor, sin: Tensor, eps: 
     Returns:
         (B, heads, T, dim), contiguous.
     """
-    return _RotateHeads.apply(x, gain, cos, sin, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return applied(_RotateHeads, x, gain, cos, sin, eps)
 
 
 class _RotateHeads(torch.autograd.Function):
@@ -144,7 +149,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up (Shazeer 2020, equation 6)."""
-    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+    return applied(_SwiGLU, gate, up)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -171,7 +176,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     q, k, v (B, heads, T, dim), the mask (T, T) or one that expands to (B, heads, T, T). Scores have the dtype of q;
     their softmax is computed in fp32 (or that of q, if wider).
     """
-    return _DenseAttention.apply(q, k, v, mask)  # type: ignore[no-any-return, no-untyped-call]
+    return applied(_DenseAttention, q, k, v, mask)
 
 
 class _DenseAttention(torch.autograd.Function):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from selfsup.models.kernels import applied
 
 IGNORE = -100
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in fp32, which stays near the processor's caches
@@ -25,7 +29,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     if not torch.is_grad_enabled():  # inside a Function gradients always seem to be wanted
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return,no-untyped-call]
+    return applied(_LinearCrossEntropy, hidden, weight, targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -36,10 +40,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        context: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor
-    ) -> Tensor:
-        needs_hidden, needs_weight, _ = context.needs_input_grad  # type: ignore[attr-defined]
+    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        needs_hidden, needs_weight, _ = context.needs_input_grad
         cast = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
         weight_grad = torch.zeros_like(weight) if needs_weight else None
@@ -56,16 +58,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(slope, cast, out=hidden_grad[part])
             if slope is not None and weight_grad is not None:
                 weight_grad += slope.T @ hidden[part]
-        context.hidden_grad, context.weight_grad = hidden_grad, weight_grad  # type: ignore[attr-defined]
+        context.hidden_grad, context.weight_grad = hidden_grad, weight_grad
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(
-        context: torch.autograd.function.FunctionCtx, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradients[0]
-        hidden_grad, weight_grad = context.hidden_grad, context.weight_grad  # type: ignore[attr-defined]
+        hidden_grad, weight_grad = context.hidden_grad, context.weight_grad
         return (
             None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
             None if weight_grad is None else weight_grad * scale,

@@ -184,13 +184,14 @@ def encoder_difference(
 
     def ours(tokens: Tensor) -> Tensor:
         if not isinstance(model, MaskedLanguageModel):
-            return model(tokens)  # type: ignore[no-any-return]
+            return model(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return model(tokens, positions) @ model.output_weight.T  # type: ignore[no-any-return]
+        return model(tokens, positions) @ model.output_weight.T
 
     def theirs(network: Any, tokens: Tensor) -> Tensor:
         made = network(tokens.cpu())
-        return made.logits if masked else made.last_hidden_state  # type: ignore[no-any-return]
+        states: Tensor = made.logits if masked else made.last_hidden_state
+        return states
 
     return compared("AutoModelForMaskedLM" if masked else "AutoModel", directory, ours, theirs, [tokens])
 
@@ -205,9 +206,10 @@ def vision_difference(directory: Path, model: VisionTransformer) -> Difference |
     images = [torch.randn(shape, generator=generator) for shape in shapes]
 
     def ours(pixels: Tensor) -> Tensor:
-        return model(pixels.to(model.norm.weight.device))  # type: ignore[no-any-return]
+        return model(pixels.to(model.norm.weight.device))
 
     def theirs(network: Any, pixels: Tensor) -> Tensor:
-        return network(pixels).last_hidden_state  # type: ignore[no-any-return]
+        states: Tensor = network(pixels).last_hidden_state
+        return states
 
     return compared("AutoModel", directory, ours, theirs, images)

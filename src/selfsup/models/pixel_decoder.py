@@ -19,7 +19,7 @@ from selfsup.models.directories import read_json, read_safetensors, write_json
 from selfsup.models.huggingface import built, write_weights
 from selfsup.models.kernels import project
 from selfsup.models.layouts import Layout, at
-from selfsup.models.transformer import LayerNorm, Linear, Stacked, attention, compute_dtype
+from selfsup.models.transformer import LayerNorm, Linear, Part, Stacked, attention, compute_dtype, fill
 
 HEAD_DIM = 32
 THETA = 10000.0
@@ -52,7 +52,7 @@ class PixelDecoderConfig:
 LAYOUT = Layout(PixelDecoderConfig, {field.name: at(field.name) for field in fields(PixelDecoderConfig)})
 
 
-class Block(nn.Module):
+class Block(Part):
     """Attention among all patches, then a feed-forward of four times the width, each after a norm."""
 
     def __init__(self, config: PixelDecoderConfig) -> None:
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return x.view(*x.shape[:2], self.heads, HEAD_DIM).transpose(1, 2)
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(Part):
     """Encoded visible patches to predicted hidden ones. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: PixelDecoderConfig) -> None:
@@ -96,22 +96,13 @@ class PixelDecoder(nn.Module):
         ends = visible * matrix_parameters(self.embed) + hidden * matrix_parameters(self.head)
         return patches * per_patch + 6 * ends
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> PixelDecoder:
-        """Fill the parameters, a pure function of the generator's state; returns self.
+        """Fill the parameters, a pure function of the generator's state (see `transformer.fill`); returns self.
 
-        Matrices are unit in, unit out; those that write to the residual stream and the head are zero, so that at first
-        each patch is predicted by its mean.
+        Matrices that write to the residual stream and the head are zero, so that at first each patch is predicted by
+        its mean.
         """
-        for name, parameter in self.named_parameters():
-            if name == "mask_token":
-                parameter.normal_(0.0, 0.02, generator=generator)
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)
-            elif name.endswith(("out.weight", "down.weight", "head.weight")):
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        fill(self, generator, ("out.weight", "down.weight", "head.weight"), deviations={"mask_token": 0.02})
         return self
 
     def forward(self, encoded: Tensor, visible: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:

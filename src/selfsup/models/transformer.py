@@ -6,6 +6,8 @@ shows in the first loss. No module holds a buffer: everything but parameters is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,14 +15,21 @@ from torch import Tensor, nn
 from selfsup.models.kernels import dense_attention, project, rms_norm, swiglu
 
 
-class Linear(nn.Linear):
-    """A matrix without bias; weight (outputs, inputs), NaN until initialised."""
+class Part(nn.Module):
+    """A module that makes one tensor."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    __call__: Callable[..., Tensor]
+
+
+class Linear(nn.Linear):
+    """A matrix, weight (outputs, inputs), and a bias (outputs,) where one is asked for; NaN until initialised."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, torch.nan)
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, torch.nan)
 
 
 class Embedding(nn.Embedding):
@@ -42,23 +51,25 @@ class Stacked(Linear):
         return project(x, *self.weight.chunk(self.parts))
 
 
-class LayerNorm(nn.Module):
-    """weight · (x − mean) / sqrt(variance + eps) over the last dimension, without bias (Ba et al. 2016, equation 4).
+class LayerNorm(Part):
+    """weight · (x − mean) / sqrt(variance + eps) + bias over the last dimension (Ba et al. 2016, equation 4).
 
-    The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the result.
+    Without a bias by default. The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the
+    result.
     """
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, bias: bool = False) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.full((width,), torch.nan))
+        self.bias = nn.Parameter(torch.full((width,), torch.nan)) if bias else None
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps).to(dtype)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(dtype)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Part):
     """`kernels.rms_norm` with its gain."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -100,7 +111,7 @@ def _causal_mask(q: Tensor) -> Tensor:
     return torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
 
 
-class GeGLU(nn.Module):
+class GeGLU(Part):
     """Wo(gelu(a) · b) with a, b = Wi x, without biases (Shazeer 2020, equation 6), under ModernBERT's names."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
@@ -115,7 +126,7 @@ class GeGLU(nn.Module):
         return project(inner, self.Wo.weight)[0]
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Part):
     """down(silu(gate x) · up x), without biases (Shazeer 2020, equation 6)."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -127,6 +138,35 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = project(x, self.gate_proj.weight, self.up_proj.weight)
         return project(swiglu(gate, up), self.down_proj.weight)[0]
+
+
+@torch.no_grad()
+def fill(
+    module: nn.Module,
+    generator: torch.Generator,
+    zeros: tuple[str, ...] = (),
+    constants: Mapping[str, float] | None = None,
+    deviations: Mapping[str, float] | None = None,
+) -> None:
+    """Give the parameters of a module fresh values, a pure function of the generator's state.
+
+    Matrices are normal with deviation 1/sqrt(inputs): unit in, unit out. Biases are zero, other vectors, which are
+    gains, one.
+
+    Args:
+        zeros: ends of the names of what is zero.
+        constants, deviations: by the end of its name what has another value, or is normal with another deviation.
+    """
+    values = {**dict.fromkeys(("bias", *zeros), 0.0), **(constants or {})}
+    for name, parameter in module.named_parameters():
+        value = next((value for end, value in values.items() if name.endswith(end)), None)
+        deviation = next((d for end, d in (deviations or {}).items() if name.endswith(end)), None)
+        if value is not None:
+            parameter.fill_(value)
+        elif deviation is None and parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, deviation or parameter[0].numel() ** -0.5, generator=generator)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

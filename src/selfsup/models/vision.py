@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import affine, rotate_heads
 from selfsup.models.packing import Pooling
-from selfsup.models.transformer import Linear, attention, compute_dtype
+from selfsup.models.transformer import LayerNorm, Linear, Part, attention, compute_dtype, fill
 
 CHANNELS = 3
 TOKEN_SCALE = 0.02  # deviation of fresh class, register and mask tokens
@@ -66,31 +66,6 @@ class VisionConfig:
                 f"images of {height} × {width} pixels cannot be cut into patches of {self.patch} × {self.patch}"
             )
         return height // self.patch, width // self.patch
-
-
-class Affine(nn.Linear):
-    """A matrix (outputs, inputs) and a bias (outputs,), NaN until initialised."""
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, torch.nan)
-        nn.init.constant_(self.bias, torch.nan)
-
-
-class Norm(nn.Module):
-    """weight · (x − mean) / sqrt(variance + eps) + bias over the last dimension (Ba et al. 2016, equation 4).
-
-    The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the result.
-    """
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.full((width,), torch.nan))
-        self.bias = nn.Parameter(torch.full((width,), torch.nan))
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.layer_norm(wide, self.weight.shape, self.weight, self.bias, self.eps).to(dtype)
 
 
 class LayerScale(nn.Module):
@@ -145,7 +120,7 @@ def axial_rotation(
     return Rotation(torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype))
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(Part):
     """A convolution of stride `patch`, weight (width, 3, patch, patch), as one product with the patches' pixels."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -170,7 +145,7 @@ class PatchEmbedding(nn.Module):
         return affine(chosen.flatten(2).to(dtype), (self.weight.flatten(1), self.bias))[0]
 
 
-class Embeddings(nn.Module):
+class Embeddings(Part):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.full((1, 1, config.width), torch.nan))
@@ -191,14 +166,14 @@ class Embeddings(nn.Module):
         return torch.cat((prefix, patches.to(prefix.dtype)), 1)
 
 
-class Attention(nn.Module):
+class Attention(Part):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.q_proj = Affine(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width, bias=True)
         self.k_proj = Linear(config.width, config.width)
-        self.v_proj = Affine(config.width, config.width)
-        self.o_proj = Affine(config.width, config.width)
+        self.v_proj = Linear(config.width, config.width, bias=True)
+        self.o_proj = Linear(config.width, config.width, bias=True)
 
     def forward(self, x: Tensor, scale: LayerScale, rotation: Rotation) -> Tensor:
         """The result comes scaled."""
@@ -210,13 +185,13 @@ class Attention(nn.Module):
         return affine(seen.transpose(1, 2).flatten(2), scale.into(self.o_proj))[0]
 
 
-class FeedForward(nn.Module):
+class FeedForward(Part):
     """down(gelu(up x))."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.up_proj = Affine(config.width, config.mlp)
-        self.down_proj = Affine(config.mlp, config.width)
+        self.up_proj = Linear(config.width, config.mlp, bias=True)
+        self.down_proj = Linear(config.mlp, config.width, bias=True)
 
     def forward(self, x: Tensor, scale: LayerScale) -> Tensor:
         """The result comes scaled."""
@@ -224,23 +199,23 @@ class FeedForward(nn.Module):
         return affine(F.gelu(inner), scale.into(self.down_proj))[0]
 
 
-class Block(nn.Module):
+class Block(Part):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.norm1 = Norm(config.width, config.norm_eps)
+        self.norm1 = LayerNorm(config.width, config.norm_eps, bias=True)
         self.attention = Attention(config)
         self.layer_scale1 = LayerScale(config.width)
-        self.norm2 = Norm(config.width, config.norm_eps)
+        self.norm2 = LayerNorm(config.width, config.norm_eps, bias=True)
         self.mlp = FeedForward(config)
         self.layer_scale2 = LayerScale(config.width)
 
     def forward(self, x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
         x = x + self.attention(self.norm1(x, dtype), self.layer_scale1, rotation)
-        return x + self.mlp(self.norm2(x, dtype), self.layer_scale2)  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x, dtype), self.layer_scale2)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Part):
     """Pixels to hidden states. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -248,7 +223,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layer = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = Norm(config.width, config.norm_eps)
+        self.norm = LayerNorm(config.width, config.norm_eps, bias=True)
 
     def flops(self, size: int, visible: int | None = None) -> float:
         """Operations of forward and backward for an image of `size` × `size` pixels, or for so many patches of it."""
@@ -258,24 +233,14 @@ class VisionTransformer(nn.Module):
         per_token = flops_per_token(matrix_parameters(self.layer), config.layers, config.width, tokens)
         return tokens * per_token + 6 * patches * matrix_parameters(self.embeddings.patch_embeddings)
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> VisionTransformer:
-        """Fill the parameters, a pure function of the generator's state; returns self.
+        """Fill the parameters, a pure function of the generator's state (see `transformer.fill`); returns self.
 
-        Matrices are unit in, unit out, biases zero, gains one, LayerScales as the config says. Class and register
-        tokens are small beside the patches, so that what a fresh network puts there comes from the image.
+        LayerScales are as the config says. Class and register tokens are small beside the patches, so that what a fresh
+        network puts there comes from the image.
         """
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif name.endswith("lambda1"):
-                parameter.fill_(self.config.layer_scale)
-            elif name.endswith(("token", "tokens")):
-                parameter.normal_(0.0, TOKEN_SCALE, generator=generator)
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+        scales, tokens = {"lambda1": self.config.layer_scale}, dict.fromkeys(("token", "tokens"), TOKEN_SCALE)
+        fill(self, generator, constants=scales, deviations=tokens)
         return self
 
     def forward(self, pixels: Tensor, hidden: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
@@ -304,7 +269,7 @@ class VisionTransformer(nn.Module):
         """Hidden states after the last norm, of embedded tokens (B, T, width)."""
         for block in self.layer:
             x = block(x, rotation, dtype)
-        return self.norm(x, dtype)  # type: ignore[no-any-return]
+        return self.norm(x, dtype)
 
     @property
     def dimension(self) -> int:
