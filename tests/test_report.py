@@ -80,7 +80,7 @@ WAYS: dict[str, Callable[[Screen], Any]] = {
     "parts of a text": lambda screen: screen.print(Text.assemble((EVIL, "bold"), EVIL).append(EVIL)),
     "labels": lambda screen: show_answers([Shown("image", {EVIL: 1.0})], screen),
     "images": lambda screen: show_answers([Shown(EVIL, {"label": 1.0})], screen),
-    "a score": lambda screen: Score("p", data=EVIL, details={EVIL: EVIL}, **FIGURES).print(screen),  # type: ignore[arg-type]
+    "a score": lambda screen: Score(protocol="p", data=EVIL, details={EVIL: EVIL}, **FIGURES).print(screen),  # type: ignore[arg-type]
 }  # fmt: skip
 
 

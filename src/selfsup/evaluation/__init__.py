@@ -29,7 +29,11 @@ FEATURES = {
     "alignment": "selfsup.evaluation.alignment:measure",
 }  # of whatever is embedded
 SENTENCES = {"sts": "selfsup.evaluation.sts:measure"}
-TEXT_ENCODERS = {**SENTENCES, **FEATURES, "pseudo-perplexity": "selfsup.evaluation.pseudo_perplexity:measure"}
+TEXT_ENCODERS = {
+    **SENTENCES,
+    **FEATURES,
+    "pseudo-perplexity": "selfsup.evaluation.perplexity:pseudo_perplexity",
+}
 PAIR_MODELS = {
     "retrieval": "selfsup.evaluation.retrieval:measure",
     "zero-shot": "selfsup.evaluation.zero_shot:measure",
@@ -103,7 +107,8 @@ def measure(request: Request, protocol: str) -> Score:
     require_kind(request.directory, request.model, protocol)
     module, _, name = PROTOCOLS[protocol].partition(":")
     follow: Callable[[Request], Score] = getattr(import_module(module), name)
-    return replace(follow(request), left_out=request.seen.left_out())
+    left_out = request.seen.left_out
+    return replace(follow(request), protocol=protocol, seed=request.seed, left_out=left_out())
 
 
 def require_known(protocol: str) -> None:

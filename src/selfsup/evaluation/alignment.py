@@ -42,13 +42,11 @@ def measure(request: Request) -> Score:
     positive = pairs.scores >= threshold
     distances = squared_distances(pairs.first[positive], pairs.second[positive])
     return Score(
-        protocol="alignment",
         value=float(distances.mean()),
         unit="(lower is closer)",
         n=len(distances),
         interval=mean_interval(distances, request.seed),
         chance=unrelated(pairs.first, pairs.second),
-        seed=request.seed,
         data=pairs.name,
         details={"pairs": len(pairs.scores), "threshold": threshold},
     )

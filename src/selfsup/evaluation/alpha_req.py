@@ -61,13 +61,11 @@ def measure(request: Request) -> Score:
             f"is fitted from the {FIRST}th on; give more records, or use --protocol rankme."
         )
     return Score(
-        protocol="alpha-req",
         value=value,
         unit="(exponent of the spectrum)",
         n=len(features),
         interval=spectrum.interval(features, slope, request.seed),
         chance=None,
-        seed=request.seed,
         data=name,
         details={"ranks": [FIRST, min(LAST, *features.shape)], "width": features.shape[1]},
     )

@@ -72,12 +72,12 @@ class Request:
     seen: Seen = field(default_factory=Seen)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """A figure, and what it takes to judge it.
 
     Attributes:
-        protocol: name of the definition that it follows.
+        protocol: name of the definition that it follows; `measure` fills it in, and the seed.
         n: predictions, records or pairs that it is made of.
         interval: where the figure lies with a confidence of 95 %, by `RESAMPLES` bootstrap resamples.
         chance: the value of a model that knows nothing; None where the protocol has none.
@@ -87,13 +87,13 @@ class Score:
         left_out: what of the data it is not made of, or not wholly.
     """
 
-    protocol: str
+    protocol: str = ""
     value: float
     unit: str
     n: int
     interval: tuple[float, float]
     chance: float | None
-    seed: int
+    seed: int = 0
     data: str
     details: dict[str, Any] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)

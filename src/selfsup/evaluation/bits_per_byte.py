@@ -38,12 +38,10 @@ def bits_per_byte(request: Request) -> Score:
     bits = block_sums(losses / math.log(2), window)
     size = block_sums(sizes[text.targets], window)
     return Score(
-        protocol="bits-per-byte",
         value=float(bits.sum()) / text.bytes,
         unit="bits per byte",
         n=len(losses),
         interval=ratio_interval(bits, size, request.seed),
         chance=math.log2(model.tokenizer.vocabulary) * len(losses) / text.bytes,
-        seed=request.seed,
         data=text.name,
     )

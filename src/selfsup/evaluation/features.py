@@ -61,20 +61,16 @@ class Pairs:
     name: str
 
 
-def accuracy(
-    protocol: str, request: Request, split: Split, answers: Labels, details: dict[str, Any]
-) -> Score:
+def accuracy(request: Request, split: Split, answers: Labels, details: dict[str, Any]) -> Score:
     """The share of right answers (m,) in percent, beside that of the commonest class of the bank."""
     right = 100.0 * (answers == split.test_labels)
     majority = int(np.bincount(split.bank_labels).argmax())
     return Score(
-        protocol=protocol,
         value=float(right.mean()),
         unit="% right",
         n=len(right),
         interval=mean_interval(right, request.seed),
         chance=100 * float((split.test_labels == majority).mean()),
-        seed=request.seed,
         data=split.name,
         details={
             "bank": len(split.bank),

@@ -37,14 +37,14 @@ def knn(bank: Features, labels: Labels, test: Features, neighbours: int, tempera
 
 
 def knn_20(request: Request) -> Score:
-    return _measure("knn-20", request, neighbours=20, temperature=0.07)
+    return _measure(request, neighbours=20, temperature=0.07)
 
 
 def knn_200(request: Request) -> Score:
-    return _measure("knn-200", request, neighbours=200, temperature=0.1)
+    return _measure(request, neighbours=200, temperature=0.1)
 
 
-def _measure(protocol: str, request: Request, neighbours: int, temperature: float) -> Score:
+def _measure(request: Request, neighbours: int, temperature: float) -> Score:
     split = open_split(request)
     answers = knn(split.bank, split.bank_labels, split.test, neighbours, temperature)
-    return accuracy(protocol, request, split, answers, {})
+    return accuracy(request, split, answers, {})

@@ -115,4 +115,4 @@ def score(request: Request, split: Split) -> Score:
     """Accuracy of the classifier of a bank on its test part."""
     classifier = linear(split.bank, split.bank_labels, request.seed)
     answers = classifier.predict(split.test)
-    return accuracy("linear", request, split, answers, {"C": classifier.strength})
+    return accuracy(request, split, answers, {"C": classifier.strength})

@@ -1,12 +1,18 @@
-"""perplexity: among how many equally likely tokens the model hesitates, on the geometric mean.
+"""perplexity, pseudo-perplexity: among how many equally likely tokens a model hesitates, on the geometric mean.
 
-    exp( mean of −ln p(token | tokens before it) )
+    perplexity           exp( mean of −ln p(token | tokens before it) )
+    pseudo-perplexity    exp( mean of −ln p(token | all other tokens of its text) )
 
-The mean runs over every token of the text and over the end-of-text token that closes each document (Jelinek et
-al. 1977). It is a figure per token: only models with the same tokenizer can be compared by it. A token that stands
-for what the vocabulary does not hold is predicted like any other.
+Perplexity, of decoders: the mean runs over every token of the text and over the end-of-text token that closes each
+document (Jelinek et al. 1977). A token that stands for what the vocabulary does not hold is predicted like any other.
 
-Chance is a model that gives every token of its vocabulary the same probability: the size of the vocabulary.
+Pseudo-perplexity, of masked language models: each token of each text is masked in turn, alone, and predicted from all
+others; special tokens are neither masked nor counted (Salazar et al. 2020, "Masked Language Model Scoring"). A text
+that is longer than the model's window is cut into pieces that fit. Since each token sees what comes after it, it is no
+probability of the text, and lower than a causal model's perplexity. The interval resamples texts.
+
+Both are figures per token: only models with the same tokenizer can be compared by them. Chance is a model that gives
+every token of its vocabulary the same probability: the size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +22,10 @@ import math
 import numpy as np
 
 from selfsup.evaluation.base import Request, Score, ratio_interval
+from selfsup.evaluation.features import need_data, open_collection, report_skipped
 from selfsup.evaluation.language import block_sums, open_subject, token_losses
+from selfsup.inference.geometry import Floats
+from selfsup.machine import find_device
 
 
 def perplexity(request: Request) -> Score:
@@ -24,15 +33,37 @@ def perplexity(request: Request) -> Score:
     model, text = open_subject(request)
     losses = token_losses(model, text, request)
     window = model.decoder.config.window
-    nats = block_sums(losses, window)
-    low, high = ratio_interval(nats, block_sums(np.ones(len(losses)), window), request.seed)
+    return _score(request, block_sums(losses, window), block_sums(np.ones(len(losses)), window), text.name)
+
+
+def pseudo_perplexity(request: Request) -> Score:
+    """Measure it on the texts of a request's data.
+
+    Raises:
+        UserError: no data; the model has no head that predicts hidden tokens.
+    """
+    collection = open_collection(request, need_data(request))
+    texts = [item.content for item in collection.items()]
+    report_skipped(collection)
+    request.model.to(find_device(request.device))
+    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+    for number, text in enumerate(texts):
+        losses = request.model.pseudo_losses(text)
+        nats[number], tokens[number] = losses.sum(dtype=np.float64), len(losses)
+        if request.progress is not None:
+            request.progress(number + 1, len(texts))
+    return _score(request, nats, tokens, collection.name, texts=len(texts))
+
+
+def _score(request: Request, nats: Floats, tokens: Floats, data: str, **details: int) -> Score:
+    """Of the losses and tokens of units that are resampled, (units,) each."""
+    low, high = ratio_interval(nats, tokens, request.seed)
     return Score(
-        protocol="perplexity",
-        value=math.exp(float(nats.sum()) / len(losses)),
+        value=math.exp(float(nats.sum()) / float(tokens.sum())),
         unit="per token",
-        n=len(losses),
+        n=int(tokens.sum()),
         interval=(math.exp(low), math.exp(high)),  # percentiles go along with an increasing function
-        chance=float(model.tokenizer.vocabulary),
-        seed=request.seed,
-        data=text.name,
+        chance=float(request.model.tokenizer.vocabulary),
+        data=data,
+        details=details,
     )

@@ -105,7 +105,7 @@ class Probe:
         read, features = embed(request, labelled.items)
         labelled = labelled.only(read)
         estimate = score(request, labelled.split(tested[read], features, name))
-        estimate = replace(estimate, left_out=request.seen.left_out())
+        estimate = replace(estimate, protocol="linear", seed=seed, left_out=request.seen.left_out())
         strength = best_strength(features, labelled.numbers, seed)
         classifier = fit(features, labelled.numbers, strength)
         return cls(classifier, labelled.classes, estimate, model.fingerprint, len(features))

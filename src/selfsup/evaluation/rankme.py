@@ -46,13 +46,11 @@ def measure(request: Request) -> Score:
     if math.isnan(value):
         raise UserError(f"{request.directory} gives features of zeros, which have no rank; train it first.")
     return Score(
-        protocol="rankme",
         value=value,
         unit=f"of {min(features.shape):,} directions",
         n=len(features),
         interval=spectrum.interval(features, effective_rank, request.seed),
         chance=1.0,
-        seed=request.seed,
         data=name,
         details={"width": features.shape[1]},
     )

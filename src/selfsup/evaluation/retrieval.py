@@ -159,13 +159,11 @@ def measure(request: Request) -> Score:
         "text to image": direction(by_text, np.bincount(relation.texts, minlength=texts), images),
     }
     return Score(
-        protocol="retrieval",
         value=float(np.mean([way["R@1"] for way in ways.values()])),
         unit="% R@1, mean of both ways",
         n=images + texts,
         interval=bootstrap(images, _statistic(by_image, by_text, relation), request.seed),
         chance=float(np.mean([way["chance"]["R@1"] for way in ways.values()])),
-        seed=request.seed,
         data=data.name,
         details={"images": images, "texts": texts, **ways, "tolerance": TOLERANCE},
     )

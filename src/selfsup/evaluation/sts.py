@@ -52,7 +52,6 @@ def measure(request: Request) -> Score:
         )
     cosine = cosines(pairs.first, pairs.second)
     return Score(
-        protocol="sts",
         value=100 * spearman(cosine, pairs.scores),
         unit="% Spearman",
         n=len(cosine),
@@ -60,7 +59,6 @@ def measure(request: Request) -> Score:
             len(cosine), lambda drawn: 100 * spearman(cosine[drawn], pairs.scores[drawn]), request.seed
         ),
         chance=0.0,
-        seed=request.seed,
         data=pairs.name,
         details={"pearson": 100 * pearson(cosine, pairs.scores)},
     )

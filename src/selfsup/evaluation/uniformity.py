@@ -66,13 +66,11 @@ def measure(request: Request) -> Score:
     features, name = open_features(request)
     means = kernel_means(features)
     return Score(
-        protocol="uniformity",
         value=math.log(means.mean()),
         unit="(lower is more even)",
         n=len(features),
         interval=interval(means, request.seed),
         chance=0.0,
-        seed=request.seed,
         data=name,
         details={"ideal": ideal(features.shape[1]), "width": features.shape[1]},
     )

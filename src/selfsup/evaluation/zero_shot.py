@@ -59,13 +59,11 @@ def measure(request: Request) -> Score:
     right = 100.0 * (answers == labels)
     majority = int(np.bincount(labels).argmax())
     return Score(
-        protocol="zero-shot",
         value=float(right.mean()),
         unit="% right",
         n=len(right),
         interval=mean_interval(right, request.seed),
         chance=100 / len(names),
-        seed=request.seed,
         data=collection.name,
         details={
             "classes": len(names),
