@@ -51,7 +51,7 @@ def test_added_tokens_have_the_numbers_that_come_next(tmp_path: Path) -> None:
 
 
 def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 100)
+    monkeypatch.setattr(loading, "MOST", 100)
     with pytest.raises(UserError, match="more than 100 bytes"):
         load_tokenizer(strange(tmp_path))
 

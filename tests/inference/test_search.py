@@ -6,6 +6,7 @@ import csv
 import datetime
 import json
 import shutil
+import subprocess
 import sys
 
 import lancedb
@@ -475,6 +476,37 @@ def test_hits_are_json(stories):
     hit = selfsup.search(stories, "a storm at sea", top=1)[0]
     assert isinstance(hit, Hit)
     assert json.loads(json.dumps(hit.to_json()))["values"]["year"] == 1850
+
+
+def test_a_search_of_texts_loads_no_more_than_it_needs(stories):
+    """No images and their views, no other kinds of models, nothing that trains, measures or reads sources."""
+    code = (
+        "import sys, selfsup\n"
+        f"assert selfsup.search({str(stories)!r}, 'a storm at sea')[0].text == 'a storm at sea'\n"
+        "print(*(name for name in sys.modules if name.startswith('selfsup')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "selfsup.inference.encoder" in loaded
+    foreign = (
+        "views",
+        "objectives",
+        "evaluation",
+        "inspection",
+        "exporting",
+        "training",
+        "data.images",
+        "data.tables",
+    )
+    foreign += (
+        "models.vision",
+        "models.decoder",
+        "models.adapters",
+        "inference.generate",
+        "inference.pictures",
+    )
+    assert not [name for name in loaded if name.removeprefix("selfsup.").startswith(foreign)]
+    assert len(loaded) < 40
 
 
 # -- the commands --

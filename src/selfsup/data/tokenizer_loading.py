@@ -47,11 +47,8 @@ MOST = 1 << 27  # bytes of one of them
 
 
 def open_tokenizer(spec: str | Path | TextTokenizer, family: Family = "decoder") -> TextTokenizer | None:
-    """The tokenizer that `spec` names, or None where it is a kind (`KINDS`) that is trained on the corpus.
-
-    Raises:
-        UserError: it is neither a kind nor a path.
-    """
+    """The tokenizer that `spec` names, or None where it is a kind (`KINDS`) that is trained on the corpus. Raises
+    UserError where it is neither a kind nor a path."""
     if isinstance(spec, TextTokenizer):
         return spec
     if spec in KINDS:

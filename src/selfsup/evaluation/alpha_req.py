@@ -47,11 +47,8 @@ def slope(values: Floats) -> float:
 
 
 def measure(request: Request) -> Score:
-    """α of the features of a request's data.
-
-    Raises:
-        UserError: the features have too few directions, or too few records show them.
-    """
+    """α of the features of a request's data. Raises UserError where the features have too few directions, or too few
+    records show them."""
     features, name = open_features(request)
     spectrum = Spectrum.of(features, centred=True)
     value = slope(spectrum.values)

@@ -20,11 +20,8 @@ from selfsup.evaluation.language import block_sums, lost_bytes, open_subject, to
 
 
 def bits_per_byte(request: Request) -> Score:
-    """Measure it; see `selfsup.evaluation.language` for what is predicted from what.
-
-    Raises:
-        UserError: the tokenizer loses bytes of the data.
-    """
+    """Measure it; see `selfsup.evaluation.language` for what is predicted from what. Raises UserError where the
+    tokenizer loses bytes of the data."""
     model, text = open_subject(request)
     sizes = model.tokenizer.token_bytes()
     if sizes is None or not text.lossless:

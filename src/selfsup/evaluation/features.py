@@ -174,11 +174,8 @@ def open_split(request: Request) -> Split:
 
 
 def test_part(data: Labelled) -> tuple[Chosen, str]:
-    """Which records (n,) belong to the test part of data that has none of its own, and the name of that part.
-
-    Raises:
-        UserError: a part is empty, or the bank has one class only.
-    """
+    """Which records (n,) belong to the test part of data that has none of its own, and the name of that part. Raises
+    UserError where a part is empty, or the bank has one class only."""
     tested = np.array([in_test(item.identity) for item in data.items])
     if tested.all() or not tested.any():
         raise UserError(
@@ -212,11 +209,8 @@ def read_labelled(request: Request, source: object) -> Labelled:
 
 
 def open_features(request: Request) -> tuple[Features, str]:
-    """Features (n, dimension) of the distinct items of a request's data, both of pairs, and the data's name.
-
-    Raises:
-        UserError: there are less than two.
-    """
+    """Features (n, dimension) of the distinct items of a request's data, both of pairs, and the data's name. Raises
+    UserError where there are less than two."""
     collection = open_collection(request, need_data(request))
     items = list(distinct_items(collection.parts()).values())
     report_skipped(collection)

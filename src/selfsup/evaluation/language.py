@@ -84,11 +84,8 @@ def _held_out(request: Request) -> Text:
 
 
 def open_corpus(run: Run) -> TextCorpus:
-    """The text that a run was trained on, as it was trained on.
-
-    Raises:
-        UserError: it is no run, its data came from Python, is no text, or has changed since.
-    """
+    """The text that a run was trained on, as it was trained on. Raises UserError where it is no run, its data came
+    from Python, is no text, or has changed since."""
     if not run.exists:
         raise UserError(
             f"{run.directory} is a model without a run, so it has no data of its own; name some with --data."

@@ -224,11 +224,8 @@ def _read_tensors(file: Path, text: str) -> dict[str, Tensor]:
 
 @contextmanager
 def claimed(place: Path) -> Iterator[None]:
-    """Keep other processes from fitting a probe for the same place during the block.
-
-    Raises:
-        UserError: something lies there already, or another process is at it.
-    """
+    """Keep other processes from fitting a probe for the same place during the block. Raises UserError where
+    something lies there already, or another process is at it."""
     place = expanded(place)
     refuse_taken(place)
     beside = place.with_name(f"{place.name}.partial")

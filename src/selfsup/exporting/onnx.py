@@ -31,11 +31,8 @@ from selfsup.models.vision import CHANNELS, VisionTransformer, axial_rotation, p
 
 
 def write(source: Path, path: Path) -> Exported:
-    """Write the vision model of `source` to the file `path`.
-
-    Raises:
-        UserError: it holds none, or what writes ONNX is not installed.
-    """
+    """Write the vision model of `source` to the file `path`. Raises UserError where it holds none, or what writes
+    ONNX is not installed."""
     opened = open_image_model(source, "onnx")
     _ask_for_exporter()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,11 +40,8 @@ from selfsup.models.vision import VisionTransformer
 
 
 def write(source: Path, directory: Path) -> Exported:
-    """Write the encoder of `source`, or both towers, to `directory`.
-
-    Raises:
-        UserError: it holds none, or one that is no network of transformers.
-    """
+    """Write the encoder of `source`, or both towers, to `directory`. Raises UserError where it holds none, or one
+    that is no network of transformers."""
     model, towers = find_model(source), _towers(load_encoder(source))
     with whole_directory(directory) as temporary:
         for name, tower in towers.items():

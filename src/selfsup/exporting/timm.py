@@ -43,11 +43,8 @@ NAMES = {  # of what is called otherwise there
 
 
 def write(source: Path, path: Path) -> Exported:
-    """Write the vision model of `source` to the file `path`.
-
-    Raises:
-        UserError: it holds none, or one that timm has no place for.
-    """
+    """Write the vision model of `source` to the file `path`. Raises UserError where it holds none, or one that timm
+    has no place for."""
     opened = open_image_model(source, "timm")
     architecture, arguments, weights = _translated(opened)
     metadata = {
@@ -111,11 +108,8 @@ def _rename(name: str) -> str:
 
 
 def timm_arguments(config: VisionConfig, features: Features) -> dict[str, Any]:
-    """What `ARCHITECTURE` is built with to be a vision transformer of this config.
-
-    Raises:
-        UserError: it cannot be that one.
-    """
+    """What `ARCHITECTURE` is built with to be a vision transformer of this config. Raises UserError where it cannot
+    be that one."""
     ratio = config.mlp / config.width
     if int(config.width * ratio) != config.mlp:  # as timm computes it
         ratio = math.nextafter(ratio, math.inf)

@@ -37,11 +37,7 @@ class Model(ABC):
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> Self:
-        """From a model directory.
-
-        Raises:
-            UserError: it cannot be opened, or is damaged.
-        """
+        """From a model directory. Raises UserError where it cannot be opened, or is damaged."""
         model = cls._open(expanded(directory))
         model.path = os.path.abspath(expanded(directory))
         model.to(find_device(device))
@@ -122,11 +118,8 @@ class EmbeddingModel(Model):
     def embed_items(
         self, items: Sequence[Item], precision: str = "auto", progress: Progress | None = None
     ) -> tuple[npt.NDArray[np.bool_], Vectors]:
-        """Which of the items (n,) can be read, and the vectors of these, (m, dimension).
-
-        Raises:
-            UserError: a vector holds a number that is not finite.
-        """
+        """Which of the items (n,) can be read, and the vectors of these, (m, dimension). Raises UserError where a
+        vector holds a number that is not finite."""
         vectors = self.embed([item.content for item in items], precision=precision, progress=progress)
         read = np.ones(len(items), bool)
         read[self.unread] = False
@@ -138,11 +131,7 @@ class EmbeddingModel(Model):
         return read, vectors[read]
 
     def query(self, item: Item) -> Vectors:
-        """The vector (dimension,) of an item to look for.
-
-        Raises:
-            UserError: the model reads no such item.
-        """
+        """The vector (dimension,) of an item to look for. Raises UserError where the model reads no such item."""
         if not isinstance(item, self.embeds):
             others = " or ".join(kind.asked for kind in self.embeds)
             raise UserError(f"{self.path} holds {self.kind}, which reads no {item.noun}; give {others}.")

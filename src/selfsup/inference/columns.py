@@ -28,11 +28,7 @@ class Column:
     kind: pa.DataType
 
     def convert(self, value: object, where: str) -> Any:
-        """A value as the library stores it.
-
-        Raises:
-            UserError: it is of another kind.
-        """
+        """A value as the library stores it. Raises UserError where it is of another kind."""
         kind = kind_of(value)
         if kind is None:
             return None

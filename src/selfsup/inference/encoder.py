@@ -160,11 +160,8 @@ class EncoderModel(NetworkModel["AnyEncoder"]):
         return vectors
 
     def fill(self, text: str, top: int = 5) -> list[list[Candidate]]:
-        """The likeliest tokens in each place of the text that says [MASK], likeliest first.
-
-        Raises:
-            UserError: the model has no head for it, the text hides nothing, or is longer than the window.
-        """
+        """The likeliest tokens in each place of the text that says [MASK], likeliest first. Raises UserError where
+        the model has no head for it, the text hides nothing, or is longer than the window."""
         ids = self.tokenizer.frame(self.tokenizer.encode_marked(text))
         places = np.flatnonzero(ids == self.tokenizer.mask)
         if not len(places):

@@ -140,10 +140,7 @@ def require_count(what: str, count: object) -> None:
 
 def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> tuple[int, str]:
     """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and contents.
-
-    Raises:
-        UserError: an id occurs twice.
-    """
+    Raises UserError where an id occurs twice."""
     count = 0
     ids: set[str] = set()
     digest = hashlib.blake2b(digest_size=16)

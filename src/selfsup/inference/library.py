@@ -118,11 +118,7 @@ class Library:
 
     @classmethod
     def open(cls, path: Path) -> Library:
-        """An existing table.
-
-        Raises:
-            UserError: there is none, or it is another program's.
-        """
+        """An existing table. Raises UserError where there is none, or it is another program's."""
         name = _name(path)
         if not cls.exists(path):
             raise UserError(

@@ -59,11 +59,7 @@ def open_model(directory: Path) -> AnyModel:
 
 
 def load_as(path: str | Path, kind: type[M]) -> M:
-    """As `load`, where only one kind of model will do.
-
-    Raises:
-        UserError: there is none, or one of another kind.
-    """
+    """As `load`, where only one kind of model will do. Raises UserError where there is none, or one of another kind."""
     model = load(path)
     if isinstance(model, kind):
         return model

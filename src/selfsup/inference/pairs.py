@@ -45,11 +45,8 @@ def open_captioned(
     failures: float = 0.01,
     progress: Progress | None = None,
 ) -> CaptionedPictures:
-    """The captioned images of any source that `selfsup.data.pairs.open_pairs` takes, or of such a collection.
-
-    Raises:
-        UserError: it has no captions.
-    """
+    """The captioned images of any source that `selfsup.data.pairs.open_pairs` takes, or of such a collection. Raises
+    UserError where it has no captions."""
     from selfsup.data.pairs import open_pairs
 
     if isinstance(source, CaptionedPictures):

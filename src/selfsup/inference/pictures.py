@@ -130,11 +130,7 @@ class Pictures:
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
         """All images; where they have classes, these are the column `label`. A list may name one file several times:
-        the ids of the others then end in their number.
-
-        Raises:
-            UserError: ids are asked for.
-        """
+        the ids of the others then end in their number. Raises UserError where ids are asked for."""
         if id_column is not None:
             raise UserError(
                 f"Images go by their place, so there are no ids in a column {id_column}; leave it out."
@@ -204,11 +200,8 @@ def open_pictures(
 
 
 def open_picture(image: object) -> Item:
-    """One image, given by its path, its pixels (H, W, 3), or as a PIL image, to look for others with.
-
-    Raises:
-        UserError: there is none, it cannot be read, or there are several.
-    """
+    """One image, given by its path, its pixels (H, W, 3), or as a PIL image, to look for others with. Raises
+    UserError where there is none, it cannot be read, or there are several."""
     found = list(
         open_pictures(image if isinstance(image, str | Path) else [image], size=0, failures=0.0).items()
     )

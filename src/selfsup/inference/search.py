@@ -16,11 +16,8 @@ from selfsup.inference.texts import Text
 
 
 def delete(library: str | Path, ids: str | Iterable[object]) -> int:
-    """Remove records by id, one or several; how many are left.
-
-    Raises:
-        UserError: there is no such library, or no such record in it, and then nothing is removed.
-    """
+    """Remove records by id, one or several; how many are left. Raises UserError where there is no such library, or
+    no such record in it, and then nothing is removed."""
     with Library.held(expanded(library)) as opened:
         opened.delete([ids] if isinstance(ids, str) else [str(key) for key in ids])
         opened.record()

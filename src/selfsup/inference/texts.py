@@ -101,11 +101,8 @@ class Texts:
             yield _item(text, row, id_column)
 
     def labelled(self) -> Iterator[tuple[Item, Label]]:
-        """The same, each with its class.
-
-        Raises:
-            UserError: there is no column of classes, or it holds nothing that is one.
-        """
+        """The same, each with its class. Raises UserError where there is no column of classes, or it holds nothing
+        that is one."""
         column = self._label or _find_label(self._table)
         check = partial(_no_class, column)
         for text, row in self._table.documents(self._column, columns=[column], check=check):

@@ -95,11 +95,8 @@ class Opened:
 
 
 def fetch(name: str) -> Path:
-    """A local directory as it is, anything else from the hub.
-
-    Raises:
-        UserError: there is no such model, or transformers is not installed.
-    """
+    """A local directory as it is, anything else from the hub. Raises UserError where there is no such model, or
+    transformers is not installed."""
     local = expanded(name)
     if local.is_dir():
         return local.absolute()
@@ -171,11 +168,8 @@ def _refuse_larger(auto: Any, config: Any, weights: dict[str, Tensor], directory
 
 
 def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | None]:
-    """The encoder of a directory, and the same with its head of masked LM, where there is one.
-
-    Raises:
-        UserError: it cannot be opened, or lacks weights.
-    """
+    """The encoder of a directory, and the same with its head of masked LM, where there is one. Raises UserError
+    where it cannot be opened, or lacks weights."""
     names = read_config(directory).get("architectures") or []
     has_head = any(name.endswith("ForMaskedLM") for name in names)
     opened = open_network("AutoModelForMaskedLM" if has_head else "AutoModel", directory)
@@ -187,11 +181,7 @@ def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | Non
 
 
 def open_decoder(directory: Path) -> AdaptedDecoder:
-    """The decoder of a directory.
-
-    Raises:
-        UserError: it cannot be opened, or lacks weights.
-    """
+    """The decoder of a directory. Raises UserError where it cannot be opened, or lacks weights."""
     opened = open_network("AutoModelForCausalLM", directory)
     _require_weights(opened)
     return AdaptedDecoder(opened)
@@ -343,11 +333,7 @@ class AdaptedMaskedLM(nn.Module):
 
 
 class AdaptedDecoder(Adapted):
-    """Tokens to hidden states, as `Decoder`.
-
-    Raises:
-        UserError: it sees the tokens that it is to predict.
-    """
+    """Tokens to hidden states, as `Decoder`. Raises UserError where it sees the tokens that it is to predict."""
 
     causal = True
 
@@ -385,11 +371,8 @@ AnyMaskedLM = MaskedLanguageModel | AdaptedMaskedLM
 
 @torch.no_grad()
 def _open_end(adapted: Adapted) -> None:
-    """Make a network return what its output matrix would be multiplied with, in place of logits.
-
-    Raises:
-        UserError: its logits are not just that product.
-    """
+    """Make a network return what its output matrix would be multiplied with, in place of logits. Raises UserError
+    where its logits are not just that product."""
     network, tokens = adapted.network, adapted._ordinary(4)
     output = network.get_output_embeddings()
     fits = isinstance(output, nn.Linear)

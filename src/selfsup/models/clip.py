@@ -132,11 +132,8 @@ def _save_text(
 
 
 def read_clip(directory: Path) -> SavedClip:
-    """What a directory of `save_clip` says of its towers, which are not opened.
-
-    Raises:
-        UserError: it holds something else, is incomplete or damaged.
-    """
+    """What a directory of `save_clip` says of its towers, which are not opened. Raises UserError where it holds
+    something else, is incomplete or damaged."""
     path = directory / "config.json"
     saved = read_config(directory)
     if saved.get("model_type") != TOWERS:

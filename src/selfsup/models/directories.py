@@ -70,11 +70,8 @@ log = logging.getLogger(__name__)
 
 
 def find_model(path: str | Path) -> Path:
-    """The model directory of a run, or a model directory itself.
-
-    Raises:
-        UserError: it is neither, or the run has no model yet.
-    """
+    """The model directory of a run, or a model directory itself. Raises UserError where it is neither, or the run
+    has no model yet."""
     directory = expanded(path)
     if (directory / RUN_CONFIG).is_file():
         if not (directory / RUN_MODEL).is_dir():

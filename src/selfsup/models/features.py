@@ -101,11 +101,8 @@ def write_map(path: Path, weight: Tensor, bias: Tensor | None, prefix: str = "")
 
 
 def read_map(path: Path, prefix: str = "") -> tuple[Tensor, Tensor | None]:
-    """What `write_map` left, by the names that begin with `prefix`.
-
-    Raises:
-        UserError: the file holds anything else.
-    """
+    """What `write_map` left, by the names that begin with `prefix`. Raises UserError where the file holds anything
+    else."""
     tensors = read_safetensors(path)
     weight, bias = tensors.pop(f"{prefix}weight", torch.empty(0)), tensors.pop(f"{prefix}bias", None)
     if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):

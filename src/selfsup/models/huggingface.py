@@ -31,11 +31,8 @@ class Tokenizer(Protocol):
 
 @contextmanager
 def new_model(directory: Path) -> Iterator[Path]:
-    """A place whose files become a model directory when the block ends, wholly or not at all.
-
-    Raises:
-        UserError: the directory exists already.
-    """
+    """A place whose files become a model directory when the block ends, wholly or not at all. Raises UserError where
+    the directory exists already."""
     if directory.exists():
         raise UserError(f"{directory} exists already; move it away or save the model elsewhere")
     with whole_directory(directory) as temporary:

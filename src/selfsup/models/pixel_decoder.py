@@ -163,11 +163,7 @@ def holds_decoder(directory: Path) -> bool:
 
 
 def read_decoder(directory: Path) -> PixelDecoder:
-    """The decoder that `save_decoder` left.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """The decoder that `save_decoder` left. Raises UserError where there is none, or it is damaged."""
     if not holds_decoder(directory):
         raise UserError(f"{directory} holds no decoder that fills in pixels; name a run of mae")
     config = LAYOUT.read(read_json(directory / CONFIG), directory / CONFIG)

@@ -144,10 +144,7 @@ def write_router(directory: Path, routes: Sequence[str]) -> None:
 
 def read_features(directory: Path) -> Features:
     """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none.
-
-    Raises:
-        UserError: it is damaged, or one that an encoder here does not know.
-    """
+    Raises UserError where it is damaged, or one that an encoder here does not know."""
     if (directory / FEATURES).exists():
         return read_own(directory)
     return read_modules(directory) if (directory / MODULES).exists() else Features()
