@@ -496,7 +496,7 @@ def test_a_search_of_texts_loads_no_more_than_it_needs(stories):
         "exporting",
         "training",
         "data.images",
-        "data.tables",
+        "data.sources",
     )
     foreign += (
         "models.vision",
