@@ -33,8 +33,7 @@ class Medium:
 
     Attributes:
         noun: what messages call it, such as `text`.
-        reads: whether a file of that name is read.
-        readable: the kinds of files that are read, in words.
+        reads: whether a file of that name is read; `readable` says it in words.
         accepts: the kinds of sources, in words.
     """
 
@@ -42,10 +41,6 @@ class Medium:
     reads: Callable[[str], bool]
     readable: str
     accepts: str
-
-    def find(self, path: str | Path) -> Found:
-        """The readable files that a path stands for; see `selfsup.data.discovery.find`."""
-        return find(path, self.reads, self.readable)
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def no_source(source: object, medium: Medium) -> UserError:
 
 
 def _of_files(name: str, places: Sequence[Path], medium: Medium, split: str | None) -> Origin:
-    every = [medium.find(place) for place in places]
+    every = [find(place, medium.reads, medium.readable) for place in places]
     chosen = [found.of(split) for found in every]
     others = sum(len(found.files) for found in every) > sum(len(found.files) for found in chosen)
     return Origin(name, chosen, split=("train" if split == "training" else split) if others else None)

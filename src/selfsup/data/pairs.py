@@ -44,37 +44,23 @@ def open_pairs(
     split: str | None = None,
     progress: Progress | None = None,
 ) -> Images:
-    """Open any source of images with captions (see the module's description).
+    """Open any source of images with captions (see the module's description); their `captions` are not None.
 
     Args:
         captions: the columns, extensions or keys that hold the captions; by default one with a usual name.
         column, label, failures, split, progress: as in `open_images`.
 
-    Returns:
-        Images whose `captions` are not None.
-
     Raises:
         UserError: what `open_images` raises; there is no caption.
     """
-    images = open_images(
-        source,
-        column=column,
-        label=label,
-        captions=captions,
-        failures=failures,
-        split=split,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"failures": failures, "split": split, "progress": progress}
+    images = open_images(source, column=column, label=label, captions=captions, **how)
     captions_of(images)
     return images
 
 
 def captions_of(images: Images) -> Captions:
-    """The captions of images.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The captions of images; raises UserError where there are none."""
     if images.captions is None:
         raise no_captions(images.name)
     return images.captions

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -113,45 +114,40 @@ class Row(NamedTuple):
         return self.part.name
 
 
+@dataclass(eq=False)
 class Table:
     """Records with several columns. When more than the share `failures` of them are bad, or all, a pass ends in a
     UserError; with 1, whole files may be damaged too.
-
-    `skipped` and `empty` (records with a blank text) describe the last complete pass.
 
     Attributes:
         fingerprint: gives 32 hex digits of the text in a column (None is the one that is found).
         split: the part of a data set that its files are chosen by, where there are others.
         left_out: the files and folders that are not read, in words.
+        skipped, empty: of the last complete pass: bad records, and how many had a blank text.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parts: Sequence[Part],
-        failures: float,
-        fingerprint: Callable[[str | None], str],
-        split: str | None = None,
-        left_out: Sequence[str] = (),
-    ) -> None:
-        self.name, self.split, self.left_out = name, split, left_out
-        self.fingerprint = fingerprint
-        self.skipped, self.empty = Skipped(), 0
-        self._parts, self._failures = parts, failures
-        self._beside: Collection[str] = ()  # columns that the last pass read beside the text
+    name: str
+    parts: Sequence[Part]
+    failures: float
+    fingerprint: Callable[[str | None], str]
+    split: str | None = None
+    left_out: Sequence[str] = ()
+    skipped: Skipped = field(default_factory=Skipped)
+    empty: int = 0
+    _beside: Collection[str] = ()  # columns that the last pass read beside the text
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """All columns, in the order in which they are met; the first rows of a JSON file stand for it."""
         columns: dict[str, None] = {}
-        for part in self._parts:
+        for part in self.parts:
             with suppress(Damaged):  # which says so itself when its rows are read
                 columns |= dict.fromkeys(part.sample().names)
         return tuple(columns)
 
     def text_columns(self, column: str | None) -> TextColumns:
         """The columns that texts are read from, where `column` is asked for."""
-        return TextColumns(self._parts, column, self._beside)
+        return TextColumns(self.parts, column, self._beside)
 
     def notes(self, column: str | None) -> dict[str, str]:
         """What to tell of how it is read for the texts in a column: that column, its split, what is left out."""
@@ -181,9 +177,9 @@ class Table:
         """
         if columns is None:
             columns, optional = (), None
-        tally = Tally(self.name, self._failures)
+        tally = Tally(self.name, self.failures)
         kept = 0
-        for part in self._parts:
+        for part in self.parts:
             with tally.allowed(part.name):
                 for where, values in _records(part, columns, optional, check, tally):
                     tally.count(where, values)
@@ -192,8 +188,7 @@ class Table:
                         yield Row(where, part, values)
         self.skipped = tally.close()
         if kept == 0:
-            unreadable = f" ({'; '.join(self.skipped.names)})" if self.skipped.names else ""
-            raise UserError(f"{self.name} holds no records{unreadable}: point at data with at least one.")
+            raise UserError(f"{self.name} holds no records: point at data with at least one.")
 
     def documents(
         self,
@@ -211,10 +206,10 @@ class Table:
         Raises:
             UserError: a file lacks a column, too many records are bad, there is no text.
         """
-        tally = Tally(self.name, self._failures)
+        tally = Tally(self.name, self.failures)
         self._beside = self.columns if optional is None else (*columns, *optional)
         kept = empty = 0
-        for part in self._parts:
+        for part in self.parts:
             with tally.allowed(part.name):
                 name = text_column(part, column)
                 hidden = name not in columns and name not in (optional or ())

@@ -49,13 +49,11 @@ class Captions(Sequence[tuple[str, ...]]):
 
     def counts(self) -> npt.NDArray[np.int64]:
         """How many each image has, (n,)."""
-        counts: npt.NDArray[np.int64] = self._lists.value_lengths().to_numpy()
-        return counts
+        return np.asarray(self._lists.value_lengths().to_numpy(), np.int64)
 
     def texts(self) -> list[str]:
         """The captions of all images in one sequence."""
-        texts: list[str] = self._lists.flatten().to_pylist()
-        return texts
+        return list(self._lists.flatten().to_pylist())
 
     def batches(self, size: int) -> Iterator[list[str]]:
         """The captions of all images in one sequence, `size` at a time."""

@@ -181,7 +181,7 @@ def open_images(
     if isinstance(source, Images):
         return source
     require_share(failures)
-    progress = progress or _silent
+    progress = progress or (lambda done, total: None)
     named = (captions,) if isinstance(captions, str) else captions
     wanted = Wanted(column, label, None if named is None else tuple(named))
     origin = origin_of(source, images_of(), split)
@@ -193,16 +193,10 @@ def open_images(
     if index.small:
         index = _decoded(store, index, progress)
     for number in range(store.count):
-        if problem := index.problems.get(number):
-            tally.count(store.place(number), Malformed(problem))
-        else:
-            tally.count("", None)
+        problem = index.problems.get(number)
+        tally.count(store.place(number) if problem else "", problem and Malformed(problem))
     skipped = replace(tally.close(), left_out=store.left_out)
     return Images(store, index, skipped, failures)
-
-
-def _silent(done: int, total: int | None) -> None:
-    """Progress that nobody wants to see."""
 
 
 # -- looking at every image once -----------------------------------------------------------------------------
@@ -218,13 +212,13 @@ class _Index:
     held: Sequence[Pixels] | Pixels | None = None  # of the images without a problem
 
     @property
-    def small(self) -> bool:
-        return self.bytes <= SMALL
-
-    @property
     def bytes(self) -> int:
         """Of the pixels of all images."""
         return 3 * int(self.sizes.prod(1).sum())
+
+    @property
+    def small(self) -> bool:
+        return self.bytes <= SMALL
 
 
 def _looked_at(store: Store, progress: Progress) -> _Index:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfsup.data.columns import Wanted, image_columns, names_image
 from selfsup.data.discovery import File, file_at, find, opened, reading
@@ -121,14 +121,8 @@ def holds_images(path: str, column: str | None) -> bool:
     return any(names_image(value) for row in rows for name, value in row.items() if column in (None, name))
 
 
-@dataclass(frozen=True)
-class Described:
-    """What a folder's own lists say of its images.
-
-    Attributes:
-        labels, captions: of each image; None where they have none.
-        unknown: the images that they name and that are not there.
-    """
+class Described(NamedTuple):
+    """What a folder's own lists say: classes and captions of its images, if any; and the images that are not there."""
 
     labels: list[object] | None = None
     captions: Captions | None = None

@@ -48,7 +48,8 @@ def open_tables(name: str, files: list[File], wanted: Wanted, tally: Tally, prog
     if not tables:
         return Store(name, 0, str)
     first = tables[0][1]
-    chosen = _columns(first, wanted)
+    chosen = image_columns(str(first.path), sample_of_table(first), wanted)
+    _require_kinds(first, chosen)
     room = free_memory(torch.device("cpu")) // SHARE
     parts: list[_Rows] = []
     for number, (file, table) in enumerate(tables):
@@ -64,7 +65,8 @@ def open_tables(name: str, files: list[File], wanted: Wanted, tally: Tally, prog
 
 def open_table(name: str, table: ArrowFile, wanted: Wanted) -> Store:
     """A table from Python: a data frame, which is kept, or a data set, whose images are read one by one."""
-    chosen = _columns(table, wanted)
+    chosen = image_columns(name, sample_of_table(table), wanted)
+    _require_kinds(table, chosen)
     if (at := table.at) is None:
         parts = [_Rows(name, "", list(table.batches(chosen.all)))]
         return _store(name, table, chosen, parts, _contents(parts, chosen.images))
@@ -76,12 +78,6 @@ def holds_images(table: ArrowFile, column: str | None, paths: bool) -> bool:
     """Whether a column of a table, or the one named, holds images or, with `paths`, names image files."""
     found = [*images_in(table.schema), *(path_columns(sample_of_table(table)) if paths else [])]
     return any(column in (None, name) for name in found)
-
-
-def _columns(table: ArrowFile, wanted: Wanted) -> Chosen:
-    chosen = image_columns(str(table.path), sample_of_table(table), wanted)
-    _require_kinds(table, chosen)
-    return chosen
 
 
 def _require_kinds(table: ArrowFile, chosen: Chosen) -> None:
