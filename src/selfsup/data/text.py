@@ -104,12 +104,10 @@ def prepare_text(
 
     The split is by document: one belongs to validation where the BLAKE2b hash of its text, as a fraction of
     2^64, lies below `validation`. So duplicates fall on one side, and documents that are added move none.
-    Where that leaves a side empty, the distinct document with the smallest hash validates (or the one with
-    the largest trains). A single document is cut at character `int(n * (1 - validation))`: its training
-    stream is not closed, and its validation stream begins with the last training token, as context only. Of
-    several copies of a single document, each one's head trains and the tail validates once.
-
-    A tokenizer that is trained here sees the training part only.
+    Where that leaves a side empty, see `hold_out`. A single document is cut at character `int(n * (1 - validation))`:
+    its training stream is not closed, and its validation stream begins with the last training token, as context only.
+    Of several copies of a single document, each one's head trains and the tail validates once. A tokenizer that is
+    trained here sees the training part only.
 
     Args:
         source: anything that `open_text` takes.
@@ -126,12 +124,7 @@ def prepare_text(
     """
     if not 0 <= validation < 1:
         raise UserError(f"The validation share must be at least 0 and below 1, not {validation:g}.")
-    given = open_tokenizer(tokenizer, family)
-    if given and vocabulary is not None:
-        raise UserError(
-            "A vocabulary size goes with a tokenizer that is trained on the corpus (bpe, wordpiece, characters, words) "
-            "and this one brings its own: leave the size out."
-        )
+    given = _given(tokenizer, family, vocabulary)
     text = open_text(source, column, failures)
     identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
@@ -143,6 +136,19 @@ def prepare_text(
 
     entry = kept("text", key, build, cache)
     return _open(entry, given or load_tokenizer(entry / "tokenizer", family).anew())
+
+
+def _given(
+    tokenizer: str | Path | TextTokenizer, family: Family, vocabulary: int | None
+) -> TextTokenizer | None:
+    """The tokenizer that is given; None for one that is trained here, which alone has a size to choose."""
+    given = open_tokenizer(tokenizer, family)
+    if given and vocabulary is not None:
+        raise UserError(
+            "A vocabulary size goes with a tokenizer that is trained on the corpus (bpe, wordpiece, characters, words) "
+            "and this one brings its own: leave the size out."
+        )
+    return given
 
 
 def encode_documents(
