@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from selfsup.errors import UserError
-from selfsup.models.layouts import Layout, at
+from selfsup.models.layouts import Layout, at, renamed
 from selfsup.models.parity import ROUNDING, Difference
 
 
@@ -115,6 +115,23 @@ def test_a_layout_of_no_model_says_no_type() -> None:
     plain = replace(LAYOUT, model_type=None)
     assert "model_type" not in plain.write(SHAPE)
     assert plain.read({"model_type": "whatever", "hidden": 8, "depth": 2}, PATH).width == 8
+
+
+def test_parameters_are_renamed_by_a_table_and_back() -> None:
+    names = {"layer.*.attn.out": "blocks.*.proj", "layer.*": "blocks.*", "bias": "decoder.bias", "a.b": "c"}
+    given = ["layer.0.attn.out.weight", "layer.12.norm.bias", "bias", "biased", "a.b", "a.bc", "x.layer.1"]
+    theirs = [
+        "blocks.0.proj.weight",
+        "blocks.12.norm.bias",
+        "decoder.bias",
+        "biased",
+        "c",
+        "a.bc",
+        "x.layer.1",
+    ]
+    there = renamed(dict(zip(given, range(7), strict=True)), names)
+    assert there == dict(zip(theirs, range(7), strict=True))
+    assert list(renamed(there, {other: name for name, other in names.items()})) == given
 
 
 def test_differences_are_judged_by_the_length_of_vectors() -> None:

@@ -21,6 +21,7 @@ from selfsup.exporting import Exported, open_image_model
 from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import Adapted, Opened, import_timm, timm_difference, timm_preprocessing
 from selfsup.models.features import Features
+from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference, noise
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 
@@ -30,15 +31,15 @@ POOLINGS = {"cls": "token", "mean": "avg"}
 NAMES = {  # of what is called otherwise there
     "embeddings.cls_token": "cls_token",
     "embeddings.register_tokens": "reg_token",
-    "embeddings.patch_embeddings.": "patch_embed.proj.",
-    "layer.": "blocks.",
-    ".attention.o_proj.": ".attn.proj.",
-    ".attention.q_proj.bias": ".attn.q_bias",
-    ".attention.v_proj.bias": ".attn.v_bias",
-    ".layer_scale1.lambda1": ".gamma_1",
-    ".layer_scale2.lambda1": ".gamma_2",
-    ".mlp.up_proj.": ".mlp.fc1.",
-    ".mlp.down_proj.": ".mlp.fc2.",
+    "embeddings.patch_embeddings": "patch_embed.proj",
+    "layer.*.attention.o_proj": "blocks.*.attn.proj",
+    "layer.*.attention.q_proj.bias": "blocks.*.attn.q_bias",
+    "layer.*.attention.v_proj.bias": "blocks.*.attn.v_bias",
+    "layer.*.layer_scale1.lambda1": "blocks.*.gamma_1",
+    "layer.*.layer_scale2.lambda1": "blocks.*.gamma_2",
+    "layer.*.mlp.up_proj": "blocks.*.mlp.fc1",
+    "layer.*.mlp.down_proj": "blocks.*.mlp.fc2",
+    "layer.*": "blocks.*",
 }
 
 
@@ -98,13 +99,7 @@ def timm_weights(model: VisionTransformer) -> dict[str, Tensor]:
     for layer in range(model.config.layers):
         parts = [weights.pop(f"layer.{layer}.attention.{part}_proj.weight") for part in "qkv"]
         weights[f"layer.{layer}.attn.qkv.weight"] = torch.cat(parts)
-    return {_rename(name): tensor for name, tensor in weights.items()}
-
-
-def _rename(name: str) -> str:
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
+    return renamed(weights, NAMES)
 
 
 def timm_arguments(config: VisionConfig, features: Features) -> dict[str, Any]:

@@ -6,6 +6,7 @@ that the other library wrote, and refuse in one sentence what the network here c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ABSENT: Any = object()
 
 C = TypeVar("C", bound="DataclassInstance")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -153,3 +155,21 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
     for name in objects:
         content = content.setdefault(name, {})
     content[last] = value
+
+
+def renamed(weights: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """Weights by other names: what a name begins with, up to a dot or its end, becomes what `names` has for it.
+
+    The first key that fits counts. A `*` is the number of a layer, and stands for the same one in both.
+    """
+    known = {_pattern(name): other.replace("*", r"\1") for name, other in names.items()}
+    return {_renamed(name, known): weight for name, weight in weights.items()}
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", r"(\d+)") + r"(?=\.|$)")
+
+
+def _renamed(name: str, known: Mapping[re.Pattern[str], str]) -> str:
+    pattern = next((pattern for pattern in known if pattern.match(name)), None)
+    return name if pattern is None else pattern.sub(known[pattern], name, count=1)

@@ -13,9 +13,10 @@ from selfsup.models.directories import CONFIG, read_config, read_weights
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card, write_network
-from selfsup.models.layouts import Layout, at
+from selfsup.models.layouts import Layout, at, renamed
 from selfsup.models.sentence_transformers import read_features, text_window
 
+NAMES = {"bias": "decoder.bias"}  # of parameters, ours and theirs
 PREFIX = "model."  # of the encoder's names where a head stands beside it
 ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
 KINDS = ("full_attention", "sliding_attention")  # of layers
@@ -115,7 +116,7 @@ def write_encoder(directory: Path, model: TextEncoder | MaskedLanguageModel, tok
     ids |= dict.fromkeys(("eos_token_id", "sep_token_id"), tokenizer.end)
     named = {"architectures": ["ModernBertForMaskedLM" if fills else "ModernBertModel"]}
     config = {**named, **LAYOUT.write(model.config), **ids, "pad_token_id": tokenizer.pad}
-    write_network(directory, config, _renamed(model.state_dict(), "bias", "decoder.bias"))
+    write_network(directory, config, renamed(model.state_dict(), NAMES))
     tokenizer.save(directory, model.config.window, fills)
 
 
@@ -134,9 +135,5 @@ def read_encoder(directory: Path) -> SavedEncoder:
     head = {n: w for n, w in weights.items() if n.startswith(HEAD) and not classifies}
     if config.tied:
         head.pop("decoder.weight", None)  # some writers store the shared matrix twice
-    head = _renamed(head, "decoder.bias", "bias")
+    head = renamed(head, {theirs: ours for ours, theirs in NAMES.items()})
     return SavedEncoder(directory, config, encoder, head, read_features(directory))
-
-
-def _renamed(weights: dict[str, Tensor], name: str, other: str) -> dict[str, Tensor]:
-    return {(other if key == name else key): tensor for key, tensor in weights.items()}

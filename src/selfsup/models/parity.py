@@ -77,9 +77,9 @@ def spread_tokens(vocabulary: int, window: int) -> Tensor:
     return torch.arange(count)[None] * vocabulary // count
 
 
-def noise(*shape: int, generator: torch.Generator | None = None) -> Tensor:
+def noise(*shape: int) -> Tensor:
     """Images (B, 3, H, W) of noise, always the same, to compare models on."""
-    return torch.randn(shape, generator=generator or torch.Generator().manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 # -- transformers --------------------------------------------------------------------------------------------
