@@ -32,6 +32,7 @@ from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.simclr import SimCLRRecipe
 from selfsup.objectives.simcse import SimCSERecipe
+from selfsup.objectives.vicreg import VICRegRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.trainer import Trainer
@@ -106,6 +107,12 @@ CURVES = {
         IMAGES,
         (3.98, 0.1),  # a little less than ln 63, of the other views: even at first both of an image are alike
         3.7,
+    ),
+    "vicreg": Curve(
+        VICRegRecipe,
+        IMAGES | {"vicreg": {"expander": 64}},
+        (49.0, 1.5),  # a fresh expander says nearly the same of every image
+        40.0,
     ),
     "dino": Curve(
         DINORecipe,

@@ -35,6 +35,7 @@ from selfsup.objectives.simcse import Projection, SimCSE
 from selfsup.objectives.teaching import Head, Network, Teaching
 from selfsup.objectives.towers import ImageTower, TextTower
 from selfsup.objectives.towers import Projection as ClipProjection
+from selfsup.objectives.vicreg import EPS, VICReg
 from selfsup.seeding import derive, generator, seeded
 from selfsup.views import View, dino_global, dino_local, dino_second, mae_view, simclr_view
 
@@ -190,6 +191,19 @@ def simclr(seed: int) -> SimCLR:
     with seeded(seed, "head"):
         head = ProjectionHead(16, 8)
     return shaken(SimCLR(network, head, simclr_view(12), "mean", temperature=0.5).double(), seed)
+
+
+def vicreg(seed: int) -> VICReg:
+    network = vision_transformer(generator(seed, "weights"))
+    with seeded(seed, "head"):
+        expander = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8, bias=False))
+    weights = {"invariance": 2.0, "variance": 3.0, "covariance": 1.0}
+    return shaken(VICReg(network, expander, simclr_view(12), "mean", weights).double(), seed)
+
+
+def saying_the_same_of_both(task: Task) -> dict[str, float]:
+    """No vector varies, in either view."""
+    return {"invariance": 0.0, "variance": 2 * (1 - EPS**0.5), "covariance": 0.0}
 
 
 def uniform_over_other_views(task: Task) -> dict[str, float]:
@@ -388,6 +402,7 @@ CASES = {
         Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3)),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
+        Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(
             "clip",
             Captioned,

@@ -17,6 +17,7 @@ RECIPES = {
     "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
+    "vicreg": "selfsup.objectives.vicreg:VICRegRecipe",
     "dino": "selfsup.objectives.dino:DINORecipe",
     "mae": "selfsup.objectives.mae:MAERecipe",
     "clip": "selfsup.objectives.clip:CLIPRecipe",

@@ -42,15 +42,10 @@ from selfsup.objectives.checks.pairs import PAIRS
 from selfsup.objectives.images import ADAMW_LR, ImageRecipe
 from selfsup.objectives.losses import info_nce, sigmoid_pairs
 from selfsup.objectives.recipe import Effort, Progress
-from selfsup.objectives.simclr import (
-    SimCLR,
-    SimCLRSettings,
-    build_simclr,
-    require_several,
-    settle_simclr,
-)
+from selfsup.objectives.simclr import SimCLR, SimCLRSettings, build_simclr, settle_simclr
 from selfsup.objectives.sizes import STARTED, settle_rates
 from selfsup.objectives.towers import ImageTower, Projection, TextTower
+from selfsup.objectives.two_views import require_several
 from selfsup.seeding import generator
 from selfsup.views import View, centred, render
 
@@ -329,7 +324,7 @@ class CLIPRecipe(ImageRecipe):
             settings.settle("clip.pooling", origin.features.pooling, "init")
         self.text.settle(effort)
         self.settle_size()
-        self.settle_network(effort)
+        self.network.settle_shape(effort, self.views * len(self.images))
         self.cut()
         self.settle_batch(effort)
         self.settle_rates()

@@ -325,7 +325,6 @@ class DINORecipe(ImageRecipe):
         self.settle_network(effort)
         self.settle_hiding()
         self.settle_head()
-        self.settings.settle("model.whiten", True, "recipe")
         self.cut()
         self.settle_batch(effort)
         self.settle_rates()
@@ -373,7 +372,7 @@ class DINORecipe(ImageRecipe):
         return "cls"
 
     @property
-    def views(self) -> float:
+    def views(self) -> float:  # type: ignore[override]
         """The student's crops, and the teacher's way there of the global ones."""
         local = (self.options.local_size or 0) / self.settings["data.size"]
         return float(GLOBALS * 4 / 3 + (self.options.local_crops or 0) * local**2)

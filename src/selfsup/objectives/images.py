@@ -46,6 +46,7 @@ class ImageRecipe(Recipe):
     unit = "images"
     takes_modules = True
     feature_batch = 128
+    views: float = 1.0  # images that the network sees of a record, in units of one of full size
     network: ImageNetwork
     images: Images
     train: ImageRecords | PairRecords
@@ -60,11 +61,6 @@ class ImageRecipe(Recipe):
     @property
     def next_command(self) -> str | None:
         return "selfsup index {run} --data photos/ --out photos.lance"
-
-    @property
-    def views(self) -> float:
-        """Images that the network sees of a record, in units of one of full size."""
-        return 1.0
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -98,8 +94,9 @@ class ImageRecipe(Recipe):
         self.network.settle_size(self.side)
 
     def settle_network(self, effort: Effort) -> None:
-        """The shape of the network."""
+        """The shape of the network, and whether its vectors are whitened."""
         self.network.settle_shape(effort, self.views * len(self.images))
+        self.settings.settle("model.whiten", True, "recipe")
 
     def cut(self) -> None:
         """Divide the images into records to train on and records held out."""

@@ -120,7 +120,6 @@ class MAERecipe(ImageRecipe):
         self.settle_size()
         self.settle_network(effort)
         self.settle_decoder()
-        self.settings.settle("model.whiten", True, "recipe")
         self.cut()
         self.settle_batch(effort)
         self.settle_rates()
