@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from conftest import TINY_WORDS, Answer
 
 import selfsup
-from selfsup import training
+from selfsup import cli, training
+from selfsup.config import SHORT, Config, described
 from selfsup.run import Run
 
 Command = Callable[..., Answer]
@@ -70,6 +74,60 @@ def test_the_module_is_the_command() -> None:
     )
     for command in ("train", "plan", "compare", "inspect", "generate", "evaluate"):
         assert command in done.stdout
+
+
+# -- commands and functions ----------------------------------------------------------------------------------
+
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+NO_COMMANDS = {
+    "load",
+    "diagnose",
+    "__version__",
+}  # functions that answer with an object of Python; a former name
+OF_PROGRAMS = {"progress", "reporter", "origin", "clock", "stream"}  # arguments that no command line can give
+WITHOUT_SETTINGS = {
+    "objective",
+    "data",
+    "model",
+    "tokenizer",
+}  # which the words and flags of settings give as well
+
+
+def test_every_command_is_a_function_and_every_function_a_command() -> None:
+    functions = {name for name in selfsup.__all__ if name.islower()} - NO_COMMANDS - {"generator"}
+    assert {name.replace("-", "_") for name in COMMANDS} == functions
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_and_function_have_the_same_arguments(name: str) -> None:
+    parameters = inspect.signature(getattr(selfsup, name.replace("-", "_"))).parameters
+    wanted = {each.name: each for each in parameters.values() if each.name not in OF_PROGRAMS}
+    given = {each.name: each for each in COMMANDS[name].params if each.name != "as_json"}
+    if "words" in given:
+        assert wanted.popitem()[1].kind == inspect.Parameter.VAR_KEYWORD
+        wanted = {key: value for key, value in wanted.items() if key not in WITHOUT_SETTINGS}
+        given = {key: value for key, value in given.items() if key not in {"words", *SHORT}}
+    assert given.keys() == wanted.keys()
+    for key, option in given.items():
+        default = wanted[key].default
+        assert option.required == (default is inspect.Parameter.empty), key
+        assert option.required or option.default in (None, default), key  # None is left to the function
+
+
+@pytest.mark.parametrize("name", ["train", "plan"])
+def test_short_names_are_flags_that_say_what_the_schema_says(name: str) -> None:
+    flags = {each.name: each for each in COMMANDS[name].params}
+    for short, key in SHORT.items():
+        first = next(other for other in SHORT if SHORT[other] == key)
+        assert flags[short].help
+        if key.split(".")[0] in Config.model_fields:
+            assert flags[short].help == (described(key) if first == short else f"the same as --{first}")
+
+
+def test_own_objectives_find_what_they_need_in_the_package() -> None:
+    from selfsup import Batch, Collectives, Objective, Outputs, Task, generator
+
+    assert all((Batch, Collectives, Objective, Outputs, Task, generator))
 
 
 # -- one JSON object -----------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_what_was_made_is_used(home: Path, selfsup_command: Command) -> None:
     answer = selfsup_command("search", "~/notes.lance", "dogs", "--model=~/encoder", "--json")
     assert answer.code == 0, answer
     (first, *_) = json.loads(answer.out)["hits"]
-    assert selfsup_command("index", "--delete", first["id"], "--out=~/notes.lance").code == 0
+    assert selfsup_command("delete", "~/notes.lance", first["id"]).code == 0
     assert len((home / "classes.jsonl").read_text().splitlines()) == 80
 
 

@@ -111,7 +111,7 @@ def test_every_command_is_understood() -> None:
         name, *given = words[words.index("selfsup") + 1 :]
         understood = known[name].make_context(name, given).params
         if name in ("train", "plan", "inspect"):
-            split_words(understood["words"])
+            split_words(understood["words"] or [], {})
 
 
 @pytest.mark.long

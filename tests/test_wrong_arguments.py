@@ -41,6 +41,7 @@ BASES = {  # a use of each command that works
     "embed": ["encoder", "--data", "c.jsonl", "--out", "new.parquet"],
     "index": ["encoder", "--data", "c.jsonl", "--out", "new.lance"],
     "search": ["library.lance", "cat"],
+    "delete": ["library.lance", "a"],
 }
 LONG = "x" * 5000
 NOT_THERE = ["missing", "", LONG, "\x1b[2J", "missing/below", "c.jsonl/below"]
@@ -81,7 +82,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--where": ["nothing", "", LONG, "\x1b[2J", "1;"],
     "--templates": ["nothing", ""],
     "--captions": ["nothing", ""],
-    "--delete": ["nothing", ""],
+    "ids": ["nothing", ""],
     "--stop": [""],
     "words": ["causal-ml", "fast", "c.jsonl", "seed=1", "=", "model.layers=[", "layers=1", LONG, "run"],
     "text": ["", "without a place"],
@@ -172,7 +173,6 @@ OTHER = {
 FINE = {
     *((name, "seed=1") for name in ("train", "plan", "inspect")),  # the objective is causal-lm without it
     *((name, "other-objective") for name in ("doctor", "evaluate", "export")),  # of any
-    *((name, "--column") for name in ("classify",)),  # for images in tables; texts have none
 }
 
 

@@ -13,26 +13,36 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# The commands, and what else programs use, by where it is.
 _PUBLIC = {
     "train": "selfsup.training",
     "plan": "selfsup.training",
-    "load": "selfsup.inference.opening",
     "inspect": "selfsup.inspection",
+    "compare": "selfsup.comparison",
+    "doctor": "selfsup.diagnosis",
+    "generate": "selfsup.inference.writing",
+    "fill": "selfsup.inference.writing",
     "show": "selfsup.inspection.show",
     "evaluate": "selfsup.evaluation",
-    "compare": "selfsup.comparison",
+    "zero_shot": "selfsup.inference.zero_shot",
+    "probe": "selfsup.evaluation.probe",
+    "classify": "selfsup.evaluation.probe",
+    "export": "selfsup.exporting",
     "embed": "selfsup.inference.embed",
     "index": "selfsup.inference.indexing",
     "delete": "selfsup.inference.search",
     "search": "selfsup.inference.search",
-    "Searcher": "selfsup.inference.search",
-    "zero_shot": "selfsup.inference.zero_shot",
-    "export": "selfsup.exporting",
-    "doctor": "selfsup.diagnosis",
     "diagnose": "selfsup.diagnosis",
+    "load": "selfsup.inference.opening",
+    "Searcher": "selfsup.inference.search",
     "Run": "selfsup.run",
+    "Batch": "selfsup.data.records",
     "Objective": "selfsup.objectives.base",
     "Recipe": "selfsup.objectives.recipe",
+    "Task": "selfsup.objectives.base",
+    "Outputs": "selfsup.objectives.base",
+    "Collectives": "selfsup.objectives.base",
+    "generator": "selfsup.seeding",
     "UserError": "selfsup.errors",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -17,7 +17,7 @@ from rich.table import Table
 from selfsup.checks import PACE
 from selfsup.config import known_keys
 from selfsup.errors import UserError
-from selfsup.files import checksum, write_new
+from selfsup.files import checksum, require_free, write_new
 from selfsup.objectives import declared
 from selfsup.report import Text, duration, printable
 from selfsup.run import Run
@@ -204,12 +204,16 @@ class Comparison:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def compare(runs: Sequence[str | Path]) -> Comparison:
+def compare(runs: Sequence[str | Path], plot: str | Path | None = None) -> Comparison:
     """Set two runs or more side by side.
+
+    Args:
+        plot: where to draw the curves, see `Comparison.plot`.
 
     Raises:
         UserError: less than two are given, one of them twice, or a directory holds no run.
     """
+    require_free(plot)
     if len(runs) < 2:
         raise UserError("A comparison takes two runs or more; give their directories.")
     opened = [Run.open(directory) for directory in runs]
@@ -218,7 +222,10 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         raise UserError("A run is given twice; give each directory once.")
     figures = [_figures_of(run, name) for run, name in zip(opened, _names(opened), strict=True)]
     measure, notes = _judge(opened, figures)
-    return Comparison(figures, _differences_of(opened), measure, notes)
+    comparison = Comparison(figures, _differences_of(opened), measure, notes)
+    if plot is not None:
+        comparison.plot(plot)
+    return comparison
 
 
 def _names(runs: list[Run]) -> list[str]:

@@ -130,9 +130,9 @@ class TrainConfig(Section):
     budget: Duration | None = Field(None, description="wall time of the whole run, such as 10m")
     batch: Count | None = Field(None, description="records per step, over all processes")
     micro_batch: Count | None = Field(None, description="records computed at once in one process")
-    seed: Annotated[Whole, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0)] = Field(0, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto, fp32, bf16")
     compile: bool | None = Field(None, description="torch.compile; measured where it is not said")
     log_every: Count | None = Field(None, description="steps between two lines of metrics.jsonl")
 
@@ -389,6 +389,15 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
             )
         place[name] = value
     return nested
+
+
+def described(key: str) -> str:
+    """What the schema says of a setting."""
+    *path, name = key.split(".")
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+    return str(section.model_fields[name].description or "")
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -48,7 +48,13 @@ _numbers = itertools.count()
 
 
 def expanded(path: str | Path) -> Path:
-    """A path as a user gives it: where it begins with `~`, that is their home directory, as in a shell."""
+    """A path as a user gives it: where it begins with `~`, that is their home directory, as in a shell.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path!r:.80} is no path; give one as text, such as 'runs/mine'.")
     return Path(os.path.expanduser(path))
 
 
@@ -96,7 +102,7 @@ def inside(root: str | Path, name: str) -> str:
     return place
 
 
-def require_free(*places: Path | None) -> None:
+def require_free(*places: str | Path | None) -> None:
     """Raise a UserError where something lies already, before work is done for it."""
     for place in places:
         if place is not None and os.path.lexists(expanded(place)):
@@ -245,7 +251,7 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_new(path: Path, content: str | bytes) -> None:
+def write_new(path: str | Path, content: str | bytes) -> None:
     """Write a file that is not there yet: wholly or not at all."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:

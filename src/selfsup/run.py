@@ -46,6 +46,10 @@ class Run:
         self.directory = expanded(directory)
         self._made: list[Path] = []  # by this process, for a run that is being started
 
+    def __fspath__(self) -> str:
+        """A run stands for its directory wherever one is asked for."""
+        return str(self.directory)
+
     @classmethod
     def create(cls, directory: str | Path) -> Run:
         """A new run.

@@ -416,7 +416,10 @@ class Trainer:
             request = Request(
                 self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test, **how
             )
-            figures[protocol] = measure(request, protocol).value
+            score = measure(request, protocol)
+            figures[protocol] = score.value
+            if score.left_out.skipped:
+                self.reporter.say(f"{protocol}: skipped: {score.left_out.rows()['skipped']}")
         return figures
 
     def _chance_of_looks(self, records: int | None) -> float | None:

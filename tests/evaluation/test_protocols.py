@@ -263,10 +263,13 @@ def test_columns_of_pairs_by_kind() -> None:
     assert run("sts", beside).value == run("sts", PAIRS).value
 
 
-def test_records_that_cannot_be_read_are_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_records_that_cannot_be_read_are_named_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     data = write(tmp_path / "r.jsonl", [*REVIEWS, {"text": "no label"}])
-    assert run("knn-20", data).value == run("knn-20", REVIEWS).value
-    assert "1 of 301 records" in caplog.text
+    score = run("knn-20", data)
+    assert score.value == run("knn-20", REVIEWS).value
+    assert score.left_out.skipped == 1
+    assert "line 301" in score.left_out.skipped_names[0]
+    assert "301" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])

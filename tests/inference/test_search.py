@@ -188,7 +188,7 @@ def test_only_what_changed_is_embedded(model, tmp_path, embedded):
     assert sorted(embedded) == sorted([changed[1]["text"], changed[3]["text"]])
     after = rows(path)
     assert after["a"] == before["a"]
-    assert after["d"] == before["d"]  # the source no longer holds it, and only --delete removes
+    assert after["d"] == before["d"]  # the source no longer holds it, and only `delete` removes
     assert after["c"] == {**before["c"], "year": 1953, "values_hash": after["c"]["values_hash"]}
     assert after["b"]["text"] == changed[1]["text"]
     assert after["b"]["vector"] == pytest.approx(selfsup.load(model).embed([changed[1]["text"]])[0], abs=1e-2)
@@ -531,9 +531,9 @@ def test_the_commands(model, tmp_path, selfsup_command, monkeypatch):
     answer = selfsup_command("search", "x.lance", "storm", "--where", "year > 3000")
     assert answer.out == "Nothing found.\n"
     identifier = f"{source}, line 1"
-    answer = selfsup_command("index", "--delete", identifier, "--out", "x.lance")
+    answer = selfsup_command("delete", "x.lance", identifier)
     assert (answer.code, answer.out) == (0, "1 deleted, 3 left in x.lance.\n")
-    answer = selfsup_command("index", "--delete", identifier, "--out", "x.lance", "--json")
+    answer = selfsup_command("delete", "x.lance", identifier, "--json")
     assert (answer.code, answer.out) == (2, "")
     answer = selfsup_command("index", model, "--data", source, "--out", "x.lance", "--json")
     made = json.loads(answer.out)
@@ -541,7 +541,8 @@ def test_the_commands(model, tmp_path, selfsup_command, monkeypatch):
     for words in (
         ("index", "--out", "x.lance"),
         ("index", model, "--out", "x.lance"),
-        ("index", model, "--data", source, "--out", "x.lance", "--delete", "a"),
+        ("delete", "x.lance"),
+        ("delete", "x.lance", "b", "nothing"),
         ("search", "x.lance", ""),
         ("search", "y.lance", "a"),
     ):

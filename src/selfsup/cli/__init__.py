@@ -32,10 +32,7 @@ def describe(error: OSError) -> str:
     """What the system refused, and where."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return (
-            f"There is no space left on the device{where}; make room, then give the same command again, or go on with "
-            "--resume RUN."
-        )
+        return f"There is no space left on the device{where}; make room, then give the same command again."
     return f"{error.strerror or error}{where}; check the path and its permissions."
 
 

@@ -1,14 +1,19 @@
-"""What all commands share: their options, and how they answer."""
+"""How a command is made of a public function, and the options that several commands have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from selfsup.config import SHORT, Config, described, flatten, known_keys, nearest, parse_overrides
 from selfsup.errors import UserError
+from selfsup.report import leads, print_json
 
 app = typer.Typer(
     help="Self-supervised learning: point it at unlabelled data, leave with a model.",
@@ -21,22 +26,13 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[OBJECTIVE] [KEY=VALUE]...", help="such as causal-lm model.layers=8"),
 ]
-Data = Annotated[str | None, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")]
-Budget = Annotated[str | None, typer.Option(help="wall time of the whole run: 90s, 10m, 1h30m")]
-Steps = Annotated[int | None, typer.Option(help="optimizer updates")]
-Epochs = Annotated[float | None, typer.Option(help="passes over the data")]
-Batch = Annotated[int | None, typer.Option(help="records per step, over all processes")]
-Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run")
+Encoder = Annotated[
+    Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
 ]
-Init = Annotated[str | None, typer.Option(help="a run or Hugging Face directory to start from")]
-ImageInit = Annotated[str | None, typer.Option(help="the same, of an image tower (as --init)")]
-TextInit = Annotated[str | None, typer.Option(help="the same, of a text tower")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file, such as a run's config.yaml")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16")]
-Column = Annotated[str | None, typer.Option(help="the column of the texts or images")]
+Data = Annotated[str | None, typer.Option(help=described("data.source"))]
+Source = Annotated[str, typer.Option(help=described("data.source"))]
+Column = Annotated[str | None, typer.Option(help=described("data.column"))]
+Device = Annotated[str, typer.Option(help=described("train.device"))]
 Failures = Annotated[
     float,
     typer.Option(
@@ -57,7 +53,7 @@ Templates = Annotated[
 ]
 
 
-class Command(TyperCommand):
+class SeveralValues(TyperCommand):
     """A command whose options that may be repeated take several values at once: `--labels cat dog`.
 
     So what else is given stands before them, or behind another option.
@@ -81,45 +77,111 @@ class Command(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-def split_words(
-    words: list[str] | None,
-    budget: str | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
-    tokenizer: str | None = None,
-    init: str | None = None,
-    image_init: str | None = None,
-    text_init: str | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    column: str | None = None,
-) -> tuple[str | None, dict[str, Any]]:
-    """The objective (the first word without `=`), and every setting that was given, by its dotted key."""
-    from selfsup.config import SHORT, Config, flatten, known_keys, nearest, parse_overrides
+def to_json(answer: Any, given: Mapping[str, Any]) -> Any:
+    return answer.to_json()
 
-    words = list(words or [])
+
+def command(
+    module: str,
+    *,
+    bar: str | None = None,
+    flags: Sequence[str] = (),
+    to_json: Callable[[Any, Mapping[str, Any]], Any] | None = to_json,
+    always: Callable[[], Mapping[str, Any]] = dict,
+    cls: type[TyperCommand] = TyperCommand,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of the public function of the same name and the same parameters in a module.
+
+    What is decorated shows the function's answer, its first parameter. Its other parameters are those of the command;
+    what is not given is left to the function.
+
+    Args:
+        bar: what is going on, said beside a bar that the function moves by its `progress`.
+        flags: short names of settings that are options too, beside the words OBJECTIVE and KEY=VALUE.
+        to_json: what `--json` prints of the answer, and of what was given; None where there is no such option.
+        always: what else the function is given.
+    """
+
+    def made(show: Callable[..., None]) -> Callable[..., None]:
+        def run(as_json: bool = False, **given: Any) -> None:
+            function = getattr(import_module(module), show.__name__)
+            given = {name: value for name, value in given.items() if value is not None and value != []}
+            asked = _understood(given, flags) if flags else given
+            answer = _called(function, {**asked, **always()}, bar)
+            if as_json and to_json is not None:
+                print_json(to_json(answer, given))
+            elif leads():
+                show(answer, **given)
+
+        parameters = _parameters(show, flags, with_json=to_json is not None)
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__doc__ = show.__doc__
+        app.command(show.__name__.replace("_", "-"), cls=cls)(run)
+        return show
+
+    return made
+
+
+def _parameters(show: Callable[..., None], flags: Iterable[str], with_json: bool) -> list[Parameter]:
+    """Of a command: those of the function that shows its answer, with the settings that are flags, and `--json`."""
+    hints = get_type_hints(show, include_extras=True)
+    _, *own = signature(show).parameters.values()
+    named = [each.replace(annotation=hints[each.name]) for each in own if each.kind != Parameter.VAR_KEYWORD]
+    settings = [
+        _parameter(name, Annotated[str | None, typer.Option(help=_help(name))], None) for name in flags
+    ]
+    return named + settings + [_parameter("as_json", Json, False)] * with_json
+
+
+def _parameter(name: str, annotation: object, default: object) -> Parameter:
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+def _help(name: str) -> str:
+    """What the schema says of a setting by its short name."""
+    section, key = SHORT[name].split(".")
+    if section not in Config.model_fields:  # of one objective
+        return f"{described(f'model.{key}')}, of {section}"
+    first = next(short for short, key in SHORT.items() if key == SHORT[name])
+    return described(SHORT[name]) if first == name else f"the same as --{first.replace('_', '-')}"
+
+
+def _called(function: Callable[..., Any], given: Mapping[str, Any], bar: str | None) -> Any:
+    if bar is None:
+        return function(**given)
+    from selfsup.report import Reporter
+
+    reporter = Reporter()
+    with reporter.bar(bar):
+        return function(**given, progress=reporter.counting)
+
+
+def _understood(given: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """What a function takes of words and flags: the objective, settings by their keys, and what has its own name."""
+    rest = {name: value for name, value in given.items() if name not in ("words", *flags)}
+    objective, settings = split_words(given.get("words", []), {f: given[f] for f in flags if f in given})
+    if twice := rest.keys() & settings.keys():
+        raise UserError(f"{min(twice)} is given twice, as an option and as key=value; give it once.")
+    for name in ("data", "tokenizer"):
+        if SHORT[name] in settings:
+            rest[name] = settings.pop(SHORT[name])
+    return {"objective": objective, **rest, **settings}
+
+
+def split_words(words: Sequence[str], flags: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The objective (the first word without `=`), and every setting that was given, by its dotted key."""
+    words = list(words)
     objective = next((word for word in words if "=" not in word), None)
     if objective is not None:
         words.remove(objective)
-    if init is not None and image_init is not None:
-        raise UserError("--init and --image-init say the same; give one of them.")
-    flags = {
-        "budget": budget,
-        "steps": steps,
-        "epochs": epochs,
-        "batch": batch,
-        "seed": seed,
-        "tokenizer": tokenizer,
-        "init": init,
-        "image_init": image_init,
-        "text_init": text_init,
-        "device": device,
-        "precision": precision,
-        "column": column,
-    }
-    given = dict(flatten({name: value for name, value in flags.items() if value is not None}))
+    given: dict[str, Any] = {}
+    for name, value in flags.items():
+        if SHORT[name] in given:
+            raise UserError(
+                f"{_help(name).replace('the same as', f'--{name} is the same as')}; give one of them."
+            )
+        given[SHORT[name]] = value
     overrides = dict(flatten(parse_overrides(words)))
     if twice := given.keys() & overrides.keys():
         raise UserError(f"{min(twice)} is given twice, as an option and as key=value; give it once.")

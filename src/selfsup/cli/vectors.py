@@ -3,111 +3,79 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from selfsup.cli.options import Chunk, Column, Data, Failures, Id, Json, app
-from selfsup.errors import UserError
-from selfsup.report import print_json, say
+from selfsup.cli.options import Chunk, Column, Device, Encoder, Failures, Id, Source, command
+from selfsup.report import say
+
+Library = Annotated[Path, typer.Argument(help="a library that `selfsup index` made")]
 
 
-@app.command()
+@command("selfsup.inference.embed", bar="Embedding")
 def embed(
-    run: Annotated[
-        Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
-    ],
-    data: Annotated[str, typer.Option(help="file, folder, glob, hub:NAME or sample:NAME")],
+    made: Any,
+    run: Encoder,
+    data: Source,
     out: Annotated[Path, typer.Option(help="the parquet file to write")],
     half: Annotated[bool, typer.Option("--half", help="store float16")] = False,
     id_column: Id = None,
     column: Column = None,
     batch: Chunk = 4096,
     failures: Failures = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    as_json: Json = False,
+    device: Device = "auto",
 ) -> None:
     """Turn every text or image of a source into a vector, in a parquet file; the same command goes on after a crash."""
-    from selfsup.inference.embed import embed as write
     from selfsup.report import Reporter
 
-    reporter = Reporter()
-    with reporter.bar("Embedding"):
-        made = write(
-            run,
-            data,
-            out,
-            column=column,
-            id_column=id_column,
-            half=half,
-            batch=batch,
-            failures=failures,
-            device=device,
-            progress=reporter.counting,
-        )
-    if as_json:
-        print_json(made.to_json())
-    else:
-        Reporter(to=sys.stdout).table(made.rows())
+    Reporter(to=sys.stdout).table(made.rows())
 
 
-@app.command()
+@command("selfsup.inference.indexing", bar="Indexing")
 def index(
+    made: Any,
+    run: Encoder,
+    data: Source,
     out: Annotated[Path, typer.Option(help="the library to make or bring up to date: NAME.lance")],
-    run: Annotated[
-        Path | None, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
-    ] = None,
-    data: Data = None,
-    delete: Annotated[
-        list[str] | None, typer.Option(help="in place of RUN and --data: an id to remove; may be repeated")
-    ] = None,
     id_column: Id = None,
     column: Column = None,
     batch: Chunk = 4096,
     failures: Failures = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    as_json: Json = False,
+    device: Device = "auto",
 ) -> None:
-    """Make a searchable library of a source, or add, update and delete in one."""
-    import selfsup
+    """Make a searchable library of a source, or add and update in one."""
     from selfsup.report import Reporter
 
-    if delete:
-        if run is not None or data is not None:
-            raise UserError("--delete removes records by id, without RUN and --data; give two commands.")
-        left = selfsup.delete(out, delete)
-        if as_json:
-            print_json({"library": str(out), "deleted": len(set(delete)), "records": left})
-        else:
-            say(f"{len(set(delete)):,} deleted, {left:,} left in {out}.")
-        return
-    if run is None or data is None:
-        raise UserError(
-            "Say what makes the vectors and of what: selfsup index RUN --data SOURCE --out NAME.lance"
-        )
-    reporter = Reporter()
-    with reporter.bar("Indexing"):
-        made = selfsup.index(
-            run,
-            data,
-            out,
-            column=column,
-            id_column=id_column,
-            batch=batch,
-            failures=failures,
-            device=device,
-            progress=reporter.counting,
-        )
-    if as_json:
-        print_json(made.to_json())
-    else:
-        Reporter(to=sys.stdout).table(made.rows())
+    Reporter(to=sys.stdout).table(made.rows())
 
 
-@app.command()
+@command(
+    "selfsup.inference.search",
+    to_json=lambda left, given: {
+        "library": str(given["library"]),
+        "deleted": len(set(given["ids"])),
+        "records": left,
+    },
+)
+def delete(
+    left: int, library: Library, ids: Annotated[list[str], typer.Argument(help="of records to remove")]
+) -> None:
+    """Remove records from a library by id."""
+    say(f"{len(set(ids)):,} deleted, {left:,} left in {library}.")
+
+
+def _hits(hits: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    asked = {"image": str(given["image"])} if "image" in given else {"query": given.get("query")}
+    return {"library": str(given["library"]), **asked, "hits": [hit.to_json() for hit in hits]}
+
+
+@command("selfsup.inference.search", to_json=_hits)
 def search(
-    library: Annotated[Path, typer.Argument(help="a library that `selfsup index` made")],
+    hits: Any,
+    library: Library,
     query: Annotated[str | None, typer.Argument(help="words to look for")] = None,
     image: Annotated[Path | None, typer.Option(help="in their place: an image to look for")] = None,
     top: Annotated[int, typer.Option(help="hits to show")] = 10,
@@ -115,17 +83,10 @@ def search(
         str | None, typer.Option(help='a condition on the columns in SQL, such as "year > 1990"')
     ] = None,
     model: Annotated[Path | None, typer.Option(help="where the library's model is now, if it moved")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    as_json: Json = False,
+    device: Device = "auto",
 ) -> None:
     """Find the records of a library that are nearest to a query."""
     from selfsup.inference.hits import show
-    from selfsup.inference.search import search as find
     from selfsup.report import to_stdout
 
-    hits = find(library, query, image=image, top=top, where=where, model=model, device=device)
-    if as_json:
-        asked = {"query": query} if image is None else {"image": str(image)}
-        print_json({"library": str(library), **asked, "hits": [hit.to_json() for hit in hits]})
-    else:
-        show(hits, query or "", to_stdout())
+    show(hits, query or "", to_stdout())

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from selfsup.arguments import checked
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Progress, Request, Score
@@ -46,6 +47,7 @@ LABELLED = (*SUPERVISED, "zero-shot")  # what needs classes
 USES = {"test": SUPERVISED, "label": LABELLED, "templates": ("zero-shot",), "captions": ("retrieval",)}
 
 
+@checked
 def evaluate(
     run: str | Path | Run,
     *,

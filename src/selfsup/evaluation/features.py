@@ -200,7 +200,6 @@ def read_labelled(request: Request, source: object) -> Labelled:
     """All items of a source with their classes."""
     collection = open_collection(request, source)
     found = list(collection.labelled())
-    report_skipped(collection)
     if not found:
         raise UserError(
             f"None of the records of {collection.name} has a class; give others, or name the column with --label."
@@ -213,7 +212,6 @@ def open_features(request: Request) -> tuple[Features, str]:
     UserError where there are less than two."""
     collection = open_collection(request, need_data(request))
     items = list(distinct_items(collection.parts()).values())
-    report_skipped(collection)
     if len(items) < 2:
         raise UserError(
             f"{collection.name} holds one distinct {items[0].noun} only; give two or more to compare."
@@ -229,7 +227,6 @@ def open_pairs(request: Request) -> Pairs:
     """
     collection = open_collection(request, need_data(request))
     pairs: ScoredPairs = collection.pairs(request.seed)
-    report_skipped(collection)
     read, features = embed(request, [*pairs.first, *pairs.second])
     rows = np.where(read, read.cumsum() - 1, -1).reshape(2, -1)  # of the features, first and second
     both = (rows >= 0).all(0)
@@ -250,16 +247,3 @@ def need_data(request: Request) -> object:
     if request.data is None:
         raise UserError("This protocol needs records to measure on; name a source with --data.")
     return request.data
-
-
-def report_skipped(collection: Collection) -> None:
-    """Say which records of the last pass over a source were left out, if any were."""
-    skipped = collection.skipped
-    if skipped.count:
-        log.warning(
-            "%d of %d records of %s cannot be read and are left out: %s",
-            skipped.count,
-            skipped.seen,
-            collection.name,
-            "; ".join(skipped.names),
-        )

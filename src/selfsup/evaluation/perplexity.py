@@ -22,7 +22,7 @@ import math
 import numpy as np
 
 from selfsup.evaluation.base import Request, Score, ratio_interval
-from selfsup.evaluation.features import need_data, open_collection, report_skipped
+from selfsup.evaluation.features import need_data, open_collection
 from selfsup.evaluation.language import block_sums, open_subject, token_losses
 from selfsup.inference.geometry import Floats
 from selfsup.machine import find_device
@@ -44,7 +44,6 @@ def pseudo_perplexity(request: Request) -> Score:
     """
     collection = open_collection(request, need_data(request))
     texts = [item.content for item in collection.items()]
-    report_skipped(collection)
     request.model.to(find_device(request.device))
     nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
     for number, text in enumerate(texts):

@@ -21,13 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsup.arguments import checked
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Request, Score
 from selfsup.evaluation.features import embed, open_collection, read_labelled, test_part
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
-from selfsup.files import LOCK, expanded, held, save_tensors, whole_directory
+from selfsup.files import LOCK, expanded, held, require_free, save_tensors, whole_directory, write_new
 from selfsup.inference.items import Answers, Label
 from selfsup.inference.opening import load_encoder
+from selfsup.report import json_line
 
 Progress = Callable[[int, int | None], None]
 
@@ -193,6 +195,80 @@ class Probe:
             "estimate": self.estimate.to_json(),
             "model": self.model,
         }
+
+
+@checked
+def probe(
+    run: str | Path,
+    data: object,
+    out: str | Path,
+    *,
+    column: str | None = None,
+    label: str | None = None,
+    failures: float = 1.0,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Probe:
+    """Fit a linear classifier to an encoder's features of labelled data, and keep it in a new directory.
+
+    Args:
+        out: the directory. The others are those of `Probe.fit`.
+
+    Raises:
+        UserError: as `Probe.fit`; `out` holds something, or another process makes it.
+    """
+    with claimed(expanded(out)):
+        fitted = Probe.fit(
+            run,
+            data,
+            column=column,
+            label=label,
+            failures=failures,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+        fitted.save(out)
+    return fitted
+
+
+@checked
+def classify(
+    run: str | Path,
+    given: object = None,
+    *,
+    probe: str | Path,
+    data: object = None,
+    out: str | Path | None = None,
+    column: str | None = None,
+    failures: float = 1.0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Answers[Answer]:
+    """The class of each readable text or image, by a kept classifier.
+
+    Args:
+        run: the model that the probe was fitted to, or its run.
+        given: what to classify, such as a list of texts or of paths of images.
+        probe: the directory that `probe` wrote.
+        data: in place of `given`: a source.
+        out: a new file to write the answers to, a JSON line each.
+        column, failures, device, progress: as `Probe.classify` takes them.
+
+    Raises:
+        UserError: as `Probe.load` and `Probe.classify`; both or none of `given` and `data`; `out` exists.
+    """
+    if bool(given) == (data is not None):
+        raise UserError("Give what is to be classified either by itself or with --data.")
+    require_free(out)
+    fitted = Probe.load(probe)
+    answers = fitted.classify(
+        run, given or data, column=column, failures=failures, device=device, progress=progress
+    )
+    if out is not None:
+        write_new(expanded(out), "".join(json_line(answer.to_json()) + "\n" for answer in answers))
+    return answers
 
 
 def _checksums(text: str, tensors: dict[str, Tensor]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Drawn, Progress, Request, Score, bootstrap
-from selfsup.evaluation.features import embed, need_data, report_skipped
+from selfsup.evaluation.features import embed, need_data
 from selfsup.inference.geometry import Features, normalised
 from selfsup.inference.items import Item, silent
 from selfsup.inference.pairs import open_captioned
@@ -218,7 +218,6 @@ def _open(request: Request) -> Captioned:
         items.setdefault(item.identity, item)
         captions.setdefault(item.identity, {}).update(dict.fromkeys(own))
     read, images = embed(request, list(items.values()))
-    report_skipped(collection)
     texts: dict[str, int] = {}
     pairs = [
         (number, texts.setdefault(caption, len(texts)))

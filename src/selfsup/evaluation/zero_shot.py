@@ -24,7 +24,7 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Labels, Request, Score, mean_interval
-from selfsup.evaluation.features import embed, need_data, open_collection, report_skipped
+from selfsup.evaluation.features import embed, need_data, open_collection
 from selfsup.inference.geometry import normalised, similarities
 from selfsup.inference.pictures import Pictures
 from selfsup.inference.zero_shot import TEMPLATES, class_vectors
@@ -46,7 +46,6 @@ def measure(request: Request) -> Score:
     if not isinstance(collection, Pictures):
         raise UserError(f"{collection.name} holds texts; give images with their classes.")
     found = list(collection.labelled())
-    report_skipped(collection)
     if not found:
         raise UserError(f"None of the images of {collection.name} has a class; name the column with --label.")
     names = list(dict.fromkeys(collection.classes))

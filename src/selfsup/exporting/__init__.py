@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfsup.arguments import checked
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.files import expanded, require_free
@@ -64,6 +65,7 @@ class Exported:
         return asdict(self) | {"directory": str(self.directory)}
 
 
+@checked
 def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transformers") -> Exported:
     """Write the model of a run in the layout of another library.
 

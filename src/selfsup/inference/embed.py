@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfsup.arguments import checked
 from selfsup.data.tally import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import expanded, held, sync, whole_file, write_atomically
@@ -79,6 +80,7 @@ class Embeddings:
         return {"written": written} | self.left_out.rows()
 
 
+@checked
 def embed(
     run: str | Path,
     data: object,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from selfsup.arguments import checked
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
@@ -72,6 +73,7 @@ class Indexed:
         return told | self.left_out.rows()
 
 
+@checked
 def index(
     run: str | Path,
     data: object,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from selfsup.arguments import checked
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.hits import Hit
@@ -24,6 +25,7 @@ def delete(library: str | Path, ids: str | Iterable[object]) -> int:
         return opened.count()
 
 
+@checked
 def search(
     library: str | Path,
     query: str | None = None,

@@ -73,6 +73,9 @@ class Texts:
     ) -> None:
         from selfsup.data.sources import open_table
 
+        alone = isinstance(source, list | tuple) and all(isinstance(text, str) for text in source)
+        if column is not None and alone:
+            raise UserError(f"Texts by themselves have no columns, so {column} names none; leave it out.")
         self._table = open_table(source, failures)
         self._column = column
         self._label = label

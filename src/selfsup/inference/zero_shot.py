@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.arguments import checked
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.geometry import normalised
@@ -58,6 +59,7 @@ class Shown:
         return {"label": self.label, **asdict(self)}
 
 
+@checked
 def zero_shot(
     run: str | Path,
     images: object,

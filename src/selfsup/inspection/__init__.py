@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from selfsup.arguments import checked
 from selfsup.config import Config, Settings
 from selfsup.errors import UserError
+from selfsup.files import require_free
 from selfsup.inspection.base import Inspection, Request
 from selfsup.objectives import DEFAULT, find_recipe
 from selfsup.objectives.recipe import Recipe
@@ -38,6 +40,7 @@ INSPECTORS = {
 }
 
 
+@checked
 def inspect(
     objective: str | type[Objective] | type[Recipe] | None = None,
     *,
@@ -47,6 +50,8 @@ def inspect(
     tokenizer: str | Path | TextTokenizer | None = None,
     run: str | Path | None = None,
     window: int | None = None,
+    html: str | Path | None = None,
+    png: str | Path | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     **settings: Any,
 ) -> Inspection:
@@ -62,12 +67,14 @@ def inspect(
             data.
         run: a run (of texts also a model directory), whose tokenizer is used, and what it makes of the task is told.
         window: tokens of a text to look at, at most; by default those of the run, or 256.
+        html, png: where to write it as a page and, of images, as one picture: files that are not there yet.
         progress: called with the images read and all, while a source of images is opened.
         settings: of a training, by their keys, such as `masked_lm={"unit": "word"}`; by default the run's.
 
     Raises:
         UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
     """
+    require_free(html, png)
     _require_sense(text, data, window)
     if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
         tokenizer = Run(tokenizer).model_directory
@@ -87,7 +94,9 @@ def inspect(
         resolved.change("data.tokenizer", str(tokenizer), "given")
     name = objective if isinstance(objective, str) else f"python:{kind.__module__}.{kind.__qualname__}"
     request = Request(name, text, data, tokenizer, run, window, resolved, progress, kind, module)
-    return _inspector(getattr(kind, "inspector", "task"))(request)
+    inspection = _inspector(getattr(kind, "inspector", "task"))(request)
+    inspection.write(html, png)
+    return inspection
 
 
 def _require_sense(text: str | None, data: object, window: int | None) -> None:

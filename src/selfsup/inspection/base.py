@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from selfsup.errors import UserError
+from selfsup.files import write_new
 from selfsup.inspection.blocks import Document, Section
 
 if TYPE_CHECKING:
@@ -70,3 +71,11 @@ class Inspection(Document):
         if not self.pictured:
             raise UserError(f"{self.objective} has no pictures to show; write a page with --html.")
         return sheet(self)
+
+    def write(self, html: str | Path | None = None, png: str | Path | None = None) -> None:
+        """Write the page, and the picture, into files that are not there yet; raises what `to_png` raises."""
+        picture = None if png is None else self.to_png()
+        if html is not None:
+            write_new(html, self.to_html())
+        if png is not None and picture is not None:
+            write_new(png, picture)

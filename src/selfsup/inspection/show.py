@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from selfsup.arguments import checked
 from selfsup.data.images import open_images
 from selfsup.errors import UserError
+from selfsup.files import require_free
 from selfsup.inference.opening import load_as
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
 from selfsup.inference.vision import ImageModel
@@ -59,17 +61,27 @@ class Insight:
     filled: Reconstruction | None = None
 
 
-def show(run: str | Path, images: object, *, size: int | None = None, seed: int = 0) -> Inspection:
+@checked
+def show(
+    run: str | Path,
+    images: object,
+    *,
+    out: str | Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+) -> Inspection:
     """Look at images through the vision transformer of a run or model directory.
 
     Args:
         images: the path of one, or a list of paths, PIL images or uint8 arrays; colours are shared by all of them.
+        out: where to write it as a picture, a .png that is not there yet.
         size: the short side that they are looked at with, rounded to patches; by default twice that of the training.
         seed: of the patches that are hidden from a masked autoencoder.
 
     Raises:
         UserError: no such model or image; a network without patches; a size that makes too many patches.
     """
+    require_free(out)
     model = load_as(run, ImageModel)
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
@@ -87,7 +99,9 @@ def show(run: str | Path, images: object, *, size: int | None = None, seed: int 
         insights = [
             replace(each, filled=reconstruct(find_model(run), each.pixels, seed)) for each in insights
         ]
-    return shown(str(run), network.config.patch, model.size, pooling, insights)
+    seen = shown(str(run), network.config.patch, model.size, pooling, insights)
+    seen.write(png=out)
+    return seen
 
 
 @torch.inference_mode()

@@ -1,0 +1,149 @@
+"""Every command on a run of every registered objective: it works, or it is refused in one sentence that fits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from conftest import TINY, TINY_PAIRS, TINY_VISION, Answer
+from drawings import write_drawings
+
+import selfsup
+from selfsup import cli
+from selfsup.evaluation import PROTOCOLS, protocols_for
+from selfsup.exporting import TARGETS
+from selfsup.objectives import RECIPES, find_recipe
+from selfsup.report import Reporter
+
+Command = Callable[..., Answer]
+FEW: dict[str, Any] = {"steps": 4, "checkpoint.every": 2, "evaluate.every": 2, "train.log_every": 1}
+CLASSES = ("red", "blue")
+COMMANDS = {*typer.main.get_command(cli.app).commands}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of an objective, what its model is, what it was trained on, and a directory for what commands make."""
+
+    objective: str
+    run: Path
+    kind: str
+    unit: str
+    data: Path
+    query: list[str]
+    place: Path
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Texts with classes; pairs of sentences with scores; images with classes and captions."""
+    place = tmp_path_factory.mktemp("sources")
+    texts = [
+        {"text": f"The {colour} thing {n} is on the hill.", "label": colour}
+        for n in range(48)
+        for colour in CLASSES
+    ]
+    pairs = [{"sentence1": f"a {n}", "sentence2": f"a {n % 5}", "score": n % 5} for n in range(20)]
+    for name, rows in (("texts", texts), ("pairs", pairs)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (place / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    for colour in CLASSES:
+        directory = write_drawings(place / "images" / colour, 32, 20)
+        for number, image in enumerate(sorted(directory.glob("*.png"))):
+            image.with_suffix(".txt").write_text(f"a {colour} thing number {number}", encoding="utf-8")
+    return {"texts": place / "texts.jsonl", "pairs": place / "pairs.jsonl", "images": place / "images"}
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def trained(
+    request: pytest.FixtureRequest, sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    objective: str = request.param
+    place = tmp_path_factory.mktemp(objective)
+    unit = find_recipe(objective).unit
+    tiny = TINY_PAIRS if objective == "clip" else TINY_VISION if unit == "images" else TINY
+    settings = {**tiny, **FEW, "objective": objective}
+    data = sources["images" if unit == "images" else "texts"]
+    run = selfsup.train(
+        settings.pop("objective"), data=data, out=place / "run", reporter=Reporter(False), **settings
+    )
+    query = ["--image", str(next(data.rglob("*.png")))] if unit == "images" else ["a red thing"]
+    return Trained(objective, run.directory, run.model.kind, unit, data, query, place)
+
+
+DECODER, TEXTS, IMAGES, PAIRS = "a decoder", "a text encoder", "an image encoder", "an image-text model"
+ALL = {DECODER, TEXTS, IMAGES, PAIRS}
+ENCODERS = ALL - {DECODER}
+TAKEN_BY = {
+    "transformers": ALL - {PAIRS},
+    "sentence-transformers": ENCODERS,
+    "timm": {IMAGES},
+    "onnx": {IMAGES},
+}  # targets of export: which kinds they take
+EITHER = None  # as the figures of so little training allow
+
+
+def uses(t: Trained, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
+    """(words, whether they work), in an order in which each finds what those before it made."""
+    here, kind = t.place, t.kind
+    photo, extended = next(sources["images"].rglob("*.png")), shutil.copytree(t.run, here / "extended")
+    yield ["plan", "--config", t.run / "config.yaml"], True
+    yield ["inspect", "--run", t.run, "--json"], True
+    yield ["inspect", t.objective, "--data", t.data, "--run", t.run, "--html", here / "page.html"], True
+    yield ["inspect", "--run", t.run, "--png", here / "page.png"], t.unit == "images"
+    yield ["train", "--resume", t.run], False  # it is finished
+    yield ["train", "--resume", extended, "--steps", 6], True
+    yield ["doctor", t.run], True
+    yield ["compare", t.run, extended, "--plot", here / "curves.png"], True
+    yield ["compare", t.run, t.run], False
+    yield from evaluations(t, sources)
+    yield ["embed", t.run, "--data", t.data, "--out", here / "vectors.parquet"], kind in ENCODERS
+    yield ["index", t.run, "--data", t.data, "--out", here / "x.lance"], kind in ENCODERS
+    yield ["search", here / "x.lance", *t.query], kind in ENCODERS
+    yield ["delete", here / "x.lance", "nothing"], False
+    yield ["probe", t.run, "--data", t.data, "--out", here / "probe"], kind in ENCODERS
+    yield ["classify", t.run, "--probe", here / "probe", "--data", t.data], kind in ENCODERS
+    yield ["generate", t.run, "The", "--tokens", 3], kind == DECODER
+    yield ["fill", t.run, "The [MASK] thing"], (kind, t.unit) == (TEXTS, "tokens")
+    yield ["show", t.run, "--image", photo, "--out", here / "seen.png"], kind == IMAGES
+    yield ["zero-shot", t.run, photo, "--labels", *CLASSES], kind == PAIRS
+    for target in TARGETS:
+        yield ["export", t.run, "--to", target, "--out", here / target], kind in TAKEN_BY[target]
+
+
+def evaluations(t: Trained, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
+    """Every protocol: those of the kind of the model work, but pseudo-perplexity without a head, and where alpha-req
+    finds too few directions."""
+    fitting = protocols_for(selfsup.load(t.run))
+    for protocol in PROTOCOLS:
+        sentences = protocol == "sts" or (protocol == "alignment" and t.unit != "images")
+        works: bool | None = protocol in fitting
+        if protocol == "alpha-req" and works:
+            works = EITHER
+        if protocol == "pseudo-perplexity":
+            works = (t.kind, t.unit) == (TEXTS, "tokens")
+        yield (
+            ["evaluate", t.run, "--protocol", protocol, "--data", sources["pairs"] if sentences else t.data],
+            works,
+        )
+
+
+def test_every_command(trained: Trained, sources: dict[str, Path], selfsup_command: Command) -> None:
+    tried = set()
+    for words, works in uses(trained, sources):
+        answer = selfsup_command(*words)
+        said = f"{words}: {answer}"
+        assert answer.code in (0, 2), said
+        assert works is EITHER or (answer.code == 0) == works, said
+        assert "Traceback" not in answer.error, said
+        if answer.code:
+            assert answer.out == "", said
+            assert answer.error.count("selfsup: ") == 1, said
+        tried.add(words[0])
+    assert tried == COMMANDS
