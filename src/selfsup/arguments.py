@@ -25,7 +25,7 @@ def _whole(value: object) -> bool:
 
 
 def _count(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _share(value: object) -> bool:
