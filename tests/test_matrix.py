@@ -67,7 +67,13 @@ def trained(
     objective: str = request.param
     place = tmp_path_factory.mktemp(objective)
     unit = find_recipe(objective).unit
-    tiny = TINY_PAIRS if objective == "clip" else TINY_VISION if unit == "images" else TINY
+    tiny = (
+        TINY_PAIRS
+        if "text" in find_recipe(objective).sections()
+        else TINY_VISION
+        if unit == "images"
+        else TINY
+    )
     settings = {**tiny, **FEW, "objective": objective}
     data = sources["images" if unit == "images" else "texts"]
     run = selfsup.train(
