@@ -139,7 +139,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["trian"], "No such command 'trian'"),
     "unknown option": (["train", "--nope"], "--nope"),
     "option without a value": (["train", "--steps"], "--steps"),
-    "text for a number": (["train", "--steps", "many"], "--steps"),
+    "text for a number": (["train", "--steps", "many"], "'train.steps' cannot be 'many' (command line)"),
     "missing argument": (["generate"], "Missing argument"),
 }  # fmt: skip
 
