@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import shutil
@@ -332,3 +333,10 @@ def test_short_names_and_words_for_places(corpus: Path, tmp_path: Path, selfsup_
     ]
     assert selfsup_command(*words).code == 0
     assert Run(tmp_path / "run").summary["steps"] == 2
+
+
+def test_a_full_disk_asks_for_room_and_for_nothing_that_a_command_may_not_have() -> None:
+    told = cli.describe(OSError(errno.ENOSPC, "no space", "here"))
+    assert "no space left" in told
+    assert "same command again" in told
+    assert "--resume" not in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tiny_vision import save_photos, save_tiny_vision
 
 import selfsup
 from selfsup import cli
+from selfsup.errors import UserError
 from selfsup.evaluation.probe import Probe
 from selfsup.run import Run
 
@@ -206,3 +208,60 @@ def test_wrong_values(
 def test_every_command_is_here() -> None:
     assert BASES.keys() == COMMANDS.keys()
     assert TINY
+
+
+# -- the same from Python ------------------------------------------------------------------------------------
+
+PYTHON: dict[str, dict[str, Any]] = {  # a use of functions that works, by the place where it is
+    "embed": {"run": "encoder", "data": "c.jsonl", "out": "new.parquet"},
+    "index": {"run": "encoder", "data": "c.jsonl", "out": "new.lance"},
+    "evaluate": {"run": "encoder", "data": "c.jsonl", "protocol": "rankme"},
+    "probe": {"run": "encoder", "data": "c.jsonl", "out": "new"},
+    "classify": {"run": "encoder", "data": "c.jsonl", "probe": "probe"},
+    "zero_shot": {"run": "pairs", "images": "photo.png", "labels": ["a", "b"]},
+    "search": {"library": "library.lance", "query": "cat"},
+    "fill": {"run": "encoder", "text": "The [MASK]"},
+    "generate": {"run": "run", "prompts": "The"},
+    "export": {"run": "run", "out": "new", "to": "transformers"},
+    "show": {"run": "seer", "images": "photo.png"},
+    "doctor": {"run": "run"},
+}
+WRONG_TYPES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("run", "library", "probe", "out"), (3, b"run", ["run"])),
+    **dict.fromkeys(("column", "id_column", "label", "protocol", "to", "device", "query", "text"), (3, b"x", ["x"])),
+    **dict.fromkeys(("batch", "top", "size"), (0, 2.5, "4", True)),
+    "failures": (-0.1, 1.5, "0.5", True, None),
+    "seed": (0.5, "1", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_wrong_types_from_python(
+    name: str, furnished: tuple[Path, dict[str, bytes | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, before = furnished
+    monkeypatch.chdir(place)
+    function = getattr(selfsup, name)
+    for parameter in inspect.signature(function).parameters:
+        for value in WRONG_TYPES.get(parameter, ()):
+            with pytest.raises(UserError) as caught:
+                function(**{**PYTHON[name], parameter: value})
+            assert str(caught.value).count(".") >= 1, (name, parameter, value)
+    assert {key: content for key, content in tree(place).items() if not key.startswith("runs")} == before
+
+
+def test_a_run_stands_for_its_directory(furnished: tuple[Path, dict[str, bytes | None]]) -> None:
+    place, _ = furnished
+    assert len(selfsup.generate(Run(place / "run"), "The", tokens=2)) == 1
+    assert selfsup.doctor(Run(place / "run")).run == str(place / "run")
+
+
+def test_texts_by_themselves_have_no_column(
+    furnished: tuple[Path, dict[str, bytes | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    selfsup_command: Command,
+) -> None:
+    monkeypatch.chdir(furnished[0])
+    answer = selfsup_command("classify", "encoder", "a cat", "--probe", "probe", "--column", "text")
+    assert (answer.code, answer.out) == (2, "")
+    assert "have no columns" in answer.error
