@@ -14,16 +14,20 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 import rich.text
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
+Progress = Callable[
+    [int, int | None], None
+]  # what is told of long work: done, and in all where that is known
 
 # What a terminal obeys in place of showing it: the controls of ASCII and of Latin-1 (but new lines and tabs), those
 # that turn the direction of writing, line and paragraph separators, invisible marks and tags, and half characters.
@@ -146,7 +150,7 @@ class Reporter:
 
     def __init__(self, speaks: bool = True, to: IO[str] | None = None) -> None:
         self.console = Screen(to or sys.stderr, quiet=not speaks)
-        self._bar: Progress | None = None
+        self._bar: Bars | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
         self._counted: tuple[float, int] | None = None  # when `counting` began, and at what
@@ -177,7 +181,7 @@ class Reporter:
             TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as self._bar:
+        with Bars(*columns, console=self.console, transient=True) as self._bar:
             self._task = self._bar.add_task(what, total=1.0, text="")
             try:
                 yield

@@ -31,10 +31,9 @@ from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
-from selfsup.objectives.simcse import Projection, SimCSE
+from selfsup.objectives.simcse import SentenceHead, SimCSE
 from selfsup.objectives.teaching import Head, Network, Teaching
-from selfsup.objectives.towers import ImageTower, TextTower
-from selfsup.objectives.towers import Projection as ClipProjection
+from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
 from selfsup.objectives.vicreg import EPS, VICReg
 from selfsup.seeding import derive, generator, seeded
 from selfsup.views import View, dino_global, dino_local, dino_second, mae_view, simclr_view
@@ -148,7 +147,7 @@ def sentences() -> Sentences:
 def simcse(seed: int, dropout: float = 0.0) -> SimCSE:
     """A higher temperature than the recipe's: at that one, descent at the suite's learning rate leaps."""
     encoder = TextEncoder(encoder_config(dropout))
-    objective = SimCSE(encoder, Projection(encoder.config.width), "mean", 0.5, deletion=0.4).double()
+    objective = SimCSE(encoder, SentenceHead(encoder.config.width), "mean", 0.5, deletion=0.4).double()
     initialise(objective, generator(seed, "weights"))
     return shaken(objective, seed)
 
@@ -240,7 +239,7 @@ def clip(seed: int, loss: Loss = "softmax", dropout: float = 0.0) -> CLIP:
     """The sigmoid loss with everything that may come on top: hidden tokens, and SimCLR on the same images."""
     draws = generator(seed, "weights")
     network, encoder = vision_transformer(draws), TextEncoder(encoder_config(dropout)).initialise(draws)
-    image, text = (ClipProjection(part, 6).initialise(draws, Features()) for part in (16, 12))
+    image, text = (SharedProjection(part, 6).initialise(draws, Features()) for part in (16, 12))
     also, hidden = None, None
     if loss == "sigmoid":
         with seeded(seed, "head"):

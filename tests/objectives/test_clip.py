@@ -28,7 +28,7 @@ from selfsup.objectives.captions import HiddenTokens
 from selfsup.objectives.clip import CLIP, LARGEST_SCALE, modality_gap
 from selfsup.objectives.losses import info_nce, nt_xent, sigmoid_pairs
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
-from selfsup.objectives.towers import ImageTower, Projection, TextTower
+from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
 from selfsup.optim import Optimizer
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients
@@ -54,8 +54,8 @@ def objective(loss: Loss = "softmax", hidden: float = 0.0, simclr: float = 0.0) 
     if simclr:
         also = SimCLR(network, ProjectionHead(16, 6), simclr_view(SIZE), "mean", 0.5), simclr
     made = CLIP(
-        ImageTower(network, Projection(16, 6), "mean"),
-        TextTower(encoder, Projection(12, 6), "mean"),
+        ImageTower(network, SharedProjection(16, 6), "mean"),
+        TextTower(encoder, SharedProjection(12, 6), "mean"),
         View(SIZE, (0.5, 1.0)),
         loss,
         0.2,
@@ -279,9 +279,9 @@ def test_a_projection_starts_in_the_space_of_the_features_that_it_is_given() -> 
     draws = generator(0, "draws")
     weight, bias, x = (torch.randn(*shape, generator=draws) for shape in ((5, 7), (5,), (3, 7)))
     known = Features("mean", weight, bias)
-    same = Projection(7, 5).initialise(generator(1, "projection"), known)
+    same = SharedProjection(7, 5).initialise(generator(1, "projection"), known)
     torch.testing.assert_close(same(x), known.map(x))
-    turned = Projection(7, 4).initialise(generator(1, "projection"), known)
+    turned = SharedProjection(7, 4).initialise(generator(1, "projection"), known)
     directions = torch.linalg.lstsq(known.map(torch.eye(7)) - bias, turned.weight.T).solution
     torch.testing.assert_close(turned(x), known.map(x) @ directions, atol=1e-4, rtol=1e-3)
 
@@ -386,6 +386,6 @@ def test_simclr_on_top_is_simclr_alone() -> None:
 
 def test_its_weights_are_a_function_of_the_seed() -> None:
     with seeded(1, "anything"):
-        one = Projection(7, 5).initialise(generator(4, "projection"), Features())
-    other = Projection(7, 5).initialise(generator(4, "projection"), Features())
+        one = SharedProjection(7, 5).initialise(generator(4, "projection"), Features())
+    other = SharedProjection(7, 5).initialise(generator(4, "projection"), Features())
     assert torch.equal(one.weight, other.weight)

@@ -25,7 +25,7 @@ from selfsup.inference.opening import load
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import POOLINGS, Pooling
 from selfsup.objectives.losses import info_nce
-from selfsup.objectives.simcse import VIEWS, Projection, SimCSE, kept_tokens
+from selfsup.objectives.simcse import VIEWS, SentenceHead, SimCSE, kept_tokens
 from selfsup.report import Reporter
 from selfsup.seeding import generator, seeded
 from selfsup.step import gradients, predict
@@ -57,7 +57,7 @@ def objective(
     config = EncoderConfig(
         TOKENIZER.vocabulary, layers, WIDTH, 2, 24, WINDOW, True, local_window=8, dropout=dropout
     )
-    made = SimCSE(TextEncoder(config), Projection(WIDTH), pooling, 0.05, deletion)
+    made = SimCSE(TextEncoder(config), SentenceHead(WIDTH), pooling, 0.05, deletion)
     with torch.no_grad():
         for number, parameter in enumerate(made.parameters()):
             noise = torch.randn(parameter.shape, generator=generator(0, "noise", number))

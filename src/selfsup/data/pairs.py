@@ -27,9 +27,9 @@ from torch import Tensor
 from selfsup.data.images.captions import Captions, no_captions
 from selfsup.data.images.collection import Images, Indices, open_images
 from selfsup.data.images.records import ImageRecords
-from selfsup.data.images.stores import Progress
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
+from selfsup.report import Progress
 
 BATCH = 4096  # captions encoded at a time
 

@@ -28,11 +28,10 @@ from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.data.tokenizers import Family, Ids, Kind, TextTokenizer
 from selfsup.errors import UserError
+from selfsup.report import Progress
 
 FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries
 BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 bytes per token)
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Any
 from selfsup.arguments import checked
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Progress, Request, Score
+from selfsup.evaluation.base import Request, Score
 from selfsup.files import expanded
 from selfsup.inference.opening import load
+from selfsup.report import Progress
 from selfsup.run import Run
 
 LANGUAGE_MODELS = {

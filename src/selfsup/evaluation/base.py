@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from selfsup.inference.geometry import Floats
 from selfsup.inference.items import Counted, LeftOut
+from selfsup.report import Progress
 from selfsup.seeding import derive
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 CONFIDENCE = 95  # percent
 
-Progress = Callable[[int, int | None], None]
 Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
 Drawn = npt.NDArray[np.int64]  # numbers of the units in a resample
 

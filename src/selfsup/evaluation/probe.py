@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,9 +29,7 @@ from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, scor
 from selfsup.files import LOCK, expanded, held, require_free, save_tensors, whole_directory, write_new
 from selfsup.inference.items import Answers, Label
 from selfsup.inference.opening import load_encoder
-from selfsup.report import json_line
-
-Progress = Callable[[int, int | None], None]
+from selfsup.report import Progress, json_line
 
 TENSORS = ("mean", "deviation", "weight", "bias")
 

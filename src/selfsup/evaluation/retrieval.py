@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Drawn, Progress, Request, Score, bootstrap
+from selfsup.evaluation.base import Drawn, Request, Score, bootstrap
 from selfsup.evaluation.features import embed, need_data
 from selfsup.inference.geometry import Features, normalised
 from selfsup.inference.items import Item, silent
 from selfsup.inference.pairs import open_captioned
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
+from selfsup.report import Progress
 
 Indices = npt.NDArray[np.int64]
 

@@ -17,9 +17,10 @@ from torch import nn
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.files import expanded
-from selfsup.inference.items import Collection, Item, Progress, Vectors
+from selfsup.inference.items import Collection, Item, Vectors
 from selfsup.machine import find_device
 from selfsup.models.features import Features, fingerprint
+from selfsup.report import Progress
 
 N = TypeVar("N", bound=nn.Module)
 

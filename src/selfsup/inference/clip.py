@@ -14,11 +14,12 @@ from selfsup.data.images.sources import holds_images
 from selfsup.errors import UserError
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.encoder import EncoderModel
-from selfsup.inference.items import Progress, Vectors, shifted, silent
+from selfsup.inference.items import Vectors, shifted, silent
 from selfsup.inference.pictures import Picture, Pictures
 from selfsup.inference.texts import Text, Texts
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import Similarity, read_clip
+from selfsup.report import Progress
 
 
 class PairModel(EmbeddingModel):

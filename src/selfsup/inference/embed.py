@@ -35,7 +35,6 @@ from selfsup.inference.items import (
     Collection,
     Item,
     LeftOut,
-    Progress,
     chunks,
     require_count,
     shifted,
@@ -43,6 +42,7 @@ from selfsup.inference.items import (
     survey,
 )
 from selfsup.inference.opening import open_embedder
+from selfsup.report import Progress
 
 METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
 TRUNCATED = b"truncated"  # key of a chunk's number of truncated items

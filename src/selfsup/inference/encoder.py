@@ -17,7 +17,7 @@ from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.base import NetworkModel, require_room
-from selfsup.inference.items import Progress, Vectors
+from selfsup.inference.items import Vectors
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
@@ -27,6 +27,7 @@ from selfsup.models.features import Features
 from selfsup.models.modernbert import read_encoder, write_encoder
 from selfsup.models.packing import embed
 from selfsup.models.sentence_transformers import read_features
+from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from selfsup.models.adapters import AnyEncoder, AnyMaskedLM

@@ -20,19 +20,10 @@ from selfsup.arguments import checked
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
-from selfsup.inference.items import (
-    CHUNK,
-    Item,
-    LeftOut,
-    Progress,
-    chunks,
-    require_count,
-    shifted,
-    silent,
-    survey,
-)
+from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, require_count, shifted, silent, survey
 from selfsup.inference.library import Library
 from selfsup.inference.opening import open_embedder
+from selfsup.report import Progress
 
 
 @dataclass(frozen=True)

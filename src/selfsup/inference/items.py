@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from selfsup.data.tally import NAMED, Skipped
 from selfsup.errors import UserError
+from selfsup.report import Progress
 
-Progress = Callable[[int, int | None], None]
 Vectors = npt.NDArray[np.float32]
 Label = str | int
 T = TypeVar("T")

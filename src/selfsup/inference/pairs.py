@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from selfsup.inference.items import Item, Progress
+from selfsup.inference.items import Item
 from selfsup.inference.pictures import Pictures
+from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from selfsup.data.images import Images

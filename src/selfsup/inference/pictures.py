@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from selfsup.data.tally import NAMED
 from selfsup.errors import UserError
-from selfsup.inference.items import Item, Label, Progress, ScoredPairs
+from selfsup.inference.items import Item, Label, ScoredPairs
+from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from selfsup.data.images import Images

@@ -18,11 +18,12 @@ from selfsup.data.images import Unreadable
 from selfsup.data.images.decoding import BadImage, decode
 from selfsup.errors import UserError
 from selfsup.inference.base import NetworkModel
-from selfsup.inference.items import Progress, Vectors
+from selfsup.inference.items import Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_precision
 from selfsup.models.backbones import AnyBackbone, open_backbone
 from selfsup.models.features import Features
+from selfsup.report import Progress
 from selfsup.views import MEAN, STD, centred
 
 PIXELS, IMAGES = 1 << 22, 512  # at most, that are embedded at once

@@ -22,10 +22,11 @@ from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.geometry import normalised
 from selfsup.inference.hits import ending, short
-from selfsup.inference.items import Answers, LeftOut, Progress
+from selfsup.inference.items import Answers, LeftOut
 from selfsup.inference.opening import load_as
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
+from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -41,11 +41,12 @@ from selfsup.objectives.checks.contrastive import small_batch
 from selfsup.objectives.checks.pairs import PAIRS
 from selfsup.objectives.images import ADAMW_LR, ImageRecipe
 from selfsup.objectives.losses import info_nce, sigmoid_pairs
-from selfsup.objectives.recipe import Effort, Progress
+from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import SimCLR, SimCLRSettings, build_simclr, settle_simclr
 from selfsup.objectives.sizes import STARTED, settle_rates
-from selfsup.objectives.towers import ImageTower, Projection, TextTower
+from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
 from selfsup.objectives.two_views import require_several
+from selfsup.report import Progress
 from selfsup.seeding import generator
 from selfsup.views import View, centred, render
 
@@ -398,17 +399,17 @@ class CLIPRecipe(ImageRecipe):
             None if simclr is None else (simclr, options.simclr),
         )
 
-    def _image_network(self) -> tuple[AnyBackbone, Projection]:
+    def _image_network(self) -> tuple[AnyBackbone, SharedProjection]:
         network, origin = self.network.build(), self.network.origin
         known = Features() if origin is None else origin.features
         return network, self._projection(IMAGE, network.dimension, known)
 
-    def _text_network(self) -> tuple[AnyEncoder, Projection]:
+    def _text_network(self) -> tuple[AnyEncoder, SharedProjection]:
         return self.text.build(), self._projection(TEXT, self.text.width, self.text.features)
 
-    def _projection(self, tower: str, width: int, known: Features) -> Projection:
+    def _projection(self, tower: str, width: int, known: Features) -> SharedProjection:
         draws = generator(self.settings["train.seed"], f"{tower} projection")
-        return Projection(width, self.settings["clip.dimension"]).initialise(draws, known)
+        return SharedProjection(width, self.settings["clip.dimension"]).initialise(draws, known)
 
     def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(CLIP, objective).image.network

@@ -15,7 +15,8 @@ from selfsup.data.records import Records
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory
 from selfsup.objectives.base import Objective
-from selfsup.objectives.recipe import Effort, Progress, Recipe
+from selfsup.objectives.recipe import Effort, Recipe
+from selfsup.report import Progress
 from selfsup.seeding import derive
 
 

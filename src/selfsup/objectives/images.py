@@ -15,8 +15,9 @@ from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card, data_name, measured
 from selfsup.objectives.base import Objective
 from selfsup.objectives.image_networks import ImageNetwork, OwnVision, vision_network
-from selfsup.objectives.recipe import Effort, Progress, Recipe
+from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.sizes import power_of_two, settle_rates
+from selfsup.report import Progress
 from selfsup.views import centred
 
 if TYPE_CHECKING:

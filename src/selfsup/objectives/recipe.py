@@ -8,7 +8,7 @@ A recipe stands beside its objective in one file. It is composed of data (`texts
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +26,7 @@ from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Objective
 from selfsup.objectives.sizes import whitened_over
-
-Progress = Callable[[int, int | None], None]
+from selfsup.report import Progress
 
 TOKENS_PER_STEP = 8192  # where only the number of steps is said
 DATA = ("source", "column", "split", "validation", "failures", "workers")  # settings of all data

@@ -55,7 +55,7 @@ class SimCSESettings(Section):
     deletion: Share | None = Field(None, description="share of a sentence's tokens that each view is without")
 
 
-class Projection(nn.Module):
+class SentenceHead(nn.Module):
     """tanh(dense(x)), which serves training only (section 3.1)."""
 
     def __init__(self, width: int) -> None:
@@ -189,7 +189,7 @@ class SimCSERecipe(TextRecipe):
     def build(self) -> SimCSE:
         draws = generator(self.settings["train.seed"], "weights")
         encoder = self.network.build(draws)
-        projection = Projection(encoder.config.width)
+        projection = SentenceHead(encoder.config.width)
         initialise(projection, draws)
         options = self.options
         return SimCSE(encoder, projection, options.pooling, options.temperature, options.deletion or 0.0)

@@ -13,9 +13,10 @@ from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
 from selfsup.models.cards import card, data_name, measured
 from selfsup.objectives.base import Objective
-from selfsup.objectives.recipe import Effort, Progress, Recipe
+from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.text_networks import LONGEST, Card, OwnNetwork, TextNetwork
+from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from selfsup.data.sources import TextCollection

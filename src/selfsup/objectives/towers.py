@@ -14,7 +14,7 @@ from selfsup.models.features import Features
 from selfsup.models.packing import Pooling, embed, flattened
 
 
-class Projection(nn.Module):
+class SharedProjection(nn.Module):
     """W x + b in fp32: what an encoder makes of an image or text, put into the space that both share."""
 
     def __init__(self, width: int, dimension: int) -> None:
@@ -23,7 +23,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dimension))
 
     @torch.no_grad()
-    def initialise(self, draws: torch.Generator, features: Features) -> Projection:
+    def initialise(self, draws: torch.Generator, features: Features) -> SharedProjection:
         """Random directions of the vector that an encoder has been given by its `features`, a map M x + m: W = R·M and
         b = R·m, or the map itself where it leads into as many dimensions. Returns self."""
         dimension, width = self.weight.shape
@@ -44,7 +44,7 @@ class Projection(nn.Module):
 class Tower(nn.Module):
     """An encoder of images or of texts, and the way from its vectors into the shared space."""
 
-    def __init__(self, network: nn.Module, projection: Projection, pooling: Pooling) -> None:
+    def __init__(self, network: nn.Module, projection: SharedProjection, pooling: Pooling) -> None:
         super().__init__()
         self.network = network
         self.projection = projection

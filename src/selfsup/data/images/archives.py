@@ -17,10 +17,11 @@ from selfsup.data.columns import LABEL_COLUMNS, Wanted, names_image
 from selfsup.data.discovery import File
 from selfsup.data.images.captions import Captions, captions_by_name, captions_in, captions_in_file
 from selfsup.data.images.decoding import BadImage
-from selfsup.data.images.stores import FORMAT, MOST_TEXT, Progress, Span, Store, folders
+from selfsup.data.images.stores import FORMAT, MOST_TEXT, Span, Store, folders
 from selfsup.data.parts import Values
 from selfsup.data.streams import PIECE, decompressed
 from selfsup.data.tally import Tally
+from selfsup.report import Progress
 
 FIRST = 1000  # members that tell whether an archive is one of images
 LONG = 1 << 30  # bytes: whoever goes through archives of more should do it once

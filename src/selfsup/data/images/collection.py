@@ -30,12 +30,13 @@ from selfsup.data.images.decoding import (
     stored_plainly,
 )
 from selfsup.data.images.sources import images_of, store_of
-from selfsup.data.images.stores import FORMAT, ROOM, SHARE, Progress, Store, for_all
+from selfsup.data.images.stores import FORMAT, ROOM, SHARE, Store, for_all
 from selfsup.data.origins import origin_of
 from selfsup.data.parts import Malformed
 from selfsup.data.tally import NAMED, Skipped, Tally, refusal, require_share, too_many
 from selfsup.errors import HALF, UserError
 from selfsup.machine import free_memory
+from selfsup.report import Progress
 
 Indices = npt.NDArray[np.int64]
 

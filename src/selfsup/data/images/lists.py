@@ -23,11 +23,12 @@ from selfsup.data.discovery import File, file_at, find, opened, reading
 from selfsup.data.formats import file_part
 from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.images.decoding import BadImage
-from selfsup.data.images.stores import Progress, Span, Store
+from selfsup.data.images.stores import Span, Store
 from selfsup.data.parts import Malformed, Part, Values, record_part
 from selfsup.data.tally import Tally
 from selfsup.errors import Damaged
 from selfsup.files import read_bytes
+from selfsup.report import Progress
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 NAME = "file_name"  # the column of paths in a folder's own lists

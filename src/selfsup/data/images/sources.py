@@ -24,11 +24,12 @@ from selfsup.data.images.captions import (
 )
 from selfsup.data.images.decoding import MOST_BYTES, Encoded, formats
 from selfsup.data.images.lists import METADATA, described
-from selfsup.data.images.stores import MOST_TEXT, Progress, Span, Store, folders, for_all
+from selfsup.data.images.stores import MOST_TEXT, Span, Store, folders, for_all
 from selfsup.data.origins import Medium, Origin, origin_of
 from selfsup.data.tally import Tally
 from selfsup.errors import UserError
 from selfsup.files import expanded, read_bytes
+from selfsup.report import Progress
 
 KINDS = (
     "images",

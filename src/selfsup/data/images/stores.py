@@ -14,13 +14,12 @@ from typing import NamedTuple
 from selfsup.data.discovery import opened
 from selfsup.data.images.captions import Captions
 from selfsup.data.images.decoding import END, MOST_BYTES, Encoded
+from selfsup.report import Progress
 
 SHARE = 8  # of the free memory, one part in so many may hold images
 MOST_TEXT = 1 << 20  # bytes of a file of captions or of properties of one image
 CHUNK = 64  # images that a thread takes at a time
 FORMAT = 1  # of what is kept about images; a change makes it anew
-
-Progress = Callable[[int, int | None], None]
 
 
 class Span(NamedTuple):

@@ -20,11 +20,12 @@ from selfsup.data.columns import Chosen, Wanted, image_columns, path_columns, re
 from selfsup.data.discovery import File
 from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.images.decoding import MOST_BYTES, BadImage
-from selfsup.data.images.stores import FORMAT, SHARE, Progress, Store
+from selfsup.data.images.stores import FORMAT, SHARE, Store
 from selfsup.data.tally import Tally
 from selfsup.errors import Damaged
 from selfsup.files import read_bytes
 from selfsup.machine import free_memory
+from selfsup.report import Progress
 
 
 class _Rows(NamedTuple):
