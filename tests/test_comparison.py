@@ -182,6 +182,18 @@ def test_the_loss_of_a_teacher_is_doubted(trained: Trained, tmp_path: Path) -> N
     assert "own teacher" in compare(directories(run, again)).notes[0]
 
 
+def test_settings_of_an_objective_are_told_where_they_differ(trained: Trained, tmp_path: Path) -> None:
+    run = trained("dino")
+    again = Run(shutil.copytree(run.directory, tmp_path / "again"))
+    settings = again.settings()
+    settings.change("dino.koleo", 0.5, "test")
+    again.write_settings(settings)
+    told = {each.key: each.values for each in compare(directories(run, again)).differences}
+    assert told == {"dino.koleo": [0.1, 0.5]}
+    other = compare(directories(run, trained("mae")))
+    assert {each.key: each.values[1] for each in other.differences}["dino.koleo"] is None
+
+
 def test_losses_with_another_chance_are_told(trained: Trained, tmp_path: Path) -> None:
     run = trained("simclr")
     again = Run(shutil.copytree(run.directory, tmp_path / "again"))

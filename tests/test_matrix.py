@@ -28,7 +28,7 @@ COMMANDS = {*typer.main.get_command(cli.app).commands}  # type: ignore[attr-defi
 
 
 @dataclass(frozen=True)
-class Trained:
+class Case:
     """A run of an objective, what its model is, what it was trained on, and a directory for what commands make."""
 
     objective: str
@@ -61,9 +61,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def trained(
+def case(
     request: pytest.FixtureRequest, sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+) -> Case:
     objective: str = request.param
     place = tmp_path_factory.mktemp(objective)
     unit = find_recipe(objective).unit
@@ -80,7 +80,7 @@ def trained(
         settings.pop("objective"), data=data, out=place / "run", reporter=Reporter(False), **settings
     )
     query = ["--image", str(next(data.rglob("*.png")))] if unit == "images" else ["a red thing"]
-    return Trained(objective, run.directory, run.model.kind, unit, data, query, place)
+    return Case(objective, run.directory, run.model.kind, unit, data, query, place)
 
 
 DECODER, TEXTS, IMAGES, PAIRS = "a decoder", "a text encoder", "an image encoder", "an image-text model"
@@ -95,7 +95,7 @@ TAKEN_BY = {
 EITHER = None  # as the figures of so little training allow
 
 
-def uses(t: Trained, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
+def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
     """(words, whether they work), in an order in which each finds what those before it made."""
     here, kind = t.place, t.kind
     photo, extended = next(sources["images"].rglob("*.png")), shutil.copytree(t.run, here / "extended")
@@ -123,7 +123,7 @@ def uses(t: Trained, sources: dict[str, Path]) -> Iterator[tuple[list[object], b
         yield ["export", t.run, "--to", target, "--out", here / target], kind in TAKEN_BY[target]
 
 
-def evaluations(t: Trained, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
+def evaluations(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
     """Every protocol: those of the kind of the model work, but pseudo-perplexity without a head, and where alpha-req
     finds too few directions."""
     fitting = protocols_for(selfsup.load(t.run))
@@ -140,9 +140,9 @@ def evaluations(t: Trained, sources: dict[str, Path]) -> Iterator[tuple[list[obj
         )
 
 
-def test_every_command(trained: Trained, sources: dict[str, Path], selfsup_command: Command) -> None:
+def test_every_command(case: Case, sources: dict[str, Path], selfsup_command: Command) -> None:
     tried = set()
-    for words, works in uses(trained, sources):
+    for words, works in uses(case, sources):
         answer = selfsup_command(*words)
         said = f"{words}: {answer}"
         assert answer.code in (0, 2), said

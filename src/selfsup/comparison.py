@@ -15,7 +15,6 @@ import numpy as np
 from rich.table import Table
 
 from selfsup.checks import PACE
-from selfsup.config import known_keys
 from selfsup.errors import UserError
 from selfsup.files import checksum, require_free, write_new
 from selfsup.objectives import declared
@@ -32,6 +31,8 @@ STYLES = ("blue", "red", "green", "magenta", "yellow", "cyan")
 MARKS = "●▲■◆✚★"
 UNKNOWN = "–"
 CHART_HEIGHT = 14  # lines
+TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+AMOUNTS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1.0, ""))
 OWN = ("out",)  # keys that name a run rather than say what it does
 T = TypeVar("T")
 
@@ -185,7 +186,7 @@ class Comparison:
         parts = [(self._curve(run.train), self._curve(run.validation)) for run in self.runs]
         everything = [point for train, validation in parts for point, _ in (*train, *validation)]
         largest = max((getattr(point, against) for point in everything), default=1.0)
-        scale, label = _time_axis(largest) if against == "time" else _amount_axis(largest, unit)
+        scale, label = _axis(largest, *((TIMES, "wall time") if against == "time" else (AMOUNTS, unit)))
         for number, (train, validation) in enumerate(parts):
             colour = COLOURS[number % len(COLOURS)]
             for curve, style in (
@@ -289,12 +290,13 @@ def _point(line: dict[str, Any], per_step: float) -> Point:
 
 def _differences_of(runs: list[Run]) -> list[Difference]:
     settings = [run.settings() for run in runs]
-    everything = [
-        Difference(key, [one[key] for one in settings], [one.origin(key) for one in settings])
-        for key in known_keys()
-        if key not in OWN
-    ]
-    return [difference for difference in everything if any(a != b for a, b in pairwise(difference.values))]
+    names = [set(one.names()) for one in settings]
+    differences = []
+    for key in dict.fromkeys(key for one in settings for key in one.names() if key not in OWN):
+        values = [one[key] if key in known else None for one, known in zip(settings, names, strict=True)]
+        if any(a != b for a, b in pairwise(values)):
+            differences.append(Difference(key, values, [one.origin(key) for one in settings]))
+    return differences
 
 
 def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
@@ -433,17 +435,7 @@ def _in_columns(curve: list[tuple[float, float]], end: float, columns: int) -> d
     return dict(zip(between, straight, strict=True)) | dict(zip(map(round, places), values, strict=True))
 
 
-def _time_axis(largest: float) -> tuple[float, str]:
-    """What an axis of seconds is divided by, and its label."""
-    for scale, name in ((3600.0, "hours"), (60.0, "minutes")):
-        if largest > 2 * scale:
-            return scale, f"wall time ({name})"
-    return 1.0, "wall time (seconds)"
-
-
-def _amount_axis(largest: float, unit: str) -> tuple[float, str]:
-    """The same of an axis of so many of a unit."""
-    for scale, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
-        if largest > 2 * scale:
-            return scale, f"{unit} ({name})"
-    return 1.0, unit
+def _axis(largest: float, scales: Sequence[tuple[float, str]], what: str) -> tuple[float, str]:
+    """What an axis is divided by, and its label: the first scale of which there are more than two."""
+    scale, name = next((each for each in scales if largest > 2 * each[0]), scales[-1])
+    return scale, f"{what} ({name})" if name else what
