@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,17 +26,18 @@ from selfsup.report import print_json, say
 
 Model = Annotated[Path, typer.Argument(help="a run, or a model directory")]
 
+Prompts = Annotated[list[str] | None, typer.Argument(help="texts to go on from; none starts from nothing")]
+PromptFile = Annotated[
+    str | None,
+    typer.Option("--prompts", help="a file with a prompt on each line, in their place; - reads input"),
+]
+
 
 @app.command()
 def generate(
     run: Model,
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="texts to go on from; none starts from nothing")
-    ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option("--prompts", help="a file with a prompt on each line, in their place; - reads input"),
-    ] = None,
+    prompts: Prompts = None,
+    file: PromptFile = None,
     tokens: Annotated[int, typer.Option(help="most tokens to write")] = 200,
     stop: Annotated[
         list[str] | None, typer.Option(help="end before this text; may be repeated", metavar="TEXT")
@@ -77,12 +78,18 @@ def generate(
         seed=seed,
         stream=(lambda _, piece: say((unsaid.pop() if unsaid else "") + piece, end="")) if streams else None,
     )
+    if streams:
+        say("".join(unsaid))
+    else:
+        _tell(starts, texts, as_json, lines=file is not None)
+
+
+def _tell(starts: Sequence[str], texts: Sequence[str], as_json: bool, lines: bool) -> None:
+    """What was written behind each prompt: as text, as one JSON object, or as one on a line for each."""
     written = [{"prompt": start, "text": text} for start, text in zip(starts, texts, strict=True)]
     if as_json:
-        for one in [{"texts": written}] if file is None else written:
+        for one in written if lines else [{"texts": written}]:
             print_json(one)
-    elif streams:
-        say("".join(unsaid))
     else:
         say("\n\n".join(one["prompt"] + one["text"] for one in written))
 
