@@ -108,9 +108,11 @@ def command(
             given = {name: value for name, value in given.items() if value is not None and value != []}
             asked = _understood(given, flags) if flags else given
             answer = _called(function, {**asked, **always()}, bar)
+            if not leads():  # whose machine need not see what was made
+                return
             if as_json and to_json is not None:
                 print_json(to_json(answer, given))
-            elif leads():
+            else:
                 show(answer, **given)
 
         parameters = _parameters(show, flags, with_json=to_json is not None)
