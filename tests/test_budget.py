@@ -104,8 +104,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, float]
             seconds = property(lambda _: written[-1] if written else None, lambda *_: None)
             patch.setattr(Checkpoints, "seconds", seconds, raising=False)
             patch.setattr(CustomRecipe, "save", save)
-            patch.setattr(CustomRecipe, "whitened", property(lambda _: WHITENED))
-            patch.setattr(CustomRecipe, "whiten", lambda _, __, records: wall.spend(records * EMBEDDING))
+            patch.setattr(CustomRecipe, "whitening_records", property(lambda _: WHITENED))
+            patch.setattr(CustomRecipe, "whitened", lambda _, __, records: wall.spend(records * EMBEDDING))
             clock = Clock(wall.now, lambda: wall.now)
             intervals = {
                 "train.log_every": 1,

@@ -27,6 +27,7 @@ from selfsup.data.records import Batch
 from selfsup.diagnosis import Monitor, doctor, examine, history_of
 from selfsup.diagnosis.common import CHECKS, preceding_medians
 from selfsup.errors import UserError
+from selfsup.objectives import RECIPES, find_recipe
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.checks.contrastive import dropout_off, small_batch
@@ -40,6 +41,8 @@ EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, *DISTILLATI
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
 LN_K = math.log(PROTOTYPES)
+# Of all objectives at once, so that one history can be ill in every way.
+SECTIONS = {name: section for recipe in RECIPES for name, section in find_recipe(recipe).sections().items()}
 DOCS = Path(__file__).parents[1] / "docs" / "doctor.md"
 
 
@@ -87,7 +90,7 @@ def sound(seed: int = 0) -> History:
         "plan": {"chance": CHANCE, "steps": STEPS},
         "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100},
     }
-    return History(Path("runs/x"), Settings(("test", values)), environment, lines)
+    return History(Path("runs/x"), Settings(("test", values), sections=SECTIONS), environment, lines)
 
 
 def altered(
@@ -356,7 +359,7 @@ def test_as_much_of_it_as_a_sound_run_has_is_no_finding(check: str) -> None:
 
 @pytest.mark.parametrize("check", EVERY_CHECK, ids=lambda check: check.measure.__name__)
 def test_check_without_its_data_is_not_made(check: Check) -> None:
-    bare = History(Path("runs/x"), Settings(("test", {})), {}, [])
+    bare = History(Path("runs/x"), Settings(("test", {}), sections=SECTIONS), {}, [])
     assert check is small_batch or examine(bare, [check]) == ([], {check.name: _lack(check, bare)})
 
 
@@ -783,7 +786,10 @@ def test_checks_of_a_class_from_python_are_made_in_training_and_after_it(
     objective, given = OWN[kind]
     said = io.StringIO()
     reporter = Reporter(to=said)
-    run = train(tmp_path / "run", objective, reporter=reporter, **given)
+    if kind == "recipe":
+        run = train(tmp_path / "run", objective, reporter=reporter, **given)
+    else:
+        run = selfsup.train(objective, out=tmp_path / "run", reporter=reporter, steps=6, batch=8, **given)
     again = f"selfsup train --config {run.config_file} --out NEW --steps 1"
     assert said.getvalue().count(f"doctor: problem: it never sleeps, 24 h; rest: {again}") == 1
     for diagnosis in (doctor(run), doctor(run.directory)):

@@ -152,19 +152,13 @@ class EmbeddingModel(Model):
         }
 
 
-class NetworkModel(EmbeddingModel, Generic[N]):
-    """An `EmbeddingModel` of one network, whose pooled hidden states its features map to vectors."""
+class OneNetwork(ABC, Generic[N]):
+    """Of an `EmbeddingModel` that has a single network, whose pooled hidden states its features map to vectors."""
 
     def __init__(self, network: N, features: Features) -> None:
         super().__init__()
         self.network: N = network.eval()
         self.features = features
-
-    @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> Self:
-        model = super().load(directory, device)
-        model.features.require_width(model.width, expanded(directory))
-        return model
 
     @property
     @abstractmethod

@@ -16,7 +16,7 @@ from torch import Tensor
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.inference.base import NetworkModel, require_room
+from selfsup.inference.base import EmbeddingModel, OneNetwork, require_room
 from selfsup.inference.items import Vectors
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
@@ -43,7 +43,7 @@ class Candidate:
     probability: float
 
 
-class EncoderModel(NetworkModel["AnyEncoder"]):
+class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     """A text encoder, the tokenizer it was trained with, and what a vector of it is.
 
     Attributes:
@@ -77,7 +77,9 @@ class EncoderModel(NetworkModel["AnyEncoder"]):
             encoder, masked = open_encoder(directory)
         tokenizer = load_tokenizer(directory, "encoder")
         require_room(tokenizer, encoder.config.vocabulary, directory, "encoder")
-        return cls(encoder, tokenizer, read_features(directory), masked)
+        features = read_features(directory)
+        features.require_width(encoder.config.width, directory)
+        return cls(encoder, tokenizer, features, masked)
 
     @property
     def encoder(self) -> AnyEncoder:

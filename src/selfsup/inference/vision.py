@@ -17,7 +17,7 @@ from torch import Tensor
 from selfsup.data.images import Unreadable
 from selfsup.data.images.decoding import BadImage, decode
 from selfsup.errors import UserError
-from selfsup.inference.base import NetworkModel
+from selfsup.inference.base import EmbeddingModel, OneNetwork
 from selfsup.inference.items import Vectors
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_precision
@@ -32,7 +32,7 @@ AHEAD = 2  # batches that are decoded before their turn
 TOLERANCE = 0.02  # what bf16 may move vectors by, as a share of how far they lie from their centre
 
 
-class ImageModel(NetworkModel[AnyBackbone]):
+class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
     """A network, the side of the images that it sees, and what its vector of an image is.
 
     Attributes:
@@ -49,7 +49,9 @@ class ImageModel(NetworkModel[AnyBackbone]):
     @classmethod
     def _open(cls, directory: Path) -> Self:
         opened = open_backbone(directory)
-        return cls(opened.backbone, opened.features, opened.size)
+        model = cls(opened.backbone, opened.features, opened.size)
+        model.features.require_width(model.width, directory)
+        return model
 
     @property
     def backbone(self) -> AnyBackbone:
