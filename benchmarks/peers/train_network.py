@@ -18,12 +18,12 @@ from selfsup.launch import ENVIRONMENT
 if TYPE_CHECKING:
     import numpy as np
 
-    from selfsup.models.backbones import Opened
+    from selfsup.models.backbones import SavedBackbone
 
 sys.path.append(str(Path(__file__).parents[2]))  # whose networks these are
 
 
-def vectors(opened: Opened, parquet: str) -> np.ndarray:
+def vectors(opened: SavedBackbone, parquet: str) -> np.ndarray:
     """The vector of each image as the run defines it, in fp32, (n, dimension)."""
     import numpy as np
     import torch

@@ -15,7 +15,7 @@ from torch import Tensor
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.errors import UserError
 from selfsup.models.adapters import (
-    Adapted,
+    AdaptedTextNetwork,
     fetch,
     open_decoder,
     open_encoder,
@@ -33,7 +33,7 @@ DOCUMENTS = torch.tensor([[0] * 9 + [1] * 3, [4] + [5] * 11, [7] * 6 + [8] * 5 +
 REAL = DOCUMENTS >= 0
 
 
-def tokens_for(adapted: Adapted) -> Tensor:
+def tokens_for(adapted: AdaptedTextNetwork) -> Tensor:
     return torch.randint(
         5, adapted.config.vocabulary, DOCUMENTS.shape, generator=torch.Generator().manual_seed(3)
     )

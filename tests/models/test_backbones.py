@@ -14,7 +14,14 @@ import vision_peers
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.backbones import Adapted, adapt, import_timm, open_backbone, open_timm, save_backbone
+from selfsup.models.backbones import (
+    AdaptedBackbone,
+    adapt,
+    import_timm,
+    open_backbone,
+    open_timm,
+    save_backbone,
+)
 from selfsup.models.features import Features
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
@@ -62,7 +69,7 @@ def maps() -> Maps:
 def test_maps_are_averaged_over_their_places() -> None:
     network = maps()
     backbone = adapt(network, 32)
-    assert isinstance(backbone, Adapted)
+    assert isinstance(backbone, AdaptedBackbone)
     assert backbone.dimension == 5
     backbone.eval()
     torch.testing.assert_close(backbone(PIXELS), network(PIXELS).flatten(2).mean(-1))

@@ -18,7 +18,7 @@ from selfsup.models.parity import Difference, max_difference
 from selfsup.run import Run
 
 if TYPE_CHECKING:
-    from selfsup.models.backbones import Opened
+    from selfsup.models.backbones import SavedBackbone
 
 TARGETS = {
     "onnx": "selfsup.exporting.onnx:write",
@@ -87,7 +87,7 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
     return write(source, directory)
 
 
-def open_image_model(source: Path, to: str) -> Opened:
+def open_image_model(source: Path, to: str) -> SavedBackbone:
     """The vision model of a run or directory, for a target that takes no other.
 
     Raises:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.exporting import Exported, open_image_model
 from selfsup.files import new_file
-from selfsup.models.backbones import Adapted, Opened
+from selfsup.models.backbones import AdaptedBackbone, SavedBackbone
 from selfsup.models.dinov3 import preprocessor
 from selfsup.models.features import Features
 from selfsup.models.parity import Difference
@@ -57,7 +57,7 @@ def _ask_for_exporter() -> None:
 class Graph(nn.Module):
     """Pixels to vectors, with everything that depends on the size of the images computed in the graph."""
 
-    def __init__(self, backbone: VisionTransformer | Adapted, features: Features) -> None:
+    def __init__(self, backbone: VisionTransformer | AdaptedBackbone, features: Features) -> None:
         super().__init__()
         self.backbone = backbone
         self.features = features
@@ -67,7 +67,7 @@ class Graph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         backbone, pooling = self.backbone, self.features.pooling
-        if isinstance(backbone, Adapted):
+        if isinstance(backbone, AdaptedBackbone):
             return (self.features.map(backbone.embed(pixels, pooling)),)
         config = backbone.config
         grid = config.grid(*pixels.shape[2:])
@@ -79,7 +79,7 @@ class Graph(nn.Module):
         return self.features.map(pool(states, config.prefix, pooling)), states
 
 
-def _export(graph: Graph, opened: Opened, path: Path) -> None:
+def _export(graph: Graph, opened: SavedBackbone, path: Path) -> None:
     backbone, size, dim = opened.backbone, opened.size, torch.export.Dim
     if isinstance(backbone, VisionTransformer):
         sides = {2: backbone.config.patch * dim("rows"), 3: backbone.config.patch * dim("columns")}
@@ -117,7 +117,7 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def compare(path: Path, opened: Opened, graph: Graph) -> Difference | None:
+def compare(path: Path, opened: SavedBackbone, graph: Graph) -> Difference | None:
     """How far onnxruntime on a file is from selfsup in fp32, over all results, on images of noise.
 
     One image at the size it was made for, and two of the same; of a vision transformer also a wide one. None where

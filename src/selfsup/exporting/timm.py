@@ -19,7 +19,13 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.exporting import Exported, open_image_model
 from selfsup.files import new_file, save_tensors, separate
-from selfsup.models.backbones import Adapted, Opened, import_timm, timm_difference, timm_preprocessing
+from selfsup.models.backbones import (
+    AdaptedBackbone,
+    SavedBackbone,
+    import_timm,
+    timm_difference,
+    timm_preprocessing,
+)
 from selfsup.models.features import Features
 from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference, noise
@@ -62,7 +68,7 @@ def write(source: Path, path: Path) -> Exported:
     return Exported.found(path, "timm", opens_with, difference)
 
 
-def _translated(opened: Opened) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """The name and arguments that timm builds the network from, and its weights."""
     backbone, features = opened.backbone, opened.features
     if isinstance(backbone, VisionTransformer):
@@ -75,7 +81,7 @@ def _translated(opened: Opened) -> tuple[str, dict[str, Any], dict[str, Tensor]]
     return _own(backbone, features)
 
 
-def _own(backbone: Adapted, features: Features) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+def _own(backbone: AdaptedBackbone, features: Features) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     assert backbone.timm is not None
     classifier = backbone.network.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     if features.weight is not None and not isinstance(classifier, str):
@@ -137,7 +143,9 @@ def _classifier(name: str, features: Features) -> dict[str, Tensor]:
     return {f"{name}.weight": features.weight.float(), f"{name}.bias": bias.float()}
 
 
-def compare(path: Path, opened: Opened, architecture: str, arguments: dict[str, Any]) -> Difference | None:
+def compare(
+    path: Path, opened: SavedBackbone, architecture: str, arguments: dict[str, Any]
+) -> Difference | None:
     """How far the vectors of noise by stock timm with the weights of a file are from those by selfsup, in fp32.
 
     None where timm cannot be imported.

@@ -69,7 +69,7 @@ SHAPE = Layout(
 
 
 @dataclass(frozen=True)
-class Opened:
+class TransformersNetwork:
     """A network as `transformers` opens it, in fp32.
 
     Attributes:
@@ -112,7 +112,7 @@ def fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=SAFE))
 
 
-def open_network(kind: str, directory: Path) -> Opened:
+def open_network(kind: str, directory: Path) -> TransformersNetwork:
     """What an auto class of `transformers` (`AutoModel`, …) makes of a directory; only safetensors are read.
 
     Weights that the directory lacks are drawn from torch's global generator.
@@ -151,7 +151,7 @@ def open_network(kind: str, directory: Path) -> Opened:
     if network.config.is_encoder_decoder:
         raise UserError(f"{directory} holds an encoder with a decoder; give a model that is one of them.")
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    return Opened(directory, network, sorted(fresh), sorted(report["unexpected_keys"]))
+    return TransformersNetwork(directory, network, sorted(fresh), sorted(report["unexpected_keys"]))
 
 
 def _refuse_larger(auto: Any, config: Any, weights: dict[str, Tensor], directory: Path) -> None:
@@ -187,7 +187,7 @@ def open_decoder(directory: Path) -> AdaptedDecoder:
     return AdaptedDecoder(opened)
 
 
-def _require_weights(opened: Opened) -> None:
+def _require_weights(opened: TransformersNetwork) -> None:
     lost = [name for name in opened.fresh if "pooler" not in name]  # which serves classifiers only
     if lost:
         raise UserError(f"{opened.directory} lacks {lost[0]}; get a whole copy of the model.")
@@ -218,7 +218,7 @@ def set_dropout(network: nn.Module, share: float) -> bool:
     return bool(layers)
 
 
-class Adapted(nn.Module):
+class AdaptedTextNetwork(nn.Module):
     """What the adapted encoder and decoder have in common: how a network is run on rows of several documents.
 
     Attributes:
@@ -227,7 +227,7 @@ class Adapted(nn.Module):
 
     causal: ClassVar[bool]
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: TransformersNetwork) -> None:
         super().__init__()
         self.opened = opened
         self.network = opened.network
@@ -300,7 +300,7 @@ class Adapted(nn.Module):
         return torch.tensor([(tokens * count)[:count]])
 
 
-class AdaptedEncoder(Adapted):
+class AdaptedEncoder(AdaptedTextNetwork):
     """Tokens to hidden states, as `TextEncoder`; heads of the network are left aside."""
 
     causal = False
@@ -313,7 +313,7 @@ class AdaptedEncoder(Adapted):
 class AdaptedMaskedLM(nn.Module):
     """An encoder with its head of masked LM, as `MaskedLanguageModel`."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: TransformersNetwork) -> None:
         super().__init__()
         self.model = AdaptedEncoder(opened)
         with transformers_at_work(str(opened.directory)):
@@ -332,12 +332,12 @@ class AdaptedMaskedLM(nn.Module):
         return _with_one(chosen, self.model.network.get_output_embeddings())
 
 
-class AdaptedDecoder(Adapted):
+class AdaptedDecoder(AdaptedTextNetwork):
     """Tokens to hidden states, as `Decoder`. Raises UserError where it sees the tokens that it is to predict."""
 
     causal = True
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: TransformersNetwork) -> None:
         super().__init__(opened)
         with transformers_at_work(str(opened.directory)):
             self._refuse_foresight()
@@ -370,7 +370,7 @@ AnyMaskedLM = MaskedLanguageModel | AdaptedMaskedLM
 
 
 @torch.no_grad()
-def _open_end(adapted: Adapted) -> None:
+def _open_end(adapted: AdaptedTextNetwork) -> None:
     """Make a network return what its output matrix would be multiplied with, in place of logits. Raises UserError
     where its logits are not just that product."""
     network, tokens = adapted.network, adapted._ordinary(4)

@@ -23,12 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.dinov3 import (
-    PREPROCESSING,
-    preprocessor,
-    read_vision,
-    save_vision,
-)
+from selfsup.models.dinov3 import PREPROCESSING, preprocessor, read_vision, save_vision
 from selfsup.models.directories import (
     MOST_SIDE,
     WEIGHTS,
@@ -53,7 +48,7 @@ ARGUMENTS = {"img_size", "dynamic_img_size"}  # that networks of timm are given 
 Extract = Callable[[Any, Tensor], Tensor]
 
 
-class Adapted(nn.Module):
+class AdaptedBackbone(nn.Module):
     """A network of others, pixels (B, 3, H, W) to one vector each, (B, dimension).
 
     Attributes:
@@ -89,7 +84,7 @@ class Adapted(nn.Module):
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
-AnyBackbone = VisionTransformer | Adapted
+AnyBackbone = VisionTransformer | AdaptedBackbone
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class TimmNetwork:
 
 
 @dataclass(frozen=True)
-class Opened:
+class SavedBackbone:
     """What a directory of `save_backbone` holds: the network, what the vector of an image is, the side of images."""
 
     backbone: AnyBackbone
@@ -123,7 +118,7 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
         return module
     # Muon writes to convolutions as matrices, in place.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Adapted(module, _probe(module, size, extract, type(module).__name__), size, extract)
+    return AdaptedBackbone(module, _probe(module, size, extract, type(module).__name__), size, extract)
 
 
 def hide_nothing(network: AnyBackbone) -> None:
@@ -132,7 +127,7 @@ def hide_nothing(network: AnyBackbone) -> None:
         network.embeddings.mask_token.requires_grad_(False)
 
 
-def open_timm(name: str, size: int) -> Adapted:
+def open_timm(name: str, size: int) -> AdaptedBackbone:
     """A network of timm with fresh weights (from torch's global generator), `timm:resnet50`, without its classifier.
 
     Raises:
@@ -169,9 +164,9 @@ def _takes_one_size(timm: Any, name: str) -> bool:
     return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
 
 
-def _build_timm(timm: Any, source: TimmNetwork, size: int) -> Adapted:
+def _build_timm(timm: Any, source: TimmNetwork, size: int) -> AdaptedBackbone:
     network = timm.create_model(source.name, num_classes=0, **source.arguments)
-    return Adapted(network, _probe(network, size, None, TIMM + source.name), size, None, source)
+    return AdaptedBackbone(network, _probe(network, size, None, TIMM + source.name), size, None, source)
 
 
 @torch.no_grad()
@@ -231,7 +226,7 @@ def save_backbone(
     return max_difference(difference)
 
 
-def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
+def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBackbone:
     """What a directory of `save_backbone` holds, in fp32; of transformers, any plain DINOv3 ViT.
 
     Args:
@@ -244,7 +239,7 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
     saved = read_config(directory)
     if saved.get("model_type") == VISION:
         vision = read_vision(directory)
-        return Opened(vision.model(), vision.features, vision.config.size)
+        return SavedBackbone(vision.model(), vision.features, vision.config.size)
     size = PREPROCESSING.read(read_json(directory / PREPROCESSOR), directory / PREPROCESSOR).size
     if not saved.keys() & {"architecture", "class"}:
         raise UserError(
@@ -262,10 +257,12 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> Opened:
         raise UserError(
             f"{directory} does not fit its network ({error}); get a whole copy of the model"
         ) from None
-    return Opened(backbone, read_features(directory), size)
+    return SavedBackbone(backbone, read_features(directory), size)
 
 
-def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path) -> Adapted:
+def _reopen_timm(
+    saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path
+) -> AdaptedBackbone:
     timm, given = import_timm(str(directory)), saved.get("model_args")
     name, given = str(saved["architecture"]), given if isinstance(given, dict) else {}
     arguments = {key: value for key, value in given.items() if key != "num_classes"}
@@ -285,21 +282,21 @@ def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], d
         raise UserError(f"timm cannot build what {directory} holds ({error}); try the newest timm") from None
 
 
-def _given(module: nn.Module | None, name: str, size: int, directory: Path) -> Adapted:
+def _given(module: nn.Module | None, name: str, size: int, directory: Path) -> AdaptedBackbone:
     if module is None:
         raise UserError(
             f"{directory} holds the weights of {name}, a network from Python; build one and open it with "
             f"selfsup.models.backbones.open_backbone({str(directory)!r}, network)."
         )
     backbone = adapt(module, size)
-    if not isinstance(backbone, Adapted) or _class(backbone.network) != name:
+    if not isinstance(backbone, AdaptedBackbone) or _class(backbone.network) != name:
         raise UserError(
             f"{directory} holds the weights of {name}, not of {_class(module)}; give one of the former."
         )
     return backbone
 
 
-def _config(backbone: Adapted) -> dict[str, Any]:
+def _config(backbone: AdaptedBackbone) -> dict[str, Any]:
     """What config.json says: of a network of timm's, what timm's own files say."""
     if backbone.timm is None:
         return {"class": _class(backbone.network), "num_features": backbone.dimension}
@@ -335,7 +332,7 @@ def _class(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _timm_parity(directory: Path, backbone: Adapted) -> Difference:
+def _timm_parity(directory: Path, backbone: AdaptedBackbone) -> Difference:
     """How far the vectors of noise by timm with the weights of a directory are from those of a backbone.
 
     Before 1.0.31 timm itself takes any of several safetensors files of a directory for the weights, and fails.

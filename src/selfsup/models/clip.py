@@ -108,8 +108,7 @@ def save_clip(
             TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
         }
         write_json(
-            temporary / "config.json",
-            {"model_type": TOWERS, **asdict(similarity), "dimension": dimension},
+            temporary / "config.json", {"model_type": TOWERS, **asdict(similarity), "dimension": dimension}
         )
         write_card(temporary, card(found))
     return found

@@ -18,9 +18,9 @@ from selfsup.models.kernels import project, rotary_tables, rotate_heads
 from selfsup.models.transformer import (
     Embedding,
     Linear,
-    Part,
     RMSNorm,
     SwiGLU,
+    TensorModule,
     additive,
     attention,
     compute_dtype,
@@ -143,7 +143,7 @@ class Context:
     cache: KeyValueCache | None
 
 
-class Attention(Part):
+class Attention(TensorModule):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.kv_heads = config.kv_heads
@@ -166,7 +166,7 @@ class Attention(Part):
         return project(seen.transpose(1, 2).flatten(2), self.o_proj.weight)[0]
 
 
-class Block(Part):
+class Block(TensorModule):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
@@ -190,7 +190,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
-class Decoder(Part):
+class Decoder(TensorModule):
     """Token numbers to hidden states. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: DecoderConfig) -> None:

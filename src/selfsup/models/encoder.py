@@ -20,8 +20,8 @@ from selfsup.models.transformer import (
     GeGLU,
     LayerNorm,
     Linear,
-    Part,
     Stacked,
+    TensorModule,
     additive,
     attention,
     compute_dtype,
@@ -78,7 +78,7 @@ class Sight:
     mask: Tensor | None
 
 
-class Attention(Part):
+class Attention(TensorModule):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
@@ -96,7 +96,7 @@ class Attention(Part):
         return F.dropout(out, self.dropout, self.training)
 
 
-class Block(Part):
+class Block(TensorModule):
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
         self.attn_norm = LayerNorm(config.width, config.norm_eps) if layer else None
@@ -111,7 +111,7 @@ class Block(Part):
         return x + self.mlp(self.mlp_norm(x, dtype))
 
 
-class Embeddings(Part):
+class Embeddings(TensorModule):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.tok_embeddings = Embedding(config.vocabulary, config.width)
@@ -123,7 +123,7 @@ class Embeddings(Part):
         return F.dropout(self.norm(x, x.dtype), self.dropout, self.training)
 
 
-class TextEncoder(Part):
+class TextEncoder(TensorModule):
     """Token numbers to hidden states. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -172,7 +172,7 @@ class TextEncoder(Part):
         return Sight(cos, sin, None if visible is None else additive(visible, dtype))
 
 
-class MaskedHead(Part):
+class MaskedHead(TensorModule):
     """norm(gelu(dense(x))), the prediction head of BERT."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -185,7 +185,7 @@ class MaskedHead(Part):
         return self.norm(x, hidden.dtype)
 
 
-class MaskedLanguageModel(Part):
+class MaskedLanguageModel(TensorModule):
     """An encoder with the head of masked LM, under the names of `ModernBertForMaskedLM`."""
 
     def __init__(self, config: EncoderConfig) -> None:

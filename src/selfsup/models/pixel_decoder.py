@@ -19,7 +19,15 @@ from selfsup.models.directories import read_json, read_safetensors, write_json
 from selfsup.models.huggingface import built, write_weights
 from selfsup.models.kernels import project
 from selfsup.models.layouts import Layout, at
-from selfsup.models.transformer import LayerNorm, Linear, Part, Stacked, attention, compute_dtype, fill
+from selfsup.models.transformer import (
+    LayerNorm,
+    Linear,
+    Stacked,
+    TensorModule,
+    attention,
+    compute_dtype,
+    fill,
+)
 
 HEAD_DIM = 32
 THETA = 10000.0
@@ -52,7 +60,7 @@ class PixelDecoderConfig:
 LAYOUT = Layout(PixelDecoderConfig, {field.name: at(field.name) for field in fields(PixelDecoderConfig)})
 
 
-class Block(Part):
+class Block(TensorModule):
     """Attention among all patches, then a feed-forward of four times the width, each after a norm."""
 
     def __init__(self, config: PixelDecoderConfig) -> None:
@@ -77,7 +85,7 @@ class Block(Part):
         return x.view(*x.shape[:2], self.heads, HEAD_DIM).transpose(1, 2)
 
 
-class PixelDecoder(Part):
+class PixelDecoder(TensorModule):
     """Encoded visible patches to predicted hidden ones. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: PixelDecoderConfig) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from selfsup.models.kernels import dense_attention, project, rms_norm, swiglu
 
 
-class Part(nn.Module):
+class TensorModule(nn.Module):
     """A module that makes one tensor."""
 
     __call__: Callable[..., Tensor]
@@ -51,7 +51,7 @@ class Stacked(Linear):
         return project(x, *self.weight.chunk(self.parts))
 
 
-class LayerNorm(Part):
+class LayerNorm(TensorModule):
     """weight · (x − mean) / sqrt(variance + eps) + bias over the last dimension (Ba et al. 2016, equation 4).
 
     Without a bias by default. The statistics are fp32 (or that of x, if wider) whatever `dtype`, which is that of the
@@ -69,7 +69,7 @@ class LayerNorm(Part):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(dtype)
 
 
-class RMSNorm(Part):
+class RMSNorm(TensorModule):
     """`kernels.rms_norm` with its gain."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -111,7 +111,7 @@ def _causal_mask(q: Tensor) -> Tensor:
     return torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
 
 
-class GeGLU(Part):
+class GeGLU(TensorModule):
     """Wo(gelu(a) · b) with a, b = Wi x, without biases (Shazeer 2020, equation 6), under ModernBERT's names."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
@@ -126,7 +126,7 @@ class GeGLU(Part):
         return project(inner, self.Wo.weight)[0]
 
 
-class SwiGLU(Part):
+class SwiGLU(TensorModule):
     """down(silu(gate x) · up x), without biases (Shazeer 2020, equation 6)."""
 
     def __init__(self, width: int, hidden: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import affine, rotate_heads
 from selfsup.models.packing import Pooling
-from selfsup.models.transformer import LayerNorm, Linear, Part, attention, compute_dtype, fill
+from selfsup.models.transformer import LayerNorm, Linear, TensorModule, attention, compute_dtype, fill
 
 CHANNELS = 3
 TOKEN_SCALE = 0.02  # deviation of fresh class, register and mask tokens
@@ -120,7 +120,7 @@ def axial_rotation(
     return Rotation(torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype))
 
 
-class PatchEmbedding(Part):
+class PatchEmbedding(TensorModule):
     """A convolution of stride `patch`, weight (width, 3, patch, patch), as one product with the patches' pixels."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -145,7 +145,7 @@ class PatchEmbedding(Part):
         return affine(chosen.flatten(2).to(dtype), (self.weight.flatten(1), self.bias))[0]
 
 
-class Embeddings(Part):
+class Embeddings(TensorModule):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.full((1, 1, config.width), torch.nan))
@@ -166,7 +166,7 @@ class Embeddings(Part):
         return torch.cat((prefix, patches.to(prefix.dtype)), 1)
 
 
-class Attention(Part):
+class Attention(TensorModule):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.heads = config.heads
@@ -185,7 +185,7 @@ class Attention(Part):
         return affine(seen.transpose(1, 2).flatten(2), scale.into(self.o_proj))[0]
 
 
-class FeedForward(Part):
+class FeedForward(TensorModule):
     """down(gelu(up x))."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -199,7 +199,7 @@ class FeedForward(Part):
         return affine(F.gelu(inner), scale.into(self.down_proj))[0]
 
 
-class Block(Part):
+class Block(TensorModule):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.norm1 = LayerNorm(config.width, config.norm_eps, bias=True)
@@ -215,7 +215,7 @@ class Block(Part):
         return x + self.mlp(self.norm2(x, dtype), self.layer_scale2)
 
 
-class VisionTransformer(Part):
+class VisionTransformer(TensorModule):
     """Pixels to hidden states. Parameters are NaN until `initialise` or loading fills them."""
 
     def __init__(self, config: VisionConfig) -> None:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selfsup.config import Settings, nearest
 from selfsup.errors import UserError
-from selfsup.models.backbones import TIMM, Adapted, AnyBackbone, adapt, open_timm
+from selfsup.models.backbones import TIMM, AdaptedBackbone, AnyBackbone, adapt, open_timm
 from selfsup.models.clip import IMAGE
 from selfsup.models.counting import sketched
 from selfsup.models.dinov3 import SavedVision, read_vision
@@ -239,7 +239,7 @@ class ForeignVision(ImageNetwork):
         """The side of images that a network from Python was made for, where it says so."""
         if isinstance(self.module, VisionTransformer):
             return self.module.config.size
-        return self.module.size if isinstance(self.module, Adapted) else None
+        return self.module.size if isinstance(self.module, AdaptedBackbone) else None
 
     def settle_shape(self, effort: Effort, images: float) -> None:
         """It brings its own."""

@@ -22,11 +22,11 @@ from selfsup.data.tokenizers import Family, Ids, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.files import expanded, save_tensors, separate, whole_directory, write_atomically
 from selfsup.models.adapters import (
-    Adapted,
     AdaptedDecoder,
     AdaptedEncoder,
     AdaptedMaskedLM,
-    Opened,
+    AdaptedTextNetwork,
+    TransformersNetwork,
     fetch,
     open_network,
     set_dropout,
@@ -375,7 +375,8 @@ class HubNetwork(TextNetwork):
     """
 
     kind: str  # the auto class of transformers
-    part: ClassVar[type[Adapted]]  # of what is trained, the network without what is put upon it here
+    # Of what is trained, the network without what is put upon it here.
+    part: ClassVar[type[AdaptedTextNetwork]]
     family: ClassVar[Family]
 
     @property
@@ -390,11 +391,11 @@ class HubNetwork(TextNetwork):
         return directory
 
     @cached_property
-    def look(self) -> Adapted:
+    def look(self) -> AdaptedTextNetwork:
         """The network without its weights: its shape, and what is known of it."""
         return self.part(self.opened()).to("meta")
 
-    def opened(self) -> Opened:
+    def opened(self) -> TransformersNetwork:
         """The network with its weights; those that the directory lacks are a function of the seed."""
         with seeded(self.settings["train.seed"], "weights"):
             return open_network(self.kind, self.directory)
@@ -495,7 +496,7 @@ class HubEncoder(HubNetwork):
         self.settings.settle("model.dropout", self.dropout, "recipe")
         self.settings.settle("model.whiten", False, "recipe")
 
-    def opened(self) -> Opened:
+    def opened(self) -> TransformersNetwork:
         opened, share = super().opened(), self.get("dropout")
         if share is not None and not set_dropout(opened.network, share) and share > 0:
             raise UserError(
