@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import selfsup
-from selfsup.objectives.base import Collectives, Outputs, Task
-from selfsup.data.records import Batch
-from selfsup.seeding import generator
+from selfsup import Batch, Collectives, Outputs, Task, generator
 
 
 class Denoise(selfsup.Objective):
