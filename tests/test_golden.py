@@ -35,7 +35,7 @@ from selfsup.objectives.simcse import SimCSERecipe
 from selfsup.objectives.vicreg import VICRegRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
-from selfsup.trainer import Trainer
+from selfsup.trainer import Team, Trainer
 
 GOLDEN = Path(__file__).with_name("golden")
 TOLERANCE = 5e-4  # of a loss
@@ -175,7 +175,7 @@ def curve(name: str, directory: Path) -> dict[str, list[float]]:
     recipe.settle(Effort(steps=STEPS))
     run = Run.create(directory)
     machine = Machine(torch.device("cpu"), "fp32", 1e9)
-    trainer = Trainer(recipe, settings, run, machine, Processes.alone(), Clock(), Reporter(False))
+    trainer = Trainer(recipe, run, machine, Team(Processes.alone(), Reporter(False), Clock()))
     with one_thread():
         trainer.fit(STEPS)
     lines = run.metrics()

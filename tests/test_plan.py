@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,11 +157,9 @@ def test_a_budget_that_leaves_no_time_is_refused(train: Train, tmp_path: Path) -
 
 
 def test_intervals_follow_the_length() -> None:
-    class Held:
-        validation = range(1000)
-
     settings = Settings(("test", {"train.batch": 8, "train.micro_batch": 2, "optim.lr": 0.01}))
-    planning._settle_intervals(settings, Held(), 5000)  # type: ignore[arg-type]
+    recipe = SimpleNamespace(settings=settings, validation=range(1000))
+    planning._settle_intervals(recipe, 5000)  # type: ignore[arg-type]
     assert settings["optim.weight_decay"] == pytest.approx(planning.FORGOTTEN / (0.01 * 5000))
     assert settings["optim.warmup"] == 100
     assert settings["train.log_every"] == 25
@@ -173,13 +172,11 @@ def test_intervals_follow_the_length() -> None:
 
 @pytest.mark.parametrize(("budget", "looks"), [("9s", 1), ("45s", 4), ("1h", 10)])
 def test_a_short_budget_is_not_spent_on_looks(budget: str, looks: int) -> None:
-    class Held:
-        validation = range(1000)
-
     settings = Settings(
         ("test", {"train.batch": 8, "train.micro_batch": 2, "optim.lr": 0.01, "budget": budget})
     )
-    planning._settle_intervals(settings, Held(), 400)  # type: ignore[arg-type]
+    recipe = SimpleNamespace(settings=settings, validation=range(1000))
+    planning._settle_intervals(recipe, 400)  # type: ignore[arg-type]
     assert 400 // settings["evaluate.every"] == looks
 
 

@@ -314,6 +314,11 @@ class Schedule:
     decays: list[Decay] = field(default_factory=list)
 
     @property
+    def start(self) -> int | None:
+        """The first step of the decay, where it is decided."""
+        return self.decays[0].start if self.decays else None
+
+    @property
     def end(self) -> int | None:
         """The step after the last one, where it is decided."""
         return self.decays[-1].end if self.decays else None

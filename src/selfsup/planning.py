@@ -81,11 +81,9 @@ class Plan:
         def why(key: str) -> str:
             return f" ({settings.origin(key)})"
 
-        chance = (
-            {} if self.chance is None else {"chance": f"a loss of {self.chance:.3f} means knowing nothing"}
-        )
-        length = "budget" if train.budget else "steps"
-        about = "about " if train.budget else ""
+        known = self.chance is not None
+        chance = {"chance": f"a loss of {self.chance:.3f} means knowing nothing"} if known else {}
+        length, about = ("budget", "about ") if train.budget else ("steps", "")
         return {
             **self.facts,
             "size": f"preset {settings['model.preset']}{why('model.preset')}",
@@ -103,9 +101,9 @@ class Plan:
         }
 
 
-def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan, Machine]:
+def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan, Machine]:
     """Fill every gap of the settings, time a few steps on a throw-away model, and say what the run will be."""
-    machine = find_machine(settings, processes)
+    settings, machine = recipe.settings, find_machine(recipe.settings, processes)
     train = settings.config.train
     if train.steps is None and train.epochs is None:
         settings.settle("train.budget", DEFAULT_BUDGET, "default")
@@ -119,82 +117,78 @@ def make_plan(settings: Settings, recipe: Recipe, processes: Processes, clock: C
             f"A batch of {settings['train.batch']:,} is more than the {len(recipe.train):,} records of the training "
             "part; give a smaller --batch or more data."
         )
-    _settle_steps(settings, recipe)
-    _settle_micro_batch(settings, recipe, machine, processes)
-    step_seconds = _settle_compile_and_time(settings, recipe, machine, processes)
+    _settle_steps(recipe)
+    _settle_micro_batch(recipe, machine, processes)
+    step_seconds = _settle_compile_and_time(recipe, machine, processes)
     steps = processes.share(train.steps or _steps_in(settings, clock, step_seconds))
-    _settle_intervals(settings, recipe, steps)
-    return _summarise(settings, recipe, machine, processes, clock, steps, step_seconds), machine
+    _settle_intervals(recipe, steps)
+    return _summarise(recipe, machine, clock, steps, step_seconds), machine
 
 
 def find_machine(settings: Settings, processes: Processes) -> Machine:
     """Device and precision as the settings say, or as the hardware suggests, and the rate of its products."""
     device = find_device(settings["train.device"])
-    if settings["train.device"] == "auto":
-        settings.change("train.device", str(device), "machine")
     precision = find_precision(settings["train.precision"], device)
-    if settings["train.precision"] == "auto":
-        settings.change("train.precision", precision, "machine")
+    for key, found in (("train.device", str(device)), ("train.precision", precision)):
+        if settings[key] == "auto":
+            settings.change(key, found, "machine")
     return Machine(device, precision, processes.share(matrix_rate(device, precision)))
 
 
-def _settle_steps(settings: Settings, recipe: Recipe) -> None:
+def _settle_steps(recipe: Recipe) -> None:
     """Epochs are resolved to steps, so that the resolved configuration says one thing once."""
-    epochs, batch = settings["train.epochs"], settings["train.batch"]
+    settings, epochs = recipe.settings, recipe.settings["train.epochs"]
     if epochs is None:
         return
-    steps = max(1, round(epochs * len(recipe.train) / batch))
+    steps = max(1, round(epochs * len(recipe.train) / settings["train.batch"]))
     settings.change("train.steps", steps, f"{epochs:g} epochs ({settings.origin('train.epochs')})")
     settings.change("train.epochs", None, "resolved to steps")
 
 
-def ready(recipe: Recipe, settings: Settings, machine: Machine) -> Objective:
+def ready(recipe: Recipe, machine: Machine) -> Objective:
     """A fresh objective, where and how it is going to be trained."""
     objective = recipe.build().to(machine.device).train()
-    if settings["train.compile"]:
-        objective.predict = torch.compile(objective.predict)  # type: ignore[method-assign]
+    if recipe.settings["train.compile"]:
+        setattr(objective, "predict", torch.compile(objective.predict))  # noqa: B010
     return objective
 
 
-def _settle_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> None:
+def _settle_micro_batch(recipe: Recipe, machine: Machine, processes: Processes) -> None:
     """The largest micro-batch that fits."""
-    share = -(-settings["train.batch"] // processes.size)
-    if settings["train.batch"] < processes.size:
+    settings, batch = recipe.settings, recipe.settings["train.batch"]
+    if batch < processes.size:
         raise UserError(
-            f"A batch of {settings['train.batch']} cannot be shared by {processes.size} processes; "
-            "give a larger --batch."
+            f"A batch of {batch} cannot be shared by {processes.size} processes; give a larger --batch."
         )
     if settings["train.micro_batch"] is None:
-        fitting = processes.share(_fitting_micro_batch(settings, recipe, machine, share))
+        fitting = processes.share(_fitting_micro_batch(recipe, machine, -(-batch // processes.size)))
         settings.change("train.micro_batch", fitting, "memory")
 
 
-def _settle_compile_and_time(
-    settings: Settings, recipe: Recipe, machine: Machine, processes: Processes
-) -> float:
+def _settle_compile_and_time(recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """Whether compiling pays, and the median time of a step.
 
     Compiling takes a minute or more, so it is tried only where the run is long enough to earn that back.
     """
-    plain = _time_step(settings, recipe, machine, processes)
-    if settings["train.compile"] is not None:
+    settings, train = recipe.settings, recipe.settings.config.train
+    plain = _time_step(recipe, machine, processes)
+    if train.compile is not None:
         return plain
-    train = settings.config.train
-    expected = train.budget or (train.steps or 0) * plain
-    if expected < WORTH_COMPILING:
+    if (train.budget or (train.steps or 0) * plain) < WORTH_COMPILING:
         settings.change("train.compile", False, "short run")
         return plain
     settings.change("train.compile", True, "measured")
-    compiled = _time_step(settings, recipe, machine, processes)
-    settings.change("train.compile", compiled < COMPILED_GAIN * plain, "measured")
-    return min(plain, compiled) if settings["train.compile"] else plain
+    compiled = _time_step(recipe, machine, processes)
+    pays = compiled < COMPILED_GAIN * plain
+    settings.change("train.compile", pays, "measured")
+    return compiled if pays else plain
 
 
-def _fitting_micro_batch(settings: Settings, recipe: Recipe, machine: Machine, most: int) -> int:
+def _fitting_micro_batch(recipe: Recipe, machine: Machine, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
     objective = recipe.build().to(machine.device)
-    _trial_optimizer(objective, settings, machine)  # says so where there is nothing to train
-    loader = Loader(recipe.train, settings["train.seed"], 1, 1, 0)
+    _trial_optimizer(objective, recipe.settings, machine)  # says so where there is nothing to train
+    loader = Loader(recipe.train, recipe.settings["train.seed"], 1, 1, 0)
     few, more = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in COMPARED)
     record = max(1, (more - few) // (COMPARED[1] - COMPARED[0]))
     size = most
@@ -222,21 +216,24 @@ def _trial_optimizer(objective: Objective, settings: Settings, machine: Machine)
     return Optimizer(objective, settings.config.optim.model_copy(update={"weight_decay": 0.0}), machine.dtype)
 
 
-def _time_step(settings: Settings, recipe: Recipe, machine: Machine, processes: Processes) -> float:
+def loader_of(recipe: Recipe, processes: Processes, workers: int) -> Loader:
+    """What reads the batches of a training, of which each process has its share."""
+    train = recipe.settings.config.train
+    batch, micro_batch = train.batch or 1, train.micro_batch or 1
+    return Loader(recipe.train, train.seed, batch, micro_batch, workers, processes.rank, processes.size)
+
+
+def _time_step(recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """The median of a few steps after the first; the model they train is thrown away."""
-    train = settings.config.train
-    objective = ready(recipe, settings, machine)
-    optimizer = _trial_optimizer(objective, settings, machine)
-    loader = Loader(
-        recipe.train, train.seed, train.batch or 1, train.micro_batch or 1, 0, processes.rank, processes.size
-    )
+    train, objective = recipe.settings.config.train, ready(recipe, machine)
+    optimizer = _trial_optimizer(objective, recipe.settings, machine)
     seconds = min(CALIBRATION_SECONDS, CALIBRATION_SHARE * (train.budget or math.inf))
     times: list[float] = []  # the first one is left out: it compiles, and takes memory for the first time
-    with closing(loader.steps(0)) as steps:
+    with closing(loader_of(recipe, processes, 0).steps(0)) as steps:
         for batches in steps:
             start = time.perf_counter()
             gradients(objective, [batch.to(machine.device) for batch in batches], processes, machine.autocast)
-            optimizer.clip(settings["optim.clip"])
+            optimizer.clip(recipe.settings["optim.clip"])
             optimizer.step(1.0)
             synchronise(machine.device)
             times.append(time.perf_counter() - start)
@@ -266,9 +263,9 @@ def weight_decay(lr: float, steps: float) -> float:
     return float(f"{min(FORGOTTEN / (lr * steps), MOST_WEIGHT_DECAY):.2g}")
 
 
-def _settle_intervals(settings: Settings, recipe: Recipe, steps: int) -> None:
+def _settle_intervals(recipe: Recipe, steps: int) -> None:
     """Weight decay, warm-up, log lines, looks at the validation part and checkpoints, in steps."""
-    origin = "length of the run"
+    settings, origin = recipe.settings, "length of the run"
     settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), origin)
     settings.settle("optim.warmup", min(max(steps // 50, 1), 1000), origin)
     settings.settle("train.log_every", max(1, steps // 200), origin)
@@ -291,18 +288,10 @@ def _settle_intervals(settings: Settings, recipe: Recipe, steps: int) -> None:
             settings.change(key, available, "held-out part")
 
 
-def _summarise(
-    settings: Settings,
-    recipe: Recipe,
-    machine: Machine,
-    processes: Processes,
-    clock: Clock,
-    steps: int,
-    step_seconds: float,
-) -> Plan:
-    train = settings.config.train
-    objective = recipe.build()
-    parameters = sum(parameter.numel() for parameter in objective.parameters())
+def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_seconds: float) -> Plan:
+    settings, train = recipe.settings, recipe.settings.config.train
+    parameters = sum(parameter.numel() for parameter in recipe.build().parameters())
+    records = steps * (train.batch or 1)
     work = steps * step_seconds * (1 + EVALUATION_SHARE)
     seconds = (clock.elapsed() + work * DRIFT[0], clock.elapsed() + work * DRIFT[1] + 10)
     if train.budget is not None:
@@ -313,8 +302,8 @@ def _summarise(
         facts=recipe.facts(),
         parameters=parameters,
         steps=steps,
-        records=steps * (train.batch or 1),
-        flops=steps * (train.batch or 1) * recipe.flops_per_record(),
+        records=records,
+        flops=records * recipe.flops_per_record(),
         step_seconds=step_seconds,
         seconds=seconds,
         peak_memory=peak_memory(machine.device) + (snapshot if machine.device.type == "cpu" else 0),

@@ -141,6 +141,11 @@ class Run:
         return run
 
     @property
+    def start_another(self) -> str:
+        """What to do where this run cannot go on, as the end of a sentence."""
+        return f"start another run with --config {self.config_file} --out NEW"
+
+    @property
     def exists(self) -> bool:
         return self.config_file.is_file()
 

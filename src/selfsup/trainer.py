@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from selfsup.budget import Budget, Clock
 from selfsup.checkpoint import Checkpoint
 from selfsup.config import Settings
-from selfsup.data.loader import Loader, in_order
+from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.diagnosis import Monitor
 from selfsup.distributed import Processes
@@ -26,7 +27,7 @@ from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
 from selfsup.objectives.recipe import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule, misshapen
-from selfsup.planning import ready
+from selfsup.planning import loader_of, ready
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.run_files import STATE, explain
@@ -39,28 +40,27 @@ FEATURE_RECORDS = 512  # of which features are looked at
 EVALUATION_SEED = 0  # one fixed task, the same for every run
 
 
+@dataclass(frozen=True)
+class Team:
+    """Who works on a training: its processes, the clock of its budget, and what tells the user."""
+
+    processes: Processes
+    reporter: Reporter
+    clock: Clock
+
+
 class Trainer:
     """One training from wherever its run stands to its end."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        settings: Settings,
-        run: Run,
-        machine: Machine,
-        processes: Processes,
-        clock: Clock,
-        reporter: Reporter,
-    ) -> None:
-        self.recipe, self.settings, self.run = recipe, settings, run
-        self.machine, self.processes, self.clock, self.reporter = machine, processes, clock, reporter
-        self.objective = ready(recipe, settings, machine)
+    def __init__(self, recipe: Recipe, run: Run, machine: Machine, team: Team) -> None:
+        self.recipe, self.settings, self.run, self.machine = recipe, recipe.settings, run, machine
+        self.team, self.processes, self.reporter, self.clock = team, team.processes, team.reporter, team.clock
+        settings, processes = self.settings, self.processes
+        self.objective = ready(recipe, machine)
         self.optimizer = Optimizer(self.objective, settings.config.optim, machine.dtype)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
-        self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
+        self.step = self.skipped = self.skipped_in_a_row = 0
         self.best: dict[str, float] | None = None
         self.saved: int | None = None
         self.pace: list[float] = []  # seconds of the latest steps
@@ -69,7 +69,7 @@ class Trainer:
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
         self.reached = 0  # step up to which an earlier session is repeated, with its decisions and no others
         self.estimate = 0  # of the number of steps, where a budget decides it
-        self.budget = Budget(settings, clock, recipe.whitening_records, recipe.checks_layout)
+        self.budget = Budget(settings, self.clock, recipe.whitening_records, recipe.checks_layout)
 
     # -- where the run stands ------------------------------------------------------------------------------
 
@@ -98,8 +98,7 @@ class Trainer:
         self.best = state["best"]
         self.clock.set(state["elapsed"])
         if self.processes.leads:
-            ended = self.schedule.end is not None and self.step >= self.schedule.end
-            self.run.rewind(self.step, look_again=ended)
+            self.run.rewind(self.step, look_again=self._at_end)
         self.processes.wait()
 
     def _save(self) -> None:
@@ -114,8 +113,8 @@ class Trainer:
             "optimizer": len(moments),
         }
         marked = {int(self.best["step"])} if self.best else set()
-        if self.schedule.decays:
-            marked.add(self.schedule.decays[0].start)
+        if self.schedule.start is not None:
+            marked.add(self.schedule.start)
         tensors = {"model": self.objective.state_dict(), "optimizer": moments}
         self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
         self.saved = self.step
@@ -135,55 +134,48 @@ class Trainer:
             UserError: ten steps in a row without a finite loss, or a disk that takes no more.
             Interrupted: Ctrl-C, SIGTERM or SIGHUP; the run is saved. Behind the last look it is finished instead.
         """
-        train = self.settings.config.train
         self.estimate = estimate
-        loader = Loader(
-            self.recipe.train,
-            train.seed,
-            train.batch or 1,
-            train.micro_batch or 1,
-            self.settings["data.workers"],
-            self.processes.rank,
-            self.processes.size,
-        )
         try:
-            return self._fit(loader)
+            with interruptions() as interrupted:
+                self._make_steps(interrupted)
+                return self._finish(interrupted)
         finally:
             self.checkpoints.close()
 
-    def _fit(self, loader: Loader) -> dict[str, Any]:
-        """Make the steps, then the end."""
-        with interruptions() as interrupted:
-            with closing(loader.steps(self.step)) as batches, self.reporter.bar("training"):
-                while not self._finished():
-                    self._look_around(bool(interrupted))
-                    began, start = self.clock.elapsed(), time.perf_counter()
-                    read = next(batches)
-                    self.waited += time.perf_counter() - start
-                    self._update([batch.to(self.machine.device) for batch in read])
-                    self.budget.stepped(self.clock.elapsed() - began)
-            return self._finish(interrupted)
+    def _make_steps(self, interrupted: list[int]) -> None:
+        loader = loader_of(self.recipe, self.processes, self.settings["data.workers"])
+        with closing(loader.steps(self.step)) as batches, self.reporter.bar("training"):
+            while not self._finished():
+                self._look_around(bool(interrupted))
+                began, start = self.clock.elapsed(), time.perf_counter()
+                read = next(batches)
+                self.waited += time.perf_counter() - start
+                self._update([batch.to(self.machine.device) for batch in read])
+                self.budget.stepped(self.clock.elapsed() - began)
 
     def _finished(self) -> bool:
         self._decide()
+        return self._at_end
+
+    @property
+    def _at_end(self) -> bool:
         return self.schedule.end is not None and self.step >= self.schedule.end
+
+    def _due(self, key: str) -> bool:
+        """Whether so many steps have gone by since the last time that this was done."""
+        return self.step > 0 and self.step % self.settings[key] == 0
 
     def _look_around(self, interrupted: bool) -> None:
         """What is due between two steps: a look at the validation part, a checkpoint, the user's wish to stop."""
         if self.budget.rehearses:
             self._rehearse()
-        decays = self.schedule.decays
-        before_decay = bool(decays) and self.step == decays[0].start
-        if self.step > 0 and self.step % self.settings["evaluate.every"] == 0 and self.saved != self.step:
+        before_decay = self.step == self.schedule.start
+        if self._due("evaluate.every") and self.saved != self.step:
             self._evaluate(self.settings["evaluate.records"])
             if self.monitor.due(self.step):
                 self._diagnose()
         interrupted = self.processes.share(interrupted)
-        if (
-            interrupted
-            or before_decay
-            or (self.step > 0 and self.step % self.settings["checkpoint.every"] == 0)
-        ):
+        if interrupted or before_decay or self._due("checkpoint.every"):
             self._save()
         if interrupted:
             self._stop()
@@ -249,7 +241,7 @@ class Trainer:
 
     def _log(self, figures: dict[str, Tensor], norm: float, multiplier: float) -> None:
         """A line of metrics, and the bar."""
-        due = self.step % self.settings["train.log_every"] == 0 or not math.isfinite(norm) or self.step == 1
+        due = self._due("train.log_every") or not math.isfinite(norm) or self.step == 1
         if not due and not self.reporter.console.is_terminal:
             return
         loss = float(figures["loss"])
@@ -271,10 +263,9 @@ class Trainer:
         }
         if due and self.processes.leads:
             self.run.log(line)
-        self.reporter.advance(
-            self._share(),
-            f"step {self.step:,}  loss {loss:.3f}  {rate * units:,.0f} {self.recipe.unit}/s  {self._left()}",
-        )
+        share, left = self._progress()
+        pace = f"{rate * units:,.0f} {self.recipe.unit}/s"
+        self.reporter.advance(share, f"step {self.step:,}  loss {loss:.3f}  {pace}  {left} left")
 
     def _waiting(self) -> float:
         """The share of the time since the last line that was spent waiting for records."""
@@ -282,17 +273,13 @@ class Trainer:
         self.logged, self.waited = self.step, 0.0
         return round(waited / (steps * median(self.pace) + waited), 4)
 
-    def _share(self) -> float:
-        budget = self.settings["train.budget"]
-        if budget is not None:
-            return float(min(1.0, self.clock.elapsed() / budget))
-        return self.step / (self.schedule.end or 1)
-
-    def _left(self) -> str:
-        budget = self.settings["train.budget"]
-        if budget is not None:
-            return f"{duration(max(0.0, budget - self.clock.elapsed()))} left"
-        return f"{duration(((self.schedule.end or 0) - self.step) * median(self.pace))} left"
+    def _progress(self) -> tuple[float, str]:
+        """The share of the run that is done, and the time that is left."""
+        budget, end = self.settings["train.budget"], self.schedule.end or 0
+        if budget is None:
+            return self.step / (end or 1), duration((end - self.step) * median(self.pace))
+        elapsed = self.clock.elapsed()
+        return min(1.0, elapsed / budget), duration(max(0.0, budget - elapsed))
 
     # -- the budget ----------------------------------------------------------------------------------------
 
@@ -370,14 +357,8 @@ class Trainer:
 
     def _score(self, source: Records, records: int) -> dict[str, float]:
         """The loss of records spread evenly over a source; leaves the objective in evaluation mode."""
-        batches = in_order(
-            source,
-            records,
-            EVALUATION_SEED,
-            self.settings["evaluate.batch"],
-            self.processes.rank,
-            self.processes.size,
-        )
+        batch, processes = self.settings["evaluate.batch"], self.processes
+        batches = in_order(source, records, EVALUATION_SEED, batch, processes.rank, processes.size)
         on_device = (batch.to(self.machine.device) for batch in batches)
         self.objective.eval()
         with self.budget.timed("look", records):
@@ -494,12 +475,6 @@ def decided_last(run: Run, what: str) -> int | None:
     for entry in run.journal():
         decided = None if "extended_from" in entry else entry.get(what, decided)
     return decided
-
-
-def decay_start(settings: Settings, run: Run) -> int | None:
-    """The step at which the decay begins, where that is decided."""
-    decays = find_schedule(settings, run).decays
-    return decays[0].start if decays else None
 
 
 def brief(figures: dict[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from selfsup.budget import Clock
 from selfsup.checkpoint import Checkpoint
-from selfsup.config import LENGTHS, Settings, flatten, read_yaml
+from selfsup.config import LENGTHS, Settings, read_yaml
 from selfsup.distributed import Processes, process_group
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
@@ -23,7 +24,7 @@ from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.planning import Plan, find_machine, make_plan
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
-from selfsup.trainer import Trainer, decay_start
+from selfsup.trainer import Team, Trainer, find_schedule
 
 
 def train(
@@ -56,17 +57,10 @@ def train(
     Raises:
         UserError: whatever the user can put right.
     """
-    clock = clock or Clock()
-    given = _given(values, objective, data, model)
+    given = Given(objective, data, model, values, origin, out, config)
     with process_group() as processes, ExitStack() as held:
-        reporter = reporter or Reporter(processes.leads)
-        if resume is not None:
-            return _resume(
-                resume, objective, data, model, given, out, config, origin, processes, reporter, held
-            )
-        settings = _settings(objective, given, out, config, origin)
-        recipe = _recipe(settings, objective, data, model)
-        return _start(settings, recipe, processes, reporter, clock, held)
+        team = Team(processes, reporter or Reporter(processes.leads), clock or Clock())
+        return _start(given, team, held) if resume is None else _resume(resume, given, team, held)
 
 
 def plan(
@@ -80,39 +74,58 @@ def plan(
     **values: Any,
 ) -> tuple[Plan, Settings]:
     """What `train` with the same arguments would do: sizes, arithmetic, memory, time. Trains and writes nothing."""
-    settings = _settings(objective, _given(values, objective, data, model), None, config, origin)
-    recipe = _recipe(settings, objective, data, model)
+    given = Given(objective, data, model, values, origin, config=config)
+    settings = given.settings()
+    recipe = _recipe(settings, given)
     with process_group() as processes:
-        made, _ = _prepare(settings, recipe, processes, reporter or Reporter(False), Clock())
+        made, _ = _prepare(recipe, Team(processes, reporter or Reporter(False), Clock()))
     return made, settings
 
 
-def _given(values: Mapping[str, Any], objective: object, data: object, model: object) -> dict[str, Any]:
-    """All settings that were given; raises a UserError where one is given both by itself and by its key."""
-    named = _as_settings(objective, data, model)
-    if twice := values.keys() & named.keys():
-        raise UserError(f"{min(twice)} is given twice, by itself and by its key; give it once.")
-    return {**values, **named}
+@dataclass(frozen=True)
+class Given:
+    """What `train` or `plan` was called with; `values` by short, dotted or nested keys."""
+
+    objective: object
+    data: object
+    model: object
+    values: Mapping[str, Any]
+    origin: str
+    out: str | Path | None = None
+    config: str | Path | None = None
+
+    def all_values(self) -> dict[str, Any]:
+        """All settings that were given; objects from Python are named, not kept."""
+        objective = python_name(self.objective) if isinstance(self.objective, type) else self.objective
+        data = _absolute(str(self.data)) if isinstance(self.data, str | Path) else self.data
+        named = {"objective": objective, "data": _in_words(data), "model": _in_words(self.model)}
+        return {**self.values, **{name: value for name, value in named.items() if value is not None}}
+
+    @property
+    def recipe(self) -> type[Recipe] | None:
+        """The recipe that is given itself, where one is."""
+        kind = self.objective
+        return kind if isinstance(kind, type) and issubclass(kind, Recipe) else None
+
+    def settings(self) -> Settings:
+        """The settings of a new run; nothing is opened yet."""
+        layers: list[tuple[str, Mapping[str, Any]]] = [(self.origin, self.all_values())]
+        if self.config is not None:
+            values = read_yaml(expanded(self.config))
+            values.pop("out", None)  # a run directory belongs to one run
+            layers.insert(0, (str(self.config), values))
+        settings = resolve(*layers) if self.recipe is None else self.recipe.resolve(*layers)
+        for protocol in settings["evaluate.protocols"]:
+            require_known(protocol)  # before a step is made, not at the first look
+        source = _absolute(settings["data.source"])
+        settings.change("data.source", source, settings.origin("data.source"))
+        if self.out is not None:
+            settings.change("out", str(expanded(self.out).absolute()), self.origin)
+        return settings
 
 
-def _as_settings(objective: object, data: object, model: object) -> dict[str, Any]:
-    """What of the three can stand in a configuration; objects from Python are named, not kept."""
-    given: dict[str, Any] = {}
-    if isinstance(objective, str):
-        given["objective"] = objective
-    elif isinstance(objective, type):
-        given["objective"] = python_name(objective)
-    if isinstance(data, Mapping):
-        given["data"] = data
-    elif isinstance(data, str | Path):
-        given["data.source"] = _absolute(str(data))
-    elif data is not None:
-        given["data.source"] = f"python:{type(data).__name__}"
-    if isinstance(model, str | Mapping):
-        given["model"] = model
-    elif model is not None:
-        given["model.preset"] = f"python:{type(model).__name__}"
-    return given
+def _in_words(value: object) -> object:
+    return value if value is None or isinstance(value, str | Mapping) else f"python:{type(value).__name__}"
 
 
 def _absolute(source: str) -> str:
@@ -122,47 +135,19 @@ def _absolute(source: str) -> str:
     return str(expanded(source).absolute())
 
 
-def _settings(
-    objective: object,
-    given: Mapping[str, Any],
-    out: str | Path | None,
-    config: str | Path | None,
-    origin: str,
-) -> Settings:
-    layers: list[tuple[str, Mapping[str, Any]]] = []
-    if config is not None:
-        values = read_yaml(expanded(config))
-        values.pop("out", None)  # a run directory belongs to one run
-        layers.append((str(config), values))
-    layers.append((origin, given))
-    recipe = _recipe_class(objective)
-    settings = resolve(*layers) if recipe is None else recipe.resolve(*layers)
-    for protocol in settings["evaluate.protocols"]:
-        require_known(protocol)  # before a step is made, not at the first look
-    settings.change("data.source", _absolute(settings["data.source"]), settings.origin("data.source"))
-    if out is not None:
-        settings.change("out", str(expanded(out).absolute()), origin)
-    return settings
-
-
-def _recipe_class(objective: object) -> type[Recipe] | None:
-    """The recipe that is given itself, where one is."""
-    return objective if isinstance(objective, type) and issubclass(objective, Recipe) else None
-
-
-def _recipe(settings: Settings, objective: object, data: object, model: object) -> Recipe:
-    source = None if isinstance(data, str | Path | Mapping) else data
+def _recipe(settings: Settings, given: Given) -> Recipe:
+    source = None if isinstance(given.data, str | Path | Mapping) else given.data
     if source is None and settings["data.source"].startswith("python:"):
         raise UserError(
             f"The data ({settings['data.source']}) came from Python; go on from there and pass it again."
         )
-    module = model if isinstance(model, nn.Module) else None
-    if isinstance(objective, type) and issubclass(objective, Recipe):
-        return objective(settings, source, module)
-    if isinstance(objective, type) and issubclass(objective, Objective):
+    module = given.model if isinstance(given.model, nn.Module) else None
+    if given.recipe is not None:
+        return given.recipe(settings, source, module)
+    if isinstance(given.objective, type) and issubclass(given.objective, Objective):
         from selfsup.objectives.custom import CustomRecipe
 
-        return CustomRecipe(settings, source, module, objective)
+        return CustomRecipe(settings, source, module, given.objective)
     recipe = find_recipe(settings["objective"])
     if module is not None and not recipe.takes_modules:
         raise UserError(
@@ -173,14 +158,10 @@ def _recipe(settings: Settings, objective: object, data: object, model: object) 
     return recipe(settings, source, module)
 
 
-def _start(
-    settings: Settings,
-    recipe: Recipe,
-    processes: Processes,
-    reporter: Reporter,
-    clock: Clock,
-    held: ExitStack,
-) -> Run:
+def _start(given: Given, team: Team, held: ExitStack) -> Run:
+    """Train anew."""
+    settings, processes = given.settings(), team.processes
+    recipe = _recipe(settings, given)
     if settings["out"] is None:
         source = Path(settings["data.source"].rpartition(":")[2]).name.partition(".")[0]
         directory = new_directory(f"{settings['objective']}-{source}".replace(":", "-"))
@@ -190,48 +171,40 @@ def _start(
         run = Run.create(settings["out"])
         held.enter_context(run.held())
     try:
-        made, machine = _prepare(settings, recipe, processes, reporter, clock)
+        made, machine = _prepare(recipe, team)
         if processes.leads:
-            environment = {
-                **describe(machine),
-                "processes": processes.size,
-                "data": recipe.fingerprint(),
-                "counts": recipe.counts(),
-                "plan": made.to_json(),
-                "sources": settings.sources,
-            }
-            with writable(run.directory, "make room there, or give another --out."):
-                run.write_environment(environment)
-                run.write_settings(settings)
+            _write_down(run, recipe, made, {**describe(machine), "processes": processes.size})
     except BaseException:
         run.discard()
         raise
     with run.resumable():
         processes.wait()
-        reporter.table(made.rows(settings))
-        return _fit(recipe, settings, run, machine, processes, clock, reporter, made.steps)
+        team.reporter.table(made.rows(settings))
+        return _fit(Trainer(recipe, run, machine, team), made.steps)
 
 
-def _prepare(
-    settings: Settings, recipe: Recipe, processes: Processes, reporter: Reporter, clock: Clock
-) -> tuple[Plan, Machine]:
-    _open(recipe, processes, reporter)
-    return make_plan(settings, recipe, processes, clock)
+def _write_down(run: Run, recipe: Recipe, made: Plan, where: Mapping[str, Any]) -> None:
+    """Keep what the run is, before its first step."""
+    data = {"data": recipe.fingerprint(), "counts": recipe.counts()}
+    plan = {"plan": made.to_json(), "sources": recipe.settings.sources}
+    with writable(run.directory, "make room there, or give another --out."):
+        run.write_environment({**where, **data, **plan})
+        run.write_settings(recipe.settings)
 
 
-def _open(recipe: Recipe, processes: Processes, reporter: Reporter) -> None:
+def _prepare(recipe: Recipe, team: Team) -> tuple[Plan, Machine]:
+    _open(recipe, team)
+    return make_plan(recipe, team.processes, team.clock)
+
+
+def _open(recipe: Recipe, team: Team) -> None:
     """Open the data: on each machine one process first, so that the others there find what it prepared."""
-
-    def wait() -> None:
-        processes.wait(lambda: reporter.advance(0.0, "waiting for other processes to read their data"))
-
+    processes, reporter = team.processes, team.reporter
     with reporter.bar("reading"):
-        if processes.prepares:
-            recipe.open(reporter.reading)
-        wait()
-        if not processes.prepares:
-            recipe.open(reporter.reading)
-        wait()
+        for prepares in (True, False):
+            if processes.prepares == prepares:
+                recipe.open(reporter.reading)
+            processes.wait(lambda: reporter.advance(0.0, "waiting for other processes to read their data"))
     _require_same_data(recipe, processes)
     _require_measurable(recipe)
 
@@ -258,37 +231,29 @@ def _require_measurable(recipe: Recipe) -> None:
             )
 
 
-def _fit(
-    recipe: Recipe,
-    settings: Settings,
-    run: Run,
-    machine: Machine,
-    processes: Processes,
-    clock: Clock,
-    reporter: Reporter,
-    estimate: int,
-    before: int | None = None,
-) -> Run:
-    trainer = Trainer(recipe, settings, run, machine, processes, clock, reporter)
-    checkpoint = _newest(trainer, processes, before)
-    trainer.reached = processes.share(run.reached if before is None else 0)
+def _fit(trainer: Trainer, estimate: int, before: int | None = None) -> Run:
+    """Train from the newest checkpoint (at or before a step, to extend the run), or from the first step."""
+    run, team = trainer.run, trainer.team
+    checkpoint = _newest(trainer, before)
+    trainer.reached = team.processes.share(run.reached if before is None else 0)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        reporter.say(f"Going on from step {checkpoint.step:,}.")
+        team.reporter.say(f"Going on from step {checkpoint.step:,}.")
     elif trainer.checkpoints.steps():
         raise UserError(
-            f"All checkpoints in {run.checkpoints_directory} are damaged; restore one from a copy, or start another "
-            f"run with --config {run.config_file} --out NEW."
+            f"All checkpoints in {run.checkpoints_directory} are damaged; restore one from a copy, or "
+            f"{run.start_another}."
         )
-    elif processes.leads:
+    elif team.processes.leads:
         run.rewind(0)
     trainer.fit(estimate)
-    reporter.say(f"Done in {duration(clock.elapsed())}; the model lies in {run.model_directory}.")
+    team.reporter.say(f"Done in {duration(team.clock.elapsed())}; the model lies in {run.model_directory}.")
     return run
 
 
-def _newest(trainer: Trainer, processes: Processes, before: int | None) -> Checkpoint | None:
+def _newest(trainer: Trainer, before: int | None) -> Checkpoint | None:
     """The newest checkpoint, which the leading process reads: others may be on machines that do not see the run."""
+    processes = trainer.team.processes
     found = trainer.checkpoints.newest(before, trainer.misfit) if processes.leads else None
     place = processes.share(None if found is None else (found.step, found.state, list(found.tensors)))
     if place is None:
@@ -301,55 +266,51 @@ def _newest(trainer: Trainer, processes: Processes, before: int | None) -> Check
 FREE = (*LENGTHS, "data.workers")  # what a resumed run may change without computing anything else
 
 
-def _resume(
-    directory: str | Path,
-    objective: object,
-    data: object,
-    model: object,
-    given: Mapping[str, Any],
-    out: str | Path | None,
-    config: str | Path | None,
-    origin: str,
-    processes: Processes,
-    reporter: Reporter,
-    held: ExitStack,
-) -> Run:
+def _resume(directory: str | Path, given: Given, team: Team, held: ExitStack) -> Run:
     """Go on with a run: from its newest whole checkpoint, or, to extend it, from before its decay."""
+    processes = team.processes
     run = Run.open(directory) if processes.leads else Run(directory)  # which other machines need not see
     if processes.leads:
         held.enter_context(run.held())
         run.require_readable()
     settings, environment, summary = processes.share(
-        (run.settings(_recipe_class(objective)), run.environment(), run.summary) if processes.leads else None
+        (run.settings(given.recipe), run.environment(), run.summary) if processes.leads else None
     )
-    changes = {key: value for key, value in flatten(given) if key in FREE and value is not None}
-    asked = Settings((origin, given), sections=settings.sections)
-    others = [key for key in asked.sources if key not in FREE and asked[key] != settings[key]]
-    if others or out is not None or config is not None:
-        what = ", ".join(others) or ("--out" if out is not None else "--config")
-        raise UserError(
-            f"A resumed run keeps its configuration, so {what} cannot be given with --resume {directory}; "
-            f"start another run with --config {run.config_file} --out NEW."
-        )
-    length = {key: asked[key] for key in changes if key in LENGTHS and asked[key] != settings[key]}
+    asked = Settings((given.origin, given.all_values()), sections=settings.sections)
+    changes = _changes(run, settings, asked, given)
+    length = {key: value for key, value in changes.items() if key in LENGTHS}
     if summary and not length:
         raise UserError(
-            f"{directory} is finished ({summary['steps']:,} steps); extend it with --steps or --budget, "
-            f"or start another with --config {run.config_file} --out NEW."
+            f"{run.directory} is finished ({summary['steps']:,} steps); extend it with --steps or --budget, or "
+            f"{run.start_another}."
         )
-    clock = Clock()
+    team = replace(team, clock=Clock())  # the time that the run has taken already is in its checkpoint
     if "data.workers" in changes:
-        settings.change("data.workers", changes["data.workers"], origin)
-    recipe = _recipe(settings, objective, data, model)
-    machine = _open_again(run, environment.get("data"), settings, recipe, processes, reporter)
+        settings.change("data.workers", changes["data.workers"], given.origin)
+    recipe = _recipe(settings, given)
+    machine = _open_again(run, environment.get("data"), recipe, team)
     before = None
     with run.resumable():
         if length:
-            before = processes.share(_extend(run, settings, length, origin) if processes.leads else None)
+            before = processes.share(
+                _extend(run, settings, length, given.origin) if processes.leads else None
+            )
             for key in LENGTHS:
-                settings.change(key, processes.share(settings[key]), processes.share(settings.origin(key)))
-        estimate = _expected(settings, environment["plan"])
-        return _fit(recipe, settings, run, machine, processes, clock, reporter, estimate, before)
+                settings.change(key, *processes.share((settings[key], settings.origin(key))))
+        return _fit(Trainer(recipe, run, machine, team), _expected(settings, environment["plan"]), before)
+
+
+def _changes(run: Run, settings: Settings, asked: Settings, given: Given) -> dict[str, Any]:
+    """What is to change in a run that goes on; raises a UserError where it would compute something else then."""
+    differing = {key: asked[key] for key in asked.sources if asked[key] != settings[key]}
+    kept = [key for key in differing if key not in FREE]
+    kept += [f"--{name}" for name in ("out", "config") if getattr(given, name) is not None]
+    if kept:
+        raise UserError(
+            f"A resumed run keeps its configuration, so {', '.join(kept)} cannot be given with "
+            f"--resume {run.directory}; {run.start_another}."
+        )
+    return {key: value for key, value in differing.items() if value is not None}
 
 
 def _expected(settings: Settings, plan: Mapping[str, Any]) -> int:
@@ -367,7 +328,7 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
     asked = Settings((origin, length))
     if asked["train.epochs"] is not None:
         raise UserError("A run is extended by --steps or --budget; give one of them.")
-    begun = decay_start(settings, run)
+    begun = find_schedule(settings, run).start
     steps = run.checkpoints().steps()
     made = run.summary.get("steps") or (steps[-1] if steps else 0)
     if asked["train.steps"] is not None and asked["train.steps"] <= made:
@@ -378,11 +339,10 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
             f"{run.directory} has taken {duration(wall)} already; give a larger --budget (of the whole run)."
         )
     if begun is not None and made > begun:
-        problem = run.checkpoints().problem(begun)
-        if problem is not None:
+        if problem := run.checkpoints().problem(begun):
             raise UserError(
                 f"The checkpoint from before the decay (step {begun:,} of {run.directory}) is unusable ({problem}); "
-                f"start another run with --config {run.config_file} --out NEW."
+                f"{run.start_another}."
             )
         run.set_aside(begun)
     if begun is not None:
@@ -394,21 +354,14 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
     return begun
 
 
-def _open_again(
-    run: Run,
-    recorded: str | None,
-    settings: Settings,
-    recipe: Recipe,
-    processes: Processes,
-    reporter: Reporter,
-) -> Machine:
+def _open_again(run: Run, recorded: str | None, recipe: Recipe, team: Team) -> Machine:
     """Open the data of a run again, and make sure that it is the same data."""
-    machine = find_machine(settings, processes)
-    _open(recipe, processes, reporter)
+    machine = find_machine(recipe.settings, team.processes)
+    _open(recipe, team)
     recipe.settle(Effort())
     if recorded != recipe.fingerprint():
         raise UserError(
-            f"The data of {run.directory} ({settings['data.source']}) has changed since the run began, so it cannot be "
-            f"resumed; restore it, or start another run with --config {run.config_file} --out NEW."
+            f"The data of {run.directory} ({recipe.settings['data.source']}) has changed since the run began, so it "
+            f"cannot be resumed; restore it, or {run.start_another}."
         )
     return machine
