@@ -35,7 +35,7 @@ from selfsup.errors import UserError
 from selfsup.objectives import OWNERS, RECIPES, find_recipe, resolve
 
 OWN = {name: find_recipe(name).sections() for name in RECIPES}
-EVERYTHING = with_sections({name: section for sections in OWN.values() for name, section in sections.items()})
+EVERYTHING = with_sections(*(pair for sections in OWN.values() for pair in sections.items()))
 KEYS = sorted(known_keys(EVERYTHING))
 SECTIONS = ("data", "model", "optim", "train", "checkpoint", "evaluate", *OWNERS)
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -53,7 +53,7 @@ mappings = st.dictionaries(keys, json_like, max_size=4)
 
 def keys_of(objective: str) -> list[str]:
     """The keys that an objective has a use for."""
-    return sorted(known_keys(with_sections(OWN[objective])))
+    return sorted(known_keys(with_sections(*OWN[objective].items())))
 
 
 def leaves(config: Config) -> dict[str, Any]:

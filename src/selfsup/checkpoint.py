@@ -79,11 +79,10 @@ class Checkpoints:
         Raises:
             UserError: it could not be written.
         """
-        if self._pending is None:
-            return
         pending, self._pending = self._pending, None
         try:
-            pending.result()
+            if pending is not None:
+                pending.result()
         except OSError as error:
             raise UserError(
                 f"The checkpoint in {self.directory} could not be written ({error.strerror or error}); make room or "
@@ -113,28 +112,24 @@ class Checkpoints:
         """Clear the place of a damaged checkpoint; one that holds something else too is moved beside it."""
         if target.is_dir() and remove_made(target, FILES):
             return
-        aside = next(
-            path
-            for n in itertools.count(1)
-            if not (path := target.with_name(f"damaged-{target.name}-{n}")).exists()
-        )
+        numbers = itertools.count(1)
+        while (aside := target.with_name(f"damaged-{target.name}-{next(numbers)}")).exists():
+            pass
         logger.warning("%s is damaged and holds files that are not the run's; it is now %s.", target, aside)
         target.rename(aside)
 
     def _forget(self, marked: frozenset[int]) -> None:
         """Remove what is neither among the newest nor marked; a directory with a user's own files in it stays."""
-        newest = self.steps()[-self.keep :]
-        for step in self.steps():
-            if step not in newest and step not in marked:
+        for step in self.steps()[: -self.keep]:
+            if step not in marked:
                 remove_made(self._path(step), FILES)
 
     def steps(self) -> list[int]:
         """The steps of which a checkpoint stands, oldest first."""
         if not self.directory.is_dir():
             return []
-        return sorted(
-            int(match[1]) for path in self.directory.iterdir() if (match := NAME.fullmatch(path.name))
-        )
+        found = (NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted(int(match[1]) for match in found if match)
 
     def newest(
         self, before: int | None = None, misfit: Callable[[Checkpoint], str | None] = lambda _: None
@@ -147,27 +142,23 @@ class Checkpoints:
         for step in reversed(self.steps()):
             if before is not None and step > before:
                 continue
-            checkpoint, problem = self._try(step, misfit)
-            if checkpoint is not None:
-                return checkpoint
+            found = self._try(step, misfit)
+            if isinstance(found, Checkpoint):
+                return found
             logger.warning(
-                "Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), problem
+                "Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), found
             )
         return None
 
-    def _try(
-        self, step: int, misfit: Callable[[Checkpoint], str | None]
-    ) -> tuple[Checkpoint | None, str | None]:
+    def _try(self, step: int, misfit: Callable[[Checkpoint], str | None]) -> Checkpoint | str:
         """The checkpoint of a step, or what is wrong with it."""
-        problem = self.problem(step)
-        if problem is not None:
-            return None, problem
+        if problem := self.problem(step):
+            return problem
         try:
             checkpoint = self.load(step)
         except (SafetensorError, OSError, ValueError):
-            return None, "its files hold no tensors or no JSON"
-        problem = misfit(checkpoint)
-        return (checkpoint, None) if problem is None else (None, problem)
+            return "its files hold no tensors or no JSON"
+        return misfit(checkpoint) or checkpoint
 
     def problem(self, step: int) -> str | None:
         """What is wrong with a checkpoint, judged by its manifest; None for a whole one."""

@@ -14,6 +14,8 @@ import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -67,95 +69,91 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+def said(default: Any, description: str) -> Any:
+    """A setting with its default and what it is, as the command line's help says it."""
+    return Field(default, description=description)
+
+
 class DataConfig(Section):
-    source: str = Field(
-        "sample:shakespeare", min_length=1, description="file, folder, glob, hub:NAME or sample:NAME"
+    source: Annotated[str, Field(min_length=1)] = said(
+        "sample:shakespeare", "file, folder, glob, hub:NAME or sample:NAME"
     )
-    column: str | None = Field(
-        None, description="the column of the texts or images; found by itself where it is not named"
+    column: str | None = said(
+        None, "the column of the texts or images; found by itself where it is not named"
     )
-    split: Literal["train", "validation", "test", "all"] | None = Field(
-        None,
-        description="part of a data set, by the names of its files and folders; train where there is one",
+    split: Literal["train", "validation", "test", "all"] | None = said(
+        None, "part of a data set, by the names of its files and folders; train where there is one"
     )
-    tokenizer: str = Field(
-        "bpe", description="bpe, wordpiece, characters, words, or a tokenizer.json, directory or run"
-    )
-    vocabulary: Count | None = Field(None, description="tokens in the vocabulary of a tokenizer trained here")
-    window: Annotated[Whole, Field(ge=2)] | None = Field(None, description="tokens the model sees at once")
-    size: Count | None = Field(None, description="side of the images that a model sees, in pixels")
-    validation: Share = Field(0.1, description="share of the documents that is held out")
-    failures: Share = Field(0.01, description="share of unreadable records above which a run is refused")
-    workers: Annotated[Whole, Field(ge=0)] = Field(
-        1, description="threads that read ahead of the training loop"
-    )
+    tokenizer: str = said("bpe", "bpe, wordpiece, characters, words, or a tokenizer.json, directory or run")
+    vocabulary: Count | None = said(None, "tokens in the vocabulary of a tokenizer trained here")
+    window: Annotated[Whole, Field(ge=2)] | None = said(None, "tokens the model sees at once")
+    size: Count | None = said(None, "side of the images that a model sees, in pixels")
+    validation: Share = said(0.1, "share of the documents that is held out")
+    failures: Share = said(0.01, "share of unreadable records above which a run is refused")
+    workers: Annotated[Whole, Field(ge=0)] = said(1, "threads that read ahead of the training loop")
 
 
 class ModelConfig(Section):
-    preset: str = Field("auto", description="size by name, auto (from data and budget), hf:DIR, or timm:NAME")
+    preset: str = said("auto", "size by name, auto (from data and budget), hf:DIR, or timm:NAME")
     layers: Count | None = None
     width: Count | None = None
     heads: Count | None = None
-    kv_heads: Count | None = Field(None, description="key and value heads (grouped queries)")
+    kv_heads: Count | None = said(None, "key and value heads (grouped queries)")
     head_dim: Count | None = None
-    mlp: Count | None = Field(None, description="hidden width of the feed-forward blocks")
-    tied: bool | None = Field(None, description="the output head shares the embedding's weights")
-    patch: Count | None = Field(None, description="side of a vision transformer's patches, in pixels")
-    registers: Annotated[Whole, Field(ge=0)] | None = Field(
-        None, description="tokens of a vision transformer that stand for nothing in the image"
+    mlp: Count | None = said(None, "hidden width of the feed-forward blocks")
+    tied: bool | None = said(None, "the output head shares the embedding's weights")
+    patch: Count | None = said(None, "side of a vision transformer's patches, in pixels")
+    registers: Annotated[Whole, Field(ge=0)] | None = said(
+        None, "tokens of a vision transformer that stand for nothing in the image"
     )
-    dropout: Share | None = Field(None, description="share of activations an encoder drops in training")
-    whiten: bool | None = Field(
-        None, description="an encoder's features get a whitening map when it is saved"
-    )
-    init: str | None = Field(None, description="a run or Hugging Face directory whose weights to start from")
+    dropout: Share | None = said(None, "share of activations an encoder drops in training")
+    whiten: bool | None = said(None, "an encoder's features get a whitening map when it is saved")
+    init: str | None = said(None, "a run or Hugging Face directory whose weights to start from")
 
 
 class OptimConfig(Section):
-    matrices: Literal["muon", "adamw"] = Field("muon", description="optimizer of the hidden matrices")
-    lr: Rate | None = Field(None, description="peak learning rate of the hidden matrices")
-    adamw_lr: Rate | None = Field(None, description="peak learning rate of everything else")
+    matrices: Literal["muon", "adamw"] = said("muon", "optimizer of the hidden matrices")
+    lr: Rate | None = said(None, "peak learning rate of the hidden matrices")
+    adamw_lr: Rate | None = said(None, "peak learning rate of everything else")
     momentum: Share = 0.95
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
-    weight_decay: Annotated[Real, Field(ge=0)] | None = Field(None, description="decoupled; off for vectors")
-    clip: Rate = Field(1.0, description="largest norm of the gradient")
-    warmup: Annotated[Whole, Field(ge=0)] | None = Field(None, description="steps of linear warm-up")
-    decay: Annotated[Real, Field(gt=0, le=1)] = Field(0.5, description="last share of the run, decayed to 0")
+    weight_decay: Annotated[Real, Field(ge=0)] | None = said(None, "decoupled; off for vectors")
+    clip: Rate = said(1.0, "largest norm of the gradient")
+    warmup: Annotated[Whole, Field(ge=0)] | None = said(None, "steps of linear warm-up")
+    decay: Annotated[Real, Field(gt=0, le=1)] = said(0.5, "last share of the run, decayed to 0")
 
 
 class TrainConfig(Section):
-    steps: Count | None = Field(None, description="optimizer updates")
-    epochs: Rate | None = Field(None, description="passes over the training records")
-    budget: Duration | None = Field(None, description="wall time of the whole run, such as 10m")
-    batch: Count | None = Field(None, description="records per step, over all processes")
-    micro_batch: Count | None = Field(None, description="records computed at once in one process")
-    seed: Annotated[Whole, Field(ge=0)] = Field(0, description="seed of everything random")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto, fp32, bf16")
-    compile: bool | None = Field(None, description="torch.compile; measured where it is not said")
-    log_every: Count | None = Field(None, description="steps between two lines of metrics.jsonl")
+    steps: Count | None = said(None, "optimizer updates")
+    epochs: Rate | None = said(None, "passes over the training records")
+    budget: Duration | None = said(None, "wall time of the whole run, such as 10m")
+    batch: Count | None = said(None, "records per step, over all processes")
+    micro_batch: Count | None = said(None, "records computed at once in one process")
+    seed: Annotated[Whole, Field(ge=0)] = said(0, "seed of everything random")
+    device: str = said("auto", "auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "fp32", "bf16"] = said("auto", "auto, fp32, bf16")
+    compile: bool | None = said(None, "torch.compile; measured where it is not said")
+    log_every: Count | None = said(None, "steps between two lines of metrics.jsonl")
 
 
 class CheckpointConfig(Section):
-    every: Count | None = Field(None, description="steps between two checkpoints")
-    keep: Count = Field(
-        3, description="newest checkpoints kept, beside the best and the one before the decay"
-    )
+    every: Count | None = said(None, "steps between two checkpoints")
+    keep: Count = said(3, "newest checkpoints kept, beside the best and the one before the decay")
 
 
 class EvaluateConfig(Section):
-    every: Count | None = Field(None, description="steps between two looks at the validation part")
-    records: Count | None = Field(None, description="validation records looked at during the run")
-    final_records: Count | None = Field(None, description="validation records looked at when it ends")
-    batch: Count | None = Field(None, description="validation records scored at once")
+    every: Count | None = said(None, "steps between two looks at the validation part")
+    records: Count | None = said(None, "validation records looked at during the run")
+    final_records: Count | None = said(None, "validation records looked at when it ends")
+    batch: Count | None = said(None, "validation records scored at once")
     protocols: Names = Field((), description="protocols measured at each look, on evaluate.data")
-    data: str | None = Field(None, description="what they are measured on")
+    data: str | None = said(None, "what they are measured on")
 
 
 class Config(Section):
     objective: str = "causal-lm"
-    out: str | None = Field(None, description="the run directory")
+    out: str | None = said(None, "the run directory")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -213,15 +211,14 @@ class Settings:
             lengths = [key for key in LENGTHS if given.get(key) is not None]
             if len(lengths) > 1:
                 raise UserError(f"{' and '.join(lengths)} are both given ({origin}); give one of them.")
-            if lengths:
-                for key in LENGTHS:
-                    values.pop(key, None)
-                    self.sources.pop(key, None)
+            for key in LENGTHS if lengths else ():
+                values.pop(key, None)
+                self.sources.pop(key, None)
             values |= given
             self.sources |= dict.fromkeys(given, origin)
             lines = dict(flatten(layer.lines)) if isinstance(layer, Written) else {}
             places |= {key: f"{origin}, line {lines[key]}" if key in lines else origin for key in given}
-        schema = with_sections(self.sections)
+        schema = with_sections(*self.sections.items())
         try:
             self.config = schema.model_validate(nest(values))
         except ValidationError as error:
@@ -250,7 +247,7 @@ class Settings:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.config = with_sections(self.sections).model_validate(state["config"])
+        self.config = with_sections(*self.sections.items()).model_validate(state["config"])
 
     def names(self) -> list[str]:
         """The dotted keys that mean something."""
@@ -282,46 +279,36 @@ class Settings:
         self.sources[key] = origin
 
     def __getitem__(self, key: str) -> Any:
-        section, name = self._find(key)
-        return getattr(section, name)
+        return attrgetter(key)(self.config)
 
     def _find(self, key: str) -> tuple[Section, str]:
-        section: Any = self.config
-        *path, name = key.split(".")
-        for part in path:
-            section = getattr(section, part)
-        return section, name
+        path, _, name = key.rpartition(".")
+        return (attrgetter(path)(self.config) if path else self.config), name
 
     def origin(self, key: str) -> str:
         return self.sources.get(key, "default")
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `--config` reads back, each value with its origin as a comment."""
-        lines, opened = [], ""
-        for key in self.names():
-            section, _, name = key.rpartition(".")
-            if section != opened:
-                lines.append(f"{section}:")
-                opened = section
-            lines.append(self._line(key, name, self[key], "  " if section else ""))
+        lines = []
+        for section, keys in groupby(self.names(), lambda key: key.rpartition(".")[0]):
+            lines += [f"{section}:"] if section else []
+            lines += [self._line(key, "  " if section else "") for key in keys]
         return "\n".join(lines) + "\n"
 
-    def _line(self, key: str, name: str, value: Any, indent: str) -> str:
+    def _line(self, key: str, indent: str) -> str:
+        value = self[key]
         plain = list(value) if isinstance(value, tuple) else value
         quotes = '"' if isinstance(value, str) and len(value.splitlines()) > 1 else None
         text = yaml.safe_dump(plain, default_flow_style=True, default_style=quotes, width=math.inf)
         text = text.removesuffix("...\n").strip()
-        return f"{indent}{name}: {text}".ljust(40) + f"  # {self.origin(key)}"
-
-
-def with_sections(sections: Mapping[str, type[Section]]) -> type[Config]:
-    """The schema with the sections of an objective beside those of all."""
-    return _extended(tuple(sections.items()))
+        return f"{indent}{key.rpartition('.')[2]}: {text}".ljust(40) + f"  # {self.origin(key)}"
 
 
 @cache
-def _extended(sections: tuple[tuple[str, type[Section]], ...]) -> type[Config]:
-    fields: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in sections}
+def with_sections(*sections: tuple[str, type[Section]]) -> type[Config]:
+    """The schema with the sections (name, kind) of an objective beside those of all."""
+    fields: dict[str, Any] = {name: (kind, Field(default_factory=kind)) for name, kind in sections}
     return create_model("Config", __base__=Config, **fields) if fields else Config
 
 
@@ -380,13 +367,10 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         for depth, part in enumerate(path):
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise UserError(
-                    f"{key!r} goes below {'.'.join(path[: depth + 1])!r}, which is a single value."
-                )
-        if isinstance(place.get(name), dict):
-            raise UserError(
-                f"{key!r} is a section; set one of its keys, such as {key}.{next(iter(place[name]))}."
-            )
+                above = ".".join(path[: depth + 1])
+                raise UserError(f"{key!r} goes below {above!r}, which is a single value.")
+        if isinstance(below := place.get(name), dict):
+            raise UserError(f"{key!r} is a section; set one of its keys, such as {key}.{next(iter(below))}.")
         place[name] = value
     return nested
 
@@ -424,15 +408,13 @@ LONGEST = 80  # characters of a value in a message
 class _Shown(reprlib.Repr):
     """Values as a message shows them, however long or deep they are."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = LONGEST
-
     def repr_int(self, value: int, level: int) -> str:
         return repr(value) if value.bit_length() < 4 * LONGEST else f"a number of {value.bit_length():,} bits"
 
 
-shown = _Shown().repr
+_shown = _Shown()
+_shown.maxstring = _shown.maxother = _shown.maxlong = LONGEST
+shown = _shown.repr
 
 
 def explain(

@@ -44,6 +44,13 @@ def together() -> Iterator[None]:
         raise Lost(str(error).partition("\n")[0]) from error
 
 
+def _add_up(tensor: Tensor) -> Tensor:
+    """The tensor, which now holds the sum over all processes."""
+    with together():
+        dist.all_reduce(tensor)
+    return tensor
+
+
 class Processes:
     """The group of processes of one training; implements the collectives that a score may use."""
 
@@ -68,7 +75,7 @@ class Processes:
     @property
     def prepares(self) -> bool:
         """Whether this process prepares what the others of its machine then find: the first one there."""
-        return int(os.environ.get("LOCAL_RANK", self.rank)) == 0 if self.active else True
+        return not self.active or int(os.environ.get("LOCAL_RANK", self.rank)) == 0
 
     @property
     def name(self) -> str:
@@ -78,12 +85,7 @@ class Processes:
         return _Gather.apply(tensor) if self.active else tensor  # type: ignore[no-untyped-call]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        if not self.active:
-            return tensor.detach()
-        total = tensor.detach().clone()
-        with together():
-            dist.all_reduce(total)
-        return total
+        return _add_up(tensor.detach().clone()) if self.active else tensor.detach()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up the gradients of all processes, in one message per type."""
@@ -95,12 +97,9 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
         for dtype in dict.fromkeys(parameter.dtype for parameter in trained):  # in one order everywhere
             gradients = [p.grad for p in trained if p.dtype == dtype and p.grad is not None]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            with together():
-                dist.all_reduce(flat)
-            for gradient, part in zip(
-                gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
-            ):
+            flat = _add_up(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def share(self, value: Any) -> Any:
@@ -170,9 +169,7 @@ class Processes:
         if isinstance(error, Interrupted | KeyboardInterrupt):  # which all of them are, together
             return error
         if not speaks:
-            time.sleep(
-                2 * LEADS_BY
-            )  # torchrun ends all of them with the first one, which is to have spoken by then
+            time.sleep(2 * LEADS_BY)  # the first one is to have spoken when torchrun ends all of them with it
             return Elsewhere("Another process of this training failed, and says why.")
         if lost:
             return OfOneProcess(
@@ -206,10 +203,8 @@ class _Gather(torch.autograd.Function):
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(dist.get_world_size())]
         with together():
             dist.all_gather(sizes, torch.tensor([len(tensor)]))
-        counts = [int(size) for size in sizes]
-        context.counts = counts
-        longest = max(counts)
-        padded = tensor.new_zeros(longest, *tensor.shape[1:])
+        context.counts = counts = [int(size) for size in sizes]
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in counts]
         with together():
@@ -218,9 +213,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)  # others may hold the same tensor
-        with together():
-            dist.all_reduce(total)
+        total = _add_up(
+            gradients[0].clone(memory_format=torch.contiguous_format)
+        )  # others may hold the same one
         return torch.split(total, context.counts)[dist.get_rank()]
 
 

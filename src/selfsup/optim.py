@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +35,17 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
     return x
 
 
+@dataclass(eq=False)
 class Part(ABC):
     """An optimizer of some of the parameters: its peak learning rate, and what it remembers of each of them.
 
     It does without torch.optim.Optimizer, whose first instance imports torch's compiler, which takes a second.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
-        self.parameters = list(parameters)
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+    parameters: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+    state: dict[nn.Parameter, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     def step(self, multiplier: float) -> None:
         """Update every parameter that has a gradient, at `multiplier` times the peak learning rate."""
@@ -70,6 +69,12 @@ class Part(ABC):
         return [self.state[parameter][key] for parameter in parameters]
 
 
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients of those that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+@dataclass(eq=False)
 class Muon(Part):
     """Momentum, orthogonalized (Jordan et al. 2024), with all matrices of one shape in one batch.
 
@@ -79,26 +84,15 @@ class Muon(Part):
     `stacks` of maps each map by itself.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float,
-        weight_decay: float,
-        momentum: float,
-        dtype: torch.dtype = torch.bfloat16,
-        stacks: Mapping[nn.Parameter, int] | None = None,
-    ) -> None:
-        super().__init__(parameters, lr, weight_decay)
-        self.momentum = momentum
-        self.dtype = dtype
-        self.stacks = stacks or {}
+    momentum: float
+    dtype: torch.dtype = torch.bfloat16
+    stacks: Mapping[nn.Parameter, int] = field(default_factory=dict)
 
     def fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)}
 
     def update(self, parameters: list[nn.Parameter], lr: float) -> None:
-        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-        buffers = self.recall(parameters, "momentum")
+        gradients, buffers = gradients_of(parameters), self.recall(parameters, "momentum")
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov
         torch._foreach_mul_(list[Tensor](parameters), 1 - lr * self.weight_decay)
@@ -121,20 +115,12 @@ def _as(target: Tensor, update: Tensor) -> Tensor:
     return (update if len(update) == len(target) else update.mT).reshape(target.shape)
 
 
+@dataclass(eq=False)
 class AdamW(Part):
     """Loshchilov & Hutter 2019, algorithm 2, by torch's fused kernel."""
 
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
-        super().__init__(parameters, lr, weight_decay)
-        self.betas = betas
-        self.eps = eps
+    betas: tuple[float, float]
+    eps: float
 
     def fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {
@@ -146,7 +132,7 @@ class AdamW(Part):
     def update(self, parameters: list[nn.Parameter], lr: float) -> None:
         adamw(
             list[Tensor](parameters),
-            [cast(Tensor, parameter.grad) for parameter in parameters],
+            gradients_of(parameters),
             self.recall(parameters, "exp_avg"),
             self.recall(parameters, "exp_avg_sq"),
             [],
@@ -163,23 +149,15 @@ class AdamW(Part):
 
 
 def _parts(
-    objective: Objective,
-    parameters: list[nn.Parameter],
-    config: OptimConfig,
-    rate: float,
-    dtype: torch.dtype,
+    objective: Objective, parameters: list[nn.Parameter], config: OptimConfig, rate: float, dtype: torch.dtype
 ) -> list[Part]:
     """The optimizers of parameters whose learning rates have one factor, those that have any to move."""
     listed = {id(parameter) for parameter in objective.vectors()}
     hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in listed]
     tables = [p for p in parameters if p.ndim >= 2 and id(p) in listed]
     vectors = [p for p in parameters if p.ndim < 2]
-    lr, adamw_lr, decay = (
-        rate * (config.lr or 0.0),
-        rate * (config.adamw_lr or 0.0),
-        config.weight_decay or 0.0,
-    )
-    moments = (config.betas, config.eps)
+    lr, adamw_lr = rate * (config.lr or 0.0), rate * (config.adamw_lr or 0.0)
+    decay, moments = config.weight_decay or 0.0, (config.betas, config.eps)
     parts: list[Part] = [
         Muon(hidden, lr, decay, config.momentum, dtype, objective.stacks())
         if config.matrices == "muon"
@@ -201,9 +179,7 @@ class Optimizer:
     ) -> None:
         if config.lr is None or config.adamw_lr is None or config.weight_decay is None:
             raise ValueError("learning rates and weight decay must be settled before the optimizer is built")
-        self.names = {
-            parameter: name for name, parameter in objective.named_parameters() if parameter.requires_grad
-        }
+        self.names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
         if not self.names:
             raise UserError(
                 f"{type(objective).__name__} has no parameter that can be trained; register its modules."
@@ -217,6 +193,9 @@ class Optimizer:
             for rate in sorted(groups, reverse=True)
             for part in _parts(objective, groups[rate], config, rate, dtype)
         ]
+        self.owners = {
+            self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters
+        }
         self.multiplier = 1.0
 
     @property
@@ -240,7 +219,7 @@ class Optimizer:
 
         Where it is no number, the gradients stay as they are, so that the one to blame can be found.
         """
-        gradients = [parameter.grad for parameter in self.names if parameter.grad is not None]
+        gradients = gradients_of(self.names)
         norm = float(nn.utils.get_total_norm(gradients))
         if largest < norm < math.inf:
             torch._foreach_mul_(gradients, largest / norm)
@@ -257,29 +236,28 @@ class Optimizer:
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str | None:
         """What keeps tensors from being a state of these optimizers; None where nothing does."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for path, tensor in tensors.items():
-            name, _, key = path.rpartition(".")
-            found.setdefault(name, {})[key] = tensor
-        owners = {
-            self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters
-        }
-        for name, state in found.items():
-            if name not in owners:
+        for name, state in _by_parameter(tensors).items():
+            if name not in self.owners:
                 return f"{name} is no parameter of the model"
-            part, parameter = owners[name]
+            part, parameter = self.owners[name]
             if problem := misshapen(state, part.fresh(parameter)):
                 return f"{name}.{problem}"
         return None
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""
-        parameters = {name: parameter for parameter, name in self.names.items()}
-        owners = {parameter: part for part in self.parts for parameter in part.parameters}
-        for path, tensor in tensors.items():
-            name, _, key = path.rpartition(".")
-            parameter = parameters[name]
-            owners[parameter].state.setdefault(parameter, {})[key] = tensor.to(parameter.device)
+        for name, state in _by_parameter(tensors).items():
+            part, parameter = self.owners[name]
+            part.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{parameter: {key: tensor}} of {parameter.key: tensor}."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition(".")
+        found.setdefault(name, {})[key] = tensor
+    return found
 
 
 def misshapen(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
@@ -323,14 +301,13 @@ class Schedule:
         """The step after the last one, where it is decided."""
         return self.decays[-1].end if self.decays else None
 
-    def end_by(self, step: int) -> int | None:
-        """The step after the last one, as it was decided when update number `step` was made."""
-        begun = [decay for decay in self.decays if decay.start <= step]
-        return begun[-1].end if begun else None
+    def begun(self, step: int) -> list[Decay]:
+        """What was decided when update number `step` was made."""
+        return [decay for decay in self.decays if decay.start <= step]
 
     def multiplier(self, step: int) -> float:
         """The factor of the peak learning rate in update number `step`, counted from 0."""
-        begun = [decay for decay in self.decays if decay.start <= step]
+        begun = self.begun(step)
         moments = [*(decay.start for decay in begun), step]
         factor = min(1.0, (step + 1) / (self.warmup + 1))
         for decay, reached in zip(begun, moments[1:], strict=True):

@@ -10,6 +10,7 @@ each micro-batch predicted again and differentiated with the cached gradient of 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -38,28 +39,23 @@ def gradients(
         {term: its mean over all records of all processes} and `loss`, their weighted sum; scalars, detached.
     """
     tasks = [objective.hide(batch) for batch in batches]
-    counts = global_counts(tasks, processes)
+    own = add_counts(task.counts for task in tasks)
+    counts = {
+        term: processes.sum(count).clamp(min=1) for term, count in own.items()
+    }  # nothing hidden costs 0
+
+    def differentiate(outputs: Outputs, task: Task) -> dict[str, Tensor]:
+        sums = objective.score(outputs, task, processes)
+        torch.autograd.backward(_weigh(objective, {term: sums[term] / counts[term] for term in sums}))
+        return {term: value.detach() for term, value in sums.items()}
+
     if objective.separable or len(tasks) == 1:
-        sums = add_counts(
-            _one_by_one(objective, batch, task, counts, processes, autocast)
-            for batch, task in zip(batches, tasks, strict=True)
-        )
+        pairs = zip(batches, tasks, strict=True)
+        sums = add_counts(differentiate(predict(objective, *pair, autocast), pair[1]) for pair in pairs)
     else:
-        sums = _cached(objective, batches, tasks, counts, processes, autocast)
+        sums = _cached(objective, batches, tasks, autocast, differentiate)
     processes.sum_gradients(objective.parameters())
-    return means(objective, sums, counts, processes)
-
-
-def global_counts(tasks: Sequence[Task], processes: Processes) -> dict[str, Tensor]:
-    """The count of each term over all micro-batches and processes; at least 1, so that nothing hidden costs 0."""
-    counts = add_counts(task.counts for task in tasks)
-    return {term: processes.sum(count).clamp(min=1) for term, count in counts.items()}
-
-
-def means(
-    objective: Objective, sums: dict[str, Tensor], counts: dict[str, Tensor], processes: Processes
-) -> dict[str, Tensor]:
-    figures = {term: processes.sum(sums[term].detach()) / counts[term] for term in sums}
+    figures = {term: processes.sum(value) / counts[term] for term, value in sums.items()}
     return {"loss": _weigh(objective, figures), **figures}
 
 
@@ -74,46 +70,29 @@ def _weigh(objective: Objective, terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([objective.weights.get(term, 1.0) * value for term, value in terms.items()]).sum()
 
 
-def _one_by_one(
-    objective: Objective,
-    batch: Batch,
-    task: Task,
-    counts: dict[str, Tensor],
-    processes: Processes,
-    autocast: Autocast,
-) -> dict[str, Tensor]:
-    outputs = predict(objective, batch, task, autocast)
-    sums = objective.score(outputs, task, processes)
-    _weigh(objective, {term: value / counts[term] for term, value in sums.items()}).backward()  # type: ignore[no-untyped-call]
-    return {term: value.detach() for term, value in sums.items()}
-
-
 def _cached(
     objective: Objective,
     batches: Sequence[Batch],
     tasks: Sequence[Task],
-    counts: dict[str, Tensor],
-    processes: Processes,
     autocast: Autocast,
+    differentiate: Callable[[Outputs, Task], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
+    """The sums of all micro-batches scored together; each is differentiated by itself."""
+    pairs = list(zip(batches, tasks, strict=True))
     with torch.no_grad(), still_statistics(objective):
-        parts = [
-            predict(objective, batch, task, autocast) for batch, task in zip(batches, tasks, strict=True)
-        ]
+        parts = [predict(objective, *pair, autocast) for pair in pairs]
     joined = {name: tensor.requires_grad_() for name, tensor in join_tensors(parts).items()}
-    sums = objective.score(joined, Task.join(tasks), processes)
-    _weigh(objective, {term: value / counts[term] for term, value in sums.items()}).backward()  # type: ignore[no-untyped-call]
+    sums = differentiate(joined, Task.join(tasks))
+    cached = {name: tensor.grad for name, tensor in joined.items() if tensor.grad is not None}
     start = 0
     rooms = _rooms(objective)
-    for batch, task in zip(batches, tasks, strict=True):
-        outputs = predict(objective, batch, task, autocast)
-        stop = start + len(batch)
-        used = [name for name in outputs if joined[name].grad is not None and outputs[name].requires_grad]
-        slices = [joined[name].grad[start:stop] for name in used]  # type: ignore[index]
-        torch.autograd.backward([outputs[name] for name in used], slices)
+    for batch, task in pairs:
+        outputs, stop = predict(objective, batch, task, autocast), start + len(batch)
+        used = [name for name in cached if outputs[name].requires_grad]
+        torch.autograd.backward([outputs[name] for name in used], [cached[name][start:stop] for name in used])
         _move_into(rooms)
         start = stop
-    return {term: value.detach() for term, value in sums.items()}
+    return sums
 
 
 def _rooms(objective: Objective) -> dict[nn.Parameter, Tensor]:
@@ -152,22 +131,18 @@ def evaluate(
     Each batch is scored by itself, so that where records meet in the score the result does not depend on the
     number of processes.
     """
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
     for batch in batches:
         task = objective.hide(batch)
         scores = objective.score(predict(objective, batch, task, autocast), task, Processes.alone())
         for term, value in scores.items():
-            sums[term] = sums.get(term, 0.0) + float(value)
-            counts[term] = counts.get(term, 0.0) + float(task.counts[term])
+            sums[term] += float(value)
+            counts[term] += float(task.counts[term])
     parts = processes.collect((sums, counts))
-    terms = sorted({term for part, _ in parts for term in part})
-    figures = {
-        term: sum(part.get(term, 0.0) for part, _ in parts)
-        / max(1.0, sum(part.get(term, 0.0) for _, part in parts))
-        for term in terms
-    }
-    return {
-        "loss": sum(objective.weights.get(term, 1.0) * value for term, value in figures.items()),
-        **figures,
-    }
+    figures = {}
+    for term in sorted({term for sums, _ in parts for term in sums}):
+        total, count = (sum(part[which].get(term, 0.0) for part in parts) for which in (0, 1))
+        figures[term] = total / max(1.0, count)
+    loss = sum(objective.weights.get(term, 1.0) * value for term, value in figures.items())
+    return {"loss": loss, **figures}

@@ -216,7 +216,8 @@ class Trainer:
 
     def _steps_expected(self) -> int:
         """The length of the run as it was known at this step, be it made for the first time or again."""
-        return self.settings["train.steps"] or self.schedule.end_by(self.step) or self.estimate
+        begun = self.schedule.begun(self.step)
+        return self.settings["train.steps"] or (begun[-1].end if begun else self.estimate)
 
     def _skip(self, figures: dict[str, Tensor], loss: float) -> None:
         """Count and name a step without a finite loss or gradient; too many in a row end the run."""

@@ -127,7 +127,7 @@ USUAL = (
 def settings(random: Random, place: Path) -> None:
     """Words of a command line; what is accepted reads the same from the file that a run keeps of it."""
     sections = {n: s for name in RECIPES for n, s in find_recipe(name).sections().items()}
-    keys, words = list(known_keys(with_sections(sections))), []
+    keys, words = list(known_keys(with_sections(*sections.items()))), []
     for _ in range(random.randrange(1, 4)):
         key = random.choice(keys)
         if random.random() < 0.2:
