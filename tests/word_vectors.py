@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.tokenizer_training import train_tokenizer
-from selfsup.inference.base import NetworkModel
+from selfsup.inference.base import EmbeddingModel, OneNetwork
 from selfsup.inference.texts import Text, Texts
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.models.features import Features
@@ -23,7 +23,7 @@ from selfsup.models.modernbert import save_encoder
 WORDS = 512
 
 
-class WordVectors(NetworkModel[torch.nn.Embedding]):
+class WordVectors(OneNetwork[torch.nn.Embedding], EmbeddingModel):
     """What protocols need of an encoder: a text's feature is the mean of its words' vectors.
 
     `embedded` counts the texts that went through.

@@ -21,7 +21,7 @@ from selfsup.diagnosis import Monitor
 from selfsup.distributed import Processes
 from selfsup.errors import Interrupted, UserError
 from selfsup.evaluation import SUPERVISED, measure
-from selfsup.evaluation.base import Request
+from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
@@ -395,10 +395,10 @@ class Trainer:
             own = self.recipe.examples(protocol in SUPERVISED, records)
             data, test = own if named is None else (named, None)
             how = {} if named is None else self.recipe.reading_options()
-            request = Request(
+            measurement = Measurement(
                 self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test, **how
             )
-            score = measure(request, protocol)
+            score = measure(measurement, protocol)
             figures[protocol] = score.value
             if score.left_out.skipped:
                 self.reporter.say(f"{protocol}: skipped: {score.left_out.rows()['skipped']}")

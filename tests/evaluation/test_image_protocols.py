@@ -15,7 +15,7 @@ from tiny_vision import COLOURS, SIZE, picture, save_photos, save_tiny_vision
 import selfsup
 from selfsup.data.images import collection, open_images
 from selfsup.errors import UserError
-from selfsup.evaluation import FEATURES, evaluate
+from selfsup.evaluation import IMAGE_ENCODERS, evaluate
 from selfsup.evaluation.alignment import alignment, unrelated
 from selfsup.evaluation.alpha_req import alpha_req
 from selfsup.evaluation.base import Score
@@ -51,7 +51,7 @@ def hashed_to_test(photos: Path) -> np.ndarray:
     return np.array([in_test(int(value).to_bytes(8, "little")) for value in hashes])
 
 
-@pytest.mark.parametrize("protocol", FEATURES)
+@pytest.mark.parametrize("protocol", IMAGE_ENCODERS)
 def test_every_protocol_of_features(protocol: str, model: Path, photos: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     score = evaluate(
@@ -152,7 +152,7 @@ def test_images_that_cannot_be_read_are_left_out(
     file = folder / "green" / "07.png"
     file.write_bytes(file.read_bytes()[:-200])
     monkeypatch.setattr(collection, "SMALL", 0)  # as a large collection, of which only headers are looked at
-    scores: dict[str, Score] = {name: evaluate(model, data=folder, protocol=name) for name in FEATURES}
+    scores: dict[str, Score] = {name: evaluate(model, data=folder, protocol=name) for name in IMAGE_ENCODERS}
     assert scores["rankme"].n == scores["alignment"].n == 119
     assert scores["knn-20"].n + scores["knn-20"].details["bank"] == 119
     assert "07.png cannot be read" in caplog.text

@@ -12,7 +12,7 @@ from tiny_vision import save_photos
 import selfsup
 from selfsup.data.images import open_images, split_images
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request
+from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.knn import knn_20
 from selfsup.inference.pictures import Pictures
 from selfsup.report import Reporter
@@ -54,7 +54,7 @@ def test_on_its_own_held_out_images(photos: Path, tmp_path: Path) -> None:
     model = selfsup.load(run.directory)
     chosen = held_out[np.arange(16) * len(held_out) // 16]
     bank, test = (Pictures(images, model.size, part) for part in (trained, chosen))
-    score = knn_20(Request(run.directory, model, bank, test=test))
+    score = knn_20(Measurement(run.directory, model, bank, test=test))
     assert (score.details["bank"], score.n) == (len(trained), 16)
     assert looks(run)[-1]["knn-20"] == pytest.approx(score.value)
 

@@ -25,11 +25,10 @@ from selfsup.evaluation import PROTOCOLS, SUPERVISED, TEXT_ENCODERS, evaluate
 from selfsup.evaluation.alignment import alignment
 from selfsup.evaluation.alpha_req import alpha_req
 from selfsup.evaluation.base import Score
-from selfsup.evaluation.features import in_test
+from selfsup.evaluation.features import in_test, numbered
 from selfsup.evaluation.knn import knn
 from selfsup.evaluation.rankme import rankme
 from selfsup.evaluation.uniformity import uniformity
-from selfsup.inference.texts import Text
 
 Records = list[dict[str, Any]]
 GOOD, BAD, OTHER = (
@@ -290,11 +289,9 @@ def test_missing_values_are_left_out(place: int, kind: str, tmp_path: Path) -> N
 
 @given(st.lists(st.one_of(st.integers(-9, 9), st.text("ab", max_size=3)), min_size=1))
 def test_classes_are_numbered_in_a_fixed_order(labels: list[int | str]) -> None:
-    from selfsup.evaluation.features import Labelled
-
-    data = Labelled([Text("", "", "", {})] * len(labels), labels, "list")
-    assert [data.classes[number] for number in data.numbers] == labels
-    assert data.classes == Labelled([Text("", "", "", {})] * len(labels), labels[::-1], "list").classes
+    classes, numbers = numbered(labels)
+    assert [classes[number] for number in numbers] == labels
+    assert classes == numbered(labels[::-1])[0]
 
 
 # -- what is refused -----------------------------------------------------------------------------------------

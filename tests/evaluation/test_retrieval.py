@@ -23,7 +23,7 @@ from selfsup.data.images import open_images
 from selfsup.data.pairs import open_pairs
 from selfsup.errors import UserError
 from selfsup.evaluation import PAIR_MODELS, evaluate, retrieval
-from selfsup.evaluation.base import Request
+from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.retrieval import TOLERANCE, Relation, chance, chance_median, ranks, recall
 from selfsup.inference.clip import PairModel
 from selfsup.inference.pairs import CaptionedPictures
@@ -200,7 +200,7 @@ def test_held_out_pairs_of_a_recipe(model: Path, pairs: Path) -> None:
     chosen = CaptionedPictures(images, opened.image.size, np.array([0, 3, 5, 6]))
     assert opened.read(chosen) is chosen
     assert [len(captions) for _, captions in chosen.captioned()] == [1, 1, 1, 1]
-    score = retrieval.measure(Request(model, opened, chosen))
+    score = retrieval.measure(Measurement(model, opened, chosen))
     assert (score.details["images"], score.details["texts"]) == (4, 4)
     found = [item.content.index for item in chosen.items()]
     assert found == [0, 3, 5, 6]
@@ -218,7 +218,7 @@ def test_images_that_cannot_be_read_take_their_captions_along(
     files[2].write_bytes(files[2].read_bytes()[:-200])
     opened = PairModel.load(model)
     chosen = CaptionedPictures(open_pairs(tmp_path / "photos", failures=0.5), opened.image.size)
-    score = retrieval.measure(Request(model, opened, chosen))
+    score = retrieval.measure(Measurement(model, opened, chosen))
     assert (score.details["images"], score.details["texts"]) == (5, 6)
 
 
@@ -229,7 +229,7 @@ def test_every_protocol_of_pair_models(model: Path, tmp_path: Path) -> None:
         table["caption"].append(f"a {file.parent.name} photo")
         table["label"].append(file.parent.name)
     pq.write_table(pa.table(table), tmp_path / "pairs.parquet")
-    for protocol in PAIR_MODELS.keys() - {"sts"}:
+    for protocol in set(PAIR_MODELS) - {"sts"}:
         score = evaluate(model, data=tmp_path / "pairs.parquet", protocol=protocol)
         assert score.interval[0] <= score.value <= score.interval[1]
     sentences = [

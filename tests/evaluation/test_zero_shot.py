@@ -21,7 +21,7 @@ from tiny_vision import COLOURS, picture, save_photos
 import selfsup
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate, zero_shot
-from selfsup.evaluation.base import Request
+from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.zero_shot import balanced
 from selfsup.inference.clip import PairModel
 from selfsup.inference.pictures import Pictures, open_pictures
@@ -148,7 +148,7 @@ def test_a_part_of_a_collection(model: Path, photos: Path) -> None:
     opened = PairModel.load(model)
     images = open_pictures(photos, opened.image.size)._images
     part = Pictures(images, opened.image.size, np.array([0, 1, EACH, 2 * EACH]))
-    score = zero_shot.measure(Request(model, opened, part))
+    score = zero_shot.measure(Measurement(model, opened, part))
     found = answers(model, ["blue", "green", "red"], ["{}"])[[0, 1, EACH, 2 * EACH]]
     assert score.value == pytest.approx(100 * (found == [0, 0, 1, 2]).mean())
 

@@ -6,46 +6,58 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfsup.arguments import checked
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request, Score
+from selfsup.evaluation.base import Measurement, Score
 from selfsup.files import expanded
+from selfsup.inference.items import silent
 from selfsup.inference.opening import load
 from selfsup.report import Progress
 from selfsup.run import Run
 
-LANGUAGE_MODELS = {
-    "bits-per-byte": "selfsup.evaluation.bits_per_byte:bits_per_byte",
-    "perplexity": "selfsup.evaluation.perplexity:perplexity",
+DECODER, TEXTS, IMAGES, PAIRS = "a decoder", "a text encoder", "an image encoder", "an image-text model"
+EMBEDDERS = (TEXTS, IMAGES, PAIRS)
+
+
+class Protocol(NamedTuple):
+    """Where a protocol is defined, for which kinds of models, and which options are for it beside those of all."""
+
+    function: str  # in `selfsup.evaluation`
+    models: tuple[str, ...]  # their `kind`
+    options: tuple[str, ...] = ()
+
+
+PROTOCOLS = {
+    "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,)),
+    "perplexity": Protocol("perplexity:perplexity", (DECODER,)),
+    "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions",)),
+    "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates")),
+    "sts": Protocol("sts:measure", (TEXTS, PAIRS)),
+    "linear": Protocol("linear:measure", EMBEDDERS, ("label", "test")),
+    "knn-20": Protocol("knn:knn_20", EMBEDDERS, ("label", "test")),
+    "knn-200": Protocol("knn:knn_200", EMBEDDERS, ("label", "test")),
+    "rankme": Protocol("rankme:measure", EMBEDDERS),
+    "alpha-req": Protocol("alpha_req:measure", EMBEDDERS),
+    "uniformity": Protocol("uniformity:measure", EMBEDDERS),
+    "alignment": Protocol("alignment:measure", EMBEDDERS),
+    "pseudo-perplexity": Protocol("perplexity:pseudo_perplexity", (TEXTS,)),
 }
-FEATURES = {
-    "linear": "selfsup.evaluation.linear:measure",
-    "knn-20": "selfsup.evaluation.knn:knn_20",
-    "knn-200": "selfsup.evaluation.knn:knn_200",
-    "rankme": "selfsup.evaluation.rankme:measure",
-    "alpha-req": "selfsup.evaluation.alpha_req:measure",
-    "uniformity": "selfsup.evaluation.uniformity:measure",
-    "alignment": "selfsup.evaluation.alignment:measure",
-}  # of whatever is embedded
-SENTENCES = {"sts": "selfsup.evaluation.sts:measure"}
-TEXT_ENCODERS = {
-    **SENTENCES,
-    **FEATURES,
-    "pseudo-perplexity": "selfsup.evaluation.perplexity:pseudo_perplexity",
-}
-PAIR_MODELS = {
-    "retrieval": "selfsup.evaluation.retrieval:measure",
-    "zero-shot": "selfsup.evaluation.zero_shot:measure",
-    **FEATURES,
-    **SENTENCES,
-}
-PROTOCOLS = LANGUAGE_MODELS | TEXT_ENCODERS | PAIR_MODELS
-SUPERVISED = ("linear", "knn-20", "knn-200")  # what learns from a part of the data, by its classes
-LABELLED = (*SUPERVISED, "zero-shot")  # what needs classes
-USES = {"test": SUPERVISED, "label": LABELLED, "templates": ("zero-shot",), "captions": ("retrieval",)}
+
+
+def _of(kind: str) -> tuple[str, ...]:
+    return tuple(name for name, protocol in PROTOCOLS.items() if kind in protocol.models)
+
+
+def _taking(option: str) -> tuple[str, ...]:
+    return tuple(name for name, protocol in PROTOCOLS.items() if option in protocol.options)
+
+
+LANGUAGE_MODELS, TEXT_ENCODERS, IMAGE_ENCODERS, PAIR_MODELS = map(_of, (DECODER, TEXTS, IMAGES, PAIRS))
+SUPERVISED = _taking("test")  # what learns from a part of the data, by its classes
+LABELLED = _taking("label")  # what needs classes
 
 
 @checked
@@ -87,31 +99,32 @@ def evaluate(
     if column is not None and data is None:
         raise UserError("--column names a column of --data; give both, or none.")
     given = {"test": test, "label": label, "templates": templates, "captions": captions or None}
-    for name, protocols in USES.items():
-        if given[name] is not None and protocol not in protocols:
+    for name, value in given.items():
+        if value is not None and name not in PROTOCOLS[protocol].options:
             raise UserError(
-                f"{protocol} has no use for --{name}; leave it out, or take {', '.join(protocols)}."
+                f"{protocol} has no use for --{name}; leave it out, or take {', '.join(_taking(name))}."
             )
     directory = run.directory if isinstance(run, Run) else expanded(run)
-    model = load(directory)
-    request = Request(
-        directory, model, data, column, device, seed, progress, test, label, templates, captions, failures
-    )
-    return measure(request, protocol)
+    measurement = Measurement(
+        directory, load(directory), data, column, device, seed, progress or silent, test, label, templates,
+        captions, failures,
+    )  # fmt: skip
+    return measure(measurement, protocol)
 
 
-def measure(request: Request, protocol: str) -> Score:
-    """Measure an opened model by a named protocol.
-
-    Raises:
-        UserError: as `evaluate`.
-    """
+def measure(measurement: Measurement, protocol: str) -> Score:
+    """Measure an opened model by a named protocol; raises UserError as `evaluate` does."""
     require_known(protocol)
-    require_kind(request.directory, request.model, protocol)
-    module, _, name = PROTOCOLS[protocol].partition(":")
-    follow: Callable[[Request], Score] = getattr(import_module(module), name)
-    left_out = request.seen.left_out
-    return replace(follow(request), protocol=protocol, seed=request.seed, left_out=left_out())
+    fitting = protocols_for(measurement.model)
+    if protocol not in fitting:
+        raise UserError(
+            f"{measurement.directory} holds {measurement.model.kind}, for which {protocol} is not defined; "
+            f"choose another --protocol: {', '.join(fitting)}."
+        )
+    module, _, name = PROTOCOLS[protocol].function.partition(":")
+    follow: Callable[[Measurement], Score] = getattr(import_module(f"{__name__}.{module}"), name)
+    score = follow(measurement)
+    return replace(score, protocol=protocol, seed=measurement.seed, left_out=measurement.left_out())
 
 
 def require_known(protocol: str) -> None:
@@ -120,24 +133,6 @@ def require_known(protocol: str) -> None:
         raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
 
 
-def require_kind(directory: Path, model: Any, protocol: str) -> None:
-    """Raise a UserError where a protocol is not defined for the kind of model that a directory holds."""
-    fitting = protocols_for(model)
-    if protocol not in fitting:
-        raise UserError(
-            f"{directory} holds {model.kind}, for which {protocol} is not defined; "
-            f"choose another --protocol: {', '.join(fitting)}."
-        )
-
-
-def protocols_for(model: Any) -> dict[str, str]:
+def protocols_for(model: Any) -> tuple[str, ...]:
     """The protocols that are defined for the kind of a model."""
-    from selfsup.inference.clip import PairModel
-    from selfsup.inference.generate import LanguageModel
-    from selfsup.inference.vision import ImageModel
-
-    if isinstance(model, LanguageModel):
-        return LANGUAGE_MODELS
-    if isinstance(model, PairModel):
-        return PAIR_MODELS
-    return FEATURES if isinstance(model, ImageModel) else TEXT_ENCODERS
+    return _of(model.kind)

@@ -16,37 +16,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfsup.evaluation.base import Request, Score, mean_interval
+from selfsup.evaluation.base import Measurement, Score
 from selfsup.evaluation.features import open_pairs
-from selfsup.inference.geometry import Features, normalised, squared_distances
+from selfsup.inference.geometry import normalised, squared_distances
+from selfsup.inference.items import Vectors
 
 POSITIVE = 0.8  # of the highest score
 
 
-def alignment(first: Features, second: Features) -> float:
+def alignment(first: Vectors, second: Vectors) -> float:
     """Alignment of positive pairs: two features (n, d), row by row."""
     return float(squared_distances(first, second).mean())
 
 
-def unrelated(first: Features, second: Features) -> float:
+def unrelated(first: Vectors, second: Vectors) -> float:
     """The mean of ‖x − y‖² over every x of the first and every y of the second side."""
     # E ‖x − y‖² = E ‖x‖² + E ‖y‖² − 2 E x · E y
     x, y = (normalised(side).double().numpy() for side in (first, second))
     return float(np.square(x).sum(1).mean() + np.square(y).sum(1).mean() - 2 * x.mean(0) @ y.mean(0))
 
 
-def measure(request: Request) -> Score:
-    """Alignment of the positive pairs of a request's data."""
-    pairs = open_pairs(request)
-    threshold = POSITIVE * pairs.scores.max()
-    positive = pairs.scores >= threshold
-    distances = squared_distances(pairs.first[positive], pairs.second[positive])
-    return Score(
-        value=float(distances.mean()),
+def measure(measurement: Measurement) -> Score:
+    first, second, scores, name = open_pairs(measurement)
+    threshold = POSITIVE * scores.max()
+    positive = scores >= threshold
+    return Score.of_mean(
+        squared_distances(first[positive], second[positive]),
+        measurement.seed,
         unit="(lower is closer)",
-        n=len(distances),
-        interval=mean_interval(distances, request.seed),
-        chance=unrelated(pairs.first, pairs.second),
-        data=pairs.name,
-        details={"pairs": len(pairs.scores), "threshold": threshold},
+        chance=unrelated(first, second),
+        data=name,
+        details={"pairs": len(scores), "threshold": threshold},
     )

@@ -19,18 +19,18 @@ import math
 import numpy as np
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request, Score
-from selfsup.evaluation.features import open_features
+from selfsup.evaluation.base import Measurement, Score
+from selfsup.evaluation.features import open_vectors
 from selfsup.evaluation.spectrum import Spectrum
-from selfsup.inference.geometry import Features, Floats
+from selfsup.inference.geometry import Floats
+from selfsup.inference.items import Vectors
 
 FIRST, LAST = 6, 50  # ranks that the line goes through
-NOTHING = (
-    1e-12  # of the largest eigenvalue: what rounding in single precision leaves along an empty direction
-)
+# What rounding in single precision leaves along an empty direction, of the largest eigenvalue.
+NOTHING = 1e-12
 
 
-def alpha_req(features: Features) -> float:
+def alpha_req(features: Vectors) -> float:
     """α of features (n, d); NaN where less than two of the ranks that it is fitted to have any variance."""
     return slope(Spectrum.of(features, centred=True).values)
 
@@ -46,10 +46,9 @@ def slope(values: Floats) -> float:
     return float((weights * x * y).sum() / (weights * x * x).sum())
 
 
-def measure(request: Request) -> Score:
-    """α of the features of a request's data. Raises UserError where the features have too few directions, or too few
-    records show them."""
-    features, name = open_features(request)
+def measure(measurement: Measurement) -> Score:
+    """Raises UserError where the features have too few directions, or too few records show them."""
+    features, name = open_vectors(measurement)
     spectrum = Spectrum.of(features, centred=True)
     value = slope(spectrum.values)
     if math.isnan(value):
@@ -61,7 +60,7 @@ def measure(request: Request) -> Score:
         value=value,
         unit="(exponent of the spectrum)",
         n=len(features),
-        interval=spectrum.interval(features, slope, request.seed),
+        interval=spectrum.interval(features, slope, measurement.seed),
         chance=None,
         data=name,
         details={"ranks": [FIRST, min(LAST, *features.shape)], "width": features.shape[1]},

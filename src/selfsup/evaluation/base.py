@@ -1,7 +1,8 @@
-"""What a protocol is asked, what it answers, and how sure the answer is."""
+"""What is measured, what a protocol answers, and how sure the answer is."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from selfsup.errors import UserError
 from selfsup.inference.geometry import Floats
-from selfsup.inference.items import Counted, LeftOut
+from selfsup.inference.items import Collection, Counted, Item, LeftOut, Vectors, distinct_items, silent
+from selfsup.machine import find_device
 from selfsup.report import Progress
 from selfsup.seeding import derive
 
@@ -23,38 +26,27 @@ RESAMPLES = 1000
 CONFIDENCE = 95  # percent
 
 Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
-Drawn = npt.NDArray[np.int64]  # numbers of the units in a resample
+Resample = npt.NDArray[np.int64]  # numbers of the units that were drawn
+Chosen = npt.NDArray[np.bool_]  # which of all records, (n,)
 
 
 @dataclass
-class Seen:
-    """What has been read for a figure: the sources that were opened, and the texts of them that were truncated."""
-
-    sources: list[Counted] = field(default_factory=list)
-    truncated: int = 0
-
-    def left_out(self) -> LeftOut:
-        return LeftOut.of(self.sources, self.truncated)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be measured.
+class Measurement:
+    """An opened model that is to be measured, and all that is read for it: sources are opened and embedded here.
 
     Attributes:
         directory: a run directory, or a model directory in Hugging Face's layout.
         model: what was opened there; a protocol is only asked about models that it is defined for.
         data: a source; None is the run's own held-out part.
-        column: the column of the data that holds the content; found by itself where it is None.
+        column, label: the columns of the content and of the class; found by themselves where they are None.
         device: where the model computes.
         seed: of the resamples, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.
         test: a source of test records; where it is None they are a part of the data.
-        label: the column of the data that holds the class; found by itself where it is None.
         templates: texts around the name of a class; None is the protocol's own.
         captions: the columns of the data that hold captions; found by themselves where there are none.
         failures: the share of bad records, from 0 to 1, above which reading stops.
-        seen: what has been read for it so far.
+        sources, truncated: what was opened so far, and how many texts of it were longer than the window.
     """
 
     directory: Path
@@ -63,13 +55,46 @@ class Request:
     column: str | None = None
     device: str = "auto"
     seed: int = 0
-    progress: Progress | None = None
+    progress: Progress = silent
     test: object = None
     label: str | None = None
     templates: Sequence[str] | None = None
     captions: Sequence[str] = ()
     failures: float = 1.0
-    seen: Seen = field(default_factory=Seen)
+    sources: list[Counted] = field(default_factory=list)
+    truncated: int = 0
+
+    def need_data(self) -> object:
+        """The data; raises UserError where none is named."""
+        if self.data is None:
+            raise UserError("This protocol needs records to measure on; name a source with --data.")
+        return self.data
+
+    def open(self, source: object = None) -> Collection:
+        """A source, or else the data, as the model reads it."""
+        how = {"label": self.label, "failures": self.failures, "progress": self.progress}
+        source = self.need_data() if source is None else source
+        collection: Collection = self.model.read(source, self.column, **how)
+        self.sources.append(collection)
+        return collection
+
+    def embed(self, items: Sequence[Item]) -> tuple[Chosen, Vectors]:
+        """Which of the items (n,) can be read, and the model's vectors (m, dimension) of these.
+
+        What occurs twice is embedded once. The arithmetic is fp32, so that a figure does not depend on the hardware.
+        Raises UserError where a vector is not finite.
+        """
+        distinct = distinct_items(items)
+        self.model.to(find_device(self.device))
+        read, vectors = self.model.embed_items(list(distinct.values()), "fp32", self.progress)
+        self.truncated += self.model.truncated
+        places = {identity: place for place, identity in enumerate(itertools.compress(distinct, read))}
+        found = [places.get(item.identity) for item in items]
+        return np.array([place is not None for place in found]), vectors[[p for p in found if p is not None]]
+
+    def left_out(self) -> LeftOut:
+        """What of the sources is not, or not wholly, in the figure."""
+        return LeftOut.of(self.sources, self.truncated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +123,12 @@ class Score:
     details: dict[str, Any] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
 
+    @classmethod
+    def of_mean(cls, values: Floats, seed: int, **other: Any) -> Score:
+        """The mean of values (n,), with its interval."""
+        interval = mean_interval(values, seed)
+        return cls(value=float(values.mean()), n=len(values), interval=interval, **other)
+
     def to_json(self) -> dict[str, Any]:
         figures = asdict(self) | {"interval": list(self.interval)}
         del figures["left_out"]
@@ -118,24 +149,16 @@ class Score:
 
         low, high = self.interval
         chance = "" if self.chance is None else f", chance {self.chance:.4f}"
-        console.print(
-            Text.assemble(
-                (f"{self.protocol} {self.value:.4f}", "bold"),
-                f" {self.unit}, {CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}",
-            ),
-            soft_wrap=True,
-        )
-        console.print(
-            Text(
-                f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}"
-            ),
-            soft_wrap=True,
-        )
-        for name, told in self.left_out.rows().items():
-            console.print(Text(f"{name}: {told}"), soft_wrap=True)
+        sure = f" {self.unit}, {CONFIDENCE} % between {low:.4f} and {high:.4f}{chance}"
+        lines = [
+            f"{self.n:,} predictions on {self.data}; interval from {RESAMPLES:,} resamples, seed {self.seed}",
+            *(f"{name}: {told}" for name, told in self.left_out.rows().items()),
+        ]
         if self.details:
-            figures = "; ".join(f"{name} {_shown(value)}" for name, value in self.details.items())
-            console.print(Text(figures), soft_wrap=True)
+            lines.append("; ".join(f"{name} {_shown(value)}" for name, value in self.details.items()))
+        figure = Text.assemble((f"{self.protocol} {self.value:.4f}", "bold"), sure)
+        for line in (figure, *map(Text, lines)):
+            console.print(line, soft_wrap=True)
 
 
 def _shown(value: Any) -> str:
@@ -144,7 +167,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def bootstrap(units: int, statistic: Callable[[Drawn], float], seed: int) -> tuple[float, float]:
+def bootstrap(units: int, statistic: Callable[[Resample], float], seed: int) -> tuple[float, float]:
     """The percentile bootstrap interval of a statistic (Efron 1979), a pure function of it and the seed.
 
     Args:
@@ -160,13 +183,10 @@ def bootstrap(units: int, statistic: Callable[[Drawn], float], seed: int) -> tup
 
 
 def ratio_interval(numerators: Floats, denominators: Floats, seed: int) -> tuple[float, float]:
-    """The bootstrap interval of Σ numerators / Σ denominators, over units drawn together.
+    """The bootstrap interval of Σ numerators / Σ denominators, (units,) each: the two sums of each unit, such as a
+    window, which are drawn together."""
 
-    Args:
-        numerators, denominators: (units,) the two sums of each unit, such as a window.
-    """
-
-    def ratio(drawn: Drawn) -> float:
+    def ratio(drawn: Resample) -> float:
         total = denominators[drawn].sum()
         # A resample of a few units may hold nothing to divide by.
         return float(numerators[drawn].sum() / total) if total > 0 else math.nan

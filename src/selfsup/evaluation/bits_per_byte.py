@@ -15,22 +15,22 @@ from __future__ import annotations
 import math
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request, Score, ratio_interval
+from selfsup.evaluation.base import Measurement, Score, ratio_interval
 from selfsup.evaluation.language import block_sums, lost_bytes, open_subject, token_losses
 
 
-def bits_per_byte(request: Request) -> Score:
+def bits_per_byte(measurement: Measurement) -> Score:
     """Measure it; see `selfsup.evaluation.language` for what is predicted from what. Raises UserError where the
     tokenizer loses bytes of the data."""
-    model, text = open_subject(request)
+    model, text = open_subject(measurement)
     sizes = model.tokenizer.token_bytes()
     if sizes is None or not text.lossless:
         reason = lost_bytes(model.tokenizer, text)
         raise UserError(
-            f"bits-per-byte is not defined for {request.directory} on {text.name}: {reason}; "
+            f"bits-per-byte is not defined for {measurement.directory} on {text.name}: {reason}; "
             "use --protocol perplexity, or a model with a byte-level tokenizer (bpe), which keeps every byte."
         )
-    losses = token_losses(model, text, request)
+    losses = token_losses(model, text, measurement)
     window = model.decoder.config.window
     bits = block_sums(losses / math.log(2), window)
     size = block_sums(sizes[text.targets], window)
@@ -38,7 +38,7 @@ def bits_per_byte(request: Request) -> Score:
         value=float(bits.sum()) / text.bytes,
         unit="bits per byte",
         n=len(losses),
-        interval=ratio_interval(bits, size, request.seed),
+        interval=ratio_interval(bits, size, measurement.seed),
         chance=math.log2(model.tokenizer.vocabulary) * len(losses) / text.bytes,
         data=text.name,
     )

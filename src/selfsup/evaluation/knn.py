@@ -11,14 +11,17 @@ interval resamples test records.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from selfsup.evaluation.base import Labels, Request, Score
+from selfsup.evaluation.base import Labels, Measurement, Score
 from selfsup.evaluation.features import accuracy, open_split
-from selfsup.inference.geometry import Features, normalised, similarities
+from selfsup.inference.geometry import normalised, similarities
+from selfsup.inference.items import Vectors
 
 
-def knn(bank: Features, labels: Labels, test: Features, neighbours: int, temperature: float) -> Labels:
+def knn(bank: Vectors, labels: Labels, test: Vectors, neighbours: int, temperature: float) -> Labels:
     """The class of each test record (m,), by its neighbours in the bank.
 
     Args:
@@ -36,15 +39,10 @@ def knn(bank: Features, labels: Labels, test: Features, neighbours: int, tempera
     return torch.cat(answers).numpy()
 
 
-def knn_20(request: Request) -> Score:
-    return _measure(request, neighbours=20, temperature=0.07)
+def _measure(measurement: Measurement, neighbours: int, temperature: float) -> Score:
+    split = open_split(measurement)
+    return accuracy(measurement, split, knn(*split.bank, split.test[0], neighbours, temperature))
 
 
-def knn_200(request: Request) -> Score:
-    return _measure(request, neighbours=200, temperature=0.1)
-
-
-def _measure(request: Request, neighbours: int, temperature: float) -> Score:
-    split = open_split(request)
-    answers = knn(split.bank, split.bank_labels, split.test, neighbours, temperature)
-    return accuracy(request, split, answers, {})
+knn_20 = partial(_measure, neighbours=20, temperature=0.07)
+knn_200 = partial(_measure, neighbours=200, temperature=0.1)

@@ -9,6 +9,7 @@ is the one of training. Weights and arithmetic are fp32, so that the figure does
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from selfsup.data.sources import open_text
 from selfsup.data.text import TextCorpus, Windows, encode_documents
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request
+from selfsup.evaluation.base import Measurement
 from selfsup.inference.generate import LanguageModel
 from selfsup.machine import find_device
 from selfsup.models.losses import IGNORE
@@ -32,7 +33,7 @@ FEWEST_BLOCKS = 32  # that an interval is taken from
 
 
 @dataclass(frozen=True)
-class Text:
+class Predicted:
     """What is measured on: a stream of tokens, those of them that are predicted (n,), and its `bytes`.
 
     `lossless` says that the targets stand for exactly these bytes.
@@ -45,20 +46,20 @@ class Text:
     lossless: bool
 
 
-def open_subject(request: Request) -> tuple[LanguageModel, Text]:
-    """The model of a request, and its data as that model's tokenizer encodes it.
+def open_subject(measurement: Measurement) -> tuple[LanguageModel, Predicted]:
+    """The model, and the data as its tokenizer encodes it.
 
     Raises:
         UserError: no such data; no data is given and the model has none of its own, or it has changed.
     """
-    model: LanguageModel = request.model
-    if request.data is None:
-        return model, _held_out(request)
-    source = open_text(request.data, request.column, request.failures)
-    request.seen.sources.append(source)
+    model: LanguageModel = measurement.model
+    if measurement.data is None:
+        return model, _held_out(measurement.directory)
+    source = open_text(measurement.data, measurement.column, measurement.failures)
+    measurement.sources.append(source)
     encoded = encode_documents(source, model.tokenizer)
     targets = _targets(encoded.tokens, model.tokenizer)
-    return model, Text(source.name, encoded.tokens, targets, encoded.bytes, encoded.lossless)
+    return model, Predicted(source.name, encoded.tokens, targets, encoded.bytes, encoded.lossless)
 
 
 def _targets(tokens: Ids, tokenizer: TextTokenizer) -> Ids:
@@ -67,20 +68,13 @@ def _targets(tokens: Ids, tokenizer: TextTokenizer) -> Ids:
     return targets if tokenizer.start == tokenizer.end else targets[targets != tokenizer.start]
 
 
-def _held_out(request: Request) -> Text:
-    corpus = open_corpus(Run(request.directory))
+def _held_out(directory: Path) -> Predicted:
+    corpus = open_corpus(Run(directory))
     if corpus.validation is None:
-        raise UserError(
-            f"{request.directory} held no data out (data.validation is 0); name some with --data."
-        )
-    facts = corpus.facts
-    return Text(
-        f"the held-out part of {request.directory}",
-        corpus.validation,
-        _targets(corpus.validation, corpus.tokenizer),
-        facts.validation_bytes,
-        facts.validation_lossless,
-    )
+        raise UserError(f"{directory} held no data out (data.validation is 0); name some with --data.")
+    targets, facts = _targets(corpus.validation, corpus.tokenizer), corpus.facts
+    name = f"the held-out part of {directory}"
+    return Predicted(name, corpus.validation, targets, facts.validation_bytes, facts.validation_lossless)
 
 
 def open_corpus(run: Run) -> TextCorpus:
@@ -110,9 +104,9 @@ def open_corpus(run: Run) -> TextCorpus:
     return recipe.corpus
 
 
-def token_losses(model: LanguageModel, text: Text, request: Request) -> npt.NDArray[np.float32]:
+def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement) -> npt.NDArray[np.float32]:
     """Loss in nats of each target of a text, (n,), given what came before it in its window and document."""
-    device, tokenizer = find_device(request.device), model.tokenizer
+    device, tokenizer = find_device(measurement.device), model.tokenizer
     objective = CausalLM(model.decoder.to(device), tokenizer.start, tokenizer.end).eval()
     length = min(model.decoder.config.window, len(text.tokens) - 1)
     windows = Windows(text.tokens, length, tokenizer.end)
@@ -123,8 +117,7 @@ def token_losses(model: LanguageModel, text: Text, request: Request) -> npt.NDAr
         counted = objective.losses(task)[task["targets"] != IGNORE]
         losses[done : done + len(counted)] = counted.cpu().numpy()
         done += len(counted)
-        if request.progress is not None:
-            request.progress(done, len(losses))
+        measurement.progress(done, len(losses))
     return losses
 
 
@@ -138,7 +131,7 @@ def block_sums(values: npt.NDArray[np.generic], window: int) -> npt.NDArray[np.f
     return np.add.reduceat(values.astype(np.float64), np.arange(0, len(values), length))
 
 
-def lost_bytes(tokenizer: TextTokenizer, text: Text) -> str:
+def lost_bytes(tokenizer: TextTokenizer, text: Predicted) -> str:
     """Why the tokens of a text that is not lossless do not stand for all of its bytes."""
     unknown = 0 if tokenizer.unknown is None else int((text.targets == tokenizer.unknown).sum())
     if unknown:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfsup.evaluation.base import Labels, Request, Score
+from selfsup.evaluation.base import Labels, Measurement, Score
 from selfsup.evaluation.features import Split, accuracy, open_split
-from selfsup.inference.geometry import Features, Floats
+from selfsup.inference.geometry import Floats
+from selfsup.inference.items import Vectors
 from selfsup.seeding import derive
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))  # C
@@ -44,31 +45,29 @@ class LinearClassifier:
     classes: Labels
     strength: float
 
-    def probabilities(self, features: Features) -> Floats:
+    def probabilities(self, features: Vectors) -> Floats:
         """Of each class, (n, classes), for features (n, d)."""
         from scipy.special import softmax
 
         scores = (features - self.mean) / self.deviation @ self.weight.T + self.bias
-        probabilities: Floats = softmax(scores, axis=1)
-        return probabilities
+        return np.asarray(softmax(scores, axis=1))
 
-    def predict(self, features: Features) -> Labels:
+    def predict(self, features: Vectors) -> Labels:
         """The likeliest class of each record, (n,)."""
-        answers: Labels = self.classes[self.probabilities(features).argmax(1)]
-        return answers
+        return np.asarray(self.classes[self.probabilities(features).argmax(1)])
 
 
-def fit(features: Features, labels: Labels, strength: float) -> LinearClassifier:
+def fit(features: Vectors, labels: Labels, strength: float) -> LinearClassifier:
     """Fit to features (n, d) of two classes or more, labels (n,)."""
     return _path(features, labels, (strength,))[0]
 
 
-def linear(bank: Features, labels: Labels, seed: int = 0) -> LinearClassifier:
+def linear(bank: Vectors, labels: Labels, seed: int = 0) -> LinearClassifier:
     """The classifier of the protocol, from the features (n, d) and classes (n,) of the bank."""
     return fit(bank, labels, best_strength(bank, labels, seed, folds=1))
 
 
-def best_strength(features: Features, labels: Labels, seed: int, folds: int = FOLDS) -> float:
+def best_strength(features: Vectors, labels: Labels, seed: int, folds: int = FOLDS) -> float:
     """The C with the most right answers over the first `folds` of five folds, each told by the other four."""
     fold = np.random.default_rng(derive(seed, "folds")).permutation(len(labels)) % FOLDS
     right = np.zeros(len(STRENGTHS))
@@ -81,7 +80,7 @@ def best_strength(features: Features, labels: Labels, seed: int, folds: int = FO
     return STRENGTHS[int(right.argmax())]
 
 
-def _path(features: Features, labels: Labels, strengths: tuple[float, ...]) -> list[LinearClassifier]:
+def _path(features: Vectors, labels: Labels, strengths: tuple[float, ...]) -> list[LinearClassifier]:
     """A classifier for each C, each started from the one before."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -106,13 +105,11 @@ def _path(features: Features, labels: Labels, strengths: tuple[float, ...]) -> l
     return path
 
 
-def measure(request: Request) -> Score:
-    """Accuracy of the classifier on the test part of a request's data."""
-    return score(request, open_split(request))
+def measure(measurement: Measurement) -> Score:
+    return score(measurement, open_split(measurement))
 
 
-def score(request: Request, split: Split) -> Score:
+def score(measurement: Measurement, split: Split) -> Score:
     """Accuracy of the classifier of a bank on its test part."""
-    classifier = linear(split.bank, split.bank_labels, request.seed)
-    answers = classifier.predict(split.test)
-    return accuracy(request, split, answers, {"C": classifier.strength})
+    classifier = linear(*split.bank, measurement.seed)
+    return accuracy(measurement, split, classifier.predict(split.test[0]), C=classifier.strength)

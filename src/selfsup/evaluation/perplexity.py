@@ -21,48 +21,44 @@ import math
 
 import numpy as np
 
-from selfsup.evaluation.base import Request, Score, ratio_interval
-from selfsup.evaluation.features import need_data, open_collection
+from selfsup.evaluation.base import Measurement, Score, ratio_interval
 from selfsup.evaluation.language import block_sums, open_subject, token_losses
 from selfsup.inference.geometry import Floats
 from selfsup.machine import find_device
 
 
-def perplexity(request: Request) -> Score:
+def perplexity(measurement: Measurement) -> Score:
     """Measure it; see `selfsup.evaluation.language` for what is predicted from what."""
-    model, text = open_subject(request)
-    losses = token_losses(model, text, request)
+    model, text = open_subject(measurement)
+    losses = token_losses(model, text, measurement)
     window = model.decoder.config.window
-    return _score(request, block_sums(losses, window), block_sums(np.ones(len(losses)), window), text.name)
+    return _score(
+        measurement, block_sums(losses, window), block_sums(np.ones(len(losses)), window), text.name
+    )
 
 
-def pseudo_perplexity(request: Request) -> Score:
-    """Measure it on the texts of a request's data.
-
-    Raises:
-        UserError: no data; the model has no head that predicts hidden tokens.
-    """
-    collection = open_collection(request, need_data(request))
+def pseudo_perplexity(measurement: Measurement) -> Score:
+    """Raises UserError where there is no data, or the model has no head that predicts hidden tokens."""
+    collection = measurement.open()
     texts = [item.content for item in collection.items()]
-    request.model.to(find_device(request.device))
+    measurement.model.to(find_device(measurement.device))
     nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
     for number, text in enumerate(texts):
-        losses = request.model.pseudo_losses(text)
+        losses = measurement.model.pseudo_losses(text)
         nats[number], tokens[number] = losses.sum(dtype=np.float64), len(losses)
-        if request.progress is not None:
-            request.progress(number + 1, len(texts))
-    return _score(request, nats, tokens, collection.name, texts=len(texts))
+        measurement.progress(number + 1, len(texts))
+    return _score(measurement, nats, tokens, collection.name, texts=len(texts))
 
 
-def _score(request: Request, nats: Floats, tokens: Floats, data: str, **details: int) -> Score:
+def _score(measurement: Measurement, nats: Floats, tokens: Floats, data: str, **details: int) -> Score:
     """Of the losses and tokens of units that are resampled, (units,) each."""
-    low, high = ratio_interval(nats, tokens, request.seed)
+    low, high = ratio_interval(nats, tokens, measurement.seed)
     return Score(
         value=math.exp(float(nats.sum()) / float(tokens.sum())),
         unit="per token",
         n=int(tokens.sum()),
         interval=(math.exp(low), math.exp(high)),  # percentiles go along with an increasing function
-        chance=float(request.model.tokenizer.vocabulary),
+        chance=float(measurement.model.tokenizer.vocabulary),
         data=data,
         details=details,
     )

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from selfsup.arguments import checked
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request, Score
-from selfsup.evaluation.features import embed, open_collection, read_labelled, test_part
+from selfsup.evaluation.base import Measurement, Score
+from selfsup.evaluation.features import open_split
 from selfsup.evaluation.linear import LinearClassifier, best_strength, fit, score
 from selfsup.files import LOCK, expanded, held, require_free, save_tensors, whole_directory, write_new
-from selfsup.inference.items import Answers, Label
+from selfsup.inference.items import Answers, Label, silent
 from selfsup.inference.opening import load_encoder
 from selfsup.report import Progress, json_line
 
@@ -72,58 +72,33 @@ class Probe:
     records: int
 
     @classmethod
-    def fit(
-        cls,
-        run: str | Path,
-        data: object,
-        *,
-        column: str | None = None,
-        label: str | None = None,
-        device: str = "auto",
-        seed: int = 0,
-        failures: float = 1.0,
-        progress: Progress | None = None,
-    ) -> Probe:
+    def fit(cls, run: str | Path, data: object, **how: Any) -> Probe:
         """Fit to all records of labelled data, C chosen by cross-validation over five folds of them.
 
         Args:
             run: a run of an encoder, or its model directory.
-            column, label: the columns of the content and of its class; found by themselves where they are None.
-            seed: of the folds and of the estimate's interval.
-            failures: the share of bad records, from 0 to 1, above which the data is refused.
-            progress: called with the records embedded so far, and all of them.
+            how: column, label, failures, device, seed (of the folds and of the estimate's interval) and progress, as
+                `Measurement` takes them.
 
         Raises:
             UserError: no such model or data, no classes, too few records, features that are not finite.
         """
         model = load_encoder(run)
-        request = Request(
-            expanded(run), model, data, column, device, seed, progress, label=label, failures=failures
+        measurement = Measurement(expanded(run), model, data, **how)
+        split = open_split(measurement)
+        estimate = score(measurement, split)
+        estimate = replace(
+            estimate, protocol="linear", seed=measurement.seed, left_out=measurement.left_out()
         )
-        labelled = read_labelled(request, data)
-        tested, name = test_part(labelled)
-        read, features = embed(request, labelled.items)
-        labelled = labelled.only(read)
-        estimate = score(request, labelled.split(tested[read], features, name))
-        estimate = replace(estimate, protocol="linear", seed=seed, left_out=request.seen.left_out())
-        strength = best_strength(features, labelled.numbers, seed)
-        classifier = fit(features, labelled.numbers, strength)
-        return cls(classifier, labelled.classes, estimate, model.fingerprint, len(features))
+        strength = best_strength(split.vectors, split.labels, measurement.seed)
+        classifier = fit(split.vectors, split.labels, strength)
+        return cls(classifier, split.classes, estimate, model.fingerprint, len(split.vectors))
 
-    def classify(
-        self,
-        run: str | Path,
-        data: object,
-        *,
-        column: str | None = None,
-        device: str = "auto",
-        failures: float = 1.0,
-        progress: Progress | None = None,
-    ) -> Answers[Answer]:
+    def classify(self, run: str | Path, data: object, **how: Any) -> Answers[Answer]:
         """The class of each readable record of a source, such as a list of strings, in its order.
 
         Args:
-            failures: the share of bad records, from 0 to 1, above which the data is refused.
+            how: column, failures, device and progress, as `Measurement` takes them.
 
         Raises:
             UserError: the model is not the one that the probe was fitted to; no such data.
@@ -134,27 +109,28 @@ class Probe:
                 f"The probe was fitted to another model than {run} (their weights or features differ); give the model "
                 f"that it belongs to, or fit a new one with: selfsup probe {run}"
             )
-        request = Request(expanded(run), model, data, column, device, progress=progress, failures=failures)
-        items = list(open_collection(request, data).items())
-        read, features = embed(request, items)
+        measurement = Measurement(expanded(run), model, data, **how)
+        items = list(measurement.open(data).items())
+        read, features = measurement.embed(items)
         probabilities = self.classifier.probabilities(features)
         answers = (
             Answer(item.source, item.text, self.classes[int(row.argmax())], float(row.max()))
             for item, row in zip(itertools.compress(items, read), probabilities, strict=True)
         )
-        return Answers(answers, request.seen.left_out())
+        return Answers(answers, measurement.left_out())
 
     def save(self, directory: str | Path) -> None:
         """Write a new directory; raises UserError where something is there already."""
-        refuse_taken(expanded(directory))
+        place = expanded(directory)
+        refuse_taken(place)
         tensors = {name: torch.from_numpy(getattr(self.classifier, name)).contiguous() for name in TENSORS}
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         try:
-            with whole_directory(expanded(directory)) as place:
-                save_tensors(tensors, place / "probe.safetensors", _checksums(text, tensors))
-                (place / "probe.json").write_text(text, encoding="utf-8")
+            with whole_directory(place) as temporary:
+                save_tensors(tensors, temporary / "probe.safetensors", _checksums(text, tensors))
+                (temporary / "probe.json").write_text(text, encoding="utf-8")
         except FileExistsError:
-            raise taken(expanded(directory)) from None
+            raise _taken(place) from None
 
     @classmethod
     def load(cls, directory: str | Path) -> Probe:
@@ -217,16 +193,8 @@ def probe(
         UserError: as `Probe.fit`; `out` holds something, or another process makes it.
     """
     with claimed(expanded(out)):
-        fitted = Probe.fit(
-            run,
-            data,
-            column=column,
-            label=label,
-            failures=failures,
-            device=device,
-            seed=seed,
-            progress=progress,
-        )
+        how = {"column": column, "label": label, "failures": failures, "device": device, "seed": seed}
+        fitted = Probe.fit(run, data, **how, progress=progress or silent)
         fitted.save(out)
     return fitted
 
@@ -261,9 +229,8 @@ def classify(
         raise UserError("Give what is to be classified either by itself or with --data.")
     require_free(out)
     fitted = Probe.load(probe)
-    answers = fitted.classify(
-        run, given or data, column=column, failures=failures, device=device, progress=progress
-    )
+    how = {"column": column, "failures": failures, "device": device, "progress": progress or silent}
+    answers = fitted.classify(run, given or data, **how)
     if out is not None:
         write_new(expanded(out), "".join(json_line(answer.to_json()) + "\n" for answer in answers))
     return answers
@@ -300,7 +267,6 @@ def _read_tensors(file: Path, text: str) -> dict[str, Tensor]:
 def claimed(place: Path) -> Iterator[None]:
     """Keep other processes from fitting a probe for the same place during the block. Raises UserError where
     something lies there already, or another process is at it."""
-    place = expanded(place)
     refuse_taken(place)
     beside = place.with_name(f"{place.name}.partial")
     beside.mkdir(parents=True, exist_ok=True)
@@ -316,8 +282,8 @@ def claimed(place: Path) -> Iterator[None]:
 def refuse_taken(place: Path) -> None:
     """Raise a UserError where something lies already, so that long work is not done for a place that is taken."""
     if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
-        raise taken(place)
+        raise _taken(place)
 
 
-def taken(place: Path) -> UserError:
+def _taken(place: Path) -> UserError:
     return UserError(f"{place} exists already; give another --out.")

@@ -18,13 +18,14 @@ import math
 import numpy as np
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request, Score
-from selfsup.evaluation.features import open_features
+from selfsup.evaluation.base import Measurement, Score
+from selfsup.evaluation.features import open_vectors
 from selfsup.evaluation.spectrum import Spectrum
-from selfsup.inference.geometry import Features, Floats
+from selfsup.inference.geometry import Floats
+from selfsup.inference.items import Vectors
 
 
-def rankme(features: Features) -> float:
+def rankme(features: Vectors) -> float:
     """RankMe of features (n, d); NaN where all of them are zero."""
     return effective_rank(Spectrum.of(features, centred=False).values)
 
@@ -38,18 +39,19 @@ def effective_rank(values: Floats) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def measure(request: Request) -> Score:
-    """RankMe of the features of a request's data."""
-    features, name = open_features(request)
+def measure(measurement: Measurement) -> Score:
+    features, name = open_vectors(measurement)
     spectrum = Spectrum.of(features, centred=False)
     value = effective_rank(spectrum.values)
     if math.isnan(value):
-        raise UserError(f"{request.directory} gives features of zeros, which have no rank; train it first.")
+        raise UserError(
+            f"{measurement.directory} gives features of zeros, which have no rank; train it first."
+        )
     return Score(
         value=value,
         unit=f"of {min(features.shape):,} directions",
         n=len(features),
-        interval=spectrum.interval(features, effective_rank, request.seed),
+        interval=spectrum.interval(features, effective_rank, measurement.seed),
         chance=1.0,
         data=name,
         details={"width": features.shape[1]},

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Drawn, Request, Score, bootstrap
-from selfsup.evaluation.features import embed, need_data
-from selfsup.inference.geometry import Features, normalised
-from selfsup.inference.items import Item, silent
+from selfsup.evaluation.base import Measurement, Resample, Score, bootstrap
+from selfsup.inference.geometry import normalised
+from selfsup.inference.items import Item, Vectors, silent
 from selfsup.inference.pairs import open_captioned
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
@@ -52,8 +51,8 @@ class Relation:
 
 
 def ranks(
-    images: Features,
-    texts: Features,
+    images: Vectors,
+    texts: Vectors,
     relation: Relation,
     device: torch.device | None = None,
     progress: Progress = silent,
@@ -148,13 +147,11 @@ def direction(found: Indices, owned: Indices, candidates: int) -> dict[str, Any]
     }
 
 
-def measure(request: Request) -> Score:
-    """Recall both ways of a request's data."""
-    data = _open(request)
-    relation, images, texts = data.relation, len(data.images), len(data.texts)
-    by_image, by_text = ranks(
-        data.images, data.texts, relation, find_device(request.device), request.progress or silent
-    )
+def measure(measurement: Measurement) -> Score:
+    pictures, captions, relation, name = _open(measurement)
+    images, texts = len(pictures), len(captions)
+    device = find_device(measurement.device)
+    by_image, by_text = ranks(pictures, captions, relation, device, measurement.progress)
     ways = {
         "image to text": direction(by_image, np.bincount(relation.images, minlength=images), texts),
         "text to image": direction(by_text, np.bincount(relation.texts, minlength=texts), images),
@@ -163,14 +160,14 @@ def measure(request: Request) -> Score:
         value=float(np.mean([way["R@1"] for way in ways.values()])),
         unit="% R@1, mean of both ways",
         n=images + texts,
-        interval=bootstrap(images, _statistic(by_image, by_text, relation), request.seed),
+        interval=bootstrap(images, _statistic(by_image, by_text, relation), measurement.seed),
         chance=float(np.mean([way["chance"]["R@1"] for way in ways.values()])),
-        data=data.name,
+        data=name,
         details={"images": images, "texts": texts, **ways, "tolerance": TOLERANCE},
     )
 
 
-def _statistic(by_image: Indices, by_text: Indices, relation: Relation) -> Callable[[Drawn], float]:
+def _statistic(by_image: Indices, by_text: Indices, relation: Relation) -> Callable[[Resample], float]:
     """The value for images that are drawn, each with the texts that are first of all its own."""
     texts, first = np.unique(relation.texts, return_index=True)
     owner = relation.images[first]
@@ -178,7 +175,7 @@ def _statistic(by_image: Indices, by_text: Indices, relation: Relation) -> Calla
     texts_right = np.bincount(owner, 100.0 * (by_text[texts] == 1), len(by_image))
     texts_owned = np.bincount(owner, minlength=len(by_image))
 
-    def value(drawn: Drawn) -> float:
+    def value(drawn: Resample) -> float:
         owned = texts_owned[drawn].sum()
         return float((right[drawn].mean() + texts_right[drawn].sum() / owned) / 2) if owned else math.nan
 
@@ -188,37 +185,22 @@ def _statistic(by_image: Indices, by_text: Indices, relation: Relation) -> Calla
 # -- data ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Captioned:
-    """Features of distinct images (n, d) and texts (m, d), and which belong together."""
+def _open(measurement: Measurement) -> tuple[Vectors, Vectors, Relation, str]:
+    """Vectors of the distinct images (n, d) and captions (m, d) of the data, which belong together, and its name.
 
-    images: Features
-    texts: Features
-    relation: Relation
-    name: str
-
-
-def _open(request: Request) -> Captioned:
-    """The captioned images of a request's data; those that cannot be read are left out with captions only they have.
-
-    Raises:
-        UserError: no data, no captions, or one image or one text only.
+    Images that cannot be read are left out with captions only they have. Raises UserError where there is no data, no
+    captions, or one image or one text only.
     """
-    collection = open_captioned(
-        need_data(request),
-        request.model.image.size,
-        request.column,
-        request.captions,
-        request.failures,
-        request.progress,
-    )
-    request.seen.sources.append(collection)
+    m = measurement
+    size = m.model.image.size
+    collection = open_captioned(m.need_data(), size, m.column, m.captions, m.failures, m.progress)
+    m.sources.append(collection)
     items: dict[bytes, Item] = {}
     captions: dict[bytes, dict[str, None]] = {}  # in their order
     for item, own in collection.captioned():
         items.setdefault(item.identity, item)
         captions.setdefault(item.identity, {}).update(dict.fromkeys(own))
-    read, images = embed(request, list(items.values()))
+    read, images = m.embed(list(items.values()))
     texts: dict[str, int] = {}
     pairs = [
         (number, texts.setdefault(caption, len(texts)))
@@ -230,5 +212,5 @@ def _open(request: Request) -> Captioned:
             f"{collection.name} has {len(images)} distinct images with {len(texts)} distinct captions, and nothing can "
             "be mistaken for the only one; give two or more of each."
         )
-    _, vectors = embed(request, [Text("", text, "", {}) for text in texts])
-    return Captioned(images, vectors, Relation(*np.array(pairs, np.int64).T), collection.name)
+    _, vectors = m.embed([Text("", text, "", {}) for text in texts])
+    return images, vectors, Relation(*np.array(pairs, np.int64).T), collection.name

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfsup.evaluation.base import Drawn, bootstrap
-from selfsup.inference.geometry import Features, Floats
+from selfsup.evaluation.base import Resample, bootstrap
+from selfsup.inference.geometry import Floats
+from selfsup.inference.items import Vectors
 
 ROWS = 4096  # in double precision at a time
 
@@ -25,7 +26,7 @@ class Spectrum:
     centre: Floats
 
     @classmethod
-    def of(cls, features: Features, centred: bool) -> Spectrum:
+    def of(cls, features: Vectors, centred: bool) -> Spectrum:
         """Of features (n, d): of their covariance where `centred`, else of their plain second moments."""
         rows, width = features.shape
         centre = features.mean(0, dtype=np.float64) if centred else np.zeros(width)
@@ -37,7 +38,7 @@ class Spectrum:
         return cls(np.maximum(values[::-1], 0.0), directions[:, ::-1], centre)
 
     def interval(
-        self, features: Features, statistic: Callable[[Floats], float], seed: int
+        self, features: Vectors, statistic: Callable[[Floats], float], seed: int
     ) -> tuple[float, float]:
         """The bootstrap interval of a function of the eigenvalues, over the records of `features` (n, d).
 
@@ -50,13 +51,13 @@ class Spectrum:
             [np.square((block - self.centre) @ self.directions) for block in _blocks(features)]
         )
 
-        def resampled(drawn: Drawn) -> float:
+        def resampled(drawn: Resample) -> float:
             times = np.bincount(drawn, minlength=rows)
             return statistic(np.sort(times @ along / rows)[::-1])
 
         return bootstrap(rows, resampled, seed)
 
 
-def _blocks(features: Features) -> Iterator[Floats]:
+def _blocks(features: Vectors) -> Iterator[Floats]:
     for start in range(0, len(features), ROWS):
         yield features[start : start + ROWS].astype(np.float64)

@@ -13,17 +13,18 @@ from __future__ import annotations
 import numpy as np
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Request, Score, bootstrap
+from selfsup.evaluation.base import Measurement, Score, bootstrap
 from selfsup.evaluation.features import open_pairs
-from selfsup.inference.geometry import Features, Floats, squared_distances
+from selfsup.inference.geometry import Floats, squared_distances
+from selfsup.inference.items import Vectors
 
 
-def sts(first: Features, second: Features, scores: Floats) -> float:
+def sts(first: Vectors, second: Vectors, scores: Floats) -> float:
     """Spearman's correlation in percent, of pairs of features (n, d) with scores (n,)."""
     return 100 * spearman(cosines(first, second), scores)
 
 
-def cosines(first: Features, second: Features) -> Floats:
+def cosines(first: Vectors, second: Vectors) -> Floats:
     """Cosine similarity of each pair, (n,)."""
     # As 1 − ½ ‖x − y‖², so that pairs of one and the same feature have exactly the same similarity, and tie.
     return 1 - squared_distances(first, second) / 2
@@ -43,22 +44,21 @@ def spearman(x: Floats, y: Floats) -> float:
     return pearson(rankdata(x), rankdata(y))
 
 
-def measure(request: Request) -> Score:
-    """Spearman's correlation of a request's data."""
-    pairs = open_pairs(request)
-    if np.ptp(pairs.scores) == 0:
+def measure(measurement: Measurement) -> Score:
+    first, second, scores, name = open_pairs(measurement)
+    if np.ptp(scores) == 0:
         raise UserError(
-            f"{pairs.name} holds no scores to be followed; give pairs of sentences with a column of scores."
+            f"{name} holds no scores to be followed; give pairs of sentences with a column of scores."
         )
-    cosine = cosines(pairs.first, pairs.second)
+    cosine = cosines(first, second)
     return Score(
-        value=100 * spearman(cosine, pairs.scores),
+        value=100 * spearman(cosine, scores),
         unit="% Spearman",
         n=len(cosine),
         interval=bootstrap(
-            len(cosine), lambda drawn: 100 * spearman(cosine[drawn], pairs.scores[drawn]), request.seed
+            len(cosine), lambda drawn: 100 * spearman(cosine[drawn], scores[drawn]), measurement.seed
         ),
         chance=0.0,
-        data=pairs.name,
-        details={"pearson": 100 * pearson(cosine, pairs.scores)},
+        data=name,
+        details={"pearson": 100 * pearson(cosine, scores)},
     )

@@ -18,19 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.evaluation.base import Request, Score, mean_interval
-from selfsup.evaluation.features import open_features
-from selfsup.inference.geometry import Features, Floats, normalised, similarities
+from selfsup.evaluation.base import Measurement, Score, mean_interval
+from selfsup.evaluation.features import open_vectors
+from selfsup.inference.geometry import Floats, normalised, similarities
+from selfsup.inference.items import Vectors
 
 SHARPNESS = 2.0  # t
 
 
-def uniformity(features: Features) -> float:
+def uniformity(features: Vectors) -> float:
     """Uniformity of two or more features (n, d)."""
     return math.log(kernel_means(features).mean())
 
 
-def kernel_means(features: Features) -> Floats:
+def kernel_means(features: Vectors) -> Floats:
     """The mean of each record's kernel exp(−2 ‖x − y‖²) with all others, (n,)."""
     points = normalised(features)
     means: list[Tensor] = []
@@ -61,15 +62,14 @@ def ideal(width: int) -> float:
     return float(np.log(hyp0f1(width / 2, concentration**2 / 4))) - concentration
 
 
-def measure(request: Request) -> Score:
-    """Uniformity of the features of a request's data."""
-    features, name = open_features(request)
+def measure(measurement: Measurement) -> Score:
+    features, name = open_vectors(measurement)
     means = kernel_means(features)
     return Score(
         value=math.log(means.mean()),
         unit="(lower is more even)",
         n=len(features),
-        interval=interval(means, request.seed),
+        interval=interval(means, measurement.seed),
         chance=0.0,
         data=name,
         details={"ideal": ideal(features.shape[1]), "width": features.shape[1]},

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Labels, Request, Score, mean_interval
-from selfsup.evaluation.features import embed, need_data, open_collection
+from selfsup.evaluation.base import Labels, Measurement, Score
 from selfsup.inference.geometry import normalised, similarities
 from selfsup.inference.pictures import Pictures
 from selfsup.inference.zero_shot import TEMPLATES, class_vectors
@@ -40,9 +39,8 @@ def balanced(answers: Labels, labels: Labels) -> float:
     return float(100 * (right[count > 0] / count[count > 0]).mean())
 
 
-def measure(request: Request) -> Score:
-    """Accuracy of the nearest class name on a request's data."""
-    collection = open_collection(request, need_data(request))
+def measure(measurement: Measurement) -> Score:
+    collection = measurement.open()
     if not isinstance(collection, Pictures):
         raise UserError(f"{collection.name} holds texts; give images with their classes.")
     found = list(collection.labelled())
@@ -50,18 +48,16 @@ def measure(request: Request) -> Score:
         raise UserError(f"None of the images of {collection.name} has a class; name the column with --label.")
     names = list(dict.fromkeys(collection.classes))
     numbers = {name: number for number, name in enumerate(names)}
-    templates = TEMPLATES if request.templates is None else request.templates
-    read, features = embed(request, [item for item, _ in found])
+    templates = TEMPLATES if measurement.templates is None else measurement.templates
+    read, features = measurement.embed([item for item, _ in found])
     labels = np.array([numbers[str(label)] for _, label in found], np.int64)[read]
-    texts = class_vectors(request.model, _spoken(names, collection.name), templates)
+    texts = class_vectors(measurement.model, _spoken(names, collection.name), templates)
     answers = torch.cat([block.argmax(1) for block in similarities(normalised(features), texts)]).numpy()
-    right = 100.0 * (answers == labels)
     majority = int(np.bincount(labels).argmax())
-    return Score(
-        value=float(right.mean()),
+    return Score.of_mean(
+        100.0 * (answers == labels),
+        measurement.seed,
         unit="% right",
-        n=len(right),
-        interval=mean_interval(right, request.seed),
         chance=100 / len(names),
         data=collection.name,
         details={

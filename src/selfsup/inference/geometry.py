@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Features = npt.NDArray[np.floating]
+from selfsup.inference.items import Vectors
+
 Floats = npt.NDArray[np.float64]
 
 CELLS = 1 << 24  # similarities in memory at once
 
 
-def normalised(features: Features) -> Tensor:
+def normalised(features: Vectors) -> Tensor:
     """Features (n, d) with length 1, fp32; a feature of zeros stays as it is."""
     return F.normalize(torch.from_numpy(np.ascontiguousarray(features, np.float32)))
 
@@ -27,6 +28,6 @@ def similarities(queries: Tensor, points: Tensor) -> Iterator[Tensor]:
         yield block @ points.T
 
 
-def squared_distances(first: Features, second: Features) -> Floats:
+def squared_distances(first: Vectors, second: Vectors) -> Floats:
     """‖x − y‖² of each pair of normalised features, (n,)."""
     return torch.square(normalised(first).double() - normalised(second).double()).sum(1).numpy()

@@ -23,7 +23,7 @@ from selfsup.data.tally import NAMED, Skipped
 from selfsup.errors import UserError
 from selfsup.report import Progress
 
-Vectors = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.floating]
 Label = str | int
 T = TypeVar("T")
 
@@ -111,6 +111,14 @@ class Collection(Counted, Protocol):
 
     def pairs(self, seed: int) -> ScoredPairs:
         """What belongs together; what has to be drawn for it is drawn by the seed."""
+
+
+def distinct_items(items: Iterable[Item]) -> dict[bytes, Item]:
+    """The first item of each content, by identity, in order."""
+    found: dict[bytes, Item] = {}
+    for item in items:
+        found.setdefault(item.identity, item)
+    return found
 
 
 def absolute(where: str, file: str) -> str:

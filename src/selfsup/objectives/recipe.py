@@ -196,7 +196,7 @@ class Recipe(ABC):
         return None, None
 
     def reading_options(self) -> dict[str, Any]:
-        """How other data than the run's own is read for protocols: arguments of `selfsup.evaluation.base.Request`."""
+        """How other data than the run's own is read for protocols: fields of `selfsup.evaluation.base.Measurement`."""
         return {}
 
     # -- the vectors of an encoder -------------------------------------------------------------------------
