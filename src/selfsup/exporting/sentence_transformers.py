@@ -25,10 +25,10 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
-from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.dinov3 import write_vision
 from selfsup.models.directories import find_model
 from selfsup.models.huggingface import write_card
+from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.models.parity import Difference, quiet_transformers
 from selfsup.models.sentence_transformers import (
     write_image_input,

@@ -17,12 +17,11 @@ from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
 from selfsup.models.adapters import AdaptedEncoder
-from selfsup.models.clip import IMAGE, TEXT
 from selfsup.models.decoder import Decoder
 from selfsup.models.directories import find_model, read_config, require_whole
 from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import TOWERS, described
+from selfsup.models.kinds import IMAGE, TEXT, TOWERS, described
 from selfsup.models.parity import (
     Difference,
     decoder_difference,

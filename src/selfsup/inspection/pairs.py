@@ -18,7 +18,7 @@ from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, 
 from selfsup.inspection.figures import networks
 from selfsup.inspection.images import HEIGHT, Look, Seen, first_of, opened
 from selfsup.inspection.pictures import FIRST, OTHER
-from selfsup.models.clip import IMAGE, TEXT
+from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.captions import drawn_captions
 from selfsup.objectives.clip import CLIP, VIEW, CLIPRecipe, chance

@@ -24,11 +24,9 @@ from selfsup.models.directories import inside, read_config, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, new_model, write_card
-from selfsup.models.kinds import TOWERS
+from selfsup.models.kinds import IMAGE, TEXT, TOWERS
 from selfsup.models.modernbert import save_encoder
 from selfsup.models.parity import encoder_difference, exactness, max_difference, spread_tokens
-
-IMAGE, TEXT = "image", "text"
 
 Loss = Literal["softmax", "sigmoid"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)

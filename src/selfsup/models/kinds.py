@@ -8,6 +8,7 @@ from selfsup.models.directories import read_config
 
 # What config.json calls the models whose arithmetic stands here.
 DECODER, ENCODER, VISION, TOWERS = "qwen3", "modernbert", "dinov3_vit", "selfsup-clip"
+IMAGE, TEXT = "image", "text"  # directories of the towers
 PREPROCESSOR = "preprocessor_config.json"  # how images are prepared
 HEADS_THAT_WRITE = ("ForCausalLM", "LMHeadModel")
 

@@ -19,11 +19,11 @@ from selfsup.data.tokenizer_training import train_tokenizer, vocabulary_size
 from selfsup.data.tokenizers import Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
-from selfsup.models.clip import TEXT
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
+from selfsup.models.kinds import TEXT
 from selfsup.models.modernbert import SavedEncoder, read_encoder
 from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.recipe import Effort

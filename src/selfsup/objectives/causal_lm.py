@@ -16,7 +16,7 @@ from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import HUB, GivenDecoder, HubDecoder, OwnDecoder, TextNetwork
+from selfsup.objectives.text_networks import OwnDecoder, decoder_network
 from selfsup.objectives.texts import TextRecipe
 from selfsup.seeding import generator
 
@@ -117,13 +117,7 @@ class CausalLMRecipe(TextRecipe):
     takes_modules = True
 
     def compose(self) -> None:
-        self.network: TextNetwork
-        if self.module is not None:
-            self.network = GivenDecoder(self.settings, self.module)
-        elif self.settings["model.preset"].startswith(HUB):
-            self.network = HubDecoder(self.settings)
-        else:
-            self.network = OwnDecoder(self.settings)
+        self.network = decoder_network(self.settings, self.module)
 
     def settle(self, effort: Effort) -> None:
         self.settle_network(effort)

@@ -30,9 +30,10 @@ from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.cards import card, data_name, measured
-from selfsup.models.clip import IMAGE, TEXT, Loss, Similarity
+from selfsup.models.clip import Loss, Similarity
 from selfsup.models.directories import find_model
 from selfsup.models.features import Features
+from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task

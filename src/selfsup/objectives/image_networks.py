@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfsup.config import Settings, nearest
 from selfsup.errors import UserError
 from selfsup.models.backbones import TIMM, AdaptedBackbone, AnyBackbone, adapt, open_timm
-from selfsup.models.clip import IMAGE
 from selfsup.models.counting import sketched
 from selfsup.models.dinov3 import SavedVision, read_vision
+from selfsup.models.kinds import IMAGE
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.recipe import Effort

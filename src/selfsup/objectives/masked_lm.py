@@ -24,12 +24,13 @@ from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.models.packing import embed
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, HUB, HubEncoder, OwnEncoder
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder, encoder_network
 from selfsup.objectives.texts import TextRecipe
 from selfsup.seeding import generator, uniform
 
 if TYPE_CHECKING:
     from selfsup.inference.encoder import EncoderModel
+    from selfsup.objectives.hub_networks import HubEncoder
 
 SHOWN_AS_MASK, SHOWN_AS_RANDOM = 0.8, 0.1  # of the hidden tokens; the others are shown as they are
 SAMPLE_TOKENS = 80
@@ -208,10 +209,7 @@ class MaskedLMRecipe(TextRecipe):
     network: OwnEncoder | HubEncoder
 
     def compose(self) -> None:
-        if self.settings["model.preset"].startswith(HUB):
-            self.network = HubEncoder(self.settings, "AutoModelForMaskedLM", dropout=0.0)
-        else:
-            self.network = OwnEncoder(self.settings, dropout=0.0, keeps_head=True)
+        self.network = encoder_network(self.settings, "AutoModelForMaskedLM", dropout=0.0, keeps_head=True)
         self.options = self.settings.section("masked_lm", MaskedLMSettings)
 
     def settle(self, effort: Effort) -> None:

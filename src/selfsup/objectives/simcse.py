@@ -27,7 +27,7 @@ from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import dropout_off, small_batch
 from selfsup.objectives.losses import info_nce
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, HUB, HubEncoder, OwnEncoder
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder, encoder_network
 from selfsup.objectives.texts import TextRecipe
 from selfsup.seeding import generator, uniform
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from selfsup.data.sentences import Sentences
     from selfsup.data.sources import TextCollection
     from selfsup.inference.encoder import EncoderModel
+    from selfsup.objectives.hub_networks import HubEncoder
 
 BATCH = 128
 DROPOUT = 0.1
@@ -152,10 +153,7 @@ class SimCSERecipe(TextRecipe):
     train: Sentences
 
     def compose(self) -> None:
-        if self.settings["model.preset"].startswith(HUB):
-            self.network = HubEncoder(self.settings, "AutoModel", DROPOUT)
-        else:
-            self.network = OwnEncoder(self.settings, DROPOUT)
+        self.network = encoder_network(self.settings, "AutoModel", DROPOUT)
         self.options = self.settings.section("simcse", SimCSESettings)
 
     @classmethod
@@ -169,10 +167,10 @@ class SimCSERecipe(TextRecipe):
         return open_sentences(source, **how)
 
     def settle(self, effort: Effort) -> None:
-        settings, hub = self.settings, isinstance(self.network, HubEncoder)
+        settings, own = self.settings, isinstance(self.network, OwnEncoder)
         self.settle_network(effort)
         settings.settle("data.window", min(SENTENCE, self.network.longest), "recipe")
-        settings.settle("simcse.deletion", HUB_DELETION if hub else DELETION, "recipe")
+        settings.settle("simcse.deletion", DELETION if own else HUB_DELETION, "recipe")
         self.cut()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
         self.settle_evaluation_batch()
