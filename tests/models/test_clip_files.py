@@ -19,7 +19,7 @@ from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.vision import ImageModel
 from selfsup.models import clip
-from selfsup.models.clip import Similarity, read_clip, save_clip
+from selfsup.models.clip import SharedSpace, Similarity, read_clip, save_clip
 from selfsup.models.features import Features
 
 
@@ -30,7 +30,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_saved_comes_back(directory: Path) -> None:
     saved = read_clip(directory)
-    assert (saved.similarity, saved.dimension) == (SIGMOID, DIMENSION)
+    assert saved == SharedSpace("sigmoid", 10.0, -2.0, DIMENSION)
+    assert (saved.loss, saved.scale, saved.bias) == (SIGMOID.loss, SIGMOID.scale, SIGMOID.bias)
     assert json.loads((directory / "config.json").read_text()) == {
         "model_type": "selfsup-clip", "loss": "sigmoid", "scale": 10.0, "bias": -2.0, "dimension": DIMENSION,
     }  # fmt: skip
@@ -118,9 +119,11 @@ def changed(**values: object) -> Callable[[Path], None]:
         (lambda directory: (directory / "image" / "model.safetensors").unlink(), r"model\.safetensors is missing"),
         (lambda directory: (directory / "text" / "features.safetensors").unlink(), r"features\.safetensors is miss"),
         (lambda directory: projection(9, 0).write(directory / "image"), "maps 9 numbers and the network gives 16"),
-        (changed(loss="hinge"), "has loss 'hinge'"),
-        (changed(scale=float("inf")), "scale inf"),
-        (changed(scale=None), r"config\.json is broken \(KeyError\('scale'\)\)"),
+        (changed(loss="hinge"), r"config\.json is broken \(the loss is 'hinge'"),
+        (changed(scale=float("inf")), r"config\.json is broken \(scale is inf\)"),
+        (changed(bias=float("nan")), r"config\.json is broken \(bias is nan\)"),
+        (changed(dimension=0), r"config\.json is broken \(dimension is 0\)"),
+        (changed(scale=None), r"config\.json lacks 'scale'"),
         (changed(bias=[]), r"config\.json is broken"),
         (changed(dimension=7), "shares a space of 7 dimensions, and an image encoder in it gives 12"),
         (lambda directory: (directory / "config.json").write_text("{"), r"config\.json cannot be read"),

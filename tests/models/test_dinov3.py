@@ -19,7 +19,7 @@ from selfsup.errors import UserError
 from selfsup.models.dinov3 import read_vision, save_vision
 from selfsup.models.features import Features
 from selfsup.models.parity import exactness
-from selfsup.models.parity import vision_difference as parity
+from selfsup.models.parity import network_difference as parity
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
 CONFIG = VisionConfig(

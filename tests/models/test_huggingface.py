@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from selfsup.errors import UserError
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.parity import decoder_difference as parity
+from selfsup.models.parity import network_difference as parity
 from selfsup.models.qwen3 import load_decoder, save_model
 
 UNTIED = DecoderConfig(

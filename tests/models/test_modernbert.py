@@ -23,7 +23,7 @@ from selfsup.inference.opening import load
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.modernbert import read_encoder, save_encoder
-from selfsup.models.parity import encoder_difference as parity
+from selfsup.models.parity import network_difference as parity
 from selfsup.models.sentence_transformers import read_features
 
 TEXT = ["The old man sat by the sea and smoked his pipe, while seven dogs slept under an old tree."] * 9

@@ -16,21 +16,10 @@ from selfsup.inference.generate import LanguageModel
 from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
-from selfsup.models.adapters import AdaptedEncoder
-from selfsup.models.decoder import Decoder
 from selfsup.models.directories import find_model, read_config, require_whole
-from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.huggingface import CARD
 from selfsup.models.kinds import IMAGE, TEXT, TOWERS, described
-from selfsup.models.parity import (
-    Difference,
-    decoder_difference,
-    encoder_difference,
-    exactness,
-    spread_tokens,
-    vision_difference,
-)
-from selfsup.models.vision import VisionTransformer
+from selfsup.models.parity import Difference, NativeNetwork, exactness, network_difference
 
 
 def write(source: Path, directory: Path) -> Exported:
@@ -76,19 +65,13 @@ def _difference(directory: Path) -> tuple[Difference | None, str]:
     says of it."""
     model = open_model(directory)
     if isinstance(model, LanguageModel | EncoderModel):
-        found = compare(directory, model, _difference_of_tokens(directory, model))
+        network = model.decoder if isinstance(model, LanguageModel) else model.masked or model.encoder
+        found = compare(directory, model, _difference_of(directory, network))
         return None if found is None else found.plain, fact(found)
-    network = model.backbone if isinstance(model, ImageModel) else None
-    difference = vision_difference(directory, network) if isinstance(network, VisionTransformer) else None
+    difference = _difference_of(directory, model.backbone) if isinstance(model, ImageModel) else None
     return difference, exactness(difference)
 
 
-def _difference_of_tokens(directory: Path, model: LanguageModel | EncoderModel) -> Difference | None:
-    """Of a model here; of a network of transformers there is but one."""
-    if isinstance(model, LanguageModel):
-        decoder = model.decoder
-        tokens = spread_tokens(decoder.config.vocabulary, decoder.config.window)
-        return decoder_difference(directory, decoder, tokens) if isinstance(decoder, Decoder) else None
-    network = model.masked if isinstance(model.masked, MaskedLanguageModel) else model.encoder
-    tokens = spread_tokens(model.encoder.config.vocabulary, model.window)
-    return None if isinstance(network, AdaptedEncoder) else encoder_difference(directory, network, tokens)
+def _difference_of(directory: Path, network: object) -> Difference | None:
+    """Of a network whose arithmetic stands here; of one of another library there is but one."""
+    return network_difference(directory, network) if isinstance(network, NativeNetwork) else None

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from selfsup.data.images.sources import holds_images
-from selfsup.errors import UserError
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.items import Vectors, shifted, silent
@@ -19,6 +18,8 @@ from selfsup.inference.pictures import Picture, Pictures
 from selfsup.inference.texts import Text, Texts
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import Similarity, read_clip
+from selfsup.models.directories import damaged
+from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.report import Progress
 
 
@@ -37,15 +38,15 @@ class PairModel(EmbeddingModel):
     @classmethod
     def _open(cls, directory: Path) -> Self:
         """From a directory of `selfsup.models.clip.save_clip`."""
-        saved = read_clip(directory)
-        image, text = ImageModel.load(saved.image), EncoderModel.load(saved.text)
+        space = read_clip(directory)
+        image, text = ImageModel.load(directory / IMAGE), EncoderModel.load(directory / TEXT)
         for tower in (image, text):
-            if tower.dimension != saved.dimension:
-                raise UserError(
-                    f"{directory} shares a space of {saved.dimension} dimensions, and {tower.kind} in it gives "
-                    f"{tower.dimension}; get a whole copy of the model"
+            if tower.dimension != space.dimension:
+                raise damaged(
+                    f"{directory} shares a space of {space.dimension} dimensions, and {tower.kind} in it gives "
+                    f"{tower.dimension}"
                 )
-        return cls(image, text, saved.similarity)
+        return cls(image, text, space)
 
     @property
     def dimension(self) -> int:

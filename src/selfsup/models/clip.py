@@ -8,7 +8,6 @@ DIR/README.md     the model card
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,20 +15,19 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from selfsup.errors import UserError
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card
-from selfsup.models.directories import inside, read_config, write_json
+from selfsup.models.directories import CONFIG, damaged, inside, write_json
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, new_model, write_card
 from selfsup.models.kinds import IMAGE, TEXT, TOWERS
+from selfsup.models.layouts import Layout, at
 from selfsup.models.modernbert import save_encoder
-from selfsup.models.parity import encoder_difference, exactness, max_difference, spread_tokens
+from selfsup.models.parity import exactness, max_difference, network_difference
 
 Loss = Literal["softmax", "sigmoid"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,13 @@ class Similarity:
     2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2.)
     """
 
-    loss: Loss
+    loss: str  # a `Loss`
     scale: float
     bias: float
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"the loss is {self.loss!r}, not {' or '.join(get_args(Loss))}")
 
     def probabilities(self, cosines: Tensor) -> Tensor:
         """Of texts, for cosines (images, texts): that it is this one of all (softmax), or whether it is (sigmoid)."""
@@ -51,24 +53,23 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class SavedClip:
-    """What a directory of `save_clip` holds beside its towers.
+class SharedSpace(Similarity):
+    """The same, and the numbers in the vectors of both towers."""
 
-    Attributes:
-        dimension: numbers in the vectors of both.
-    """
-
-    directory: Path
-    similarity: Similarity
     dimension: int
 
-    @property
-    def image(self) -> Path:
-        return self.directory / IMAGE
 
-    @property
-    def text(self) -> Path:
-        return self.directory / TEXT
+LAYOUT = Layout(
+    SharedSpace,
+    name="runs of an image-text model",
+    model_type=TOWERS,
+    places={
+        "loss": at("loss"),
+        "scale": at("scale", least=-1e30),
+        "bias": at("bias", least=-1e30),
+        "dimension": at("dimension"),
+    },
+)
 
 
 def save_clip(
@@ -105,9 +106,8 @@ def save_clip(
             ),
             TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
         }
-        write_json(
-            temporary / "config.json", {"model_type": TOWERS, **asdict(similarity), "dimension": dimension}
-        )
+        space = SharedSpace(**asdict(similarity), dimension=dimension)
+        write_json(temporary / CONFIG, LAYOUT.write(space))
         write_card(temporary, card(found))
     return found
 
@@ -122,35 +122,19 @@ def _save_text(
             write_card(temporary, _tower_card(TEXT, "as transformers writes it"))
         return None
     save_encoder(directory, text, tokenizer, features, "")
-    tokens = spread_tokens(text.config.vocabulary, text.config.window)
-    difference = encoder_difference(directory, text, tokens.to(next(text.parameters()).device))
+    difference = network_difference(directory, text)
     write_card(directory, _tower_card(TEXT, f"ModernBERT's; {exactness(difference)}"))
     return max_difference(difference)
 
 
-def read_clip(directory: Path) -> SavedClip:
+def read_clip(directory: Path) -> SharedSpace:
     """What a directory of `save_clip` says of its towers, which are not opened. Raises UserError where it holds
     something else, is incomplete or damaged."""
-    path = directory / "config.json"
-    saved = read_config(directory)
-    if saved.get("model_type") != TOWERS:
-        raise UserError(
-            f"{directory} holds a model of type {saved.get('model_type')!r}; give the run of an image-text model"
-        )
+    space = LAYOUT.open(directory)
     for tower in (IMAGE, TEXT):
-        if not (inside(directory, tower) / "config.json").is_file():
-            raise UserError(f"{directory} lacks its {tower} tower; get a whole copy of the model")
-    try:
-        similarity = Similarity(saved["loss"], float(saved["scale"]), float(saved["bias"]))
-        dimension = int(saved["dimension"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is broken ({error!r}); get a whole copy of the model") from None
-    if similarity.loss not in LOSSES or not math.isfinite(similarity.scale + similarity.bias):
-        raise UserError(
-            f"{path} has loss {similarity.loss!r}, scale {similarity.scale} and bias {similarity.bias}, where the loss "
-            f"is {' or '.join(LOSSES)} and the others are numbers; get a whole copy of the model"
-        )
-    return SavedClip(directory, similarity, dimension)
+        if not (inside(directory, tower) / CONFIG).is_file():
+            raise damaged(f"{directory} lacks its {tower} tower")
+    return space
 
 
 def _tower_card(tower: str, layout: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from selfsup.models.directories import CONFIG, MOST_SIDE, read_config, read_json, read_weights, write_json
+from selfsup.models.directories import MOST_SIDE, read_json, read_weights, write_json
 from selfsup.models.features import FEATURES, Features
-from selfsup.models.huggingface import built, new_model, write_card, write_network
+from selfsup.models.huggingface import built, new_model, write_card
 from selfsup.models.kinds import PREPROCESSOR, VISION
-from selfsup.models.layouts import Layout, at
-from selfsup.models.parity import exactness, max_difference, vision_difference
+from selfsup.models.layouts import FP32, Layout, at
+from selfsup.models.parity import exactness, max_difference, network_difference
 from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
 from selfsup.views import MEAN, STD
@@ -52,8 +52,7 @@ LAYOUT = Layout(
         "attention_dropout": 0.0,
         "drop_path_rate": 0.0,
         "initializer_range": 0.02,
-        "dtype": "float32",
-        "torch_dtype": "float32",  # what transformers 4 calls it
+        **FP32,
     },
 )
 
@@ -100,28 +99,26 @@ class SavedVision:
 def save_vision(
     directory: Path, model: VisionTransformer, features: Features, card: Callable[[str], str]
 ) -> float | None:
-    """Write a directory that `AutoModel` and `AutoImageProcessor` open with the same numbers, checked.
+    """Write a directory that `AutoModel` and `AutoImageProcessor` open with the same numbers, wholly or not at all;
+    weights are fp32. Raises UserError where it exists already.
 
     Args:
         card: the model card, README.md, for a statement of how exact the layout is.
 
     Returns:
-        max |Δ| against stock transformers: see `vision_difference`.
-
-    Weights are fp32. The directory appears wholly or not at all. Raises UserError where it exists already.
+        max |Δ| against stock transformers: see `network_difference`.
     """
     with new_model(directory) as temporary:
         write_vision(temporary, model)
         features.write(temporary)
-        difference = vision_difference(temporary, model)
+        difference = network_difference(temporary, model)
         write_card(temporary, card(exactness(difference)))
     return max_difference(difference)
 
 
 def write_vision(directory: Path, model: VisionTransformer) -> None:
     """Write what `AutoModel` and `AutoImageProcessor` open, and nothing else, into a directory that exists."""
-    config = {"architectures": ["DINOv3ViTModel"], **LAYOUT.write(model.config)}
-    write_network(directory, config, model.state_dict())
+    LAYOUT.save(directory, model.config, model, "DINOv3ViTModel")
     write_json(directory / PREPROCESSOR, preprocessor(model.config.size))
 
 
@@ -131,12 +128,9 @@ def preprocessor(size: int) -> dict[str, Any]:
 
 
 def read_vision(directory: Path) -> SavedVision:
-    """What a directory of `save_vision` holds, or any plain DINOv3 ViT of transformers.
-
-    Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
-    this one with different arithmetic, or is incomplete or broken.
-    """
-    config = LAYOUT.read(read_config(directory), directory / CONFIG)
+    """What a directory of `save_vision` holds, or any plain DINOv3 ViT of transformers. Raises UserError where it holds
+    another architecture or a variant of this one with different arithmetic, or is broken."""
+    config = LAYOUT.open(directory)
     if (path := directory / PREPROCESSOR).exists():  # images are normalised in one way here
         PREPROCESSING.require(read_json(path), path)
     features = read_features(directory) if (directory / FEATURES).exists() else Features("cls")

@@ -25,43 +25,21 @@ from selfsup.run_files import RUN_CONFIG, RUN_MODEL
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # Files that name code of their own (`auto_map`).
 NAMING = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-OPENED = (
-    ".json",
-    ".safetensors",
-    ".txt",
-    ".model",
-    ".jinja",
-)  # endings of what is read here or by transformers
+# Endings of what is read here or by transformers.
+OPENED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-TIMM = (
-    "architecture",
-    "backbone",
-    "use_timm_backbone",
-)  # keys of a part of a network that timm is to build, or fetch
+# Keys of a part of a network that timm is to build, or fetch.
+TIMM = ("architecture", "backbone", "use_timm_backbone")
 MOST_JSON = 32 << 20  # bytes of a file
 MOST = 1 << 24  # of any size, such as tokens, positions and widths
 MOST_SIDE = 1 << 13  # pixels of the images that a network is made for
 MOST_LABELS = 1 << 16
-COUNTED = (
-    "layer",
-    "layers",
-    "blocks",
-    "depth",
-    "depths",
-    "experts",
-)  # how names of what a network has many of end
+# How names of what a network has many of end.
+COUNTED = ("layer", "layers", "blocks", "depth", "depths", "experts")
 # What weights may be of; other kinds are quantised.
-KINDS = {
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.bool,
-}
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+KINDS = FLOATS | {torch.int32, torch.int64, torch.uint8, torch.bool}
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +81,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     config, names = read_json(directory / CONFIG), "architectures"
     if not isinstance(config.get("model_type"), str | None):
         raise broken(directory / CONFIG, "model_type", config["model_type"])
-    listed = [] if config.get(names) is None else config[names]
-    if not (isinstance(listed, list) and all(isinstance(name, str) for name in listed)):
+    said = [] if config.get(names) is None else config[names]
+    if not (isinstance(said, list) and all(isinstance(name, str) for name in said)):
         raise broken(directory / CONFIG, names, config[names])
     for part in _objects(config):
         _refuse_elsewhere(part, directory / CONFIG)
@@ -117,9 +95,7 @@ def own_code(directory: Path) -> str:
     """The Python code that the files of a directory name, with commas; empty where they name none."""
     maps = (read_json(directory / name).get("auto_map") for name in NAMING if (directory / name).exists())
     entries = [entry for named in maps if isinstance(named, dict) for entry in named.values()]
-    places = [
-        place for entry in entries for place in (entry if isinstance(entry, list) else [entry]) if place
-    ]
+    places = [place for entry in entries for place in listed(entry) if place]
     return ", ".join(dict.fromkeys(map(str, places)))
 
 
@@ -207,9 +183,19 @@ def number(value: Any, least: float = -1e30) -> bool:
     return type(value) in (int, float) and least <= value <= 1e30
 
 
+def damaged(what: str) -> UserError:
+    """What is said where something of a model is missing, unreadable, or does not fit the rest."""
+    return UserError(f"{what}; get a whole copy of the model.")
+
+
 def broken(path: Path, key: str, value: Any) -> UserError:
     """What is said of a value that no model has."""
-    return UserError(f"{path} is broken ({key} is {shown(value)}); get a whole copy of the model")
+    return damaged(f"{path} is broken ({key} is {shown(value)})")
+
+
+def listed(value: Any) -> list[Any]:
+    """One value or several, as a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def shown(value: Any) -> str:
@@ -225,8 +211,7 @@ def refuse_absurd(config: Mapping[str, Any], weights: Mapping[str, Tensor], path
         for key, value in part.items():
             most = MOST_LABELS if key in ("num_labels", "num_classes") else MOST
             most = max(len(weights), 1) if key.split("_")[-1] in COUNTED else most
-            sizes = value if isinstance(value, list) else [value]
-            if "theta" not in key and any(type(size) is int and abs(size) > most for size in sizes):
+            if "theta" not in key and any(type(size) is int and abs(size) > most for size in listed(value)):
                 raise broken(path, key, value)
 
 
@@ -248,7 +233,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise UserError(f"{index} names no file for each weight (weight_map); get a whole copy of the model")
+        raise damaged(f"{index} names no file for each weight (weight_map)")
     return [inside(directory, name) for name in sorted(set(named.values()))]
 
 
@@ -262,18 +247,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with opened(path):  # a plain file
             weights: dict[str, Tensor] = load_file(path)
     except Exception as error:  # of kinds that the library does not state
-        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+        raise damaged(f"{path} cannot be read ({error})") from None
     for name, tensor in weights.items():
         if tensor.dtype not in KINDS:
             raise UserError(f"{path} holds {name} as {tensor.dtype}; get the model's unquantised release")
-        if (
-            tensor.is_floating_point()
-            and tensor.numel()
-            and not torch.stack(tensor.aminmax()).isfinite().all()
-        ):
-            raise UserError(
-                f"{path} holds numbers that are none in {name} (NaN or infinite); get another copy of it"
-            )
+        filled = tensor.is_floating_point() and tensor.numel()
+        if filled and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise damaged(f"{path} holds numbers that are none in {name} (NaN or infinite)")
     return weights
 
 
@@ -281,7 +261,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object."""
     content = _parse(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; get a whole copy of it")
+        raise damaged(f"{path} is not a JSON object")
     return content
 
 
@@ -289,7 +269,7 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
     """A file that holds a list of JSON objects."""
     content = _parse(path)
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise UserError(f"{path} is not a list of JSON objects; get a whole copy of it")
+        raise damaged(f"{path} is not a list of JSON objects")
     return content
 
 
@@ -299,7 +279,7 @@ def _parse(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; name a directory in Hugging Face's layout") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get a whole copy of it") from None
+        raise damaged(f"{path} cannot be read ({error})") from None
 
 
 def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
-from selfsup.models.directories import CONFIG, WEIGHTS, write_json
+from selfsup.models.directories import CONFIG, WEIGHTS, damaged, write_json
 
 CARD = "README.md"
 
@@ -69,39 +69,31 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def built(kind: Callable[[C], M], config: C, weights: dict[str, Tensor], directory: Path) -> M:
-    """A module of a config with the weights of a directory, in fp32.
-
-    Raises:
-        UserError: they do not fit together; no memory is taken before that is known.
-    """
+    """A module of a config with the weights of a directory, in fp32. Raises UserError where they do not fit together;
+    no memory is taken before that is known."""
     if config.layers > len(weights):
-        raise UserError(
-            f"{directory} does not fit its config.json: {config.layers:,} layers are asked for, and there are "
-            f"{len(weights):,} tensors; get a whole copy of the model"
-        )
+        asked = f"{config.layers:,} layers are asked for, and there are {len(weights):,} tensors"
+        raise damaged(f"{directory} does not fit its config.json: {asked}")
     try:
         with torch.device("meta"):
             module = kind(config)
     except RuntimeError as error:  # sizes whose product no memory can hold
-        raise UserError(
-            f"{directory} has absurd sizes in its config.json ({error}); get a whole copy of it"
-        ) from None
+        raise damaged(f"{directory} has absurd sizes in its config.json ({error})") from None
     require_fit(module, weights, directory)
     module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return module
 
 
-def require_fit(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
+def require_fit(module: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
     """Raise a UserError where weights are not exactly what a module has, by name and shape."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    for name in sorted(expected.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else None
-        if found != expected.get(name):
-            raise UserError(
-                f"{directory} does not fit its config.json: {name} should be {_shape(expected.get(name))} "
-                f"and is {_shape(found)}; get a whole copy of the model"
+    expected, found = _shapes(module.state_dict()), _shapes(weights)
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, there = expected.get(name, "absent"), found.get(name, "absent")
+        if wanted != there:
+            raise damaged(
+                f"{directory} does not fit its config.json: {name} should be {wanted} and is {there}"
             )
 
 
-def _shape(shape: torch.Size | None) -> str:
-    return "absent" if shape is None else "×".join(map(str, shape))
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: "×".join(map(str, tensor.shape)) for name, tensor in weights.items()}

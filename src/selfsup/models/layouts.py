@@ -12,13 +12,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from torch import nn
+
 from selfsup.errors import UserError
-from selfsup.models.directories import MOST, broken, shown, whole
+from selfsup.models.directories import CONFIG, MOST, broken, damaged, number, read_config, shown, whole
+from selfsup.models.huggingface import write_network
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ABSENT: Any = object()
+FP32 = {"dtype": "float32", "torch_dtype": "float32"}  # the latter is what transformers 4 calls it
 
 C = TypeVar("C", bound="DataclassInstance")
 T = TypeVar("T")
@@ -60,6 +64,7 @@ class Layout(Generic[C]):
         refused: keys of other versions, which are only read, with the one value that they may have.
         derived: the same as `fixed`, of what follows from the configuration.
         written: keys that are written, and not looked at.
+        names: how parameters are called there, by what they are called here where that differs: see `renamed`.
     """
 
     kind: Callable[..., C]
@@ -70,6 +75,16 @@ class Layout(Generic[C]):
     refused: Mapping[str, Any] = field(default_factory=dict)
     derived: Mapping[str, Callable[[C], Any]] = field(default_factory=dict)
     written: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, directory: Path, config: C, network: nn.Module, architecture: str, **more: Any) -> None:
+        """Write config.json, with what else it is to say, and the weights in fp32 into a directory that exists."""
+        content = {"architectures": [architecture], **self.write(config), **more}
+        write_network(directory, content, renamed(network.state_dict(), self.names))
+
+    def open(self, directory: Path) -> C:
+        """As `read`, of the config.json of a model directory."""
+        return self.read(read_config(directory), directory / CONFIG)
 
     def write(self, config: C) -> dict[str, Any]:
         """What the file says of a configuration."""
@@ -95,7 +110,7 @@ class Layout(Generic[C]):
         try:
             config = self.kind(**values)
         except (ValueError, ZeroDivisionError) as error:
-            raise UserError(f"{path} is broken ({error}); get a whole copy of the model") from None
+            raise damaged(f"{path} is broken ({error})") from None
         for key, follows in self.derived.items():
             self._require(key, follows(config), saved, path)
         return config
@@ -121,7 +136,7 @@ def _value(place: Place, kind: str, saved: Mapping[str, Any], path: Path) -> Any
     nowhere = (place.keys[0], place.default)
     key, value = next(((key, value) for key, value in found if value is not ABSENT), nowhere)
     if value is ABSENT:
-        raise UserError(f"{path} lacks '{key}'; get a whole copy of the model")
+        raise damaged(f"{path} lacks '{key}'")
     if not _fits(value, kind, place):
         raise broken(path, key, value)
     return float(value) if kind == "float" else value
@@ -131,9 +146,7 @@ def _fits(value: Any, kind: str, place: Place) -> bool:
     if kind == "int":
         return whole(value, 1 if place.least is None else place.least, place.most)
     if kind == "float":
-        return (
-            type(value) in (int, float) and (1e-30 if place.least is None else place.least) <= value <= 1e30
-        )
+        return number(value, 1e-30 if place.least is None else place.least)
     return type(value).__name__ == kind
 
 

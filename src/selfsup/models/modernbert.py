@@ -9,14 +9,13 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.models import kinds
-from selfsup.models.directories import CONFIG, read_config, read_weights
+from selfsup.models.directories import read_weights
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
-from selfsup.models.huggingface import Tokenizer, built, new_model, write_card, write_network
-from selfsup.models.layouts import Layout, at, renamed
+from selfsup.models.huggingface import Tokenizer, built, new_model, write_card
+from selfsup.models.layouts import FP32, Layout, at, renamed
 from selfsup.models.sentence_transformers import read_features, text_window
 
-NAMES = {"bias": "decoder.bias"}  # of parameters, ours and theirs
 PREFIX = "model."  # of the encoder's names where a head stands beside it
 ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
 KINDS = ("full_attention", "sliding_attention")  # of layers
@@ -57,12 +56,8 @@ LAYOUT = Layout(
         **{f"rope_scaling.{key}": "default" for key in ("rope_type", "type")},
     },
     derived={"layer_types": lambda config: [config.kind(layer) for layer in range(config.layers)]},
-    written={
-        "classifier_pooling": "mean",
-        "initializer_range": 0.02,
-        "dtype": "float32",
-        "torch_dtype": "float32",  # what transformers 4 calls it
-    },
+    written={"classifier_pooling": "mean", "initializer_range": 0.02, **FP32},
+    names={"bias": "decoder.bias"},
 )
 
 
@@ -98,11 +93,8 @@ def save_encoder(
     features: Features,
     card: str,
 ) -> None:
-    """Write a directory that `AutoModel` (and, with a head, `AutoModelForMaskedLM`) and `AutoTokenizer` open.
-
-    Weights are fp32; `card` becomes README.md. The directory appears wholly or not at all. Raises UserError where it
-    exists already.
-    """
+    """Write a directory that `AutoModel` (and, with a head, `AutoModelForMaskedLM`) and `AutoTokenizer` open, wholly or
+    not at all; weights are fp32, `card` becomes README.md. Raises UserError where it exists already."""
     with new_model(directory) as temporary:
         write_encoder(temporary, model, tokenizer)
         features.write(temporary)
@@ -114,19 +106,15 @@ def write_encoder(directory: Path, model: TextEncoder | MaskedLanguageModel, tok
     fills = isinstance(model, MaskedLanguageModel)
     ids = dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.start)
     ids |= dict.fromkeys(("eos_token_id", "sep_token_id"), tokenizer.end)
-    named = {"architectures": ["ModernBertForMaskedLM" if fills else "ModernBertModel"]}
-    config = {**named, **LAYOUT.write(model.config), **ids, "pad_token_id": tokenizer.pad}
-    write_network(directory, config, renamed(model.state_dict(), NAMES))
+    architecture = "ModernBertForMaskedLM" if fills else "ModernBertModel"
+    LAYOUT.save(directory, model.config, model, architecture, **ids, pad_token_id=tokenizer.pad)
     tokenizer.save(directory, model.config.window, fills)
 
 
 def read_encoder(directory: Path) -> SavedEncoder:
-    """What a directory of `save_encoder` holds, or any ModernBERT of transformers or sentence-transformers.
-
-    Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a variant of
-    this one with different arithmetic, or is incomplete or broken.
-    """
-    config = LAYOUT.read(read_config(directory), directory / CONFIG)
+    """What a directory of `save_encoder` holds, or any ModernBERT of transformers or sentence-transformers. Raises
+    UserError where it holds another architecture or a variant of this one with different arithmetic, or is broken."""
+    config = LAYOUT.open(directory)
     config = replace(config, window=text_window(directory, config.window))
     weights = read_weights(directory)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
@@ -135,5 +123,5 @@ def read_encoder(directory: Path) -> SavedEncoder:
     head = {n: w for n, w in weights.items() if n.startswith(HEAD) and not classifies}
     if config.tied:
         head.pop("decoder.weight", None)  # some writers store the shared matrix twice
-    head = renamed(head, {theirs: ours for ours, theirs in NAMES.items()})
+    head = renamed(head, {theirs: ours for ours, theirs in LAYOUT.names.items()})
     return SavedEncoder(directory, config, encoder, head, read_features(directory))

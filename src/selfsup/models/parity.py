@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ from selfsup.models.decoder import Decoder
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.vision import CHANNELS, VisionTransformer
 
+NativeNetwork = Decoder | TextEncoder | MaskedLanguageModel | VisionTransformer
+# What opens a network in transformers, where it has a head.
+AUTO_CLASSES = {Decoder: "AutoModelForCausalLM", MaskedLanguageModel: "AutoModelForMaskedLM"}
 POSITIONS = 64  # that logits are compared at
 # Of the length of a vector: what the order of additions may move it by. fp32 has 6e-8, networks and whitening multiply
 # it to 1e-5 at most; a difference in what is computed is 1e-2 and more.
@@ -71,12 +74,6 @@ def max_difference(difference: Difference | None) -> float | None:
     return None if difference is None else difference.most
 
 
-def spread_tokens(vocabulary: int, window: int) -> Tensor:
-    """Tokens from all over a vocabulary, (1, 64) or as many as a window holds, to compare models on."""
-    count = min(POSITIONS, window)
-    return torch.arange(count)[None] * vocabulary // count
-
-
 def noise(*shape: int) -> Tensor:
     """Images (B, 3, H, W) of noise, always the same, to compare models on."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -99,28 +96,6 @@ def import_transformers() -> None:
     """Do what takes seconds of the first comparison, where transformers is installed."""
     with suppress(ImportError):
         import transformers.modeling_utils  # noqa: F401
-
-
-@torch.inference_mode()
-def compared(
-    kind: str,
-    directory: Path,
-    ours: Callable[[Tensor], Tensor],
-    theirs: Callable[[Any, Tensor], Tensor],
-    inputs: Iterable[Tensor],
-) -> Difference | None:
-    """What stock `transformers` makes of inputs with a directory, against what is made of them here.
-
-    Args:
-        kind: the auto class that opens the directory.
-        ours: an input to vectors; theirs: the network and an input to the same ones.
-
-    None where transformers is not installed, or where nothing is to be compared.
-    """
-    network = open_with_transformers(kind, directory)
-    if network is None:
-        return None
-    return Difference.largest(Difference.between(theirs(network, x), ours(x).float().cpu()) for x in inputs)
 
 
 def open_with_transformers(kind: str, directory: Path) -> Any:
@@ -154,62 +129,49 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# -- networks of ours ----------------------------------------------------------------------------------------
+# -- networks whose arithmetic stands here -------------------------------------------------------------------
 
 
-def decoder_difference(directory: Path, decoder: Decoder, tokens: Tensor) -> Difference | None:
-    """How far the logits of stock `transformers` on a directory are from those of `decoder`, for tokens (B, T).
-
-    Of the last 64 positions, which depend on all, so that a large vocabulary takes no memory to speak of. None where
-    transformers is not installed.
-    """
-
-    def ours(tokens: Tensor) -> Tensor:
-        return F.linear(decoder(tokens)[:, -POSITIONS:], decoder.output_weight)
-
-    def theirs(network: Any, tokens: Tensor) -> Tensor:
-        logits: Tensor = network(tokens.cpu(), logits_to_keep=POSITIONS).logits
-        return logits
-
-    return compared("AutoModelForCausalLM", directory, ours, theirs, [tokens])
-
-
-def encoder_difference(
-    directory: Path, model: TextEncoder | MaskedLanguageModel, tokens: Tensor
+@torch.inference_mode()
+def network_difference(
+    directory: Path, model: NativeNetwork, tokens: Tensor | None = None
 ) -> Difference | None:
-    """How far stock `transformers` on a directory is from `model`, for tokens (B, T): of the logits, or of the hidden
-    states where there is no head. None where transformers is not installed."""
-    model.eval()
-    masked = isinstance(model, MaskedLanguageModel)
+    """How far stock `transformers` on a directory is from `model`, in evaluation: of the logits where it has a head
+    (of a decoder at the last 64 positions, which depend on all), else of the hidden states.
 
-    def ours(tokens: Tensor) -> Tensor:
-        if not isinstance(model, MaskedLanguageModel):
-            return model(tokens)
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return model(tokens, positions) @ model.output_weight.T
+    Args:
+        tokens: (B, T) that are shown, by default some from all over the vocabulary. Vision transformers see noise.
 
-    def theirs(network: Any, tokens: Tensor) -> Tensor:
-        made = network(tokens.cpu())
-        states: Tensor = made.logits if masked else made.last_hidden_state
-        return states
-
-    return compared("AutoModelForMaskedLM" if masked else "AutoModel", directory, ours, theirs, [tokens])
-
-
-def vision_difference(directory: Path, model: VisionTransformer) -> Difference | None:
-    """How far the hidden states of stock `transformers` on a directory are from those of `model`.
-
-    On images of noise, square at the size of the config and wide at another. None where transformers is not installed.
+    None where transformers is not installed, or where nothing is to be compared.
     """
-    size, generator = model.config.size, torch.Generator().manual_seed(0)
-    shapes = ((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
-    images = [torch.randn(shape, generator=generator) for shape in shapes]
+    network = open_with_transformers(AUTO_CLASSES.get(type(model), "AutoModel"), directory)
+    if network is None:
+        return None
+    device, kept = next(model.eval().parameters()).device, {}
+    if isinstance(model, Decoder):
+        kept = {"logits_to_keep": POSITIONS}  # so that a large vocabulary takes no memory to speak of
+    found = []
+    for shown in _inputs(model, tokens):
+        made = network(shown.cpu(), **kept)
+        expected = made.logits if "logits" in made else made.last_hidden_state
+        found.append(Difference.between(expected, _outputs(model, shown.to(device)).float().cpu()))
+    return Difference.largest(found)
 
-    def ours(pixels: Tensor) -> Tensor:
-        return model(pixels.to(model.norm.weight.device))
 
-    def theirs(network: Any, pixels: Tensor) -> Tensor:
-        states: Tensor = network(pixels).last_hidden_state
-        return states
+def _inputs(model: NativeNetwork, tokens: Tensor | None) -> list[Tensor]:
+    """Of a vision transformer, images: square at the size of the config, and wide."""
+    if isinstance(model, VisionTransformer):
+        size, generator = model.config.size, torch.Generator().manual_seed(0)
+        shapes = ((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
+        return [torch.randn(shape, generator=generator) for shape in shapes]
+    count = min(POSITIONS, model.config.window)
+    return [torch.arange(count)[None] * model.config.vocabulary // count if tokens is None else tokens]
 
-    return compared("AutoModel", directory, ours, theirs, images)
+
+def _outputs(model: NativeNetwork, shown: Tensor) -> Tensor:
+    if isinstance(model, Decoder):
+        return F.linear(model(shown)[:, -POSITIONS:], model.output_weight)
+    if isinstance(model, MaskedLanguageModel):
+        positions = torch.arange(shown.shape[1], device=shown.device).expand_as(shown)
+        return model(shown, positions) @ model.output_weight.T
+    return model(shown)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.directories import CONFIG, read_config, read_json, read_weights
-from selfsup.models.huggingface import Tokenizer, built, new_model, write_card, write_network
+from selfsup.models.directories import CONFIG, listed, read_json, read_weights
+from selfsup.models.huggingface import Tokenizer, built, new_model, write_card
 from selfsup.models.kinds import DECODER
-from selfsup.models.layouts import Layout, at
+from selfsup.models.layouts import FP32, Layout, at
 
 GENERATION = "generation_config.json"
 LAYOUT = Layout(
@@ -40,8 +41,7 @@ LAYOUT = Layout(
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "dtype": "float32",
-        "torch_dtype": "float32",  # what transformers 4 calls it
+        **FP32,
     },
 )
 
@@ -49,27 +49,22 @@ LAYOUT = Layout(
 def save_model(
     directory: Path, decoder: Decoder, tokenizer: Tokenizer, card: str, generation: bytes | None = None
 ) -> None:
-    """Write a directory that `AutoModelForCausalLM` and `AutoTokenizer` open; `card` becomes its README.md.
+    """Write a directory that `AutoModelForCausalLM` and `AutoTokenizer` open, wholly or not at all; `card` becomes its
+    README.md. Raises UserError where it exists already.
 
-    Weights are fp32. `generation` is the generation_config.json of the model that the decoder was trained on from. The
-    directory appears wholly or not at all. Raises UserError where it exists already.
+    Weights are fp32. `generation` is the generation_config.json of the model that the decoder was trained on from.
     """
-    named = {"architectures": ["Qwen3ForCausalLM"], **LAYOUT.write(decoder.config), **_special_ids(tokenizer)}
     with new_model(directory) as temporary:
-        write_network(temporary, named, decoder.state_dict())
+        LAYOUT.save(temporary, decoder.config, decoder, "Qwen3ForCausalLM", **_special_ids(tokenizer))
         tokenizer.save(temporary, decoder.config.window)
         (temporary / GENERATION).write_bytes(_generation_config(tokenizer, generation))
         write_card(temporary, card)
 
 
 def load_decoder(directory: Path) -> Decoder:
-    """A decoder in fp32 from a directory of `save_model`, or any dense Qwen3 in Hugging Face's layout.
-
-    Only JSON and safetensors are read. Raises UserError where the directory holds another architecture or a
-    variant of this one with different arithmetic, or is incomplete or broken.
-    """
-    config = LAYOUT.read(read_config(directory), directory / CONFIG)
-    weights = read_weights(directory)
+    """A decoder in fp32 from a directory of `save_model`, or any dense Qwen3 in Hugging Face's layout. Raises UserError
+    where it holds another architecture or a variant of this one with different arithmetic, or is broken."""
+    config, weights = LAYOUT.open(directory), read_weights(directory)
     if config.tied:
         weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
     return built(Decoder, config, weights, directory)
@@ -78,9 +73,13 @@ def load_decoder(directory: Path) -> Decoder:
 def read_ends(directory: Path) -> list[int]:
     """The tokens that end a text, as the directory of a decoder names them."""
     for name in (GENERATION, CONFIG):
-        if (directory / name).is_file() and (found := _ids(read_json(directory / name).get("eos_token_id"))):
+        if (directory / name).is_file() and (found := _ends(read_json(directory / name))):
             return found
     return []
+
+
+def _ends(content: dict[str, Any]) -> list[int]:
+    return [id_ for id_ in listed(content.get("eos_token_id")) if isinstance(id_, int)]
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
@@ -90,13 +89,8 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 def _generation_config(tokenizer: Tokenizer, given: bytes | None) -> bytes:
     """The one that is given, as it is where it ends texts as the tokenizer does."""
     found = {"do_sample": True} if given is None else json.loads(given)
-    stops = _ids(found.get("eos_token_id"))
+    stops = _ends(found)
     if given is not None and tokenizer.end in stops:
         return given
     ids = _special_ids(tokenizer) | ({"eos_token_id": [*stops, tokenizer.end]} if stops else {})
     return (json.dumps({**ids, **found, "eos_token_id": ids["eos_token_id"]}, indent=2) + "\n").encode()
-
-
-def _ids(said: object) -> list[int]:
-    """One id or several, as a list."""
-    return [id_ for id_ in (said if isinstance(said, list) else [said]) if isinstance(id_, int)]

@@ -29,7 +29,7 @@ from selfsup.models.huggingface import CARD
 from selfsup.models.kinds import TEXT, reads, two_towers, writes
 from selfsup.models.kinds import described as kind_of
 from selfsup.models.modernbert import SavedEncoder, read_encoder, save_encoder
-from selfsup.models.parity import encoder_difference
+from selfsup.models.parity import network_difference
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER, settle_rates
@@ -256,14 +256,13 @@ class OwnDecoder(OwnNetwork[DecoderConfig]):
 
     def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
         from selfsup.inference.parity import compare, fact
-        from selfsup.models.parity import decoder_difference
         from selfsup.models.qwen3 import GENERATION, save_model
 
         written = None if self.directory is None else self.directory / GENERATION  # how the origin writes
         generation = written.read_bytes() if written is not None and written.is_file() else None
         save_model(directory, model.decoder, self.tokenizer, card(fact(None)), generation)
         tokens = torch.from_numpy(stream[: self.settings["data.window"]].astype("int64"))[None]
-        found = compare(directory, model, decoder_difference(directory, model.decoder, tokens))
+        found = compare(directory, model, network_difference(directory, model.decoder, tokens))
         write_atomically(directory / CARD, card(fact(found)))
         return found
 
@@ -341,8 +340,7 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         network = model.masked or model.encoder
         save_encoder(directory, network, self.tokenizer, model.features, card(fact(None)))
         tokens = torch.from_numpy(self.tokenizer.frame(stream[:PARITY_TOKENS]).astype("int64"))[None]
-        difference = encoder_difference(directory, network, tokens.to(model.device))
-        found = compare(directory, model, difference)
+        found = compare(directory, model, network_difference(directory, network, tokens))
         write_atomically(directory / CARD, card(fact(found)))
         return found
 
