@@ -17,7 +17,7 @@ from selfsup.models.decoder import (
     KeyValueCache,
 )
 from selfsup.models.presets import PRESETS
-from selfsup.models.transformer import attention
+from selfsup.models.transformer import attention, split
 
 SMALL = DecoderConfig(
     vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False
@@ -53,7 +53,9 @@ def test_attention_equals_the_plain_formula(kv_heads: int, masked: bool) -> None
     q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, kv_heads, 9, 8), torch.randn(2, kv_heads, 9, 8)
     visible = torch.ones(9, 9, dtype=torch.bool).tril()
     mask = torch.zeros(9, 9).masked_fill(~visible, -torch.inf) if masked else None
-    torch.testing.assert_close(attention(q, k, v, mask, causal=not masked), plain_attention(q, k, v, visible))
+    torch.testing.assert_close(
+        split(attention(q, k, v, mask, causal=not masked), q.shape[1]), plain_attention(q, k, v, visible)
+    )
 
 
 def test_parameters_are_nan_until_initialised() -> None:

@@ -28,10 +28,10 @@ from selfsup.inspection.base import Inspection
 from selfsup.inspection.blocks import Gallery, Group, Section, Tile, section
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
 from selfsup.models.directories import find_model
-from selfsup.models.kernels import rotate_heads
 from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import CONFIG
-from selfsup.models.vision import Block, Rotation, VisionTransformer
+from selfsup.models.transformer import Placement
+from selfsup.models.vision import Block, VisionTransformer
 from selfsup.views import MEAN, STD
 
 HEIGHT, LOW = 150, 90  # of an image on the sheet, and of one among many
@@ -124,7 +124,7 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     )
     mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
     given = (torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255 - mean) / std
-    caught: list[tuple[Tensor, Rotation, torch.dtype]] = []
+    caught: list[tuple[Tensor, Placement, torch.dtype]] = []
     hook = network.layer[-1].register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
     try:
         states = network(given[None].to(next(network.parameters()).device))[0]
@@ -138,13 +138,10 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     )
 
 
-def attention_of(block: Block, x: Tensor, rotation: Rotation, dtype: torch.dtype, queries: slice) -> Tensor:
+def attention_of(block: Block, x: Tensor, placement: Placement, dtype: torch.dtype, queries: slice) -> Tensor:
     """How the attention of some tokens of a block's input x (B, T, width) is shared out, in the mean: (B, heads, T)."""
     normal, part = block.norm1(x, dtype), block.attention
-    q, k = (
-        rotate_heads(project(normal), None, rotation.cos, rotation.sin, 0.0)
-        for project in (part.q_proj, part.k_proj)
-    )
+    q, k = (placement.turned(project(normal)) for project in (part.q_proj, part.k_proj))
     logits = q[:, :, queries] @ k.mT / q.shape[-1] ** 0.5
     shares: Tensor = logits.float().softmax(-1)
     return shares.mean(2)

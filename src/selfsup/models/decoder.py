@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.counting import flops_per_token, matrix_parameters
-from selfsup.models.kernels import project, rotary_tables, rotate_heads
+from selfsup.models.kernels import project, rotary_tables
 from selfsup.models.transformer import (
     Embedding,
     Linear,
+    Placement,
     RMSNorm,
     SwiGLU,
     TensorModule,
@@ -25,6 +26,7 @@ from selfsup.models.transformer import (
     attention,
     compute_dtype,
     fill,
+    split,
 )
 
 
@@ -132,17 +134,6 @@ def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     return additive(same.tril_().unsqueeze(1), dtype)
 
 
-@dataclass
-class Context:
-    """What all layers of one forward pass share."""
-
-    dtype: torch.dtype  # in which matrices are multiplied
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None
-    cache: KeyValueCache | None
-
-
 class Attention(TensorModule):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -154,16 +145,14 @@ class Attention(TensorModule):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+    def forward(self, x: Tensor, layer: int, placement: Placement, cache: KeyValueCache | None) -> Tensor:
         q, k, v = project(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        q = rotate_heads(q, self.q_norm.weight, context.cos, context.sin, self.q_norm.eps)
-        k = rotate_heads(k, self.k_norm.weight, context.cos, context.sin, self.k_norm.eps)
-        v = v.view(*v.shape[:2], self.kv_heads, -1).transpose(1, 2)
-        if context.cache is not None:
-            k, v = context.cache.extend(layer, k, v)
-        causal = context.mask is None and x.shape[1] > 1
-        seen = attention(q, k, v, context.mask, causal)
-        return project(seen.transpose(1, 2).flatten(2), self.o_proj.weight)[0]
+        q = placement.turned(q, self.q_norm.weight, self.q_norm.eps)
+        k, v = placement.turned(k, self.k_norm.weight, self.k_norm.eps), split(v, self.kv_heads)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        seen = attention(q, k, v, placement.mask, causal=placement.mask is None and x.shape[1] > 1)
+        return project(seen, self.o_proj.weight)[0]
 
 
 class Block(TensorModule):
@@ -174,10 +163,12 @@ class Block(TensorModule):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+    def forward(
+        self, x: Tensor, layer: int, placement: Placement, cache: KeyValueCache | None, dtype: torch.dtype
+    ) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        x = x + self.self_attn(self.input_layernorm(x, context.dtype), layer, context)
-        return x + self.mlp(self.post_attention_layernorm(x, context.dtype))
+        x = x + self.self_attn(self.input_layernorm(x, dtype), layer, placement, cache)
+        return x + self.mlp(self.post_attention_layernorm(x, dtype))
 
 
 class Trunk(nn.Module):
@@ -233,24 +224,25 @@ class Decoder(TensorModule):
         of its own document; None means one document per row. With a `cache`, tokens continue what it holds
         (and `documents` must be None). Under autocast the result has the narrow dtype.
         """
-        context = self._context(tokens, documents, cache)
+        dtype = compute_dtype(self.output_weight)
+        placement = self._placement(tokens, documents, cache, dtype)
         x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
-            x = block(x, number, context)
-        return self.model.norm(x, context.dtype)
+            x = block(x, number, placement, cache, dtype)
+        return self.model.norm(x, dtype)
 
-    def _context(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> Context:
+    def _placement(
+        self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None, dtype: torch.dtype
+    ) -> Placement:
         if documents is not None and cache is not None:
             raise ValueError("documents and cache exclude each other")
-        count, device = tokens.shape[1], tokens.device
-        dtype = compute_dtype(self.output_weight)
+        count = tokens.shape[1]
         first = 0 if cache is None else cache.advance(count)
-        positions = torch.arange(first, first + count, device=device)
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        positions = torch.arange(first, first + count, device=tokens.device)
+        tables = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
         if cache is not None:
-            return Context(dtype, cos, sin, cache.mask(count), cache)
-        mask = None if documents is None else document_mask(documents, dtype)
-        return Context(dtype, cos, sin, mask, None)
+            return Placement(*tables, cache.mask(count))
+        return Placement(*tables, None if documents is None else document_mask(documents, dtype))
 
     def logits(
         self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None

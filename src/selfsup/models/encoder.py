@@ -14,18 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.counting import flops_per_token, matrix_parameters
-from selfsup.models.kernels import project, rotary_tables, rotate_heads
+from selfsup.models.kernels import project, rotary_tables
 from selfsup.models.transformer import (
     Embedding,
     GeGLU,
     LayerNorm,
     Linear,
+    Placement,
     Stacked,
     TensorModule,
     additive,
     attention,
     compute_dtype,
     fill,
+    split,
+    unset,
 )
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -69,15 +72,6 @@ class EncoderConfig:
         return LOCAL if layer % self.global_every else GLOBAL
 
 
-@dataclass
-class Sight:
-    """What the layers of one kind share: the rotation, and the mask to add to scores (None: all see all)."""
-
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None
-
-
 class Attention(TensorModule):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -86,14 +80,10 @@ class Attention(TensorModule):
         self.Wqkv = Stacked(config.width, config.width, 3)
         self.Wo = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement) -> Tensor:
         q, k, v = self.Wqkv(x)
-        q = rotate_heads(q, None, sight.cos, sight.sin, 0.0)
-        k = rotate_heads(k, None, sight.cos, sight.sin, 0.0)
-        v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        seen = attention(q, k, v, sight.mask, causal=False)
-        out = project(seen.transpose(1, 2).flatten(2), self.Wo.weight)[0]
-        return F.dropout(out, self.dropout, self.training)
+        seen = attention(placement.turned(q), placement.turned(k), split(v, self.heads), placement.mask)
+        return F.dropout(project(seen, self.Wo.weight)[0], self.dropout, self.training)
 
 
 class Block(TensorModule):
@@ -104,10 +94,10 @@ class Block(TensorModule):
         self.mlp_norm = LayerNorm(config.width, config.norm_eps)
         self.mlp = GeGLU(config.width, config.mlp, config.dropout)
 
-    def forward(self, x: Tensor, sight: Sight, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
         normal = x.to(dtype) if self.attn_norm is None else self.attn_norm(x, dtype)
-        x = x + self.attn(normal, sight)
+        x = x + self.attn(normal, placement)
         return x + self.mlp(self.mlp_norm(x, dtype))
 
 
@@ -154,22 +144,24 @@ class TextEncoder(TensorModule):
         one document per row. Under autocast the result has the narrow dtype.
         """
         dtype = compute_dtype(self.final_norm.weight)
-        sights = {kind: self._sight(kind, tokens, documents, dtype) for kind in (GLOBAL, LOCAL)}
+        placements = {kind: self._placement(kind, tokens, documents, dtype) for kind in (GLOBAL, LOCAL)}
         x = self.embeddings(tokens)
         for layer, block in enumerate(self.layers):
-            x = block(x, sights[self.config.kind(layer)], dtype)
+            x = block(x, placements[self.config.kind(layer)], dtype)
         return self.final_norm(x, dtype)
 
-    def _sight(self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Sight:
+    def _placement(
+        self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype
+    ) -> Placement:
         config, local = self.config, kind == LOCAL
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         theta = config.local_rope_theta if local else config.rope_theta
-        cos, sin = rotary_tables(positions, config.head_dim, theta, dtype)
+        tables = rotary_tables(positions, config.head_dim, theta, dtype)
         visible = None if documents is None else (documents[:, :, None] == documents[:, None, :])[:, None]
         if local and tokens.shape[1] > config.local_window // 2 + 1:
             near = (positions[:, None] - positions).abs() <= config.local_window // 2
             visible = near if visible is None else visible & near
-        return Sight(cos, sin, None if visible is None else additive(visible, dtype))
+        return Placement(*tables, None if visible is None else additive(visible, dtype))
 
 
 class MaskedHead(TensorModule):
@@ -196,7 +188,7 @@ class MaskedLanguageModel(TensorModule):
         if not config.tied:
             self.decoder = Linear(config.width, config.vocabulary)
         if config.bias:
-            self.bias = nn.Parameter(torch.full((config.vocabulary,), torch.nan))
+            self.bias = unset(config.vocabulary)
 
     @property
     def output_weight(self) -> Tensor:

@@ -133,9 +133,13 @@ def rotary_tables(positions: Tensor, dim: int, theta: float, dtype: torch.dtype)
     """
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=wide) / dim
-    angles = torch.outer(positions.to(wide), 1.0 / theta**exponents)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), -1).unsqueeze(1).to(dtype), torch.cat((-sin, sin), -1).unsqueeze(1).to(dtype)
+    return tables(torch.outer(positions.to(wide), 1.0 / theta**exponents), dtype)
+
+
+def tables(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `rotary_tables`, of the angles (T, dim / 2) of the pairs of a head."""
+    cos, sin = angles.unsqueeze(1).cos(), angles.unsqueeze(1).sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ from selfsup.models.transformer import (
     attention,
     compute_dtype,
     fill,
+    split,
+    unset,
 )
 
 HEAD_DIM = 32
@@ -75,14 +77,10 @@ class Block(TensorModule):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        q, k, v = (self._split(part) for part in self.qkv(self.attention_norm(x, dtype)))
-        seen = attention(q, k, v, None, causal=False).transpose(1, 2).flatten(2)
-        x = x + project(seen, self.out.weight)[0]
+        q, k, v = (split(part, self.heads) for part in self.qkv(self.attention_norm(x, dtype)))
+        x = x + project(attention(q, k, v), self.out.weight)[0]
         inner = F.gelu(project(self.mlp_norm(x, dtype), self.up.weight)[0])
         return x + project(inner, self.down.weight)[0]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, HEAD_DIM).transpose(1, 2)
 
 
 class PixelDecoder(TensorModule):
@@ -92,7 +90,7 @@ class PixelDecoder(TensorModule):
         super().__init__()
         self.config = config
         self.embed = Linear(config.encoder, config.width)
-        self.mask_token = nn.Parameter(torch.full((config.width,), torch.nan))
+        self.mask_token = unset(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = LayerNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.values)

@@ -7,12 +7,13 @@ shows in the first loss. No module holds a buffer: everything but parameters is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.kernels import dense_attention, project, rms_norm, swiglu
+from selfsup.models.kernels import dense_attention, project, rms_norm, rotate_heads, swiglu
 
 
 class TensorModule(nn.Module):
@@ -21,22 +22,28 @@ class TensorModule(nn.Module):
     __call__: Callable[..., Tensor]
 
 
-class Linear(nn.Linear):
-    """A matrix, weight (outputs, inputs), and a bias (outputs,) where one is asked for; NaN until initialised."""
+def unset(*shape: int) -> nn.Parameter:
+    """A parameter that neither `fill` nor loading has given numbers yet."""
+    return nn.Parameter(torch.full(shape, torch.nan))
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
-        super().__init__(inputs, outputs, bias=bias)
+
+class Unset(nn.Module):
+    """A module of torch's without the values that torch would draw."""
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             nn.init.constant_(parameter, torch.nan)
 
 
-class Embedding(nn.Embedding):
-    """A table of vectors; weight (vocabulary, width), NaN until initialised."""
+class Linear(Unset, nn.Linear):
+    """A matrix, weight (outputs, inputs), and a bias (outputs,) where one is asked for."""
 
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, torch.nan)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+
+
+class Embedding(Unset, nn.Embedding):
+    """A table of vectors; weight (vocabulary, width)."""
 
 
 class Stacked(Linear):
@@ -61,8 +68,8 @@ class LayerNorm(TensorModule):
     def __init__(self, width: int, eps: float, bias: bool = False) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.full((width,), torch.nan))
-        self.bias = nn.Parameter(torch.full((width,), torch.nan)) if bias else None
+        self.weight = unset(width)
+        self.bias = unset(width) if bias else None
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -75,7 +82,7 @@ class RMSNorm(TensorModule):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.full((width,), torch.nan))
+        self.weight = unset(width)
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return rms_norm(x, self.weight, self.eps, dtype)
@@ -86,17 +93,42 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(q kᵀ / sqrt(dim) + mask) v.
+@dataclass(frozen=True)
+class Placement:
+    """What all layers of a pass, or those of one kind, know of where its tokens stand.
+
+    Attributes:
+        cos, sin: of the rotation, the sines signed: (T, 1, dim) for all rows, or (B, T, 1, dim) for each.
+        mask: to add to scores; without one, all tokens of a row see all.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None = None
+
+    def turned(self, x: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> Tensor:
+        """Queries or keys (B, T, heads · dim) as (B, heads, T, dim), rotated: see `rotate_heads`."""
+        return rotate_heads(x, gain, self.cos, self.sin, eps)
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(B, T, heads · dim) as (B, heads, T, dim)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / sqrt(dim) + mask) v, the heads side by side: (B, T, heads · dim).
 
     q (B, heads, T, dim); k, v (B, kv_heads, S, dim), each serving heads / kv_heads consecutive heads of q.
     The mask, in the dtype of q, is broadcast to (B, heads, T, S); causal (without a mask, and T = S) lets
-    position t see 0..t. Returns (B, heads, T, dim).
+    position t see 0..t.
     """
     grouped = q.shape[1] != k.shape[1]
     if _dense_is_faster(q, grouped):
-        return dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        seen = dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
+    else:
+        seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+    return seen.transpose(1, 2).flatten(2)
 
 
 DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md)

@@ -19,9 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.counting import flops_per_token, matrix_parameters
-from selfsup.models.kernels import affine, rotate_heads
+from selfsup.models.kernels import affine, tables
 from selfsup.models.packing import Pooling
-from selfsup.models.transformer import LayerNorm, Linear, TensorModule, attention, compute_dtype, fill
+from selfsup.models.transformer import (
+    LayerNorm,
+    Linear,
+    Placement,
+    TensorModule,
+    attention,
+    compute_dtype,
+    fill,
+    split,
+    unset,
+)
 
 CHANNELS = 3
 TOKEN_SCALE = 0.02  # deviation of fresh class, register and mask tokens
@@ -73,29 +83,17 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.lambda1 = nn.Parameter(torch.full((width,), torch.nan))
+        self.lambda1 = unset(width)
 
     def into(self, part: nn.Linear) -> tuple[Tensor, Tensor]:
         """Weight and bias of λ (M x + b), for a map M x + b: a pass over a matrix in place of one over activations."""
         return self.lambda1[:, None] * part.weight, self.lambda1 * part.bias
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """Cosines and signed sines for `rotate`: (T, 1, dim) for all images, or (B, T, 1, dim) for each."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def at(self, tokens: Tensor) -> Rotation:
-        """Of chosen tokens (B, K) of each image."""
-        return Rotation(self.cos[tokens], self.sin[tokens])
-
-
 @lru_cache(maxsize=64)
 def kept_rotation(
     grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
-) -> Rotation:
+) -> Placement:
     """`axial_rotation`, computed once."""
     with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
         return axial_rotation(grid, prefix, dim, theta, dtype, device)
@@ -103,7 +101,7 @@ def kept_rotation(
 
 def axial_rotation(
     grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
-) -> Rotation:
+) -> Placement:
     """The rotation of a grid of patches, row by row, behind `prefix` tokens that are not turned.
 
     The centres of the patches have coordinates in [−1, 1]; the first half of the pairs i turns by
@@ -113,11 +111,8 @@ def axial_rotation(
     centres = [(torch.arange(n, device=device, dtype=wide) + 0.5) / n * 2 - 1 for n in grid]
     places = torch.stack(torch.meshgrid(*centres, indexing="ij"), -1).flatten(0, 1)
     frequencies = theta ** -(torch.arange(dim // 4, device=device, dtype=wide) * 4 / dim)
-    angles = F.pad((2 * math.pi * places[:, :, None] * frequencies).flatten(1), (0, 0, prefix, 0)).unsqueeze(
-        1
-    )
-    cos, sin = angles.cos(), angles.sin()
-    return Rotation(torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype))
+    angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1)
+    return Placement(*tables(F.pad(angles, (0, 0, prefix, 0)), dtype))
 
 
 class PatchEmbedding(TensorModule):
@@ -125,18 +120,16 @@ class PatchEmbedding(TensorModule):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        shape = (config.width, CHANNELS, config.patch, config.patch)
-        self.weight = nn.Parameter(torch.full(shape, torch.nan))
-        self.bias = nn.Parameter(torch.full((config.width,), torch.nan))
+        self.weight = unset(config.width, CHANNELS, config.patch, config.patch)
+        self.bias = unset(config.width)
 
     def forward(self, pixels: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
         """(B, P, width), or of the visible (B, K) patches only."""
         patch = self.weight.shape[-1]
         batch, channels, height, width = pixels.shape
         columns = width // patch
-        tiles = pixels.reshape(batch, channels, height // patch, patch, columns, patch).permute(
-            0, 2, 4, 1, 3, 5
-        )
+        cut = pixels.reshape(batch, channels, height // patch, patch, columns, patch)
+        tiles = cut.permute(0, 2, 4, 1, 3, 5)
         if visible is None:
             chosen = tiles.flatten(1, 2)
         else:
@@ -148,9 +141,9 @@ class PatchEmbedding(TensorModule):
 class Embeddings(TensorModule):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.cls_token = nn.Parameter(torch.full((1, 1, config.width), torch.nan))
-        self.mask_token = nn.Parameter(torch.full((1, 1, config.width), torch.nan))
-        self.register_tokens = nn.Parameter(torch.full((1, config.registers, config.width), torch.nan))
+        self.cls_token = unset(1, 1, config.width)
+        self.mask_token = unset(1, 1, config.width)
+        self.register_tokens = unset(1, config.registers, config.width)
         self.patch_embeddings = PatchEmbedding(config)
 
     def forward(
@@ -159,10 +152,8 @@ class Embeddings(TensorModule):
         patches = self.patch_embeddings(pixels, visible, dtype)
         if hidden is not None:
             patches = torch.where(hidden[..., None], self.mask_token.to(patches.dtype), patches)
-        prefix = torch.cat((self.cls_token, self.register_tokens), 1)
-        prefix = prefix.expand(
-            pixels.shape[0], -1, -1
-        )  # the shape, for len() would be a constant in an exported graph
+        # The shape, for len() would be a constant in an exported graph.
+        prefix = torch.cat((self.cls_token, self.register_tokens), 1).expand(pixels.shape[0], -1, -1)
         return torch.cat((prefix, patches.to(prefix.dtype)), 1)
 
 
@@ -175,14 +166,11 @@ class Attention(TensorModule):
         self.v_proj = Linear(config.width, config.width, bias=True)
         self.o_proj = Linear(config.width, config.width, bias=True)
 
-    def forward(self, x: Tensor, scale: LayerScale, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, scale: LayerScale, placement: Placement) -> Tensor:
         """The result comes scaled."""
         q, k, v = affine(x, *((part.weight, part.bias) for part in (self.q_proj, self.k_proj, self.v_proj)))
-        q = rotate_heads(q, None, rotation.cos, rotation.sin, 0.0)
-        k = rotate_heads(k, None, rotation.cos, rotation.sin, 0.0)
-        v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        seen = attention(q, k, v, None, causal=False)
-        return affine(seen.transpose(1, 2).flatten(2), scale.into(self.o_proj))[0]
+        seen = attention(placement.turned(q), placement.turned(k), split(v, self.heads))
+        return affine(seen, scale.into(self.o_proj))[0]
 
 
 class FeedForward(TensorModule):
@@ -209,9 +197,9 @@ class Block(TensorModule):
         self.mlp = FeedForward(config)
         self.layer_scale2 = LayerScale(config.width)
 
-    def forward(self, x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        x = x + self.attention(self.norm1(x, dtype), self.layer_scale1, rotation)
+        x = x + self.attention(self.norm1(x, dtype), self.layer_scale1, placement)
         return x + self.mlp(self.norm2(x, dtype), self.layer_scale2)
 
 
@@ -256,19 +244,20 @@ class VisionTransformer(TensorModule):
         """
         config, dtype = self.config, compute_dtype(self.norm.weight)
         grid = config.grid(*pixels.shape[2:])
-        rotation = kept_rotation(
+        placement = kept_rotation(
             grid, config.prefix, config.head_dim, config.rope_theta, dtype, pixels.device
         )
         if visible is not None:
             before = torch.arange(config.prefix, device=visible.device).expand(len(visible), -1)
-            rotation = rotation.at(torch.cat((before, visible + config.prefix), 1))
+            shown = torch.cat((before, visible + config.prefix), 1)
+            placement = Placement(placement.cos[shown], placement.sin[shown])
         with torch.autocast(pixels.device.type, enabled=False):  # from here on each dtype is chosen by hand
-            return self.states(self.embeddings(pixels, hidden, visible, dtype), rotation, dtype)
+            return self.states(self.embeddings(pixels, hidden, visible, dtype), placement, dtype)
 
-    def states(self, x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
+    def states(self, x: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
         """Hidden states after the last norm, of embedded tokens (B, T, width)."""
         for block in self.layer:
-            x = block(x, rotation, dtype)
+            x = block(x, placement, dtype)
         return self.norm(x, dtype)
 
     @property
