@@ -224,7 +224,12 @@ def test_presets_grow_and_are_named_by_their_blocks() -> None:
     counts = []
     for name, shape in PRESETS.items():
         config = DecoderConfig(
-            vocabulary=256, window=256, tied=False, kv_heads=shape.heads, **shape._asdict()
+            vocabulary=256,
+            window=256,
+            tied=False,
+            kv_heads=shape.heads,
+            head_dim=shape.head_dim,
+            **shape._asdict(),
         )
         blocks = parameter_count(Decoder, config) - 2 * 256 * config.width
         said = float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]]

@@ -22,14 +22,15 @@ from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import (
     AdaptedBackbone,
     SavedBackbone,
+    TimmNetwork,
     import_timm,
     timm_difference,
     timm_preprocessing,
 )
 from selfsup.models.features import Features
 from selfsup.models.layouts import renamed
-from selfsup.models.parity import Difference, noise
-from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
+from selfsup.models.parity import Difference
+from selfsup.models.vision import VisionConfig, VisionTransformer
 
 ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"  # whose arguments of size are all given anew
 NORM_EPS = 1e-5  # of that architecture, where no argument changes it
@@ -154,7 +155,8 @@ def compare(
         import_timm("this export")
     except UserError:
         return None
-    pixels = noise(2, CHANNELS, opened.size, opened.size)
-    with torch.inference_mode():
-        ours = opened.features.map(opened.backbone.eval().embed(pixels, opened.features.pooling))
-    return timm_difference(architecture, arguments, path, pixels, ours)
+    backbone, features = opened.backbone.eval(), opened.features
+    source = TimmNetwork(architecture, arguments)
+    return timm_difference(
+        source, path, opened.size, lambda pixels: features.map(backbone.embed(pixels, features.pooling))
+    )

@@ -37,9 +37,9 @@ from selfsup.inspection.blocks import (
     section,
 )
 from selfsup.inspection.texts import fitting_window, open_for, open_training_part
-from selfsup.models.decoder import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE
+from selfsup.models.transformer import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
@@ -132,7 +132,7 @@ def _names(tokenizer: TextTokenizer, ids: list[int], start: str = END) -> list[s
 
 def _mask(task: Task, asked: Tensor) -> list[list[int]]:
     """The mask that attention adds to its scores, as 1 where it lets through, of the positions that predict."""
-    added = document_mask(task["documents"], torch.float32)[0, 0]
+    added = document_mask(task["documents"], torch.float32, causal=True)[0, 0]
     rows: list[list[int]] = (added == 0)[asked][:, asked].int().tolist()
     return rows
 

@@ -19,14 +19,22 @@ from torch import Tensor, nn
 
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import expanded
-from selfsup.models.decoder import document_mask
-from selfsup.models.directories import CONFIG, forget_code, own_code, read_config, read_weights, refuse_absurd
+from selfsup.models.directories import (
+    CONFIG,
+    OPENED,
+    damaged,
+    forget_code,
+    own_code,
+    read_config,
+    read_weights,
+    refuse_absurd,
+)
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.huggingface import Tokenizer
 from selfsup.models.layouts import Layout, at
 from selfsup.models.parity import quiet_transformers
 from selfsup.models.sentence_transformers import text_window
-from selfsup.models.transformer import additive, compute_dtype
+from selfsup.models.transformer import compute_dtype, document_mask
 
 UNLIMITED = 1 << 20  # tokens
 INSTALL = "pip install transformers"
@@ -37,20 +45,11 @@ MAPPINGS = {
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
 }
 SLACK = 1 << 26  # numbers that a network may have beyond twice those of its weights: tables that are computed
-SAFE = [
-    "*.json",
-    "*.safetensors",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-]  # what is fetched from the hub: nothing that runs
+SAFE = [f"*{ending}" for ending in OPENED]  # what is fetched from the hub: nothing that runs
 PROBE = (5, 4)  # tokens of the two documents
 CLOSE = 1e-4  # of the largest number, between a document in a row and the same one alone
-LOCAL = (
-    "sliding_window",
-    "local_attention",
-    "attention_window",
-)  # settings of attention that does not see all
+# Settings of attention that does not see all.
+LOCAL = ("sliding_window", "local_attention", "attention_window")
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,7 @@ def fetch(name: str) -> Path:
     local = expanded(name)
     if local.is_dir():
         return local.absolute()
-    if (
-        local.exists() or name.count("/") > 1 or name.startswith((".", "~"))
-    ):  # which no model on the hub is called
+    if local.exists() or name.count("/") > 1 or name.startswith((".", "~")):  # no name of the hub
         raise UserError(
             f"There is no directory {name}; give that of a model, or its name on the hub: OWNER/NAME."
         )
@@ -140,14 +137,8 @@ def open_network(kind: str, directory: Path) -> TransformersNetwork:
                 "causal-lm trains decoders, masked-lm encoders, and simcse either."
             )
         _refuse_larger(auto, config, weights, directory)
-        network, report = auto.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **given,
-        )
+        given |= {"use_safetensors": True, "output_loading_info": True}
+        network, report = auto.from_pretrained(directory, config=config, dtype=torch.float32, **given)
     if network.config.is_encoder_decoder:
         raise UserError(f"{directory} holds an encoder with a decoder; give a model that is one of them.")
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
@@ -161,10 +152,8 @@ def _refuse_larger(auto: Any, config: Any, weights: dict[str, Tensor], directory
     size = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     there = sum(tensor.numel() for tensor in weights.values())
     if size > 2 * there + SLACK:
-        raise UserError(
-            f"{directory} does not fit its config.json, whose network has {size:,} numbers, and there are {there:,}; "
-            "get a whole copy of the model."
-        )
+        numbers = f"whose network has {size:,} numbers, and there are {there:,}"
+        raise damaged(f"{directory} does not fit its config.json, {numbers}")
 
 
 def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | None]:
@@ -172,8 +161,7 @@ def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | Non
     where it cannot be opened, or lacks weights."""
     names = read_config(directory).get("architectures") or []
     has_head = any(name.endswith("ForMaskedLM") for name in names)
-    opened = open_network("AutoModelForMaskedLM" if has_head else "AutoModel", directory)
-    _require_weights(opened)
+    opened = _open_whole("AutoModelForMaskedLM" if has_head else "AutoModel", directory)
     masked = AdaptedMaskedLM(opened) if has_head else None
     encoder = masked.model if masked else AdaptedEncoder(opened)
     encoder.config = replace(encoder.config, window=text_window(directory, encoder.config.window))
@@ -182,15 +170,14 @@ def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | Non
 
 def open_decoder(directory: Path) -> AdaptedDecoder:
     """The decoder of a directory. Raises UserError where it cannot be opened, or lacks weights."""
-    opened = open_network("AutoModelForCausalLM", directory)
-    _require_weights(opened)
-    return AdaptedDecoder(opened)
+    return AdaptedDecoder(_open_whole("AutoModelForCausalLM", directory))
 
 
-def _require_weights(opened: TransformersNetwork) -> None:
-    lost = [name for name in opened.fresh if "pooler" not in name]  # which serves classifiers only
-    if lost:
-        raise UserError(f"{opened.directory} lacks {lost[0]}; get a whole copy of the model.")
+def _open_whole(kind: str, directory: Path) -> TransformersNetwork:
+    opened = open_network(kind, directory)
+    if lost := [name for name in opened.fresh if "pooler" not in name]:  # which serves classifiers only
+        raise damaged(f"{directory} lacks {lost[0]}")
+    return opened
 
 
 @contextmanager
@@ -245,6 +232,17 @@ class AdaptedTextNetwork(nn.Module):
         with transformers_at_work(str(opened.directory)):
             self.packs = not _is_local(found) and self._documents_stay_apart()
 
+    @property
+    def output_weight(self) -> Tensor:
+        """Of a head, (vocabulary, width), or one column more for a bias."""
+        output = self.network.get_output_embeddings()
+        return output.weight if output.bias is None else torch.cat((output.weight, output.bias[:, None]), 1)
+
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """What that is multiplied with: hidden states, or one column of ones more for a bias."""
+        biased = self.network.get_output_embeddings().bias is not None
+        return F.pad(hidden, (0, 1), value=1.0) if biased else hidden
+
     def run(self, module: Any, tokens: Tensor, documents: Tensor | None) -> Tensor:
         """What a module of the network makes of tokens (B, T): (B, T, …)."""
         if documents is None:
@@ -253,11 +251,7 @@ class AdaptedTextNetwork(nn.Module):
 
     def _masked(self, module: Any, tokens: Tensor, documents: Tensor) -> Tensor:
         """Under a mask between all positions."""
-        dtype = compute_dtype(next(self.network.parameters()))
-        if self.causal:
-            mask = document_mask(documents, dtype)
-        else:
-            mask = additive((documents[:, :, None] == documents[:, None, :]).unsqueeze(1), dtype)
+        mask = document_mask(documents, compute_dtype(next(self.network.parameters())), self.causal)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         begun = positions.where(_begins(documents), 0).cummax(1).values
         within = (positions - begun).masked_fill(documents < 0, 0)  # padding may be longer than any document
@@ -321,15 +315,14 @@ class AdaptedMaskedLM(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """(vocabulary, width), or one column more for a bias."""
-        return _with_bias(self.model.network.get_output_embeddings())
+        return self.model.output_weight
 
     def forward(self, tokens: Tensor, positions: Tensor, documents: Tensor | None = None) -> Tensor:
         """What the output matrix is multiplied with, at `positions` (B, K) of tokens (B, T): (B, K, width), or one
         column of ones more for a bias."""
         hidden = self.model.run(self.model.network, tokens, documents)
         chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-        return _with_one(chosen, self.model.network.get_output_embeddings())
+        return self.model.before_head(chosen)
 
 
 class AdaptedDecoder(AdaptedTextNetwork):
@@ -343,14 +336,9 @@ class AdaptedDecoder(AdaptedTextNetwork):
             self._refuse_foresight()
             _open_end(self)
 
-    @property
-    def output_weight(self) -> Tensor:
-        """(vocabulary, width), or one column more for a bias."""
-        return _with_bias(self.network.get_output_embeddings())
-
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, width) of tokens (B, T), or one column of ones more for a bias."""
-        return _with_one(self.run(self.network, tokens, documents), self.network.get_output_embeddings())
+        return self.before_head(self.run(self.network, tokens, documents))
 
     @torch.no_grad()
     def _refuse_foresight(self) -> None:
@@ -395,14 +383,6 @@ def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _with_bias(output: nn.Linear) -> Tensor:
-    return output.weight if output.bias is None else torch.cat((output.weight, output.bias[:, None]), 1)
-
-
-def _with_one(hidden: Tensor, output: nn.Linear) -> Tensor:
-    return hidden if output.bias is None else F.pad(hidden, (0, 1), value=1.0)
-
-
 def _begins(documents: Tensor) -> Tensor:
     """Whether another document begins at each position (B, T); one does at the first of each row."""
     begins = torch.ones_like(documents, dtype=torch.bool)
@@ -417,7 +397,5 @@ def _position_table(network: nn.Module) -> nn.Embedding | None:
 
 
 def _is_local(config: Any) -> bool:
-    kinds = getattr(config, "layer_types", None) or []
-    return any(getattr(config, name, None) for name in LOCAL) or any(
-        kind != "full_attention" for kind in kinds
-    )
+    kinds = set(getattr(config, "layer_types", None) or [])
+    return any(getattr(config, name, None) for name in LOCAL) or not kinds <= {"full_attention"}

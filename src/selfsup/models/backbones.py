@@ -27,6 +27,7 @@ from selfsup.models.dinov3 import PREPROCESSING, preprocessor, read_vision, save
 from selfsup.models.directories import (
     MOST_SIDE,
     WEIGHTS,
+    damaged,
     read_config,
     read_json,
     read_safetensors,
@@ -37,6 +38,7 @@ from selfsup.models.directories import (
 from selfsup.models.features import Features
 from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
 from selfsup.models.kinds import PREPROCESSOR, VISION
+from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.parity import Difference, exactness, max_difference, noise
 from selfsup.models.sentence_transformers import read_features
@@ -48,30 +50,61 @@ ARGUMENTS = {"img_size", "dynamic_img_size"}  # that networks of timm are given 
 Extract = Callable[[Any, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class TimmNetwork:
+    """What timm builds a network from: its name there, and the arguments that are not that name's own."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def of_vectors(self) -> TimmNetwork:
+        """Without its classifier."""
+        return TimmNetwork(self.name, {"num_classes": 0, **self.arguments})
+
+
 class AdaptedBackbone(nn.Module):
-    """A network of others, pixels (B, 3, H, W) to one vector each, (B, dimension).
+    """A network of others, pixels (B, 3, H, W) to one vector each, (B, dimension). Raises UserError where it fails on
+    images of `size` × `size` pixels, or gives no features of theirs.
 
     Attributes:
-        network: the module itself.
-        dimension: numbers in a vector.
+        network: the module itself; the mode that it is in is kept.
         size: the side of the images it was opened for.
+        extract: see `adapt`.
         timm: what timm builds it from, where it is timm's.
+        dimension: numbers in a vector.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        dimension: int,
         size: int,
-        extract: Extract | None,
+        extract: Extract | None = None,
         timm: TimmNetwork | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.dimension = dimension
         self.size = size
         self.extract = extract
         self.timm = timm
+        self.dimension = self._probe()
+
+    @torch.no_grad()
+    def _probe(self) -> int:
+        training = {part: part.training for part in self.network.modules()}
+        parameter = next(self.network.parameters(), torch.empty(0))
+        images = torch.zeros(
+            2, CHANNELS, self.size, self.size, device=parameter.device, dtype=parameter.dtype
+        )
+        try:
+            return _vectors(self.network.eval(), self.extract, images).shape[1]
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            name = type(self.network).__name__ if self.timm is None else TIMM + self.timm.name
+            raise UserError(
+                f"{name} fails on images of {self.size} × {self.size} pixels ({error}); give a size it takes."
+            ) from None
+        finally:
+            for part, mode in training.items():
+                part.training = mode
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, dimension)."""
@@ -80,28 +113,25 @@ class AdaptedBackbone(nn.Module):
 
     def embed(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """One vector per image, (B, dimension), in fp32 or wider; the network pools by itself."""
-        vectors: Tensor = self(pixels)
-        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return at_least_single(self(pixels))
 
 
 AnyBackbone = VisionTransformer | AdaptedBackbone
 
 
-@dataclass(frozen=True)
-class TimmNetwork:
-    """What timm builds a network from: its name there, and the arguments that are not that name's own."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SavedBackbone:
-    """What a directory of `save_backbone` holds: the network, what the vector of an image is, the side of images."""
-
-    backbone: AnyBackbone
-    features: Features
-    size: int
+def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tensor:
+    found = module(pixels) if extract is None else extract(module, pixels)
+    if isinstance(found, Tensor) and found.is_floating_point() and found.shape[0] == pixels.shape[0]:
+        if found.ndim == 2:
+            return found
+        if found.ndim == 4:
+            return found.mean((2, 3))
+    shape = "×".join(map(str, found.shape)) if isinstance(found, Tensor) else type(found).__name__
+    raise UserError(
+        f"{type(module).__name__} makes {shape} of {len(pixels)} images, where (images, features) or "
+        "(images, features, rows, columns) are asked for; wrap it in adapt(module, size, extract), extract a function "
+        "of the module and pixels to its features."
+    )
 
 
 def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBackbone:
@@ -118,7 +148,7 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
         return module
     # Muon writes to convolutions as matrices, in place.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return AdaptedBackbone(module, _probe(module, size, extract, type(module).__name__), size, extract)
+    return AdaptedBackbone(module, size, extract)
 
 
 def hide_nothing(network: AnyBackbone) -> None:
@@ -129,10 +159,7 @@ def hide_nothing(network: AnyBackbone) -> None:
 
 def open_timm(name: str, size: int) -> AdaptedBackbone:
     """A network of timm with fresh weights (from torch's global generator), `timm:resnet50`, without its classifier.
-
-    Raises:
-        UserError: timm cannot be imported, knows no such network, or has it for other sizes only.
-    """
+    Raises UserError where timm cannot be imported, knows no such network, or has it for other sizes only."""
     timm, known = import_timm(name), name.removeprefix(TIMM)
     if not timm.is_model(known):
         close = difflib.get_close_matches(known, timm.list_models(), 1, 0.5)
@@ -140,7 +167,7 @@ def open_timm(name: str, size: int) -> AdaptedBackbone:
         if Path(known).exists():
             hint = f"to start from a directory of a vision transformer, give --init {known}."
         raise UserError(f"timm has no network '{known}'; {hint}")
-    if not _takes_one_size(timm, known):
+    if not getattr(timm.get_pretrained_cfg(known), "fixed_input_size", False):
         return _build_timm(timm, TimmNetwork(known, {}), size)
     try:
         return _build_timm(timm, TimmNetwork(known, {"img_size": size, "dynamic_img_size": True}), size)
@@ -160,48 +187,22 @@ def import_timm(name: str) -> Any:
     return timm
 
 
-def _takes_one_size(timm: Any, name: str) -> bool:
-    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
-
-
 def _build_timm(timm: Any, source: TimmNetwork, size: int) -> AdaptedBackbone:
-    network = timm.create_model(source.name, num_classes=0, **source.arguments)
-    return AdaptedBackbone(network, _probe(network, size, None, TIMM + source.name), size, None, source)
-
-
-@torch.no_grad()
-def _probe(module: nn.Module, size: int, extract: Extract | None, name: str) -> int:
-    """The dimension of a network's features; it is left in the mode that it was in."""
-    training = {part: part.training for part in module.modules()}
-    parameter = next(module.parameters(), torch.empty(0))
-    images = torch.zeros(2, CHANNELS, size, size, device=parameter.device, dtype=parameter.dtype)
-    try:
-        return _vectors(module.eval(), extract, images).shape[1]
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise UserError(
-            f"{name} fails on images of {size} × {size} pixels ({error}); give a size it takes."
-        ) from None
-    finally:
-        for part, mode in training.items():
-            part.training = mode
-
-
-def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tensor:
-    found = module(pixels) if extract is None else extract(module, pixels)
-    if isinstance(found, Tensor) and found.is_floating_point() and found.shape[0] == pixels.shape[0]:
-        if found.ndim == 2:
-            return found
-        if found.ndim == 4:
-            return found.mean((2, 3))
-    shape = "×".join(map(str, found.shape)) if isinstance(found, Tensor) else type(found).__name__
-    raise UserError(
-        f"{type(module).__name__} makes {shape} of {len(pixels)} images, where (images, features) or "
-        "(images, features, rows, columns) are asked for; wrap it in adapt(module, size, extract), extract a function "
-        "of the module and pixels to its features."
+    return AdaptedBackbone(
+        timm.create_model(source.name, num_classes=0, **source.arguments), size, timm=source
     )
 
 
 # -- directories ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SavedBackbone:
+    """What a directory of `save_backbone` holds: the network, what the vector of an image is, the side of images."""
+
+    backbone: AnyBackbone
+    features: Features
+    size: int
 
 
 def save_backbone(
@@ -213,13 +214,16 @@ def save_backbone(
     """
     if isinstance(backbone, VisionTransformer):
         return save_vision(directory, backbone, features, card)
+    difference, statement = None, f"weights by the names of {_class(backbone.network)}, which opens them"
     with new_model(directory) as temporary:
         write_network(temporary, _config(backbone), backbone.network.state_dict())
         write_json(temporary / PREPROCESSOR, preprocessor(backbone.size))
         features.write(temporary)
-        difference = None if backbone.timm is None else _timm_parity(temporary, backbone)
-        statement = f"weights by the names of {_class(backbone.network)}, which opens them"
         if backbone.timm is not None:
+            source, device = backbone.timm.of_vectors(), next(backbone.eval().parameters()).device
+            difference = timm_difference(
+                source, temporary / WEIGHTS, backbone.size, lambda pixels: backbone(pixels.to(device))
+            )
             also = "where timm is installed, `transformers.AutoModel` opens it too"
             statement = f"{exactness(difference, 'timm')}; {also}"
         write_card(temporary, card(statement))
@@ -254,9 +258,7 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBack
     try:
         backbone.network.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f"{directory} does not fit its network ({error}); get a whole copy of the model"
-        ) from None
+        raise damaged(f"{directory} does not fit its network ({error})") from None
     return SavedBackbone(backbone, read_features(directory), size)
 
 
@@ -332,26 +334,15 @@ def _class(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _timm_parity(directory: Path, backbone: AdaptedBackbone) -> Difference:
-    """How far the vectors of noise by timm with the weights of a directory are from those of a backbone.
+@torch.inference_mode()
+def timm_difference(
+    source: TimmNetwork, file: Path, size: int, ours: Callable[[Tensor], Tensor]
+) -> Difference:
+    """How far what stock timm makes of noise, with the weights of a file, is from `ours`, (B, dimension).
 
     Before 1.0.31 timm itself takes any of several safetensors files of a directory for the weights, and fails.
     """
-    assert backbone.timm is not None
-    device, source = next(backbone.parameters()).device, backbone.timm
-    pixels = noise(2, CHANNELS, backbone.size, backbone.size)
-    with torch.inference_mode():
-        ours = backbone.eval()(pixels.to(device)).float()
-        return timm_difference(
-            source.name, {"num_classes": 0, **source.arguments}, directory / WEIGHTS, pixels, ours
-        )
-
-
-@torch.inference_mode()
-def timm_difference(
-    name: str, arguments: dict[str, Any], file: Path, pixels: Tensor, ours: Tensor
-) -> Difference:
-    """How far what stock timm makes of pixels, with the weights of a file, is from our vectors (B, dimension)."""
-    theirs = import_timm(str(file)).create_model(name, **arguments).eval()
+    theirs = import_timm(str(file)).create_model(source.name, **source.arguments).eval()
     theirs.load_state_dict(read_safetensors(file))
-    return Difference.between(_vectors(theirs, None, pixels), ours)
+    pixels = noise(2, CHANNELS, size, size)
+    return Difference.between(_vectors(theirs, None, pixels), ours(pixels).float())

@@ -25,6 +25,7 @@ from selfsup.models.transformer import (
     additive,
     attention,
     compute_dtype,
+    document_mask,
     fill,
     split,
 )
@@ -126,12 +127,6 @@ class KeyValueCache:
         queries = positions[-count:, None]
         visible = (positions <= queries) & (positions > queries - self.window) & (positions >= self.padding)
         return additive(visible | (positions == queries), self.keys.dtype)
-
-
-def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T) to add to scores: a position sees the earlier ones with its own document number (B, T)."""
-    same = documents[:, :, None] == documents[:, None, :]
-    return additive(same.tril_().unsqueeze(1), dtype)
 
 
 class Attention(TensorModule):
@@ -242,7 +237,7 @@ class Decoder(TensorModule):
         tables = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
         if cache is not None:
             return Placement(*tables, cache.mask(count))
-        return Placement(*tables, None if documents is None else document_mask(documents, dtype))
+        return Placement(*tables, None if documents is None else document_mask(documents, dtype, causal=True))
 
     def logits(
         self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None

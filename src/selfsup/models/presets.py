@@ -11,8 +11,11 @@ class Shape(NamedTuple):
     layers: int
     width: int
     heads: int
-    head_dim: int
     mlp: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
 
     @property
     def blocks(self) -> float:
@@ -25,57 +28,42 @@ def feed_forward_width(width: int) -> int:
     return max(64, round(width * 8 / 3 / 64) * 64)
 
 
-def _shape(layers: int, width: int, head_dim: int = 64) -> Shape:
-    return Shape(layers, width, width // head_dim, head_dim, feed_forward_width(width))
+def _gated(layers: int, width: int, head_dim: int = 64) -> Shape:
+    return Shape(layers, width, width // head_dim, feed_forward_width(width))
 
 
-# Named by the parameters in the blocks; embeddings come on top.
+def _plain(layers: int, width: int, head_dim: int = 64) -> Shape:
+    return Shape(layers, width, width // head_dim, 4 * width)
+
+
+# Of networks of texts. Named by the parameters in the blocks; embeddings come on top.
 PRESETS: dict[str, Shape] = {
-    "0.1m": _shape(2, 64, head_dim=32),
-    "0.4m": _shape(2, 128, head_dim=32),
-    "0.8m": _shape(4, 128, head_dim=32),
-    "3m": _shape(6, 192),
-    "5m": _shape(6, 256),
-    "10m": _shape(6, 384),
-    "25m": _shape(8, 512),
-    "50m": _shape(10, 640),
-    "85m": _shape(12, 768),
-    "200m": _shape(16, 1024),
-    "400m": _shape(20, 1280),
-    "700m": _shape(24, 1536),
-    "1.5b": _shape(30, 2048),
+    "0.1m": _gated(2, 64, head_dim=32),
+    "0.4m": _gated(2, 128, head_dim=32),
+    "0.8m": _gated(4, 128, head_dim=32),
+    "3m": _gated(6, 192),
+    "5m": _gated(6, 256),
+    "10m": _gated(6, 384),
+    "25m": _gated(8, 512),
+    "50m": _gated(10, 640),
+    "85m": _gated(12, 768),
+    "200m": _gated(16, 1024),
+    "400m": _gated(20, 1280),
+    "700m": _gated(24, 1536),
+    "1.5b": _gated(30, 2048),
 }
-
-
-class VisionShape(NamedTuple):
-    """What a preset of a vision transformer chooses."""
-
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-
-    @property
-    def blocks(self) -> float:
-        """Parameters of the blocks, about."""
-        return 12.0 * self.layers * self.width**2
-
-
-def _vision(layers: int, width: int, head_dim: int = 64) -> VisionShape:
-    return VisionShape(layers, width, width // head_dim, 4 * width)
-
 
 # ViT-Ti, S (Touvron et al. 2021, "Training data-efficient image transformers", table 1), B and L (Dosovitskiy et al.
 # 2021, table 1) under their usual names; the others lie between and below them.
-VISION: dict[str, VisionShape] = {
-    "vit-atto": _vision(6, 64, head_dim=32),  # 0.3 million parameters in the blocks
-    "vit-femto": _vision(6, 96, head_dim=32),  # 0.7
-    "vit-pico": _vision(6, 128, head_dim=32),  # 1.2
-    "vit-nano": _vision(8, 160, head_dim=32),  # 2.5
-    "vit-ti": _vision(12, 192),  # 5.3
-    "vit-xs": _vision(12, 256),  # 9.4
-    "vit-s": _vision(12, 384),  # 21
-    "vit-m": _vision(12, 512),  # 38
-    "vit-b": _vision(12, 768),  # 85
-    "vit-l": _vision(24, 1024),  # 302
+VISION: dict[str, Shape] = {
+    "vit-atto": _plain(6, 64, head_dim=32),  # 0.3 million parameters in the blocks
+    "vit-femto": _plain(6, 96, head_dim=32),  # 0.7
+    "vit-pico": _plain(6, 128, head_dim=32),  # 1.2
+    "vit-nano": _plain(8, 160, head_dim=32),  # 2.5
+    "vit-ti": _plain(12, 192),  # 5.3
+    "vit-xs": _plain(12, 256),  # 9.4
+    "vit-s": _plain(12, 384),  # 21
+    "vit-m": _plain(12, 512),  # 38
+    "vit-b": _plain(12, 768),  # 85
+    "vit-l": _plain(24, 1024),  # 302
 }

@@ -111,6 +111,12 @@ class Placement:
         return rotate_heads(x, gain, self.cos, self.sin, eps)
 
 
+def document_mask(documents: Tensor, dtype: torch.dtype, causal: bool) -> Tensor:
+    """(B, 1, T, T) to add to scores: a position sees those, or the earlier ones, of its own document number (B, T)."""
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return additive(same.tril_() if causal else same, dtype)
+
+
 def split(x: Tensor, heads: int) -> Tensor:
     """(B, T, heads · dim) as (B, heads, T, dim)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
