@@ -16,8 +16,8 @@ from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import OwnDecoder, decoder_network
-from selfsup.objectives.texts import TextRecipe
+from selfsup.objectives.text_networks import OwnDecoder
+from selfsup.objectives.texts import TextRecipe, decoder_network
 from selfsup.seeding import generator
 
 if TYPE_CHECKING:

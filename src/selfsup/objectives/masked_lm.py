@@ -24,8 +24,8 @@ from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.models.packing import embed
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder, encoder_network
-from selfsup.objectives.texts import TextRecipe
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder
+from selfsup.objectives.texts import TextRecipe, encoder_network
 from selfsup.seeding import generator, uniform
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import dropout_off, small_batch
 from selfsup.objectives.losses import info_nce
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder, encoder_network
-from selfsup.objectives.texts import TextRecipe
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder
+from selfsup.objectives.texts import TextRecipe, encoder_network
 from selfsup.seeding import generator, uniform
 
 if TYPE_CHECKING:

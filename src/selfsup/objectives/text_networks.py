@@ -37,7 +37,6 @@ from selfsup.objectives.starting import make_absolute, take_shape
 
 if TYPE_CHECKING:
     from selfsup.inference.parity import Parity
-    from selfsup.objectives.hub_networks import HubEncoder
 
 HUB = "hf:"
 LONGEST = 524288  # tokens of a window, where the network sets no bound
@@ -380,37 +379,6 @@ class GivenDecoder(TextNetwork):
             save_tensors(separate(self.network), temporary / "model.safetensors")
             self.tokenizer.save(temporary, self.settings["data.window"])
         return None
-
-
-# -- which one -----------------------------------------------------------------------------------------------
-
-
-def decoder_network(settings: Settings, module: nn.Module | None) -> TextNetwork:
-    """The decoder that the settings name, or the network that is given."""
-    if module is not None:
-        return GivenDecoder(settings, module)
-    if not settings["model.preset"].startswith(HUB):
-        return OwnDecoder(settings)
-    from selfsup.objectives.hub_networks import HubDecoder
-
-    return HubDecoder(settings)
-
-
-def encoder_network(
-    settings: Settings, kind: str, dropout: float, keeps_head: bool = False
-) -> OwnEncoder | HubEncoder:
-    """The encoder that the settings name.
-
-    Args:
-        kind: the auto class of transformers, for one that it opens.
-        dropout: by default.
-        keeps_head: whether a head of masked LM is trained on.
-    """
-    if not settings["model.preset"].startswith(HUB):
-        return OwnEncoder(settings, dropout, keeps_head)
-    from selfsup.objectives.hub_networks import HubEncoder
-
-    return HubEncoder(settings, kind, dropout)
 
 
 # -- sizes ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import nn
+
 from selfsup.config import Settings
 from selfsup.data.tokenizers import Family
 from selfsup.errors import UserError
@@ -15,13 +17,23 @@ from selfsup.models.cards import card, data_name, measured
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.sizes import power_of_two
-from selfsup.objectives.text_networks import LONGEST, Card, OwnNetwork, TextNetwork
+from selfsup.objectives.text_networks import (
+    HUB,
+    LONGEST,
+    Card,
+    GivenDecoder,
+    OwnDecoder,
+    OwnEncoder,
+    OwnNetwork,
+    TextNetwork,
+)
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from selfsup.data.sources import TextCollection
     from selfsup.data.tally import Skipped
     from selfsup.data.text import TextCorpus
+    from selfsup.objectives.hub_networks import HubEncoder
 
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
 # once 1,500 do.
@@ -215,3 +227,34 @@ def take_tokenizer(settings: Settings, directory: Path, named: str) -> None:
             "leave it out."
         )
     settings.change("data.tokenizer", str(directory), "init")
+
+
+# -- which one -----------------------------------------------------------------------------------------------
+
+
+def decoder_network(settings: Settings, module: nn.Module | None) -> TextNetwork:
+    """The decoder that the settings name, or the network that is given."""
+    if module is not None:
+        return GivenDecoder(settings, module)
+    if not settings["model.preset"].startswith(HUB):
+        return OwnDecoder(settings)
+    from selfsup.objectives.hub_networks import HubDecoder
+
+    return HubDecoder(settings)
+
+
+def encoder_network(
+    settings: Settings, kind: str, dropout: float, keeps_head: bool = False
+) -> OwnEncoder | HubEncoder:
+    """The encoder that the settings name.
+
+    Args:
+        kind: the auto class of transformers, for one that it opens.
+        dropout: by default.
+        keeps_head: whether a head of masked LM is trained on.
+    """
+    if not settings["model.preset"].startswith(HUB):
+        return OwnEncoder(settings, dropout, keeps_head)
+    from selfsup.objectives.hub_networks import HubEncoder
+
+    return HubEncoder(settings, kind, dropout)
