@@ -305,14 +305,24 @@ def test_rows_of_a_long_dictionary_come_one_by_one(tmp_path, monkeypatch):
     assert {batch.num_rows for batch in open_arrow(path).batches()} == {2}
 
 
-@given(st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
-def test_headers_of_any_bytes_end(data):
+def pages(data):
     chunk = SimpleNamespace(
         data_page_offset=0, dictionary_page_offset=None, total_compressed_size=len(data), path_in_schema="x"
     )
     group = SimpleNamespace(num_columns=1, column=lambda _: chunk)
+    return list(pages_of(memoryview(data), group, ["x"]))
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_headers_of_any_bytes_end(data):
     with suppress(ValueError, IndexError, RecursionError):
-        assert len(list(pages_of(memoryview(data), group, ["x"]))) <= len(data)
+        assert len(pages(data)) <= len(data)
     with suppress(ValueError, IndexError, RecursionError):
-        list(pages_of(memoryview(data * 1000), group, ["x"]))
+        pages(data * 1000)
+
+
+@pytest.mark.parametrize("kind", range(1, 13))
+def test_a_header_of_a_list_that_is_longer_than_its_file_ends(kind):
+    with pytest.raises((ValueError, IndexError)):
+        pages(bytes([0x19, 0xF0 | kind, *[0x80] * 6, 0x20]))

@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfsup.data.sources import TextCollection, TextSource, open_text
+from selfsup.data.sources import Table, TextSource, open_text
 from selfsup.errors import UserError
 
 DOCUMENTS = [
@@ -368,7 +368,7 @@ def test_any_text_survives_every_format(tmp_path, documents):
     ]
     for source in (documents, *paths):
         collection = open_text(source)
-        assert isinstance(collection, TextCollection)
+        assert isinstance(collection, Table)
         if expected:
             assert list(collection.documents()) == expected
         else:

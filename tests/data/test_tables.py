@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfsup.data.sources import open_table, open_text
+from selfsup.data.sources import open_text
 from selfsup.errors import UserError
 
 RECORDS = [
@@ -46,7 +46,7 @@ def as_csv(path, records=RECORDS):
 
 
 def values(source, *arguments, **options):
-    return [row.values for row in open_table(source, **options).rows(*arguments)]
+    return [row.values for row in open_text(source, **options).rows(*arguments)]
 
 
 def refused(work, *words):
@@ -61,13 +61,13 @@ def test_every_format_gives_its_columns(tmp_path):
     for file in files:
         typed = file.suffix != ".csv"
         expected = RECORDS if typed else [{**record, "label": str(record["label"])} for record in RECORDS]
-        assert open_table(file).columns == ("id", "text", "label")
+        assert open_text(file).columns == ("id", "text", "label")
         assert values(file) == expected
         assert values(file, ["label", "id"]) == [{k: r[k] for k in ("label", "id")} for r in expected]
-        places = [row.where for row in open_table(file).rows()]
+        places = [row.where for row in open_text(file).rows()]
         assert len(set(places)) == 3
         assert all(place.startswith(str(file)) for place in places)
-        assert [text for text, _ in open_table(file).documents()] == [record["text"] for record in RECORDS]
+        assert list(open_text(file).documents()) == [record["text"] for record in RECORDS]
 
 
 def test_python_sources(monkeypatch):
@@ -75,20 +75,20 @@ def test_python_sources(monkeypatch):
     for source in (RECORDS, dataset):
         assert values(source) == RECORDS
         assert values(source, ["label"]) == [{"label": record["label"]} for record in RECORDS]
-        assert open_table(source).columns == ("id", "text", "label")
+        assert open_text(source).columns == ("id", "text", "label")
         assert list(open_text(source).documents()) == [record["text"] for record in RECORDS]
     assert values(["one", "two"]) == [{"text": "one"}, {"text": "two"}]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
     assert values("hub:user/name", ["id"]) == [{"id": "a"}, {"id": "b"}, {"id": "c"}]
-    assert open_table("sample:shakespeare").columns == ("text",)
+    assert open_text("sample:shakespeare").columns == ("text",)
 
 
 def test_a_text_file_is_one_row(tmp_path):
     file = write(tmp_path / "a.txt", "one\ntwo\n")
-    (row,) = open_table(file).rows()
+    (row,) = open_text(file).rows()
     assert (row.where, row.source, row.values) == (str(file), str(file), {"text": "one\ntwo\n"})
     write(tmp_path / "b.md", b"caf\xe9 " + b"fine " * 100)
-    table = open_table(tmp_path)
+    table = open_text(tmp_path)
     assert [row.source for row in table.rows(["text"])] == [str(file), str(tmp_path / "b.md")]
     assert table.skipped.replaced_bytes == 1
 
@@ -97,9 +97,9 @@ def test_mixed_folder(tmp_path):
     as_json(tmp_path / "a.jsonl")
     write(tmp_path / "b.txt", "plain")
     as_parquet(tmp_path / "c.parquet", [{"body": "other", "year": 1900}])
-    table = open_table(tmp_path)
+    table = open_text(tmp_path)
     assert table.columns == ("id", "text", "label", "body", "year")
-    found = [(text, row.values.get("year")) for text, row in table.documents(optional=["year"])]
+    found = [(text, row.values.get("year")) for text, row in table.texts(optional=["year"])]
     assert found == [(record["text"], None) for record in RECORDS] + [("plain", None), ("other", 1900)]
     refused(lambda: list(table.rows(["label"])), "b.txt", "no column 'label'", "text")
 
@@ -124,13 +124,13 @@ def test_needed_and_optional_columns(tmp_path):
     lines[3] = {"text": "null", "label": None}
     lines[4] = {"label": 4}
     file = as_json(tmp_path / "a.jsonl", lines)
-    table = open_table(file, failures=0.5)
+    table = open_text(file, failures=0.5)
     assert [row.values["label"] for row in table.rows(["label"])] == [0, 1, 4, 5, 6, 7]
     assert table.skipped.names == (
         f"{file}, line 3: there is no 'label'",
         f"{file}, line 4: the label is null",
     )
-    found = [(text, row.values["label"]) for text, row in table.documents(optional=["label", "other"])]
+    found = [(text, row.values["label"]) for text, row in table.texts(optional=["label", "other"])]
     assert found == [
         ("t0", 0),
         ("t1", 1),
@@ -150,15 +150,15 @@ def test_bad_records_are_counted_as_in_a_text_source(tmp_path):
     lines[6] = b'{"text": 5}'
     lines[7] = b'{"text": "  "}'
     file = write(tmp_path / "a.jsonl", b"\n".join(lines))
-    table, source = open_table(file, failures=0.2), open_text(file, failures=0.2)
-    assert [text for text, _ in table.documents()] == list(source.documents())
+    table, source = open_text(file, failures=0.2), open_text(file, failures=0.2)
+    assert [text for text, _ in table.texts()] == list(source.documents())
     assert table.skipped == source.skipped
     assert table.empty == source.empty == 1
 
 
 def test_short_rows_and_binary_values(tmp_path):
     file = write(tmp_path / "a.csv", "id,text,note\n1,one,x\n2,two\n3\n")
-    table = open_table(file, failures=0.5)
+    table = open_text(file, failures=0.5)
     assert [row.values for row in table.rows(["text"], ["note"])] == [
         {"text": "one", "note": "x"},
         {"text": "two", "note": None},
@@ -168,16 +168,16 @@ def test_short_rows_and_binary_values(tmp_path):
     assert values(tmp_path / "a.parquet") == [
         {"picture": b"\xff\x00", "vector": [1.0, 2.0], "body": b"bytes"}
     ]
-    ((text, row),) = open_table(tmp_path / "a.parquet").documents("body", optional=["vector"])
+    ((text, row),) = open_text(tmp_path / "a.parquet", "body").texts(optional=["vector"])
     assert (text, row.values["vector"]) == ("bytes", [1.0, 2.0])
 
 
 def test_errors(tmp_path):
     refused(lambda: values(write(tmp_path / "a.jsonl", "")), "no records")
-    refused(lambda: open_table(tmp_path / "nothing.csv"), "There is no file")
-    refused(lambda: list(open_table([{"text": " "}]).documents()), "holds no text")
-    refused(lambda: open_table(7), "int")
-    refused(lambda: open_table(["a"], failures=2), "between 0 and 1")
+    refused(lambda: open_text(tmp_path / "nothing.csv"), "There is no file")
+    refused(lambda: list(open_text([{"text": " "}]).documents()), "holds no text")
+    refused(lambda: open_text(7), "int")
+    refused(lambda: open_text(["a"], failures=2), "between 0 and 1")
 
 
 def test_fingerprint_is_of_the_texts_alone(tmp_path):
@@ -214,8 +214,8 @@ def test_half_characters_within_lists_and_records_are_bad_as_everywhere(tmp_path
     tags = pa.ListArray.from_arrays(pa.array([0, 2, 3, 3]), inner)
     pq.write_table(pa.table({"text": ["a", "b", "c"], "tags": tags}), tmp_path / "b.parquet")
     for name in ("a.jsonl", "b.parquet"):
-        table = open_table(tmp_path / name, failures=0.5)
-        kept = [(text, row.values["tags"]) for text, row in table.documents(optional=["tags"])]
+        table = open_text(tmp_path / name, failures=0.5)
+        kept = [(text, row.values["tags"]) for text, row in table.texts(optional=["tags"])]
         assert kept == [("a", ["x", "y"]), ("c", None if name == "a.jsonl" else [])]
         assert [reason.partition(": ")[2] for reason in table.skipped.names] == [
             "the tags is not valid UTF-8"
@@ -224,12 +224,12 @@ def test_half_characters_within_lists_and_records_are_bad_as_everywhere(tmp_path
 
 
 def test_an_array_of_numbers_is_no_table():
-    refused(lambda: open_table(np.zeros((3, 4))), "ndarray is no text source")
+    refused(lambda: open_text(np.zeros((3, 4))), "ndarray is no text source")
 
 
 def test_a_table_streams(tmp_path):
     file = write(tmp_path / "a.jsonl", '{"text": "x"}\n' * 2000 + "{broken\n" * 2000)
-    table = open_table(file)
+    table = open_text(file)
     assert next(iter(table.rows())).where.endswith("line 1")
     assert table.skipped.seen == 0
     refused(lambda: list(table.rows()), "2000 of 4000")

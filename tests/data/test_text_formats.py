@@ -17,7 +17,7 @@ import pytest
 from selfsup.data import archives, arrow_records, csv_records, formats, json_records, parts, streams
 from selfsup.data.columns import is_code, is_prose
 from selfsup.data.sentences import open_sentences
-from selfsup.data.sources import open_table, open_text
+from selfsup.data.sources import open_text
 from selfsup.errors import UserError
 
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def test_a_list_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
     records = [{"text": "x" * (7 * number), "n": 10**number} for number in range(1, 12)]
     path = write(tmp_path / "a.json", json.dumps(records))
     assert read(path, column="text") == [record["text"] for record in records]
-    assert [row.values for row in open_table(path).rows()] == records
+    assert [row.values for row in open_text(path).rows()] == records
     numbers = write(tmp_path / "b.json", '[{"text": "a b"}, 12, [1], "x"]')
     assert unreadable(numbers)[1] == [f"record {n}: the record is no JSON object" for n in (2, 3, 4)]
 
@@ -129,7 +129,7 @@ def test_dotted_paths_into_records(tmp_path):
     ):
         assert read(source, column="body.text") == inner
         assert read(source, column="a.b") == ["dotted name"] * 3
-        rows = open_table(source).documents("body.text", optional=["id"])
+        rows = open_text(source, "body.text").texts(optional=["id"])
         assert [(text, row.values) for text, row in rows] == [(t, {"id": n}) for n, t in enumerate(inner)]
         with pytest.raises(UserError, match=r"there is no 'body\.no'"):
             read(source, column="body.no")
@@ -159,7 +159,7 @@ def test_what_programs_quote_in_tsv_is_undone(tmp_path):
     assert read(path) == ['an "odd" one', *fields[1:]]
     path = write(tmp_path / "b.tsv", '"id"\t"text"\n' + "".join(f'"1"\t"{n} words"\n' for n in range(3)))
     assert read(path) == ["0 words", "1 words", "2 words"]
-    assert open_table(path).columns == ("id", "text")
+    assert open_text(path).columns == ("id", "text")
 
 
 def test_unpaired_quotation_marks_in_csv(tmp_path):
@@ -194,7 +194,7 @@ def test_rows_that_do_not_fit_the_header(tmp_path, separator):
     documents, reasons = unreadable(path)
     assert documents == ["one", "three", "four"]
     assert reasons == ["line 3: the row has 4 fields and the header 3", "line 6: the row ends before 'text'"]
-    labels = open_table(path, failures=1.0)
+    labels = open_text(path, failures=1.0)
     assert [row.values["label"] for row in labels.rows(["label"])] == ["a", "b"]
     assert labels.skipped.count == 3
 
@@ -407,7 +407,7 @@ def test_every_string_type_in_every_table(tmp_path, kind):
         collection = open_text(source, failures=0.5)
         assert list(collection.documents()) == ["one two", "größer"]
         assert collection.skipped.count == 1
-        assert collection.columns().told() == "'words' (not read: n)"
+        assert collection.text_columns.told() == "'words' (not read: n)"
 
 
 def test_directories_of_data_sets(tmp_path):
@@ -428,7 +428,7 @@ def test_data_frames():
     frame = pd.DataFrame({"id": [1, 2, 3], "prose": ["one and two", None, "three and four"]})
     for source in (frame, pa.Table.from_pandas(frame), pa.Table.from_pandas(frame).to_reader()):
         if isinstance(source, pa.RecordBatchReader):
-            assert [row.values["id"] for row in open_table(source).rows(["id"])] == [1, 2, 3]
+            assert [row.values["id"] for row in open_text(source).rows(["id"])] == [1, 2, 3]
         else:
             assert read(source, failures=0.5) == ["one and two", "three and four"]
             assert open_text(source).fingerprint() == open_text(source).fingerprint()
@@ -439,7 +439,7 @@ def test_values_that_python_cannot_hold_are_bad_by_themselves(tmp_path):
     moments = pa.array([0, 1 << 62], pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["one", "two"], "when": moments}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == ["one", "two"]
-    table = open_table(tmp_path / "a.parquet", failures=1.0)
+    table = open_text(tmp_path / "a.parquet", failures=1.0)
     assert [row.values["text"] for row in table.rows(["text", "when"])] == ["one"]
 
 
@@ -465,7 +465,7 @@ def test_codes_do_not_win_because_they_are_long(kind):
     records = [{kind: code, "said": prose} for code, prose in zip(CODES[kind], PROSE, strict=True)]
     assert all(map(is_code, CODES[kind]))
     assert read(records) == PROSE
-    assert open_text(records).columns().told() == f"'said' (not read: {kind})"
+    assert open_text(records).text_columns.told() == f"'said' (not read: {kind})"
     assert read(records, column=kind) == CODES[kind]
     assert read([{kind: code, "n": 1} for code in CODES[kind]]) == CODES[kind]  # the only one of texts
     two = [{kind: code, "label": "good"} for code in CODES[kind]]
@@ -482,7 +482,7 @@ def test_columns_are_told_file_by_file(tmp_path):
     write(tmp_path / "a.jsonl", '{"body": "one two", "id": 1}\n')
     write(tmp_path / "b.csv", "id,text\n1,three\n")
     write(tmp_path / "c.txt", "four")
-    columns = open_text(tmp_path).columns()
+    columns = open_text(tmp_path).text_columns
     assert columns.name is None
     assert columns.told() == "'body' (not read: id) in 1 files; 'text' (not read: id) in 1 files"
     assert open_text(tmp_path / "c.txt").notes == {}
@@ -524,8 +524,8 @@ def test_where_everything_may_fail_damaged_files_are_named(tmp_path):
         assert [os.path.basename(name.partition(": ")[0]) for name in collection.skipped.names] == [
             *("b.parquet", "c.jsonl.gz", "d.csv", "e.txt.gz"),
         ]
-    table = open_table(tmp_path, failures=1.0)
-    assert {text for text, _ in table.documents()} == {"one", "two"}
+    table = open_text(tmp_path, failures=1.0)
+    assert set(table.documents()) == {"one", "two"}
     assert table.skipped.count == 4
 
 

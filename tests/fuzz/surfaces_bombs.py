@@ -20,7 +20,7 @@ import zstandard
 
 from selfsup.config import read_yaml
 from selfsup.data.images import open_images
-from selfsup.data.sources import open_table, open_text
+from selfsup.data.sources import open_text
 from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.objectives import resolve
 
@@ -103,7 +103,7 @@ def _values(random: Random, place: Path) -> None:
         for document in open_text(place / "a.parquet", failures=0.9).documents():
             len(document)
     else:
-        for row in open_table(place / "a.parquet", 0.9).rows():
+        for row in open_text(place / "a.parquet", failures=0.9).rows():
             del row
 
 

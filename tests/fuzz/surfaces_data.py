@@ -26,7 +26,7 @@ from PIL import Image
 from selfsup.config import known_keys, parse_overrides, read_yaml, with_sections
 from selfsup.data.images import open_images
 from selfsup.data.pairs import open_pairs
-from selfsup.data.sources import open_table, open_text
+from selfsup.data.sources import open_text
 from selfsup.objectives import RECIPES, find_recipe, resolve
 
 WORDS = (
@@ -214,7 +214,7 @@ def records(random: Random, place: Path) -> None:
         for document in open_text(path, column, failures).documents():
             document.encode()
     else:
-        table = open_table(path, failures)
+        table = open_text(path, failures=failures)
         list(table.rows())
 
 
@@ -289,7 +289,7 @@ def columnar(random: Random, place: Path) -> None:
         for document in open_text(path, random.choice((None, "text", "meta.title")), failures).documents():
             document.encode()
     elif reader == 1:
-        list(open_table(path, failures).rows())
+        list(open_text(path, failures=failures).rows())
     elif reader == 2:
         _look(open_images(path, failures=failures))
     else:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pyarrow as pa
@@ -68,10 +68,10 @@ class ArrowFile:
             UserError: no such column, or several of that name; a damaged table, or one that unpacks to too much.
         """
         names = list(self.schema.names if columns is None else columns)
+        known = list(self.schema.names)
         for name in names:
-            if (count := self.schema.names.count(name)) != 1:
-                known = ", ".join(map(str, self.schema.names))
-                raise Damaged(f"{self.path} has {count} columns {name!r}: choose one of {known}.")
+            if (count := known.count(name)) != 1:
+                raise Damaged(f"{self.path} has {count} columns {name!r}: choose one of {', '.join(known)}.")
         unpacked = 0
         with reading(self.path, *DAMAGE):
             for batch in checked_batches(self.read(names)):
@@ -142,10 +142,11 @@ def _without_texts(kind: Any) -> Any:
     for of_list, build in _LISTS.items():
         if isinstance(kind, of_list):
             return build(kind, kind.value_field.with_type(_without_texts(kind.value_type)))
-    return _BYTES.get(kind, kind)
+    return BYTES.get(kind, kind)
 
 
-_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+# Types of texts, and those of the same bytes.
+BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _LISTS: dict[Any, Callable[[Any, Any], Any]] = {
     pa.ListType: lambda kind, field: pa.list_(field),
     pa.LargeListType: lambda kind, field: pa.large_list(field),
@@ -176,7 +177,7 @@ def _open_saved(folder: Path) -> ArrowFile:
     def read(names: list[str]) -> Iterator[Any]:
         return (batch for table in tables for batch in table.read(names))
 
-    rows, size = (sum(getattr(table, name) for table in tables) for name in ("rows", "size"))
+    rows, size = sum(table.rows for table in tables), sum(table.size for table in tables)
     return ArrowFile(folder, tables[0].schema, rows, size, all(table.mapped for table in tables), read)
 
 
@@ -188,12 +189,11 @@ def _open_parquet(path: Path) -> ArrowFile:
     def read(names: list[str]) -> Iterator[Any]:
         with opened() as file:
             # One group at a time: over the border of two, Arrow gives columns of nulls a wrong length.
-            for group in range(file.num_row_groups):
-                if file.metadata.row_group(group).num_rows == 0:  # such a group has no pages
-                    continue
-                rows = _rows_at_once(path, memoryview(content), file.metadata.row_group(group), names)
-                for batch in file.iter_batches(rows, [group], columns=names, use_threads=False):
-                    yield batch.select(names)
+            for number, group in enumerate(map(file.metadata.row_group, range(file.num_row_groups))):
+                if group.num_rows:  # an empty group has no pages
+                    rows = _rows_at_once(path, memoryview(content), group, names)
+                    for batch in file.iter_batches(rows, [number], columns=names, use_threads=False):
+                        yield batch.select(names)
 
     with opened() as file:
         return ArrowFile(path, file.schema_arrow, file.metadata.num_rows, content.size, False, read)
@@ -278,7 +278,7 @@ def _messages_of_file(content: Any) -> Iterator[Any]:
     """The dictionaries and batches of a file, where its footer says that they lie (File.fbs of Arrow's format)."""
     end = content.size - len(_MAGIC) - 4
     (length,) = struct.unpack("<i", content.slice(end, 4).to_pybytes())
-    footer = _Table.first(content.slice(end - length, length).to_pybytes())
+    footer = _Table(content.slice(end - length, length).to_pybytes()).below()
     for field in (2, 3):
         start, count = footer.vector(field)
         for number in range(count):
@@ -288,7 +288,7 @@ def _messages_of_file(content: Any) -> Iterator[Any]:
 
 def _header_of(message: Any) -> _Table:
     """What the metadata of a batch say, also of one in a dictionary: rows, buffers, compression (Message.fbs)."""
-    header = _Table.first(message.metadata.to_pybytes()).below(2)
+    header = _Table(message.metadata.to_pybytes()).below().below(2)
     return header.below(1) if message.type == "dictionary" else header
 
 
@@ -300,38 +300,36 @@ def _unpacked(batch: _Table, body: Any) -> int:
     return sum(max(0, *struct.unpack_from("<q", view, place)) for place, length in places if length > 0)
 
 
-@dataclass(frozen=True)
-class _Table:
+class _Table(NamedTuple):
     """A table of flatbuffers within bytes."""
 
     data: bytes
-    start: int
+    start: int = 0
 
-    @classmethod
-    def first(cls, data: bytes) -> _Table:
-        return cls(data, struct.unpack_from("<I", data)[0])
+    def at(self, place: int, kind: str = "I") -> int:
+        """The number at a place."""
+        return int(struct.unpack_from(f"<{kind}", self.data, place)[0])
 
     def place(self, field: int) -> int | None:
         """Where a field lies, None where it has its default."""
-        description = self.start - struct.unpack_from("<i", self.data, self.start)[0]
-        entry = 4 + 2 * field
-        if entry >= struct.unpack_from("<H", self.data, description)[0]:
-            return None
-        offset = struct.unpack_from("<H", self.data, description + entry)[0]
+        description, entry = self.start - self.at(self.start, "i"), 4 + 2 * field
+        offset = self.at(description + entry, "H") if entry < self.at(description, "H") else 0
         return self.start + offset if offset else None
 
     def number(self, field: int) -> int:
         place = self.place(field)
-        return 0 if place is None else int(struct.unpack_from("<q", self.data, place)[0])
+        return 0 if place is None else self.at(place, "q")
 
-    def below(self, field: int) -> _Table:
-        if (place := self.place(field)) is None:
+    def below(self, field: int | None = None) -> _Table:
+        """The table in a field; without one, the first of all."""
+        place = 0 if field is None else self.place(field)
+        if place is None:
             raise ValueError("its metadata lack a part")
-        return _Table(self.data, place + struct.unpack_from("<I", self.data, place)[0])
+        return self._replace(start=place + self.at(place))
 
     def vector(self, field: int) -> tuple[int, int]:
         """Where the elements of a vector begin, and how many there are."""
         if self.place(field) is None:
             return 0, 0
         start = self.below(field).start
-        return start + 4, int(struct.unpack_from("<I", self.data, start)[0])
+        return start + 4, self.at(start)

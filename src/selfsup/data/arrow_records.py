@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selfsup.data.arrow_files import ArrowFile
-from selfsup.data.parts import (
-    RECORD,
-    SAMPLED_ROWS,
-    Malformed,
-    Part,
-    Rows,
-    Sample,
-    Values,
-    head_of,
-    sample_of,
-    selected,
-)
+from selfsup.data import parts
+from selfsup.data.arrow_files import BYTES, ArrowFile
+from selfsup.data.parts import RECORD, Malformed, Part, Rows, Sample, Values
 
-_BYTES = {"string": pa.binary(), "large_string": pa.large_binary(), "string_view": pa.binary_view()}
 _UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 
 
@@ -34,12 +23,10 @@ def table_part(name: str, opened: Callable[[], ArrowFile]) -> Part:
     def rows(columns: Sequence[str] | None) -> Rows:
         table = opened()
         names = table.schema.names
-        heads = (
-            None if columns is None else [head for name in columns if (head := head_of(name, names)) in names]
-        )
-        batches = table.batches(None if heads is None else list(dict.fromkeys(heads)))
+        heads = names if columns is None else dict.fromkeys(parts.head_of(name, names) for name in columns)
+        batches = table.batches([head for head in heads if head in names])
         for number, row in enumerate(itertools.chain.from_iterable(map(rows_of_batch, batches)), 1):
-            yield f"{name}, row {number}", selected(row, columns)
+            yield f"{name}, row {number}", parts.selected(row, columns)
 
     return Part(name, lambda: sample_of_table(opened()), rows)
 
@@ -48,9 +35,9 @@ def sample_of_table(table: ArrowFile) -> Sample:
     """The columns of a table, and the texts in its first rows."""
     read = [field.name for field in table.schema if _may_hold_text(field.type)]
     batch = next(table.batches(read), None) if read else None
-    rows: list[Values] = [{}] * min(table.rows, SAMPLED_ROWS)
+    rows: list[Values] = [{}] * min(table.rows, parts.SAMPLED_ROWS)
     if batch is not None:
-        rows = sample_of(("", row) for row in rows_of_batch(batch)).rows
+        rows = parts.sample_of(("", row) for row in rows_of_batch(batch)).rows
     return Sample(table.schema.names, rows, texts_in(table.schema), images_in(table.schema))
 
 
@@ -66,8 +53,12 @@ def images_in(schema: Any) -> list[str]:
 
 def rows_of_batch(batch: Any) -> list[Values]:
     """The rows of a batch; what has no value in Python is Malformed."""
-    decoded = {name: _decoded(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-    return [{name: values[row] for name, values in decoded.items()} for row in range(batch.num_rows)]
+    return _rows(zip(batch.schema.names, batch.columns, strict=True), batch.num_rows)
+
+
+def _rows(columns: Iterable[tuple[str, Any]], count: int) -> list[Values]:
+    decoded = {name: _decoded(column) for name, column in columns}
+    return [{name: values[row] for name, values in decoded.items()} for row in range(count)]
 
 
 # -- types ---------------------------------------------------------------------------------------------------
@@ -75,7 +66,7 @@ def rows_of_batch(batch: Any) -> list[Values]:
 
 def is_text(kind: Any) -> bool:
     """Whether a type is of texts: plain, in a dictionary or an extension."""
-    return str(_values(kind)) in _BYTES
+    return _values(kind) in BYTES
 
 
 def _values(kind: Any) -> Any:
@@ -92,7 +83,7 @@ def _of_list(kind: Any) -> Any:
 
 
 def _is_binary(kind: Any) -> bool:
-    return str(_values(kind)) in ("binary", "large_binary", "binary_view")
+    return _values(kind) in BYTES.values()
 
 
 def _is_image(kind: Any) -> bool:
@@ -125,18 +116,14 @@ def _decoded(array: Any) -> list[object]:
         values = _decoded(array.dictionary)
         return [None if index is None else values[index] for index in array.indices.to_pylist()]
     if pa.types.is_struct(array.type):
-        fields = {
-            field.name: _decoded(values) for field, values in zip(array.type, array.flatten(), strict=True)
-        }
-        return _where_there(
-            array, [{name: values[row] for name, values in fields.items()} for row in range(len(array))]
-        )
+        fields = zip((field.name for field in array.type), array.flatten(), strict=True)
+        return _where_there(array, _rows(fields, len(array)))
     if is_text(_of_list(array.type)) and array.nbytes <= RECORD:
         items = iter(_decoded(array.flatten()))
         lengths = pc.list_value_length(array).to_pylist()
         return _where_there(array, [list(itertools.islice(items, length or 0)) for length in lengths])
-    of_text = str(array.type) in _BYTES
-    array = array.cast(_BYTES[str(array.type)]) if of_text else array
+    of_text = array.type in BYTES
+    array = array.cast(BYTES[array.type]) if of_text else array
     if array.nbytes <= RECORD:
         with suppress(*_UNREADABLE):
             return [_text(value) for value in array.to_pylist()] if of_text else list(array.to_pylist())
@@ -144,9 +131,8 @@ def _decoded(array: Any) -> list[object]:
 
 
 def _where_there(array: Any, values: Sequence[object]) -> list[object]:
-    return [
-        value if there else None for value, there in zip(values, array.is_valid().to_pylist(), strict=True)
-    ]
+    there = array.is_valid().to_pylist()
+    return [value if valid else None for value, valid in zip(values, there, strict=True)]
 
 
 def _value(array: Any, row: int, of_text: bool) -> object:

@@ -52,12 +52,7 @@ def kept(kind: str, key: str, build: Callable[[Path], None], cache: str | Path |
 
 
 def kept_file(kind: str, name: str, key: Iterable[object], write: Callable[[Path], None]) -> Path:
-    """A file of the cache, written where it is not there.
-
-    Args:
-        kind: the directory in the cache.
-        key: all that the content depends on.
-    """
+    """A file of the cache, written where it is not there; `key` is all that it depends on."""
     digest = hashlib.blake2b(digest_size=16)
     for part in key:
         digest.update(f"{part!r}\n".encode(errors="surrogatepass"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,27 +21,23 @@ def split(start: int, stop: int, rank: int, size: int) -> range:
     return range(start + length * rank // size, start + length * (rank + 1) // size)
 
 
+@dataclass(eq=False)
 class Loader:
     """The micro-batches of each step, from a given step on.
 
-    Args:
+    Attributes:
         batch: records per step, over all processes.
         micro_batch: records per micro-batch, in one process.
         workers: threads that read; 0 reads when asked.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        seed: int,
-        batch: int,
-        micro_batch: int,
-        workers: int,
-        rank: int = 0,
-        size: int = 1,
-    ) -> None:
-        self.records, self.seed, self.batch, self.micro_batch = records, seed, batch, micro_batch
-        self.workers, self.rank, self.size = workers, rank, size
+    records: Records
+    seed: int
+    batch: int
+    micro_batch: int
+    workers: int
+    rank: int = 0
+    size: int = 1
 
     def places(self, step: int) -> list[range]:
         """The positions of each micro-batch of a step."""

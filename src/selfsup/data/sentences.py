@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.sources import TextCollection, open_table
+from selfsup.data.sources import Table
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 
@@ -27,36 +27,34 @@ _ABBREVIATED = re.compile(
     r"(?:\b(?:Mrs?|Ms|Mme|Mlle|MM|M|Dr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Gov|Sen|Rep|St|Ste|Sr|Sra|Jr|Sig|Dott|Herr|Fr"
     r"|vs|etc|cf|viz|e\.g|i\.e|No|Nos|Vol|vol|pp|p|ch|Fig|fig|art|bzw|z\.B|d\.h|Nr|ca)|\b[A-ZÀ-ÖØ-ÞΑ-ΩА-Я])\.$"
 )
-_OPENS = re.compile(
-    r"[\"'“‘«(\[¿¡—–-]*[^\W_]"
-)  # quotes, brackets and dashes before the first letter or digit
+# Quotes, brackets and dashes before the first letter or digit.
+_OPENS = re.compile(r"[\"'“‘«(\[¿¡—–-]*[^\W_]")
 
 
-class SentenceCollection(TextCollection):
+class SentenceTable(Table):
     """A text source whose documents are sentences: the lines of text files, and what other records are split into."""
 
     def documents(self) -> Iterator[str]:
-        for document, row in self._table.documents(self._column):
+        for document, row in self.texts():
             if row.part.whole_file:
                 yield from (line.strip() for line in _LINE_END.split(document) if line.strip())
             else:
                 yield from split_sentences(document)
 
     def fingerprint(self) -> str:
-        return hashlib.blake2b(
-            f"sentences {RULE} {super().fingerprint()}".encode(), digest_size=16
-        ).hexdigest()
+        content = f"sentences {RULE} {super().fingerprint()}"
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def open_sentences(
     source: object, column: str | None = None, failures: float = 0.01, split: str | None = None
-) -> SentenceCollection:
+) -> SentenceTable:
     """Open any source that `open_text` takes; each line of a text file is a sentence, other records are split.
 
     Raises:
         UserError: as `open_text`.
     """
-    return SentenceCollection(open_table(source, failures, split), column)
+    return SentenceTable.of(source, column, failures, split)
 
 
 def split_sentences(document: str) -> Iterator[str]:

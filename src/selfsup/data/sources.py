@@ -3,10 +3,7 @@
 `open_text` takes a path to a file, a folder or a pattern of files, a list of `Path` objects, `sample:` and `hub:`
 names, and from Python a `list[str]`, whose strings are documents (not paths), a list of dicts, whose items are records,
 a `datasets.Dataset`, a data frame, an Arrow table, and any object of the `TextSource` protocol. A `.txt` or `.md` file
-is one document, a record of any other kind of file too; docs/formats.md lists the kinds.
-
-A table is the same as records with all their columns: a `.txt` or `.md` file, and a document from Python, is one row
-with the column `text`. CSV values are strings.
+and a document from Python is one row with the column `text`; docs/formats.md lists the kinds. CSV values are strings.
 
 Text is UTF-8. A byte order mark at the start of a file is dropped; line breaks stay as they are (`\\r\\n`
 too). What is longer than `DOCUMENT` (a text file) or `RECORD` (a line, row or value) counts as unreadable.
@@ -20,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 from selfsup.data.arrow_records import table_part
 from selfsup.data.columns import described, require_column, text_column
@@ -51,6 +48,7 @@ TEXTS = Medium(
 )
 
 Check = Callable[[Values], str | None]
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -96,13 +94,7 @@ class TextColumns:
 
 
 class Row(NamedTuple):
-    """A record of a table.
-
-    Attributes:
-        where: the place of the record, such as `books.jsonl, line 3`.
-        part: the file, or the object from Python, that it is in.
-        values: by column.
-    """
+    """A record of a table: its place, such as `books.jsonl, line 3`, its part, and its values by column."""
 
     where: str
     part: Part
@@ -116,11 +108,15 @@ class Row(NamedTuple):
 
 @dataclass(eq=False)
 class Table:
-    """Records with several columns. When more than the share `failures` of them are bad, or all, a pass ends in a
-    UserError; with 1, whole files may be damaged too.
+    """Records with several columns, one of which holds a text: its `documents` make it a `TextSource`.
+
+    Bad are: undecodable UTF-8 bytes, a malformed JSON line, a record without the column, a null, what is too long. A
+    text file is one record: where at most the share `failures` of its bytes cannot be decoded (and no more than
+    `selfsup.data.formats.UNDECODABLE`), it is kept with U+FFFD in their place, else it is bad. When more than the share
+    `failures` of the records are bad, or all, a pass ends in a UserError; with 1, whole files may be damaged too.
 
     Attributes:
-        fingerprint: gives 32 hex digits of the text in a column (None is the one that is found).
+        column: the column of the text; None is the one that is found in each file.
         split: the part of a data set that its files are chosen by, where there are others.
         left_out: the files and folders that are not read, in words.
         skipped, empty: of the last complete pass: bad records, and how many had a blank text.
@@ -128,13 +124,30 @@ class Table:
 
     name: str
     parts: Sequence[Part]
+    column: str | None
     failures: float
-    fingerprint: Callable[[str | None], str]
+    _fingerprint: Callable[[str | None], str]
     split: str | None = None
     left_out: Sequence[str] = ()
     skipped: Skipped = field(default_factory=Skipped)
     empty: int = 0
     _beside: Collection[str] = ()  # columns that the last pass read beside the text
+
+    @classmethod
+    def of(cls, source: object, column: str | None, failures: float, split: str | None) -> Self:
+        """A source that is opened; nothing is read yet. See `open_text`."""
+        require_share(failures)
+        if isinstance(source, TextSource):
+            own = _part_of_documents(source.name, source.documents)
+            return cls(source.name, [own], column, failures, lambda _: source.fingerprint())
+        origin = origin_of(source, TEXTS, split)
+        if not origin.found:
+            part = _part_of_items(source, origin)
+            return cls(part.name, [part], column, failures, partial(_fingerprint_of_texts, part))
+        files = sorted({Path(file.path) for file in origin.files})
+        parts = [file_part(file, failures) for file in files]
+        fingerprint = partial(fingerprint_of_files, files)
+        return cls(origin.name, parts, column, failures, fingerprint, origin.split, origin.left_out)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -145,18 +158,28 @@ class Table:
                 columns |= dict.fromkeys(part.sample().names)
         return tuple(columns)
 
-    def text_columns(self, column: str | None) -> TextColumns:
-        """The columns that texts are read from, where `column` is asked for."""
-        return TextColumns(self.parts, column, self._beside)
+    @property
+    def text_columns(self) -> TextColumns:
+        """The columns that the texts are read from."""
+        return TextColumns(self.parts, self.column, self._beside)
 
-    def notes(self, column: str | None) -> dict[str, str]:
-        """What to tell of how it is read for the texts in a column: that column, its split, what is left out."""
+    @property
+    def notes(self) -> dict[str, str]:
+        """What to tell of how the source is read: its column, its split, and what of its files is left out."""
         told = {
-            "column": self.text_columns(column).told(),
+            "column": self.text_columns.told(),
             "split": self.split or "",
             "left out": "; ".join([*self.left_out, *self.skipped.left_out]),
         }
         return {name: text for name, text in told.items() if text}
+
+    def fingerprint(self) -> str:
+        """32 hex digits that depend on the content and the column that is read, not on where it lies."""
+        return self._fingerprint(self.column)
+
+    def documents(self) -> Iterator[str]:
+        """All readable documents with at least one character that is not white space."""
+        return (text for text, _ in self.texts())
 
     def rows(
         self,
@@ -177,22 +200,16 @@ class Table:
         """
         if columns is None:
             columns, optional = (), None
-        tally = Tally(self.name, self.failures)
-        kept = 0
-        for part in self.parts:
-            with tally.allowed(part.name):
-                for where, values in _records(part, columns, optional, check, tally):
-                    tally.count(where, values)
-                    if not isinstance(values, Malformed):
-                        kept += 1
-                        yield Row(where, part, values)
-        self.skipped = tally.close()
-        if kept == 0:
+
+        def read(part: Part, tally: Tally) -> Iterator[tuple[str, Row | Malformed]]:
+            return _records(part, columns, optional, check, tally)
+
+        yield from self._readable(read)
+        if self.skipped.seen == 0:
             raise UserError(f"{self.name} holds no records: point at data with at least one.")
 
-    def documents(
+    def texts(
         self,
-        column: str | None = None,
         columns: Sequence[str] = (),
         optional: Sequence[str] | None = (),
         check: Check | None = None,
@@ -200,60 +217,60 @@ class Table:
         """All records with a text that is not blank, each with that text, whatever its column is called.
 
         Args:
-            column: the column of the text; by default it is found in each file, see `open_text`.
             columns, optional, check: what the rows hold, as in `rows`; the text is among it only if it is named there.
 
         Raises:
             UserError: a file lacks a column, too many records are bad, there is no text.
         """
-        tally = Tally(self.name, self.failures)
         self._beside = self.columns if optional is None else (*columns, *optional)
-        kept = empty = 0
-        for part in self.parts:
-            with tally.allowed(part.name):
-                name = text_column(part, column)
-                hidden = name not in columns and name not in (optional or ())
-                for where, values in _records(part, [name, *columns], optional, check, tally):
-                    text = values if isinstance(values, Malformed) else _text_of(values[name])
-                    tally.count(where, text)
-                    if isinstance(values, Malformed) or isinstance(text, Malformed):
-                        continue
-                    if is_blank(text):
-                        empty += 1
-                        continue
-                    kept += 1
-                    if hidden:
-                        del values[name]
-                    yield text, Row(where, part, values)
-        self.skipped = tally.close()
+
+        def read(part: Part, tally: Tally) -> Iterator[tuple[str, tuple[str, Row] | Malformed]]:
+            name = text_column(part, self.column)
+            hidden = name not in columns and name not in (optional or ())
+            for where, row in _records(part, [name, *columns], optional, check, tally):
+                yield where, row if isinstance(row, Malformed) else _with_text(row, name, hidden)
+
+        empty = 0
+        for text, row in self._readable(read):
+            if is_blank(text):
+                empty += 1
+            else:
+                yield text, row
         self.empty = empty
-        if kept == 0:
+        if self.skipped.seen == self.skipped.count + empty:
             raise _no_text(self.name, self.skipped, empty)
 
+    def _readable(self, read: Callable[[Part, Tally], Iterator[tuple[str, T | Malformed]]]) -> Iterator[T]:
+        """One pass over what is read of all parts; what is Malformed is counted."""
+        tally = Tally(self.name, self.failures)
+        for part in self.parts:
+            with tally.allowed(part.name):
+                for where, value in read(part, tally):
+                    tally.count(where, value)
+                    if not isinstance(value, Malformed):
+                        yield value
+        self.skipped = tally.close()
 
-def open_table(source: object, failures: float = 0.01, split: str | None = None) -> Table:
-    """Open any source as a table; nothing is read yet.
+
+def open_text(
+    source: object, column: str | None = None, failures: float = 0.01, split: str | None = None
+) -> Table:
+    """Open any text source (see the module's description); nothing but its start is read yet.
 
     Args:
-        source: what `selfsup.data.sources.open_text` takes.
+        source: path, folder, glob, `sample:` or `hub:` name, `list[Path]` (files), `list[str]` (documents),
+            a list of dicts (records), `datasets.Dataset` or an object of the `TextSource` protocol; an
+            opened source comes back as it is.
+        column: the column that holds the text, or a dotted path into nested records; by default it is found in each
+            file, see `selfsup.data.columns.text_column`.
         failures: the share of bad records, from 0 to 1, above which reading stops.
-        split: as in `open_text`.
+        split: the part of a data set to read, by the names of files: `train`, `validation`, `test`; or `training`,
+            which is train where there is one, else all. By default, or with `all`, all are read.
 
     Raises:
-        UserError: nothing there, or nothing readable.
+        UserError: nothing there, nothing readable, no such column (some only when the documents are read).
     """
-    require_share(failures)
-    if isinstance(source, TextSource):
-        own = _part_of_documents(source.name, source.documents)
-        return Table(source.name, [own], failures, lambda _: source.fingerprint())
-    origin = origin_of(source, TEXTS, split)
-    if origin.found:
-        files = sorted({Path(file.path) for file in origin.files})
-        parts = [file_part(file, failures) for file in files]
-        fingerprint = partial(fingerprint_of_files, files)
-        return Table(origin.name, parts, failures, fingerprint, origin.split, origin.left_out)
-    part = _part_of_items(source, origin)
-    return Table(part.name, [part], failures, partial(_fingerprint_of_texts, part))
+    return source if isinstance(source, Table) else Table.of(source, column, failures, split)
 
 
 def _part_of_items(source: object, origin: Origin) -> Part:
@@ -264,17 +281,17 @@ def _part_of_items(source: object, origin: Origin) -> Part:
     if {str} <= kinds <= {str, type(None), float}:  # with gaps, as pandas has them
         return _part_of_documents(f"the list of {len(items)} documents", lambda: items)
     if kinds and all(issubclass(kind, dict) for kind in kinds):
-        return record_part(
-            f"the list of {len(items)} records",
-            lambda: ((f"record {number}", record) for number, record in enumerate(items, 1)),
-        )
+        name = f"the list of {len(items)} records"
+        return record_part(name, lambda: _numbered("record", items))
     raise no_source(source, TEXTS)
 
 
 def _part_of_documents(name: str, documents: Callable[[], Iterable[object]]) -> Part:
-    return text_part(
-        name, lambda: ((f"document {number}", text) for number, text in enumerate(documents(), 1))
-    )
+    return text_part(name, lambda: _numbered("document", documents()))
+
+
+def _numbered(noun: str, items: Iterable[T]) -> Iterator[tuple[str, T]]:
+    return ((f"{noun} {number}", item) for number, item in enumerate(items, 1))
 
 
 def _fingerprint_of_texts(part: Part, wanted: str | None) -> str:
@@ -286,7 +303,7 @@ def _fingerprint_of_texts(part: Part, wanted: str | None) -> str:
 
 def _records(
     part: Part, columns: Sequence[str], optional: Sequence[str] | None, check: Check | None, tally: Tally
-) -> Iterator[tuple[str, Values | Malformed]]:
+) -> Iterator[tuple[str, Row | Malformed]]:
     """A part's records with a value for each column asked for, None where they lack an optional one."""
     there, rows, *_ = part.sample()
     for name in columns if rows or part.text else ():  # without a record, only malformed ones can come
@@ -296,11 +313,14 @@ def _records(
         values = record if isinstance(record, Malformed) else _complete(record, columns, read, tally)
         if check and not isinstance(values, Malformed) and (problem := check(values)):
             values = Malformed(problem)
-        yield where, values
+        yield where, values if isinstance(values, Malformed) else Row(where, part, values)
 
 
-def _text_of(value: object) -> str | Malformed:
-    return value if isinstance(value, str) else as_text(value)  # a text is checked already
+def _with_text(row: Row, name: str, hidden: bool) -> tuple[str, Row] | Malformed:
+    """A record behind the text in one of its columns, and without that column where it is hidden."""
+    value = row.values.pop(name) if hidden else row.values[name]
+    text = value if isinstance(value, str) else as_text(value)  # a text is checked already
+    return text if isinstance(text, Malformed) else (text, row)
 
 
 def _complete(
@@ -326,75 +346,3 @@ def _no_text(name: str, skipped: Skipped, empty: int) -> UserError:
         f"{name} holds no text ({skipped.seen} records, {empty} of them empty{unreadable}{left_out}): "
         "point at data with at least one document that is not blank."
     )
-
-
-class TextCollection:
-    """A `TextSource` that drops empty documents, and skips and counts bad records.
-
-    Bad are: undecodable UTF-8 bytes, a malformed JSON line, a record without the column, a null, what is too long. A
-    text file is one record: where at most the share `failures` of its bytes cannot be decoded (and no more than
-    `selfsup.data.formats.UNDECODABLE`), it is kept with U+FFFD in their place, else it is bad. For too many bad records
-    see `Table`; `skipped` and `empty` describe the last complete pass over `documents()`.
-    """
-
-    def __init__(self, table: Table, column: str | None) -> None:
-        self.name = table.name
-        self._table = table
-        self._column = column
-
-    def documents(self) -> Iterator[str]:
-        """All readable documents with at least one character that is not white space."""
-        return (document for document, _ in self._table.documents(self._column))
-
-    @property
-    def skipped(self) -> Skipped:
-        return self._table.skipped
-
-    @skipped.setter
-    def skipped(self, skipped: Skipped) -> None:  # of a pass that was made earlier, where the text is kept
-        self._table.skipped = skipped
-
-    @property
-    def empty(self) -> int:
-        return self._table.empty
-
-    def columns(self) -> TextColumns:
-        """The columns that the texts are read from."""
-        return self._table.text_columns(self._column)
-
-    @property
-    def split(self) -> str | None:
-        """The part of a data set that was chosen by the names of its files, where there are others."""
-        return self._table.split
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """What to tell of how the source is read: its column, its split, and what of its files is left out."""
-        return self._table.notes(self._column)
-
-    def fingerprint(self) -> str:
-        """32 hex digits that depend on the content and the column that is read, not on where it lies."""
-        return self._table.fingerprint(self._column)
-
-
-def open_text(
-    source: object, column: str | None = None, failures: float = 0.01, split: str | None = None
-) -> TextCollection:
-    """Open any text source (see the module's description); nothing but its start is read yet.
-
-    Args:
-        source: path, folder, glob, `sample:` or `hub:` name, `list[Path]` (files), `list[str]` (documents),
-            a list of dicts (records), `datasets.Dataset` or an object of the `TextSource` protocol; an
-            opened source comes back as it is.
-        column: the column that holds the text, or a dotted path into nested records; by default it is found in each
-            file, see `selfsup.data.columns.text_column`.
-        failures: the share of bad records, from 0 to 1, above which reading stops.
-        split: the part of a data set to read, by the names of files: `train`, `validation`, `test`; or `training`,
-            which is train where there is one, else all. By default, or with `all`, all are read.
-
-    Raises:
-        UserError: nothing there, nothing readable, no such column (some only when the documents are read).
-    """
-    if isinstance(source, TextCollection):
-        return source
-    return TextCollection(open_table(source, failures, split), column)

@@ -12,7 +12,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.cache import kept
-from selfsup.data.sources import TextCollection, open_text
+from selfsup.data.sources import Table, open_text
 from selfsup.data.split import hold_out
 from selfsup.data.tally import Skipped
 from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
@@ -128,10 +128,10 @@ def prepare_text(
     identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
     key = hashlib.blake2b(repr(choices).encode(), digest_size=16).hexdigest()
-    kind = cast(Kind, tokenizer)
 
     def build(directory: Path) -> None:
-        _build(directory, text, given, kind, family, vocabulary, validation, progress or _silent)
+        told = progress or (lambda done, total: None)
+        _build(directory, text, given, cast(Kind, tokenizer), family, vocabulary, validation, told)
 
     entry = kept("text", key, build, cache)
     return _open(entry, given or load_tokenizer(entry / "tokenizer", family).anew())
@@ -155,14 +155,13 @@ def encode_documents(
 ) -> EncodedText:
     """All documents of a source as one stream in memory, without a split, to evaluate a model on."""
     text = open_text(source, column, failures)
-    tally = _Tally()
-    stream = _encode(tokenizer, text.documents(), tokenizer.start, True, tally, lambda done: None)
+    stream = _Stream(tokenizer)
     return EncodedText(
-        tokens=np.concatenate(list(stream)),
-        documents=tally.documents,
-        bytes=tally.bytes,
-        unknown_tokens=tally.unknown,
-        lossless=tally.lossless,
+        tokens=np.concatenate(list(stream.chunks(text.documents(), tokenizer.start))),
+        documents=stream.documents,
+        bytes=stream.bytes,
+        unknown_tokens=stream.unknown,
+        lossless=stream.lossless,
         skipped=text.skipped,
         empty=text.empty,
     )
@@ -195,9 +194,10 @@ class _Parts:
 
 
 @dataclass
-class _Tally:
-    """What a stream holds, counted while it is made."""
+class _Stream:
+    """Makes the stream of a part, and counts what it holds."""
 
+    tokenizer: TextTokenizer
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
@@ -209,10 +209,47 @@ class _Tally:
     def lossless(self) -> bool:
         return self.covered == self.bytes and self.unknown == 0
 
+    def chunks(
+        self,
+        documents: Iterable[str],
+        opening: int,
+        closed: bool = True,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[Ids]:
+        """The opening token, the documents with special tokens between them and, where the stream is closed, the end
+        token behind the last."""
+        tokenizer = self.tokenizer
+        sizes = tokenizer.token_bytes()
+        between = np.array(tokenizer.between, tokenizer.dtype)
+        yield self._counted(np.array([opening], tokenizer.dtype))
+        for batch in _batches(tokenizer, documents):
+            runs = []
+            encoded = tokenizer.encode_batch([piece for piece, _ in batch])
+            for ids, (piece, opens) in zip(encoded, batch, strict=True):
+                if opens and self.documents:
+                    runs.append(between)
+                runs.append(ids)
+                self.documents += opens
+                self.bytes += len(piece.encode())
+            chunk = np.concatenate(runs)
+            self.covered += 0 if sizes is None else int(sizes[chunk].sum())
+            if tokenizer.unknown is not None:
+                self.unknown += int(np.count_nonzero(chunk == tokenizer.unknown))
+            if len(chunk):
+                yield self._counted(chunk)
+            progress(self.bytes)
+        if closed:
+            yield self._counted(between[:1])
+
+    def _counted(self, chunk: Ids) -> Ids:
+        self.tokens += len(chunk)
+        self.last = int(chunk[-1])
+        return chunk
+
 
 def _build(
     directory: Path,
-    text: TextCollection,
+    text: Table,
     tokenizer: TextTokenizer | None,
     kind: Kind,
     family: Family,
@@ -222,41 +259,27 @@ def _build(
 ) -> None:
     """Write an entry: train.bin, validation.bin, tokenizer/ and facts.json."""
     scan = _scan(text, progress)
+    total = int(scan.sizes.sum())
     parts = _split(text, scan, validation)
     if tokenizer is None:
         tokenizer = train_tokenizer(kind, parts.train(), vocabulary, parts.train_bytes, family)
     tokenizer.save(directory / "tokenizer")
-    total = int(scan.sizes.sum())
-
-    training, held_out = _Tally(), _Tally()
-    stream = _encode(
-        tokenizer,
-        parts.train(),
-        tokenizer.start,
-        not parts.continued,
-        training,
-        lambda done: progress(done, total),
+    training, held_out = _Stream(tokenizer), _Stream(tokenizer)
+    stream = training.chunks(
+        parts.train(), tokenizer.start, not parts.continued, lambda done: progress(done, total)
     )
     _write(directory / "train.bin", stream)
     if validation:
-        opening = training.last if parts.continued else tokenizer.start
-        before = training.bytes
-        stream = _encode(
-            tokenizer,
-            parts.validation(),
-            opening,
-            True,
-            held_out,
-            lambda done: progress(before + done, total),
+        opening, before = training.last if parts.continued else tokenizer.start, training.bytes
+        stream = held_out.chunks(
+            parts.validation(), opening, progress=lambda done: progress(before + done, total)
         )
         _write(directory / "validation.bin", stream)
+    content = json.dumps({"facts": asdict(_facts(text, scan, training, held_out))}, indent=2)
+    (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
 
-    _write_facts(directory, _facts(text, scan, tokenizer, training, held_out))
 
-
-def _facts(
-    text: TextCollection, scan: _Scan, tokenizer: TextTokenizer, training: _Tally, held_out: _Tally
-) -> TextFacts:
+def _facts(text: Table, scan: _Scan, training: _Stream, held_out: _Stream) -> TextFacts:
     return TextFacts(
         documents=len(scan.hashes),
         duplicates=len(scan.hashes) - scan.distinct,
@@ -274,11 +297,11 @@ def _facts(
         validation_lossless=held_out.lossless,
         bytes_per_token=(training.bytes + held_out.bytes) / (training.tokens + held_out.tokens),
         unknown_tokens=training.unknown + held_out.unknown,
-        vocabulary=tokenizer.vocabulary,
+        vocabulary=training.tokenizer.vocabulary,
     )
 
 
-def _scan(text: TextCollection, progress: Progress) -> _Scan:
+def _scan(text: Table, progress: Progress) -> _Scan:
     hashes, sizes = array("Q"), array("q")
     characters = done = 0
     for document in text.documents():
@@ -291,7 +314,7 @@ def _scan(text: TextCollection, progress: Progress) -> _Scan:
     return _Scan(np.frombuffer(hashes, np.uint64), np.frombuffer(sizes, np.int64), characters)
 
 
-def _split(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
+def _split(text: Table, scan: _Scan, validation: float) -> _Parts:
     if validation and scan.distinct == 1:
         return _split_one(text, scan, validation)
     chosen = hold_out(scan.hashes, validation)
@@ -310,7 +333,7 @@ def _split(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
     return _Parts(lambda: part(False), lambda: part(True), train_bytes, continued=False)
 
 
-def _split_one(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
+def _split_one(text: Table, scan: _Scan, validation: float) -> _Parts:
     """One distinct document, in one or more copies: its head trains, its tail validates."""
     document = next(text.documents())
     copies = len(scan.hashes)
@@ -319,45 +342,6 @@ def _split_one(text: TextCollection, scan: _Scan, validation: float) -> _Parts:
     return _Parts(
         lambda: iter([head] * copies), lambda: iter([tail]), copies * len(head.encode()), continued=True
     )
-
-
-def _encode(
-    tokenizer: TextTokenizer,
-    documents: Iterable[str],
-    opening: int,
-    closed: bool,
-    tally: _Tally,
-    progress: Callable[[int], None],
-) -> Iterator[Ids]:
-    """The stream in chunks: the opening token, the documents with special tokens between them and, where the
-    stream is closed, the end token behind the last."""
-    sizes = tokenizer.token_bytes()
-    between = np.array(tokenizer.between, tokenizer.dtype)
-
-    def counted(chunk: Ids) -> Ids:
-        tally.tokens += len(chunk)
-        tally.last = int(chunk[-1])
-        return chunk
-
-    yield counted(np.array([opening], tokenizer.dtype))
-    for batch in _batches(tokenizer, documents):
-        runs = []
-        encoded = tokenizer.encode_batch([piece for piece, _ in batch])
-        for ids, (piece, opens) in zip(encoded, batch, strict=True):
-            if opens and tally.documents:
-                runs.append(between)
-            runs.append(ids)
-            tally.documents += opens
-            tally.bytes += len(piece.encode())
-        chunk = np.concatenate(runs)
-        tally.covered += 0 if sizes is None else int(sizes[chunk].sum())
-        if tokenizer.unknown is not None:
-            tally.unknown += int(np.count_nonzero(chunk == tokenizer.unknown))
-        if len(chunk):
-            yield counted(chunk)
-        progress(tally.bytes)
-    if closed:
-        yield counted(between[:1])
 
 
 def _batches(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
@@ -375,10 +359,6 @@ def _batches(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[lis
         yield batch
 
 
-def _silent(done: int, total: int | None) -> None:
-    """Progress that nobody wants to see."""
-
-
 # -- the cache -----------------------------------------------------------------------------------------------
 
 
@@ -388,18 +368,11 @@ def _write(path: Path, stream: Iterator[Ids]) -> None:
             file.write(chunk.data)
 
 
-def _write_facts(directory: Path, facts: TextFacts) -> None:
-    content = json.dumps({"facts": asdict(facts)}, indent=2)
-    (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
-
-
 def _open(entry: Path, tokenizer: TextTokenizer) -> TextCorpus:
     recorded = json.loads((entry / "facts.json").read_text(encoding="utf-8"))["facts"]
-    lists = ("names", "left_out")
-    skipped = Skipped(
-        **recorded["skipped"] | {name: tuple(recorded["skipped"].get(name, ())) for name in lists}
-    )
-    facts = replace(TextFacts(**recorded), skipped=skipped)
+    skipped = recorded.pop("skipped")
+    lists = {name: tuple(skipped.get(name, ())) for name in ("names", "left_out")}
+    facts = TextFacts(**recorded, skipped=Skipped(**skipped | lists))
 
     def stream(name: str) -> Ids | None:
         file = entry / name
@@ -427,13 +400,9 @@ class Windows:
     def __init__(self, tokens: Ids, window: int, end: int) -> None:
         targets = len(tokens) - 1
         if targets < window:
+            choose = f"choose a window of at most {targets} or " if targets > 0 else ""
             raise UserError(
-                f"The text has {len(tokens)} tokens, too few for one window of {window}: "
-                + (
-                    f"choose a window of at most {targets} or give more text."
-                    if targets > 0
-                    else "give more text."
-                )
+                f"The text has {len(tokens)} tokens, too few for one window of {window}: {choose}give more text."
             )
         self.window = window
         self.end = end

@@ -9,18 +9,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from selfsup.data.tokenizers import (
-    END,
-    KINDS,
-    MARKS,
-    NAMING,
-    Family,
-    Marks,
-    TextTokenizer,
-    framing,
-    library_at_work,
-    named_tokens,
-)
+from selfsup.data import tokenizers
+from selfsup.data.tokenizers import END, KINDS, MARKS, Family, Marks, TextTokenizer, library_at_work
 from selfsup.errors import UserError
 from selfsup.files import expanded, read_bytes
 
@@ -33,22 +23,16 @@ KNOWN = {
     "pad_token": ("[PAD]", "<pad>"),
 }
 MOST_IDS = 1 << 22
+# What a directory may hold of its tokenizer.
 BESIDE = (
-    *NAMING,
-    "added_tokens.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-)  # what a directory may hold of its tokenizer
+    *(*tokenizers.NAMING, "added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+)
 MOST = 1 << 27  # bytes of one of them
 
 
 def open_tokenizer(spec: str | Path | TextTokenizer, family: Family = "decoder") -> TextTokenizer | None:
-    """The tokenizer that `spec` names, or None where it is a kind (`KINDS`) that is trained on the corpus. Raises
-    UserError where it is neither a kind nor a path."""
+    """The tokenizer at a path, or None for one of `KINDS`, trained on the corpus; raises UserError for neither."""
     if isinstance(spec, TextTokenizer):
         return spec
     if spec in KINDS:
@@ -87,14 +71,12 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     vocabulary = tokenizer.get_vocab()
     if (highest := max(vocabulary.values(), default=-1)) >= MOST_IDS:  # before tables by number are made
         raise UserError(f"{file} has a token of number {highest:,}; numbers below {MOST_IDS:,} can be read.")
-    named = _numbered_tokens(file.parent, tokenizer) | named_tokens(files)
+    named = _numbered_tokens(file.parent, tokenizer) | tokenizers.named_tokens(files)
     with library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
         marks = _find_marks(tokenizer, vocabulary, named, family)
-    if marks is None:
-        raise UserError(
-            f"{file} has no end-of-text token: name it as eos_token in a tokenizer_config.json beside it."
-        )
-    with library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
+        if marks is None:
+            config = "name it as eos_token in a tokenizer_config.json beside it"
+            raise UserError(f"{file} has no end-of-text token: {config}.")
         return TextTokenizer(tokenizer, marks, files)
 
 
@@ -110,7 +92,7 @@ def _find_marks(
     unknown = _unknown_token(tokenizer)
     if family == "decoder":
         end = find("eos_token", "bos_token")
-        put = [tokenizer.id_to_token(id_) for id_ in framing(tokenizer)[0][-1:]]
+        put = [tokenizer.id_to_token(id_) for id_ in tokenizers.framing(tokenizer)[0][-1:]]
         start = put[0] if put else find("bos_token")
         return None if end is None else Marks(start or end, end, unknown, pad=find("pad_token") or end)
     usual = MARKS["encoder"]
@@ -145,8 +127,7 @@ def _numbered_tokens(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
             continue  # whoever reads the model says so
         for role in ("bos_token", "eos_token", "pad_token"):
             id_ = config.get(f"{role}_id") if isinstance(config, dict) else None
-            token = tokenizer.id_to_token(id_) if type(id_) is int and 0 <= id_ < MOST_IDS else None
-            if token is not None:
+            if type(id_) is int and 0 <= id_ < MOST_IDS and (token := tokenizer.id_to_token(id_)) is not None:
                 named[role] = token
     return named
 
@@ -154,6 +135,5 @@ def _numbered_tokens(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
 def _unknown_token(tokenizer: Tokenizer) -> str | None:
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_id") is not None:  # Unigram
-        token: str = model["vocab"][model["unk_id"]][0]
-        return token
+        return str(model["vocab"][model["unk_id"]][0])
     return model.get("unk_token") or None

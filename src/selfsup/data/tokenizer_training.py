@@ -11,7 +11,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from selfsup.data.tokenizers import (
     MARKS,
-    PIECE,
     Family,
     Kind,
     Marks,
@@ -50,12 +49,11 @@ def train_tokenizer(
     """Train a tokenizer on documents; a pure function of its arguments.
 
     Args:
-        kind: `bpe`, `characters` or `words`.
         documents: the training text, streamed.
-        size: the largest vocabulary, special tokens included. By default `vocabulary_size` for a BPE, all
-            characters, the 32,768 most frequent words.
-        total: bytes of the text in UTF-8, which BPE needs; without it, BPE holds all documents to count.
-        family: whether it is for a decoder or an encoder, which decides on the special tokens.
+        size: the largest vocabulary, special tokens included. By default `vocabulary_size` for a BPE and for word
+            pieces, all characters, the 32,768 most frequent words.
+        total: bytes of the text in UTF-8, which a BPE and word pieces need; else they hold all documents to count.
+        family: decides on the special tokens.
 
     A BPE learns from at most 32 MB: pieces of about 64 Ki characters, evenly spread over the text.
     """
@@ -154,7 +152,7 @@ def _train_words(documents: Iterable[str], size: int, marks: Marks) -> TextToken
 
 def _pieces(documents: Iterable[str]) -> Iterator[str]:
     """What is learnt from may be cut anywhere."""
-    return (piece for document in documents for piece in cut(document, lambda _: PIECE))
+    return (piece for document in documents for piece in cut(document))
 
 
 def _evenly(pieces: Iterable[str], total: int, limit: int) -> Iterator[str]:

@@ -4,8 +4,7 @@
   Every text has an encoding and decodes to itself, byte for byte.
 - `characters`: one token per Unicode code point of the training text.
 - `wordpiece`: BERT's, for encoders that need not tell case: text in lower case without accents, words cut into pieces.
-- `words`: runs of word characters and runs of punctuation; white space is lost, and decoding joins with
-  spaces.
+- `words`: runs of word characters and runs of punctuation; white space is lost, decoding joins with spaces.
 
 For a decoder the special token `<|endoftext|>` stands before each document (the start token) and behind it (the
 end); here its id is always 0. A decoder's tokenizer from elsewhere has its own two. For an encoder a document stands
@@ -30,14 +29,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 
 from selfsup.errors import UserError, require_text
 
@@ -63,14 +55,8 @@ class Marks:
     def roles(self) -> dict[str, str]:
         """Each under its name in `transformers`."""
         start, end = ("bos_token", "eos_token") if self.mask is None else ("cls_token", "sep_token")
-        named = {
-            start: self.start,
-            end: self.end,
-            "mask_token": self.mask,
-            "pad_token": self.pad,
-            "unk_token": self.unknown,
-        }
-        return {role: token for role, token in named.items() if token}
+        others = {"mask_token": self.mask, "pad_token": self.pad, "unk_token": self.unknown}
+        return {role: token for role, token in ({start: self.start, end: self.end} | others).items() if token}
 
 
 Family = Literal["decoder", "encoder"]
@@ -92,7 +78,6 @@ QWEN2_PATTERN = (
 RUN = 1024
 BOUNDED_PATTERN = QWEN2_PATTERN.replace("+", f"{{1,{RUN}}}").replace("*", f"{{0,{RUN}}}")
 
-
 # Texts that are encoded before their ids are taken: what else is known of each takes far more memory.
 AT_ONCE = 1 << 14
 PIECE = 1 << 16  # characters after which a long document may be cut for encoding
@@ -101,27 +86,21 @@ PIECE = 1 << 16  # characters after which a long document may be cut for encodin
 _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 
 CONFIG = "tokenizer_config.json"
-NAMING = (
-    "special_tokens_map.json",
-    CONFIG,
-)  # files that name special tokens, the later one with the last word
-
+NAMING = ("special_tokens_map.json", CONFIG)  # files that name special tokens, the later with the last word
 
 Ids = npt.NDArray[Any]
 T = TypeVar("T")
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` together with the special tokens that stand around documents.
+    """A `tokenizers.Tokenizer`, which it takes over, with the special tokens that stand around documents.
 
-    It takes the given tokenizer over and makes it ready to encode documents: no truncation, no padding,
-    special tokens written out in a text are plain text, and a post-processor that puts the start token (and an
-    encoder's end token) around a text, so that whoever opens the saved tokenizer gets what the model was
-    trained with. Our own encoding never adds them. Special tokens that the vocabulary lacks are added to it.
+    Texts are neither truncated nor padded, and special tokens written out in them are plain text. A post-processor
+    puts the start token (and an encoder's end token) around a text for whoever opens the saved tokenizer; our own
+    encoding never does. Special tokens that the vocabulary lacks are added to it.
 
     A tokenizer from a model's directory goes back into one as it came, with its chat template: of its `files` only
-    what has to differ is written anew, and a decoder's text has before it what it always had there, which may be
-    nothing.
+    what has to differ is written anew, and a decoder's text keeps what it had before it, which may be nothing.
 
     Attributes:
         vocabulary: number of ids, added tokens included (the largest id + 1).
@@ -198,37 +177,33 @@ class TextTokenizer:
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         """The ids of each text, in parallel, without special tokens; arrays of `dtype`.
 
-        A foreign model may have its start or end token as an ordinary piece of text as well; it then becomes
-        the unknown token, since it would end the document.
+        A start or end token that a foreign model makes of plain text becomes the unknown token: it would end the text.
         """
         batch: list[Ids] = []
         for start in range(0, len(texts), AT_ONCE):
-            some = texts[start : start + AT_ONCE]
             with library_at_work("The tokenizer cannot encode a text"):
-                encodings = interruptible(self._encode_texts, some)
-            batch += [np.array(encoding.ids, self.dtype) for encoding in encodings]
+                batch += interruptible(self._encoded, texts[start : start + AT_ONCE])
         for ids in batch:
             self._replace_ends(ids)
         return batch
 
-    def _encode_texts(self, texts: list[str]) -> list[Any]:
+    def _encoded(self, texts: list[str]) -> list[Ids]:
         try:
-            encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             _require_texts(texts)
             raise
-        return encodings
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def _replace_ends(self, ids: Ids) -> None:
         false_ends = (ids == self.end) | (ids == self.start)
-        if not false_ends.any():
-            return
-        if self.unknown in (None, self.end, self.start):
-            raise UserError(
-                f"The data holds {self.marks.end!r} as plain text, which this tokenizer cannot tell from its "
-                "end-of-text token: take it out of the data or choose another tokenizer."
-            )
-        ids[false_ends] = self.unknown
+        if false_ends.any():
+            if self.unknown in (None, self.end, self.start):
+                raise UserError(
+                    f"The data holds {self.marks.end!r} as plain text, which this tokenizer cannot tell from its "
+                    "end-of-text token: take it out of the data or choose another tokenizer."
+                )
+            ids[false_ends] = self.unknown
 
     def encode_marked(self, text: str) -> Ids:
         """The ids of a text in which special tokens, such as [MASK], are what they say; none is added."""
@@ -246,10 +221,9 @@ class TextTokenizer:
         return np.concatenate([[self.start], np.asarray(ids), [self.end]]).astype(self.dtype)
 
     def pieces(self, document: str) -> list[str]:
-        """A long document in pieces whose encodings, joined, are the document's; else the document alone.
+        """A long document in pieces whose encodings, joined, are the document's; see `cut`.
 
-        Pieces end at the first harmless place after `PIECE` characters. Documents of tokenizers that are
-        not known to have such places (prefix spaces, normalizers, other patterns) stay whole.
+        It stays whole where the tokenizer has no known seams (prefix spaces, normalizers, other patterns).
         """
         return cut(document, self._seam) if self._may_cut else [document]
 
@@ -259,9 +233,8 @@ class TextTokenizer:
             return PIECE
         if self._structure["pre_tokenizer"] != _as_json(qwen2_splitting()):
             return None
-        runs = self._tokenizer.pre_tokenizer.pre_tokenize_str(
-            beginning[: PIECE + 4 * RUN]
-        )  # none looks further
+        looked_at = beginning[: PIECE + 4 * RUN]  # none looks further
+        runs = self._tokenizer.pre_tokenizer.pre_tokenize_str(looked_at)
         return next(int(end) for _, (_, end) in runs if end >= PIECE)
 
     @cached_property
@@ -288,11 +261,8 @@ class TextTokenizer:
         return text
 
     def tokens(self, ids: Sequence[int] | Ids) -> list[str]:
-        """Each id as something to look at.
-
-        Its text with control characters and half characters escaped (`\\n`, `\\xe2`), the name of a special
-        token, and for decoders other than ours the token as its file spells it.
-        """
+        """Each id to look at: its text with control and half characters escaped (`\\n`, `\\xe2`), the name of a special
+        token, and for decoders other than ours the token as its file spells it."""
         return [self._shown(int(id_)) for id_ in np.asarray(ids)]
 
     def _shown(self, id_: int) -> str:
@@ -301,13 +271,18 @@ class TextTokenizer:
             raise UserError(f"The tokenizer has no token {id_}: its ids end at {self.vocabulary - 1}.")
         if self._bytewise and id_ not in self._added:
             token = _bytes(token).decode(errors="backslashreplace")
-        return "".join(
+        shown = (
             symbol if symbol.isprintable() else symbol.encode("unicode_escape").decode() for symbol in token
         )
+        return "".join(shown)
 
     @cached_property
+    def _decoder(self) -> str | None:
+        return (self._structure["decoder"] or {}).get("type")
+
+    @property
     def _bytewise(self) -> bool:
-        return (self._structure["decoder"] or {}).get("type") == "ByteLevel"
+        return self._decoder == "ByteLevel"
 
     @cached_property
     def _added(self) -> dict[int, Any]:
@@ -317,11 +292,9 @@ class TextTokenizer:
     def token_bytes(self) -> npt.NDArray[np.int32] | None:
         """Bytes of UTF-8 text that each id stands for: int32 (vocabulary,), 0 for special tokens.
 
-        None where the bytes of a token are not defined: words (the space between two belongs to neither) and
-        decoders other than the byte-level one and the one that just joins.
+        None where they are not defined: for all decoders but the byte-level one and the one that just joins.
         """
-        joins = self._bytewise or self._structure["decoder"] == _as_json(decoders.Fuse())
-        if not joins:
+        if not self._bytewise and self._structure["decoder"] != _as_json(decoders.Fuse()):
             return None
         sizes = np.zeros(self.vocabulary, np.int32)
         for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
@@ -338,15 +311,13 @@ class TextTokenizer:
         """
         goes_on = np.zeros(self.vocabulary, np.bool_)
         open_ended = np.zeros(self.vocabulary, np.bool_)
-        decoder = (self._structure["decoder"] or {}).get("type")
+        marked = self._decoder == "WordPiece"
         for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if id_ in self._added or self._structure["model"]["type"] == "WordLevel":
                 continue
-            text = (
-                _bytes(token).decode(errors="surrogateescape") if self._bytewise else token.removeprefix("##")
-            )
-            marked = decoder == "WordPiece"
-            goes_on[id_] = token.startswith("##") if marked else _in_word(text[:1])
+            plain = token.removeprefix("##")
+            text = _bytes(token).decode(errors="surrogateescape") if self._bytewise else plain
+            goes_on[id_] = text != token if marked else _in_word(text[:1])
             open_ended[id_] = marked or _in_word(text[-1:])
         return goes_on, open_ended
 
@@ -355,9 +326,9 @@ class TextTokenizer:
     def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
         """Write tokenizer.json and tokenizer_config.json, which stock `transformers` opens as they are.
 
-        Opened there, the tokenizer puts before and behind each text what the model saw there. Special tokens
-        written out in a text are plain text there too, but for a model that `fills` what a text says is hidden, and
-        for one with a chat template: these are asked by such texts. `max_length` is the model's window in tokens.
+        It puts around each text what the model saw there, and takes special tokens written out in a text for plain
+        text, but for a model that `fills` what a text says is hidden, and for one with a chat template: these are asked
+        by such texts. `max_length` is the model's window in tokens.
         """
         files = {name: content for name, content in self.files.items() if self._kept or "chat_" in name}
         if not self._kept:
@@ -370,9 +341,8 @@ class TextTokenizer:
     @property
     def chats(self) -> bool:
         """Whether a chat template comes with it."""
-        return "chat_template.jinja" in self.files or bool(
-            json_object(self.files, CONFIG).get("chat_template")
-        )
+        said = json_object(self.files, CONFIG).get("chat_template")
+        return "chat_template.jinja" in self.files or bool(said)
 
     def _config(self, max_length: int | None, plain: bool) -> bytes:
         """tokenizer_config.json as it came where it says all that is needed, else with what it lacks."""
@@ -456,10 +426,9 @@ def _template(tokenizer: Tokenizer, before: list[int], behind: list[int]) -> Any
 
 
 class TextStream:
-    """Decodes ids one after the other for printing, never half a character.
+    """Decodes ids one after the other for printing, never half a character: joined, as if decoded at once.
 
-    The pieces, joined, are what decoding all ids at once gives. `context` are the ids that stand before (the
-    prompt), which decide whether a space comes first; they are not printed.
+    `context` are the ids that stand before (the prompt), which decide whether a space comes first; none is printed.
     """
 
     def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] | Ids = ()) -> None:
@@ -490,10 +459,10 @@ class TextStream:
         return [id_ for id_ in np.asarray(ids, np.int64).tolist() if id_ not in self._tokenizer.special]
 
 
-def cut(document: str, seam: Callable[[str], int | None]) -> list[str]:
+def cut(document: str, seam: Callable[[str], int | None] = lambda _: PIECE) -> list[str]:
     """A document in pieces of `PIECE` characters and what is left to the next harmless place (see `_CUT`).
 
-    Where there is none within `PIECE` more, `seam` is asked for one in what begins there.
+    Where there is none within `PIECE` more, `seam` is asked for one in what begins there; by default any place will do.
     """
     pieces, start = [], 0
     while length := _piece(document, start, seam):
@@ -533,8 +502,7 @@ def _byte_of_symbol() -> dict[str, int]:
     """
     itself = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in itself]
-    symbols = {chr(byte): byte for byte in itself}
-    return symbols | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in itself} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 _BYTE_OF = _byte_of_symbol()
@@ -550,12 +518,11 @@ def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """What a JSON file holds, an empty object where it is not there."""
     try:
         content = json.loads(files.get(name, b"{}"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"The {name} beside the tokenizer is not JSON ({error}): mend it or take it away."
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"The {name} beside the tokenizer is not a JSON object: mend it or take it away.")
+        problem = f"The {name} beside the tokenizer is not JSON that holds an object ({error})"
+        raise UserError(f"{problem}: mend it or take it away.") from error
     return content
 
 

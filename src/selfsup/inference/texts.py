@@ -57,7 +57,7 @@ class Texts:
     """The texts of a source; `skipped` and `empty` describe the last complete pass.
 
     Args:
-        source: what `selfsup.data.sources.open_table` takes.
+        source: what `selfsup.data.sources.open_text` takes.
         column: the column of the text; by default it is found in each file.
         label: the column of its class; by default one with a usual name (`LABELS`).
         failures: the share of bad records, from 0 to 1, above which reading stops.
@@ -71,13 +71,12 @@ class Texts:
     def __init__(
         self, source: object, column: str | None = None, label: str | None = None, failures: float = 0.01
     ) -> None:
-        from selfsup.data.sources import open_table
+        from selfsup.data.sources import open_text
 
         alone = isinstance(source, list | tuple) and all(isinstance(text, str) for text in source)
         if column is not None and alone:
             raise UserError(f"Texts by themselves have no columns, so {column} names none; leave it out.")
-        self._table = open_table(source, failures)
-        self._column = column
+        self._table = open_text(source, column, failures)
         self._label = label
         self._pair: tuple[str, ...] = ()  # the columns of the last pass over pairs
         self.name = self._table.name
@@ -87,7 +86,7 @@ class Texts:
         """How the last pass read it, see `selfsup.data.sources.Table.notes`."""
         if self._pair:
             return {"columns": ", ".join(self._pair)}
-        return self._table.notes(self._column)
+        return self._table.notes
 
     @property
     def skipped(self) -> Skipped:
@@ -98,9 +97,9 @@ class Texts:
         return self._table.empty
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
-        """The records that hold a text, in order; raises what `Table.documents` raises."""
+        """The records that hold a text, in order; raises what `Table.texts` raises."""
         needed = [] if id_column is None else [id_column]
-        for text, row in self._table.documents(self._column, needed, None if with_values else ()):
+        for text, row in self._table.texts(needed, None if with_values else ()):
             yield _item(text, row, id_column)
 
     def labelled(self) -> Iterator[tuple[Item, Label]]:
@@ -108,12 +107,12 @@ class Texts:
         that is one."""
         column = self._label or _find_label(self._table)
         check = partial(_no_class, column)
-        for text, row in self._table.documents(self._column, columns=[column], check=check):
+        for text, row in self._table.texts([column], check=check):
             yield _item(text, row), _class_of(row.values[column])
 
     def parts(self) -> Iterator[Item]:
         """All texts; both sentences where the records are pairs of them and no column is named."""
-        if self._column is None and set(SENTENCES) <= set(self._table.columns):
+        if self._table.column is None and set(SENTENCES) <= set(self._table.columns):
             self._pair = SENTENCES
             for row in self._table.rows(SENTENCES):
                 for name in SENTENCES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfsup.config import Settings
-from selfsup.data.sources import TextCollection, open_text
+from selfsup.data.sources import Table, open_text
 from selfsup.data.text import TextCorpus, prepare_text
 from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.data.tokenizer_training import train_tokenizer
@@ -47,7 +47,7 @@ def open_training_part(
 
 
 def prepare(
-    collection: TextCollection, tokenizer: str | Path | TextTokenizer, settings: Settings, family: Family
+    collection: Table, tokenizer: str | Path | TextTokenizer, settings: Settings, family: Family
 ) -> TextCorpus:
     """A source as it is trained on; what is said of data in the settings holds here too."""
     data = settings.config.data

@@ -33,7 +33,7 @@ from selfsup.seeding import generator, uniform
 
 if TYPE_CHECKING:
     from selfsup.data.sentences import Sentences
-    from selfsup.data.sources import TextCollection
+    from selfsup.data.sources import Table
     from selfsup.inference.encoder import EncoderModel
     from selfsup.objectives.hub_networks import HubEncoder
 
@@ -161,7 +161,7 @@ class SimCSERecipe(TextRecipe):
         """Runs from before tokens were deleted deleted none."""
         return {**config, "simcse": {"deletion": 0.0, **(config.get("simcse") or {})}}
 
-    def open_source(self, source: object, how: dict[str, Any]) -> TextCollection:
+    def open_source(self, source: object, how: dict[str, Any]) -> Table:
         from selfsup.data.sentences import open_sentences
 
         return open_sentences(source, **how)

@@ -30,7 +30,7 @@ from selfsup.objectives.text_networks import (
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
-    from selfsup.data.sources import TextCollection
+    from selfsup.data.sources import Table
     from selfsup.data.tally import Skipped
     from selfsup.data.text import TextCorpus
     from selfsup.objectives.hub_networks import HubEncoder
@@ -52,7 +52,7 @@ class TextRecipe(Recipe):
     method: ClassVar[str]  # what the model is trained by, for its card
     usage: ClassVar[str]  # how the model is used, for the card of a network of selfsup's own
     network: TextNetwork
-    text: TextCollection
+    text: Table
     corpus: TextCorpus
 
     def reads(self) -> set[str]:
@@ -86,13 +86,13 @@ class TextRecipe(Recipe):
             family=self.family,
         )
         self.text.skipped = self.corpus.facts.skipped  # the text may have been prepared earlier
-        if (column := self.text.columns().name) is not None:
+        if (column := self.text.text_columns.name) is not None:
             self.settings.settle("data.column", column, FOUND)
         if self.text.split is not None:
             self.settings.settle("data.split", self.text.split, FOUND)
         self.network.take_tokenizer(self.corpus.tokenizer)
 
-    def open_source(self, source: object, how: dict[str, Any]) -> TextCollection:
+    def open_source(self, source: object, how: dict[str, Any]) -> Table:
         """The documents of a source."""
         from selfsup.data.sources import open_text
 

@@ -6,7 +6,8 @@ import bisect
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +29,13 @@ from selfsup.machine import free_memory
 from selfsup.report import Progress
 
 
-class _Rows(NamedTuple):
-    """Rows of a table, as record batches, with the name that messages call it by and the folder of its paths."""
+class _Batch(NamedTuple):
+    """Rows of a table: its name in messages, the folder of its paths, the rows before these, and a record batch."""
 
     name: str
     folder: str
-    batches: list[Any]
-
-    @property
-    def length(self) -> int:
-        return sum(batch.num_rows for batch in self.batches)
+    before: int
+    rows: Any
 
 
 def open_tables(name: str, files: list[File], wanted: Wanted, tally: Tally, progress: Progress) -> Store:
@@ -52,27 +50,32 @@ def open_tables(name: str, files: list[File], wanted: Wanted, tally: Tally, prog
     chosen = image_columns(str(first.path), sample_of_table(first), wanted)
     _require_kinds(first, chosen)
     room = free_memory(torch.device("cpu")) // SHARE
-    parts: list[_Rows] = []
+    batches: list[_Batch] = []
     for number, (file, table) in enumerate(tables):
         with tally.allowed(file.path):
             _require_kinds(table, chosen)
-            batches = _batches(file, table, chosen.all, room)
-            parts.append(_Rows(file.path, str(table.path.parent), batches))
-            room -= 0 if table.mapped else sum(batch.nbytes for batch in batches)
+            rows = _within(room, file, table, chosen.all)
+            batches += _batches(file.path, str(table.path.parent), rows)
+            room -= 0 if table.mapped else sum(batch.nbytes for batch in rows)
         progress(number + 1, len(files))
     stamp = [chosen.images, *((file, table.rows, table.size) for file, table in tables)]
-    return _store(name, first, chosen, parts, _contents(parts, chosen.images), lambda: stamp)
+    return replace(_store(name, first, chosen, batches), stamp=lambda: stamp)
 
 
 def open_table(name: str, table: ArrowFile, wanted: Wanted) -> Store:
     """A table from Python: a data frame, which is kept, or a data set, whose images are read one by one."""
     chosen = image_columns(name, sample_of_table(table), wanted)
     _require_kinds(table, chosen)
+    columns = chosen.all if table.at is None else chosen.beside
+    store = _store(name, table, chosen, _batches(name, "", table.batches(columns) if columns else []))
     if (at := table.at) is None:
-        parts = [_Rows(name, "", list(table.batches(chosen.all)))]
-        return _store(name, table, chosen, parts, _contents(parts, chosen.images))
-    parts = [_Rows(name, "", list(table.batches(chosen.beside)) if chosen.beside else [])]
-    return _store(name, table, chosen, parts, lambda index: _content(at(chosen.images, index), ""))
+        return store
+    return replace(
+        store,
+        count=table.rows,
+        place=lambda index: f"{name}, row {index + 1}",
+        content=lambda index: _content(at(chosen.images, index), ""),
+    )
 
 
 def holds_images(table: ArrowFile, column: str | None, paths: bool) -> bool:
@@ -94,41 +97,47 @@ def _require_kinds(table: ArrowFile, chosen: Chosen) -> None:
         raise Damaged(f"The column {name!r} of {holds}, no {what}: name another one.")
 
 
-def _store(
-    name: str,
-    table: ArrowFile,
-    chosen: Chosen,
-    parts: Sequence[_Rows],
-    content: Callable[[int], bytes],
-    stamp: Callable[[], Sequence[object]] | None = None,
-) -> Store:
-    starts = list(itertools.accumulate((part.length for part in parts), initial=0))
+def _batches(name: str, folder: str, batches: Iterable[Any]) -> list[_Batch]:
+    held = list(batches)
+    before = itertools.accumulate((rows.num_rows for rows in held), initial=0)
+    return [_Batch(name, folder, *rows) for rows in zip(before, held, strict=False)]
+
+
+def _store(name: str, table: ArrowFile, chosen: Chosen, batches: Sequence[_Batch]) -> Store:
+    """The images in batches: bytes, paths, or the hub's struct of both."""
+    starts = list(itertools.accumulate((batch.rows.num_rows for batch in batches), initial=0))
+
+    def find(index: int) -> tuple[_Batch, int]:
+        number = bisect.bisect_right(starts, index) - 1
+        return batches[number], index - starts[number]
 
     def place(index: int) -> str:
-        part = min(bisect.bisect_right(starts, index), len(parts)) - 1
-        return f"{parts[part].name}, row {index - starts[part] + 1}"
+        batch, row = find(index)
+        return f"{batch.name}, row {batch.before + row + 1}"
+
+    def content(index: int) -> bytes:
+        batch, row = find(index)
+        return _content(batch.rows.column(chosen.images)[row], batch.folder)
 
     def values(columns: Sequence[str]) -> Iterator[list[object]]:
-        batches = (batch.select(columns) for part in parts for batch in part.batches)
-        return (list(row.values()) for batch in batches for row in rows_of_batch(batch))
+        selected = (batch.rows.select(columns) for batch in batches)
+        return (list(row.values()) for rows in selected for row in rows_of_batch(rows))
 
-    captions = (
-        [caption for value in row for caption in captions_in(value)] for row in values(chosen.captions)
-    )
+    captions = ([text for value in row for text in captions_in(value)] for row in values(chosen.captions))
     return Store(
         name,
-        starts[-1] if table.at is None else table.rows,
+        starts[-1],
         place,
         content=content,
         labels=[value for (value,) in values([chosen.label])] if chosen.label else None,
         classes=_class_names(table.schema, chosen.label),
         captions=Captions.of(captions) if chosen.captions else None,
-        stamp=stamp,
         column=chosen.told(table.schema.names),
     )
 
 
-def _batches(file: File, table: ArrowFile, columns: list[str], room: int) -> list[Any]:
+def _within(room: int, file: File, table: ArrowFile, columns: list[str]) -> list[Any]:
+    """All batches of a table in memory; where so many bytes do not hold them, mapped from a copy in the cache."""
     held = []
     for batch in table.batches(columns):
         held.append(batch)
@@ -139,8 +148,6 @@ def _batches(file: File, table: ArrowFile, columns: list[str], room: int) -> lis
 
 
 def _unpacked(file: File, table: ArrowFile, columns: list[str]) -> list[Any]:
-    """All batches of a table, mapped from a copy in the cache that each row can be read of by itself."""
-
     def unpack(target: Path) -> None:
         schema = pa.schema([table.schema.field(column) for column in columns])
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -149,19 +156,6 @@ def _unpacked(file: File, table: ArrowFile, columns: list[str]) -> list[Any]:
 
     key = ("unpacked", FORMAT, columns, file, table.size)
     return list(open_arrow(kept_file("images", "columns.arrow", key, unpack)).batches(columns))
-
-
-def _contents(parts: Sequence[_Rows], column: str) -> Callable[[int], bytes]:
-    """What reads the images in a column of batches: bytes, paths, or the hub's struct of both."""
-    chunks = [(batch.column(column), part.folder) for part in parts for batch in part.batches]
-    starts = list(itertools.accumulate((len(chunk) for chunk, _ in chunks), initial=0))
-
-    def read(index: int) -> bytes:
-        number = bisect.bisect_right(starts, index) - 1
-        chunk, folder = chunks[number]
-        return _content(chunk[index - starts[number]], folder)
-
-    return read
 
 
 def _content(scalar: Any, folder: str) -> bytes:
@@ -188,6 +182,6 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
         names = feature["names"] if feature["_type"] == "ClassLabel" else None
     except (LookupError, TypeError, ValueError, RecursionError):
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return tuple(names) or None
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
