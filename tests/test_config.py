@@ -72,6 +72,8 @@ def leaves(config: Config) -> dict[str, Any]:
 @example({"train.epochs": float("inf")})
 @example({"data": {}, "model": None})
 @example({"modle": {}})
+@example({"objective": "é" * 5000})
+@example({"objective": "a\0b"})
 def test_a_mapping_gives_a_configuration_or_one_sentence(values: dict[str, Any]) -> None:
     problem = None
     try:

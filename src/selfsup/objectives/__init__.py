@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from selfsup.config import SECTIONS, Section, Settings, flatten, nearest
+from selfsup.config import SECTIONS, Section, Settings, flatten, nearest, shown
 from selfsup.errors import UserError
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Recipe
@@ -38,9 +38,11 @@ def find_recipe(name: str) -> type[Recipe]:
             f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train."
         )
     if name not in RECIPES:
-        if Path(name).exists():
-            raise UserError(f"There is no objective '{name}'; data is given by --data, behind the objective.")
-        raise UserError(f"There is no objective '{name}'{nearest(name, list(RECIPES))}")
+        if os.path.exists(name):
+            raise UserError(
+                f"There is no objective {shown(name)}; data is given by --data, behind the objective."
+            )
+        raise UserError(f"There is no objective {shown(name)}{nearest(name, list(RECIPES))}")
     module, _, attribute = RECIPES[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
     return recipe
