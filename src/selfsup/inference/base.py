@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,26 @@ from torch import nn
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.files import expanded
-from selfsup.inference.items import Collection, Item, Vectors
+from selfsup.inference.items import Collection, Item, Vectors, silent
 from selfsup.machine import find_device
 from selfsup.models.features import Features, fingerprint
 from selfsup.report import Progress
 
 N = TypeVar("N", bound=nn.Module)
+
+
+class Reading(TypedDict, total=False):
+    """How a source is read, beside the column of its content.
+
+    Attributes:
+        label: the column of the class; found by itself where it is None.
+        failures: the share of bad records, from 0 to 1, above which reading stops; 0.01 by default.
+        progress: called with what is read so far, where opening takes long, and all of it.
+    """
+
+    label: str | None
+    failures: float
+    progress: Progress
 
 
 class Model(ABC):
@@ -90,34 +104,16 @@ class EmbeddingModel(Model):
         """32 hex digits that change with anything that may change a vector."""
 
     @abstractmethod
-    def read(
-        self,
-        source: object,
-        column: str | None = None,
-        *,
-        label: str | None = None,
-        failures: float = 0.01,
-        progress: Progress | None = None,
-    ) -> Collection:
-        """Open a source.
-
-        Args:
-            column, label: those of the content and of its class; found by themselves where they are None.
-            failures: the share of bad records, from 0 to 1, above which reading stops.
-            progress: called with what is read so far, where opening takes long, and all of it.
-
-        Raises:
-            UserError: there is none that this model reads.
-        """
+    def read(self, source: object, column: str | None = None, **how: Unpack[Reading]) -> Collection:
+        """Open a source, whose column of content is found by itself where it is None. Raises UserError where there is
+        none that this model reads."""
 
     @abstractmethod
-    def embed(
-        self, contents: Sequence[Any], precision: str = "auto", progress: Progress | None = None
-    ) -> Vectors:
+    def embed(self, contents: Sequence[Any], precision: str = "auto", progress: Progress = silent) -> Vectors:
         """(n, dimension), not normalised; NaN for what cannot be read."""
 
     def embed_items(
-        self, items: Sequence[Item], precision: str = "auto", progress: Progress | None = None
+        self, items: Sequence[Item], precision: str = "auto", progress: Progress = silent
     ) -> tuple[npt.NDArray[np.bool_], Vectors]:
         """Which of the items (n,) can be read, and the vectors of these, (m, dimension). Raises UserError where a
         vector holds a number that is not finite."""
@@ -139,8 +135,7 @@ class EmbeddingModel(Model):
         _, vectors = self.embed_items([item])
         if not len(vectors):
             raise UserError(f"{item.source} cannot be read; give another one.")
-        vector: Vectors = vectors[0]
-        return vector
+        return np.asarray(vectors[0])
 
     def description(self) -> dict[str, Any]:
         """What is stored beside the vectors."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
 
 from selfsup.data.images.sources import holds_images
-from selfsup.inference.base import EmbeddingModel
+from selfsup.inference.base import EmbeddingModel, Reading
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.items import Vectors, shifted, silent
 from selfsup.inference.pictures import Picture, Pictures
@@ -69,29 +69,16 @@ class PairModel(EmbeddingModel):
         self.image.to(device)
         self.text.to(device)
 
-    def read(
-        self,
-        source: object,
-        column: str | None = None,
-        *,
-        label: str | None = None,
-        failures: float = 0.01,
-        progress: Progress | None = None,
-    ) -> Pictures | Texts:
+    def read(self, source: object, column: str | None = None, **how: Unpack[Reading]) -> Pictures | Texts:
         """The images of a source that holds any (`selfsup.data.images.sources.holds_images`), else its texts."""
         if isinstance(source, Pictures) or holds_images(source, column):
-            return self.image.read(source, column, label=label, failures=failures, progress=progress)
-        return self.text.read(source, column, label=label, failures=failures, progress=progress)
+            return self.image.read(source, column, **how)
+        return self.text.read(source, column, **how)
 
-    def embed(
-        self, contents: Sequence[Any], precision: str = "auto", progress: Progress | None = None
-    ) -> Vectors:
+    def embed(self, contents: Sequence[Any], precision: str = "auto", progress: Progress = silent) -> Vectors:
         """The vector of each image or text, (n, dimension), not normalised; NaN for an image that cannot be read.
 
-        Args:
-            contents: strings are texts; anything else is an image, see `ImageModel.embed`.
-            precision: see `ImageModel.embed`; of texts, `auto` is bf16 where the hardware multiplies it natively.
-            progress: called with what is done, and all of it; images come first.
+        Strings are texts; anything else is an image, see `ImageModel.embed`, and these come first.
         """
         worded = np.array([isinstance(content, str) for content in contents], bool)
         vectors = np.empty((len(contents), self.dimension), np.float32)
@@ -101,7 +88,7 @@ class PairModel(EmbeddingModel):
             places = np.flatnonzero(chosen).tolist()
             if not places:
                 continue
-            within = shifted(progress or silent, done, len(contents))
+            within = shifted(progress, done, len(contents))
             vectors[places] = tower.embed([contents[place] for place in places], precision, within)
             self.truncated += tower.truncated
             self.unread += [places[number] for number in tower.unread]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ from torch import Tensor
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.inference.base import EmbeddingModel, OneNetwork, require_room
-from selfsup.inference.items import Vectors
+from selfsup.inference.base import EmbeddingModel, OneNetwork, Reading, require_room
+from selfsup.inference.items import Vectors, silent
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
@@ -114,17 +114,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         if self.masked is not None:
             self.masked.to(device)
 
-    def read(
-        self,
-        source: object,
-        column: str | None = None,
-        *,
-        label: str | None = None,
-        failures: float = 0.01,
-        progress: Progress | None = None,
-    ) -> Texts:
-        """The texts of a source, see `selfsup.inference.texts.Texts`; opening takes no time."""
-        return Texts(source, column, label, failures)
+    def read(self, source: object, column: str | None = None, **how: Unpack[Reading]) -> Texts:
+        return Texts(source, column, how.get("label"), how.get("failures", 0.01))
 
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
@@ -134,9 +125,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
             self.network.opened.save(directory, self.tokenizer, heads=False)
 
     @torch.inference_mode()
-    def embed(
-        self, texts: Sequence[str], precision: str = "auto", progress: Progress | None = None
-    ) -> Vectors:
+    def embed(self, texts: Sequence[str], precision: str = "auto", progress: Progress = silent) -> Vectors:
         """The vector of each text, (n, dimension), not normalised.
 
         Texts are taken in the order of their lengths, several to a row, so that nothing is computed on padding. A text
@@ -158,8 +147,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
                 found = embed(self.network, tokens, lengths, self.features.pooling)
             vectors[numbers] = self.features.map(found).cpu().numpy()
             done += len(numbers)
-            if progress is not None:
-                progress(done, len(framed))
+            progress(done, len(framed))
         return vectors
 
     def fill(self, text: str, top: int = 5) -> list[list[Candidate]]:
@@ -171,7 +159,10 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
             raise UserError(
                 f"Nothing is hidden in {text!r}; write {self.tokenizer.marks.mask} where a word is."
             )
-        self._check_length(len(ids), "the text")
+        if len(ids) > self.window:
+            raise UserError(
+                f"the text has {len(ids)} tokens and the model a window of {self.window}; give a shorter one."
+            )
         tokens = torch.from_numpy(ids.astype(np.int64))[None]
         logits = self._logits(tokens, torch.from_numpy(places)[None])[0]
         best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
@@ -212,13 +203,6 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
             raise UserError("The model has no head that predicts hidden tokens; give a run of masked-lm.")
         hidden: Tensor = self.masked(tokens.to(self.device), places.to(self.device))
         return hidden @ self.masked.output_weight.T
-
-    def _check_length(self, count: int, what: str) -> None:
-        window = self.window
-        if count > window:
-            raise UserError(
-                f"{what} has {count} tokens and the model a window of {window}; give a shorter one."
-            )
 
 
 def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from selfsup.inference.items import Item
+from selfsup.inference.items import Item, silent
 from selfsup.inference.pictures import Pictures
 from selfsup.report import Progress
 
@@ -44,7 +44,7 @@ def open_captioned(
     column: str | None = None,
     captions: Sequence[str] = (),
     failures: float = 0.01,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> CaptionedPictures:
     """The captioned images of any source that `selfsup.data.pairs.open_pairs` takes, or of such a collection. Raises
     UserError where it has no captions."""

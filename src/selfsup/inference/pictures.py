@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from selfsup.data.tally import NAMED
 from selfsup.errors import UserError
-from selfsup.inference.items import Item, Label, ScoredPairs
+from selfsup.inference.items import Item, Label, ScoredPairs, silent
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def open_pictures(
     column: str | None = None,
     label: str | None = None,
     failures: float = 0.01,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Pictures:
     """The images of any source that `selfsup.data.images.open_images` takes, or of paths as words."""
     from selfsup.data.images import open_images

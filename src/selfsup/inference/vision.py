@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 from selfsup.data.images import Unreadable
 from selfsup.data.images.decoding import BadImage, decode
 from selfsup.errors import UserError
-from selfsup.inference.base import EmbeddingModel, OneNetwork
-from selfsup.inference.items import Vectors
+from selfsup.inference.base import EmbeddingModel, OneNetwork, Reading
+from selfsup.inference.items import Vectors, silent
 from selfsup.inference.pictures import Picture, Pictures, Pixels, Stored, Viewed, open_pictures
 from selfsup.machine import Machine, find_precision
 from selfsup.models.backbones import AnyBackbone, open_backbone
@@ -65,22 +65,11 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
     def reading(self) -> tuple[object, ...]:
         return self.size, MEAN, STD
 
-    def read(
-        self,
-        source: object,
-        column: str | None = None,
-        *,
-        label: str | None = None,
-        failures: float = 0.01,
-        progress: Progress | None = None,
-    ) -> Pictures:
-        """The images of a source, see `selfsup.inference.pictures.open_pictures`."""
-        return open_pictures(source, self.size, column, label, failures, progress)
+    def read(self, source: object, column: str | None = None, **how: Unpack[Reading]) -> Pictures:
+        return open_pictures(source, self.size, column, **how)
 
     @torch.inference_mode()
-    def embed(
-        self, images: Sequence[Any], precision: str = "auto", progress: Progress | None = None
-    ) -> Vectors:
+    def embed(self, images: Sequence[Any], precision: str = "auto", progress: Progress = silent) -> Vectors:
         """The vector of each image, (n, dimension), not normalised; NaN for one that cannot be read.
 
         Args:
@@ -102,8 +91,7 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
             if readable:
                 vectors[done + np.array(readable)] = self._vectors(shown, precision).cpu().numpy()
             done += len(pixels)
-            if progress is not None:
-                progress(done, len(images))
+            progress(done, len(images))
         return vectors
 
     def _read(self, images: Sequence[Any]) -> Iterator[list[Pixels | None]]:

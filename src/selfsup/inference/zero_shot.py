@@ -22,7 +22,7 @@ from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.geometry import normalised
 from selfsup.inference.hits import ending, short
-from selfsup.inference.items import Answers, LeftOut
+from selfsup.inference.items import Answers, LeftOut, silent
 from selfsup.inference.opening import load_as
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
@@ -93,7 +93,7 @@ def zero_shot(
     model.to(find_device(device))
     collection = model.image.read(images, column, failures=failures)
     items = list(collection.items())
-    read, vectors = model.embed_items(items, "fp32", progress)
+    read, vectors = model.embed_items(items, "fp32", progress or silent)
     directions = class_vectors(model, [[label] for label in labels], templates)
     cosines = normalised(vectors) @ directions.T
     rows = model.similarity.probabilities(cosines).tolist()
