@@ -88,11 +88,9 @@ def test_what_is_a_condition(condition: str, found: int, searcher: selfsup.Searc
         ("count(*) > 1", "not"),
         ("year / 0 > 1", "zero"),
         ("(" * 3000 + "good" + ")" * 3000, "(((("),
-        (7, "a int"),
-        (["good"], "a list"),
     ],
 )
-def test_what_is_none(condition: Any, reason: str, searcher: selfsup.Searcher) -> None:
+def test_what_is_none(condition: str, reason: str, searcher: selfsup.Searcher) -> None:
     with pytest.raises(UserError) as caught:
         searcher("a storm", 20, condition)
     message = str(caught.value)
@@ -101,6 +99,12 @@ def test_what_is_none(condition: Any, reason: str, searcher: selfsup.Searcher) -
     assert "source LIKE '%.txt'" in message
     assert "\n" not in message
     assert len(message) < 1200
+
+
+@pytest.mark.parametrize("condition", [7, ["good"]])
+def test_what_is_no_text(condition: Any, searcher: selfsup.Searcher) -> None:
+    with pytest.raises(UserError, match=r"^where is .*; give a text"):
+        searcher("a storm", 20, condition)
 
 
 def test_nothing_of_a_condition_stands_outside_its_parentheses() -> None:

@@ -14,19 +14,21 @@ from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.files import expanded, require_free
 from selfsup.models.directories import find_model
-from selfsup.models.parity import Difference, max_difference
+from selfsup.models.parity import Difference
 from selfsup.run import Run
 
 if TYPE_CHECKING:
     from selfsup.models.backbones import SavedBackbone
 
+Written = tuple[
+    str, Difference | None
+]  # the Python that opens it; how far the other library's vectors are from ours
 TARGETS = {
     "onnx": "selfsup.exporting.onnx:write",
     "sentence-transformers": "selfsup.exporting.sentence_transformers:write",
     "timm": "selfsup.exporting.timm:write",
     "transformers": "selfsup.exporting.transformers:write",
 }
-
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +52,6 @@ class Exported:
     max_difference: float | None
     max_share: float | None = None
 
-    @classmethod
-    def found(cls, directory: Path, to: str, opens_with: str, difference: Difference | None) -> Exported:
-        """What was written and compared; where rounding does not explain the difference, that is said."""
-        if difference is not None and not difference.is_rounding:
-            log.warning(
-                "The vectors differ from those of %s by up to %.1e, %.1e of their length, which is more than rounding "
-                "explains.", to, difference.most, difference.share
-            )  # fmt: skip
-        share = None if difference is None else difference.share
-        return cls(directory, to, opens_with, max_difference(difference), share)
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"directory": str(self.directory)}
 
@@ -83,16 +74,21 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
     directory = expanded(out)
     require_free(directory)
     module, _, name = TARGETS[to].partition(":")
-    write: Callable[[Path, Path], Exported] = getattr(import_module(module), name)
-    return write(source, directory)
+    write: Callable[[Path, Path], Written] = getattr(import_module(module), name)
+    opens_with, difference = write(source, directory)
+    if difference is None:
+        return Exported(directory, to, opens_with, None)
+    if not difference.is_rounding:
+        log.warning(
+            "The vectors differ from those of %s by up to %.1e, %.1e of their length, which is more than rounding "
+            "explains.", to, difference.most, difference.share
+        )  # fmt: skip
+    return Exported(directory, to, opens_with, difference.most, difference.share)
 
 
 def open_image_model(source: Path, to: str) -> SavedBackbone:
-    """The vision model of a run or directory, for a target that takes no other.
-
-    Raises:
-        UserError: it holds another one; which targets take that is said.
-    """
+    """The vision model of a run or directory, for a target that takes no other. Raises UserError where it holds another
+    one; which targets take that is said."""
     from selfsup.models.backbones import open_backbone
     from selfsup.models.kinds import described, reads, two_towers
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.exporting import Exported, open_image_model
+from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file
 from selfsup.models.backbones import AdaptedBackbone, SavedBackbone
 from selfsup.models.dinov3 import preprocessor
@@ -30,21 +30,10 @@ from selfsup.models.parity import Difference
 from selfsup.models.vision import CHANNELS, VisionTransformer, axial_rotation, pool
 
 
-def write(source: Path, path: Path) -> Exported:
+def write(source: Path, path: Path) -> Written:
     """Write the vision model of `source` to the file `path`. Raises UserError where it holds none, or what writes
     ONNX is not installed."""
     opened = open_image_model(source, "onnx")
-    _ask_for_exporter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as temporary:
-        graph = Graph(opened.backbone.eval(), opened.features)
-        _export(graph, opened, temporary)
-        difference = compare(temporary, opened, graph)
-    opens_with = f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'pixels': pixels}})"
-    return Exported.found(path, "onnx", opens_with, difference)
-
-
-def _ask_for_exporter() -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -52,6 +41,13 @@ def _ask_for_exporter() -> None:
         raise UserError(
             f"Export to ONNX needs onnx and onnxscript ({error}); pip install onnx onnxscript."
         ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        graph = Graph(opened.backbone.eval(), opened.features)
+        _export(graph, opened, temporary)
+        difference = compare(temporary, opened, graph)
+    opens_with = f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'pixels': pixels}})"
+    return opens_with, difference
 
 
 class Graph(nn.Module):
@@ -61,9 +57,7 @@ class Graph(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.features = features
-        self.outputs = (
-            ["features", "hidden_states"] if isinstance(backbone, VisionTransformer) else ["features"]
-        )
+        self.outputs = ["features"] + ["hidden_states"] * isinstance(backbone, VisionTransformer)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         backbone, pooling = self.backbone, self.features.pooling

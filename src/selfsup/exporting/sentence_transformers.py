@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ import torch
 from PIL import Image
 
 from selfsup.errors import UserError
-from selfsup.exporting import Exported
-from selfsup.exporting.sentence_transformers_card import Compared, Tower, told
+from selfsup.exporting import Written
 from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
+from selfsup.models.cards import card
 from selfsup.models.dinov3 import write_vision
 from selfsup.models.directories import find_model
-from selfsup.models.huggingface import write_card
+from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.models.parity import Difference, quiet_transformers
 from selfsup.models.sentence_transformers import (
@@ -38,11 +39,15 @@ from selfsup.models.sentence_transformers import (
 )
 from selfsup.models.vision import VisionTransformer
 
+Tower = EncoderModel | ImageModel
 
-def write(source: Path, directory: Path) -> Exported:
+
+def write(source: Path, directory: Path) -> Written:
     """Write the encoder of `source`, or both towers, to `directory`. Raises UserError where it holds none, or one
     that is no network of transformers."""
-    model, towers = find_model(source), _towers(load_encoder(source))
+    model, opened = find_model(source), load_encoder(source)
+    towers: dict[str, Tower]  # by the directory that each is given: by what it takes, or the one there is
+    towers = {IMAGE: opened.image, TEXT: opened.text} if isinstance(opened, PairModel) else {"": opened}
     with whole_directory(directory) as temporary:
         for name, tower in towers.items():
             (temporary / name).mkdir(exist_ok=True)
@@ -52,14 +57,8 @@ def write(source: Path, directory: Path) -> Exported:
             write_router(temporary, list(towers))
         compared = compare(temporary, list(towers.values()))
         write_card(temporary, told(model, list(towers.values()), compared))
-    difference = None if compared is None else compared.difference
     opens_with = f"sentence_transformers.SentenceTransformer({str(directory)!r})"
-    return Exported.found(directory, "sentence-transformers", opens_with, difference)
-
-
-def _towers(model: Tower | PairModel) -> dict[str, Tower]:
-    """The encoders of a model by the directory that each is given: by what it takes, or the one there is."""
-    return {IMAGE: model.image, TEXT: model.text} if isinstance(model, PairModel) else {"": model}
+    return opens_with, None if compared is None else compared.difference
 
 
 def _write_tower(directory: Path, tower: Tower) -> None:
@@ -68,22 +67,30 @@ def _write_tower(directory: Path, tower: Tower) -> None:
         tower.write(directory)
         write_text_input(directory, tower.window)
         width = tower.encoder.config.width
-    else:
-        network = _known(tower)
-        write_vision(directory, network)
+    elif isinstance(tower.backbone, VisionTransformer):
+        write_vision(directory, tower.backbone)
         write_image_input(directory, tower.features.pooling)
-        width = network.config.width
+        width = tower.backbone.config.width
+    else:
+        raise UserError(
+            f"sentence-transformers opens networks of transformers, and {type(tower.backbone.network).__name__} is "
+            "none; give a run of selfsup's own vision transformer."
+        )
     tower.features.write(directory)
     write_modules(directory, tower.features, width)
 
 
-def _known(tower: ImageModel) -> VisionTransformer:
-    if isinstance(tower.backbone, VisionTransformer):
-        return tower.backbone
-    raise UserError(
-        f"sentence-transformers opens networks of transformers, and {type(tower.backbone.network).__name__} is none; "
-        "give a run of selfsup's own vision transformer."
-    )
+@dataclass(frozen=True)
+class Compared:
+    """How far the vectors of two libraries are apart, in fp32.
+
+    Attributes:
+        difference: of images, over those whose short side is that of the model.
+        resized: of images that are resized, how far a vector moves at most, as a share of its length.
+    """
+
+    difference: Difference
+    resized: float | None
 
 
 def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
@@ -127,3 +134,88 @@ def pictures(size: int, scale: float) -> list[Image.Image]:
         dots = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         made.append(dots.resize(shape, Image.Resampling.BICUBIC))
     return [*made, made[0].convert("L")]
+
+
+# -- the card -----------------------------------------------------------------------------------------------
+
+
+def told(model: Path, towers: Sequence[Tower], compared: Compared | None) -> str:
+    """The card of a model directory, with what is said of its towers as a sentence-transformers directory."""
+    kinds = {type(tower) for tower in towers}
+    task = "sentence-similarity" if EncoderModel in kinds else "image-feature-extraction"
+    return card(
+        "",
+        f"{_body(model / CARD)}\n\n## As a sentence-transformers model",
+        _facts(towers) | _parity(compared),
+        PAIRS if len(kinds) > 1 else TEXTS if EncoderModel in kinds else IMAGES,
+        library="sentence-transformers",
+        task=task,
+        tags=["sentence-transformers", "feature-extraction", task],
+    )
+
+
+def _facts(towers: Sequence[Tower]) -> dict[str, str]:
+    facts = {}
+    for tower in towers:
+        kind = "texts" if isinstance(tower, EncoderModel) else "images"
+        mapped = ", mapped linearly" if tower.features.weight is not None else ""
+        facts[f"Vectors of {kind}"] = (
+            f"{tower.dimension} numbers; {_pooled(tower)}{mapped}; not normalised (compare them by their cosine)"
+        )
+        if isinstance(tower, EncoderModel):
+            facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
+        else:
+            facts["Images"] = f"the short side is resized to {tower.size} pixels, the middle is kept"
+    return facts | ({"One call": "is of images or of texts, not of both"} if len(towers) > 1 else {})
+
+
+def _pooled(tower: Tower) -> str:
+    if isinstance(tower, EncoderModel):
+        first, mean = "first token", "the mean of its last hidden states"
+    else:
+        first, mean = "class token", "the mean of the last hidden states of its patches"
+    return mean if tower.features.pooling == "mean" else f"the last hidden state of its {first}"
+
+
+def _parity(compared: Compared | None) -> dict[str, str]:
+    if compared is None:
+        found = "unchecked (sentence-transformers was not installed when it was written)"
+        return {"The same vectors as selfsup's": found}
+    facts = {"The same vectors as selfsup's": f"max |Δ| = {compared.difference.most:.2e} in fp32, on samples"}
+    if compared.resized is not None:
+        facts["Images that are resized"] = (
+            f"vectors differ by up to {compared.resized:.1%} of their length, for pixels are rounded to 8 bits there, "
+            "and much larger images first reduced by a whole number here"
+        )
+    return facts
+
+
+def _body(path: Path) -> str:
+    """What a model's card says, without the block of metadata above it."""
+    if not path.is_file():
+        return "# An encoder"
+    text = path.read_text(encoding="utf-8")
+    return text.split("---\n", 2)[2].strip() if text.startswith("---\n") else text.strip()
+
+
+TEXTS = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory")
+vectors = model.encode(["A cat sleeps.", "The dog barks."])
+print(model.similarity(vectors, vectors))"""
+IMAGES = """\
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory")
+vectors = model.encode([Image.open("cat.jpg"), Image.open("dog.jpg")])
+print(model.similarity(vectors, vectors))"""
+PAIRS = """\
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory")
+images = model.encode([Image.open("cat.jpg")])
+texts = model.encode(["a cat", "a dog"])
+print(model.similarity(images, texts))"""

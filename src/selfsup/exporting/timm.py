@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.exporting import Exported, open_image_model
+from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import (
-    AdaptedBackbone,
     SavedBackbone,
     TimmNetwork,
     import_timm,
@@ -50,7 +49,7 @@ NAMES = {  # of what is called otherwise there
 }
 
 
-def write(source: Path, path: Path) -> Exported:
+def write(source: Path, path: Path) -> Written:
     """Write the vision model of `source` to the file `path`. Raises UserError where it holds none, or one that timm
     has no place for."""
     opened = open_image_model(source, "timm")
@@ -66,7 +65,7 @@ def write(source: Path, path: Path) -> Exported:
         difference = compare(temporary, opened, architecture, arguments)
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     opens_with = f"timm.create_model({architecture!r}, checkpoint_path={str(path)!r}{given})"
-    return Exported.found(path, "timm", opens_with, difference)
+    return opens_with, difference
 
 
 def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -75,26 +74,19 @@ def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, T
     if isinstance(backbone, VisionTransformer):
         weights = timm_weights(backbone) | _classifier("head", features)
         return ARCHITECTURE, timm_arguments(backbone.config, features), weights
-    if backbone.timm is None:
-        raise UserError(
-            f"timm has no {type(backbone.network).__name__}; only its own networks and ViTs go there."
-        )
-    return _own(backbone, features)
-
-
-def _own(backbone: AdaptedBackbone, features: Features) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    assert backbone.timm is not None
-    classifier = backbone.network.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
+    network, own = backbone.network, backbone.timm
+    if own is None:
+        raise UserError(f"timm has no {type(network).__name__}; only its own networks and ViTs go there.")
+    published: Any = network.pretrained_cfg
+    classifier = published.get("classifier")
     if features.weight is not None and not isinstance(classifier, str):
         raise UserError(
-            f"timm's {backbone.timm.name} has no one classifier to hold the whitening of its vectors; give a run that "
+            f"timm's {own.name} has no one classifier to hold the whitening of its vectors; give a run that "
             "was trained with model.whiten=false."
         )
-    arguments = {**backbone.timm.arguments, "num_classes": _classes(features)}
-    weights = {
-        name: w.float() if w.is_floating_point() else w for name, w in separate(backbone.network).items()
-    }
-    return backbone.timm.name, arguments, weights | _classifier(str(classifier), features)
+    weights = {name: w.float() if w.is_floating_point() else w for name, w in separate(network).items()}
+    arguments = {**own.arguments, "num_classes": _classes(features)}
+    return own.name, arguments, weights | _classifier(str(classifier), features)
 
 
 def timm_weights(model: VisionTransformer) -> dict[str, Tensor]:

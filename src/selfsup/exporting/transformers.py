@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from selfsup.errors import UserError
-from selfsup.exporting import Exported
+from selfsup.exporting import Written
 from selfsup.files import whole_directory
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
@@ -22,7 +22,7 @@ from selfsup.models.kinds import IMAGE, TEXT, TOWERS, described
 from selfsup.models.parity import Difference, NativeNetwork, exactness, network_difference
 
 
-def write(source: Path, directory: Path) -> Exported:
+def write(source: Path, directory: Path) -> Written:
     """Copy the model directory of `source` to `directory`."""
     model = find_model(source)
     config = read_config(model)
@@ -46,7 +46,7 @@ def write(source: Path, directory: Path) -> Exported:
         shutil.copytree(model, temporary, dirs_exist_ok=True)
         difference = _compare(temporary)
     opens_with = f"transformers.{architectures[0]}.from_pretrained({str(directory)!r})"
-    return Exported.found(directory, "transformers", opens_with, difference)
+    return opens_with, difference
 
 
 def _compare(directory: Path) -> Difference | None:

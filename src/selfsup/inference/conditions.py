@@ -17,14 +17,9 @@ FOREIGN = {
 }
 
 
-def enclosed(condition: object) -> str:
+def enclosed(condition: str) -> str:
     """A condition in parentheses, out of which nothing of it reaches: so the parser reads all of it as one expression.
-
-    Raises:
-        ValueError: it is not one, and why.
-    """
-    if not isinstance(condition, str):
-        raise ValueError(f"it is a {type(condition).__name__}")
+    Raises ValueError where it is none, and says why."""
     if not condition.strip():
         raise ValueError("it is empty")
     depth = 0

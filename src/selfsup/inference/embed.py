@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,17 +30,7 @@ from selfsup.data.tally import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.base import EmbeddingModel
-from selfsup.inference.items import (
-    CHUNK,
-    Collection,
-    Item,
-    LeftOut,
-    chunks,
-    require_count,
-    shifted,
-    silent,
-    survey,
-)
+from selfsup.inference.items import CHUNK, Collection, Item, LeftOut, chunks, shifted, silent, survey
 from selfsup.inference.opening import open_embedder
 from selfsup.report import Progress
 
@@ -49,9 +39,8 @@ TRUNCATED = b"truncated"  # key of a chunk's number of truncated items
 UNREAD = b"unread"  # key of the JSON list of a chunk's items that turned out to be unreadable
 PLAN = "plan.json"
 CHUNK_FILE = re.compile(r"\d{9}\.[0-9a-f]{32}\.parquet")
-BESIDE = re.compile(
-    r"plan\.json|\.(lock|joined|plan\.json\..*|\d{9}\..*)"
-)  # what else lies there, whole or half written
+# All that an embedding leaves beside its output, whole or half written.
+OURS = re.compile(rf"{CHUNK_FILE.pattern}|plan\.json|\.(lock|joined|plan\.json\..*|\d{{9}}\..*)")
 
 log = logging.getLogger(__name__)
 
@@ -119,30 +108,16 @@ def embed(
     if not out.name:
         raise UserError(f"{out} is no name of a file; give another --out.")
     work = out.with_name(f"{out.name}.partial")
-    require_count("batch", batch)
     _require_free(out, work)
     model = open_embedder(run, device)
     collection = model.read(data, column, failures=failures, progress=progress)
-    plan = _plan(model, collection, column, id_column, half, batch, progress)
+    total, fingerprint = survey(collection.items(id_column), id_column, progress)
+    read = {"data": collection.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
+    plan = model.description() | read | {"half": half, "batch": batch, "records": total}
     with _held(work, out):
         made = _make(work, out, model, collection, plan, failures, progress)
     _remove(work)
     return made
-
-
-def _plan(
-    model: EmbeddingModel,
-    collection: Collection,
-    column: str | None,
-    id_column: str | None,
-    half: bool,
-    batch: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """What is to be made: two of them that are equal give the same file, whatever the model and the data are called."""
-    total, fingerprint = survey(collection.items(id_column), id_column, progress)
-    read = {"data": collection.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
-    return model.description() | read | {"half": half, "batch": batch, "records": total}
 
 
 def _make(
@@ -154,7 +129,8 @@ def _make(
     failures: float,
     progress: Progress,
 ) -> Embeddings:
-    """Make the chunks that a plan lacks in `work`, and the file of them."""
+    """Make the chunks that a plan lacks in `work`, and the file of them: the same one for every plan that is equal,
+    whatever the model and the data are called."""
     # Before images are decoded: what then fails is noted with its chunk.
     left_out, seen = LeftOut.of([collection]), collection.skipped.seen
     _require_agreement(work, plan)
@@ -187,10 +163,18 @@ def _is_left_over(work: Path, out: Path) -> bool:
         if not any(work.iterdir()):
             return True
         made = dict(json.loads(pq.read_schema(out).metadata[METADATA]))
-        plan = dict(json.loads((work / PLAN).read_text(encoding="utf-8")))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError):
         return False
-    return {key: made.get(key) for key in plan} == plan
+    plan = _read_plan(work)
+    return bool(plan) and {key: made.get(key) for key in plan} == plan
+
+
+def _read_plan(work: Path) -> dict[str, Any]:
+    """The plan that the chunks in `work` belong to; empty where it cannot be read."""
+    try:
+        return dict(json.loads((work / PLAN).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, RecursionError):
+        return {}
 
 
 def _remove(work: Path) -> None:
@@ -198,11 +182,9 @@ def _remove(work: Path) -> None:
 
     What else lies there is a user's own, and stays.
     """
-    files = [
-        file for file in work.iterdir() if CHUNK_FILE.fullmatch(file.name) or BESIDE.fullmatch(file.name)
-    ]
-    for file in sorted(files, key=lambda file: file.name == PLAN):
-        file.unlink(missing_ok=True)
+    for file in sorted(work.iterdir(), key=lambda file: file.name == PLAN):
+        if OURS.fullmatch(file.name):
+            file.unlink(missing_ok=True)
     with suppress(OSError):
         work.rmdir()
 
@@ -220,29 +202,22 @@ def _held(work: Path, out: Path) -> Iterator[None]:
 def _require_agreement(work: Path, plan: dict[str, Any]) -> None:
     """Raise a UserError where what lies in `work` is no chunk, or one of a plan that asks for something else."""
     names = {path.name for path in work.iterdir()}
-    if foreign := [name for name in names if not (CHUNK_FILE.fullmatch(name) or BESIDE.fullmatch(name))]:
+    if foreign := [name for name in names if not OURS.fullmatch(name)]:
         raise UserError(f"{work} holds {min(foreign)}, which no embedding left there; give another --out.")
     if not any(map(CHUNK_FILE.fullmatch, names)):
         return
-    begun = _read_plan(work, plan)
+    begun = _read_plan(work)
+    if not plan.keys() <= begun.keys():
+        raise UserError(
+            f"{work / PLAN} is missing or damaged, so it is not known what the chunks beside it belong to; give "
+            f"another --out, or remove {work} to begin anew."
+        )
     for key in sorted(plan.keys() - {"model", "data"}):  # these two are names; the fingerprints tell
         if begun[key] != plan[key]:
             raise UserError(
                 f"{work} was begun with another {key.removesuffix('_fingerprint')}: give the same again to go "
                 "on, give another --out, or remove it."
             )
-
-
-def _read_plan(work: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """The plan that the chunks in `work` belong to, as far as `keys` go; a UserError where it cannot be read."""
-    try:
-        begun = dict(json.loads((work / PLAN).read_text(encoding="utf-8")))
-        return {key: begun[key] for key in keys}
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(
-            f"{work / PLAN} is missing or damaged, so it is not known what the chunks beside it belong to; give "
-            f"another --out, or remove {work} to begin anew."
-        ) from None
 
 
 def _found_chunk(work: Path, number: int) -> Path | None:
@@ -261,14 +236,9 @@ def _chunk_name(number: int, content: bytes) -> str:
 
 
 def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
-    number = pa.float16() if half else pa.float32()
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field(shown, pa.string(), nullable=False),
-            pa.field("vector", pa.list_(number, dimension), nullable=False),
-        ]
-    )
+    vector = pa.list_(pa.float16() if half else pa.float32(), dimension)
+    columns = {"id": pa.string(), shown: pa.string(), "vector": vector}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 def _make_chunks(
@@ -320,18 +290,16 @@ def _chunk(items: list[Item], model: EmbeddingModel, schema: pa.Schema, progress
     return pa.table(columns, schema=counted)
 
 
-def _unread(file: Path) -> list[str]:
-    """The items of a chunk that turned out to be unreadable, and why."""
-    return list(json.loads(pq.read_schema(file).metadata[UNREAD]))
-
-
 def _with_chunks(left_out: LeftOut, files: Sequence[Path]) -> LeftOut:
     """What was left out, with what the chunks know of."""
-    truncated = sum(int(pq.read_schema(file).metadata[TRUNCATED]) for file in files)
-    unread = [name for file in files for name in _unread(file)]
-    names = (*left_out.skipped_names, *unread)[:NAMED]
-    skipped = left_out.skipped + len(unread)
-    return replace(left_out, truncated=truncated, skipped=skipped, skipped_names=names)
+    noted = [pq.read_schema(file).metadata for file in files]
+    unread = [name for metadata in noted for name in json.loads(metadata[UNREAD])]
+    return replace(
+        left_out,
+        truncated=sum(int(metadata[TRUNCATED]) for metadata in noted),
+        skipped=left_out.skipped + len(unread),
+        skipped_names=(*left_out.skipped_names, *unread)[:NAMED],
+    )
 
 
 def _join(

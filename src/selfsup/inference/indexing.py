@@ -11,6 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from selfsup.arguments import checked
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
-from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, require_count, shifted, silent, survey
+from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, shifted, silent, survey
 from selfsup.inference.library import Library
 from selfsup.inference.opening import open_embedder
 from selfsup.report import Progress
@@ -54,9 +55,8 @@ class Indexed:
         """What to tell of it, and what there is of each."""
         changes = f"{self.added:,} added, {self.updated:,} updated, {self.unchanged:,} unchanged"
         told = {"library": f"{self.library}, {self.records:,} records: {changes}"}
-        if self.index is None:
-            told["search"] = "exact"
-        else:
+        told["search"] = "exact"
+        if self.index is not None:
             told["search"] = (
                 f"{self.index['index']}, recall@10 {self.index['recall@10']:.3f} beside the exact search "
                 f"({self.index['queries']} records as queries)"
@@ -93,7 +93,6 @@ def index(
             column of it holds another kind of value.
     """
     path, progress = expanded(out), progress or silent
-    require_count("batch", batch)
     there = Library.open(path) if Library.exists(path) else None
     if there is None:
         Library.require_free(path)
@@ -112,7 +111,6 @@ def index(
         for items in chunks(update.changed(collection.items(id_column, with_values=True)), batch):
             update.put(items, shifted(progress, update.done, total))
         library.settle()
-        library.record()
     return Indexed(
         path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
         kinds.noted(LeftOut.of([collection], update.truncated), columns), library.description.get("index"),
@@ -143,8 +141,8 @@ class _Update:
 
     def put(self, items: list[Item], progress: Progress) -> None:
         """Add or replace; only a content that the library does not hold is embedded."""
-        new = [item for item in items if not self._holds_content(item)]
-        old = [item for item in items if self._holds_content(item)]
+        held = [self._known.get(item.id, ("", ""))[0] == _content_hash(item) for item in items]
+        old, new = list(itertools.compress(items, held)), list(itertools.compress(items, map(not_, held)))
         parts = []
         if new:
             read, vectors = self._model.embed_items(new, progress=progress)
@@ -160,9 +158,6 @@ class _Update:
         self.added += added
         self.updated += len(new) + len(old) - added
         self.embedded += len(new)
-
-    def _holds_content(self, item: Item) -> bool:
-        return item.id in self._known and self._known[item.id][0] == _content_hash(item)
 
     def _rows(self, items: list[Item]) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {name: [None] * len(items) for name in self._library.kinds}

@@ -140,12 +140,6 @@ def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def require_count(what: str, count: object) -> None:
-    """Raise a UserError where a number of things is no whole number above 0."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"{what} is {count!r}; give a whole number of 1 or more.")
-
-
 def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> tuple[int, str]:
     """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and contents.
     Raises UserError where an id occurs twice."""

@@ -10,17 +10,18 @@ import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from selfsup.errors import UserError
 from selfsup.files import LOCK, held
+from selfsup.inference.conditions import enclosed
+from selfsup.inference.items import Vectors
 from selfsup.inference.recorded import record, verify
 from selfsup.seeding import derive
 
@@ -47,19 +48,17 @@ SHOWN = 300  # characters of a condition, or of what LanceDB says, in a message
 QUERIES = 100  # to measure recall with
 NEIGHBOURS = 10
 
-Vectors = npt.NDArray[np.float32]
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _told(method: Callable[P, R]) -> Callable[P, R]:
-    """A method of a library whose failures are told in one sentence."""
+def _told(method: Callable[Concatenate[Library, P], R]) -> Callable[Concatenate[Library, P], R]:
+    """A method whose failures are told in one sentence."""
 
     @wraps(method)
-    def told(*arguments: P.args, **options: P.kwargs) -> R:
-        library = cast(Library, arguments[0])
+    def told(library: Library, /, *arguments: P.args, **options: P.kwargs) -> R:
         with _speaking(library.path):
-            return method(*arguments, **options)
+            return method(library, *arguments, **options)
 
     return told
 
@@ -74,7 +73,7 @@ class Library:
     @classmethod
     @contextmanager
     def held(cls, path: Path, description: Mapping[str, Any] | None = None) -> Iterator[Library]:
-        """A library that no other process writes to during the block.
+        """A library that no other process writes to during the block, at whose end its files are noted by checksum.
 
         Args:
             description: of the one to create where there is none.
@@ -88,22 +87,18 @@ class Library:
         with held(
             path, f"{path} is being written by another process; wait for it, then give the command again."
         ):
-            if description is None or cls.exists(path):
-                yield cls.open(path)
-            else:
-                yield cls.create(path, description)
+            there = description is None or cls.exists(path)
+            yield cls.open(path) if there else cls.create(path, description or {})
+            with _speaking(path):
+                record(path)
 
     @classmethod
     def create(cls, path: Path, description: Mapping[str, Any]) -> Library:
-        """An empty library for the vectors of a model; its `dimension` is among the description.
-
-        Raises:
-            UserError: see `require_free`.
-        """
+        """An empty library for the vectors of a model, whose `dimension` is among the description. Raises UserError as
+        `require_free` does."""
         cls.require_free(path)
-        vector = pa.field(
-            "vector", pa.list_(pa.float32(), description["dimension"]), False, _metadata(description)
-        )
+        numbers = pa.list_(pa.float32(), description["dimension"])
+        vector = pa.field("vector", numbers, False, _metadata(description))
         fields = [vector if name == "vector" else pa.field(name, pa.string(), False) for name in OWN]
         with _speaking(path):
             return cls(path, _database(path).create_table(_name(path), schema=pa.schema(fields)))
@@ -203,11 +198,7 @@ class Library:
 
     @_told
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove records.
-
-        Raises:
-            UserError: there is no such record; then nothing is removed.
-        """
+        """Remove records. Raises UserError where there is no such record, and removes none then."""
         if not ids:
             return
         known = [key for key in ids if not SURROGATE.search(key)]  # what is no valid text is no id
@@ -215,11 +206,6 @@ class Library:
         if missing := set(ids) - set(found.column("id").to_pylist()):
             raise UserError(f"{self.path} holds no record with the id {min(missing)!r}; nothing was deleted.")
         self._table.delete(_among(ids))
-
-    @_told
-    def record(self) -> None:
-        """Note the checksums of its files, by which `open` knows whether they are damaged."""
-        record(self.path)
 
     # -- how it is searched --
 
@@ -246,28 +232,19 @@ class Library:
 
     @_told
     def search(self, vector: Vectors, top: int, where: str | None = None) -> list[dict[str, Any]]:
-        """The nearest records by cosine distance (`_distance`), nearest first, without their vectors.
-
-        Raises:
-            UserError: `where` is no condition on the columns.
-        """
-        names = [
-            name for name in self._table.schema.names if name not in ("vector", "content_hash", "values_hash")
-        ]
+        """The nearest records by cosine distance (`_distance`), nearest first, without their vectors. Raises UserError
+        where `where` is no condition on the columns."""
+        names = [name for name in self._table.schema.names if name not in OWN[3:]]
         query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
         if where is None:
             return list(query.to_list())
-        from selfsup.inference.conditions import enclosed
-
-        try:
-            return list(query.where(enclosed(where)).to_list())
-        except BaseException as error:
-            if not _is_failure(error):
-                raise
-            raise UserError(
+        with _failing(
+            lambda error: (
                 f"The condition {_shortened(str(where))!r} cannot be used ({_reason(error)}); it is one expression in "
                 f"SQL over the columns {', '.join(names)}, such as \"source LIKE '%.txt'\"."
-            ) from None
+            )
+        ):
+            return list(query.where(enclosed(where)).to_list())
 
     def _nearest(self, vector: Vectors, top: int, exact: bool) -> Any:
         query = self._table.search(vector, vector_column_name="vector").distance_type("cosine").limit(top)
@@ -284,15 +261,8 @@ class Library:
         drawn = self._table.take_offsets(places).select(["id", "vector"]).to_arrow()
         shares = []
         for key, vector in zip(drawn.column("id").to_pylist(), _matrix(drawn), strict=True):
-            exact, found = (
-                {
-                    row["id"]
-                    for row in self._nearest(vector, NEIGHBOURS + 1, how)
-                    .select(["id", "_distance"])
-                    .to_list()
-                }
-                for how in (True, False)
-            )
+            queries = (self._nearest(vector, NEIGHBOURS + 1, how) for how in (True, False))
+            exact, found = ({row["id"] for row in q.select(["id", "_distance"]).to_list()} for q in queries)
             others = exact - {key}
             shares.append(len(others & found) / len(others))
         return float(np.mean(shares))
@@ -340,23 +310,28 @@ def _name(path: Path) -> str:
 
 
 @contextmanager
-def _speaking(path: Path) -> Iterator[None]:
+def _failing(told: Callable[[BaseException], str]) -> Iterator[None]:
     """Turn what LanceDB raises into one sentence."""
     try:
         yield
     except BaseException as error:
-        if not _is_failure(error):
+        if not isinstance(error, FAILURES) and PANIC not in type(error).__name__:
             raise
+        raise UserError(told(error)) from error
+
+
+def _speaking(path: Path) -> AbstractContextManager[None]:
+    """The same, where a library cannot be used."""
+
+    def told(error: BaseException) -> str:
         if NO_SPACE in str(error):
-            raise UserError(
+            return (
                 f"There is no space left on the device for {path}; what is in it can be searched as before: make room, "
                 "then give the same command again."
-            ) from error
-        raise UserError(f"{path} cannot be used ({_reason(error)}); restore it or make it anew.") from error
+            )
+        return f"{path} cannot be used ({_reason(error)}); restore it or make it anew."
 
-
-def _is_failure(error: BaseException) -> bool:
-    return isinstance(error, FAILURES) or PANIC in type(error).__name__
+    return _failing(told)
 
 
 def _shortened(text: str) -> str:

@@ -10,7 +10,7 @@ from selfsup.arguments import checked
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.hits import Hit
-from selfsup.inference.items import Item, require_count
+from selfsup.inference.items import Item
 from selfsup.inference.library import OWN, Library
 from selfsup.inference.opening import open_embedder
 from selfsup.inference.texts import Text
@@ -21,7 +21,6 @@ def delete(library: str | Path, ids: str | Iterable[object]) -> int:
     no such record in it, and then nothing is removed."""
     with Library.held(expanded(library)) as opened:
         opened.delete([ids] if isinstance(ids, str) else [str(key) for key in ids])
-        opened.record()
         return opened.count()
 
 
@@ -61,6 +60,7 @@ class Searcher:
         self._model = open_embedder(place, device)
         self.library.require_model(self._model.description())
 
+    @checked
     def __call__(
         self, query: str | None = None, top: int = 10, where: str | None = None, *, image: object = None
     ) -> list[Hit]:
@@ -74,7 +74,6 @@ class Searcher:
             UserError: not one query, or one that the model cannot read; no hits asked for; a condition that cannot
                 be used.
         """
-        require_count("top", top)
         vector = self._model.query(_asked(query, image))
         most = max(1, min(top, self.library.count()))
         return [_hit(row) for row in self.library.search(vector, most, where)]
@@ -88,8 +87,6 @@ def _asked(query: str | None, image: object) -> Item:
         from selfsup.inference.pictures import open_picture
 
         return open_picture(image)
-    if not isinstance(query, str):
-        raise UserError(f"A query is words, and this one is of type {type(query).__name__}.")
     if not query.strip():
         raise UserError("The query is empty; say what to look for.")
     return Text("", query, "", {})
