@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from conftest import widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from looking import Page, Told, found, printed
+from torch import nn
 
 import selfsup
+from selfsup.data.records import Batch
+from selfsup.data.text import Windows
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.data.tokenizers import END
 from selfsup.errors import UserError
 from selfsup.inspection import INSPECTORS
+from selfsup.objectives.base import Task
+from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.text_networks import OwnDecoder
+from selfsup.objectives.texts import TextRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
 
@@ -51,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
 
 
-def inspect(*words: str, **arguments: object) -> Told:
+def inspect(*words: str | type[TextRecipe], **arguments: object) -> Told:
     return Told(selfsup.inspect(*words, **arguments))  # type: ignore[arg-type]
 
 
@@ -155,7 +164,7 @@ def test_window_of_a_run_is_not_exceeded(run: Run) -> None:
         ({"objective": "causal-ml", "text": "a"}, "did you mean 'causal-lm'"),
         ({"text": "a", "data": ["b"]}, "give one of them"),
         ({"text": " \n"}, "empty"),
-        ({"text": "a", "window": 0}, "ask for 1 or more"),
+        ({"text": "a", "window": 0}, "1 or more"),
         ({"text": "a", "tokenizer": "wordz"}, "did you mean words"),
         ({"text": "a", "run": "nowhere"}, "There is no nowhere"),
         ({"data": "nowhere.txt"}, "nowhere.txt"),
@@ -203,3 +212,70 @@ def test_page_says_what_it_leaves_out() -> None:
     assert "700 of 800 positions." in html
     assert "The page shows the first 512 of 700." in html
     assert len(html) < 1_500_000
+
+
+class Backwards(CausalLM):
+    """Each token is predicted from those behind it."""
+
+    def hide(self, batch: Batch) -> Task:
+        task = super().hide(batch)
+        shown, asked, documents = (task[name] for name in ("inputs", "targets", "documents"))
+        tensors = {"inputs": asked.flip(1), "targets": shown.flip(1), "documents": documents}
+        return Task(tensors, task.counts)
+
+
+class BackwardsRecipe(TextRecipe):
+    """An objective of tokens that no file of selfsup names."""
+
+    name = "backwards"
+    family = "decoder"
+    inspector = "tokens"
+
+    def compose(self) -> None:
+        self.network = OwnDecoder(self.settings)
+
+    def settle(self, effort: Effort) -> None:
+        raise AssertionError("nothing is trained here")
+
+    def cut(self) -> None:
+        tokenizer = self.corpus.tokenizer
+        self.train = Windows(self.corpus.train, self.settings["data.window"], tokenizer.end)
+
+    def objective_on(self, network: nn.Module) -> Backwards:
+        tokenizer = self.corpus.tokenizer
+        return Backwards(network, tokenizer.start, tokenizer.end)
+
+    def build(self) -> Backwards:
+        raise AssertionError("nothing is trained here")
+
+
+def test_an_objective_of_tokens_from_python(run: Run) -> None:
+    shown = inspect(BackwardsRecipe, text=SENTENCE, tokenizer="words")
+    assert shown.inputs == ["divano", "sul", "dorme", "gatto", "Il"]
+    assert shown.targets == ["sul", "dorme", "gatto", "Il", "<end>"]
+    assert shown.losses is None
+    assert len(inspect(BackwardsRecipe, text="The hen.", run=run.directory).losses) == len("The hen.")
+
+
+def test_a_text_is_kept_nowhere(tmp_path: Path) -> None:
+    inspect(text=SENTENCE, tokenizer="words")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_column_that_a_run_found_is_found_anew_in_other_data(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    shown = inspect(run=run.directory, data=str(other))
+    assert shown.source == f"the training part of {other}"
+    assert shown.losses is not None
+
+
+def test_data_of_a_run_that_has_changed_is_refused(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "copy"
+    shutil.copytree(run.directory, place)
+    data = tmp_path / "texts.jsonl"
+    data.write_text(json.dumps({"text": "It is another one now."}) + "\n")
+    config = place / "config.yaml"
+    config.write_text(config.read_text().replace(run.settings()["data.source"], str(data)))
+    with pytest.raises(UserError, match="has changed since it was trained"):
+        inspect(run=place)

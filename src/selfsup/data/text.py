@@ -137,6 +137,18 @@ def prepare_text(
     return _open(entry, given or load_tokenizer(entry / "tokenizer", family).anew())
 
 
+def corpus_in_memory(
+    text: Table, tokenizer: str | TextTokenizer, vocabulary: int | None, family: Family
+) -> TextCorpus:
+    """All of a small source as the training part, prepared as by `prepare_text` and kept nowhere."""
+    given, scan, tally = _given(tokenizer, family, vocabulary), _scan(text, _silent), _Tally()
+    size = int(scan.sizes.sum())
+    cut = given or train_tokenizer(cast(Kind, tokenizer), text.documents(), vocabulary, size, family)
+    stream = _encode(cut, text.documents(), cut.start, True, tally, lambda done: None)
+    tokens = np.concatenate(list(stream))
+    return TextCorpus(cut, tokens, None, _facts(text, scan, cut, tally, _Tally()), text.fingerprint())
+
+
 def _given(
     tokenizer: str | Path | TextTokenizer, family: Family, vocabulary: int | None
 ) -> TextTokenizer | None:

@@ -95,13 +95,18 @@ def open_corpus(run: Run) -> TextCorpus:
             f"{run.directory} was trained by {settings['objective']}, which is no language model's objective; "
             "give the run of a language model."
         )
+    open_own(recipe, run)
+    return recipe.corpus
+
+
+def open_own(recipe: TextRecipe, run: Run) -> None:
+    """Open the data of a run as it was trained on. Raises UserError where they have changed since."""
     recipe.open(lambda done, total: None)
     if recipe.fingerprint() != run.environment().get("data"):
         raise UserError(
-            f"The data of {run.directory} ({settings['data.source']}) has changed since it was trained, so what was "
-            "held out is not known any more; restore it, or name other data with --data."
+            f"The data of {run.directory} ({recipe.settings['data.source']}) has changed since it was trained, so "
+            "what was held out is not known any more; restore it, or name other data with --data."
         )
-    return recipe.corpus
 
 
 def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement) -> npt.NDArray[np.float32]:

@@ -18,7 +18,7 @@ from selfsup.config import Config, Settings
 from selfsup.errors import UserError
 from selfsup.files import require_free
 from selfsup.inspection.base import Inspection, Request
-from selfsup.objectives import DEFAULT, find_recipe
+from selfsup.objectives import DEFAULT, find_recipe, python_name
 from selfsup.objectives.recipe import Recipe
 from selfsup.run import Run
 
@@ -75,7 +75,8 @@ def inspect(
         UserError: no such objective, data, tokenizer or run; nothing to predict; a window beyond the run's.
     """
     require_free(html, png)
-    _require_sense(text, data, window)
+    if text is not None and data is not None:
+        raise UserError("A text and data are both given; give one of them.")
     if isinstance(tokenizer, str | Path) and Run(tokenizer).exists:
         tokenizer = Run(tokenizer).model_directory
     module = model if isinstance(model, nn.Module) else None
@@ -88,22 +89,14 @@ def inspect(
         raise UserError("--column names a column of --data; a text has none.")
     if text is None and data is None and resolved.origin("data.source") == "given":
         data = resolved["data.source"]
-    if tokenizer is None:
-        tokenizer = str(resolved["data.tokenizer"])
-    elif run is None and isinstance(tokenizer, str | Path):
+    if run is None and isinstance(tokenizer, str | Path):
         resolved.change("data.tokenizer", str(tokenizer), "given")
-    name = objective if isinstance(objective, str) else f"python:{kind.__module__}.{kind.__qualname__}"
-    request = Request(name, text, data, tokenizer, run, window, resolved, progress, kind, module)
+    name = objective if isinstance(objective, str) else python_name(kind)
+    opened = None if isinstance(tokenizer, str | Path) else tokenizer
+    request = Request(name, text, data, opened, run, window, resolved, progress, kind, module)
     inspection = _inspector(getattr(kind, "inspector", "task"))(request)
     inspection.write(html, png)
     return inspection
-
-
-def _require_sense(text: str | None, data: object, window: int | None) -> None:
-    if text is not None and data is not None:
-        raise UserError("A text and data are both given; give one of them.")
-    if window is not None and window < 1:
-        raise UserError(f"A window of {window} shows nothing; ask for 1 or more.")
 
 
 def _resolved(

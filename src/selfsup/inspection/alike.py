@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from selfsup.inspection.blocks import ALIEN, OWN, Matrix, Picture, Table, mean
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Matrix, Picture, Table, mean
 from selfsup.inspection.figures import loss, means
 from selfsup.objectives.base import Objective, Outputs, Task
 
@@ -72,6 +74,11 @@ class Alike:
         down, along = len(rows) or len(self.roles), len(columns) or len(self.roles[0])
         values = [row[:along] for row in self.similarity[:down]]
         return Matrix(self.name, rows, columns, values, [row[:along] for row in self.roles[:down]], **more)  # type: ignore[arg-type]
+
+
+def roles(own: npt.NDArray[np.bool_], out: npt.NDArray[np.bool_]) -> list[str]:
+    """What each column is to each row: its own; else out, where it says nothing; else another one."""
+    return ["".join(row) for row in np.where(own, OWN, np.where(out, OUT, ALIEN)).tolist()]
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ class Request:
     objective: str
     text: str | None
     data: object
-    tokenizer: str | Path | TextTokenizer
+    tokenizer: TextTokenizer | None  # where one is given that is opened
     run: str | Path | None
     window: int | None
     settings: Settings

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.inspection.alike import Alike, alike
+from selfsup.inspection.alike import Alike, alike, roles
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Table, Tile, section, task
 from selfsup.inspection.figures import trained
@@ -125,12 +125,9 @@ def _agreement(look: Look, made: Task, masks: Masks, crops: int) -> Agreement:
 
 def _roles(images: int, crops: int) -> list[str]:
     """What each crop, as the student sees it, is to each global crop of the teacher."""
-    places = [(image, crop) for image in range(images) for crop in range(crops)]
-    return [
-        "".join(OUT if there == here else OWN if there[0] == here[0] else ALIEN for there in places)
-        for here in places
-        if here[1] < GLOBALS
-    ]
+    image, whole = np.arange(images * crops) // crops, np.arange(images * crops) % crops < GLOBALS
+    same, itself = image[:, None] == image, np.eye(images * crops, dtype=bool)
+    return roles((same & ~itself)[whole], itself[whole])
 
 
 def _patches(outputs: Outputs, masks: torch.Tensor) -> tuple[npt.NDArray[np.float64], float]:

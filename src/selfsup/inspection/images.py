@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from selfsup.data.records import Batch
-from selfsup.data.sampler import draw
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Section, Tile
+from selfsup.inspection.figures import first_batch
 from selfsup.inspection.pictures import Box, Pixels, outlined
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort
@@ -167,10 +167,8 @@ def look_at(request: Request, most: int) -> Look:
 
 def first_of(recipe: ImageRecipe, request: Request, count: int, most: int) -> Look:
     """The images that a training takes first, at most so many."""
-    seed, size = recipe.settings["train.seed"], len(recipe.train)
-    epochs, places = draw(seed, 0, min(count, size), size)
-    batch = Batch(recipe.train.read(places), seed, epochs, places)
-    return Look(recipe, recipe.build(), batch, None if request.run is None else str(request.run), most)
+    run = None if request.run is None else str(request.run)
+    return Look(recipe, recipe.build(), first_batch(recipe, count), run, most)
 
 
 def opened(request: Request) -> ImageRecipe:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
-from selfsup.inspection.alike import Alike, alike, table
+from selfsup.inspection.alike import Alike, alike, roles, table
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, Tile, Token, section, task
 from selfsup.inspection.figures import networks
@@ -124,16 +123,10 @@ def _captions(tokenizer: TextTokenizer, look: Look, made: Task) -> list[Caption]
 @torch.inference_mode()
 def _towers(name: str, objective: Objective, made: Task) -> Alike:
     outputs = objective.predict(made)
-    return alike(name, objective, made, outputs, _roles(made["keys"]), outputs[IMAGE], outputs[TEXT])
-
-
-def _roles(keys: Tensor) -> list[str]:
-    """What each caption is to each image: its own, not to be counted (equal captions or images), or a wrong one."""
-    same = (keys[:, None] == keys).any(-1).tolist()
-    return [
-        "".join(OWN if here == there else OUT if equal else ALIEN for there, equal in enumerate(row))
-        for here, row in enumerate(same)
-    ]
+    keys = made["keys"].numpy()
+    same = (keys[:, None] == keys).any(-1)  # equal captions or images
+    found = roles(np.eye(len(keys), dtype=bool), same)
+    return alike(name, objective, made, outputs, found, outputs[IMAGE], outputs[TEXT])
 
 
 def of_tower(network: Alike, tower: str) -> Alike:

@@ -13,13 +13,10 @@ import torch
 from torch import nn
 
 from selfsup.data.records import Batch
-from selfsup.data.sampler import draw
-from selfsup.data.sentences import Sentences, open_sentences, split_sentences
-from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as
-from selfsup.inspection.alike import Alike, alike, table
+from selfsup.inspection.alike import Alike, alike, roles, table
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import (
     ALIEN,
@@ -34,21 +31,13 @@ from selfsup.inspection.blocks import (
     mean,
     section,
 )
-from selfsup.inspection.texts import open_for, prepare
-from selfsup.models.encoder import EncoderConfig, TextEncoder
-from selfsup.objectives.simcse import (
-    DELETION,
-    DROPOUT,
-    SENTENCE,
-    VIEWS,
-    SimCSE,
-    SimCSERecipe,
-    SimCSESettings,
-    kept_tokens,
-)
-from selfsup.objectives.text_networks import take_preset
-from selfsup.objectives.texts import reading_of
-from selfsup.seeding import generator
+from selfsup.inspection.figures import first_batch
+from selfsup.inspection.texts import opened
+from selfsup.models.encoder import TextEncoder
+from selfsup.objectives.recipe import Effort
+from selfsup.objectives.simcse import VIEWS, SimCSE, SimCSERecipe, kept_tokens
+from selfsup.objectives.starting import take_shape
+from selfsup.objectives.text_networks import OwnEncoder
 from selfsup.step import predict
 
 SEEN_IN = ("neither", "first", "second", "")  # views that a token is left in: the last, both
@@ -71,129 +60,82 @@ class Views:
 
 def inspect_sentences(request: Request) -> Inspection:
     """The sentences, their order and the objective are those of the training."""
-    settings = request.settings
     model = None if request.run is None else load_as(request.run, EncoderModel)
-    origin = None if settings["model.init"] is None else load_as(settings["model.init"], EncoderModel)
-    begun = model or origin
-    source, records = _open_sentences(request, begun)
-    batch = _first_batch(records, min(BATCH, settings["train.batch"] or BATCH), settings["train.seed"])
-    settings.settle("model.dropout", DROPOUT, "recipe")
-    settings.settle("simcse.deletion", DELETION, "recipe")
-    shape = begun.native.config if begun else _shape(request, records.tokenizer)
-    config = replace(shape, dropout=settings["model.dropout"])
-    fresh = TextEncoder(config).initialise(generator(settings["train.seed"], "weights"))
-    begins = f"before training ({settings['model.init']})" if origin else "before training"
-    encoders = {begins: origin.native if origin else fresh} | (
-        {str(request.run): model.native} if model else {}
-    )
-    options = settings.section("simcse", SimCSESettings)
+    source, recipe = _open(request, model)
+    objective, init = recipe.build(), recipe.settings["model.init"]
+    objectives = {"before training" + (f" ({init})" if init else ""): objective}
+    if model is not None:
+        objectives[str(request.run)] = recipe.objective_on(_with_dropout(model.native, recipe))
+    batch = first_batch(recipe, min(BATCH, recipe.settings["train.batch"]))
+    views = [_views(name, each, batch) for name, each in objectives.items()]
     how = {
-        "temperature": options.temperature,
-        "dropout": config.dropout,
-        "deletion": settings["simcse.deletion"],
+        "temperature": objective.temperature,
+        "dropout": recipe.settings["model.dropout"],
+        "deletion": objective.deletion,
+        "pooling": objective.pooling,
     }
-    parts = options.pooling, options.temperature, how["deletion"]
-    views = [
-        _views(name, SimCSE(_with_dropout(each, config), nn.Identity(), *parts), batch)
-        for name, each in encoders.items()
-    ]
-    return _inspection(request, source, records, batch, views, how | {"pooling": options.pooling})
+    return _inspection(request, source, recipe, batch, views, how)
 
 
 def _inspection(
-    request: Request, source: str, records: Sentences, batch: Batch, views: list[Views], how: dict[str, Any]
+    request: Request, source: str, recipe: SimCSERecipe, batch: Batch, views: list[Views], how: dict[str, Any]
 ) -> Inspection:
-    pairs = zip(batch.data["tokens"].tolist(), batch.data["lengths"].tolist(), strict=True)
+    tokenizer, data = recipe.corpus.tokenizer, batch.data
+    pairs = zip(data["tokens"].tolist(), data["lengths"].tolist(), strict=True)
     rows = [row[:length] for row, length in pairs]
-    texts, roles = [records.tokenizer.decode(row) for row in rows], views[0].alike.roles
+    texts, roles = [tokenizer.decode(row) for row in rows], views[0].alike.roles
     negatives, equal = (sum(row.count(role) for row in roles) for role in (ALIEN, OUT))
-    facts = [source, f"{len(roles)} of {len(records):,} sentences", f"{negatives:,} negatives"]
-    facts += [f"{equal} pairs of equal sentences left out"] if equal else []
-    facts.append(
-        "temperature {temperature:g}, dropout {dropout:g}, deletion {deletion:g}, {pooling} pooling".format(
-            **how
-        )
-    )
-    tokens = list(map(records.tokenizer.tokens, rows))
-    sections = [_shown(tokens, batch, how["deletion"], roles), *_told(texts, views)]
-    values = {
-        "source": source,
-        "length": len(records),
-        "texts": texts,
-        **how,
-        "views": list(map(asdict, views)),
-    }
-    return Inspection.of(request.objective, SimCSERecipe.idea, facts, sections, values)
+    said = "temperature {temperature:g}, dropout {dropout:g}, deletion {deletion:g}, {pooling} pooling"
+    facts = [
+        source,
+        f"{len(roles)} of {len(recipe.train):,} sentences",
+        f"{negatives:,} negatives",
+        *([f"{equal} pairs of equal sentences left out"] if equal else []),
+        said.format(**how),
+    ]
+    shown = _shown(list(map(tokenizer.tokens, rows)), batch, how["deletion"], roles)
+    values = {"source": source, "length": len(recipe.train), "texts": texts, **how}
+    values["views"] = list(map(asdict, views))
+    return Inspection.of(request.objective, recipe.idea, facts, [shown, *_told(texts, views)], values)
 
 
 # -- what is looked at --
 
 
-def _open_sentences(request: Request, model: EncoderModel | None) -> tuple[str, Sentences]:
-    """The name of what is looked at, and its sentences, cut to the length that they are trained with."""
+def _open(request: Request, model: EncoderModel | None) -> tuple[str, SimCSERecipe]:
+    """The name of what is looked at, and the recipe, settled; its encoder is a small one where nothing says which."""
     settings = request.settings
-    window = request.window or settings["data.window"] or SENTENCE
-    given = model.tokenizer if model else request.tokenizer
-    if request.text is not None:
-        tokenizer = open_for(request.text, given, "encoder")
-        framed = [tokenizer.frame(ids) for ids in tokenizer.encode_batch(list(split_sentences(request.text)))]
-        source, stream = "the text", np.concatenate(framed)
-    else:
-        named = settings.config.data.source if request.data is None else request.data
-        if isinstance(named, str) and named.startswith("python:"):
-            raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
-        sentences = open_sentences(named, **reading_of(settings))
-        corpus = prepare(sentences, given, settings, "encoder")
-        source, stream, tokenizer = f"the training part of {sentences.name}", corpus.train, corpus.tokenizer
-    records = Sentences(stream, window, tokenizer)
-    if len(records) < 2:
-        raise UserError("There is one sentence alone, so it has no negatives; give two or more.")
-    return source, records
-
-
-def _first_batch(records: Sentences, size: int, seed: int) -> Batch:
-    """The sentences that a training takes first."""
-    epochs, places = draw(seed, 0, min(size, len(records)), len(records))
-    return Batch(records.read(places), seed, epochs, places)
-
-
-def _shape(request: Request, tokenizer: TextTokenizer) -> EncoderConfig:
-    """Of the encoder that the settings name, else of a small one."""
-    settings = request.settings
-    if settings["model.preset"] == "auto":
+    if model is not None:
+        take_shape(settings, "model", OwnEncoder.shape, model.native.config, str(request.run))
+    elif settings["model.preset"] == "auto" and settings["model.init"] is None:
         settings.change("model.preset", PRESET, "inspection")
-    take_preset(settings, "model")
-    shape = {name: settings[f"model.{name}"] for name in ("layers", "width", "heads", "mlp")}
-    window = settings["data.window"] or SENTENCE
-    try:
-        return EncoderConfig(vocabulary=tokenizer.vocabulary, window=window, tied=True, **shape)
-    except ValueError as error:
-        raise UserError(f"There is no such model: {error}.") from None
+    if request.window is not None:
+        settings.change("data.window", request.window, "given")
+    recipe, source = opened(request, None if model is None else model.tokenizer)
+    assert isinstance(recipe, SimCSERecipe)
+    recipe.settle(Effort())
+    if len(recipe.train) < 2:
+        raise UserError("There is one sentence alone, so it has no negatives; give two or more.")
+    return source, recipe
 
 
-def _with_dropout(encoder: TextEncoder, config: EncoderConfig) -> TextEncoder:
+def _with_dropout(encoder: TextEncoder, recipe: SimCSERecipe) -> TextEncoder:
     """The same weights, with the dropout of the training."""
-    copy = TextEncoder(config)
+    copy = TextEncoder(replace(encoder.config, dropout=recipe.settings["model.dropout"]))
     copy.load_state_dict(encoder.state_dict())
     return copy
-
-
-def _roles(keys: list[int]) -> list[str]:
-    """What the other view of each sentence is to a sentence: its own, an equal one's (not counted), or another."""
-    return [
-        "".join(OWN if here == there else OUT if key == other else ALIEN for there, other in enumerate(keys))
-        for here, key in enumerate(keys)
-    ]
 
 
 @torch.inference_mode()
 def _views(name: str, objective: SimCSE, batch: Batch) -> Views:
     """Both views of each sentence, with the deletion and dropout of the first step."""
-    made, roles = objective.train().hide(batch), _roles(batch.data["keys"].tolist())
+    objective.projection = nn.Identity()
+    made, keys = objective.train().hide(batch), batch.data["keys"].numpy()
+    found = roles(np.eye(len(keys), dtype=bool), keys[:, None] == keys)
     outputs = predict(objective, batch, made, nullcontext)
     first, second = (outputs[view] for view in VIEWS)
-    found = alike(name, objective, made, outputs, roles, first, second)
-    return Views(found, first[:, :NUMBERS].tolist(), second[:, :NUMBERS].tolist())
+    similar = alike(name, objective, made, outputs, found, first, second)
+    return Views(similar, first[:, :NUMBERS].tolist(), second[:, :NUMBERS].tolist())
 
 
 # -- what is shown --

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from selfsup.data.records import Batch
-from selfsup.data.sampler import draw
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Points, Section, Table, section
-from selfsup.inspection.figures import loss, means, networks
+from selfsup.inspection.figures import first_batch, loss, means, networks
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.custom import CustomRecipe
 from selfsup.objectives.recipe import Effort, Recipe
@@ -23,9 +21,7 @@ RECORDS = 24  # that are looked at
 def inspect_task(request: Request) -> Inspection:
     """The first records that a training takes, as they are hidden, and what is scored."""
     recipe = _opened(request)
-    seed, size = recipe.settings["train.seed"], len(recipe.train)
-    epochs, places = draw(seed, 0, min(RECORDS, size), size)
-    batch, objective = Batch(recipe.train.read(places), seed, epochs, places), recipe.build()
+    batch, objective = first_batch(recipe, RECORDS), recipe.build()
     task = objective.hide(batch)
     measured = {name: _measure(each, task) for name, each in networks(objective, request.run)}
     chance = recipe.chance(len(batch))
@@ -36,8 +32,11 @@ def inspect_task(request: Request) -> Inspection:
     ]
     if recipe.words:
         sections.insert(0, Section("the task", [Points(dict(recipe.words))]))
-    facts = [f"the {len(batch)} of {size:,} records that training takes first", f"seed {seed}, epoch 0"]
-    values = {"length": size, "seed": seed, "chance": chance, "figures": measured}
+    facts = [
+        f"the {len(batch)} of {len(recipe.train):,} records that training takes first",
+        f"seed {batch.seed}, epoch 0",
+    ]
+    values = {"length": len(recipe.train), "seed": batch.seed, "chance": chance, "figures": measured}
     return Inspection.of(request.objective, recipe.idea, facts, sections, values)
 
 

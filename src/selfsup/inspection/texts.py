@@ -1,65 +1,74 @@
-"""What the inspections of all objectives of text share: where tokens come from, and how many are looked at."""
+"""What the inspections of all objectives of text share: the recipe with what is looked at as its corpus."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from selfsup.config import Settings
-from selfsup.data.sources import Table, open_text
-from selfsup.data.text import TextCorpus, prepare_text
-from selfsup.data.tokenizer_loading import open_tokenizer
-from selfsup.data.tokenizer_training import train_tokenizer
-from selfsup.data.tokenizers import KINDS, Family, TextTokenizer
+from selfsup.data.text import corpus_in_memory
+from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError, require_text
-from selfsup.evaluation.language import open_corpus
+from selfsup.evaluation.language import open_own
 from selfsup.inspection.base import Request
-from selfsup.objectives.texts import reading_of
+from selfsup.objectives.texts import FOUND, TextRecipe
 from selfsup.run import Run
 
-SAMPLE = "sample:shakespeare"
 WINDOW = 256  # tokens, where neither the user nor a run says how many
 
 
-def open_for(text: str, tokenizer: str | Path | TextTokenizer, family: Family) -> TextTokenizer:
-    """The tokenizer that a text is cut by; one that is trained, is trained on it.
+def opened(request: Request, tokenizer: TextTokenizer | None) -> tuple[TextRecipe, str]:
+    """A recipe and the name of its corpus: the text or the data of a request, else those of its run, else the example.
+
+    Args:
+        tokenizer: that of the model of a run.
 
     Raises:
-        UserError: there is no such tokenizer, or nothing in the text to look at.
+        UserError: there is nothing to look at.
     """
+    settings, data = request.settings, request.data
+    if request.run is not None:
+        _forget_found(settings, request.run)
+    own = request.run is not None and request.text is None and data is None and Run(request.run).exists
+    if own and settings["data.source"].startswith("python:"):
+        raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
+    kind = cast("type[TextRecipe]", request.kind)
+    if not own and (data is None or isinstance(data, str)):
+        settings.change("data.source", data or kind.example, "given")
+    recipe = kind(settings, None if isinstance(data, str) else data, request.module)
+    if not own:
+        recipe.tokenizer = tokenizer or request.tokenizer
+    if request.text is not None:
+        _open_text(recipe, request.text)
+        return recipe, "the text"
+    if own and settings["objective"] == request.objective:
+        open_own(recipe, Run(str(request.run)))
+    else:
+        recipe.open(request.progress)
+    return recipe, f"the training part of {request.run if own else recipe.text.name}"
+
+
+def _open_text(recipe: TextRecipe, text: str) -> None:
+    """Take a text as the only document; nothing of it is kept."""
     require_text(text, "The text")
     if not text.strip():
         raise UserError("The text is empty; give at least one word.")
-    cut = open_tokenizer(tokenizer, family) or train_tokenizer(tokenizer, [text], family=family)  # type: ignore[arg-type]  # a kind
-    if not len(cut.encode(text)):
+    settings, given = recipe.settings, recipe.open_tokenizer()
+    recipe.text = recipe.open_source([text], {})
+    vocabulary = settings["data.vocabulary"] if given is None else None
+    tokenizer = given or settings["data.tokenizer"]
+    recipe.corpus = corpus_in_memory(recipe.text, tokenizer, vocabulary, recipe.family)
+    recipe.network.take_tokenizer(recipe.corpus.tokenizer)
+    facts = recipe.corpus.facts
+    if facts.training_tokens <= 2 * facts.training_documents:  # those around them
         raise UserError(f"The tokenizer makes no token of the text {text!r}; give another text or tokenizer.")
-    return cut
 
 
-def open_training_part(
-    request: Request, tokenizer: str | Path | TextTokenizer, family: Family
-) -> tuple[str, TextCorpus]:
-    """The data of a request, else that of its run, else the bundled text; and its name."""
-    if request.data is None and request.run is not None:
-        return f"the training part of {request.run}", open_corpus(Run(request.run))
-    source = SAMPLE if request.data is None else request.data
-    collection = open_text(source, **reading_of(request.settings))
-    return f"the training part of {collection.name}", prepare(collection, tokenizer, request.settings, family)
-
-
-def prepare(
-    collection: Table, tokenizer: str | Path | TextTokenizer, settings: Settings, family: Family
-) -> TextCorpus:
-    """A source as it is trained on; what is said of data in the settings holds here too."""
-    data = settings.config.data
-    vocabulary = data.vocabulary if isinstance(tokenizer, str) and tokenizer in KINDS else None
-    return prepare_text(
-        collection,
-        tokenizer,
-        vocabulary=vocabulary,
-        validation=data.validation,
-        failures=data.failures,
-        family=family,
-    )
+def _forget_found(settings: Settings, run: str | Path) -> None:
+    """Leave out what a run has found in its data by itself: it is found anew, in other data too."""
+    for key, origin in Run(run).environment().get("sources", {}).items():
+        if origin == FOUND and settings.origin(key) == str(run):
+            settings.change(key, None, "default")
 
 
 def fitting_window(request: Request, trained: int | None) -> int:
@@ -68,11 +77,10 @@ def fitting_window(request: Request, trained: int | None) -> int:
     Raises:
         UserError: more are asked for than the run was trained on.
     """
-    window, most = request.window, trained or WINDOW
-    if window is None:
-        return most
-    if trained is not None and window > trained:
+    most = trained or request.settings["data.window"] or WINDOW
+    if trained is not None and (request.window or 0) > trained:
         raise UserError(
-            f"{request.run} was trained on windows of {most} tokens; ask for a window of at most {most}, not {window}."
+            f"{request.run} was trained on windows of {most} tokens; ask for a window of at most {most}, not "
+            f"{request.window}."
         )
-    return window
+    return request.window or most

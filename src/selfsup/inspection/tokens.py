@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfsup.data.passages import Passages
-from selfsup.data.records import Batch, Records
-from selfsup.data.text import Windows
-from selfsup.data.tokenizers import TextTokenizer
+from selfsup.data.records import Batch
+from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
@@ -36,117 +32,171 @@ from selfsup.inspection.blocks import (
     mean,
     section,
 )
-from selfsup.inspection.texts import fitting_window, open_for, open_training_part
+from selfsup.inspection.texts import fitting_window, opened
+from selfsup.models.transformer import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE
-from selfsup.models.transformer import document_mask
 from selfsup.objectives.base import Task
-from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
-from selfsup.objectives.masked_lm import SHOWN_AS_MASK, SHOWN_AS_RANDOM, MaskedLM, Masking
-from selfsup.objectives.recipe import Recipe
+from selfsup.objectives.texts import TextRecipe
 
 START, END = "<start>", "<end>"
-MASK, RANDOM, KEPT = "mask", "random", "kept"
-DONE = {MASK: "[MASK] is shown instead", RANDOM: "a random token is shown instead", KEPT: "left as it is"}
-MARKS = {"M": MASK, "R": RANDOM, "K": KEPT}  # of a position, in an epoch's row; any other is shown
+DONE = {
+    "mask": "[MASK] is shown instead",
+    "random": "a random token is shown instead",
+    "kept": "left as it is",
+}
+COUNTED = {
+    "hidden": "hidden, of all tokens",
+    "mask": "of these: [MASK]",
+    "random": "a random token",
+    "kept": "left as they are",
+}
+MARKS = {"M": "mask", "R": "random", "K": "kept"}  # of a position, in an epoch's row; any other is shown
 SHOWN = "·"
 EPOCHS = 3  # whose masks are set side by side
 GUESSES = 5
 WINDOWS = 64  # over which the shares are counted
 CONTEXT = 12  # tokens before a target that are shown
 AROUND = 6  # tokens to either side of a hidden one, likewise
+# What is looked at of the stream of a text: it may go on, so nothing closes it, and windows have their own ends.
+PARTS: dict[Family, slice] = {"decoder": slice(-1), "encoder": slice(1, -1)}
 
-Parts: TypeAlias = tuple[
-    list[str], list[Section], dict[str, Any]
-]  # facts, sections and values of an inspection
+Parts: TypeAlias = tuple[list[str], list[Section], dict[str, Any]]  # facts, sections and values
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at.
+
+    Attributes:
+        source: the name of its text.
+        objective: on the network of the run, where there is one. Its `losses(task)` are in nats. One that hides tokens
+            has `aims`, a `masking` by a `unit`, and a `model` with an `output_weight`.
+        chance: nats of a model that knows nothing, where there is a run.
+        reach: positions to either side that local layers see.
+    """
+
+    source: str
+    recipe: TextRecipe
+    objective: Any
+    chance: float | None
+    reach: int
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self.recipe.corpus.tokenizer
+
+    def make(self, count: int = 1, epoch: int = 0) -> tuple[Tensor, Task]:
+        """The tokens of the first windows, and what the training makes of them in an epoch."""
+        places, seed = np.arange(count), self.recipe.settings["train.seed"]
+        batch = Batch(self.recipe.train.read(places), seed, np.full(count, epoch), places)
+        return batch.data["tokens"], self.objective.train().hide(batch)
+
+    def losses(self, task: Task) -> Tensor | None:
+        """Of the targets of the first window, where there is a run."""
+        return None if self.chance is None else self.objective.eval().losses(task)[0]
+
+    def parts(self, window: Window, more: list[str], sections: list[Section], **values: Any) -> Parts:
+        """What is known of a window, and how surprising it is to the model."""
+        count, length = len(window.documents), most_positions(self.recipe)
+        documents = len({number for number in window.documents if number >= 0})
+        of = f" of {length:,}" if count < length else ""
+        losses = [loss for loss in window.losses or () if loss is not None]
+        facts = [
+            self.source,
+            f"{count:,}{of} positions",
+            *([f"{documents} documents"] if documents > 1 else []),
+            *more,
+            *([f"mean loss {mean(losses):.3f} nats (chance {self.chance:.3f})"] if losses else []),
+        ]
+        return facts, sections, {"source": self.source, "length": length, "chance": self.chance, **values}
 
 
 def inspect_tokens(request: Request) -> Inspection:
     """Of an objective whose task holds `inputs` (B, T), `targets` at all or some `positions`, and `documents` (B, T);
     the task comes from the objective itself, so that what is seen here is what is trained."""
-    assert issubclass(request.kind, Recipe)
-    parts = (_next if issubclass(request.kind, CausalLMRecipe) else _hidden)(request)
-    return Inspection.of(request.objective, request.kind.idea, *parts)
+    subject = _open(request)
+    tokens, task = subject.make()
+    parts = _hidden(subject, tokens, task) if "positions" in task.tensors else _next(subject, task)
+    return Inspection.of(request.objective, subject.recipe.idea, *parts)
 
 
-def _facts(
-    source: str, documents: list[int], length: int, losses: list[float], chance: float | None
-) -> list[str]:
-    """What is known of a window, and how surprising it is to the model."""
-    count, several = len(documents), len({number for number in documents if number >= 0})
-    of = f" of {length:,}" if count < length else ""
-    facts = [source, f"{count:,}{of} positions", *([f"{several} documents"] if several > 1 else [])]
-    if chance is None:
-        return facts
-    return [*facts, f"mean loss {mean(losses):.3f} nats (chance {chance:.3f})"]
+def _open(request: Request) -> Subject:
+    family = cast("type[TextRecipe]", request.kind).family
+    network: Any = None
+    tokenizer, trained, reach = None, None, EncoderConfig.local_window
+    if request.run is not None and family == "decoder":
+        decoder = load_as(request.run, LanguageModel)
+        network, tokenizer, trained = decoder.decoder, decoder.tokenizer, decoder.decoder.config.window
+    elif request.run is not None:
+        encoder = load_as(request.run, EncoderModel)
+        network, tokenizer, trained = encoder.masked, encoder.tokenizer, encoder.window
+        reach = encoder.native.config.local_window
+        if network is None:
+            raise UserError(
+                f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm."
+            )
+    if network is not None:  # whatever its training began with
+        request.settings.change("model.preset", "auto", "run")
+        request.settings.change("model.init", None, "run")
+    recipe, source = opened(request, tokenizer)
+    _cut(recipe, fitting_window(request, trained), request.text is not None)
+    chance = None if network is None else recipe.chance(1)
+    return Subject(source, recipe, recipe.objective_on(network), chance, reach // 2)
+
+
+def _cut(recipe: TextRecipe, window: int, text: bool) -> None:
+    """Cut the corpus into windows, or into one where it is shorter."""
+    if recipe.family == "encoder" and window < 3:
+        raise UserError(f"A window of {window} has no room between start and end token; ask for 3 or more.")
+    if text:
+        recipe.corpus = replace(recipe.corpus, train=recipe.corpus.train[PARTS[recipe.family]])
+    recipe.settings.change("data.window", min(window, most_positions(recipe)), "inspection")
+    recipe.cut()
+
+
+def most_positions(recipe: TextRecipe) -> int:
+    """Those of a window that holds the whole corpus: a decoder's last token is a target alone; an encoder's window has
+    a start and an end token of its own."""
+    return len(recipe.corpus.train) + {"decoder": -1, "encoder": 2}[recipe.family]
 
 
 # -- the next token --
 
 
-def _next(request: Request) -> Parts:
+def _next(subject: Subject, task: Task) -> Parts:
     """Every token is predicted from those before it."""
-    model = None if request.run is None else load_as(request.run, LanguageModel)
-    source, stream, cut = _stream(request, model)
-    window, length = fitting_window(request, model.decoder.config.window if model else None), len(stream) - 1
-    first = np.zeros(1, np.int64)
-    batch = Batch(Windows(stream, min(window, length), cut.end).read(first), 0, first, first)
-    objective = CausalLM(model.decoder if model else nn.Identity(), cut.start, cut.end).eval()
-    task = objective.hide(batch)
     asked = task["targets"][0] != IGNORE  # an end token that a start token follows predicts nothing
-    targets = _names(cut, task["targets"][0, asked].tolist())
-    chance = math.log(cut.vocabulary) if model else None
-    losses: list[float] = objective.losses(task)[0, asked].tolist() if model else []
-    shown = Window(
-        inputs=_names(cut, task["inputs"][0, asked].tolist(), START),
+    losses = subject.losses(task)
+    found: list[float] | None = None if losses is None else losses[asked].tolist()
+    targets = _names(subject.tokenizer, task["targets"][0, asked].tolist())
+    window = Window(
+        inputs=_names(subject.tokenizer, task["inputs"][0, asked].tolist(), START),
         targets=list(targets),
         roles=[""] * len(targets),
-        notes=[f"at a loss of {loss:.3f} nats" for loss in losses] or [""] * len(targets),
+        notes=[""] * len(targets) if found is None else [f"at a loss of {loss:.3f} nats" for loss in found],
         documents=task["documents"][0, asked].tolist(),
-        losses=list(losses) or None,
-        chance=chance,
+        losses=None if found is None else list(found),
+        chance=subject.chance,
     )
-    facts = _facts(source, shown.documents, length, losses, chance)
-    values = {"source": source, "length": length, "chance": chance}
-    return facts, _next_sections(shown, targets, _mask(task, asked)), values
-
-
-def _stream(
-    request: Request, model: LanguageModel | None
-) -> tuple[str, npt.NDArray[np.integer[Any]], TextTokenizer]:
-    """What is looked at: its name, its tokens, the first of which is only given, and the tokenizer."""
-    tokenizer = model.tokenizer if model else request.tokenizer
-    if request.text is None:
-        source, corpus = open_training_part(request, tokenizer, "decoder")
-        return source, corpus.train, corpus.tokenizer
-    cut = open_for(request.text, tokenizer, "decoder")
-    ids = cut.encode(request.text)  # it is not closed, since it may go on
-    return "the text", np.concatenate([np.array([cut.start], cut.dtype), ids]), cut
+    sees = document_mask(task["documents"], torch.float32, causal=True)[0, 0] == 0  # it is added to the scores
+    mask = sees[asked][:, asked].int().tolist()
+    text = [Token(target, heat=window.heat(t)) for t, target in enumerate(targets)]
+    predictions = [_prediction(window, t, target, mask[t]) for t, target in enumerate(targets)]
+    told = "; the redder, the more surprising to the model" if found else ""
+    sections = [
+        section("next", "tokens", Tokens([Line(text)], window.chance), loss=told),
+        section("next", "window", window),
+        section("next", "predictions", Predictions(predictions, window.chance)),
+        section("next", "sight", Sight(window.inputs, mask)),
+    ]
+    return subject.parts(window, [], sections)
 
 
 def _names(tokenizer: TextTokenizer, ids: list[int], start: str = END) -> list[str]:
     """Tokens to look at, those around documents by the part they play here."""
     parts = {tokenizer.end: END, tokenizer.start: start}
     return [parts.get(id_, name) for id_, name in zip(ids, tokenizer.tokens(ids), strict=True)]
-
-
-def _mask(task: Task, asked: Tensor) -> list[list[int]]:
-    """The mask that attention adds to its scores, as 1 where it lets through, of the positions that predict."""
-    added = document_mask(task["documents"], torch.float32, causal=True)[0, 0]
-    rows: list[list[int]] = (added == 0)[asked][:, asked].int().tolist()
-    return rows
-
-
-def _next_sections(window: Window, targets: list[str], mask: list[list[int]]) -> list[Section]:
-    loss = "; the redder, the more surprising to the model" if window.losses else ""
-    text = [Token(target, heat=window.heat(t)) for t, target in enumerate(targets)]
-    predictions = [_prediction(window, t, target, mask[t]) for t, target in enumerate(targets)]
-    return [
-        section("next", "tokens", Tokens([Line(text)], window.chance), loss=loss),
-        section("next", "window", window),
-        section("next", "predictions", Predictions(predictions, window.chance)),
-        section("next", "sight", Sight(window.inputs, mask)),
-    ]
 
 
 def _prediction(window: Window, t: int, target: str, row: list[int]) -> Prediction:
@@ -179,101 +229,43 @@ class Counts:
         return self.number(name) / max(1, self.tokens if name == "hidden" else self.hidden)
 
 
-@dataclass(frozen=True)
-class Look:
-    """Some windows as they are hidden in an epoch: their tokens (B, T), what the objective makes of them, a letter for
-    each position of each of them (see `MARKS`), and counts of all of them."""
-
-    tokens: Tensor
-    task: Task
-    marks: list[str]
-    counts: Counts
-
-
-def _hidden(request: Request) -> Parts:
+def _hidden(subject: Subject, tokens: Tensor, task: Task) -> Parts:
     """Some tokens are hidden, and predicted from all others."""
-    settings = request.settings
-    model = None if request.run is None else load_as(request.run, EncoderModel)
-    if model and model.masked is None:
-        raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
-    source, length, records, tokenizer = _open_records(request, model)
-    rate, masking = settings["masked_lm.rate"], Masking(tokenizer, settings["masked_lm.unit"])
-    network: Any = model and model.masked
-    objective = MaskedLM(network, masking, rate, settings["masked_lm.evaluation_rate"])
-    seed = settings["train.seed"]
-    looks = [_look(objective, records, 1, epoch, seed) for epoch in range(EPOCHS)]
-    counts = [looks[0].counts]
+    aims, unit = subject.objective.aims, subject.objective.masking.unit
+    epochs = [_marks(subject, *subject.make(epoch=epoch))[0] for epoch in range(EPOCHS)]
+    counts = [_count(subject, tokens, task)]
     if not counts[0].hidden:
         raise UserError(
-            f"Of {counts[0].tokens} tokens {rate:.0%}, hidden by the {masking.unit}, is none; give a longer text."
+            f"Of {counts[0].tokens} tokens {aims['hidden']:.0%}, hidden by the {unit}, is none; give a longer text."
         )
-    if len(records) > 1:
-        counts.append(_look(objective, records, min(WINDOWS, len(records)), 0, seed).counts)
-    shown = _window(looks[0], objective, math.log(tokenizer.vocabulary) if model else None)
-    losses = [loss for loss in shown.losses or () if loss is not None]
-    facts = _facts(source, shown.documents, length, losses, shown.chance)
-    facts.insert(len(facts) - bool(losses), f"{counts[0].hidden} hidden by the {masking.unit}")
-    aims = {"hidden": rate, MASK: SHOWN_AS_MASK, RANDOM: SHOWN_AS_RANDOM}
-    aims[KEPT] = round(1 - SHOWN_AS_MASK - SHOWN_AS_RANDOM, 9)
-    told = ", the model's loss and its likeliest guesses; the truth is underlined" if losses else ""
+    if len(subject.recipe.train) > 1:
+        counts.append(_count(subject, *subject.make(min(WINDOWS, len(subject.recipe.train)))))
+    window = _window(subject, tokens, task, epochs[0])
+    told = ", the model's loss and its likeliest guesses; the truth is underlined" if window.losses else ""
     sections = [
-        section("hidden", "window", shown),
-        section("hidden", "predictions", _predictions(shown, looks[0], objective), told=told),
-        section("hidden", "counts", _counted(counts, aims, shown)),
-        _by_epoch([look.marks[0] for look in looks], counts[0].tokens, rate),
-        _sight(shown, (model.native.config if model else EncoderConfig).local_window // 2),
+        section("hidden", "window", window),
+        section("hidden", "predictions", _predictions(window, subject, task), told=told),
+        section("hidden", "counts", _counted(counts, aims, window)),
+        _by_epoch(epochs, counts[0].tokens, aims["hidden"]),
+        _sight(window, subject.reach),
     ]
-    values = {"source": source, "length": length, "chance": shown.chance, "unit": masking.unit, "aims": aims}
-    return facts, sections, values | {"counts": list(map(asdict, counts))}
+    more = [f"{counts[0].hidden} hidden by the {unit}"]
+    return subject.parts(window, more, sections, unit=unit, aims=aims, counts=list(map(asdict, counts)))
 
 
-class _OneText:
-    """A text between start and end token, as the only record."""
-
-    def __init__(self, tokens: npt.NDArray[Any]) -> None:
-        self.tokens = torch.from_numpy(tokens.astype(np.int64))
-
-    def __len__(self) -> int:
-        return 1
-
-    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
-        return {"tokens": self.tokens.repeat(len(indices), 1)}
-
-
-def _open_records(request: Request, model: EncoderModel | None) -> tuple[str, int, Records, TextTokenizer]:
-    """What is looked at: its name, its tokens in all, its windows, and the tokenizer."""
-    window = fitting_window(request, model.encoder.config.window if model else None)
-    if window < 3:
-        raise UserError(f"A window of {window} has no room between start and end token; ask for 3 or more.")
-    given = model.tokenizer if model else request.tokenizer
-    if request.text is not None:
-        tokenizer = open_for(request.text, given, "encoder")
-        ids = tokenizer.encode(request.text)
-        return "the text", len(ids) + 2, _OneText(tokenizer.frame(ids[: window - 2])), tokenizer
-    source, corpus = open_training_part(request, given, "encoder")
-    length = len(corpus.train)
-    records = Passages(corpus.train, min(window, length + 2), corpus.tokenizer)
-    return source, length, records, corpus.tokenizer
-
-
-def _look(objective: MaskedLM, records: Records, count: int, epoch: int, seed: int) -> Look:
-    """The first windows, as they are trained on in an epoch."""
-    places = np.arange(count)
-    data = records.read(places)
-    task = objective.train().hide(Batch(data, seed, np.full(count, epoch), places))
-    tokens, tokenizer = data["tokens"], objective.masking.tokenizer
-    marks = _marks(tokens, task, int(tokenizer.mask or 0))
-    met = Counter("".join(marks))
-    ordinary = tokens.numel() - int(torch.isin(tokens, torch.tensor(sorted(tokenizer.special))).sum())
+def _count(subject: Subject, tokens: Tensor, task: Task) -> Counts:
+    met = Counter("".join(_marks(subject, tokens, task)))
+    special = torch.isin(tokens, torch.tensor(sorted(subject.tokenizer.special)))
     done = {name: met[mark] for mark, name in MARKS.items()}
-    return Look(tokens, task, marks, Counts(count, ordinary, sum(done.values()), **done))
+    return Counts(len(tokens), tokens.numel() - int(special.sum()), sum(done.values()), **done)
 
 
-def _marks(tokens: Tensor, task: Task, mask: int) -> list[str]:
-    """What was done to each position, told from what is shown there; a random token may be the true one."""
+def _marks(subject: Subject, tokens: Tensor, task: Task) -> list[str]:
+    """A letter for each position of each window: what was done to it, told from what is shown there; a random token
+    may be the true one."""
     hidden = torch.zeros_like(tokens, dtype=torch.bool)
     hidden.scatter_(1, task["positions"], task["targets"] != IGNORE)
-    inputs = task["inputs"]
+    inputs, mask = task["inputs"], int(subject.tokenizer.mask or 0)
     marks = np.full(tokens.shape, SHOWN)
     marks[hidden & (inputs == mask)] = "M"
     marks[hidden & (inputs != mask) & (inputs != tokens)] = "R"
@@ -281,22 +273,19 @@ def _marks(tokens: Tensor, task: Task, mask: int) -> list[str]:
     return ["".join(row) for row in marks]
 
 
-def _window(look: Look, objective: MaskedLM, chance: float | None) -> Window:
+def _window(subject: Subject, tokens: Tensor, task: Task, marks: str) -> Window:
     """The first window, with the losses of the model, where there is one."""
-    names = objective.masking.tokenizer.tokens
-    tokens, inputs = names(look.tokens[0].tolist()), names(look.task["inputs"][0].tolist())
-    marks = look.marks[0]
-    losses = (
-        None if chance is None else _at_positions(look.task, objective.eval().losses(look.task)[0].tolist())
-    )
+    found = subject.losses(task)
+    losses = {} if found is None else _at_positions(task, found.tolist())
+    names = subject.tokenizer.tokens(tokens[0].tolist())
     return Window(
-        inputs=inputs,
-        targets=[token if mark in MARKS else None for token, mark in zip(tokens, marks, strict=True)],
+        inputs=subject.tokenizer.tokens(task["inputs"][0].tolist()),
+        targets=[token if mark in MARKS else None for token, mark in zip(names, marks, strict=True)],
         roles=[MARKS.get(mark, "") for mark in marks],
-        notes=[_note(mark, None if losses is None else losses.get(t)) for t, mark in enumerate(marks)],
-        documents=look.task["documents"][0].tolist(),
-        losses=None if losses is None else [losses.get(t) for t in range(len(tokens))],
-        chance=chance,
+        notes=[_note(mark, losses.get(t)) for t, mark in enumerate(marks)],
+        documents=task["documents"][0].tolist(),
+        losses=None if found is None else [losses.get(t) for t in range(len(names))],
+        chance=subject.chance,
         legend=DONE,
     )
 
@@ -314,8 +303,8 @@ def _note(mark: str, loss: float | None) -> str:
     return f"({DONE[MARKS[mark]]}{'' if loss is None else f', loss {loss:.2f}'})"
 
 
-def _predictions(window: Window, look: Look, objective: MaskedLM) -> Predictions:
-    guesses = {} if window.losses is None else _guesses(look.task, objective)
+def _predictions(window: Window, subject: Subject, task: Task) -> Predictions:
+    guesses = {} if window.losses is None else _guesses(subject, task)
     made = []
     for t, target in enumerate(window.targets):
         if target is not None:
@@ -327,21 +316,20 @@ def _predictions(window: Window, look: Look, objective: MaskedLM) -> Predictions
 
 
 @torch.inference_mode()
-def _guesses(task: Task, objective: MaskedLM) -> dict[int, list[Guess]]:
+def _guesses(subject: Subject, task: Task) -> dict[int, list[Guess]]:
     """What the model holds for likeliest, by the position of each hidden token of the first window."""
-    hidden = objective.eval().predict(task)["hidden"][0]
-    logits = (hidden @ objective.model.output_weight.T).float()
+    objective = subject.objective.eval()
+    logits = (objective.predict(task)["hidden"][0] @ objective.model.output_weight.T).float()
     best = logits.softmax(-1).topk(min(GUESSES, logits.shape[-1]))
-    named = map(objective.masking.tokenizer.tokens, best.indices.tolist())
+    named = map(subject.tokenizer.tokens, best.indices.tolist())
     made = [list(map(Guess, *each)) for each in zip(named, best.values.tolist(), strict=True)]
     return _at_positions(task, made)
 
 
 def _counted(counts: list[Counts], aims: dict[str, float], window: Window) -> Table:
     """The shares of what was hidden and how, and how hard each kind is for the model."""
-    labels = {"hidden": "hidden, of all tokens", MASK: "of these: [MASK]", RANDOM: "a random token"}
     rows, pairs = [], list(zip(window.losses or (), window.roles, strict=False))
-    for name, label in (labels | {KEPT: "left as they are"}).items():
+    for name, label in COUNTED.items():
         counted = [f"{each.number(name):,} ({each.share(name):.1%})" for each in counts]
         losses = [loss for loss, role in pairs if loss is not None and name in ("hidden", role)]
         told = [f"{mean(losses):.3f}" if losses else "–"] if pairs else []

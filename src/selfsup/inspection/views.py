@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
-from selfsup.inspection.alike import Alike, alike, table
+from selfsup.inspection.alike import Alike, alike, roles, table
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import ALIEN, OUT, OWN, Gallery, Group, Section, section, task
 from selfsup.inspection.figures import networks
@@ -47,18 +48,14 @@ def _group(look: Look, image: int, pair: Sequence[Seen]) -> Group:
     return Group(look.names[image], [[original, *tiles]])
 
 
-def roles(count: int) -> list[str]:
-    """What each of so many views is to each, the two of an image beside each other."""
-    views = range(count)
-    return ["".join(OUT if a == b else OWN if a // 2 == b // 2 else ALIEN for b in views) for a in views]
-
-
 @torch.inference_mode()
 def _compare(name: str, objective: Objective, made: Task) -> Alike:
     """All views, in the order of their images."""
     outputs = objective.predict(made)
     both = torch.stack((outputs["first"], outputs["second"]), 1).flatten(0, 1)
-    return alike(name, objective, made, outputs, roles(len(both)), both, both)
+    image, itself = np.arange(len(both)) // 2, np.eye(len(both), dtype=bool)
+    found = roles((image[:, None] == image) & ~itself, itself)
+    return alike(name, objective, made, outputs, found, both, both)
 
 
 def _alike(look: Look, found: list[Alike], views: Sequence[Sequence[Seen]]) -> list[Section]:

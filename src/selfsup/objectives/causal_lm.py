@@ -136,8 +136,10 @@ class CausalLMRecipe(TextRecipe):
             self.validation = Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
 
     def build(self) -> CausalLM:
+        return self.objective_on(self.network.build(generator(self.settings["train.seed"], "weights")))
+
+    def objective_on(self, network: nn.Module) -> CausalLM:
         tokenizer = self.corpus.tokenizer
-        network = self.network.build(generator(self.settings["train.seed"], "weights"))
         return CausalLM(network, tokenizer.start, tokenizer.end)
 
     def figures(self, loss: float, part: str) -> dict[str, float]:

@@ -156,6 +156,13 @@ class MaskedLM(Objective):
         self.rate = rate
         self.evaluation_rate = evaluation_rate
 
+    @property
+    def aims(self) -> dict[str, float]:
+        """The share of the tokens that is `hidden` in training; the shares of these that are shown as the `mask`, as
+        a `random` token, and `kept` as they are."""
+        kept = round(1 - SHOWN_AS_MASK - SHOWN_AS_RANDOM, 9)
+        return {"hidden": self.rate, "mask": SHOWN_AS_MASK, "random": SHOWN_AS_RANDOM, "kept": kept}
+
     def hide(self, batch: Batch) -> Task:
         """The tokens as they are shown (B, T), the hidden ones' positions (B, K) and targets (B, K), and documents."""
         tokens = batch.data["tokens"]
@@ -229,9 +236,11 @@ class MaskedLMRecipe(TextRecipe):
             self.validation = Passages(held_out, min(window, len(held_out) + 2), tokenizer)
 
     def build(self) -> MaskedLM:
-        model = self.network.build_masked(generator(self.settings["train.seed"], "weights"))
+        return self.objective_on(self.network.build_masked(generator(self.settings["train.seed"], "weights")))
+
+    def objective_on(self, network: Any) -> MaskedLM:
         masking = Masking(self.corpus.tokenizer, self.options.unit)
-        return MaskedLM(model, masking, self.options.rate, self.options.evaluation_rate)
+        return MaskedLM(network, masking, self.options.rate, self.options.evaluation_rate)
 
     def flops_per_record(self) -> float:
         window = self.settings["data.window"]

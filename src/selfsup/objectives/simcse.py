@@ -186,11 +186,13 @@ class SimCSERecipe(TextRecipe):
 
     def build(self) -> SimCSE:
         draws = generator(self.settings["train.seed"], "weights")
-        encoder = self.network.build(draws)
-        projection = SentenceHead(encoder.config.width)
-        initialise(projection, draws)
-        options = self.options
-        return SimCSE(encoder, projection, options.pooling, options.temperature, options.deletion or 0.0)
+        objective = self.objective_on(self.network.build(draws))
+        initialise(objective.projection, draws)
+        return objective
+
+    def objective_on(self, network: Any) -> SimCSE:
+        options, head = self.options, SentenceHead(network.config.width)
+        return SimCSE(network, head, options.pooling, options.temperature, options.deletion or 0.0)
 
     def flops_per_record(self) -> float:
         """What is left in two views of a sentence of mean length."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from selfsup.config import Settings
-from selfsup.data.tokenizers import Family
+from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.cards import card, data_name, measured
 from selfsup.objectives.base import Objective
@@ -52,6 +52,7 @@ class TextRecipe(Recipe):
     method: ClassVar[str]  # what the model is trained by, for its card
     usage: ClassVar[str]  # how the model is used, for the card of a network of selfsup's own
     network: TextNetwork
+    tokenizer: TextTokenizer | None = None  # opened already, in place of the one that the settings name
     text: Table
     corpus: TextCorpus
 
@@ -64,22 +65,15 @@ class TextRecipe(Recipe):
     def open(self, progress: Progress) -> None:
         """Open the text; with weights to start from comes their tokenizer."""
         from selfsup.data.text import prepare_text
-        from selfsup.data.tokenizer_loading import open_tokenizer
 
-        brought = self.network.tokenizer_directory()
-        if brought is not None:
-            take_tokenizer(self.settings, brought, self.network.named)
-        data = self.settings.config.data
-        given = open_tokenizer(data.tokenizer, self.family)
-        if given is not None and brought is None:
-            given = given.anew()
+        given, data = self.open_tokenizer(), self.settings.config.data
         self.text = self.open_source(
             self.source if self.source is not None else data.source, reading_of(self.settings)
         )
         self.corpus = prepare_text(
             self.text,
             tokenizer=given or data.tokenizer,
-            vocabulary=data.vocabulary,
+            vocabulary=None if self.tokenizer else data.vocabulary,
             validation=data.validation,
             failures=data.failures,
             progress=progress,
@@ -91,6 +85,18 @@ class TextRecipe(Recipe):
         if self.text.split is not None:
             self.settings.settle("data.split", self.text.split, FOUND)
         self.network.take_tokenizer(self.corpus.tokenizer)
+
+    def open_tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that is given or comes with the weights; None for one that is trained on the corpus."""
+        from selfsup.data.tokenizer_loading import open_tokenizer
+
+        if self.tokenizer is not None:
+            return self.tokenizer
+        brought = self.network.tokenizer_directory()
+        if brought is not None:
+            take_tokenizer(self.settings, brought, self.network.named)
+        given = open_tokenizer(self.settings["data.tokenizer"], self.family)
+        return given if given is None or brought is not None else given.anew()
 
     def open_source(self, source: object, how: dict[str, Any]) -> Table:
         """The documents of a source."""
@@ -124,6 +130,10 @@ class TextRecipe(Recipe):
         most = self._tokens_per_step(effort) / WINDOWS_PER_STEP
         window = min(window, tokens // WINDOWS, int(most), self.network.longest)
         self.settings.settle("data.window", power_of_two(window), "size and data")
+
+    @abstractmethod
+    def objective_on(self, network: nn.Module) -> Objective:
+        """The objective on a network of its kind."""
 
     @abstractmethod
     def cut(self) -> None:
