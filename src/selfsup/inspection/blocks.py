@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,16 +20,16 @@ Picture: TypeAlias = Pixels | str  # in the margin of a matrix: one, or a short 
 
 
 class Block:
-    """Something to look at: plain data of one kind."""
+    """Something to look at: plain data of one kind, which is named as its class is."""
 
-    kind: ClassVar[str]
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
 
 
 @dataclass(frozen=True)
 class Points(Block):
     """Terms and a sentence on each."""
-
-    kind: ClassVar[str] = "points"
 
     points: dict[str, str]
 
@@ -37,8 +37,6 @@ class Points(Block):
 @dataclass(frozen=True)
 class Table(Block):
     """Figures in rows and columns, under names; the first column says what they are of."""
-
-    kind: ClassVar[str] = "table"
 
     names: list[str]
     rows: list[list[str]]
@@ -66,8 +64,6 @@ class Line:
 class Tokens(Block):
     """Lines of tokens; a single one is a text that runs on."""
 
-    kind: ClassVar[str] = "tokens"
-
     lines: list[Line]
     chance: float | None = None  # nats of a model that knows nothing, where tokens have heat
 
@@ -75,8 +71,6 @@ class Tokens(Block):
 @dataclass(frozen=True)
 class Window(Block):
     """A window of T positions: what is shown at each, and what is to be predicted there."""
-
-    kind: ClassVar[str] = "window"
 
     inputs: list[str]
     targets: list[str | None]  # None where nothing is to be predicted
@@ -118,8 +112,6 @@ class Prediction:
 class Predictions(Block):
     """Tokens to be predicted, one by one; `chance` as in `Window`."""
 
-    kind: ClassVar[str] = "predictions"
-
     predictions: list[Prediction]
     chance: float | None = None
 
@@ -127,8 +119,6 @@ class Predictions(Block):
 @dataclass(frozen=True)
 class Sight(Block):
     """Who sees whom among the T positions of a window."""
-
-    kind: ClassVar[str] = "sight"
 
     names: list[str]
     mask: list[list[int]]  # row t says with 0 and 1 which positions t sees
@@ -143,8 +133,6 @@ class Sight(Block):
 class Marks(Block):
     """Rows of letters, one for each position; `roles`: how a letter looks, any other as nothing."""
 
-    kind: ClassVar[str] = "marks"
-
     rows: dict[str, str]
     roles: dict[str, str]
 
@@ -152,8 +140,6 @@ class Marks(Block):
 @dataclass(frozen=True)
 class Bars(Block):
     """Rows of numbers under a title, drawn on one scale around 0, and what is said of them."""
-
-    kind: ClassVar[str] = "bars"
 
     title: str
     rows: dict[str, list[float]]
@@ -184,8 +170,6 @@ class Group:
 class Gallery(Block):
     """Groups of tiles."""
 
-    kind: ClassVar[str] = "gallery"
-
     groups: list[Group]
 
 
@@ -194,16 +178,12 @@ class Matrix(Block):
     """How alike what is in each row is to what is in each column: the stronger a cell, the more. Without anything in
     the margins the cells lie close together, and those that belong together have a colour of their own."""
 
-    kind: ClassVar[str] = "matrix"
-
     name: str  # of what says so
     rows: Sequence[Picture]
     columns: Sequence[Picture]
     values: list[list[float]]
     roles: list[str]  # row by row: OWN cells are framed, OUT cells crossed out
-    limits: tuple[float, float] | None = (
-        None  # what is drawn as nothing and in full; else the least and the largest
-    )
+    limits: tuple[float, float] | None = None  # drawn as nothing and in full; else the least and the largest
     cell: int = 34  # side of one, in pixels of a page, where there is room
     said: tuple[list[str], list[str]] = ([], [])  # what rows and columns are, where a cell is pointed at
     meaning: dict[str, str] = field(default_factory=dict)  # what roles stand for, likewise
@@ -254,9 +234,7 @@ class Document:
     idea: str  # what the objective hides and what it shows, in a sentence without its full stop
     facts: list[str]  # on what is looked at
     sections: list[Section]
-    values: dict[str, Any] = field(
-        default_factory=dict
-    )  # figures and settings by name, as JSON can hold them
+    values: dict[str, Any] = field(default_factory=dict)  # figures and settings, as JSON can hold them
     limits: str = ""  # what is looked at and not drawn, as a sentence
 
     @property

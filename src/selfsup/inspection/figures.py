@@ -7,12 +7,9 @@ from pathlib import Path
 
 import torch
 
-from selfsup.data.records import Batch
-from selfsup.data.sampler import draw
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.objectives.base import Objective, Outputs, Task
-from selfsup.objectives.recipe import Recipe
 from selfsup.run import Run
 
 
@@ -36,13 +33,6 @@ def trained(objective: Objective, run: str | Path) -> Objective:
         )
     objective.load_state_dict(checkpoint.tensors["model"])
     return objective.eval()
-
-
-def first_batch(recipe: Recipe, most: int) -> Batch:
-    """The records that a training takes first."""
-    seed, size = recipe.settings["train.seed"], len(recipe.train)
-    epochs, places = draw(seed, 0, min(most, size), size)
-    return Batch(recipe.train.read(places), seed, epochs, places)
 
 
 @torch.inference_mode()

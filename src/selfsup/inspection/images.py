@@ -14,7 +14,7 @@ from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Section, Tile
-from selfsup.inspection.figures import first_batch
+from selfsup.inspection.opening import composed, first_batch
 from selfsup.inspection.pictures import Box, Pixels, outlined
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort
@@ -189,14 +189,7 @@ def opened(request: Request) -> ImageRecipe:
         raise UserError(
             f"{request.run} trained a network from Python, which cannot be built here; give another run."
         )
-    kind = cast("type[ImageRecipe]", request.kind)
-    named = request.data if isinstance(request.data, str) else kind.example if request.run is None else None
-    if named is not None:
-        settings.change("data.source", named, "given")
-    source = None if isinstance(request.data, str) else request.data
-    if source is None and settings["data.source"].startswith("python:"):
-        raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
-    recipe = kind(settings, source, request.module)
+    recipe = cast("ImageRecipe", composed(request))
     recipe.open(request.progress)
     if (
         len(recipe.images) - recipe.images.duplicates == 1

@@ -31,7 +31,7 @@ from selfsup.inspection.blocks import (
     mean,
     section,
 )
-from selfsup.inspection.figures import first_batch
+from selfsup.inspection.opening import first_batch
 from selfsup.inspection.texts import opened
 from selfsup.models.encoder import TextEncoder
 from selfsup.objectives.recipe import Effort

@@ -10,9 +10,9 @@ import torch
 from selfsup.errors import UserError
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Points, Section, Table, section
-from selfsup.inspection.figures import first_batch, loss, means, networks
+from selfsup.inspection.figures import loss, means, networks
+from selfsup.inspection.opening import composed, first_batch
 from selfsup.objectives.base import Objective, Task
-from selfsup.objectives.custom import CustomRecipe
 from selfsup.objectives.recipe import Effort, Recipe
 
 RECORDS = 24  # that are looked at
@@ -42,16 +42,9 @@ def inspect_task(request: Request) -> Inspection:
 
 def _opened(request: Request) -> Recipe:
     """The recipe, settled; an objective from Python is put together as in its training."""
-    settings, source = request.settings, request.data
     if request.text is not None or request.window is not None:
         raise UserError(f"--text and --window say nothing to {request.objective}; give --data.")
-    if isinstance(source, str):
-        settings.change("data.source", source, "given")
-        source = None
-    if issubclass(request.kind, Recipe):
-        recipe = request.kind(settings, source, request.module)
-    else:
-        recipe = CustomRecipe(settings, source, request.module, request.kind)
+    recipe = composed(request)
     recipe.open(request.progress)
     recipe.settle(Effort())
     return recipe

@@ -11,6 +11,7 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError, require_text
 from selfsup.evaluation.language import open_own
 from selfsup.inspection.base import Request
+from selfsup.inspection.opening import composed, looks_at_own
 from selfsup.objectives.texts import FOUND, TextRecipe
 from selfsup.run import Run
 
@@ -26,16 +27,10 @@ def opened(request: Request, tokenizer: TextTokenizer | None) -> tuple[TextRecip
     Raises:
         UserError: there is nothing to look at.
     """
-    settings, data = request.settings, request.data
+    settings, own = request.settings, looks_at_own(request)
     if request.run is not None:
         _forget_found(settings, request.run)
-    own = request.run is not None and request.text is None and data is None and Run(request.run).exists
-    if own and settings["data.source"].startswith("python:"):
-        raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
-    kind = cast("type[TextRecipe]", request.kind)
-    if not own and (data is None or isinstance(data, str)):
-        settings.change("data.source", data or kind.example, "given")
-    recipe = kind(settings, None if isinstance(data, str) else data, request.module)
+    recipe = cast(TextRecipe, composed(request))
     if not own:
         recipe.tokenizer = tokenizer or request.tokenizer
     if request.text is not None:
