@@ -141,12 +141,12 @@ def corpus_in_memory(
     text: Table, tokenizer: str | TextTokenizer, vocabulary: int | None, family: Family
 ) -> TextCorpus:
     """All of a small source as the training part, prepared as by `prepare_text` and kept nowhere."""
-    given, scan, tally = _given(tokenizer, family, vocabulary), _scan(text, _silent), _Tally()
+    given, scan = _given(tokenizer, family, vocabulary), _scan(text, lambda done, total: None)
     size = int(scan.sizes.sum())
     cut = given or train_tokenizer(cast(Kind, tokenizer), text.documents(), vocabulary, size, family)
-    stream = _encode(cut, text.documents(), cut.start, True, tally, lambda done: None)
-    tokens = np.concatenate(list(stream))
-    return TextCorpus(cut, tokens, None, _facts(text, scan, cut, tally, _Tally()), text.fingerprint())
+    stream = _Stream(cut)
+    tokens = np.concatenate(list(stream.chunks(text.documents(), cut.start)))
+    return TextCorpus(cut, tokens, None, _facts(text, scan, stream, _Stream(cut)), text.fingerprint())
 
 
 def _given(

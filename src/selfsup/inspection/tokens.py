@@ -33,9 +33,9 @@ from selfsup.inspection.blocks import (
     section,
 )
 from selfsup.inspection.texts import fitting_window, opened
-from selfsup.models.transformer import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE
+from selfsup.models.transformer import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.texts import TextRecipe
 
@@ -179,7 +179,9 @@ def _next(subject: Subject, task: Task) -> Parts:
         losses=None if found is None else list(found),
         chance=subject.chance,
     )
-    sees = document_mask(task["documents"], torch.float32, causal=True)[0, 0] == 0  # it is added to the scores
+    sees = (
+        document_mask(task["documents"], torch.float32, causal=True)[0, 0] == 0
+    )  # it is added to the scores
     mask = sees[asked][:, asked].int().tolist()
     text = [Token(target, heat=window.heat(t)) for t, target in enumerate(targets)]
     predictions = [_prediction(window, t, target, mask[t]) for t, target in enumerate(targets)]
