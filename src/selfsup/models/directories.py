@@ -48,8 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def find_model(path: str | Path) -> Path:
-    """The model directory of a run, or a model directory itself. Raises UserError where it is neither, or the run
-    has no model yet."""
+    """The model directory of a run, or a model directory itself; raises UserError where there is none."""
     directory = expanded(path)
     if (directory / RUN_CONFIG).is_file():
         if not (directory / RUN_MODEL).is_dir():
@@ -66,14 +65,14 @@ def find_model(path: str | Path) -> Path:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """What the config.json of a model directory says. Python code that the directory names is passed over, and that is
-    said.
+    """What the config.json of a model directory says. Python code that it names is passed over, and that is said.
 
-    Raises:
-        UserError: there is none, or what the directory holds would be more than read: it is an adapter of another
-            model, names kernels, weights or networks that lie elsewhere, or has links that lead out of it.
+    Raises UserError where there is none, or more would have to be opened than it holds: it is an adapter of another
+    model, names kernels, weights or networks that lie elsewhere, or has links that lead out of it.
     """
-    _refuse_links(directory)
+    for path in sorted(directory.glob("*")):
+        if path.suffix in OPENED:
+            inside(directory, path.name)
     if (directory / ADAPTER).exists():
         raise UserError(
             f"{directory} holds an adapter of another model; merge the two and give what comes of it."
@@ -109,12 +108,6 @@ def forget_code(directory: Path) -> None:
 @cache
 def _say_once(message: str) -> None:
     log.warning(message)
-
-
-def _refuse_links(directory: Path) -> None:
-    for path in sorted(directory.glob("*")):
-        if path.suffix in OPENED:
-            inside(directory, path.name)
 
 
 def _refuse_elsewhere(part: dict[str, Any], path: Path) -> None:
@@ -220,14 +213,10 @@ def refuse_absurd(config: Mapping[str, Any], weights: Mapping[str, Tensor], path
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """The weights of a model, of one file or of several that an index names, as they lie there."""
-    weights: dict[str, Tensor] = {}
-    for path in weight_files(directory):
-        weights |= read_safetensors(path)
-    return weights
+    return {name: w for path in _weight_files(directory) for name, w in read_safetensors(path).items()}
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """Where the weights of a model lie, which may be missing; raises UserError where that is outside its directory."""
+def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if (directory / WEIGHTS).exists() or not index.exists():
         return [directory / WEIGHTS]

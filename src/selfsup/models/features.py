@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.directories import read_json, read_safetensors, write_json
+from selfsup.models.directories import damaged, read_json, read_safetensors, write_json
 from selfsup.models.huggingface import write_weights
 from selfsup.models.packing import POOLINGS, Pooling
 
@@ -28,8 +28,7 @@ FEATURES, MAP = "features.json", "features.safetensors"
 class Features:
     """How hidden states become one vector: pooled, then mapped by weight · x + bias where these are given.
 
-    Pooling "mean" is over all tokens of a text and over the patches of an image; "cls" is the first token of a text and
-    the class token of an image.
+    Pooling "mean" is over all tokens of a text or the patches of an image, "cls" its first or its class token.
     """
 
     pooling: Pooling = "mean"
@@ -37,7 +36,7 @@ class Features:
     bias: Tensor | None = None
 
     def map(self, pooled: Tensor) -> Tensor:
-        """The vectors (n, dimension) of texts or images whose hidden states were pooled to (n, width)."""
+        """The vectors (n, dimension) of what was pooled to (n, width)."""
         if self.weight is None:
             return pooled
         bias = None if self.bias is None else self.bias.to(pooled)
@@ -50,10 +49,8 @@ class Features:
     def require_width(self, width: int, directory: Path) -> None:
         """Raise a UserError where a directory's map is of hidden states of another width than its network's."""
         if self.weight is not None and self.weight.shape[1] != width:
-            raise UserError(
-                f"{directory / MAP} maps {self.weight.shape[1]} numbers and the network gives {width}; get a whole "
-                "copy of the model"
-            )
+            inputs = self.weight.shape[1]
+            raise damaged(f"{directory / MAP} maps {inputs} numbers and the network gives {width}")
 
     @property
     def fingerprint(self) -> str:
@@ -101,14 +98,11 @@ def write_map(path: Path, weight: Tensor, bias: Tensor | None, prefix: str = "")
 
 
 def read_map(path: Path, prefix: str = "") -> tuple[Tensor, Tensor | None]:
-    """What `write_map` left, by the names that begin with `prefix`. Raises UserError where the file holds anything
-    else."""
+    """What `write_map` left, by names with that prefix; raises UserError where the file holds anything else."""
     tensors = read_safetensors(path)
     weight, bias = tensors.pop(f"{prefix}weight", torch.empty(0)), tensors.pop(f"{prefix}bias", None)
     if tensors or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        raise UserError(
-            f"{path} holds no weight (dimension, width) with its bias; get a whole copy of the model"
-        )
+        raise damaged(f"{path} holds no weight (dimension, width) with its bias")
     return weight, bias
 
 

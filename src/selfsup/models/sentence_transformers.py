@@ -65,30 +65,28 @@ def write_modules(directory: Path, features: Features, width: int) -> None:
 
     No step normalises the vectors, for ours are not; the cosine that compares them does not need it.
     """
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    pooling, dense = directory / "1_Pooling", directory / "2_Dense"
+    kinds = {"": "Transformer", pooling.name: "Pooling"}
     if features.weight is not None:
-        kinds["2_Dense"] = "Dense"
+        kinds[dense.name] = "Dense"
         outputs, inputs = features.weight.shape
-        dense = directory / "2_Dense"
         dense.mkdir()
         write_json(dense / CONFIG, DENSE.write(Dense(inputs, outputs, features.bias is not None)))
         write_map(dense / WEIGHTS, features.weight, features.bias, LINEAR)
     chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
-    (directory / "1_Pooling").mkdir()
-    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **chosen})
+    pooling.mkdir()
+    write_json(pooling / CONFIG, {"word_embedding_dimension": width, **chosen})
     _write_steps(directory, kinds)
 
 
 def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
-    modules = [
+    steps = [
         {"idx": number, "name": str(number), "path": path, "type": TYPE + kind}
         for number, (path, kind) in enumerate(kinds.items())
     ]
-    write_json(directory / MODULES, modules)
-    write_json(
-        directory / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
+    write_json(directory / MODULES, steps)
+    compared: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(directory / "config_sentence_transformers.json", compared)
 
 
 def write_text_input(directory: Path, window: int) -> None:
@@ -106,17 +104,10 @@ def write_image_input(directory: Path, pooling: Pooling) -> None:
     taken: list[str | int] = ["last_hidden_state"]
     if pooling == "mean":
         task, taken = "retrieval", ["feature_maps", 0]
-        config = read_json(directory / "config.json")
-        write_json(directory / "config.json", config | {"architectures": [BACKBONE]})
-    image = {"method": "forward", "method_output_name": taken}
-    write_json(
-        directory / LENGTH,
-        {
-            "transformer_task": task,
-            "modality_config": {"image": image},
-            "module_output_name": "token_embeddings",
-        },
-    )
+        write_json(directory / CONFIG, read_json(directory / CONFIG) | {"architectures": [BACKBONE]})
+    image = {"image": {"method": "forward", "method_output_name": taken}}
+    content = {"transformer_task": task, "modality_config": image, "module_output_name": "token_embeddings"}
+    write_json(directory / LENGTH, content)
 
 
 def write_router(directory: Path, routes: Sequence[str]) -> None:
@@ -124,21 +115,14 @@ def write_router(directory: Path, routes: Sequence[str]) -> None:
 
     What none of them takes is refused.
     """
-    steps = {
-        route: {
-            Path(route, step["path"]).as_posix(): step["type"]
-            for step in read_json_list(directory / route / MODULES)
-        }
-        for route in routes
-    }
-    write_json(
-        directory / ROUTER,
-        {
-            "types": {path: kind for kinds in steps.values() for path, kind in kinds.items()},
-            "structure": {route: list(kinds) for route, kinds in steps.items()},
-            "parameters": {"default_route": None, "allow_empty_key": False},
-        },
-    )
+    types, structure = {}, {}
+    for route in routes:
+        steps = read_json_list(directory / route / MODULES)
+        kinds = {Path(route, step["path"]).as_posix(): step["type"] for step in steps}
+        types.update(kinds)
+        structure[route] = list(kinds)
+    parameters = {"default_route": None, "allow_empty_key": False}
+    write_json(directory / ROUTER, {"types": types, "structure": structure, "parameters": parameters})
     _write_steps(directory, {"": "Router"})
 
 
@@ -147,17 +131,11 @@ def read_features(directory: Path) -> Features:
     Raises UserError where it is damaged, or one that an encoder here does not know."""
     if (directory / FEATURES).exists():
         return read_own(directory)
-    return read_modules(directory) if (directory / MODULES).exists() else Features()
+    return _read_modules(directory) if (directory / MODULES).exists() else Features()
 
 
-def read_modules(directory: Path) -> Features:
-    """How a sentence-transformers directory makes one vector of hidden states: pooling, and a linear map behind it.
-
-    A step that normalises is passed over: it changes lengths only.
-
-    Raises:
-        UserError: it does so in a way that an encoder here does not know.
-    """
+def _read_modules(directory: Path) -> Features:
+    """Pooling, and a linear map behind it. A step that normalises is passed over: it changes lengths only."""
     pooling: Any = "mean"
     maps: list[Path] = []
     for module in read_json_list(directory / MODULES):
