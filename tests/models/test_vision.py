@@ -190,7 +190,8 @@ def test_pixels_may_lie_in_any_order() -> None:
 
 
 def test_rotation_is_that_of_the_formula() -> None:
-    rotation = axial_rotation((2, 3), 2, 8, 100.0, torch.float64, torch.device("cpu"))
+    config = VisionConfig(8, 4, layers=1, width=16, heads=2, mlp=8, registers=1, rope_theta=100.0)
+    rotation = axial_rotation(config, (2, 3), torch.float64, torch.device("cpu"))
     assert rotation.cos.shape == rotation.sin.shape == (2 + 6, 1, 8)
     assert torch.equal(rotation.cos[:2], torch.ones(2, 1, 8, dtype=torch.float64))
     assert not rotation.sin[:2].any()

@@ -65,11 +65,9 @@ class Graph(nn.Module):
             return (self.features.map(backbone.embed(pixels, pooling)),)
         config = backbone.config
         grid = config.grid(*pixels.shape[2:])
-        rotation = axial_rotation(
-            grid, config.prefix, config.head_dim, config.rope_theta, pixels.dtype, pixels.device
-        )
+        rotation = axial_rotation(config, grid, pixels.dtype, pixels.device)
         embedded = backbone.embeddings(pixels, None, None, pixels.dtype)
-        states = backbone.states(embedded, rotation, pixels.dtype)
+        states = backbone.states(embedded, rotation)
         return self.features.map(pool(states, config.prefix, pooling)), states
 
 

@@ -124,7 +124,7 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     )
     mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
     given = (torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255 - mean) / std
-    caught: list[tuple[Tensor, Placement, torch.dtype]] = []
+    caught: list[tuple[Tensor, Placement]] = []
     hook = network.layer[-1].register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
     try:
         states = network(given[None].to(next(network.parameters()).device))[0]
@@ -138,9 +138,9 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
     )
 
 
-def attention_of(block: Block, x: Tensor, placement: Placement, dtype: torch.dtype, queries: slice) -> Tensor:
+def attention_of(block: Block, x: Tensor, placement: Placement, queries: slice) -> Tensor:
     """How the attention of some tokens of a block's input x (B, T, width) is shared out, in the mean: (B, heads, T)."""
-    normal, part = block.norm1(x, dtype), block.attention
+    normal, part = block.norm1(x, placement.dtype), block.attention
     q, k = (placement.turned(project(normal)) for project in (part.q_proj, part.k_proj))
     logits = q[:, :, queries] @ k.mT / q.shape[-1] ** 0.5
     shares: Tensor = logits.float().softmax(-1)

@@ -110,13 +110,9 @@ def fetch(name: str) -> Path:
 
 
 def open_network(kind: str, directory: Path) -> TransformersNetwork:
-    """What an auto class of `transformers` (`AutoModel`, …) makes of a directory; only safetensors are read.
-
-    Weights that the directory lacks are drawn from torch's global generator.
-
-    Raises:
-        UserError: it cannot be opened so, or transformers is not installed.
-    """
+    """What an auto class of `transformers` (`AutoModel`, …) makes of a directory; only safetensors are read. Weights
+    that it lacks are drawn from torch's global generator. Raises UserError where it cannot be opened so, or
+    transformers is not installed."""
     saved, weights = read_config(directory), read_weights(directory)
     refuse_absurd(saved, weights, directory / CONFIG)
     with transformers_at_work(str(directory)):
@@ -206,13 +202,10 @@ def set_dropout(network: nn.Module, share: float) -> bool:
 
 
 class AdaptedTextNetwork(nn.Module):
-    """What the adapted encoder and decoder have in common: how a network is run on rows of several documents.
-
-    Attributes:
-        packs: whether rows of several documents stay as they are.
-    """
+    """What the adapted encoder and decoder have in common: how a network is run on rows of several documents."""
 
     causal: ClassVar[bool]
+    packs: bool  # rows of several documents stay as they are
 
     def __init__(self, opened: TransformersNetwork) -> None:
         super().__init__()

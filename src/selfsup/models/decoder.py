@@ -57,12 +57,11 @@ class DecoderConfig:
 class KeyValueCache:
     """Keys and values of the positions seen so far, for decoding a batch token by token.
 
-    All memory is taken at the start. It slides: a position attends to the last `config.window` positions,
-    itself included, however many have been fed, so that no distance is met that training did not show.
-    (Through the layers, older positions still reach a new one indirectly.)
+    It slides: a position attends to the last `config.window` positions, itself included, so that no distance is met
+    that training did not show. (Through the layers, older positions still reach a new one indirectly.)
 
-    `length` is the number of positions that will be fed in all; no more than two windows are ever held: when
-    they are full, the last window moves to the front.
+    `length` is the number of positions that will be fed in all. All memory is taken at the start, for two windows at
+    most: when they are full, the last window moves to the front.
 
     `padding` is the number of positions at the start of each row that hold no token: prompts of different
     lengths are aligned at their end. Nothing attends to a padding position but itself.
@@ -158,12 +157,10 @@ class Block(TensorModule):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, layer: int, placement: Placement, cache: KeyValueCache | None, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(self, x: Tensor, layer: int, placement: Placement, cache: KeyValueCache | None) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        x = x + self.self_attn(self.input_layernorm(x, dtype), layer, placement, cache)
-        return x + self.mlp(self.post_attention_layernorm(x, dtype))
+        x = x + self.self_attn(self.input_layernorm(x, placement.dtype), layer, placement, cache)
+        return x + self.mlp(self.post_attention_layernorm(x, placement.dtype))
 
 
 class Trunk(nn.Module):
@@ -219,19 +216,16 @@ class Decoder(TensorModule):
         of its own document; None means one document per row. With a `cache`, tokens continue what it holds
         (and `documents` must be None). Under autocast the result has the narrow dtype.
         """
-        dtype = compute_dtype(self.output_weight)
-        placement = self._placement(tokens, documents, cache, dtype)
+        placement = self._placement(tokens, documents, cache)
         x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
-            x = block(x, number, placement, cache, dtype)
-        return self.model.norm(x, dtype)
+            x = block(x, number, placement, cache)
+        return self.model.norm(x, placement.dtype)
 
-    def _placement(
-        self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None, dtype: torch.dtype
-    ) -> Placement:
+    def _placement(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> Placement:
         if documents is not None and cache is not None:
             raise ValueError("documents and cache exclude each other")
-        count = tokens.shape[1]
+        dtype, count = compute_dtype(self.output_weight), tokens.shape[1]
         first = 0 if cache is None else cache.advance(count)
         positions = torch.arange(first, first + count, device=tokens.device)
         tables = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)

@@ -59,9 +59,7 @@ class EncoderConfig:
                 f"width ({self.width}) must be an even multiple of heads ({self.heads}): rotary positions turn pairs"
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"dropout ({self.dropout}) must be a share of what is computed, and not all of it"
-            )
+            raise ValueError(f"dropout ({self.dropout}) must be a share of what is computed, not all of it")
 
     @property
     def head_dim(self) -> int:
@@ -94,8 +92,9 @@ class Block(TensorModule):
         self.mlp_norm = LayerNorm(config.width, config.norm_eps)
         self.mlp = GeGLU(config.width, config.mlp, config.dropout)
 
-    def forward(self, x: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
+        dtype = placement.dtype
         normal = x.to(dtype) if self.attn_norm is None else self.attn_norm(x, dtype)
         x = x + self.attn(normal, placement)
         return x + self.mlp(self.mlp_norm(x, dtype))
@@ -128,11 +127,9 @@ class TextEncoder(TensorModule):
         return flops_per_token(matrix_parameters(self), self.config.layers, self.config.width, window)
 
     def initialise(self, generator: torch.Generator) -> TextEncoder:
-        """Fill the parameters, a pure function of the generator's state; returns self.
+        """Fill the parameters as `Decoder.initialise`; returns self.
 
-        As `Decoder.initialise`: matrices are unit in, unit out, those that write to the residual stream zero, gains
-        one, embeddings of deviation 1, or .02 where they are the head too. (They are normalised at once, so their scale
-        decides only on how far an update turns them.)
+        (Embeddings are normalised at once, so their scale decides only on how far an update turns them.)
         """
         initialise(self, generator, self.config.tied)
         return self
@@ -147,7 +144,7 @@ class TextEncoder(TensorModule):
         placements = {kind: self._placement(kind, tokens, documents, dtype) for kind in (GLOBAL, LOCAL)}
         x = self.embeddings(tokens)
         for layer, block in enumerate(self.layers):
-            x = block(x, placements[self.config.kind(layer)], dtype)
+            x = block(x, placements[self.config.kind(layer)])
         return self.final_norm(x, dtype)
 
     def _placement(
@@ -213,9 +210,8 @@ class MaskedLanguageModel(TensorModule):
         hidden = self.model(tokens, documents)
         first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
         chosen = hidden.flatten(0, 1).index_select(0, (positions + first).flatten())
-        result: Tensor = self.head(chosen)
-        if self.config.bias:
-            result = F.pad(result, (0, 1), value=1.0)
+        result = self.head(chosen)
+        result = F.pad(result, (0, 1), value=1.0) if self.config.bias else result
         return result.view(*positions.shape, -1)
 
 

@@ -1,7 +1,7 @@
 """Layouts of other libraries as tables: where their JSON says what a configuration here says, and what else it says.
 
-A layout is data. What it does with it, the same for all: write a configuration as the other library reads it, read one
-that the other library wrote, and refuse in one sentence what the network here cannot be.
+A layout is data. One way serves all to write a configuration as the other library reads it, to read one that it wrote,
+and to refuse in one sentence what the network here cannot be.
 """
 
 from __future__ import annotations
@@ -98,12 +98,9 @@ class Layout(Generic[C]):
         return content
 
     def read(self, saved: Mapping[str, Any], path: Path) -> C:
-        """The configuration that the content of a file says.
-
-        Raises:
-            UserError: it is of another layout or of a network that is none here; it lacks something, or has a value of
-                another type or out of bounds; its sizes do not fit together.
-        """
+        """The configuration that the content of a file says. Raises UserError where it is of another layout or of a
+        network that is none here, lacks something, has a value of another type or out of bounds, or has sizes that do
+        not fit together."""
         self.require(saved, path)
         types = {field.name: str(field.type) for field in fields(self.kind)}  # type: ignore[arg-type]
         values = {name: _value(place, types[name], saved, path) for name, place in self.places.items()}

@@ -30,6 +30,7 @@ from selfsup.models.transformer import (
     split,
     unset,
 )
+from selfsup.models.vision import CHANNELS, tiles
 
 HEAD_DIM = 32
 THETA = 10000.0
@@ -56,7 +57,7 @@ class PixelDecoderConfig:
     @property
     def values(self) -> int:
         """In a patch."""
-        return 3 * self.patch**2
+        return CHANNELS * self.patch**2
 
 
 LAYOUT = Layout(PixelDecoderConfig, {field.name: at(field.name) for field in fields(PixelDecoderConfig)})
@@ -141,9 +142,7 @@ def sin_cos(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch
 
 def patches(pixels: Tensor, patch: int) -> Tensor:
     """Pixels (B, 3, H, W) cut into (B, P, 3 · patch²): patches along rows, values as (channel, row, column)."""
-    batch, channels, height, width = pixels.shape
-    cut = pixels.view(batch, channels, height // patch, patch, width // patch, patch)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)
+    return tiles(pixels, patch).flatten(3).flatten(1, 2)
 
 
 def assembled(values: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:

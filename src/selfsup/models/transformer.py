@@ -106,6 +106,11 @@ class Placement:
     sin: Tensor
     mask: Tensor | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which matrices are multiplied in this pass."""
+        return self.cos.dtype
+
     def turned(self, x: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> Tensor:
         """Queries or keys (B, T, heads · dim) as (B, heads, T, dim), rotated: see `rotate_heads`."""
         return rotate_heads(x, gain, self.cos, self.sin, eps)

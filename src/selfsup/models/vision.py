@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import affine, tables
+from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.transformer import (
     LayerNorm,
@@ -92,17 +93,17 @@ class LayerScale(nn.Module):
 
 @lru_cache(maxsize=64)
 def kept_rotation(
-    grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
+    config: VisionConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Placement:
     """`axial_rotation`, computed once."""
     with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
-        return axial_rotation(grid, prefix, dim, theta, dtype, device)
+        return axial_rotation(config, grid, dtype, device)
 
 
 def axial_rotation(
-    grid: tuple[int, int], prefix: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device
+    config: VisionConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Placement:
-    """The rotation of a grid of patches, row by row, behind `prefix` tokens that are not turned.
+    """The rotation of a grid of patches, row by row, behind the tokens before them, which are not turned.
 
     The centres of the patches have coordinates in [−1, 1]; the first half of the pairs i turns by
     2π · y · theta^(−4i/dim), the second by 2π · x · theta^(−4i/dim). The angles are fp32 (or `dtype`, if wider).
@@ -110,9 +111,16 @@ def axial_rotation(
     wide = torch.promote_types(dtype, torch.float32)
     centres = [(torch.arange(n, device=device, dtype=wide) + 0.5) / n * 2 - 1 for n in grid]
     places = torch.stack(torch.meshgrid(*centres, indexing="ij"), -1).flatten(0, 1)
-    frequencies = theta ** -(torch.arange(dim // 4, device=device, dtype=wide) * 4 / dim)
-    angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1)
-    return Placement(*tables(F.pad(angles, (0, 0, prefix, 0)), dtype))
+    exponents = torch.arange(config.head_dim // 4, device=device, dtype=wide) * 4 / config.head_dim
+    angles = (2 * math.pi * places[:, :, None] * config.rope_theta**-exponents).flatten(1)
+    return Placement(*tables(F.pad(angles, (0, 0, config.prefix, 0)), dtype))
+
+
+def tiles(pixels: Tensor, patch: int) -> Tensor:
+    """Pixels (B, 3, H, W) cut into (B, rows, columns, 3, patch, patch)."""
+    batch, channels, height, width = pixels.shape
+    cut = pixels.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return cut.permute(0, 2, 4, 1, 3, 5)
 
 
 class PatchEmbedding(TensorModule):
@@ -125,16 +133,12 @@ class PatchEmbedding(TensorModule):
 
     def forward(self, pixels: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
         """(B, P, width), or of the visible (B, K) patches only."""
-        patch = self.weight.shape[-1]
-        batch, channels, height, width = pixels.shape
-        columns = width // patch
-        cut = pixels.reshape(batch, channels, height // patch, patch, columns, patch)
-        tiles = cut.permute(0, 2, 4, 1, 3, 5)
+        cut = tiles(pixels, self.weight.shape[-1])
         if visible is None:
-            chosen = tiles.flatten(1, 2)
+            chosen = cut.flatten(1, 2)
         else:
-            images = torch.arange(batch, device=pixels.device)[:, None]
-            chosen = tiles[images, visible // columns, visible % columns]
+            images, columns = torch.arange(len(pixels), device=pixels.device)[:, None], cut.shape[2]
+            chosen = cut[images, visible // columns, visible % columns]
         return affine(chosen.flatten(2).to(dtype), (self.weight.flatten(1), self.bias))[0]
 
 
@@ -197,10 +201,10 @@ class Block(TensorModule):
         self.mlp = FeedForward(config)
         self.layer_scale2 = LayerScale(config.width)
 
-    def forward(self, x: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        x = x + self.attention(self.norm1(x, dtype), self.layer_scale1, placement)
-        return x + self.mlp(self.norm2(x, dtype), self.layer_scale2)
+        x = x + self.attention(self.norm1(x, placement.dtype), self.layer_scale1, placement)
+        return x + self.mlp(self.norm2(x, placement.dtype), self.layer_scale2)
 
 
 class VisionTransformer(TensorModule):
@@ -243,22 +247,19 @@ class VisionTransformer(TensorModule):
         Under autocast the result has the narrow dtype. Raises ValueError where the patch does not divide H and W.
         """
         config, dtype = self.config, compute_dtype(self.norm.weight)
-        grid = config.grid(*pixels.shape[2:])
-        placement = kept_rotation(
-            grid, config.prefix, config.head_dim, config.rope_theta, dtype, pixels.device
-        )
+        placement = kept_rotation(config, config.grid(*pixels.shape[2:]), dtype, pixels.device)
         if visible is not None:
             before = torch.arange(config.prefix, device=visible.device).expand(len(visible), -1)
             shown = torch.cat((before, visible + config.prefix), 1)
             placement = Placement(placement.cos[shown], placement.sin[shown])
         with torch.autocast(pixels.device.type, enabled=False):  # from here on each dtype is chosen by hand
-            return self.states(self.embeddings(pixels, hidden, visible, dtype), placement, dtype)
+            return self.states(self.embeddings(pixels, hidden, visible, dtype), placement)
 
-    def states(self, x: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
+    def states(self, x: Tensor, placement: Placement) -> Tensor:
         """Hidden states after the last norm, of embedded tokens (B, T, width)."""
         for block in self.layer:
-            x = block(x, placement, dtype)
-        return self.norm(x, dtype)
+            x = block(x, placement)
+        return self.norm(x, placement.dtype)
 
     @property
     def dimension(self) -> int:
@@ -275,11 +276,6 @@ class VisionTransformer(TensorModule):
 
 
 def pool(states: Tensor, prefix: int, pooling: Pooling) -> Tensor:
-    """One vector per image, (B, width) in fp32 or wider, of hidden states (B, prefix + P, width).
-
-    That of the class token, or the mean of the patches.
-    """
-    wide = torch.promote_types(states.dtype, torch.float32)
-    if pooling == "cls":
-        return states[:, 0].to(wide)
-    return states[:, prefix:].to(wide).mean(1)
+    """One vector per image, (B, width) in fp32 or wider, of hidden states (B, prefix + P, width): that of the class
+    token, or the mean of the patches."""
+    return at_least_single(states[:, 0]) if pooling == "cls" else at_least_single(states[:, prefix:]).mean(1)
