@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selfsup.models.attention import attention, split
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import (
     Decoder,
@@ -17,7 +18,6 @@ from selfsup.models.decoder import (
     KeyValueCache,
 )
 from selfsup.models.presets import PRESETS
-from selfsup.models.transformer import attention, split
 
 SMALL = DecoderConfig(
     vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.models.attention import attention, split
 from selfsup.models.kernels import (
     affine,
     dense_attention,
@@ -19,7 +20,6 @@ from selfsup.models.kernels import (
     rotate_heads,
     swiglu,
 )
-from selfsup.models.transformer import attention, split
 
 Kernel = Callable[..., Tensor | tuple[Tensor, ...]]
 

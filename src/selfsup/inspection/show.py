@@ -27,10 +27,10 @@ from selfsup.inference.vision import ImageModel
 from selfsup.inspection.base import Inspection
 from selfsup.inspection.blocks import Gallery, Group, Section, Tile, section
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
+from selfsup.models.attention import Placement
 from selfsup.models.directories import find_model
 from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import CONFIG
-from selfsup.models.transformer import Placement
 from selfsup.models.vision import Block, VisionTransformer
 from selfsup.views import MEAN, STD
 

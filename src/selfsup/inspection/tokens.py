@@ -33,9 +33,9 @@ from selfsup.inspection.blocks import (
     section,
 )
 from selfsup.inspection.texts import fitting_window, opened
+from selfsup.models.attention import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE
-from selfsup.models.transformer import document_mask
 from selfsup.objectives.base import Task
 from selfsup.objectives.texts import TextRecipe
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import expanded
+from selfsup.models.attention import document_mask
 from selfsup.models.directories import (
     CONFIG,
     OPENED,
@@ -34,7 +35,7 @@ from selfsup.models.huggingface import Tokenizer
 from selfsup.models.layouts import Layout, at
 from selfsup.models.parity import quiet_transformers
 from selfsup.models.sentence_transformers import text_window
-from selfsup.models.transformer import compute_dtype, document_mask
+from selfsup.models.transformer import compute_dtype
 
 UNLIMITED = 1 << 20  # tokens
 INSTALL = "pip install transformers"

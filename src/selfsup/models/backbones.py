@@ -75,11 +75,7 @@ class AdaptedBackbone(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        size: int,
-        extract: Extract | None = None,
-        timm: TimmNetwork | None = None,
+        self, network: nn.Module, size: int, extract: Extract | None = None, timm: TimmNetwork | None = None
     ) -> None:
         super().__init__()
         self.network = network

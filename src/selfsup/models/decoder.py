@@ -13,22 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.attention import Placement, additive, attention, document_mask, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
-from selfsup.models.kernels import project, rotary_tables
-from selfsup.models.transformer import (
-    Embedding,
-    Linear,
-    Placement,
-    RMSNorm,
-    SwiGLU,
-    TensorModule,
-    additive,
-    attention,
-    compute_dtype,
-    document_mask,
-    fill,
-    split,
-)
+from selfsup.models.kernels import project, rotary_tables, swiglu
+from selfsup.models.transformer import Embedding, Linear, RMSNorm, TensorModule, compute_dtype, fill
 
 
 @dataclass(frozen=True)
@@ -147,6 +135,20 @@ class Attention(TensorModule):
             k, v = cache.extend(layer, k, v)
         seen = attention(q, k, v, placement.mask, causal=placement.mask is None and x.shape[1] > 1)
         return project(seen, self.o_proj.weight)[0]
+
+
+class SwiGLU(TensorModule):
+    """down(silu(gate x) · up x), without biases (Shazeer 2020, equation 6)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(width, hidden)
+        self.up_proj = Linear(width, hidden)
+        self.down_proj = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_proj.weight, self.up_proj.weight)
+        return project(swiglu(gate, up), self.down_proj.weight)[0]
 
 
 class Block(TensorModule):

@@ -13,21 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.attention import Placement, additive, attention, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import project, rotary_tables
 from selfsup.models.transformer import (
     Embedding,
-    GeGLU,
     LayerNorm,
     Linear,
-    Placement,
     Stacked,
     TensorModule,
-    additive,
-    attention,
     compute_dtype,
     fill,
-    split,
     unset,
 )
 
@@ -82,6 +78,21 @@ class Attention(TensorModule):
         q, k, v = self.Wqkv(x)
         seen = attention(placement.turned(q), placement.turned(k), split(v, self.heads), placement.mask)
         return F.dropout(project(seen, self.Wo.weight)[0], self.dropout, self.training)
+
+
+class GeGLU(TensorModule):
+    """Wo(gelu(a) · b) with a, b = Wi x, without biases (Shazeer 2020, equation 6), under ModernBERT's names."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.Wi = Stacked(width, hidden, 2)
+        self.Wo = Linear(hidden, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.Wi(x)
+        inner = F.dropout(F.gelu(gate) * up, self.dropout, self.training)
+        return project(inner, self.Wo.weight)[0]
 
 
 class Block(TensorModule):

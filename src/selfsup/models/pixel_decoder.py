@@ -14,22 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
+from selfsup.models.attention import attention, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.directories import read_json, read_safetensors, write_json
 from selfsup.models.huggingface import built, write_weights
 from selfsup.models.kernels import project
 from selfsup.models.layouts import Layout, at
-from selfsup.models.transformer import (
-    LayerNorm,
-    Linear,
-    Stacked,
-    TensorModule,
-    attention,
-    compute_dtype,
-    fill,
-    split,
-    unset,
-)
+from selfsup.models.transformer import LayerNorm, Linear, Stacked, TensorModule, compute_dtype, fill, unset
 from selfsup.models.vision import CHANNELS, tiles
 
 HEAD_DIM = 32

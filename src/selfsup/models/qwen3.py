@@ -37,12 +37,7 @@ LAYOUT = Layout(
         "rope_parameters.rope_type": "default",
     },
     refused=dict.fromkeys(("rope_parameters.type", "rope_scaling.rope_type", "rope_scaling.type"), "default"),
-    written={
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        **FP32,
-    },
+    written={"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, **FP32},
 )
 
 

@@ -18,21 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.attention import Placement, attention, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import affine, tables
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
-from selfsup.models.transformer import (
-    LayerNorm,
-    Linear,
-    Placement,
-    TensorModule,
-    attention,
-    compute_dtype,
-    fill,
-    split,
-    unset,
-)
+from selfsup.models.transformer import LayerNorm, Linear, TensorModule, compute_dtype, fill, unset
 
 CHANNELS = 3
 TOKEN_SCALE = 0.02  # deviation of fresh class, register and mask tokens
