@@ -295,12 +295,12 @@ def test_local_layers_see_half_a_local_window_to_each_side(local_window: int, do
     for block, kind in zip(encoder.layers, (GLOBAL, LOCAL), strict=True):
         sight = encoder._placement(kind, tokens, numbers, torch.double)
         with torch.no_grad():
-            before = block(x, sight, torch.double)
+            before = block(x, sight)
         for place in (0, 75, 149):
             changed = x.clone()
             changed[0, place] = torch.randn(32, generator=random, dtype=torch.double)
             with torch.no_grad():
-                moved = (block(changed, sight, torch.double) != before).any(-1)[0]
+                moved = (block(changed, sight) != before).any(-1)[0]
             reach = local_window // 2 if kind == LOCAL else 150
             assert moved.equal((torch.arange(150) - place).abs() <= reach)
 
