@@ -29,11 +29,8 @@ def compression_of(path: str | Path) -> str:
 
 @contextmanager
 def archive_at(path: str | Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, Content]]]:
-    """The members of an archive in their order, each with what opens its bytes until the next one is asked for.
-
-    Raises:
-        Damaged: it cannot be read, or one of its headers lies.
-    """
+    """The members of an archive in their order, each with what opens its bytes until the next one is asked for. Raises
+    Damaged: it cannot be read, or one of its headers lies."""
     try:
         with decompressed(Path(path), compression_of(path)) as stream:
             yield _members(stream)

@@ -41,32 +41,21 @@ _MAGIC = b"ARROW1"
 
 @dataclass(frozen=True)
 class ArrowFile:
-    """An opened table, whose batches can be read any number of times, by several threads.
-
-    Attributes:
-        schema: all columns with their types, as Arrow has them.
-        size: its bytes on the disk.
-        mapped: whether its batches lie on the disk as they are, so that keeping them takes no memory.
-        at: the value of a column in a row, for a table whose rows are not to be kept.
-    """
+    """An opened table, whose batches can be read any number of times, by several threads."""
 
     path: Path
-    schema: Any
+    schema: Any  # all columns with their types, as Arrow has them
     rows: int
-    size: int
-    mapped: bool
+    size: int  # bytes on the disk
+    mapped: bool  # whether its batches lie on the disk as they are, so that keeping them takes no memory
     read: Callable[[list[str]], Iterator[Any]]
-    at: Callable[[str, int], Any] | None = None
+    at: Callable[[str, int], Any] | None = (
+        None  # a column in a row, for a table whose rows are not to be kept
+    )
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
-        """All rows in order, in record batches of at most `BATCH_ROWS`, checked; texts may still be no UTF-8.
-
-        Args:
-            columns: those to read, in this order; by default all.
-
-        Raises:
-            UserError: no such column, or several of that name; a damaged table, or one that unpacks to too much.
-        """
+        """All rows of some columns (by default all), in checked record batches of at most `BATCH_ROWS`; texts may still
+        be no UTF-8. Raises UserError: no such column, or several; a damaged table, or one that unpacks to too much."""
         names = list(self.schema.names if columns is None else columns)
         known = list(self.schema.names)
         for name in names:
@@ -82,11 +71,8 @@ class ArrowFile:
 
 
 def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Record batches with the same rows, each checked, and cut to at most `BATCH_ROWS`.
-
-    Raises:
-        pa.ArrowInvalid: what one says of itself is wrong.
-    """
+    """Record batches with the same rows, each checked, and cut to at most `BATCH_ROWS`. Raises pa.ArrowInvalid: what
+    one says of itself is wrong."""
     for batch in batches:
         _check(batch)
         step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, _shared_bytes(batch))))
@@ -94,22 +80,17 @@ def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def open_arrow(path: Path) -> ArrowFile:
-    """Open a table; its columns and how many rows it has are known then, and nothing else is read.
-
-    Raises:
-        UserError: it is damaged, or claims more than may be.
-    """
+    """Open a table; its columns and how many rows it has are known then, and nothing else is read. Raises UserError: it
+    is damaged, or claims more than may be."""
     with reading(path, *DAMAGE):
-        table = _opener(path)(path)
+        if path.is_dir():
+            opener = _open_saved if (path / "state.json").exists() else _open_lance
+        else:
+            opener = _open_parquet if path.suffix.lower() == ".parquet" else _open_ipc
+        table = opener(path)
     if table.rows > max(FEW_ROWS, ROWS * table.size):
         raise _bomb(path, f"{table.rows} rows")
     return table
-
-
-def _opener(path: Path) -> Callable[[Path], ArrowFile]:
-    if path.is_dir():
-        return _open_saved if (path / "state.json").exists() else _open_lance
-    return _open_parquet if path.suffix.lower() == ".parquet" else _open_ipc
 
 
 def _bomb(path: Path, claim: str) -> Damaged:
@@ -200,11 +181,8 @@ def _open_parquet(path: Path) -> ArrowFile:
 
 
 def _rows_at_once(path: Path, content: memoryview, group: Any, names: list[str]) -> int:
-    """Rows of a group to unpack at once; each may be as long as a dictionary, else as all are in the mean.
-
-    Raises:
-        Damaged: a page unpacks to far more than its bytes allow.
-    """
+    """Rows of a group to unpack at once; each may be as long as a dictionary, else as all are in the mean. Raises
+    Damaged: a page unpacks to far more than its bytes allow."""
     whole = longest = 0
     for page in pages_of(content, group, names):
         if page.unpacked > max(PAGE, EXPANSION * page.packed):

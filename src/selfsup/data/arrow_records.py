@@ -105,11 +105,8 @@ def _may_hold_text(kind: Any) -> bool:
 
 
 def _decoded(array: Any) -> list[object]:
-    """An Arrow array's values, Malformed where one is too long or has no value in Python.
-
-    Text is decoded here, since Arrow would raise for the whole batch at once; the values of a dictionary once, however
-    often they occur.
-    """
+    """An Arrow array's values, Malformed where one is too long or has no value in Python. Text is decoded here, since
+    Arrow would raise for the whole batch at once; the values of a dictionary once, however often they occur."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if pa.types.is_dictionary(array.type):

@@ -24,15 +24,8 @@ def cache_directory(cache: str | Path | None = None) -> Path:
 
 
 def kept(kind: str, key: str, build: Callable[[Path], None], cache: str | Path | None = None) -> Path:
-    """A directory of the cache: the one that is there, or, where it is missing or damaged, a new one.
-
-    All of it is read and held against its checksums, before anything is made of it.
-
-    Args:
-        kind: the directory in the cache that it lies in.
-        key: what stands for all that the content depends on.
-        build: writes the content into a directory.
-    """
+    """A directory of the cache, `kind`/`key`: the one that is there, or, where it is missing or damaged, a new one that
+    is built. All of it is read and held against its checksums, before anything is made of it."""
     place = cache_directory(cache) / kind / key
     with writable(place.parent.parent, "make room there or set SELFSUP_CACHE to another directory."):
         if os.path.lexists(place) and (problem := damage(place)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
@@ -38,10 +38,8 @@ def text_column(part: Part, wanted: str | None) -> str:
 
     It is the one wanted, which must be there; else one with a usual name (`TEXT_COLUMNS`, in that order); else, of
     those whose values are mostly prose, the one with the longest text in the first rows; else the longest of all, if
-    that does not hold ids, addresses, numbers, dates, hashes or base64, or is the only one of texts.
-
-    Raises:
-        Damaged: there is none, or it is not clear which.
+    that does not hold ids, addresses, numbers, dates, hashes or base64, or is the only one of texts. Raises Damaged
+    where there is none, or it is not clear which.
     """
     if part.text is not None:
         return part.text
@@ -52,35 +50,25 @@ def text_column(part: Part, wanted: str | None) -> str:
         require_column(part.name, columns, wanted)
         return wanted
     texts = texts_of(rows)
-    usual = {name.lower(): name for name in texts}
-    for name in TEXT_COLUMNS:
-        if name in usual:
-            return usual[name]
+    if usual := _usual(TEXT_COLUMNS, texts):
+        return usual[0]
     if not texts:
         raise Damaged(f"{part.name} has no text column, only {_listed(columns, rows)}: {NAME_IT}.")
     prose = {name: values for name, values in texts.items() if _mostly(is_prose, values)}
     best = max(prose or texts, key=lambda name: sum(map(len, texts[name])))
     if len(texts) > 1 and _mostly(is_code, texts[best]):
-        raise Damaged(
-            f"{part.name} has no column of prose, only of ids, addresses, numbers and the like "
-            f"({_listed(columns, rows)}): {NAME_IT}."
-        )
+        ids = f"only of ids, addresses, numbers and the like ({_listed(columns, rows)})"
+        raise Damaged(f"{part.name} has no column of prose, {ids}: {NAME_IT}.")
     return best
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be read of a source of images, by the names of its columns, extensions or keys.
+    """What is to be read of a source of images, by the names of its columns, extensions or keys."""
 
-    Attributes:
-        content: of the images or their paths; None is the one that is found.
-        label: of the classes; None is the one that is found, if any.
-        captions: all that hold captions; () is the one that is found, if any, and with None no captions are read.
-    """
-
-    content: str | None = None
-    label: str | None = None
-    captions: tuple[str, ...] | None = None
+    content: str | None = None  # of the images or their paths; None is the one that is found
+    label: str | None = None  # of the classes; None is the one that is found, if any
+    captions: tuple[str, ...] | None = None  # () is the one that is found, if any; with None none are read
 
 
 @dataclass(frozen=True)
@@ -109,10 +97,8 @@ def image_columns(where: str, sample: Sample, wanted: Wanted) -> Chosen:
     """The columns that images are read from: those wanted, which must be there, else those that are found.
 
     Of a table they are told by their type, else by the first value, which is the name of an image file; among several
-    a usual name decides. Of a list, whose columns have no types, a usual name comes first.
-
-    Raises:
-        Damaged: a column is missing, or none holds images.
+    a usual name decides. Of a list, whose columns have no types, a usual name comes first. Raises Damaged where a
+    column is missing, or none holds images.
     """
     for name in (wanted.content, wanted.label, *(wanted.captions or ())):
         if name is not None:
@@ -150,8 +136,13 @@ def _caption_columns(
 ) -> Sequence[str]:
     if wanted is None or wanted:
         return wanted or ()
-    usual = {name.lower(): name for name in sample.texts if name not in taken}
-    return [usual[name] for name in CAPTION_COLUMNS if name in usual][:1]
+    return _usual(CAPTION_COLUMNS, [name for name in sample.texts if name not in taken])[:1]
+
+
+def _usual(usual: Sequence[str], columns: Iterable[str]) -> list[str]:
+    """The columns with a usual name, in any case, the likeliest first."""
+    named = {name.lower(): name for name in columns}
+    return [named[name] for name in usual if name in named]
 
 
 def require_column(where: str, columns: Sequence[str], wanted: str) -> None:

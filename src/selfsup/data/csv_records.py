@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from selfsup.data.parts import RECORD, Malformed, Part, Rows, Sample, sample_of
 from selfsup.data.streams import PIECE, lines
@@ -27,35 +27,35 @@ LOOKED_AT = 20  # rows that tell the separator
 
 Open = Callable[[str], AbstractContextManager[io.TextIOWrapper]]
 Row = list[str] | Malformed
+Line = str | Malformed
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """How a file is laid out: its separator, what ends a line, and the names of its columns."""
 
     separator: str
     end: str
-    header: tuple[str, ...]
+    header: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
         return [_unquoted(name, self.separator == "\t") for name in self.header]
 
-    def rows(self, texts: Iterable[str | Malformed]) -> Iterator[tuple[int, Row]]:
+    def rows(self, texts: Iterable[Line]) -> Iterator[tuple[int, Row]]:
         """Rows that are not blank, each with the number of its last line."""
-        if self.separator == "\t":
-            always = bool(self.header) and all(map(_is_quoted, self.header))
-            return _unquoted_rows(texts, always)
-        return _quoted_rows(texts, self.separator, len(self.header))
+        if self.separator != "\t":
+            yield from _quoted_rows(texts, self.separator, len(self.header))
+            return
+        always = bool(self.header) and all(map(_is_quoted, self.header))
+        for number, line in enumerate(texts, 1):
+            if isinstance(line, Malformed):
+                yield number, line
+            elif line := line.rstrip("\r\n"):
+                yield number, [_unquoted(field, always) for field in line.split("\t")]
 
 
 def csv_part(name: str, opened: Open, separator: str) -> Part:
-    """A file of rows under a header.
-
-    Args:
-        opened: opens it, with what ends its lines.
-        separator: the usual one of its kind.
-    """
+    """A file of rows under a header; `opened` is given what ends its lines, `separator` is the usual of its kind."""
 
     def sample() -> Sample:
         layout = _layout(name, opened, separator)
@@ -73,19 +73,19 @@ def _rows(name: str, layout: _Layout, opened: Open, columns: Sequence[str] | Non
     wanted = header if columns is None else columns
     with opened(layout.end) as file:
         for number, row in itertools.islice(layout.rows(lines(file, layout.end)), 1, None):
-            where = f"{name}, line {number}"
             if isinstance(row, list) and any(row[len(header) :]):
                 row = Malformed(f"the row has {len(row)} fields and the header {len(header)}")
-            if isinstance(row, Malformed):
-                yield where, row
-            else:
-                yield where, {column: _field(row, places, column) for column in wanted}
+            yield (
+                f"{name}, line {number}",
+                row
+                if isinstance(row, Malformed)
+                else {column: _field(row, places, column) for column in wanted},
+            )
 
 
 def _field(row: list[str], places: dict[str, int], column: str) -> str | Malformed:
-    if column not in places:
+    if (place := places.get(column)) is None:
         return Malformed(f"there is no {column!r}")
-    place = places[column]
     return row[place] if place < len(row) else Malformed(f"the row ends before {column!r}")
 
 
@@ -109,9 +109,8 @@ def _layout(name: str, opened: Open, usual: str) -> _Layout:
 
 
 def _divided(texts: Sequence[str], separator: str, end: str) -> _Layout:
-    layout = _Layout(separator, end, ())
-    header = next((row for _, row in layout.rows(texts) if isinstance(row, list)), [])
-    return _Layout(separator, end, tuple(header))
+    layout = _Layout(separator, end)
+    return layout._replace(header=next((row for _, row in layout.rows(texts) if isinstance(row, list)), ()))
 
 
 def _fit(layout: _Layout, texts: Sequence[str]) -> tuple[bool, float, int]:
@@ -123,14 +122,6 @@ def _fit(layout: _Layout, texts: Sequence[str]) -> tuple[bool, float, int]:
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
-
-
-def _unquoted_rows(texts: Iterable[str | Malformed], always: bool) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(texts, 1):
-        if isinstance(line, Malformed):
-            yield number, line
-        elif line := line.rstrip("\r\n"):
-            yield number, [_unquoted(field, always) for field in line.split("\t")]
 
 
 def _is_quoted(field: str) -> bool:
@@ -145,62 +136,43 @@ def _unquoted(field: str, always: bool) -> str:
     return field[1:-1].replace('""', '"')
 
 
-class _Lines:
-    """Lines that are taken by the row, and of which those of a row but the first can be given back."""
-
-    def __init__(self, texts: Iterable[str | Malformed]) -> None:
-        self._texts = iter(texts)
-        self._waiting: deque[str | Malformed] = deque()
-        self.number = 0
-        self.row: list[str | Malformed] = []
-        self._left = RECORD
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._waiting.popleft() if self._waiting else next(self._texts)
-        self.number += 1
-        self.row.append(line)
-        if isinstance(line, Malformed):
-            raise csv.Error(line.reason)
-        self._left -= len(line)
-        if self._left < 0:
-            raise csv.Error("the row is too long")
-        return line
-
-    def begin(self) -> None:
-        """Begin a row."""
-        self.row, self._left = [], RECORD
-
-    def give_back(self) -> str | Malformed:
-        """The first line of the row; the others come again."""
-        self._waiting.extendleft(reversed(self.row[1:]))
-        self.number -= len(self.row) - 1
-        return self.row[0]
-
-
-def _quoted_rows(texts: Iterable[str | Malformed], separator: str, width: int) -> Iterator[tuple[int, Row]]:
+def _quoted_rows(texts: Iterable[Line], separator: str, width: int) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)  # rows have a bound already; the limit is global
-    taken = _Lines(texts)
-    reader = csv.reader(taken, delimiter=separator, strict=True)
+    coming, waiting, number = iter(texts), deque[Line](), 0
     while True:
-        taken.begin()
+        taken: list[Line] = []
+        row: Row | None = None
         try:
-            fields = next(reader)
+            row = next(csv.reader(_taken(coming, waiting, taken), delimiter=separator, strict=True))
+            if len(taken) > 1 and width and (len(row) < width or any(row[width:])):
+                row = None
         except StopIteration:
             return
         except csv.Error:
-            fields = None
-        if fields is None or (len(taken.row) > 1 and width and (len(fields) < width or any(fields[width:]))):
-            row = _by_itself(taken.give_back(), separator)
-        else:
-            row = fields
+            pass
+        if row is None:
+            waiting.extendleft(reversed(taken[1:]))
+            del taken[1:]
+            row = _by_itself(taken[0], separator)
+        number += len(taken)
         if row:
-            yield taken.number, row
+            yield number, row
 
 
-def _by_itself(line: str | Malformed, separator: str) -> Row:
+def _taken(coming: Iterator[Line], waiting: deque[Line], taken: list[Line]) -> Iterator[str]:
+    """The lines of a row, those that wait before those that come; raises csv.Error where one is bad or all are long."""
+    left = RECORD
+    while (line := waiting.popleft() if waiting else next(coming, None)) is not None:
+        taken.append(line)
+        if isinstance(line, Malformed):
+            raise csv.Error(line.reason)
+        left -= len(line)
+        if left < 0:
+            raise csv.Error("the row is too long")
+        yield line
+
+
+def _by_itself(line: Line, separator: str) -> Row:
     """The fields of a single line, whatever its quotation marks promise."""
     if isinstance(line, Malformed):
         return line

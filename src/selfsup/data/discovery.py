@@ -64,6 +64,10 @@ class File(NamedTuple):
     size: int
     changed: int  # nanoseconds
 
+    @classmethod
+    def of(cls, path: str, status: os.stat_result) -> File:
+        return cls(path, status.st_size, status.st_mtime_ns)
+
     @property
     def kind(self) -> str | None:
         """Its kind; a folder that is one data set is a table."""
@@ -72,17 +76,13 @@ class File(NamedTuple):
 
 @dataclass
 class Found:
-    """What a path stands for.
+    """What a path stands for."""
 
-    Attributes:
-        root: the folder that was named, or that of a pattern.
-        files: ordered by the parts of their paths.
-        left_out: how many, and the first of them, by what they are, such as `folders that may not be read`.
-    """
-
-    root: str
-    files: list[File] = field(default_factory=list)
-    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    root: str  # the folder that was named, or that of a pattern
+    files: list[File] = field(default_factory=list)  # ordered by the parts of their paths
+    left_out: dict[str, tuple[int, str]] = field(
+        default_factory=dict
+    )  # how many, and the first, by what they are
 
     def leave_out(self, what: str, path: str) -> None:
         """Count something that is not read."""
@@ -91,34 +91,26 @@ class Found:
 
     def told(self) -> str:
         """What is left out, in words; empty where nothing is."""
-        return "; ".join(
-            f"{what}: {number:,} ({first}{' and others' if number > 1 else ''})"
-            for what, (number, first) in self.left_out.items()
-        )
+        counted = ((what, number, first) for what, (number, first) in self.left_out.items())
+        return "; ".join(f"{what}: {n:,} ({first}{' and others' * (n > 1)})" for what, n, first in counted)
 
     def of(self, split: str | None) -> Found:
-        """Without the files of other parts of a data set; those whose name says nothing stay.
-
-        Args:
-            split: the part; `training` is train where there is one, else all; None and `all` are all.
-
-        Raises:
-            UserError: there is none of that part.
-        """
+        """Without the files of other parts of a data set; those whose name says nothing stay. `training` is train where
+        there is one, else all; None and `all` are all. Raises UserError: there is none of that part."""
         if split in (None, "all"):
             return self
         parts = {file: split_of(os.path.relpath(file.path, self.root)) for file in self.files}
-        if split == "training":
-            if "train" not in parts.values():
-                return self
-            split = "train"
+        if split == "training" and "train" not in parts.values():
+            return self
+        split = "train" if split == "training" else split
         if split not in parts.values():
             there = ", ".join(sorted({name for name in parts.values() if name})) or "none"
             raise UserError(f"{self.root} has no {split} split (found by their names: {there}).")
-        kept = [file for file, part in parts.items() if part in (None, split)]
-        chosen = replace(self, files=kept, left_out=dict(self.left_out))
+        chosen = replace(self, files=[], left_out=dict(self.left_out))
         for file, part in parts.items():
-            if part not in (None, split):
+            if part in (None, split):
+                chosen.files.append(file)
+            else:
                 chosen.leave_out(f"files of the {part} split", file.path)
         return chosen
 
@@ -126,23 +118,14 @@ class Found:
 def split_of(path: str) -> str | None:
     """The part of a data set that a relative path names: by a folder, else by a word in the name of the file."""
     *folders, name = path.lower().split(os.sep)
-    for folder in folders:
-        if folder in SPLITS:
-            return SPLITS[folder]
     named = {SPLITS[word] for word in re.split(r"[^a-z]+", name) if word in SPLITS}
-    return named.pop() if len(named) == 1 else None
+    of_file = named.pop() if len(named) == 1 else None
+    return next((SPLITS[folder] for folder in folders if folder in SPLITS), of_file)
 
 
 def find(path: str | Path, reads: Callable[[str], bool], readable: str) -> Found:
-    """The files that a path stands for.
-
-    Args:
-        reads: whether a file of that name is of a readable kind.
-        readable: what those kinds are, for messages, such as `images from .png, .jpg`.
-
-    Raises:
-        UserError: nothing there, or nothing readable.
-    """
+    """The files that a path stands for, of those that `reads` says are of a readable kind; `readable` names these kinds
+    in words. Raises UserError: nothing there, or nothing readable."""
     name = os.path.expanduser(path)
     if "\0" in name:
         raise UserError(f"{name!r} is no path, since it holds a null character: check the name.")
@@ -204,7 +187,7 @@ def entries(folder: str) -> list[str]:
 def file_at(path: str | Path) -> File:
     """A regular file, looked up; raises OSError where there is none."""
     with opened(path) as file:
-        return _file(os.fspath(path), os.fstat(file.fileno()))
+        return File.of(os.fspath(path), os.fstat(file.fileno()))
 
 
 def mapped(path: str | Path) -> Any:
@@ -216,10 +199,7 @@ def mapped(path: str | Path) -> Any:
 
 @contextmanager
 def reading(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Say in one sentence what the disk or a damaged file causes, and further kinds of errors.
-
-    A damaged file stops the reading, since nobody can say which share of the records it takes with it.
-    """
+    """Damaged, in one sentence, for what the disk or a damaged file causes, and for further kinds of errors."""
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowException, *kinds) as error:
@@ -233,10 +213,6 @@ def most_unpacked(packed: int) -> int:
     return max(SMALL, EXPANSION * packed)
 
 
-def _file(path: str, status: os.stat_result) -> File:
-    return File(path, status.st_size, status.st_mtime_ns)
-
-
 # -- folders -------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +223,7 @@ def _add(place: str, reads: Callable[[str], bool], found: Found) -> None:
         return
     for folder, names in _folders(place, found):
         if is_dataset(names):
-            found.files.append(_file(folder, os.stat(folder)))
+            found.files.append(File.of(folder, os.stat(folder)))
             continue
         for path in (os.path.join(folder, name) for name in names):
             if not os.path.isdir(path):
@@ -255,10 +231,8 @@ def _add(place: str, reads: Callable[[str], bool], found: Found) -> None:
 
 
 def _folders(top: str, found: Found) -> Iterator[tuple[str, list[str]]]:
-    """A folder and all in it, each once, with the names in it that are not hidden; none lies in a data set.
-
-    Folders behind links come last, so that a folder goes by its own name where it has one here.
-    """
+    """A folder and all in it, each once, with the names in it that are not hidden; none lies in a data set. Folders
+    behind links come last, so that a folder goes by its own name where it has one here."""
     folders, links = [top], deque[str]()
     above = set(map(str, Path(os.path.realpath(top)).parents))
     read: set[str] = set()
@@ -296,7 +270,7 @@ def _add_file(path: str, reads: Callable[[str], bool], found: Found) -> None:
         ending = os.path.splitext(path)[1].lower()
         found.leave_out(f"{ending} files" if ending else "files without an extension", path)
     else:
-        found.files.append(_file(path, status))
+        found.files.append(File.of(path, status))
 
 
 # -- patterns ------------------------------------------------------------------------------------------------
@@ -311,15 +285,17 @@ def _matching(pattern: str, found: Found) -> Iterator[str]:
     """What a pattern stands for; each one that its braces stand for has to match something."""
     patterns = list(itertools.islice(_without_braces(pattern), MOST_PATTERNS + 1))
     if len(patterns) > MOST_PATTERNS:
-        most = f"more than {MOST_PATTERNS:,} patterns"
-        raise UserError(f"{pattern} stands for {most}: use * in place of braces.")
+        raise UserError(
+            f"{pattern} stands for more than {MOST_PATTERNS:,} patterns: use * in place of braces."
+        )
     for single in patterns:
         matches = list(_below("", single.split(os.sep), found))
         if not matches and _MAGIC.search(single):
             raise UserError(f"No file matches {single}: check the pattern.")
         if not matches:
-            remedy = "check the path (a hub data set is hub:user/name)"
-            raise UserError(f"There is no file or folder {single}: {remedy}.")
+            raise UserError(
+                f"There is no file or folder {single}: check the path (a hub data set is hub:user/name)."
+            )
         yield from matches
 
 

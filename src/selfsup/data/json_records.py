@@ -27,14 +27,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def json_records(name: str, opened: Open, one_per_line: bool) -> Rows:
-    """(place, record) for each record of a file.
-
-    Args:
-        one_per_line: a file with a single line holds one record, whatever that holds.
-
-    Raises:
-        Damaged: a document that is no JSON, or of which it is not clear where its records are.
-    """
+    """(place, record) for each record of a file. With `one_per_line`, a single line is one record, whatever it holds.
+    Raises Damaged: a document that is no JSON, or of which it is not clear where its records are."""
     with opened() as file:
         start = _document_start(file, one_per_line)
     with opened() as file:
@@ -88,12 +82,13 @@ def _kind(line: str) -> str:
 
 def _of_lines(name: str, file: io.TextIOWrapper) -> Rows:
     for number, line in enumerate(lines(file), 1):
-        if isinstance(line, str) and line.isspace():
-            continue
-        yield f"{name}, line {number}", line if isinstance(line, Malformed) else _record_of(line)
+        if isinstance(line, Malformed) or not line.isspace():
+            yield f"{name}, line {number}", _record_of(line)
 
 
-def _record_of(line: str) -> Values | Malformed:
+def _record_of(line: str | Malformed) -> Values | Malformed:
+    if isinstance(line, Malformed):
+        return line
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -114,19 +109,16 @@ def _of_object(name: str, file: io.TextIOWrapper) -> Rows:
     try:
         whole = json.loads(content)
     except (ValueError, RecursionError) as error:
+        remedy = "repair it or leave it out (one object per line is read too)"
+        raise Damaged(f"{name} is no JSON ({error}): {remedy}.") from None
+    lists = {} if _is_document(whole) else {key: value for key, value in whole.items() if _is_records(value)}
+    if len(lists) > 1:
         raise Damaged(
-            f"{name} is no JSON ({error}): repair it or leave it out (one object per line is read too)."
-        ) from None
-    records, where = [whole], ""
-    if not _is_document(whole):
-        lists = {key: value for key, value in whole.items() if _is_records(value)}
-        if len(lists) > 1:
-            raise Damaged(
-                f"{name} holds several lists of records ({', '.join(lists)}): write the one to read into a file of its "
-                "own, one record per line."
-            )
-        records, where = next(((value, f"{key} ") for key, value in lists.items()), (records, where))
-    for number, record in enumerate(records, 1):
+            f"{name} holds several lists of records ({', '.join(lists)}): write the one to read into a file of its "
+            "own, one record per line."
+        )
+    where = "".join(f"{key} " for key in lists)
+    for number, record in enumerate(next(iter(lists.values()), [whole]), 1):
         yield f"{name}, {where}record {number}", record
 
 
@@ -148,10 +140,8 @@ def _elements(name: str, file: io.TextIOWrapper) -> Rows:
         if window.next() in ("]", ""):
             break
         record = window.value()
-        yield (
-            f"{name}, record {number}",
-            record if isinstance(record, dict) else Malformed("the record is no JSON object"),
-        )
+        whole = isinstance(record, dict)
+        yield f"{name}, record {number}", record if whole else Malformed("the record is no JSON object")
         if window.next() == ",":
             window.skip(",")
         elif window.next() != "]":
@@ -188,15 +178,14 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._place)
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, RecursionError):
-                    raise self.damage("it is nested too deeply") from None
+                if end < len(self._text) or not self._read(PIECE):  # a number may go on
+                    self._place = end
+                    return value
+            except RecursionError:
+                raise self.damage("it is nested too deeply") from None
+            except ValueError as error:
                 if not self._read(max(PIECE, self._left)):
                     raise self.damage(str(error)) from None
-                continue
-            if end < len(self._text) or not self._read(PIECE):  # a number may go on
-                self._place = end
-                return value
 
     @property
     def _left(self) -> int:

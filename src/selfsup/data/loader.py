@@ -23,19 +23,13 @@ def split(start: int, stop: int, rank: int, size: int) -> range:
 
 @dataclass(eq=False)
 class Loader:
-    """The micro-batches of each step, from a given step on.
-
-    Attributes:
-        batch: records per step, over all processes.
-        micro_batch: records per micro-batch, in one process.
-        workers: threads that read; 0 reads when asked.
-    """
+    """The micro-batches of each step, from a given step on."""
 
     records: Records
     seed: int
-    batch: int
-    micro_batch: int
-    workers: int
+    batch: int  # records per step, over all processes
+    micro_batch: int  # records per micro-batch, in one process
+    workers: int  # threads that read; 0 reads when asked
     rank: int = 0
     size: int = 1
 
@@ -74,10 +68,8 @@ class Loader:
 def in_order(
     records: Records, count: int, seed: int, batch: int, rank: int = 0, size: int = 1
 ) -> Iterator[Batch]:
-    """`count` records spread evenly over all of them, in order: what an evaluation reads.
-
-    The batches are dealt to the processes in turn, so their content does not depend on the number of processes.
-    """
+    """`count` records spread evenly over all of them, in order: what an evaluation reads. The batches are dealt to the
+    processes in turn, so their content does not depend on the number of processes."""
     chosen = np.arange(count, dtype=np.int64) * len(records) // count
     for start in range(rank * batch, count, size * batch):
         indices = chosen[start : start + batch]

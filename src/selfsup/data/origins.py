@@ -21,42 +21,29 @@ from selfsup.data.discovery import File, Found, find
 from selfsup.errors import UserError
 from selfsup.files import expanded
 
-SAMPLES = {
-    name: Path(__file__).parent / "samples" / file
-    for name, file in {"shakespeare": "shakespeare.txt", "emoji": "emoji.parquet"}.items()
-}
+_HERE = Path(__file__).parent / "samples"
+SAMPLES = {"shakespeare": _HERE / "shakespeare.txt", "emoji": _HERE / "emoji.parquet"}
 
 
 @dataclass(frozen=True)
 class Medium:
-    """What is to be read.
+    """What is to be read."""
 
-    Attributes:
-        noun: what messages call it, such as `text`.
-        reads: whether a file of that name is read; `readable` says it in words.
-        accepts: the kinds of sources, in words.
-    """
-
-    noun: str
-    reads: Callable[[str], bool]
-    readable: str
-    accepts: str
+    noun: str  # in messages, such as `text`
+    reads: Callable[[str], bool]  # whether a file of that name is read
+    readable: str  # the same in words
+    accepts: str  # the kinds of sources, in words
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a user pointed at, found but not read: one of files, a table and items.
-
-    Attributes:
-        found: what each path stands for.
-        split: the part of a data set that its files are chosen by, where there are others.
-    """
+    """What a user pointed at, found but not read: one of files, a table and items."""
 
     name: str
-    found: Sequence[Found] = ()
+    found: Sequence[Found] = ()  # what each path stands for
     table: ArrowFile | None = None
     items: Sequence[Any] = ()
-    split: str | None = None
+    split: str | None = None  # the part of a data set that its files are chosen by, where there are others
 
     @property
     def files(self) -> list[File]:
@@ -69,14 +56,8 @@ class Origin:
 
 
 def origin_of(source: object, medium: Medium, split: str | None = None) -> Origin:
-    """What a source stands for.
-
-    Args:
-        split: see `selfsup.data.discovery.Found.of`.
-
-    Raises:
-        UserError: nothing there, nothing readable, or no source at all.
-    """
+    """What a source stands for; for the split see `selfsup.data.discovery.Found.of`. Raises UserError: nothing there,
+    nothing readable, or no source at all."""
     if isinstance(source, list | tuple | np.ndarray) and len(source):
         items: Sequence[Any] = list(source) if isinstance(source, np.ndarray) else source
         if not all(isinstance(item, Path) for item in items):
@@ -154,11 +135,10 @@ def _load_from_hub(source: str) -> Any:
     user, _, rest = path.partition("/")
     name, _, config = rest.partition("/")
     try:
-        return datasets.load_dataset(
-            "/".join(filter(None, (user, name))), config or None, split=split or "train"
-        )
+        where = "/".join(filter(None, (user, name)))
+        return datasets.load_dataset(where, config or None, split=split or "train")
     except Exception as error:  # network, authorisation, an unknown name, split or config: many classes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{source} cannot be loaded from the hub ({reason}); the form is hub:user/name[/config][:split]."
         ) from error

@@ -21,15 +21,8 @@ class Page(NamedTuple):
 
 
 def pages_of(content: memoryview, group: Any, columns: Sequence[str]) -> Iterator[Page]:
-    """The headers of all pages of some columns.
-
-    Args:
-        content: of the file.
-        group: the metadata of a group of rows.
-
-    Raises:
-        ValueError, IndexError, RecursionError: they are damaged.
-    """
+    """The headers of all pages of some columns, in the content of a file, by the metadata of a group of rows. Raises
+    ValueError, IndexError or RecursionError where they are damaged."""
     for chunk in map(group.column, range(group.num_columns)):
         if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns:
             first = (chunk.data_page_offset, chunk.dictionary_page_offset)

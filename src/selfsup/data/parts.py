@@ -44,17 +44,12 @@ Rows = Iterator[tuple[str, Values | Malformed]]  # (where the record stands, its
 
 
 class Sample(NamedTuple):
-    """All columns, the first readable rows as far as they may be text, and the columns of two kinds.
-
-    Attributes:
-        texts: columns that hold texts or lists of texts.
-        images: columns that hold the bytes of images, as their type says; None where they have no types.
-    """
+    """All columns, the first readable rows as far as they may be text, and the columns of two kinds."""
 
     names: list[str]
     rows: list[Values]
-    texts: Sequence[str] = ()
-    images: Sequence[str] | None = None
+    texts: Sequence[str] = ()  # columns of texts or of lists of texts
+    images: Sequence[str] | None = None  # columns of the bytes of images, by their type; None without types
 
 
 @dataclass(frozen=True)
@@ -62,18 +57,14 @@ class Part:
     """A file, or all of an object from Python.
 
     Attributes:
-        name: what messages call it.
-        rows: the records in order, with the columns asked for (all for None); a column that a record
-            lacks is Malformed there.
-        text: the column of the text, where there is nothing to choose.
-        whole_file: whether a record is a whole text file.
+        rows: the records in order, with the columns asked for (all for None); one that a record lacks is Malformed.
     """
 
-    name: str
+    name: str  # in messages
     sample: Callable[[], Sample]
     rows: Callable[[Sequence[str] | None], Rows]
-    text: str | None = None
-    whole_file: bool = False
+    text: str | None = None  # the column of the text, where there is nothing to choose
+    whole_file: bool = False  # whether a record is a whole text file
 
 
 def text_part(name: str, texts: Callable[[], Iterable[tuple[str, object]]], whole_file: bool = False) -> Part:
@@ -95,11 +86,8 @@ def record_part(name: str, records: Callable[[], Rows]) -> Part:
 
 
 def sample_of(rows: Rows) -> Sample:
-    """The columns and values of the first readable rows, as many as are looked at.
-
-    Raises:
-        Damaged: there is damage before the first of them; what comes later shows when the rows are read.
-    """
+    """The columns and values of the first readable rows, as many as are looked at. Raises Damaged: there is damage
+    before the first of them; what comes later shows when the rows are read."""
     records: list[Values] = []
     left = RECORD
     try:
@@ -113,9 +101,8 @@ def sample_of(rows: Rows) -> Sample:
         if not records:
             raise
     names = list(dict.fromkeys(name for record in records for name in record))
-    return Sample(
-        names, records, [name for name in names if any(_has_text(row.get(name)) for row in records)]
-    )
+    texts = [name for name in names if any(_has_text(row.get(name)) for row in records)]
+    return Sample(names, records, texts)
 
 
 def _has_text(value: object) -> bool:

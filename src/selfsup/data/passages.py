@@ -18,10 +18,7 @@ class Passages:
     Record i holds the T − 2 tokens of the stream from i(T − 2) on, behind a start token and before an end token, as
     whoever opens the model gives it a text; several documents in one record keep theirs. Where the passage opens with
     a start token of its own (or closes with an end token), padding takes the place of the one added. The last record
-    begins early enough to be full.
-
-    Raises:
-        UserError: the stream is too short for one record.
+    begins early enough to be full. A stream that is too short for one record is a UserError.
     """
 
     def __init__(self, tokens: Ids, window: int, tokenizer: TextTokenizer) -> None:

@@ -22,19 +22,12 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Records, and the place that every random draw about them is seeded from.
+    """Records, and the place that every random draw about them is seeded from."""
 
-    Attributes:
-        data: tensors whose first dimension is the record.
-        seed: the run's seed (another one while evaluating, so that evaluation has one fixed task).
-        epochs: (records,) the pass over the data that each record is read in.
-        records: (records,) the index of each record in its source.
-    """
-
-    data: dict[str, Tensor]
-    seed: int
-    epochs: np.ndarray
-    records: np.ndarray
+    data: dict[str, Tensor]  # whose first dimension is the record
+    seed: int  # the run's; another one while evaluating, so that evaluation has one fixed task
+    epochs: np.ndarray  # (records,) the pass over the data that each record is read in
+    records: np.ndarray  # (records,) the index of each record in its source
 
     def __len__(self) -> int:
         return len(self.records)

@@ -49,11 +49,8 @@ class SentenceTable(Table):
 def open_sentences(
     source: object, column: str | None = None, failures: float = 0.01, split: str | None = None
 ) -> SentenceTable:
-    """Open any source that `open_text` takes; each line of a text file is a sentence, other records are split.
-
-    Raises:
-        UserError: as `open_text`.
-    """
+    """Open any source that `open_text` takes; each line of a text file is a sentence, other records are split. Raises
+    UserError: as `open_text`."""
     return SentenceTable.of(source, column, failures, split)
 
 
@@ -86,13 +83,8 @@ def _ends_here(text: str, start: int, end: re.Match[str]) -> bool:
 
 
 class Sentences:
-    """A stream `[start] s1 [end] [start] s2 [end] …` as one record per sentence, map-style.
-
-    Sentences longer than `window` tokens lose their end: `truncated` counts them.
-
-    Raises:
-        UserError: there is no sentence.
-    """
+    """A stream `[start] s1 [end] [start] s2 [end] …` as one record per sentence, map-style. Sentences longer than
+    `window` tokens lose their end: `truncated` counts them. Raises UserError: there is no sentence."""
 
     def __init__(self, tokens: Ids, window: int, tokenizer: TextTokenizer) -> None:
         self.window = window

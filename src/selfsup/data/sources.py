@@ -67,11 +67,10 @@ class TextSource(Protocol):
 
 
 class TextColumns:
-    """Which columns the texts of a source are read from, part by part, in words."""
+    """Which columns the texts of a source are read from, in words; parts that are damaged, or in which there is nothing
+    to choose, have none. Columns `beside` are read for something else."""
 
     def __init__(self, parts: Sequence[Part], wanted: str | None, beside: Collection[str]) -> None:
-        """Parts that are damaged, or in which there is nothing to choose, have none; `beside` are columns that are read
-        for something else."""
         self._parts: Counter[tuple[str, str]] = Counter()
         for part in parts:
             with suppress(Damaged):
@@ -114,23 +113,17 @@ class Table:
     text file is one record: where at most the share `failures` of its bytes cannot be decoded (and no more than
     `selfsup.data.formats.UNDECODABLE`), it is kept with U+FFFD in their place, else it is bad. When more than the share
     `failures` of the records are bad, or all, a pass ends in a UserError; with 1, whole files may be damaged too.
-
-    Attributes:
-        column: the column of the text; None is the one that is found in each file.
-        split: the part of a data set that its files are chosen by, where there are others.
-        left_out: the files and folders that are not read, in words.
-        skipped, empty: of the last complete pass: bad records, and how many had a blank text.
     """
 
     name: str
     parts: Sequence[Part]
-    column: str | None
+    column: str | None  # of the text; None is the one that is found in each file
     failures: float
     _fingerprint: Callable[[str | None], str]
-    split: str | None = None
-    left_out: Sequence[str] = ()
-    skipped: Skipped = field(default_factory=Skipped)
-    empty: int = 0
+    split: str | None = None  # the part of a data set that its files are chosen by, where there are others
+    left_out: Sequence[str] = ()  # the files and folders that are not read, in words
+    skipped: Skipped = field(default_factory=Skipped)  # bad records of the last complete pass
+    empty: int = 0  # records of it whose text was blank
     _beside: Collection[str] = ()  # columns that the last pass read beside the text
 
     @classmethod

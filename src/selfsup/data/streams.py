@@ -10,7 +10,7 @@ import lzma
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,11 +30,8 @@ _PYTHON = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 
 @contextmanager
 def decompressed(path: Path, compression: str) -> Iterator[io.BufferedReader]:
-    """The bytes of a regular file, out of a compression such as `.gz`, or as they are.
-
-    Raises:
-        Damaged: it cannot be read, or unpacks to more than 1 GiB and a hundred times its size.
-    """
+    """The bytes of a regular file, out of a compression such as `.gz`, or as they are. Raises Damaged: it cannot be
+    read, or unpacks to more than 1 GiB and a hundred times its size."""
     with reading(path), opened(path) as file:
         if not compression:
             yield file
@@ -68,9 +65,7 @@ class _Bounded(io.RawIOBase):
 @contextmanager
 def as_text(path: Path, compression: str, end: str = "\n") -> Iterator[io.TextIOWrapper]:
     """A file as text whose lines end as is said; an undecodable byte becomes a lone surrogate, which `checked` finds.
-
-    Raises Damaged where it is UTF-16.
-    """
+    Raises Damaged where it is UTF-16."""
     with decompressed(path, compression) as stream:
         if is_utf16(stream.peek(HEAD)[:HEAD]):
             raise Damaged(f"{path} cannot be read: {UTF16}.")
@@ -108,10 +103,9 @@ def read_document(stream: IO[bytes], failures: float) -> object:
         return Malformed(f"{zeros} of its {len(data)} bytes are zero, so it is no text")
     if data.startswith(codecs.BOM_UTF8):
         del data[: len(codecs.BOM_UTF8)]
-    try:
+    with suppress(UnicodeDecodeError):
         return data.decode()
-    except UnicodeDecodeError:
-        undecodable = sum(1 for _ in re.finditer("[\udc80-\udcff]", data.decode(errors="surrogateescape")))
+    undecodable = sum(1 for _ in re.finditer("[\udc80-\udcff]", data.decode(errors="surrogateescape")))
     if undecodable > failures * len(data):
         return Malformed(f"{undecodable} of its {len(data)} bytes are not UTF-8")
     return Repaired(data.decode(errors="replace"), undecodable)

@@ -36,10 +36,8 @@ class Tally:
 
     @contextmanager
     def allowed(self, where: str) -> Iterator[None]:
-        """Go on behind a damaged file where everything may fail: it counts as one bad record.
-
-        Elsewhere it ends the reading, since nobody can say which share of the records it takes with it.
-        """
+        """Go on behind a damaged file where everything may fail: it counts as one bad record. Elsewhere it ends the
+        reading, since nobody can say which share of the records it takes with it."""
         try:
             yield
         except Damaged as error:
@@ -66,11 +64,7 @@ class Tally:
                 self._names.append(f"{where}: {value.reason}")
 
     def close(self) -> Skipped:
-        """The count of a complete pass.
-
-        Raises:
-            UserError: more records are bad than may be, or all of them.
-        """
+        """The count of a complete pass. Raises UserError: more records are bad than may be, or all of them."""
         left_out = tuple(f"{what}: {number:,}" for what, number in self._ignored.items())
         skipped = Skipped(self._bad, self._seen, tuple(self._names), self._replaced, left_out)
         if too_many(skipped, self.failures):

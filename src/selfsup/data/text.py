@@ -36,12 +36,9 @@ BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 by
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What is known of a prepared corpus, for the plan, the log and the report.
-
-    Bytes are bytes of UTF-8 text. Token counts are lengths of the streams, end tokens included. A part is
-    lossless where its bytes equal the bytes that its targets stand for and no token is unknown: only there
-    are bits per byte defined.
-    """
+    """What is known of a prepared corpus, for the plan, the log and the report. Bytes are bytes of UTF-8 text. Token
+    counts are lengths of the streams, end tokens included. A part is lossless where its bytes equal the bytes that its
+    targets stand for and no token is unknown: only there are bits per byte defined."""
 
     documents: int
     duplicates: int  # documents that equal an earlier one
@@ -403,10 +400,8 @@ class Windows:
 
     Of a stream with N + 1 tokens, window i has the inputs `tokens[iT : iT + T]` and the targets one
     further; there are ceil(N / T). A last window that would be partial starts at N − T instead, and `first`
-    marks where its targets have not been covered yet, so that every target counts exactly once.
-
-    Raises:
-        UserError: the stream is too short for one window.
+    marks where its targets have not been covered yet, so that every target counts exactly once. A stream that is
+    too short for one window is a UserError.
     """
 
     def __init__(self, tokens: Ids, window: int, end: int) -> None:

@@ -53,10 +53,7 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     Its special tokens are those that the files beside it name, else tokens of its vocabulary with a usual name
     (`KNOWN`). A decoder's end is the eos_token, else the bos_token. Its start is what the tokenizer itself puts
     before a text, else the bos_token, else the end. What an encoder lacks of its special tokens is added to the
-    vocabulary.
-
-    Raises:
-        UserError: no such file, not readable, no end-of-text token for a decoder.
+    vocabulary. Raises UserError: no such file, not readable, no end-of-text token for a decoder.
     """
     if (path / "model" / "tokenizer.json").is_file():
         path = path / "model"

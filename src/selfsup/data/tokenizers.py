@@ -175,10 +175,8 @@ class TextTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[Ids]:
-        """The ids of each text, in parallel, without special tokens; arrays of `dtype`.
-
-        A start or end token that a foreign model makes of plain text becomes the unknown token: it would end the text.
-        """
+        """The ids of each text, in parallel, without special tokens; arrays of `dtype`. A start or end token that a
+        foreign model makes of plain text becomes the unknown token: it would end the text."""
         batch: list[Ids] = []
         for start in range(0, len(texts), AT_ONCE):
             with library_at_work("The tokenizer cannot encode a text"):
@@ -221,10 +219,8 @@ class TextTokenizer:
         return np.concatenate([[self.start], np.asarray(ids), [self.end]]).astype(self.dtype)
 
     def pieces(self, document: str) -> list[str]:
-        """A long document in pieces whose encodings, joined, are the document's; see `cut`.
-
-        It stays whole where the tokenizer has no known seams (prefix spaces, normalizers, other patterns).
-        """
+        """A long document in pieces whose encodings, joined, are the document's; see `cut`. It stays whole where the
+        tokenizer has no known seams (prefix spaces, normalizers, other patterns)."""
         return cut(document, self._seam) if self._may_cut else [document]
 
     def _seam(self, beginning: str) -> int | None:
@@ -290,10 +286,8 @@ class TextTokenizer:
         return added
 
     def token_bytes(self) -> npt.NDArray[np.int32] | None:
-        """Bytes of UTF-8 text that each id stands for: int32 (vocabulary,), 0 for special tokens.
-
-        None where they are not defined: for all decoders but the byte-level one and the one that just joins.
-        """
+        """Bytes of UTF-8 text that each id stands for: int32 (vocabulary,), 0 for special tokens. None where they are
+        not defined: for all decoders but the byte-level one and the one that just joins."""
         if not self._bytewise and self._structure["decoder"] != _as_json(decoders.Fuse()):
             return None
         sizes = np.zeros(self.vocabulary, np.int32)
@@ -304,11 +298,9 @@ class TextTokenizer:
         return sizes
 
     def word_parts(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """For each id, bool (vocabulary,): whether its text may go on a word, and whether a word may go on after it.
-
-        A token belongs to the word of the token before it where the first holds for it and the second for the
-        other: both texts meet in letters (or within a character), or the token's file marks it (`##`, no `▁`).
-        """
+        """For each id, bool (vocabulary,): whether its text may go on a word, and whether a word may go on after it. A
+        token belongs to the word of the token before it where the first holds for it and the second for the other: both
+        texts meet in letters (or within a character), or the token's file marks it (`##`, no `▁`)."""
         goes_on = np.zeros(self.vocabulary, np.bool_)
         open_ended = np.zeros(self.vocabulary, np.bool_)
         marked = self._decoder == "WordPiece"
@@ -426,10 +418,8 @@ def _template(tokenizer: Tokenizer, before: list[int], behind: list[int]) -> Any
 
 
 class TextStream:
-    """Decodes ids one after the other for printing, never half a character: joined, as if decoded at once.
-
-    `context` are the ids that stand before (the prompt), which decide whether a space comes first; none is printed.
-    """
+    """Decodes ids one after the other for printing, never half a character: joined, as if decoded at once. `context`
+    are the ids that stand before (the prompt), which decide whether a space comes first; none is printed."""
 
     def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] | Ids = ()) -> None:
         self._tokenizer = tokenizer
@@ -460,10 +450,8 @@ class TextStream:
 
 
 def cut(document: str, seam: Callable[[str], int | None] = lambda _: PIECE) -> list[str]:
-    """A document in pieces of `PIECE` characters and what is left to the next harmless place (see `_CUT`).
-
-    Where there is none within `PIECE` more, `seam` is asked for one in what begins there; by default any place will do.
-    """
+    """A document in pieces of `PIECE` characters and what is left to the next harmless place (see `_CUT`). Where there
+    is none within `PIECE` more, `seam` is asked for one in what begins there; by default any place will do."""
     pieces, start = [], 0
     while length := _piece(document, start, seam):
         pieces.append(document[start : start + length])
@@ -496,10 +484,8 @@ def _as_json(part: Any) -> Any:
 
 
 def _byte_of_symbol() -> dict[str, int]:
-    """The byte behind each symbol of the byte-level alphabet (`bytes_to_unicode` of GPT-2).
-
-    Printable Latin-1 stands for itself, the other bytes follow from U+0100 on.
-    """
+    """The byte behind each symbol of the byte-level alphabet (`bytes_to_unicode` of GPT-2). Printable Latin-1 stands
+    for itself, the other bytes follow from U+0100 on."""
     itself = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in itself]
     return {chr(byte): byte for byte in itself} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -18,6 +18,7 @@ from selfsup.data.discovery import File
 from selfsup.data.images.captions import Captions, captions_by_name, captions_in, captions_in_file
 from selfsup.data.images.decoding import BadImage
 from selfsup.data.images.stores import FORMAT, MOST_TEXT, Span, Store, folders
+from selfsup.data.origins import Origin
 from selfsup.data.parts import Values
 from selfsup.data.streams import PIECE, decompressed
 from selfsup.data.tally import Tally
@@ -26,19 +27,11 @@ from selfsup.report import Progress
 FIRST = 1000  # members that tell whether an archive is one of images
 LONG = 1 << 30  # bytes: whoever goes through archives of more should do it once
 
-_MEMBERS = pa.schema(
-    {
-        "archive": pa.int32(),
-        "name": pa.string(),
-        "start": pa.int64(),
-        "size": pa.int64(),
-        "label": pa.string(),
-        "captions": pa.large_list(pa.large_string()),
-    }
-)
+_PLACE = {"archive": pa.int32(), "name": pa.string(), "start": pa.int64(), "size": pa.int64()}
+_MEMBERS = pa.schema(_PLACE | {"label": pa.string(), "captions": pa.large_list(pa.large_string())})
 
 
-def open_archives(name: str, files: list[File], wanted: Wanted, tally: Tally, progress: Progress) -> Store:
+def open_archives(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress) -> Store:
     """The images in tar files, read where they lie; what lies where is kept for archives that take long to go through.
 
     An image is a record, but for one with two extensions (`a.seg.png`) beside one with a single (`a.jpg`), unless
@@ -46,7 +39,7 @@ def open_archives(name: str, files: list[File], wanted: Wanted, tally: Tally, pr
     `.json`, or else the name of its folder; its captions are in a file of the same name or in that JSON. Where one name
     comes several times, each is an image.
     """
-    paths: dict[int, str] = {}
+    files, paths = origin.files, dict[int, str]()
     for number, file in enumerate(files):
         with tally.allowed(file.path):
             paths[number] = _plain(file)
@@ -73,7 +66,7 @@ def open_archives(name: str, files: list[File], wanted: Wanted, tally: Tally, pr
         return Span(paths[parts[index]], int(starts[index]), int(sizes[index]))
 
     return Store(
-        name,
+        origin.name,
         len(names),
         lambda index: f"{files[parts[index]].path}, {names[index]}",
         span,
@@ -121,10 +114,8 @@ def _images(path: str, number: int, wanted: Wanted) -> Iterator[Values]:
 
 
 def _records(path: str) -> list[tuple[str, dict[str, Span]]]:
-    """The members of an archive by their names up to the first dot, and in those by the rest of them.
-
-    A name that comes again begins a record of its own.
-    """
+    """The members of an archive by their names up to the first dot, and in those by the rest of them. A name that comes
+    again begins a record of its own."""
     records: list[tuple[str, dict[str, Span]]] = []
     latest: dict[str, dict[str, Span]] = {}
     for name, span in _members(path):

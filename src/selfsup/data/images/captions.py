@@ -70,10 +70,8 @@ def no_captions(name: str) -> UserError:
 
 
 def captions_in(value: object) -> list[str]:
-    """The captions in a value, which is a text or a list of texts, white space in them reduced to single spaces.
-
-    What is blank, no text or not valid UTF-8 is none.
-    """
+    """The captions in a value, which is a text or a list of texts, white space in them reduced to single spaces. What
+    is blank, no text or not valid UTF-8 is none."""
     texts = map(as_text, as_list(value))
     tidy = (" ".join(text.split()) for text in texts if isinstance(text, str))
     return [text for text in tidy if text]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,19 +17,9 @@ import torch
 
 from selfsup.data.cache import kept_table
 from selfsup.data.columns import Wanted
+from selfsup.data.images import decoding
 from selfsup.data.images.captions import no_captions
-from selfsup.data.images.decoding import (
-    WORK,
-    BadImage,
-    Encoded,
-    Pixels,
-    decode,
-    hash_of,
-    hash_of_ends,
-    reduced,
-    size_of,
-    stored_plainly,
-)
+from selfsup.data.images.decoding import BadImage, Encoded, Pixels, decode, hash_of, reduced, size_of
 from selfsup.data.images.sources import images_of, store_of
 from selfsup.data.images.stores import FORMAT, ROOM, SHARE, Store, for_all
 from selfsup.data.origins import origin_of
@@ -106,13 +97,8 @@ class Images:
     def pixels(self, index: int, least: int | None = None) -> Pixels:
         """An image, uint8 (H, W, 3), not to be written to.
 
-        Args:
-            least: a short side that suffices: a larger image may be reduced, but never below; see
-                `selfsup.data.images.decoding.decode`.
-
-        Raises:
-            Unreadable: it cannot be read.
-            UserError: more images than may be cannot be read.
+        With `least`, a larger image may be reduced, but never to a short side below; see
+        `selfsup.data.images.decoding.decode`. Raises Unreadable, or UserError where more than may be cannot be read.
         """
         if self._held is not None:
             return reduced(self._held[index], least)
@@ -192,7 +178,7 @@ def open_images(
         raise no_captions(store.name)
     index = _looked_at(store, progress)
     if index.small:
-        index = _decoded(store, index, progress)
+        _decode_all(store, index, progress)
     for number in range(store.count):
         problem = index.problems.get(number)
         tally.count(store.place(number) if problem else "", problem and Malformed(problem))
@@ -203,7 +189,7 @@ def open_images(
 # -- looking at every image once -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Index:
     """What is known of each image of a store: hashes uint64 (n,), sizes int64 (n, 2), problems by number."""
 
@@ -260,48 +246,41 @@ def _look_at(store: Store, number: int) -> tuple[int, tuple[int, int]]:
         return hash_of(image), size_of(image)
     span = store.span(number)
     head, tail = span.ends()
-    if stored_plainly(head):
-        with ROOM.taken(span.size):
-            whole = span.read()
-            return hash_of(whole), size_of(whole)
-    try:
-        size = size_of(head, span.size)
-    except BadImage:
-        with ROOM.taken(span.size):
-            size = size_of(span.read())  # some formats have their header elsewhere
-    return hash_of_ends(span.size, head, tail), size
+    if not decoding.stored_plainly(head):
+        with suppress(BadImage):  # some formats have their header elsewhere
+            return decoding.hash_of_ends(span.size, head, tail), size_of(head, span.size)
+    with ROOM.taken(span.size):
+        whole = span.read()
+        return hash_of(whole), size_of(whole)
 
 
 def _work(size: npt.NDArray[np.int64]) -> int:
     """Bytes that decoding an image takes."""
-    return WORK * int(size.prod())
+    return decoding.WORK * int(size.prod())
 
 
-def _decoded(store: Store, index: _Index, progress: Progress) -> _Index:
-    """The index of a small collection, every image decoded, and held where memory allows it."""
-    sizes, problems = index.sizes.copy(), dict(index.problems)
+def _decode_all(store: Store, index: _Index, progress: Progress) -> None:
+    """Decode every image of a small collection, and hold them in the index where memory allows it."""
     decoded: list[Pixels | None] = [None] * store.count
     held = _Held(index.bytes)
 
     def work(number: int) -> None:
-        if number in problems:
+        if number in index.problems:
             return
         try:
-            with ROOM.taken(_work(sizes[number])):
+            with ROOM.taken(_work(index.sizes[number])):
                 image = store.read(number)
                 pixels = decode(image)
         except (BadImage, OSError) as error:
-            problems[number] = _reason(error)
+            index.problems[number] = _reason(error)
             return
-        sizes[number] = pixels.shape[:2]
+        index.sizes[number] = pixels.shape[:2]
         decoded[number] = pixels if held.takes(image, pixels) else None
 
     for_all(store.count, work, progress)
-    if not held.all:
-        return _Index(index.hashes, sizes, problems)
-    kept = [pixels for pixels in decoded if pixels is not None]
-    equal = len({pixels.shape for pixels in kept}) == 1
-    return _Index(index.hashes, sizes, problems, np.stack(kept) if equal else kept)
+    if held.all:
+        kept = [pixels for pixels in decoded if pixels is not None]
+        index.held = np.stack(kept) if len({pixels.shape for pixels in kept}) == 1 else kept
 
 
 class _Held:
@@ -339,10 +318,8 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
 
 
 def _whole(value: object) -> object:
-    """A class as a whole number where a table has it as a float: with one missing, pandas writes them so.
-
-    In a name, what is no UTF-8 is replaced.
-    """
+    """A class as a whole number where a table has it as a float: with one missing, pandas writes them so. In a name,
+    what is no UTF-8 is replaced."""
     if isinstance(value, str):
         return HALF.sub("\ufffd", value)
     return int(value) if isinstance(value, float) and value.is_integer() else value

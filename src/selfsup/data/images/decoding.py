@@ -48,15 +48,9 @@ SEQUENTIAL = {0xC0, 0xC1}  # those that begin a picture which is not progressive
 Pixels = npt.NDArray[np.uint8]
 
 # By the EXIF orientation: whether the sides change places, and then the steps in which rows and columns are read.
-TURNED = {
-    2: (0, 1, -1),
-    3: (0, -1, -1),
-    4: (0, -1, 1),
-    5: (1, 1, 1),
-    6: (1, 1, -1),
-    7: (1, -1, -1),
-    8: (1, -1, 1),
-}
+TURNED = dict(
+    enumerate(((0, 1, -1), (0, -1, -1), (0, -1, 1), (1, 1, 1), (1, 1, -1), (1, -1, -1), (1, -1, 1)), 2)
+)
 
 Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
 
@@ -93,11 +87,9 @@ def decode(image: Encoded, least: int | None = None) -> Pixels:
 
 def _decode(image: bytes | Image.Image, least: int | None) -> Pixels:
     """What Pillow makes of an image, whose own memory is free again when this returns."""
-    opened = image
-    if isinstance(opened, bytes):
-        opened = _open(opened)
-        if least is not None:
-            opened.draft(None, (least, least))
+    opened = _open(image) if isinstance(image, bytes) else image
+    if isinstance(image, bytes) and least is not None:
+        opened.draft(None, (least, least))
     opened.load()
     sides, rows, columns = _turn(opened)
     pixels = _pixels(opened)
@@ -111,14 +103,8 @@ def reduced(pixels: Pixels, least: int | None) -> Pixels:
 
 
 def size_of(image: Encoded, length: int | None = None) -> tuple[int, int]:
-    """Height and width, of a file from its header: its first bytes suffice for most.
-
-    Args:
-        length: of the whole file, where these are its first bytes.
-
-    Raises:
-        BadImage: it is refused, as far as its header tells.
-    """
+    """Height and width, of a file from its header; `length` is its length, where these are its first bytes, which
+    suffice for most. Raises BadImage where it is refused, as far as its header tells."""
     if isinstance(image, np.ndarray):
         height, width = _rgb_of_array(image).shape[:2]
         return height, width
@@ -130,15 +116,13 @@ def size_of(image: Encoded, length: int | None = None) -> tuple[int, int]:
 
 
 def hash_of(image: Encoded) -> int:
-    """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all.
-
-    Of a file that may hold its pixels one by one, all: its ends may be margins alone.
-    """
+    """64 bits of BLAKE2b: of a file's length and of the first and last `END` bytes, of an image in Python all. Of a
+    file that may hold its pixels one by one, all: its ends may be margins alone."""
     if isinstance(image, bytes):
         ends = (image,) if stored_plainly(image) else (image[:END], image[max(len(image) - END, END) :])
-        return _hash(len(image), *ends)
+        return hash_of_ends(len(image), *ends)
     array = np.asarray(image)
-    return _hash(array.shape, np.ascontiguousarray(array).data)
+    return hash_of_ends(array.shape, np.ascontiguousarray(array).data)
 
 
 def stored_plainly(head: bytes) -> bool:
@@ -146,12 +130,8 @@ def stored_plainly(head: bytes) -> bool:
     return head.startswith((b"BM", b"II*\0", b"MM\0*"))
 
 
-def hash_of_ends(length: int, head: bytes, tail: bytes) -> int:
-    """The hash of a file of which only the ends have been read: `END` bytes, and up to `END` of what follows them."""
-    return _hash(length, head, tail)
-
-
-def _hash(opening: object, *parts: Any) -> int:
+def hash_of_ends(opening: object, *parts: Any) -> int:
+    """The hash of a file by its length, its first `END` bytes, and up to `END` of what follows them."""
     digest = hashlib.blake2b(f"{opening} ".encode(), digest_size=8)
     for part in parts:
         digest.update(part)
@@ -258,15 +238,14 @@ def _refusing() -> Iterator[None]:
         yield
     except BadImage:
         raise
-    except Image.DecompressionBombError:
-        most = f"{MOST_PIXELS / 1e6:.0f} million"
-        raise BadImage(f"it has more pixels than the {most} that are decoded") from None
     except Exception as error:  # decoders of damaged files raise what they like
         raise BadImage(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more pixels than the {MOST_PIXELS / 1e6:.0f} million that are decoded"
     if "truncated" in text.lower() or "end of file" in text.lower():
         return "it is truncated"
     if "cannot identify" in text:
@@ -299,9 +278,8 @@ def _decode_jpeg(data: bytes, least: int | None) -> Pixels | None:
         if height * width <= min(MOST_PIXELS, _most_pixels(len(data))):
             factor = 1 if least is None else short // least
             scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(1, factor))
-            least_sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-            pixels: Pixels = library.decode_jpeg(data, **least_sides)
-            return pixels
+            sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+            return np.asarray(library.decode_jpeg(data, **sides), np.uint8)
     return None
 
 
@@ -339,10 +317,8 @@ def _scans(data: bytes) -> int:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The marker and the place of each segment of a JPEG up to its first scan; of other files none.
-
-    They are walked, since a search through all bytes would keep other threads waiting.
-    """
+    """The marker and the place of each segment of a JPEG up to its first scan; of other files none. They are walked,
+    since a search through all bytes would keep other threads waiting."""
     place, marker = (2 if data[:2] == JPEG else len(data)), 0
     while marker != SCAN and data[place : place + 1] == b"\xff" and place + 1 < len(data):
         marker = data[place + 1]

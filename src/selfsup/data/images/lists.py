@@ -14,9 +14,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from selfsup.data.columns import Wanted, image_columns, names_image
 from selfsup.data.discovery import File, file_at, find, opened, reading
@@ -24,6 +25,7 @@ from selfsup.data.formats import file_part
 from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.images.decoding import BadImage
 from selfsup.data.images.stores import Span, Store
+from selfsup.data.origins import Origin
 from selfsup.data.parts import Malformed, Part, Values, record_part
 from selfsup.data.tally import Tally
 from selfsup.errors import Damaged
@@ -42,19 +44,13 @@ Place = Callable[[str], str]  # where the image of a name lies
 
 @dataclass
 class Listed:
-    """The images that lists name, in the order of their first appearance.
+    """The images that lists name, in the order of their first appearance."""
 
-    Attributes:
-        paths: of each; "" where a row has none.
-        labelled: whether a list has classes.
-        column: the columns of the last list, in words.
-    """
-
-    paths: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)  # "" where a row has none
     labels: list[object] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
-    labelled: bool = False
-    column: str = ""
+    labelled: bool = False  # whether a list has classes
+    column: str = ""  # the columns of the last list, in words
     _numbers: dict[str, int] = field(default_factory=dict)  # by path, of what may get further captions
 
     def read(self, path: str, place: Place, wanted: Wanted, failures: float) -> None:
@@ -67,28 +63,21 @@ class Listed:
         for _, row in part.rows([chosen.images, *chosen.beside]):
             values = {} if isinstance(row, Malformed) else row
             name = values.get(chosen.images)
-            captions = [text for column in chosen.captions for text in captions_in(values.get(column))]
-            self._add(
-                place(name) if isinstance(name, str) and _may_be_path(name) else "",
-                values.get(chosen.label) if chosen.label else None,
-                captions if chosen.captions else None,
+            path, number = place(name) if _is_path(name) else "", len(self.paths)
+            if chosen.captions and path:  # a row may hold further captions of an image
+                number = self._numbers.setdefault(path, number)
+            if number == len(self.paths):
+                self.paths.append(path)
+                self.labels.append(values.get(chosen.label) if chosen.label else None)
+                self.captions.append([])
+            self.captions[number] += (
+                text for column in chosen.captions for text in captions_in(values.get(column))
             )
 
-    def _add(self, path: str, label: object, captions: list[str] | None) -> None:
-        """Add a row: of an image with captions further ones, else an image."""
-        number = len(self.paths)
-        if captions is not None and path:
-            number = self._numbers.setdefault(path, number)
-        if number == len(self.paths):
-            self.paths.append(path)
-            self.labels.append(label)
-            self.captions.append([])
-        self.captions[number] += captions or []
 
-
-def open_lists(name: str, files: list[File], wanted: Wanted, tally: Tally, progress: Progress) -> Store:
+def open_lists(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress) -> Store:
     """The images that lists name, wherever they lie."""
-    listed = Listed()
+    listed, files = Listed(), origin.files
     for file in files:
         with tally.allowed(file.path):
             listed.read(file.path, _place(file.path), wanted, tally.failures)
@@ -105,9 +94,9 @@ def open_lists(name: str, files: list[File], wanted: Wanted, tally: Tally, progr
             yield file_at(path) if os.path.isfile(path) else path
 
     return Store(
-        name,
+        origin.name,
         len(paths),
-        lambda index: paths[index] or f"{name}, record {index + 1}",
+        lambda index: paths[index] or f"{origin.name}, record {index + 1}",
         span,
         labels=listed.labels if listed.labelled else None,
         captions=Captions.of(listed.captions),
@@ -131,11 +120,8 @@ class Described(NamedTuple):
 
 
 def described(root: str, files: Sequence[File], wanted: Wanted, failures: float) -> Described:
-    """What the lists of a folder say of its images.
-
-    Raises:
-        UserError: a damaged list, or one without a column that is asked for.
-    """
+    """What the lists of a folder say of its images. Raises UserError: a damaged list, or one without a column that is
+    asked for."""
     below = {os.path.basename(file.path): file.path for file in files}
     listed = Listed()
     for path in _lists_of(root, files, wanted):
@@ -166,11 +152,11 @@ def _lists_of(root: str, files: Sequence[File], wanted: Wanted) -> list[str]:
     return [path for pattern in patterns for path in sorted(glob.glob(pattern)) if _is_coco(path)]
 
 
-def _may_be_path(name: str) -> bool:
-    try:
-        return bool(name) and b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
+def _is_path(name: object) -> TypeGuard[str]:
+    """Whether a value may be the path of a file."""
+    with suppress(UnicodeEncodeError):
+        return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
+    return False
 
 
 def _place(path: str) -> Place:
@@ -205,12 +191,9 @@ def _is_coco(path: str) -> bool:
         return False
     with reading(path), opened(path) as file:
         head = file.read(COCO_HEAD)
-    if not _COCO.match(head):
-        return False
-    try:  # a line that is complete may be the first of many records
-        return "annotations" in json.loads(head.partition(b"\n")[0])
-    except (ValueError, RecursionError):
-        return True
+    with suppress(ValueError, RecursionError):  # a line that is complete may be the first of many records
+        return _COCO.match(head) is not None and "annotations" in json.loads(head.partition(b"\n")[0])
+    return True
 
 
 def _coco_part(path: str) -> Part:
@@ -224,9 +207,8 @@ def _coco_part(path: str) -> Part:
         for annotation in whole["annotations"]:
             captions[annotation["image_id"]].append(annotation["caption"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise Damaged(
-            f"{path} holds no captions in COCO's layout ({type(error).__name__}: {error}): it needs images with id and "
-            "file_name, and annotations with image_id and caption."
-        ) from error
+        problem = f"{path} holds no captions in COCO's layout ({type(error).__name__}: {error})"
+        needs = "images with id and file_name, and annotations with image_id and caption"
+        raise Damaged(f"{problem}: it needs {needs}.") from error
     rows: list[Values] = [{NAME: names[number], "captions": captions[number]} for number in names]
     return record_part(path, lambda: ((f"{path}, image {number}", row) for number, row in enumerate(rows, 1)))

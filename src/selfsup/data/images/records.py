@@ -26,13 +26,7 @@ FEW = 8  # images that a thread decodes at a time: for each one the threads woul
 
 def split_images(images: Images, share: float) -> tuple[Indices, Indices]:
     """Indices of the training and of the held-out images, by the hash of their content: duplicates fall on one side.
-
-    Args:
-        share: of the images held out, from 0 (none) to below 1.
-
-    Raises:
-        UserError: no such share, or a share of images that are all one.
-    """
+    The share that is held out is from 0 (none) to below 1. Raises UserError: no such share, or all images are one."""
     if not 0 <= share < 1:
         raise UserError(f"The held-out share must be at least 0 and below 1, not {share:g}.")
     if share and len(images) - images.duplicates == 1:
@@ -42,10 +36,8 @@ def split_images(images: Images, share: float) -> tuple[Indices, Indices]:
 
 
 class ImageRecords:
-    """Images as records, each reduced to what its `least` short side needs.
-
-    An image that turns out to be unreadable gives way to the next readable one of the indices.
-    """
+    """Images as records, each reduced to what its `least` short side needs. An image that turns out to be unreadable
+    gives way to the next readable one of the indices."""
 
     def __init__(self, images: Images, indices: Indices, least: int) -> None:
         self._images, self._indices, self._least = images, indices, least
@@ -64,11 +56,8 @@ class ImageRecords:
         return self._images.place(int(self._indices[record]))
 
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
-        """Records by index (n,).
-
-        Returns:
-            `pixels`: uint8 (n, 3, H, W), padded with zeros at the bottom and on the right; `sizes`: int64 (n, 2), the
-            height and width of each without its padding.
+        """Records by index (n,): `pixels`, uint8 (n, 3, H, W), padded with zeros at the bottom and on the right, and
+        `sizes`, int64 (n, 2), the height and width of each without its padding.
 
         Raises:
             UserError: more images than may be cannot be read.

@@ -23,7 +23,6 @@ from selfsup.data.images.captions import (
     captions_in_file,
 )
 from selfsup.data.images.decoding import MOST_BYTES, Encoded, formats
-from selfsup.data.images.lists import METADATA, described
 from selfsup.data.images.stores import MOST_TEXT, Span, Store, folders, for_all
 from selfsup.data.origins import Medium, Origin, origin_of
 from selfsup.data.tally import Tally
@@ -31,12 +30,7 @@ from selfsup.errors import UserError
 from selfsup.files import expanded, read_bytes
 from selfsup.report import Progress
 
-KINDS = (
-    "images",
-    "archives",
-    "tables",
-    "lists",
-)  # of files, in the order in which a folder is searched for them
+KINDS = ("images", "archives", "tables", "lists")  # of files, as a folder is searched for them
 # Extensions of further images, with what Pillow calls the format, where it can be read.
 OPTIONAL = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}
 
@@ -62,19 +56,8 @@ def store_of(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress) -
     kinds = {_one_kind(found) for found in origin.found}
     if len(kinds) > 1:
         raise UserError(f"{origin.name} mixes {' and '.join(sorted(kinds))}: give files of one kind.")
-    kind = kinds.pop()
-    if kind == "images":
-        store = _of_images(origin, wanted, tally, progress)
-    else:
-        store = _OPENERS[kind](origin.name, origin.files, wanted, tally, progress)
+    store = _OPENERS[kinds.pop()](origin, wanted, tally, progress)
     return replace(store, left_out=origin.left_out)
-
-
-_OPENERS: dict[str, Callable[[str, list[File], Wanted, Tally, Progress], Store]] = {
-    "archives": archives.open_archives,
-    "tables": tables.open_tables,
-    "lists": lists.open_lists,
-}
 
 
 def holds_images(source: object, column: str | None = None) -> bool:
@@ -124,7 +107,7 @@ def _one_kind(found: Found) -> str:
     kinds = {file.path: file.kind for file in found.files}
     kind = next(kind for kind in KINDS if kind in kinds.values())
     for file in found.files:
-        if kinds[file.path] != kind and os.path.basename(file.path) not in METADATA:
+        if kinds[file.path] != kind and os.path.basename(file.path) not in lists.METADATA:
             found.leave_out(f"{kinds[file.path]} beside {kind}", file.path)
     found.files = [file for file in found.files if kinds[file.path] == kind]
     return kind
@@ -135,7 +118,7 @@ def _of_images(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress)
     files, first = origin.files, origin.found[0]
     said = lists.Described()
     if len(origin.found) == 1 and os.path.isdir(first.root):
-        said = described(first.root, files, wanted, tally.failures)
+        said = lists.described(first.root, files, wanted, tally.failures)
     if wanted.content is not None or (wanted.label is not None and said.labels is None):
         raise UserError(
             f"{origin.name} holds image files, which have no columns: leave column and label out."
@@ -152,10 +135,18 @@ def _of_images(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress)
         len(files),
         lambda index: files[index].path,
         lambda index: Span(files[index].path, 0, files[index].size),
-        labels=said.labels if said.labels is not None else folders([file.path for file in files]),
+        labels=folders([file.path for file in files]) if said.labels is None else said.labels,
         captions=captions,
         stamp=lambda: files,
     )
+
+
+_OPENERS: dict[str, Callable[[Origin, Wanted, Tally, Progress], Store]] = {
+    "images": _of_images,
+    "archives": archives.open_archives,
+    "tables": tables.open_tables,
+    "lists": lists.open_lists,
+}
 
 
 def _captions_beside(files: list[File], wanted: Sequence[str], progress: Progress) -> list[list[str]]:

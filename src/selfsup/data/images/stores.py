@@ -49,31 +49,24 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """Encoded images, read at random and by several threads at once.
-
-    Attributes:
-        place: what messages call an image, by its number.
-        span: where it lies on the disk, where its bytes lie there as they are. Raises BadImage or OSError.
-        content: the image, where there is no `span`. Raises likewise.
-        labels: of each image, as the source has them: numbers, names or None; None where the source has no labels.
-        classes: names of the numbers, where the source gives them.
-        captions: of each image; None where there are none, or none were asked for.
-        stamp: what changes whenever the images may have; None where only reading them tells.
-        left_out: what lies at the source and is not read, in words.
-        column: the column of the images in words, where there was one to choose.
-    """
+    """Encoded images, read at random by their numbers, by several threads at once."""
 
     name: str
     count: int
-    place: Callable[[int], str]
+    place: Callable[[int], str]  # what messages call an image
+    # Where its bytes lie on the disk as they are, or else the image; both raise BadImage or OSError.
     span: Callable[[int], Span] | None = None
     content: Callable[[int], Encoded] = lambda index: b""
-    labels: Sequence[object] | None = None
-    classes: tuple[str, ...] | None = None
-    captions: Captions | None = None
-    stamp: Callable[[], Iterable[object]] | None = None
-    left_out: tuple[str, ...] = ()
-    column: str = ""
+    labels: Sequence[object] | None = (
+        None  # of each image a number, a name or None; None where there are none
+    )
+    classes: tuple[str, ...] | None = None  # names of the numbers, where the source gives them
+    captions: Captions | None = None  # None where there are none, or none were asked for
+    stamp: Callable[[], Iterable[object]] | None = (
+        None  # changes with the images; None where only reading tells
+    )
+    left_out: tuple[str, ...] = ()  # what lies at the source and is not read, in words
+    column: str = ""  # of the images, in words, where there was one to choose
 
     def read(self, index: int) -> Encoded:
         """An image by its number. Raises BadImage or OSError."""

@@ -22,6 +22,7 @@ from selfsup.data.discovery import File
 from selfsup.data.images.captions import Captions, captions_in
 from selfsup.data.images.decoding import MOST_BYTES, BadImage
 from selfsup.data.images.stores import FORMAT, SHARE, Store
+from selfsup.data.origins import Origin
 from selfsup.data.tally import Tally
 from selfsup.errors import Damaged
 from selfsup.files import read_bytes
@@ -38,14 +39,14 @@ class _Batch(NamedTuple):
     rows: Any
 
 
-def open_tables(name: str, files: list[File], wanted: Wanted, tally: Tally, progress: Progress) -> Store:
+def open_tables(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress) -> Store:
     """Rows of tables: where they lie mapped, else in memory where there is room, else unpacked once into the cache."""
-    tables = []
+    tables, files = [], origin.files
     for file in files:
         with tally.allowed(file.path):
             tables.append((file, open_arrow(Path(file.path))))
     if not tables:
-        return Store(name, 0, str)
+        return Store(origin.name, 0, str)
     first = tables[0][1]
     chosen = image_columns(str(first.path), sample_of_table(first), wanted)
     _require_kinds(first, chosen)
@@ -59,7 +60,7 @@ def open_tables(name: str, files: list[File], wanted: Wanted, tally: Tally, prog
             room -= 0 if table.mapped else sum(batch.nbytes for batch in rows)
         progress(number + 1, len(files))
     stamp = [chosen.images, *((file, table.rows, table.size) for file, table in tables)]
-    return replace(_store(name, first, chosen, batches), stamp=lambda: stamp)
+    return replace(_store(origin.name, first, chosen, batches), stamp=lambda: stamp)
 
 
 def open_table(name: str, table: ArrowFile, wanted: Wanted) -> Store:
