@@ -87,6 +87,7 @@ def test_a_text() -> None:
             expected = "+" if t == other else "=" if text == twin else "-"
             assert views["alike"]["roles"][t][other] == expected
     assert views["alike"]["name"] == "before training"
+    assert (content["deletion"], content["dropout"]) == (0.5, 0.1)  # those of a training without settings
     shown = printed(inspection, width=120)
     assert "(equal to" in shown
     assert f"{''.join(networks(inspection)[0].roles).count('=')} pairs of equal sentences left out" in shown

@@ -106,8 +106,11 @@ def _resolved(
     if not issubclass(kind, Recipe):
         return Settings(run, given)
     known = {*Config.model_fields, *kind.sections()}
-    own = {key: value for key, value in kind.upgraded(run[1]).items() if key in known}
-    return kind.resolve((run[0], own), given)
+    name, config = run
+    if config.get("objective") in (kind.name, python_name(kind)):
+        config = kind.upgraded(config)
+    own = {key: value for key, value in config.items() if key in known}
+    return kind.resolve((name, own), given)
 
 
 def _inspector(kind: str) -> Callable[[Request], Inspection]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from selfsup.inspection.blocks import ALIEN, OUT, OWN, Matrix, Picture, Table, mean
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Matrix, Picture, Table, mean, of_role
 from selfsup.inspection.figures import loss, means
 from selfsup.objectives.base import Objective, Outputs, Task
 
@@ -35,10 +35,7 @@ class Alike:
 
     def mean(self, role: str) -> float:
         """Of the cosines of a role."""
-        pairs = zip(self.similarity, self.roles, strict=True)
-        return mean(
-            [cosine for row, roles in pairs for cosine, is_ in zip(row, roles, strict=True) if is_ == role]
-        )
+        return mean(of_role(role, self.roles, self.similarity))
 
     def hardest(self) -> dict[int, tuple[int, float]]:
         """For each row that has other ones, the one of them that is most similar to it, and the cosine."""

@@ -188,15 +188,10 @@ class Matrix(Block):
     said: tuple[list[str], list[str]] = ([], [])  # what rows and columns are, where a cell is pointed at
     meaning: dict[str, str] = field(default_factory=dict)  # what roles stand for, likewise
 
-    def of(self, role: str) -> list[float]:
-        """The values of all cells of a role, row by row."""
-        rows = zip(self.roles, self.values, strict=True)
-        return [value for roles, row in rows for is_, value in zip(roles, row, strict=True) if is_ == role]
-
     @property
     def range(self) -> tuple[float, float]:
         """What is drawn as nothing, and at full strength."""
-        kept = self.of(OWN) + self.of(ALIEN)
+        kept = [value for role in (OWN, ALIEN) for value in of_role(role, self.roles, self.values)]
         return self.limits or (min(kept, default=0.0), max(kept, default=1.0))
 
     @property
@@ -288,6 +283,12 @@ def task(kind: str, said: Mapping[str, str], /, **figures: object) -> Section:
     """What is shown, hidden, predicted and learned; `said` in place of the words of the kind."""
     points = {term: text.format(**figures) for term, text in _words()[kind]["task"].items()}
     return Section("the task", [Points({**points, **said})])
+
+
+def of_role(role: str, roles: Sequence[str], values: Sequence[Sequence[float]]) -> list[float]:
+    """The values of all cells of a role, row by row."""
+    rows = zip(roles, values, strict=True)
+    return [value for marks, row in rows for mark, value in zip(marks, row, strict=True) if mark == role]
 
 
 def share_of(loss: float, chance: float | None) -> float:

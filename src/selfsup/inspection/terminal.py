@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 
 from selfsup.inspection import blocks
-from selfsup.inspection.blocks import OUT, OWN, Block, Document, Token, mean, share_of
+from selfsup.inspection.blocks import OUT, OWN, Block, Document, Token, mean, of_role, share_of
 from selfsup.report import Text
 
 BAR = 20  # columns of a loss at chance
@@ -262,7 +262,7 @@ def _gallery(block: blocks.Gallery, width: int) -> RenderableType:
 def _matrix(block: blocks.Matrix, width: int) -> RenderableType:
     if not block.rows:
         every = mean([value for row in block.values for value in row])
-        own = mean(block.of(OWN))
+        own = mean(of_role(OWN, block.roles, block.values))
         return Text(f"{block.name}: {own:.2f} on the diagonal, {every:.2f} everywhere, in the mean")
     shown = min(len(block.columns), max(1, (width - 4) // 4))
     lines = [Text(f"{block.name}, in hundredths", "italic")]
