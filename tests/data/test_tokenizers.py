@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -184,6 +184,7 @@ SEAMS = st.lists(
 
 
 @given(text=SEAMS)
+@example(text="\n  1 aa")
 @settings(deadline=None, max_examples=300)
 def test_pieces_encode_as_the_whole(trained, text):
     with pytest.MonkeyPatch.context() as patch:

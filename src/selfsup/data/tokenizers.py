@@ -231,7 +231,8 @@ class TextTokenizer:
             return None
         looked_at = beginning[: PIECE + 4 * RUN]  # none looks further
         runs = self._tokenizer.pre_tokenizer.pre_tokenize_str(looked_at)
-        return next(int(end) for _, (_, end) in runs if end >= PIECE)
+        ends = (int(end) for _, (_, end) in runs if end >= PIECE)
+        return next((end for end in ends if _parts(beginning, end)), None)
 
     @cached_property
     def _may_cut(self) -> bool:
@@ -458,6 +459,13 @@ def cut(document: str, seam: Callable[[str], int | None] = lambda _: PIECE) -> l
         start += length
     pieces.append(document[start:])
     return pieces
+
+
+def _parts(text: str, place: int) -> bool:
+    """Whether a run of white space that ends at a place would not go on, or end otherwise, were the text's end there:
+    the last space before a word is a run of its own."""
+    before, behind = text[place - 1], text[place : place + 1]
+    return not before.isspace() or before in "\r\n" or behind in ("", " ", "\t", "\r", "\n")
 
 
 def _piece(document: str, start: int, seam: Callable[[str], int | None]) -> int | None:
