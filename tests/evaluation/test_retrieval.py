@@ -26,7 +26,7 @@ from selfsup.evaluation import PAIR_MODELS, evaluate, retrieval
 from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.retrieval import TOLERANCE, Relation, chance, chance_median, ranks, recall
 from selfsup.inference.clip import PairModel
-from selfsup.inference.pairs import CaptionedPictures
+from selfsup.inference.pictures import CaptionedPictures
 
 
 def plain_ranks(queries: np.ndarray, candidates: np.ndarray, own: list[set[int]]) -> list[int]:

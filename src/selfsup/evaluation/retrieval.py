@@ -30,7 +30,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation.base import Measurement, Resample, Score, bootstrap
 from selfsup.inference.geometry import normalised
 from selfsup.inference.items import Item, Vectors, silent
-from selfsup.inference.pairs import open_captioned
+from selfsup.inference.pictures import open_captioned
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
 from selfsup.report import Progress
@@ -193,7 +193,8 @@ def _open(measurement: Measurement) -> tuple[Vectors, Vectors, Relation, str]:
     """
     m = measurement
     size = m.model.image.size
-    collection = open_captioned(m.need_data(), size, m.column, m.captions, m.failures, m.progress)
+    how = {"failures": m.failures, "progress": m.progress}
+    collection = open_captioned(m.need_data(), size, m.column, m.captions, **how)
     m.sources.append(collection)
     items: dict[bytes, Item] = {}
     captions: dict[bytes, dict[str, None]] = {}  # in their order

@@ -26,14 +26,8 @@ TOWERS = ("image", "text")  # attributes of a model of two, and directories in i
 
 
 def load(path: str | Path) -> AnyModel:
-    """The model of a run, or of a directory in Hugging Face's layout: a decoder, an encoder of texts or of images,
-    or two of them that share a space.
-
-    A text encoder's may be one of sentence-transformers.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """The model of a run, or of a directory in Hugging Face's layout or, of an encoder, in that of
+    sentence-transformers. Raises UserError where there is neither."""
     model = open_model(find_model(path))
     model.path = os.path.abspath(expanded(path))
     return model

@@ -1,14 +1,14 @@
-"""Images as items: those of a source, decoded when a model's turn comes to them, their classes, and views of them."""
+"""Images as items: decoded when a model's turn comes to them, with their classes and captions, and views of them."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,14 +64,11 @@ class Viewed:
         from selfsup.views import MEAN, STD, render, simclr_view
 
         whole = torch.from_numpy(self.image.pixels(VIEW_SURPLUS * self.size)).permute(2, 0, 1)[None]
-        sizes = torch.tensor([whole.shape[2:]])
-        record = np.array([self.image.index])
-        view = render(
-            whole, sizes, simclr_view(self.size), self.seed, np.zeros_like(record), record, self.number
-        )
+        sizes, record = torch.tensor([whole.shape[2:]]), np.array([self.image.index])
+        epoch, described = np.zeros_like(record), simclr_view(self.size)
+        view = render(whole, sizes, described, self.seed, epoch, record, self.number)
         shown = view[0].permute(1, 2, 0).numpy() * np.array(STD) + np.array(MEAN)
-        pixels: Pixels = (255 * shown).round().clip(0, 255).astype(np.uint8)
-        return pixels
+        return np.asarray((255 * shown).round().clip(0, 255), np.uint8)
 
 
 class Picture(Item):
@@ -151,19 +148,19 @@ class Pictures:
             )
         self._classless = []
         for index in self._indices.tolist():
-            if (label := self._class(index)) is not None:
-                yield self._item(index), label
+            item, label = self._item(index), self._class(index)
+            if label is None:
+                self._classless.append(item.source)
             else:
-                self._classless.append(_absolute(self._images.place(index)))
+                yield item, label
 
     def parts(self) -> Iterator[Item]:
         return self.items()
 
     def pairs(self, seed: int) -> ScoredPairs:
         """Two views of each image, which belong together."""
-        first, second = (
-            [self._view(index, number, seed) for index in self._indices.tolist()] for number in (0, 1)
-        )
+        places = self._indices.tolist()
+        first, second = ([self._view(place, number, seed) for place in places] for number in (0, 1))
         return ScoredPairs(first, second, np.ones(len(first)))
 
     def _class(self, index: int) -> str | None:
@@ -175,8 +172,24 @@ class Pictures:
         return Picture(place, Stored(self._images, index), place, values or {})
 
     def _view(self, index: int, number: int, seed: int) -> Item:
-        place = _absolute(self._images.place(index))
-        return Picture(place, Viewed(Stored(self._images, index), number, self._size, seed), place, {})
+        item = self._item(index)
+        return replace(item, content=Viewed(item.content, number, self._size, seed))
+
+
+class CaptionedPictures(Pictures):
+    """The same of a source with captions, such as `selfsup.data.pairs.open_pairs` opens; raises UserError where it has
+    none."""
+
+    def __init__(self, images: Images, size: int, indices: npt.NDArray[np.int64] | None = None) -> None:
+        from selfsup.data.pairs import captions_of
+
+        super().__init__(images, size, indices)
+        self._captions = captions_of(images)
+
+    def captioned(self) -> Iterator[tuple[Item, tuple[str, ...]]]:
+        """Each image with all its captions."""
+        for index in self._indices.tolist():
+            yield self._item(index), self._captions[index]
 
 
 def open_pictures(
@@ -200,12 +213,23 @@ def open_pictures(
     return Pictures(images, size)
 
 
+def open_captioned(
+    source: object, size: int, column: str | None = None, captions: Sequence[str] = (), **how: Any
+) -> CaptionedPictures:
+    """The captioned images of any source that `selfsup.data.pairs.open_pairs` takes, or of such a collection. Raises
+    UserError where it has no captions."""
+    from selfsup.data.pairs import open_pairs
+
+    if isinstance(source, CaptionedPictures):
+        return source
+    return CaptionedPictures(open_pairs(source, column=column, captions=captions, **how), size)
+
+
 def open_picture(image: object) -> Item:
     """One image, given by its path, its pixels (H, W, 3), or as a PIL image, to look for others with. Raises
     UserError where there is none, it cannot be read, or there are several."""
-    found = list(
-        open_pictures(image if isinstance(image, str | Path) else [image], size=0, failures=0.0).items()
-    )
+    source = image if isinstance(image, str | Path) else [image]
+    found = list(open_pictures(source, size=0, failures=0.0).items())
     if len(found) != 1:
         raise UserError(f"{image} holds {len(found)} images; look for one at a time.")
     return found[0]

@@ -13,6 +13,7 @@ from selfsup.inference.hits import Hit
 from selfsup.inference.items import Item
 from selfsup.inference.library import OWN, Library
 from selfsup.inference.opening import open_embedder
+from selfsup.inference.pictures import open_picture
 from selfsup.inference.texts import Text
 
 
@@ -40,13 +41,11 @@ def search(
 
 
 class Searcher:
-    """A library with the model that made it, ready for queries.
+    """A library with the model that made it, ready for queries. Raises UserError where there is no such library or
+    model, or it is another one.
 
     Args:
         model: where the model is now; None is where it was when the library was made.
-
-    Raises:
-        UserError: no such library or model, or it is another one.
     """
 
     def __init__(self, library: str | Path, model: str | Path | None = None, device: str = "auto") -> None:
@@ -66,13 +65,9 @@ class Searcher:
     ) -> list[Hit]:
         """The `top` records nearest to a query among those that fulfil the SQL condition `where`.
 
-        Args:
-            query: words to look for.
-            image: in their place, the path of an image, its pixels (H, W, 3), or a PIL image.
-
-        Raises:
-            UserError: not one query, or one that the model cannot read; no hits asked for; a condition that cannot
-                be used.
+        What to look for are words or, in their place, an image: its path, its pixels (H, W, 3), or a PIL image. Raises
+        UserError where there is not one query, or one that the model cannot read, for no hits, and for a condition
+        that cannot be used.
         """
         vector = self._model.query(_asked(query, image))
         most = max(1, min(top, self.library.count()))
@@ -84,8 +79,6 @@ def _asked(query: str | None, image: object) -> Item:
     if (query is None) == (image is None):
         raise UserError("Say what to look for, either in words or by an image (--image FILE).")
     if query is None:
-        from selfsup.inference.pictures import open_picture
-
         return open_picture(image)
     if not query.strip():
         raise UserError("The query is empty; say what to look for.")

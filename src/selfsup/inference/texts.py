@@ -21,15 +21,8 @@ if TYPE_CHECKING:
     from selfsup.data.sources import Row, Table
     from selfsup.data.tally import Skipped
 
-LABELS = (
-    "label",
-    "labels",
-    "class",
-    "category",
-    "target",
-    "intent",
-    "sentiment",
-)  # usual names, likeliest first
+# Usual names of a column of classes, likeliest first.
+LABELS = ("label", "labels", "class", "category", "target", "intent", "sentiment")
 SENTENCES = ("sentence1", "sentence2")
 SIMILARITY = "score"
 SAMPLED_ROWS = 100  # looked at to find the columns of pairs
@@ -57,13 +50,10 @@ class Texts:
     """The texts of a source; `skipped` and `empty` describe the last complete pass.
 
     Args:
-        source: what `selfsup.data.sources.open_text` takes.
+        source: what `selfsup.data.sources.open_text` takes; UserError where nothing of it is there and readable.
         column: the column of the text; by default it is found in each file.
         label: the column of its class; by default one with a usual name (`LABELS`).
         failures: the share of bad records, from 0 to 1, above which reading stops.
-
-    Raises:
-        UserError: nothing there, or nothing readable.
     """
 
     kind: ClassVar[type[Item]] = Text
@@ -121,11 +111,8 @@ class Texts:
         yield from self.items()
 
     def pairs(self, seed: int) -> ScoredPairs:
-        """Pairs of sentences, and how much they mean the same to people.
-
-        Raises:
-            UserError: no two columns of text or no column of numbers; no score is a number; all are equal.
-        """
+        """Pairs of sentences, and how much they mean the same to people. Raises UserError where there are no two
+        columns of text or no column of numbers, where no score is a number, or all are equal."""
         table = self._table
         self._pair = one, other, similarity = _pair_columns(table)
         rows = list(table.rows((one, other, similarity), check=partial(_no_pair, (one, other), similarity)))
@@ -171,12 +158,12 @@ def _no_class(column: str, values: Values) -> str | None:
     value = values[column]
     if isinstance(value, str) and not value.strip():
         return f"the {column} is empty"
-    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        return f"the {column} is {value!r}, and a class is a whole number or a word"
+    if isinstance(value, float) and not value.is_integer():
         raise UserError(
             f"A {column!r} is {value!r}, and a class is a whole number or a word; name another column with --label."
         )
-    if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, str | int | float):
-        return f"the {column} is {value!r}, and a class is a whole number or a word"
     return None
 
 

@@ -56,11 +56,8 @@ def generate(
 
 @checked
 def fill(run: str | Path, text: str, top: int = 5) -> list[list[Candidate]]:
-    """The likeliest words in each place of a text that says [MASK], as the model of a run sees it.
-
-    Raises:
-        UserError: no model that fills in words, a text without such a place, a `top` below 1.
-    """
+    """The likeliest words in each place of a text that says [MASK], as the model of a run sees it. Raises UserError
+    where the model fills in no words, the text has no such place, or `top` is below 1."""
     return load_as(run, EncoderModel).fill(text, top)
 
 
@@ -74,18 +71,12 @@ def prompts_of(prompts: str | Sequence[str] | None, file: str | Path | None) -> 
 
 
 def read_prompts(file: str) -> list[str]:
-    """The lines of a file, or of the standard input for `-`; an empty line is a prompt that starts from nothing.
-
-    Raises:
-        UserError: it cannot be read, is no text in UTF-8, holds no line, or has more than `MOST_PROMPTS` bytes.
-    """
-    name = "The standard input" if file == "-" else file
+    """The lines of a file, or of the standard input for `-`; an empty line is a prompt that starts from nothing. Raises
+    UserError where it cannot be read, is no text in UTF-8, holds no line, or more than `MOST_PROMPTS` bytes."""
+    given = file == "-"
+    name = "The standard input" if given else file
     try:
-        data = (
-            sys.stdin.buffer.read(MOST_PROMPTS + 1)
-            if file == "-"
-            else read_bytes(expanded(file), MOST_PROMPTS)
-        )
+        data = sys.stdin.buffer.read(MOST_PROMPTS + 1) if given else read_bytes(expanded(file), MOST_PROMPTS)
         lines = data.decode("utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"Cannot read the prompts in {file}: {error.strerror}.") from None

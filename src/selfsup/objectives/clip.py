@@ -53,7 +53,7 @@ from selfsup.views import View, centred, render
 
 if TYPE_CHECKING:
     from selfsup.inference.clip import PairModel
-    from selfsup.inference.pairs import CaptionedPictures
+    from selfsup.inference.pictures import CaptionedPictures
 
 LARGEST_SCALE = 100.0  # of cosines (Radford et al. 2021, section 2.5)
 TEMPERATURES = {"softmax": 0.07, "sigmoid": 0.1}  # at first: there, and Zhai et al. 2023, section 3.2
@@ -481,7 +481,7 @@ class CLIPRecipe(ImageRecipe):
 
     def pictures(self, indices: npt.NDArray[np.int64]) -> CaptionedPictures:
         """As images alone are, with their captions."""
-        from selfsup.inference.pairs import CaptionedPictures
+        from selfsup.inference.pictures import CaptionedPictures
 
         return CaptionedPictures(self.images, self.settings["data.size"], indices)
 
