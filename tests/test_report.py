@@ -29,7 +29,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation.base import Score
 from selfsup.inference.hits import Hit
 from selfsup.inference.hits import show as show_hits
-from selfsup.inference.zero_shot import Shown
+from selfsup.inference.zero_shot import Described
 from selfsup.inference.zero_shot import show as show_answers
 from selfsup.report import CONTROLS, Reporter, Screen, Text, json_line, print_json, printable, say
 from selfsup.run import Run
@@ -78,8 +78,8 @@ WAYS: dict[str, Callable[[Screen], Any]] = {
     "a string": lambda screen: screen.print(EVIL),
     "a text": lambda screen: screen.print(Text(EVIL)),
     "parts of a text": lambda screen: screen.print(Text.assemble((EVIL, "bold"), EVIL).append(EVIL)),
-    "labels": lambda screen: show_answers([Shown("image", {EVIL: 1.0})], screen),
-    "images": lambda screen: show_answers([Shown(EVIL, {"label": 1.0})], screen),
+    "labels": lambda screen: show_answers([Described("image", {EVIL: 1.0})], screen),
+    "images": lambda screen: show_answers([Described(EVIL, {"label": 1.0})], screen),
     "a score": lambda screen: Score(protocol="p", data=EVIL, details={EVIL: EVIL}, **FIGURES).print(screen),  # type: ignore[arg-type]
 }  # fmt: skip
 

@@ -37,15 +37,8 @@ class Measurement:
     Attributes:
         directory: a run directory, or a model directory in Hugging Face's layout.
         model: what was opened there; a protocol is only asked about models that it is defined for.
-        data: a source; None is the run's own held-out part.
-        column, label: the columns of the content and of the class; found by themselves where they are None.
-        device: where the model computes.
-        seed: of the resamples, and of what a protocol draws.
-        progress: called with the predictions or records done so far, and all of them.
-        test: a source of test records; where it is None they are a part of the data.
-        templates: texts around the name of a class; None is the protocol's own.
-        captions: the columns of the data that hold captions; found by themselves where there are none.
-        failures: the share of bad records, from 0 to 1, above which reading stops.
+        data, column, device, seed, progress, test, label, templates, captions, failures: as `selfsup.evaluate` takes
+            them.
         sources, truncated: what was opened so far, and how many texts of it were longer than the window.
     """
 

@@ -72,11 +72,8 @@ def accuracy(measurement: Measurement, split: Split, answers: Labels, **details:
 
 
 def open_split(measurement: Measurement) -> Split:
-    """The labelled data of a measurement, with its test data or test part.
-
-    Raises:
-        UserError: no data or classes; a part is empty; the bank has one class only, or none of the test's.
-    """
+    """The labelled data of a measurement, with its test data or test part. Raises UserError where there are no data or
+    classes, a part is empty, or the bank has one class only, or none of the test's."""
     items, labels, name = _read_labelled(measurement, measurement.need_data())
     if measurement.test is None:
         tested = _test_part(items, labels, name)
@@ -165,10 +162,7 @@ def open_vectors(measurement: Measurement) -> tuple[Vectors, str]:
 
 def open_pairs(measurement: Measurement) -> tuple[Vectors, Vectors, Floats, str]:
     """Vectors (n, d) of the first and of the second of what belongs together, to what degree (n,), and the data's name.
-
-    Raises:
-        UserError: no data, or none of which it is known.
-    """
+    Raises UserError where there is no data, or none of which it is known."""
     collection = measurement.open()
     pairs = collection.pairs(measurement.seed)
     read, vectors = measurement.embed([*pairs.first, *pairs.second])

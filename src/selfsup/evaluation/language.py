@@ -47,11 +47,8 @@ class Predicted:
 
 
 def open_subject(measurement: Measurement) -> tuple[LanguageModel, Predicted]:
-    """The model, and the data as its tokenizer encodes it.
-
-    Raises:
-        UserError: no such data; no data is given and the model has none of its own, or it has changed.
-    """
+    """The model, and the data as its tokenizer encodes it. Raises UserError where there is no such data, or none is
+    given and the model has none of its own, or it has changed."""
     model: LanguageModel = measurement.model
     if measurement.data is None:
         return model, _held_out(measurement.directory)

@@ -36,18 +36,12 @@ TENSORS = ("mean", "deviation", "weight", "bias")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a probe says of a record.
+    """What a probe says of a record."""
 
-    Attributes:
-        record: where it stands.
-        text: what it says, where it is one.
-        label: the likeliest class; probability: how likely, to the probe.
-    """
-
-    record: str
-    text: str
-    label: Label
-    probability: float
+    record: str  # where it stands
+    text: str  # what it says, where it is one
+    label: Label  # the likeliest class
+    probability: float  # how likely, to the probe
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,14 +89,9 @@ class Probe:
         return cls(classifier, split.classes, estimate, model.fingerprint, len(split.vectors))
 
     def classify(self, run: str | Path, data: object, **how: Any) -> Answers[Answer]:
-        """The class of each readable record of a source, such as a list of strings, in its order.
-
-        Args:
-            how: column, failures, device and progress, as `Measurement` takes them.
-
-        Raises:
-            UserError: the model is not the one that the probe was fitted to; no such data.
-        """
+        """The class of each readable record of a source, such as a list of strings, in its order; `how` are column,
+        failures, device and progress, as `Measurement` takes them. Raises UserError where there is no such data, or the
+        model is not the one that the probe was fitted to."""
         model = load_encoder(run)
         if model.fingerprint != self.model:
             raise UserError(
@@ -247,11 +236,8 @@ def _checksums(text: str, tensors: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _read_tensors(file: Path, text: str) -> dict[str, Tensor]:
-    """The numbers of a probe with a description.
-
-    Raises:
-        ValueError: they, or the description, are not those that were written; KeyError where some are missing.
-    """
+    """The numbers of a probe with a description. Raises ValueError where they, or the description, are not those that
+    were written, and KeyError where some are missing."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:

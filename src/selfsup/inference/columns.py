@@ -34,14 +34,12 @@ class Column:
             return None
         if self.kind == pa.string():
             return as_string(value)
-        if kind != self.kind and not (kind == pa.int64() and self.kind == pa.float64()):
+        if _common({kind, self.kind}) != self.kind:
             raise UserError(
                 f"The library's column {self.name} holds {self.kind} and {where} has {value!r}; mend the data, "
                 "rename its column, or make a new library."
             )
-        return (
-            value if kind == pa.bool_() else int(str(value)) if self.kind == pa.int64() else float(str(value))
-        )
+        return value if kind == pa.bool_() else (int if self.kind == pa.int64() else float)(str(value))
 
 
 @dataclass
@@ -98,16 +96,15 @@ def kind_of(value: object) -> pa.DataType | None:
         return pa.bool_()
     if isinstance(value, int):
         return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
-    if isinstance(value, float):
-        return pa.float64()
     if isinstance(value, str) and INTEGER.fullmatch(value):
         return pa.int64()
-    if isinstance(value, str) and REAL.fullmatch(value):
+    if isinstance(value, float) or (isinstance(value, str) and REAL.fullmatch(value)):
         return pa.float64()
     return pa.string()
 
 
 def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    """What values of several kinds are stored as."""
     if len(kinds) == 1:
         return next(iter(kinds))
     return pa.float64() if kinds == {pa.int64(), pa.float64()} else pa.string()

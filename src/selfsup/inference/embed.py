@@ -47,12 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What `embed` made.
-
-    Attributes:
-        records: rows of the file.
-        left_out: what of the source is not in it, or not wholly.
-    """
+    """What `embed` made: a file of so many records, and what of the source is not in it, or not wholly."""
 
     path: Path
     records: int
@@ -248,11 +243,8 @@ def _make_chunks(
     schema: pa.Schema,
     within: Callable[[int], Progress],
 ) -> tuple[list[Path], int]:
-    """The files of all chunks, in order, and their items; those that are there already are kept.
-
-    Args:
-        within: progress in all as progress within a chunk, by the number of items before it.
-    """
+    """The files of all chunks, in order, and how many items they have; those that are there already are kept. `within`
+    makes progress in all of progress within a chunk, by the number of items before it."""
     files: list[Path] = []
     done = 0
     for number, items in enumerate(parts):

@@ -130,15 +130,12 @@ class LanguageModel(Model):
         if len(tokens) < 2:
             raise UserError("a loss needs two tokens or more: one to start from and one to predict")
         decoder = self._native()
-        weight = decoder.output_weight
-        window = decoder.config.window
-        row = torch.tensor([list(tokens)], device=weight.device)
+        row = torch.tensor([list(tokens)], device=decoder.output_weight.device)
         cache = self._cache(1, len(tokens) - 1, padding=[0])
+        parts = (torch.split(part, decoder.config.window, 1) for part in (row[:, :-1], row[:, 1:]))
         losses = [
             F.cross_entropy(decoder.logits(inputs, cache=cache)[0].float(), targets[0], reduction="none")
-            for inputs, targets in zip(
-                torch.split(row[:, :-1], window, 1), torch.split(row[:, 1:], window, 1), strict=True
-            )
+            for inputs, targets in zip(*parts, strict=True)
         ]
         return torch.cat(losses)
 
@@ -157,9 +154,8 @@ class LanguageModel(Model):
         weight = decoder.output_weight
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
-        fresh = torch.tensor(
-            [[row[0]] * pad + row for pad, row in zip(padding, rows, strict=True)], device=weight.device
-        )
+        padded = [[row[0]] * pad + row for pad, row in zip(padding, rows, strict=True)]
+        fresh = torch.tensor(padded, device=weight.device)
         cache = self._cache(len(rows), longest + count, padding)
         choose = _Chooser(how, seed, fresh, decoder.config.vocabulary, first)
         writing = set(range(len(rows)))
@@ -167,11 +163,7 @@ class LanguageModel(Model):
         logits = F.linear(self._last_hidden(fresh, cache), weight)
         for position in range(count):
             chosen = choose(logits.float(), position)
-            drawn = [
-                (n, token)
-                for n, token in enumerate(chosen.tolist())
-                if n in writing and token not in self.ends
-            ]
+            drawn = [(n, t) for n, t in enumerate(chosen.tolist()) if n in writing and t not in self.ends]
             yield drawn
             writing = {number for number, _ in drawn} - stopped
             if not writing:

@@ -11,24 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A record that was found.
+    """A record that was found."""
 
-    Attributes:
-        score: cosine similarity with the query, from −1 to 1.
-        text: what it says; empty for an image.
-        source: where the record stands.
-        values: its other columns.
-    """
-
-    score: float
+    score: float  # cosine similarity with the query, from −1 to 1
     id: str
-    text: str
-    source: str
-    values: dict[str, Any]
+    text: str  # what it says; empty for an image
+    source: str  # where the record stands
+    values: dict[str, Any]  # its other columns
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,8 +69,6 @@ def _best_start(text: str, query: str, width: int) -> int:
 
 def show(hits: Sequence[Hit], query: str, console: Console) -> None:
     """Score, snippet and source of each hit, one line each."""
-    from rich.table import Table
-
     from selfsup.report import Text, printable
 
     if not hits:
@@ -86,7 +78,7 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
     worded = any(hit.text for hit in hits)
     aside = min(max(map(len, sources)), console.width // 3 if worded else console.width - 9)
     width = max(20, console.width - aside - 11)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table()
     table.add_column("score", justify="right")
     if worded:
         table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
@@ -96,6 +88,13 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
         line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
         table.add_row(f"{hit.score:.3f}", *([line] if worded else []), Text(ending(source, aside)))
     console.print(table)
+
+
+def plain_table() -> Table:
+    """A table without lines, for what was found."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def short(source: str) -> str:

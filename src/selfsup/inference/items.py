@@ -1,15 +1,13 @@
 """What is embedded and by what: records as items, whatever they hold, and the models that turn them into vectors.
 
-A kind of item is what one kind of model can read: a text (`selfsup.inference.texts`), an image
-(`selfsup.inference.pictures`). A model says how it reads a
-source (`EmbeddingModel.read`), and gets the contents of items back to embed them; nothing between the two knows what a
-content is.
+A kind of item is what one kind of model can read: a text (`texts.py`), an image (`pictures.py`). A model says how it
+reads a source (`EmbeddingModel.read`) and gets the contents of items back to embed them; nothing between the two knows
+what a content is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,32 +70,25 @@ class ScoredPairs:
 
 
 class Counted(Protocol):
-    """A source that counts what it leaves out.
-
-    Attributes:
-        skipped: bad records of the last complete pass.
-        empty: blank ones.
-        notes: how it is read, in words, by what they are about: its column, its split, what else lies there.
-    """
+    """A source that counts what it leaves out."""
 
     @property
-    def notes(self) -> dict[str, str]: ...
+    def notes(self) -> dict[str, str]:
+        """How it is read, in words, by what they are about: its column, its split, what else lies there."""
 
     @property
-    def skipped(self) -> Skipped: ...
+    def skipped(self) -> Skipped:
+        """Bad records of the last complete pass."""
 
     @property
-    def empty(self) -> int: ...
+    def empty(self) -> int:
+        """Blank ones."""
 
 
 class Collection(Counted, Protocol):
-    """A source as a model reads it, again with each pass.
+    """A source as a model reads it, again with each pass."""
 
-    Attributes:
-        kind: what its items are.
-    """
-
-    kind: ClassVar[type[Item]]
+    kind: ClassVar[type[Item]]  # what its items are
     name: str
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
@@ -184,15 +175,15 @@ class LeftOut:
     def of(cls, collections: Iterable[Counted], truncated: int = 0) -> LeftOut:
         """Of the last pass over collections, from which so many items were truncated."""
         collections = list(collections)
-        counted = [(collection.skipped, collection.empty) for collection in collections]
-        names = itertools.chain.from_iterable(skipped.names for skipped, _ in counted)
+        counted = [collection.skipped for collection in collections]
+        names = [name for skipped in counted for name in skipped.names]
         return cls(
             _together([collection.notes for collection in collections]),
             truncated,
-            sum(skipped.count for skipped, _ in counted),
-            sum(empty for _, empty in counted),
-            sum(skipped.replaced_bytes for skipped, _ in counted),
-            tuple(itertools.islice(names, NAMED)),
+            skipped=sum(skipped.count for skipped in counted),
+            empty=sum(collection.empty for collection in collections),
+            replaced_bytes=sum(skipped.replaced_bytes for skipped in counted),
+            skipped_names=tuple(names[:NAMED]),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -219,11 +210,8 @@ def _together(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 class Answers(list[T]):
-    """What was found of each readable record of a source, in its order.
-
-    Attributes:
-        left_out: what of the source is not among them, or was not read wholly.
-    """
+    """What was found of each readable record of a source, in its order; `left_out` is what of the source is not among
+    them, or was not read wholly."""
 
     def __init__(self, answers: Iterable[T], left_out: LeftOut) -> None:
         super().__init__(answers)

@@ -74,13 +74,8 @@ class Library:
     @contextmanager
     def held(cls, path: Path, description: Mapping[str, Any] | None = None) -> Iterator[Library]:
         """A library that no other process writes to during the block, at whose end its files are noted by checksum.
-
-        Args:
-            description: of the one to create where there is none.
-
-        Raises:
-            UserError: another process writes to it; what `open` and `create` raise.
-        """
+        Where there is none, one with the description is made. Raises UserError where another process writes to it, and
+        as `open` and `create` do."""
         if description is None:
             cls.open(path)
         path.mkdir(parents=True, exist_ok=True)

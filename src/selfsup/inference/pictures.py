@@ -90,11 +90,8 @@ class Picture(Item):
 
 
 class Pictures:
-    """The images of an opened source, or those of them that are numbered.
-
-    Args:
-        size: the side that a model sees; views of images have it.
-    """
+    """The images of an opened source, or those of them that are numbered, for a model that sees this size; views of
+    images have it."""
 
     kind: ClassVar[type[Item]] = Picture
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from selfsup.inference.pictures import Pixels
 from selfsup.models.dinov3 import read_vision
 from selfsup.models.pixel_decoder import assembled, patches, read_decoder, select
 from selfsup.views import centred, random_patches
 from selfsup.views.drawn import levels
 
-Picture = npt.NDArray[np.uint8]
 NEARNESS = 4.0  # the power of the distance with which what is visible counts less
 
 
@@ -30,21 +30,16 @@ class Reconstruction:
         smooth: with the brightness of what is visible around them instead, which takes no model.
     """
 
-    image: Picture
+    image: Pixels
     hidden: npt.NDArray[np.bool_]
-    filled: Picture
-    smooth: Picture
+    filled: Pixels
+    smooth: Pixels
 
 
 @torch.inference_mode()
-def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> Reconstruction:
-    """What a model makes of an image (H, W, 3), of which as large a share is hidden as in training.
-
-    Which patches is a function of the seed.
-
-    Raises:
-        UserError: the directory holds no masked autoencoder, or a damaged one.
-    """
+def reconstruct(directory: Path, pixels: Pixels, seed: int = 0) -> Reconstruction:
+    """What a model makes of an image (H, W, 3), of which as large a share is hidden as in training: patches chosen by
+    the seed. Raises UserError where the directory holds no masked autoencoder, or a damaged one."""
     decoder, encoder = read_decoder(directory), read_vision(directory).model().eval()
     size, patch = encoder.config.size, decoder.config.patch
     side, place = size // patch, np.zeros(1, np.int64)
@@ -54,12 +49,10 @@ def reconstruct(directory: Path, pixels: Picture, seed: int = 0) -> Reconstructi
     values = decoder(states, visible, hidden, (side, side))
     mask = np.zeros(side**2, np.bool_)
     mask[hidden[0]] = True
-    pictures = (
-        image,
-        fill_in(image, visible, hidden, values, patch),
-        fill_in(image, visible, hidden, torch.zeros_like(values), patch),
+    filled, smooth = (
+        fill_in(image, visible, hidden, each, patch) for each in (values, torch.zeros_like(values))
     )
-    whole, filled, smooth = (levels(each)[0] for each in pictures)
+    whole, filled, smooth = (levels(each)[0] for each in (image, filled, smooth))
     return Reconstruction(whole, mask.reshape(side, side), filled, smooth)
 
 

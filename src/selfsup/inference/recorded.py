@@ -23,17 +23,11 @@ Recorded = dict[str, tuple[int, str]]  # size and checksum by the path in the li
 
 def record(library: Path) -> None:
     """Note the files that are there and not noted yet."""
-    noted = _read(library)
-    there = {
-        str(file.relative_to(library)): file
-        for directory in KEPT
-        for file in sorted((library / directory).rglob("*"))
-        if file.is_file() and file.name != MUTABLE
-    }
-    found = {
-        name: noted[name] if name in noted else (file.stat().st_size, checksum(file))
-        for name, file in there.items()
-    }
+    noted, found = _read(library), {}
+    for file in (file for directory in KEPT for file in sorted((library / directory).rglob("*"))):
+        if file.is_file() and file.name != MUTABLE:
+            name = str(file.relative_to(library))
+            found[name] = noted[name] if name in noted else (file.stat().st_size, checksum(file))
     if found != noted:
         write_atomically(library / RECORD, json.dumps(found))
 

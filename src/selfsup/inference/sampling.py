@@ -29,21 +29,20 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        sensible = (
-            self.temperature == 0 or LEAST <= self.temperature < math.inf
-        )  # below, a division would overflow
-        _require(sensible, "temperature", self.temperature, f"0, or {LEAST:g} or above")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or above")
-        _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        penalty = self.repetition_penalty
-        held = LEAST <= penalty <= 1 / LEAST
-        _require(held, "repetition_penalty", penalty, f"{LEAST:g} to {1 / LEAST:g} (1 for none)")
-
-
-def _require(holds: bool, name: str, value: object, range_: str) -> None:
-    if not holds:
-        raise UserError(f"{name} is {value}; set it {range_}")
+        k, p, least, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        ranges = {  # of a temperature below `LEAST`, a division would overflow
+            "temperature": (
+                self.temperature == 0 or LEAST <= self.temperature < math.inf,
+                f"0, or {LEAST:g} or above",
+            ),
+            "top_k": (k is None or k >= 1, "1 or above"),
+            "top_p": (p is None or 0 < p <= 1, "above 0 and at most 1"),
+            "min_p": (least is None or 0 <= least <= 1, "between 0 and 1"),
+            "repetition_penalty": (LEAST <= penalty <= 1 / LEAST, f"{LEAST:g} to {1 / LEAST:g} (1 for none)"),
+        }
+        for name, (holds, allowed) in ranges.items():
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}; set it {allowed}")
 
 
 def distribution(logits: Tensor, how: Sampling) -> Tensor:

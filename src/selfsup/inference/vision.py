@@ -77,7 +77,6 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
             precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively and the vectors stay
                 close. That is tried on the first of several batches: its vectors in bf16 must on average be no
                 farther from those in fp32 than `TOLERANCE` times the mean distance of these from their centre.
-            progress: called with the images done, and all of them.
         """
         vectors = np.full((len(images), self.dimension), np.nan, np.float32)
         self.unread = []

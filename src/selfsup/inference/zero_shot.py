@@ -21,7 +21,7 @@ from selfsup.arguments import checked
 from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.geometry import normalised
-from selfsup.inference.hits import ending, short
+from selfsup.inference.hits import ending, plain_table, short
 from selfsup.inference.items import Answers, LeftOut, silent
 from selfsup.inference.opening import load_as
 from selfsup.inference.texts import Text
@@ -32,14 +32,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLACE = "{}"  # where the name of a class stands in a template
-TEMPLATES = (
-    PLACE,
-)  # by default: the name alone, for only who knows the captions of a training knows a better one
+# By default the name alone, for only who knows the captions of a training knows a better one.
+TEMPLATES = (PLACE,)
 SHOWN = 5  # likeliest labels of an image that are printed
 
 
 @dataclass(frozen=True)
-class Shown:
+class Described:
     """What an image shows.
 
     Attributes:
@@ -71,7 +70,7 @@ def zero_shot(
     failures: float = 1.0,
     device: str = "auto",
     progress: Progress | None = None,
-) -> Answers[Shown]:
+) -> Answers[Described]:
     """Say of each readable image which of some labels describes it.
 
     Args:
@@ -98,7 +97,7 @@ def zero_shot(
     cosines = normalised(vectors) @ directions.T
     rows = model.similarity.probabilities(cosines).tolist()
     answers = (
-        Shown(item.source, dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])))
+        Described(item.source, dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])))
         for item, row in zip(itertools.compress(items, read), rows, strict=True)
     )
     return Answers(answers, LeftOut.of([collection]))
@@ -115,13 +114,7 @@ def _words(what: str, given: Iterable[str]) -> list[str]:
 
 def class_vectors(model: PairModel, classes: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
     """The direction of each class, (classes, dimension) of length 1, by the texts that its names make with templates.
-
-    Args:
-        classes: one or more names of each.
-
-    Raises:
-        UserError: there is no template, or one in which no name stands; vectors that are not finite.
-    """
+    Raises UserError where there is no template, or one in which no name stands, or for vectors that are not finite."""
     if not templates or not all(PLACE in template for template in templates):
         raise UserError(
             "Each template needs {} where the name of a class stands, such as --templates 'a photo of a {}'."
@@ -132,14 +125,12 @@ def class_vectors(model: PairModel, classes: Sequence[Sequence[str]], templates:
     return F.normalize(torch.stack([part.mean(0) for part in parts]))
 
 
-def show(answers: Sequence[Shown], console: Console) -> None:
+def show(answers: Sequence[Described], console: Console) -> None:
     """The likeliest labels of each image with their probabilities, a line each."""
-    from rich.table import Table
-
     from selfsup.report import Text as Line
     from selfsup.report import printable
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table()
     table.add_column("image", no_wrap=True)
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
