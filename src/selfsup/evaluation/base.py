@@ -92,29 +92,20 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A figure, and what it takes to judge it.
+    """A figure, and what it takes to judge it."""
 
-    Attributes:
-        protocol: name of the definition that it follows; `measure` fills it in, and the seed.
-        n: predictions, records or pairs that it is made of.
-        interval: where the figure lies with a confidence of 95 %, by `RESAMPLES` bootstrap resamples.
-        chance: the value of a model that knows nothing; None where the protocol has none.
-        seed: of the resamples.
-        data: name of what was measured on.
-        details: figures of this protocol alone, see its module.
-        left_out: what of the data it is not made of, or not wholly.
-    """
-
-    protocol: str = ""
+    protocol: str = ""  # name of the definition that it follows; `measure` fills it in, and the seed
     value: float
     unit: str
-    n: int
-    interval: tuple[float, float]
-    chance: float | None
-    seed: int = 0
-    data: str
-    details: dict[str, Any] = field(default_factory=dict)
-    left_out: LeftOut = field(default_factory=LeftOut)
+    n: int  # predictions, records or pairs that it is made of
+    interval: tuple[
+        float, float
+    ]  # where it lies with a confidence of 95 %, by `RESAMPLES` bootstrap resamples
+    chance: float | None  # the value of a model that knows nothing, where the protocol has one
+    seed: int = 0  # of the resamples
+    data: str  # name of what was measured on
+    details: dict[str, Any] = field(default_factory=dict)  # figures of this protocol alone, see its module
+    left_out: LeftOut = field(default_factory=LeftOut)  # what of the data it is not made of, or not wholly
 
     @classmethod
     def of_mean(cls, values: Floats, seed: int, **other: Any) -> Score:

@@ -31,21 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """Vectors by class, of a bank that is learnt from and of a test part.
+    """Vectors by class, of a bank that is learnt from and of a test part."""
 
-    Attributes:
-        vectors: of both, (n, d).
-        labels: the number of each one's class, (n,).
-        tested: which are of the test part, (n,).
-        classes: what each number among the labels stands for.
-        name: of what is measured on.
-    """
-
-    vectors: Vectors
-    labels: Labels
-    tested: Chosen
-    classes: tuple[Label, ...]
-    name: str
+    vectors: Vectors  # of both, (n, d)
+    labels: Labels  # the number of each one's class, (n,)
+    tested: Chosen  # which are of the test part, (n,)
+    classes: tuple[Label, ...]  # what each number among the labels stands for
+    name: str  # of what is measured on
 
     @property
     def bank(self) -> tuple[Vectors, Labels]:

@@ -30,20 +30,14 @@ ITERATIONS = 500
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Classes by softmax((x − mean) / deviation · weightᵀ + bias).
+    """Classes by softmax((x − mean) / deviation · weightᵀ + bias)."""
 
-    Attributes:
-        mean, deviation: (d,); weight: (classes, d); bias: (classes,).
-        classes: (classes,) the number of each row's class.
-        strength: the C that it was fitted with.
-    """
-
-    mean: Floats
-    deviation: Floats
-    weight: Floats
-    bias: Floats
-    classes: Labels
-    strength: float
+    mean: Floats  # (d,)
+    deviation: Floats  # (d,)
+    weight: Floats  # (classes, d)
+    bias: Floats  # (classes,)
+    classes: Labels  # the number of each row's class, (classes,)
+    strength: float  # the C that it was fitted with
 
     def probabilities(self, features: Vectors) -> Floats:
         """Of each class, (n, classes), for features (n, d)."""

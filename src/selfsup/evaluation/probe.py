@@ -49,21 +49,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier with the model it belongs to.
+    """A linear classifier with the model it belongs to."""
 
-    Attributes:
-        classes: what each row of the classifier stands for.
-        estimate: the score of protocol `linear` on the same data: fitted to four fifths, measured on a fifth. The
-            classifier itself is fitted to all.
-        model: fingerprint of the model.
-        records: that it is fitted to.
-    """
-
-    classifier: LinearClassifier
-    classes: tuple[Label, ...]
-    estimate: Score
-    model: str
-    records: int
+    classifier: LinearClassifier  # fitted to all records
+    classes: tuple[Label, ...]  # what each row of the classifier stands for
+    estimate: Score  # of protocol `linear` on the same data: fitted to four fifths, measured on a fifth
+    model: str  # its fingerprint
+    records: int  # that the classifier is fitted to
 
     @classmethod
     def fit(cls, run: str | Path, data: object, **how: Any) -> Probe:

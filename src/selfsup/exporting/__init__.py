@@ -35,22 +35,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export left.
+    """What an export left, and how far the other library is from this one in fp32, on texts or images that are always
+    the same: None where it is not installed, or where the files are the model's own."""
 
-    Attributes:
-        directory: what was written; a file where the target is one.
-        to: the target.
-        opens_with: the line of Python that opens it.
-        max_difference: max |Δ| in fp32 between the other library and this one, on texts or images that are always the
-            same; None where the other library is not installed, or where the files are the model's own.
-        max_share: how far a vector moves at most, as a share of its length; None likewise.
-    """
-
-    directory: Path
-    to: str
-    opens_with: str
-    max_difference: float | None
-    max_share: float | None = None
+    directory: Path  # what was written; a file where the target is one
+    to: str  # the target
+    opens_with: str  # the line of Python that opens it
+    max_difference: float | None  # max |Δ|
+    max_share: float | None = None  # how far a vector moves at most, as a share of its length
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"directory": str(self.directory)}

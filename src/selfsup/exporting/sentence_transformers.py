@@ -82,15 +82,10 @@ def _write_tower(directory: Path, tower: Tower) -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """How far the vectors of two libraries are apart, in fp32.
+    """How far the vectors of two libraries are apart, in fp32."""
 
-    Attributes:
-        difference: of images, over those whose short side is that of the model.
-        resized: of images that are resized, how far a vector moves at most, as a share of its length.
-    """
-
-    difference: Difference
-    resized: float | None
+    difference: Difference  # of images, over those whose short side is that of the model
+    resized: float | None  # how far a vector of a resized image moves at most, as a share of its length
 
 
 def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:

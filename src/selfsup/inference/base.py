@@ -26,29 +26,20 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Reading(TypedDict, total=False):
-    """How a source is read, beside the column of its content.
+    """How a source is read, beside the column of its content."""
 
-    Attributes:
-        label: the column of the class; found by itself where it is None.
-        failures: the share of bad records, from 0 to 1, above which reading stops; 0.01 by default.
-        progress: called with what is read so far, where opening takes long, and all of it.
-    """
-
-    label: str | None
-    failures: float
-    progress: Progress
+    label: str | None  # the column of the class; found by itself where it is None
+    failures: float  # the share of bad records, from 0 to 1, above which reading stops; 0.01 by default
+    progress: Progress  # called with what is read so far, where opening takes long, and all of it
 
 
 class Model(ABC):
-    """What was opened.
+    """What was opened."""
 
-    Attributes:
-        kind: what messages call it, with its article.
-        path: of the run or directory, absolute; what messages call a model that was not opened but made.
-    """
-
-    kind: ClassVar[str]
-    path: str = "The model"
+    kind: ClassVar[str]  # what messages call it, with its article
+    path: str = (
+        "The model"  # of the run or directory, absolute; of a model that was made what messages call it
+    )
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> Self:

@@ -29,23 +29,16 @@ from selfsup.report import Progress
 
 @dataclass(frozen=True)
 class Indexed:
-    """What `index` did.
-
-    Attributes:
-        records: in the library now.
-        added, updated, unchanged: records of the source; `embedded` of them had a new content.
-        left_out: what of the source is not in the library, or not wholly; truncated are some of the embedded ones.
-        index: None for a library that is searched exactly, else LanceDB's index, with its measured `recall@10`.
-    """
+    """What `index` did."""
 
     library: Path
-    records: int
-    added: int
+    records: int  # in the library now
+    added: int  # of the source, as are the next three
     updated: int
     unchanged: int
-    embedded: int
-    left_out: LeftOut
-    index: dict[str, Any] | None
+    embedded: int  # those added and updated that had a new content
+    left_out: LeftOut  # what of the source is not in the library, or not wholly, as embedded ones that were truncated
+    index: dict[str, Any] | None  # LanceDB's, with its measured `recall@10`; None where the search is exact
 
     def to_json(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name != "left_out"}

@@ -31,23 +31,16 @@ CHARACTERS = 1 << 26  # in one chunk, however few its texts: they stand in memor
 
 @dataclass(frozen=True)
 class Item(ABC):
-    """A record to embed.
-
-    Attributes:
-        id: the value of the id column, else the place of the record.
-        content: what the model embeds.
-        source: that place, with the absolute path of a file.
-        values: the other columns of the record.
-    """
+    """A record to embed."""
 
     noun: ClassVar[str]  # what messages call it
     asked: ClassVar[str]  # how a search is asked by one
     shown: ClassVar[str]  # the column that stands beside its vector, and the attribute that it holds
 
-    id: str
-    content: Any
-    source: str
-    values: dict[str, object]
+    id: str  # the value of the id column, else the place of the record
+    content: Any  # what the model embeds
+    source: str  # that place, with the absolute path of a file
+    values: dict[str, object]  # the other columns of the record
 
     @property
     @abstractmethod
@@ -154,22 +147,14 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is not, or not wholly, in a result that is made of a source, and how that was read.
+    """What is not, or not wholly, in a result that is made of a source, and how that was read."""
 
-    Attributes:
-        reading: the notes of the source, see `Counted`.
-        truncated: items that are longer than the model's window, of which it read the beginning.
-        skipped: records that cannot be read; `skipped_names` are the first of them, each with the reason.
-        empty: blank records.
-        replaced_bytes: of texts, that are not UTF-8 and were read as U+FFFD.
-    """
-
-    reading: dict[str, str] = field(default_factory=dict)
-    truncated: int = 0
-    skipped: int = 0
-    empty: int = 0
-    replaced_bytes: int = 0
-    skipped_names: tuple[str, ...] = ()
+    reading: dict[str, str] = field(default_factory=dict)  # the notes of the source, see `Counted`
+    truncated: int = 0  # items that are longer than the model's window, of which it read the beginning
+    skipped: int = 0  # records that cannot be read
+    empty: int = 0  # blank records
+    replaced_bytes: int = 0  # of texts, that are not UTF-8 and were read as U+FFFD
+    skipped_names: tuple[str, ...] = ()  # the first of the skipped records, each with the reason
 
     @classmethod
     def of(cls, collections: Iterable[Counted], truncated: int = 0) -> LeftOut:

@@ -36,17 +36,11 @@ SPECIAL = 16  # special tokens that are written out, at most
 
 @dataclass(frozen=True)
 class Parity:
-    """How far apart in fp32 a decoder's logits behind a text are, or an encoder's mean hidden states of a text.
+    """How far apart in fp32 a decoder's logits behind a text are, or an encoder's mean hidden states of a text."""
 
-    Attributes:
-        plain: where special tokens that are written out in a text are taken for text, as here.
-        opened: as the directory's tokenizer takes them unless it is asked for something else.
-        token: a special token.
-    """
-
-    plain: Difference
-    opened: Difference
-    token: str
+    plain: Difference  # where special tokens that are written out in a text are taken for text, as here
+    opened: Difference  # as the directory's tokenizer takes them unless it is asked for something else
+    token: str  # a special token
 
     def summary(self) -> dict[str, float]:
         """What was found, for the summary of a run."""

@@ -21,19 +21,12 @@ NEARNESS = 4.0  # the power of the distance with which what is visible counts le
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An image at the size that the model was trained on, (S, S, 3) each.
+    """An image at the size that the model was trained on, (S, S, 3) each."""
 
-    Attributes:
-        image: all of it.
-        hidden: which patches are hidden, (rows, columns).
-        filled: with what the model predicts in hidden patches.
-        smooth: with the brightness of what is visible around them instead, which takes no model.
-    """
-
-    image: Pixels
-    hidden: npt.NDArray[np.bool_]
-    filled: Pixels
-    smooth: Pixels
+    image: Pixels  # all of it
+    hidden: npt.NDArray[np.bool_]  # which patches are hidden, (rows, columns)
+    filled: Pixels  # with what the model predicts in hidden patches
+    smooth: Pixels  # with the brightness of what is visible around them instead, which takes no model
 
 
 @torch.inference_mode()

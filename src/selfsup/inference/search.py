@@ -13,7 +13,6 @@ from selfsup.inference.hits import Hit
 from selfsup.inference.items import Item
 from selfsup.inference.library import OWN, Library
 from selfsup.inference.opening import open_embedder
-from selfsup.inference.pictures import open_picture
 from selfsup.inference.texts import Text
 
 
@@ -79,6 +78,8 @@ def _asked(query: str | None, image: object) -> Item:
     if (query is None) == (image is None):
         raise UserError("Say what to look for, either in words or by an image (--image FILE).")
     if query is None:
+        from selfsup.inference.pictures import open_picture
+
         return open_picture(image)
     if not query.strip():
         raise UserError("The query is empty; say what to look for.")

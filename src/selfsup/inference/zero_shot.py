@@ -41,14 +41,12 @@ SHOWN = 5  # likeliest labels of an image that are printed
 class Described:
     """What an image shows.
 
-    Attributes:
-        image: where it stands.
-        probabilities: of each label, the likeliest first. After a training with the softmax loss they add up to 1: one
-            of the labels is taken to be right. After one with the sigmoid loss each label is judged by itself.
+    After a training with the softmax loss the probabilities add up to 1: one of the labels is taken to be right. After
+    one with the sigmoid loss each label is judged by itself.
     """
 
-    image: str
-    probabilities: dict[str, float]
+    image: str  # where it stands
+    probabilities: dict[str, float]  # of each label, the likeliest first
 
     @property
     def label(self) -> str:
