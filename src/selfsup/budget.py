@@ -144,14 +144,15 @@ class Budget:
         left = self._left(step)
         least = (decays[-1].end - step) // SHORTEST if decays else 0  # a hiccup is not to end the run
         end = max(FEWEST_STEPS, step + max(1, int(left / self.pace), least))
-        due = self._moves(step, end, decays[-1]) if decays else left <= self._decaying()
+        due = (
+            self._moves(step, end, decays[-1])
+            if decays
+            else left <= self.settings["optim.decay"] * self.seconds
+        )
         if not due:
             return None
         self._decided = self.clock.elapsed()
         return {"start": step, "end": end}
-
-    def _decaying(self) -> float:
-        return float(self.settings["optim.decay"] * self.seconds)
 
     def _moves(self, step: int, end: int, latest: Decay) -> bool:
         """Whether the end is worth moving; never before what was decided before a resume is repeated."""

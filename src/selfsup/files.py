@@ -128,11 +128,8 @@ def writable(directory: Path, remedy: str) -> Iterator[None]:
 
 def checksum(path: Path) -> str:
     """BLAKE2b of a file's content, 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -352,11 +349,7 @@ def damage(directory: Path, needed: Collection[str] = ()) -> str | None:
 
 
 def remove_made(directory: Path, names: Collection[str]) -> bool:
-    """Remove a directory that this program made, files of these names and all; one that holds more stays.
-
-    Returns:
-        whether it is gone.
-    """
+    """Remove a directory of files of these names, unless it holds more; whether it is gone."""
     if {path.name for path in directory.iterdir()} - set(names):
         return False
     dying = temporary_name(directory)

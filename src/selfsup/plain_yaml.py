@@ -19,7 +19,6 @@ DEEPEST = 8  # mappings and lists within each other
 LONGEST_NUMBER = 100  # characters
 TAG = "tag:yaml.org,2002:"
 NUMBERS = ("int", "float")
-MERGE = "<<"
 
 
 class YAMLProblem(ValueError):
@@ -44,20 +43,66 @@ class Written(dict[str, Any]):
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's, for which dates and `=` are words, and which stops where a document is too deep or has too much."""
+    """PyYAML's, for which dates and `=` are words. It counts nodes, and then values, and stops where a document is too
+    deep or has too much."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, form) for tag, form in known if tag not in (f"{TAG}timestamp", f"{TAG}value")]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    count = depth = 0
+    nodes = values = depth = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        self.count, self.depth = self.count + 1, self.depth + 1
-        require_bounds(self.count, self.depth - 1)
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        require_bounds(self.nodes, self.depth - 1)
         node: Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def plain(self, node: Node, depth: int = 0) -> tuple[Any, Any]:
+        """The value of a node, and the same with lines in place of values."""
+        self.values += 1
+        require_bounds(self.values, depth)
+        kind, line = node.tag.removeprefix(TAG), int(node.start_mark.line) + 1
+        if isinstance(node, MappingNode) and kind == "map":
+            return self._mapping(node, depth)
+        if isinstance(node, SequenceNode) and kind == "seq":
+            return [self.plain(item, depth + 1)[0] for item in node.value], line
+        if isinstance(node, ScalarNode) and kind in ("str", "int", "float", "bool", "null"):
+            return self._scalar(node, kind), line
+        raise YAMLProblem(f"the tag !{kind} makes no plain value{_place(node.start_mark)}")
+
+    def _scalar(self, node: ScalarNode, kind: str) -> Any:
+        if kind in NUMBERS and len(node.value) > LONGEST_NUMBER:
+            raise YAMLProblem(f"a number has {len(node.value):,} characters{_place(node.start_mark)}")
+        try:
+            return self.construct_object(node)
+        except (ValueError, KeyError):  # `!!int many`, `!!bool 3`
+            raise YAMLProblem(f"{node.value!r} is no {kind}{_place(node.start_mark)}") from None
+
+    def _mapping(self, node: MappingNode, depth: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, lines, merged = {}, {}, []
+        for key, value in node.value:
+            if key.tag == f"{TAG}merge":
+                merged.append(value)
+                continue
+            if not isinstance(key, ScalarNode) or key.tag != f"{TAG}str":
+                raise YAMLProblem(f"a key is no word{_place(key.start_mark)}; put it in quotes")
+            if key.value in values:
+                raise YAMLProblem(f"the key {key.value!r} is given twice{_place(value.start_mark)}")
+            values[key.value], lines[key.value] = self.plain(value, depth + 1)
+        for source in merged:
+            for some, places in self._merged(source, depth):
+                values, lines = {**some, **values}, {**places, **lines}
+        return values, lines
+
+    def _merged(self, source: Node, depth: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The mappings that `<<` names, the strongest first."""
+        for node in source.value if isinstance(source, SequenceNode) else [source]:
+            value, lines = self.plain(node, depth + 1)
+            if not isinstance(value, dict):
+                raise YAMLProblem(f"<< takes mappings{_place(node.start_mark)}")
+            yield value, lines
 
 
 def parse_yaml(text: str | bytes) -> tuple[Any, Any]:
@@ -66,12 +111,11 @@ def parse_yaml(text: str | bytes) -> tuple[Any, Any]:
     Raises:
         YAMLProblem: it is no YAML, holds other than plain values, a key twice or one that is no word, or too much.
     """
-    if len(text) > MOST_BYTES:
-        raise YAMLProblem(f"it has more than {MOST_BYTES:,} bytes")
+    _require_short(text)
     try:
         loader = Loader(text)
         node = loader.get_single_node()
-        return (None, None) if node is None else Values(loader).of(node, 0)
+        return (None, None) if node is None else loader.plain(node)
     except yaml.MarkedYAMLError as error:
         told = ", ".join(part for part in (error.context, error.problem) if part)
         raise YAMLProblem(f"{told}{_place(error.problem_mark)}") from None
@@ -79,69 +123,13 @@ def parse_yaml(text: str | bytes) -> tuple[Any, Any]:
         raise YAMLProblem(" ".join(str(error).split())) from None
 
 
+def _require_short(text: str | bytes) -> None:
+    if len(text) > MOST_BYTES:
+        raise YAMLProblem(f"it has more than {MOST_BYTES:,} bytes")
+
+
 def _place(mark: Any) -> str:
     return "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-
-
-class Values:
-    """Makes the values of nodes, and counts them."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader, self.count = loader, 0
-
-    def of(self, node: Node, depth: int) -> tuple[Any, Any]:
-        """(value, the same with lines in place of values)."""
-        self.count += 1
-        require_bounds(self.count, depth)
-        kind = node.tag.removeprefix(TAG)
-        if isinstance(node, MappingNode) and kind == "map":
-            return self._mapping(node, depth)
-        if isinstance(node, SequenceNode) and kind == "seq":
-            return [self.of(item, depth + 1)[0] for item in node.value], _line(node)
-        if isinstance(node, ScalarNode) and kind in ("str", "int", "float", "bool", "null"):
-            return self._scalar(node, kind), _line(node)
-        raise YAMLProblem(f"the tag !{kind} makes no plain value{_place(node.start_mark)}")
-
-    def _scalar(self, node: ScalarNode, kind: str) -> Any:
-        if kind in NUMBERS and len(node.value) > LONGEST_NUMBER:
-            raise YAMLProblem(f"a number has {len(node.value):,} characters{_place(node.start_mark)}")
-        try:
-            return self.loader.construct_object(node)
-        except (ValueError, KeyError):  # `!!int many`, `!!bool 3`
-            raise YAMLProblem(f"{node.value!r} is no {kind}{_place(node.start_mark)}") from None
-
-    def _mapping(self, node: MappingNode, depth: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        values, lines = {}, {}
-        merged = [value for key, value in node.value if key.tag == f"{TAG}merge"]
-        for key, value in self._pairs(node):
-            if key in values:
-                raise YAMLProblem(f"the key {key!r} is given twice{_place(value.start_mark)}")
-            values[key], lines[key] = self.of(value, depth + 1)
-        for source in merged:
-            for some, places in self._merged(source, depth):
-                values, lines = {**some, **values}, {**places, **lines}
-        return values, lines
-
-    def _pairs(self, node: MappingNode) -> Iterator[tuple[str, Node]]:
-        for key, value in node.value:
-            if key.tag == f"{TAG}merge":
-                continue
-            if not isinstance(key, ScalarNode) or key.tag != f"{TAG}str":
-                raise YAMLProblem(f"a key is no word{_place(key.start_mark)}; put it in quotes")
-            yield key.value, value
-
-    def _merged(self, source: Node, depth: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """The mappings that `<<` names, the strongest first."""
-        for node in source.value if isinstance(source, SequenceNode) else [source]:
-            value, lines = self.of(node, depth + 1)
-            if not isinstance(value, dict):
-                raise YAMLProblem(f"<< takes mappings{_place(node.start_mark)}")
-            yield value, lines
-
-
-def _line(node: Node) -> int:
-    line: int = node.start_mark.line + 1
-    return line
 
 
 def parse_json(data: bytes) -> Any:
@@ -150,8 +138,7 @@ def parse_json(data: bytes) -> Any:
     Raises:
         YAMLProblem: it is no JSON, holds a key twice, or passes a bound.
     """
-    if len(data) > MOST_BYTES:
-        raise YAMLProblem(f"it has more than {MOST_BYTES:,} bytes")
+    _require_short(data)
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_int=_whole)
     except RecursionError:

@@ -44,6 +44,11 @@ class Run:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = expanded(directory)
+        self.config_file = self.directory / RUN_CONFIG
+        self.model_directory = self.directory / RUN_MODEL
+        self.checkpoints_directory = self.directory / "checkpoints"
+        self.samples = self.directory / "samples"
+        self._metrics, self._journal = self.directory / "metrics.jsonl", self.directory / "journal.jsonl"
         self._made: list[Path] = []  # by this process, for a run that is being started
 
     def __fspath__(self) -> str:
@@ -150,22 +155,6 @@ class Run:
         return self.config_file.is_file()
 
     @property
-    def config_file(self) -> Path:
-        return self.directory / RUN_CONFIG
-
-    @property
-    def checkpoints_directory(self) -> Path:
-        return self.directory / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        return self.directory / "samples"
-
-    @property
-    def model_directory(self) -> Path:
-        return self.directory / RUN_MODEL
-
-    @property
     def model(self) -> AnyModel:
         """The trained model, ready to use."""
         from selfsup.inference.opening import load
@@ -192,10 +181,21 @@ class Run:
         named = str(config.get("objective", DEFAULT))
         if recipe is None and not named.startswith("python:"):
             recipe = find_recipe(named)
-        if recipe is not None:
+        if recipe is None:
+            shared = {key: value for key, value in config.items() if key in Config.model_fields}
+            settings = Settings((str(self.config_file), shared))
+        else:
             config = recipe.upgraded(config)
-        settings = self._resolved(config, recipe)
+            settings = recipe.resolve((str(self.config_file), config))
+            recipe(settings)  # which leaves those that mean something to the objective
         settings.sources = environment.get("sources", settings.sources)
+        self._require_planned(settings, config, environment)
+        return settings
+
+    def _require_planned(
+        self, settings: Settings, config: dict[str, Any], environment: dict[str, Any]
+    ) -> None:
+        """Raise a UserError where the configuration lacks what the run was planned with."""
         planned = dict(flatten((environment.get("plan") or {}).get("settings", {})))
         given = {*(key for key, value in flatten(config) if value is not None), *LENGTHS}
         for key in settings.names():
@@ -204,17 +204,6 @@ class Run:
                 raise UserError(
                     f"{self.config_file} lacks {key}, which the run was planned with ({value}); restore it from a copy."
                 )
-        return settings
-
-    def _resolved(self, config: dict[str, Any], recipe: type[Recipe] | None) -> Settings:
-        """Values as settings, of which those are left that mean something to the objective."""
-        place = str(self.config_file)
-        if recipe is None:
-            shared = {key: value for key, value in config.items() if key in Config.model_fields}
-            return Settings((place, shared))
-        settings = recipe.resolve((place, config))
-        recipe(settings)
-        return settings
 
     def write_settings(self, settings: Settings) -> None:
         write_atomically(self.config_file, settings.to_yaml())
@@ -242,7 +231,7 @@ class Run:
         return plan
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        self._write("environment.json", environment)
+        self._write(ENVIRONMENT, environment)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -254,7 +243,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl."""
-        return read_lines(self.directory / "metrics.jsonl", run_files.METRICS)
+        return read_lines(self._metrics, run_files.METRICS)
 
     @property
     def reached(self) -> int:
@@ -263,14 +252,14 @@ class Run:
 
     def journal(self) -> list[dict[str, Any]]:
         """The decisions of the clock, in the order they were made."""
-        return read_lines(self.directory / "journal.jsonl", run_files.JOURNAL)
+        return read_lines(self._journal, run_files.JOURNAL)
 
     def note(self, decision: dict[str, Any]) -> None:
         """Write a decision to the disk before it takes effect."""
-        append_line(self.directory / "journal.jsonl", decision, durable=True)
+        append_line(self._journal, decision, durable=True)
 
     def log(self, line: dict[str, Any]) -> None:
-        append_line(self.directory / "metrics.jsonl", line)
+        append_line(self._metrics, line)
 
     def write_sample(self, step: int, text: str) -> None:
         """Keep what the model wrote at a step."""
@@ -283,24 +272,17 @@ class Run:
         Args:
             look_again: whether the look at the validation part at that very step is among them.
         """
-        kept = [
-            line
-            for line in self.metrics()
-            if line["step"] < step
-            or (line["step"] == step and not (look_again and line["split"] == "validation"))
-        ]
-        write_atomically(self.directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if look_again:
+            kept = [line for line in kept if (line["step"], line["split"]) != (step, "validation")]
+        write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def set_aside(self, step: int) -> None:
         """Move what lies beyond a step to earlier/, before the run takes another way from there."""
-        beyond = [made for made in self.checkpoints().steps() if made > step]
-        checkpoints = [self.checkpoints_directory / f"step-{made:09d}" for made in beyond]
-        self._move_aside(
-            f"step-{max(beyond, default=step):09d}",
-            self.directory / "summary.json",
-            self.model_directory,
-            *checkpoints,
-        )
+        beyond = [f"step-{made:09d}" for made in self.checkpoints().steps() if made > step]
+        checkpoints = [self.checkpoints_directory / name for name in beyond]
+        name = beyond[-1] if beyond else f"step-{step:09d}"
+        self._move_aside(name, self.directory / "summary.json", self.model_directory, *checkpoints)
 
     def make_way_for_model(self) -> None:
         """Move a model directory to earlier/ that an end left which was cut short before its summary."""

@@ -72,10 +72,15 @@ class Best(Part):
     loss: Number
 
 
-class Summary(Part):
-    """summary.json: the final figures."""
+class Figures(Part):
+    """Other keys are figures."""
 
     __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+
+class Summary(Figures):
+    """summary.json: the final figures."""
+
     objective: str = ""
     steps: Count
     skipped_steps: Count = 0
@@ -83,25 +88,25 @@ class Summary(Part):
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
 
 
-class TrainLine(Part):
-    """A line of metrics.jsonl that a step of the training left; its other keys are figures."""
+class Line(Figures):
+    """A line of metrics.jsonl."""
 
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
     step: Step
     time: Real
-    split: Literal["train"]
     loss: Number
+
+
+class TrainLine(Line):
+    """One that a step of the training left."""
+
+    split: Literal["train"]
     grad_norm: Number
 
 
-class LookLine(Part):
-    """And one that a look at the held-out part left."""
+class LookLine(Line):
+    """One that a look at the held-out part left."""
 
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
-    step: Step
-    time: Real
     split: Literal["validation"]
-    loss: Number
 
 
 class Decay(Part):
