@@ -73,7 +73,7 @@ class Budget:
     def __init__(self, settings: Settings, clock: Clock, embedded: int, compares: bool) -> None:
         self.settings, self.clock, self.embedded = settings, clock, embedded
         self.seconds: float = settings["train.budget"] or math.inf
-        self.unhurried = compares and self.seconds >= UNHURRIED
+        self.compares, self.unhurried = compares, compares and self.seconds >= UNHURRIED
         self._latest: deque[float] = deque()  # seconds of the latest steps
         self._sum = 0.0
         self._steps = 0  # of this session
@@ -183,6 +183,6 @@ class Budget:
     @property
     def hurried(self) -> bool:
         """Whether there is no time to compare the model with another library."""
-        if math.isinf(self.seconds):
+        if math.isinf(self.seconds) or not self.compares:
             return False
         return not self.unhurried or self.clock.elapsed() + self._saving() > LATE * self.seconds

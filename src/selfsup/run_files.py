@@ -72,15 +72,10 @@ class Best(Part):
     loss: Number
 
 
-class Figures(Part):
-    """Other keys are figures."""
-
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
-
-
-class Summary(Figures):
+class Summary(Part):
     """summary.json: the final figures."""
 
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
     objective: str = ""
     steps: Count
     skipped_steps: Count = 0
@@ -88,9 +83,10 @@ class Summary(Figures):
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
 
 
-class Line(Figures):
-    """A line of metrics.jsonl."""
+class Line(Part):
+    """A line of metrics.jsonl; its other keys are figures."""
 
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
     step: Step
     time: Real
     loss: Number

@@ -250,9 +250,7 @@ class Trainer:
         rate = records / median(self.pace)
         units = self.recipe.units_per_record
         line = {
-            "step": self.step,
-            "time": round(self.clock.elapsed(), 3),
-            "split": "train",
+            **self._stamp("train"),
             **{name: float(value) for name, value in figures.items()},
             **self.recipe.figures(loss, "train"),
             "lr": self.optimizer.lr if multiplier else 0.0,
@@ -267,6 +265,9 @@ class Trainer:
         share, left = self._progress()
         pace = f"{rate * units:,.0f} {self.recipe.unit}/s"
         self.reporter.advance(share, f"step {self.step:,}  loss {loss:.3f}  {pace}  {left} left")
+
+    def _stamp(self, split: str) -> dict[str, Any]:
+        return {"step": self.step, "time": round(self.clock.elapsed(), 3), "split": split}
 
     def _waiting(self) -> float:
         """The share of the time since the last line that was spent waiting for records."""
@@ -303,28 +304,25 @@ class Trainer:
     def _last_look(self) -> int | None:
         """The held-out records of the last look: as many as were planned, or as there is time for."""
         planned: int | None = self.settings["evaluate.final_records"]
-        if planned is None or self.settings["train.budget"] is None:
-            return planned
-        looked: int = self.processes.share(self._fitting_look(planned) if self.processes.leads else None)
-        return looked
+        if planned is not None and self.processes.leads:
+            looked = self._journalled("look", planned, self.budget.last_look(planned))
+            if looked < planned:
+                self.reporter.say(
+                    f"The last look is at {looked:,} of {planned:,} records: the budget is spent."
+                )
+            planned = looked
+        shared: int | None = self.processes.share(planned)
+        return shared
 
-    def _fitting_look(self, planned: int) -> int:
-        decided = decided_last(self.run, "look")  # by an end that was cut short
-        fitting = self.budget.last_look(planned) if decided is None else decided
-        if decided is None and fitting < planned:
-            self.run.note({"look": fitting})
-            self.reporter.say(f"The last look is at {fitting:,} of {planned:,} records: the budget is spent.")
-        return fitting
-
-    def _compares(self) -> bool:
-        """Whether there is time to compare the model with another library as it is saved; its export does it else."""
-        if self.settings["train.budget"] is None or not self.recipe.checks_layout:
-            return True
-        decided = decided_last(self.run, "compared")
-        if decided is None and self.budget.hurried:
-            self.run.note({"compared": False})
-            return False
-        return decided is None
+    def _journalled(self, what: str, planned: int, fitting: int) -> int:
+        """A decision of the clock about the end: the one that stands in the journal since the run was extended (an
+        end that was cut short made it), or what fits now, which goes there where it is not what was planned."""
+        decided = None
+        for entry in self.run.journal():
+            decided = None if "extended_from" in entry else entry.get(what, decided)
+        if decided is None and fitting != planned:
+            self.run.note({what: fitting})
+        return fitting if decided is None else int(decided)
 
     # -- looks and the end ---------------------------------------------------------------------------------
 
@@ -345,15 +343,11 @@ class Trainer:
         if sound and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
         if self.processes.leads:
-            time_ = round(self.clock.elapsed(), 3)
-            self.run.log(
-                {"step": self.step, "time": time_, "split": "validation", "records": records, **figures}
-            )
+            self.run.log({**self._stamp("validation"), "records": records, **figures})
             if sample is not None:
                 self.run.write_sample(self.step, sample)
-        self.reporter.say(
-            f"step {self.step:,}  " + "  ".join(f"{k} {v:.4f}" for k, v in brief(figures).items())
-        )
+        told = (f"{k} {v:.4f}" for k, v in figures.items() if k == "loss" or v != figures["loss"])
+        self.reporter.say("  ".join([f"step {self.step:,}", *told]))  # without the terms that only repeat it
         return figures
 
     def _score(self, source: Records, records: int) -> dict[str, float]:
@@ -371,16 +365,13 @@ class Trainer:
             records = min(len(self.recipe.validation), self.settings["evaluate.batch"])
             self._score(self.recipe.validation, records)
         if self.processes.leads:
-            self._rehearse_whitening(min(REHEARSED, self.recipe.whitening_records))
+            if records := min(REHEARSED, self.recipe.whitening_records):
+                self.recipe.whitened(self.objective, records)
+                with self.budget.timed("embedding", records):
+                    self.recipe.whitened(self.objective, records)
             if self.budget.unhurried:
                 import_transformers()
         self.objective.train()
-
-    def _rehearse_whitening(self, records: int) -> None:
-        if records:
-            self.recipe.whitened(self.objective, records)
-            with self.budget.timed("embedding", records):
-                self.recipe.whitened(self.objective, records)
 
     def _measure(self, records: int) -> dict[str, float]:
         """What needs no label, of the features of held-out records, and the protocols that the user named."""
@@ -390,15 +381,14 @@ class Trainer:
         if not protocols:
             return figures
         named, device = self.settings["evaluate.data"], str(self.machine.device)
+        reading = {} if named is None else self.recipe.reading_options()
         model = self.recipe.model(self.objective)
         for protocol in protocols:
-            own = self.recipe.examples(protocol in SUPERVISED, records)
-            data, test = own if named is None else (named, None)
-            how = {} if named is None else self.recipe.reading_options()
-            measurement = Measurement(
-                self.run.directory, model, data, device=device, seed=EVALUATION_SEED, test=test, **how
+            data, test = (
+                self.recipe.examples(protocol in SUPERVISED, records) if named is None else (named, None)
             )
-            score = measure(measurement, protocol)
+            how = {"device": device, "seed": EVALUATION_SEED, "test": test, **reading}
+            score = measure(Measurement(self.run.directory, model, data, **how), protocol)
             figures[protocol] = score.value
             if score.left_out.skipped:
                 self.reporter.say(f"{protocol}: skipped: {score.left_out.rows()['skipped']}")
@@ -445,7 +435,8 @@ class Trainer:
         }
         if self.processes.leads:
             self.run.make_way_for_model()
-            with nullcontext() if self._compares() else uncompared():
+            compares = self._journalled("compared", True, not self.budget.hurried)  # its export does it else
+            with nullcontext() if compares else uncompared():
                 self.recipe.save(self.objective, self.run.model_directory, summary)
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)
@@ -468,16 +459,3 @@ def find_schedule(settings: Settings, run: Run) -> Schedule:
         elif "start" in entry:
             decays.append(Decay(entry["start"], entry["end"]))
     return Schedule(optim.warmup or 0, decays)
-
-
-def decided_last(run: Run, what: str) -> int | None:
-    """What the clock decided about the end of a run, since it was extended; None where it decided nothing."""
-    decided = None
-    for entry in run.journal():
-        decided = None if "extended_from" in entry else entry.get(what, decided)
-    return decided
-
-
-def brief(figures: dict[str, float]) -> dict[str, float]:
-    """The loss and what it means, without the terms that only repeat it."""
-    return {name: value for name, value in figures.items() if name == "loss" or value != figures["loss"]}
