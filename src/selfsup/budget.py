@@ -35,11 +35,9 @@ LATE = 1.01  # of a budget: an end that is later is cut short
 
 
 class Clock:
-    """Wall time of a run over all its sessions.
+    """Wall time of a run over all its sessions, by any clock that never goes back.
 
-    Args:
-        before: seconds that had gone by before there was anything to prepare.
-        now: the seconds of any clock that never goes back.
+    It may begin with seconds that had gone by before there was anything to prepare.
     """
 
     def __init__(self, before: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
@@ -130,14 +128,9 @@ class Budget:
     # -- what is decided -----------------------------------------------------------------------------------
 
     def decide(self, step: int, decays: list[Decay]) -> dict[str, int] | None:
-        """Begin the decay, or move its end, when the clock says so.
+        """Begin the decay, or move its end, when the clock says so after so many steps and these decisions.
 
-        Args:
-            step: updates that have been made.
-            decays: what was decided so far.
-
-        Returns:
-            `start` and `end` of the decay, to be journalled; None where nothing changes.
+        Returns `start` and `end` of the decay, to be journalled; None where nothing changes.
         """
         if math.isinf(self.seconds) or self._steps <= FEWEST_IN_PACE:
             return None

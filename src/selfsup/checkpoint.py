@@ -42,12 +42,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        directory: where they lie.
-        keep: how many of the newest stay; those marked (`best`, `before-decay`) stay beside them.
-    """
+    """The checkpoints of one run: the newest few, and beside them those that are marked as best or before the decay."""
 
     def __init__(self, directory: Path, keep: int = 3) -> None:
         self.directory = directory
@@ -59,11 +54,8 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, marked: Iterable[int] = ()) -> None:
         """Copy the tensors and hand them to the writing thread; waits only for the save before this one.
 
-        Args:
-            marked: steps whose checkpoints stay, whatever their age.
-
-        Raises:
-            UserError: the save before this one failed (disk full, directory not writable).
+        Checkpoints of the `marked` steps stay, whatever their age. Raises a UserError where the save before failed
+        (disk full, directory not writable).
         """
         self.wait()
         copies = {
@@ -74,11 +66,7 @@ class Checkpoints:
         self._pending = self._writer.submit(self._write, snapshot, frozenset(marked))
 
     def wait(self) -> None:
-        """Return when the last save is on the disk.
-
-        Raises:
-            UserError: it could not be written.
-        """
+        """Return when the last save is on the disk; raises a UserError where it could not be written."""
         pending, self._pending = self._pending, None
         try:
             if pending is not None:
@@ -136,8 +124,7 @@ class Checkpoints:
     ) -> Checkpoint | None:
         """The newest whole checkpoint (at or before a step); broken ones are passed over, and said.
 
-        Args:
-            misfit: says what is wrong with one whose files are as they were written, if anything is.
+        `misfit` says what is wrong with one whose files are as they were written, if anything is.
         """
         for step in reversed(self.steps()):
             if before is not None and step > before:

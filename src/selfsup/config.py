@@ -225,11 +225,7 @@ class Settings:
             raise UserError(explain(error, places, known=known_keys(schema))) from None
 
     def keep(self, keys: Collection[str]) -> None:
-        """Of the data, the model and the objective, leave only those settings that mean something to a recipe.
-
-        Raises:
-            UserError: another one was given.
-        """
+        """Leave only those settings of data, model and objective that a recipe reads; raises a UserError for others."""
         chosen = {*CHOSEN, *self.sections}
         self._unread = {
             key
@@ -317,10 +313,8 @@ def flatten(
 ) -> Iterator[tuple[str, Any]]:
     """Nested, dotted or short keys as dotted ones; `flatten({"model": {"layers": 8}})` gives `model.layers`.
 
-    One of the `sections` that holds nothing says nothing.
-
-    Raises:
-        UserError: a key is no string, or the values are nested too deeply (within themselves, perhaps).
+    One of the `sections` that holds nothing says nothing. Raises a UserError where a key is no string, or the values
+    are nested too deeply (within themselves, perhaps).
     """
     if prefix.count(".") > DEEPEST:
         raise UserError(f"{shown(prefix)} is nested more than {DEEPEST} deep; settings are not.")
@@ -436,8 +430,7 @@ def explain(
 def read_yaml(path: Path) -> Written:
     """A configuration file as a mapping; one whose name ends in .json is read as JSON.
 
-    Raises:
-        UserError: the file is missing or no regular one, no YAML of plain values, beyond a bound, or no mapping.
+    Raises a UserError where it is missing or no regular file, no YAML of plain values, beyond a bound, or no mapping.
     """
     try:
         data = read_bytes(path, MOST_BYTES)
@@ -457,8 +450,7 @@ def read_yaml(path: Path) -> Written:
 def parse_overrides(words: list[str]) -> dict[str, Any]:
     """`["model.layers=8", "optim.lr=0.01"]` as dotted keys and YAML values.
 
-    Raises:
-        UserError: a word without `=`, or a value that is no YAML of plain values.
+    Raises a UserError for a word without `=`, or a value that is no YAML of plain values.
     """
     values: dict[str, Any] = {}
     for word in words:

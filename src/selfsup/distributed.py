@@ -133,13 +133,9 @@ class Processes:
         return values
 
     def wait(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Go on when all processes have come here, however long that takes.
+        """Go on when all processes have come here, however long that takes; `beat` is called now and then meanwhile.
 
-        Args:
-            beat: called now and then while others are waited for.
-
-        Raises:
-            Lost: one of them has failed.
+        Raises `Lost` where one of them has failed.
         """
         if not self.active:
             return

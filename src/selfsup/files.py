@@ -48,11 +48,7 @@ _numbers = itertools.count()
 
 
 def expanded(path: str | Path) -> Path:
-    """A path as a user gives it: where it begins with `~`, that is their home directory, as in a shell.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """A path as a user gives it (`~` is their home directory); raises a UserError where it is something else."""
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r:.80} is no path; give one as text, such as 'runs/mine'.")
     return Path(os.path.expanduser(path))
@@ -60,11 +56,7 @@ def expanded(path: str | Path) -> Path:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[BufferedReader]:
-    """A regular file, open for reading.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file; its `strerror` says so.
-    """
+    """A regular file, open for reading; raises an OSError with its reason where it is none, or cannot be opened."""
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name holds a null character", repr(path))
     descriptor = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
@@ -76,11 +68,7 @@ def opened(path: str | Path) -> Iterator[BufferedReader]:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """All of a regular file of at most so many bytes; nothing is read of one that has more.
-
-    Raises:
-        OSError: it cannot be read, is no regular file, or has more bytes.
-    """
+    """All of a regular file; raises an OSError, and reads nothing, where it has more than so many bytes."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = b"" if size > most else file.read(most + 1)  # it may grow meanwhile
@@ -90,11 +78,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 
 
 def inside(root: str | Path, name: str) -> str:
-    """The path of what a name in a folder's own metadata stands for, which may not lead out of that folder.
-
-    Raises:
-        OSError: it does.
-    """
+    """The path of what a name in a folder's metadata stands for; raises an OSError where it leads out of the folder."""
     here = os.path.realpath(root)
     place = os.path.realpath(os.path.join(here, name.replace("\0", "")))
     if "\0" in name or os.path.commonpath([here, place]) != here:
@@ -111,11 +95,7 @@ def require_free(*places: str | Path | None) -> None:
 
 @contextmanager
 def writable(directory: Path, remedy: str) -> Iterator[None]:
-    """One sentence where the system lets nothing be written below a directory; its other errors pass.
-
-    Raises:
-        UserError: no space, or no right to write; `remedy` says what helps.
-    """
+    """Raise a UserError with what helps where there is no space or right to write below a directory."""
     try:
         yield
     except OSError as error:
@@ -145,13 +125,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def held(directory: Path, refusal: str) -> Iterator[None]:
-    """Keep other processes from holding a directory during the block; a killed process holds nothing.
+    """Keep other processes from holding a directory during the block; raises a UserError where one holds it.
 
     The lock is the system's (flock, on Windows LockFile), so it goes with its process. Over NFS it reaches other
     machines where the server keeps locks.
-
-    Raises:
-        UserError: another process holds it; `refusal` says so.
     """
     try:
         lock = FileLock(directory / LOCK).acquire(blocking=False)
@@ -214,8 +191,7 @@ def temporary_name(path: Path) -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` whose file becomes `path` when the block ends without an error.
 
-    Raises:
-        OSError: `path` is a device, a pipe or a directory: none of them is replaced.
+    Raises an OSError where `path` is a device, a pipe or a directory: none of them is replaced.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "It is no regular file", str(path))
@@ -231,11 +207,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """As `whole_file`, where nothing lies there yet, neither before the block nor after it.
-
-    Raises:
-        UserError: something does.
-    """
+    """As `whole_file`; raises a UserError where something lies there before the block, or after it."""
     require_free(path)
     with whole_file(path) as temporary:
         yield temporary
@@ -266,8 +238,7 @@ def separate(module: nn.Module) -> dict[str, Tensor]:
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file in the layout that Hugging Face's loaders expect, with more in its header if given.
 
-    Raises:
-        OSError: the system refuses (safetensors has an error of its own for it, which hides the number).
+    Raises an OSError where the system refuses; safetensors has an error of its own for it, which hides the number.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -286,10 +257,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 def whole_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path` that becomes `path` when the block ends without an error.
 
-    A crash leaves only a temporary name behind, which nobody reads.
-
-    Raises:
-        FileExistsError: `path` came to exist meanwhile; it stays.
+    A crash leaves only a temporary name behind, which nobody reads. Raises a FileExistsError where `path` came to exist
+    meanwhile; that stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -325,12 +294,9 @@ def write_manifest(directory: Path) -> None:
 
 
 def damage(directory: Path, needed: Collection[str] = ()) -> str | None:
-    """What is wrong with a directory, judged by its manifest; None for a whole one.
+    """What is wrong with a directory, judged by its manifest, which must name what is `needed`; None for a whole one.
 
     Every file is read, at about 1 GB/s where the disk is as fast.
-
-    Args:
-        needed: files that the manifest must name.
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))

@@ -19,13 +19,8 @@ from selfsup.errors import UserError
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes.
-
-    Attributes:
-        device: the torch device.
-        precision: `fp32` or `bf16` (mixed: weights fp32, matrix products bf16).
-        flops: matrix-multiply rate in that precision, FLOP/s, as measured.
-    """
+    """Where a run computes: the device, the precision (`bf16`: weights fp32, matrix products bf16; or `fp32`), and the
+    measured rate of matrix products in that precision, FLOP/s."""
 
     device: torch.device
     precision: str
@@ -44,11 +39,7 @@ class Machine:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes an accelerator where there is one.
-
-    Raises:
-        UserError: no such device here.
-    """
+    """The device of a name (`auto`: an accelerator where there is one); raises a UserError where there is none."""
     if name == "auto":
         if torch.cuda.is_available():
             return own_of(torch.device("cuda", 0))

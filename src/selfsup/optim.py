@@ -169,10 +169,7 @@ def _parts(
 
 
 class Optimizer:
-    """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors.
-
-    `dtype` is that in which the machine multiplies matrices.
-    """
+    """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors."""
 
     def __init__(
         self, objective: Objective, config: OptimConfig, dtype: torch.dtype = torch.bfloat16

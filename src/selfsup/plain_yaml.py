@@ -108,8 +108,8 @@ class Loader(yaml.SafeLoader):
 def parse_yaml(text: str | bytes) -> tuple[Any, Any]:
     """The value that a document holds, and the same with the line of each value in its place.
 
-    Raises:
-        YAMLProblem: it is no YAML, holds other than plain values, a key twice or one that is no word, or too much.
+    Raises a YAMLProblem where it is no YAML, holds other than plain values, a key twice or one that is no word, or too
+    much.
     """
     _require_short(text)
     try:
@@ -133,11 +133,7 @@ def _place(mark: Any) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON document, bounded likewise.
-
-    Raises:
-        YAMLProblem: it is no JSON, holds a key twice, or passes a bound.
-    """
+    """The value of a JSON document; raises a YAMLProblem where it is none, holds a key twice, or passes a bound."""
     _require_short(data)
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_int=_whole)

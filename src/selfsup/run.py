@@ -57,11 +57,7 @@ class Run:
 
     @classmethod
     def create(cls, directory: str | Path) -> Run:
-        """A new run.
-
-        Raises:
-            UserError: the directory holds something already, or cannot be written.
-        """
+        """A new run; raises a UserError where its directory holds something already, or cannot be written."""
         run = cls(directory)
         if run.exists:
             raise UserError(
@@ -98,23 +94,14 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from training this run during the block; a killed process holds nothing.
-
-        Raises:
-            UserError: another process trains it.
-        """
+        """Keep other processes from training this run during the block; raises a UserError where one trains it."""
         refusal = f"{self.directory} is being trained by another process; wait for it, or give another --out."
         with held(self.directory, refusal):
             yield
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Say how to go on where the block is stopped at once, or where the disk takes no more.
-
-        Raises:
-            Interrupted: for a KeyboardInterrupt.
-            UserError: for what the system refuses to write.
-        """
+        """Say how to go on where the block is stopped at once (Interrupted) or the disk is full (UserError)."""
         again = f"selfsup train --resume {self.directory}"
         try:
             with writable(self.directory, f"make room there, then go on with: {again}"):
@@ -133,11 +120,7 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path) -> Run:
-        """An existing run.
-
-        Raises:
-            UserError: there is none.
-        """
+        """An existing run; raises a UserError where there is none."""
         run = cls(directory)
         if not run.exists:
             raise UserError(
@@ -171,11 +154,8 @@ class Run:
     def settings(self, recipe: type[Recipe] | None = None) -> Settings:
         """The resolved configuration, with the origins that were written beside the values.
 
-        Args:
-            recipe: of an objective from Python; without it its own section is left out.
-
-        Raises:
-            UserError: it cannot be read, or lacks what the run was planned with.
+        Of an objective from Python without its `recipe`, its own section is left out. Raises a UserError where the
+        configuration cannot be read, or lacks what the run was planned with.
         """
         config, environment = self.config(), self.environment()
         named = str(config.get("objective", DEFAULT))
@@ -218,11 +198,7 @@ class Run:
         return self._read(ENVIRONMENT, run_files.ENVIRONMENT)
 
     def plan(self) -> dict[str, Any]:
-        """The plan that the run was started with.
-
-        Raises:
-            UserError: it was not kept.
-        """
+        """The plan that the run was started with; raises a UserError where it was not kept."""
         plan: dict[str, Any] | None = self.environment().get("plan")
         if plan is None:
             raise UserError(
@@ -267,11 +243,7 @@ class Run:
         write_atomically(self.samples / f"step-{step:09d}.txt", text)
 
     def rewind(self, step: int, look_again: bool = False) -> None:
-        """Drop the metrics that were logged after a step, for they are about to be made again.
-
-        Args:
-            look_again: whether the look at the validation part at that very step is among them.
-        """
+        """Drop the metrics after a step, which are made again; with `look_again` also the look at that step."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         if look_again:
             kept = [line for line in kept if (line["step"], line["split"]) != (step, "validation")]

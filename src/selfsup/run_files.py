@@ -153,11 +153,7 @@ JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison)
 
 
 def read_object(path: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
-    """The object of a JSON file.
-
-    Raises:
-        UserError: the file is not there, or holds something else.
-    """
+    """The object of a JSON file; raises a UserError where the file is not there, or holds something else."""
     try:
         return _checked(path.read_bytes(), kind)
     except OSError as error:
@@ -169,8 +165,7 @@ def read_object(path: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
 def read_lines(path: Path, kind: TypeAdapter[Any]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line that a crash cut short is left out.
 
-    Raises:
-        UserError: a line holds something else.
+    Raises a UserError where a line holds something else.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]

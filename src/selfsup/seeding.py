@@ -41,8 +41,7 @@ def uniform(
 ) -> npt.NDArray[np.float64]:
     """`count` numbers in [0, 1) for each record, (n, count): SplitMix64 from a state of its own for each.
 
-    Args:
-        epochs, records: (n,) the place of each; equal places give equal numbers, whatever stands beside them.
+    Equal places, which are the epochs and records, both (n,), give equal numbers, whatever stands beside them.
     """
     base = np.uint64(derive(seed, purpose))
     state = mix(mix(base ^ epochs.astype(np.uint64)) ^ records.astype(np.uint64))

@@ -28,15 +28,10 @@ Autocast = Callable[[], AbstractContextManager[object]]
 def gradients(
     objective: Objective, batches: Sequence[Batch], processes: Processes, autocast: Autocast = nullcontext
 ) -> dict[str, Tensor]:
-    """Accumulate into `.grad` the gradient of the loss over `batches` of every process.
+    """Accumulate into `.grad`, which is empty, the gradient of the loss over the micro-batches of every process.
 
-    Args:
-        objective: in training mode; its gradients are expected to be empty.
-        batches: the micro-batches of this process.
-        autocast: the context of mixed precision; scores run outside it, in the precision of the outputs.
-
-    Returns:
-        {term: its mean over all records of all processes} and `loss`, their weighted sum; scalars, detached.
+    Scores run outside the context of mixed precision (`autocast`), in the precision of the outputs. Returns {term: its
+    mean over all records of all processes} and `loss`, their weighted sum; scalars, detached.
     """
     tasks = [objective.hide(batch) for batch in batches]
     own = add_counts(task.counts for task in tasks)

@@ -122,13 +122,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------
 
     def fit(self, estimate: int) -> dict[str, Any]:
-        """Train to the end and leave the model behind.
-
-        Args:
-            estimate: the number of steps that the plan expects.
-
-        Returns:
-            The summary of the run.
+        """Train to the end, as many steps as the plan expects (`estimate`), and leave the model and its summary behind.
 
         Raises:
             UserError: ten steps in a row without a finite loss, or a disk that takes no more.

@@ -322,8 +322,7 @@ def _expected(settings: Settings, plan: Mapping[str, Any]) -> int:
 def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str) -> int | None:
     """Give a run another length; what it made after its decay began is moved to earlier/.
 
-    Returns:
-        The step from before the decay, or None for a run on a budget that has not begun its decay.
+    Returns the step from before the decay, or None for a run on a budget that has not begun its decay.
     """
     asked = Settings((origin, length))
     if asked["train.epochs"] is not None:
