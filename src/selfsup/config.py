@@ -226,12 +226,8 @@ class Settings:
 
     def keep(self, keys: Collection[str]) -> None:
         """Leave only those settings of data, model and objective that a recipe reads; raises a UserError for others."""
-        chosen = {*CHOSEN, *self.sections}
-        self._unread = {
-            key
-            for key in known_keys(type(self.config))
-            if key.partition(".")[0] in chosen and key not in keys
-        }
+        chosen, others = {*CHOSEN, *self.sections}, {*known_keys(type(self.config))} - {*keys}
+        self._unread = {key for key in others if key.partition(".")[0] in chosen}
         for key in sorted(self._unread):
             section, name = self._find(key)
             if getattr(section, name) != type(section).model_fields[name].default:

@@ -149,17 +149,15 @@ def ready(recipe: Recipe, machine: Machine) -> Objective:
     """A fresh objective, where and how it is going to be trained."""
     objective = recipe.build().to(machine.device).train()
     if recipe.settings["train.compile"]:
-        setattr(objective, "predict", torch.compile(objective.predict))  # noqa: B010
+        vars(objective)["predict"] = torch.compile(objective.predict)
     return objective
 
 
 def _settle_micro_batch(recipe: Recipe, machine: Machine, processes: Processes) -> None:
     """The largest micro-batch that fits."""
     settings, batch = recipe.settings, recipe.settings["train.batch"]
-    if batch < processes.size:
-        raise UserError(
-            f"A batch of {batch} cannot be shared by {processes.size} processes; give a larger --batch."
-        )
+    if batch < (size := processes.size):
+        raise UserError(f"A batch of {batch} cannot be shared by {size} processes; give a larger --batch.")
     if settings["train.micro_batch"] is None:
         fitting = processes.share(_fitting_micro_batch(recipe, machine, -(-batch // processes.size)))
         settings.change("train.micro_batch", fitting, "memory")

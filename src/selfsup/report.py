@@ -198,8 +198,8 @@ class Reporter:
 
     def reading(self, done: int, total: int | None) -> None:
         """Progress of preparing data, in bytes."""
-        of = f" of {amount(total, 'B')}" if total else ""
-        self.advance(done / total if total else 0.0, f"{amount(done, 'B')}{of}")
+        share, of = (done / total, f" of {amount(total, 'B')}") if total else (0.0, "")
+        self.advance(share, f"{amount(done, 'B')}{of}")
 
     def counting(self, done: int, total: int | None) -> None:
         """Progress of anything that is counted, with its rate since the first count towards this total."""
