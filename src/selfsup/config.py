@@ -57,6 +57,7 @@ Whole = Annotated[int, BeforeValidator(number), Field(ge=-MOST, le=MOST)]
 Real = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 Duration = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
 Count = Annotated[Whole, Field(ge=1)]
+Natural = Annotated[Whole, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0)]
 Names = Annotated[tuple[str, ...], BeforeValidator(names)]
@@ -90,7 +91,7 @@ class DataConfig(Section):
     size: Count | None = said(None, "side of the images that a model sees, in pixels")
     validation: Share = said(0.1, "share of the documents that is held out")
     failures: Share = said(0.01, "share of unreadable records above which a run is refused")
-    workers: Annotated[Whole, Field(ge=0)] = said(1, "threads that read ahead of the training loop")
+    workers: Natural = said(1, "threads that read ahead of the training loop")
 
 
 class ModelConfig(Section):
@@ -103,7 +104,7 @@ class ModelConfig(Section):
     mlp: Count | None = said(None, "hidden width of the feed-forward blocks")
     tied: bool | None = said(None, "the output head shares the embedding's weights")
     patch: Count | None = said(None, "side of a vision transformer's patches, in pixels")
-    registers: Annotated[Whole, Field(ge=0)] | None = said(
+    registers: Natural | None = said(
         None, "tokens of a vision transformer that stand for nothing in the image"
     )
     dropout: Share | None = said(None, "share of activations an encoder drops in training")
@@ -120,7 +121,7 @@ class OptimConfig(Section):
     eps: Rate = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] | None = said(None, "decoupled; off for vectors")
     clip: Rate = said(1.0, "largest norm of the gradient")
-    warmup: Annotated[Whole, Field(ge=0)] | None = said(None, "steps of linear warm-up")
+    warmup: Natural | None = said(None, "steps of linear warm-up")
     decay: Annotated[Real, Field(gt=0, le=1)] = said(0.5, "last share of the run, decayed to 0")
 
 
@@ -130,7 +131,7 @@ class TrainConfig(Section):
     budget: Duration | None = said(None, "wall time of the whole run, such as 10m")
     batch: Count | None = said(None, "records per step, over all processes")
     micro_batch: Count | None = said(None, "records computed at once in one process")
-    seed: Annotated[Whole, Field(ge=0)] = said(0, "seed of everything random")
+    seed: Natural = said(0, "seed of everything random")
     device: str = said("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = said("auto", "auto, fp32, bf16")
     compile: bool | None = said(None, "torch.compile; measured where it is not said")
@@ -147,7 +148,7 @@ class EvaluateConfig(Section):
     records: Count | None = said(None, "validation records looked at during the run")
     final_records: Count | None = said(None, "validation records looked at when it ends")
     batch: Count | None = said(None, "validation records scored at once")
-    protocols: Names = Field((), description="protocols measured at each look, on evaluate.data")
+    protocols: Names = said((), "protocols measured at each look, on evaluate.data")
     data: str | None = said(None, "what they are measured on")
 
 
