@@ -63,15 +63,11 @@ class TimmNetwork:
 
 
 class AdaptedBackbone(nn.Module):
-    """A network of others, pixels (B, 3, H, W) to one vector each, (B, dimension). Raises UserError where it fails on
-    images of `size` × `size` pixels, or gives no features of theirs.
+    """A network of others, pixels (B, 3, H, W) to one vector each, (B, dimension): see `adapt`.
 
     Attributes:
-        network: the module itself; the mode that it is in is kept.
         size: the side of the images it was opened for.
-        extract: see `adapt`.
         timm: what timm builds it from, where it is timm's.
-        dimension: numbers in a vector.
     """
 
     def __init__(
@@ -86,6 +82,7 @@ class AdaptedBackbone(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> int:
+        """Numbers in a vector; the network stays in the mode that it is in."""
         training = {part: part.training for part in self.network.modules()}
         parameter = next(self.network.parameters(), torch.empty(0))
         images = torch.zeros(
@@ -133,12 +130,8 @@ def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tens
 def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBackbone:
     """A network from Python as a backbone for images of `size` × `size` pixels; one that is a backbone stays as it is.
 
-    Args:
-        extract: (module, pixels) to features, where calling the module gives something else: (B, dimension), or maps
-            (B, dimension, h, w), which are averaged over their places.
-
-    Raises:
-        UserError: the network fails on such images, or gives no features of theirs.
+    `extract` makes features of (module, pixels) where calling the module does not: (B, dimension), or maps
+    (B, dimension, h, w), which are averaged over their places. Raises UserError where that fails.
     """
     if isinstance(module, AnyBackbone):
         return module
@@ -229,12 +222,8 @@ def save_backbone(
 def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBackbone:
     """What a directory of `save_backbone` holds, in fp32; of transformers, any plain DINOv3 ViT.
 
-    Args:
-        module: of the class that the weights belong to, as `adapt` or anything else made it; where they are not of
-            the vision transformer and not of timm.
-
-    Raises:
-        UserError: the directory is broken, or of another architecture; timm or a module is needed and not there.
+    Weights of a network from Python take a module of its class, as `adapt` or anything else made it. Raises UserError
+    where the directory is broken, or of another architecture; timm or a module is needed and not there.
     """
     saved = read_config(directory)
     if saved.get("model_type") == VISION:
@@ -340,5 +329,5 @@ def timm_difference(
     """
     theirs = import_timm(str(file)).create_model(source.name, **source.arguments).eval()
     theirs.load_state_dict(read_safetensors(file))
-    pixels = noise(2, CHANNELS, size, size)
+    pixels = noise((2, CHANNELS, size, size))[0]
     return Difference.between(_vectors(theirs, None, pixels), ours(pixels).float())

@@ -17,16 +17,9 @@ def card(
     task: str | None = None,
     tags: Sequence[str] = (),
 ) -> str:
-    """A card as the hub reads it.
-
-    Args:
-        title: the heading; empty where the text has one.
-        text: what the model is and how it was made; it may have headings of its own.
-        facts: one line each, by what it is about.
-        code: Python that uses the model.
-        library, task: what the hub's pages sort it by, in its terms.
-        tags: beside `selfsup`.
-    """
+    """A card as the hub reads it: a title, unless the text has one, what the model is and how it was made, facts by
+    what they are about, Python that uses it; before them what the hub's pages sort it by, in their terms, with the tag
+    `selfsup`."""
     named = {"library_name": library, "pipeline_tag": task, "tags": f"[{', '.join(['selfsup', *tags])}]"}
     head = "".join(f"{key}: {value}\n" for key, value in named.items() if value is not None)
     lines = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())

@@ -9,7 +9,8 @@ DIR/README.md     the model card
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -84,29 +85,20 @@ def save_clip(
 ) -> dict[str, float | None]:
     """Write a directory that `read_clip` reads and each of whose towers opens by itself, wholly or not at all.
 
-    Args:
-        image_features, text_features: what maps the pooled states of each tower into the shared space.
-        card: the model card, README.md, for what is returned.
-
-    Returns:
-        max |Δ| of the hidden states in fp32 against the library whose layout each tower has, `image` and `text`; None
-        where that is unchecked.
-
-    Raises:
-        UserError: the directory exists already.
-        ValueError: the towers map into spaces of different dimensions.
+    The features of each tower map its pooled states into the shared space; a ValueError is raised where these are of
+    different dimensions, a UserError where the directory exists already. `card` makes README.md of what is returned:
+    max |Δ| of the hidden states in fp32 against the library whose layout each tower has, `image` and `text`, None where
+    that is unchecked.
     """
     dimension = image_features.dimension(image.dimension)
     if text_features.dimension(text.config.width) != dimension:
         raise ValueError("both towers map into one space")
     with new_model(directory) as temporary:
         found = {
-            IMAGE: save_backbone(
-                temporary / IMAGE, image, image_features, lambda exact: _tower_card(IMAGE, exact)
-            ),
+            IMAGE: save_backbone(temporary / IMAGE, image, image_features, partial(_tower_card, IMAGE)),
             TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
         }
-        space = SharedSpace(**asdict(similarity), dimension=dimension)
+        space = SharedSpace(similarity.loss, similarity.scale, similarity.bias, dimension)
         write_json(temporary / CONFIG, LAYOUT.write(space))
         write_card(temporary, card(found))
     return found

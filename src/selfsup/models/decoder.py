@@ -206,7 +206,7 @@ class Decoder(TensorModule):
         """
         embedding = {"embed_tokens.weight": 0.02 if self.config.tied else 1.0}
         zeros = ("o_proj.weight", "down_proj.weight", "lm_head.weight")
-        fill(self, generator, zeros, deviations=embedding)
+        fill(self, generator, dict.fromkeys(zeros, 0.0), embedding)
         return self
 
     def forward(

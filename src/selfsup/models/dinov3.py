@@ -46,9 +46,9 @@ LAYOUT = Layout(
         "num_channels": CHANNELS,
     },
     written={
-        "pos_embed_shift": None,  # what transformers would do to positions in training
-        "pos_embed_jitter": None,
-        "pos_embed_rescale": None,
+        **dict.fromkeys(
+            ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+        ),  # of positions in training
         "attention_dropout": 0.0,
         "drop_path_rate": 0.0,
         "initializer_range": 0.02,
@@ -100,14 +100,8 @@ def save_vision(
     directory: Path, model: VisionTransformer, features: Features, card: Callable[[str], str]
 ) -> float | None:
     """Write a directory that `AutoModel` and `AutoImageProcessor` open with the same numbers, wholly or not at all;
-    weights are fp32. Raises UserError where it exists already.
-
-    Args:
-        card: the model card, README.md, for a statement of how exact the layout is.
-
-    Returns:
-        max |Δ| against stock transformers: see `network_difference`.
-    """
+    weights are fp32. `card` makes README.md of a statement of how exact that is. Raises UserError where the directory
+    exists already; returns max |Δ| against stock transformers, as `network_difference`."""
     with new_model(directory) as temporary:
         write_vision(temporary, model)
         features.write(temporary)

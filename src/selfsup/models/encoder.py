@@ -229,4 +229,4 @@ class MaskedLanguageModel(TensorModule):
 def initialise(module: nn.Module, generator: torch.Generator, tied: bool = False) -> None:
     """See `TextEncoder.initialise`."""
     embedding = {"tok_embeddings.weight": 0.02 if tied else 1.0}
-    fill(module, generator, ("Wo.weight", "decoder.weight"), deviations=embedding)
+    fill(module, generator, dict.fromkeys(("Wo.weight", "decoder.weight"), 0.0), embedding)

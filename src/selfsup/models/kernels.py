@@ -59,17 +59,9 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rotate_heads(x: Tensor, gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """The heads of queries or keys: RMS-normalised, unless gain is None, and rotated.
-
-    Args:
-        x: (B, T, heads · dim).
-        gain: of the normalisation, (dim,).
-        cos, sin: from `rotary_tables`, (T, 1, dim), in the dtype of x.
-        eps: of the normalisation.
-
-    Returns:
-        (B, heads, T, dim), contiguous.
-    """
+    """The heads of queries or keys x (B, T, heads · dim): RMS-normalised with a gain (dim,) and eps, unless the gain is
+    None, and rotated by tables in the dtype of x, (T, 1, dim) from `rotary_tables` or (B, T, 1, dim). Returns
+    (B, heads, T, dim), contiguous."""
     return applied(_RotateHeads, x, gain, cos, sin, eps)
 
 

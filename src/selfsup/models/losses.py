@@ -17,15 +17,11 @@ BLOCK_ELEMENTS = 1 << 26  # logits' gradient of one block: 128 MiB in bf16
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Σ −log softmax(hidden · weightᵀ)[target], without the full logits ever standing in memory.
+    """Σ −log softmax(hidden · weightᵀ)[target], without the full logits ever standing in memory: a scalar with gradient
+    to `hidden` (n, width) and `weight` (vocabulary, width).
 
-    Args:
-        hidden: (n, width); the matrix products run in its precision, the softmax in fp32.
-        weight: (vocabulary, width).
-        targets: (n,) int64; `IGNORE` where nothing is to be predicted.
-
-    Returns:
-        The sum over the positions that count, a scalar with gradient to `hidden` and `weight`.
+    Targets are (n,) int64, `IGNORE` where nothing is to be predicted. The matrix products run in the precision of
+    `hidden`, the softmax in fp32.
     """
     if not torch.is_grad_enabled():  # inside a Function gradients always seem to be wanted
         hidden, weight = hidden.detach(), weight.detach()
@@ -46,10 +42,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
         weight_grad = torch.zeros_like(weight) if needs_weight else None
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        rows = max(1, BLOCK_ELEMENTS // len(weight))
-        block = (
-            hidden.new_empty(min(rows, len(hidden)), len(weight)) if needs_hidden or needs_weight else None
-        )
+        rows, needed = max(1, BLOCK_ELEMENTS // len(weight)), needs_hidden or needs_weight
+        block = hidden.new_empty(min(rows, len(hidden)), len(weight)) if needed else None
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             slope = None if block is None else block[: len(hidden[part])]
@@ -103,9 +97,8 @@ def at_least_single(tensor: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """−log p of each target: logits (…, vocabulary), targets (…) → (…), in nats."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(
-        targets
-    )
+    flat = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+    return flat.view_as(targets)
 
 
 def target_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -17,17 +17,11 @@ MULTIPLE = 8  # of rows, and of places in a row: each new shape costs kernels th
 
 @dataclass(frozen=True)
 class Rows:
-    """n sequences laid into rows.
+    """n sequences laid into rows."""
 
-    Attributes:
-        documents: (rows, room), the number of the sequence at each position, −1 on padding.
-        places: (tokens in all,), where the tokens of the sequences, one after the other, lie in the flattened rows.
-        first: (n,), where each sequence begins in the flattened rows.
-    """
-
-    documents: Tensor
-    places: Tensor
-    first: Tensor
+    documents: Tensor  # (rows, room), the number of the sequence at each position, −1 on padding
+    places: Tensor  # (tokens in all,), where those of the sequences, one after the other, lie in the flattened rows
+    first: Tensor  # (n,), where each sequence begins in the flattened rows
 
 
 def pack(lengths: Sequence[int], room: int) -> tuple[list[int], list[int], int]:
@@ -77,10 +71,8 @@ def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
 def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token.
 
-    Args:
-        encoder: tokens (B, T) and document numbers (B, T) to hidden states (B, T, width).
-        tokens: (tokens in all,), the texts one after the other, each with its start and end token.
-        lengths: (n,) tokens of each.
+    The encoder makes hidden states (B, T, width) of tokens and document numbers (B, T); `tokens` (tokens in all,) are
+    the texts one after the other, each with its start and end token, of `lengths` (n,).
     """
     rows = lay(lengths)
     laid = tokens.new_zeros(rows.documents.shape)

@@ -74,9 +74,10 @@ def max_difference(difference: Difference | None) -> float | None:
     return None if difference is None else difference.most
 
 
-def noise(*shape: int) -> Tensor:
+def noise(*shapes: tuple[int, ...]) -> list[Tensor]:
     """Images (B, 3, H, W) of noise, always the same, to compare models on."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 # -- transformers --------------------------------------------------------------------------------------------
@@ -161,9 +162,8 @@ def network_difference(
 def _inputs(model: NativeNetwork, tokens: Tensor | None) -> list[Tensor]:
     """Of a vision transformer, images: square at the size of the config, and wide."""
     if isinstance(model, VisionTransformer):
-        size, generator = model.config.size, torch.Generator().manual_seed(0)
-        shapes = ((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+        size = model.config.size
+        return noise((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
     count = min(POSITIONS, model.config.window)
     return [torch.arange(count)[None] * model.config.vocabulary // count if tokens is None else tokens]
 

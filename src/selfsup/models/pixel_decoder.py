@@ -100,7 +100,8 @@ class PixelDecoder(TensorModule):
         Matrices that write to the residual stream and the head are zero, so that at first each patch is predicted by
         its mean.
         """
-        fill(self, generator, ("out.weight", "down.weight", "head.weight"), deviations={"mask_token": 0.02})
+        zeros = dict.fromkeys(("out.weight", "down.weight", "head.weight"), 0.0)
+        fill(self, generator, zeros, {"mask_token": 0.02})
         return self
 
     def forward(self, encoded: Tensor, visible: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:

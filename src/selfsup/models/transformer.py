@@ -91,23 +91,18 @@ class RMSNorm(TensorModule):
 def fill(
     module: nn.Module,
     generator: torch.Generator,
-    zeros: tuple[str, ...] = (),
-    constants: Mapping[str, float] | None = None,
-    deviations: Mapping[str, float] | None = None,
+    constants: Mapping[str, float],
+    deviations: Mapping[str, float],
 ) -> None:
     """Give the parameters of a module fresh values, a pure function of the generator's state.
 
     Matrices are normal with deviation 1/sqrt(inputs): unit in, unit out. Biases are zero, other vectors, which are
-    gains, one.
-
-    Args:
-        zeros: ends of the names of what is zero.
-        constants, deviations: by the end of its name what has another value, or is normal with another deviation.
+    gains, one. By the ends of their names, others have constants, or are normal with other deviations.
     """
-    values = {**dict.fromkeys(("bias", *zeros), 0.0), **(constants or {})}
+    values = {"bias": 0.0, **constants}
     for name, parameter in module.named_parameters():
         value = next((value for end, value in values.items() if name.endswith(end)), None)
-        deviation = next((d for end, d in (deviations or {}).items() if name.endswith(end)), None)
+        deviation = next((d for end, d in deviations.items() if name.endswith(end)), None)
         if value is not None:
             parameter.fill_(value)
         elif deviation is None and parameter.ndim == 1:

@@ -223,7 +223,7 @@ class VisionTransformer(TensorModule):
         network puts there comes from the image.
         """
         scales, tokens = {"lambda1": self.config.layer_scale}, dict.fromkeys(("token", "tokens"), TOKEN_SCALE)
-        fill(self, generator, constants=scales, deviations=tokens)
+        fill(self, generator, scales, tokens)
         return self
 
     def forward(self, pixels: Tensor, hidden: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
