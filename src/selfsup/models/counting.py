@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ M = TypeVar("M", bound=nn.Module)
 
 def sketched(kind: Callable[[C], M], config: C) -> M:
     """A network of a config without numbers in it; kept, so it is not to be changed."""
-    return _sketched(kind, config)  # type: ignore[return-value]
+    network: M = _sketched(kind, config)
+    return network
 
 
 @lru_cache(maxsize=16)
-def _sketched(kind: Callable[[C], nn.Module], config: C) -> nn.Module:
+def _sketched(kind: Callable[[Any], Any], config: Hashable) -> Any:
     with torch.device("meta"):
         return kind(config)
 

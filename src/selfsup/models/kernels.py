@@ -7,7 +7,7 @@ differentiates every intermediate result by itself.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -232,9 +232,9 @@ class _Affine(torch.autograd.Function):
     """The gradient of x is summed over the matrices within the products themselves."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *maps: Tensor | None) -> tuple[Tensor, ...]:
-        narrow = [None if part is None else part.to(x.dtype) for part in maps]
-        weights, biases = cast(list[Tensor], narrow[: len(maps) // 2]), narrow[len(maps) // 2 :]
+    def forward(ctx: Any, x: Tensor, *maps: Any) -> tuple[Tensor, ...]:
+        narrow: list[Any] = [None if part is None else part.to(x.dtype) for part in maps]
+        weights, biases = narrow[: len(maps) // 2], narrow[len(maps) // 2 :]
         ctx.save_for_backward(x, *weights)
         ctx.dtypes = [None if part is None else part.dtype for part in maps]
         with torch.autocast(x.device.type, enabled=False):
