@@ -10,7 +10,7 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.models import kinds
 from selfsup.models.directories import read_weights
-from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.encoder import GLOBAL, LOCAL, EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card
 from selfsup.models.layouts import FP32, Layout, at, renamed
@@ -18,7 +18,7 @@ from selfsup.models.sentence_transformers import read_features, text_window
 
 PREFIX = "model."  # of the encoder's names where a head stands beside it
 ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.")
-KINDS = ("full_attention", "sliding_attention")  # of layers
+
 LAYOUT = Layout(
     EncoderConfig,
     name="ModernBERT encoders",
@@ -49,10 +49,10 @@ LAYOUT = Layout(
         "attention_bias": False,
         "mlp_bias": False,
         "classifier_bias": False,
-        **{f"rope_parameters.{kind}.rope_type": "default" for kind in KINDS},
+        **{f"rope_parameters.{kind}.rope_type": "default" for kind in (GLOBAL, LOCAL)},
     },
     refused={
-        **{f"rope_parameters.{kind}.type": "default" for kind in KINDS},
+        **{f"rope_parameters.{kind}.type": "default" for kind in (GLOBAL, LOCAL)},
         **{f"rope_scaling.{key}": "default" for key in ("rope_type", "type")},
     },
     derived={"layer_types": lambda config: [config.kind(layer) for layer in range(config.layers)]},
