@@ -90,11 +90,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         """The encoder, where it is one of ModernBERT's layout; raises UserError where it is another one."""
         if isinstance(self.network, TextEncoder):
             return self.network
-        opened = self.network.opened
-        raise UserError(
-            f"{opened.directory} holds a {opened.name}, into which one cannot look here; give an encoder of "
-            "ModernBERT's layout."
-        )
+        why = "into which one cannot look here; give an encoder of ModernBERT's layout"
+        raise self.network.opened.refused(why)
 
     @property
     def width(self) -> int:

@@ -187,10 +187,8 @@ class LanguageModel(Model):
         if isinstance(self.decoder, Decoder):
             return self.decoder
         opened = self.decoder.opened
-        raise UserError(
-            f"{opened.directory} holds a {opened.name}, which writes by transformers only: "
-            f'pipeline("text-generation", "{opened.directory}").'
-        )
+        way = f'pipeline("text-generation", "{opened.directory}")'
+        raise opened.refused(f"which writes by transformers only: {way}")
 
 
 class Ending:

@@ -86,6 +86,10 @@ class TransformersNetwork:
     def name(self) -> str:
         return type(self.network).__name__
 
+    def refused(self, why: str) -> UserError:
+        """What is said where it is no network that can be used here."""
+        return UserError(f"{self.directory} holds a {self.name}, {why}.")
+
     def save(self, directory: Path, tokenizer: Tokenizer, heads: bool = True, fills: bool = False) -> None:
         """Write the network under its own names, and its tokenizer, into a directory that exists."""
         with transformers_at_work(str(self.directory)):
@@ -214,9 +218,7 @@ class AdaptedTextNetwork(nn.Module):
         self.network = opened.network
         found, table = self.network.config, _position_table(self.network)
         if not (hasattr(found, "vocab_size") and hasattr(found, "hidden_size")):
-            raise UserError(
-                f"{opened.directory} holds a {opened.name}, which is no model of texts alone; give one that is."
-            )
+            raise opened.refused("which is no model of texts alone; give one that is")
         self.first = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
         said = {key: getattr(found, key, None) for place in SHAPE.places.values() for key in place.keys}
         said["max_position_embeddings"] = said["max_position_embeddings"] or UNLIMITED
@@ -341,10 +343,7 @@ class AdaptedDecoder(AdaptedTextNetwork):
         changed[0, -1] = tokens[0, 0]
         before, after = (self._call(self.network, row)[:, :-1] for row in (tokens, changed))
         if not _close(before, after):
-            raise UserError(
-                f"{self.opened.directory} holds a {self.opened.name}, which sees what comes after a token; "
-                "train it by masked-lm."
-            )
+            raise self.opened.refused("which sees what comes after a token; train it by masked-lm")
 
 
 AnyEncoder = TextEncoder | AdaptedEncoder
@@ -363,10 +362,8 @@ def _open_end(adapted: AdaptedTextNetwork) -> None:
         output.forward = _unchanged
         fits = _close(expected, F.linear(adapted._call(network, tokens), output.weight, output.bias))
     if not fits:
-        raise UserError(
-            f"{adapted.opened.directory} holds a {adapted.opened.name}, whose logits are not just hidden states "
-            "times a matrix; it cannot be trained here."
-        )
+        why = "whose logits are not just hidden states times a matrix; it cannot be trained here"
+        raise adapted.opened.refused(why)
 
 
 def _close(expected: Tensor, found: Tensor) -> bool:

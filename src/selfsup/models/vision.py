@@ -46,10 +46,8 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         if self.width % (4 * self.heads):
-            raise ValueError(
-                f"width ({self.width}) must be a multiple of four times heads ({self.heads}): rotary positions turn "
-                "pairs on two axes"
-            )
+            shape = f"width ({self.width}) must be a multiple of four times heads ({self.heads})"
+            raise ValueError(f"{shape}: rotary positions turn pairs on two axes")
         self.grid(self.size, self.size)
 
     @property
