@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch import nn
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.files import expanded
-from selfsup.inference.items import Collection, Item, Vectors, silent
+from selfsup.inference.items import Collection, Item, Vectors, digest, silent
 from selfsup.machine import find_device
 from selfsup.models.features import Features, fingerprint
 from selfsup.report import Progress
@@ -171,7 +170,7 @@ class OneNetwork(ABC, Generic[N]):
     @property
     def fingerprint(self) -> str:
         parts = (fingerprint(self.network, self.features), *self.reading)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        return digest(repr(parts).encode())
 
     def to(self, device: torch.device) -> None:
         self.network.to(device)

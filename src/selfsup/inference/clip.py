@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -13,7 +12,7 @@ import torch
 from selfsup.data.images.sources import holds_images
 from selfsup.inference.base import EmbeddingModel, Reading
 from selfsup.inference.encoder import EncoderModel
-from selfsup.inference.items import Vectors, shifted, silent
+from selfsup.inference.items import Vectors, digest, shifted, silent
 from selfsup.inference.pictures import Picture, Pictures
 from selfsup.inference.texts import Text, Texts
 from selfsup.inference.vision import ImageModel
@@ -62,8 +61,7 @@ class PairModel(EmbeddingModel):
 
     @property
     def fingerprint(self) -> str:
-        both = self.image.fingerprint + self.text.fingerprint
-        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+        return digest((self.image.fingerprint + self.text.fingerprint).encode())
 
     def to(self, device: torch.device) -> None:
         self.image.to(device)

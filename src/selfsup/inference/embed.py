@@ -7,7 +7,6 @@ on that chunk alone, so the file is the same, byte for byte, with and without in
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -30,7 +29,7 @@ from selfsup.data.tally import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.base import EmbeddingModel
-from selfsup.inference.items import CHUNK, Collection, Item, LeftOut, chunks, shifted, silent, survey
+from selfsup.inference.items import CHUNK, Collection, Item, LeftOut, chunks, digest, shifted, silent, survey
 from selfsup.inference.opening import open_embedder
 from selfsup.report import Progress
 
@@ -227,7 +226,7 @@ def _found_chunk(work: Path, number: int) -> Path | None:
 
 def _chunk_name(number: int, content: bytes) -> str:
     """What `CHUNK_FILE` matches: the number of a chunk and the checksum of its file."""
-    return f"{number:09d}.{hashlib.blake2b(content, digest_size=16).hexdigest()}.parquet"
+    return f"{number:09d}.{digest(content)}.parquet"
 
 
 def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:

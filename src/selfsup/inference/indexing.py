@@ -7,7 +7,6 @@ Contents and vectors are streamed; the ids of the library, with their hashes, st
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from selfsup.arguments import checked
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
-from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, shifted, silent, survey
+from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, digest, shifted, silent, survey
 from selfsup.inference.library import Library
 from selfsup.inference.opening import open_embedder
 from selfsup.report import Progress
@@ -166,9 +165,9 @@ class _Update:
 
 
 def _content_hash(item: Item) -> str:
-    return hashlib.blake2b(item.identity, digest_size=16).hexdigest()
+    return digest(item.identity)
 
 
 def _values_hash(item: Item) -> str:
     content = repr((item.source, sorted(item.values.items(), key=lambda pair: pair[0])))
-    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return digest(content.encode(errors="surrogatepass"))

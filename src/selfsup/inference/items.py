@@ -105,6 +105,11 @@ def distinct_items(items: Iterable[Item]) -> dict[bytes, Item]:
     return found
 
 
+def digest(content: bytes) -> str:
+    """BLAKE2b of a content, 32 hex digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def absolute(where: str, file: str) -> str:
     """A place with the absolute path of its file, which is the same wherever a command runs."""
     return os.path.abspath(where) if os.path.isfile(file) else where
@@ -129,7 +134,7 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
     Raises UserError where an id occurs twice."""
     count = 0
     ids: set[str] = set()
-    digest = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for count, item in enumerate(items, 1):
         if id_column is not None:  # places differ by themselves
             if item.id in ids:
@@ -139,10 +144,10 @@ def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> 
                 )
             ids.add(item.id)
         for value in (item.id.encode(), item.identity):
-            digest.update(f"{len(value)} ".encode() + value)
+            hashed.update(f"{len(value)} ".encode() + value)
         if count % 1000 == 0:
             progress(count, None)
-    return count, digest.hexdigest()
+    return count, hashed.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from selfsup.errors import UserError
 from selfsup.files import LOCK, held
-from selfsup.inference.conditions import enclosed
 from selfsup.inference.items import Vectors
 from selfsup.inference.recorded import record, verify
 from selfsup.seeding import derive
@@ -82,8 +81,7 @@ class Library:
         with held(
             path, f"{path} is being written by another process; wait for it, then give the command again."
         ):
-            there = description is None or cls.exists(path)
-            yield cls.open(path) if there else cls.create(path, description or {})
+            yield cls.open(path) if description is None or cls.exists(path) else cls.create(path, description)
             with _speaking(path):
                 record(path)
 
@@ -233,6 +231,8 @@ class Library:
         query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
         if where is None:
             return list(query.to_list())
+        from selfsup.inference.conditions import enclosed
+
         with _failing(
             lambda error: (
                 f"The condition {_shortened(str(where))!r} cannot be used ({_reason(error)}); it is one expression in "
