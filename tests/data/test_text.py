@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from selfsup.data import text as module
 from selfsup.data import tokenizers
+from selfsup.data.sources import open_text
 from selfsup.data.text import Windows, encode_documents, prepare_text
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.data.tokenizers import KINDS
@@ -231,11 +232,12 @@ def test_every_choice_has_its_own_entry(prepare, tmp_path):
         "".join(json.dumps({"text": d, "other": "x" + d}) + "\n" for d in documents(30))
     )
     source = tmp_path / "a.jsonl"
-    choices = [{}, {"validation": 0.3}, {"column": "other"}, {"tokenizer": "words"}, {"vocabulary": 20}]
+    choices = [{}, {"validation": 0.3}, {"tokenizer": "words"}, {"vocabulary": 20}]
     for choice in choices:
         prepare(source, **choice)
-    prepare(source, column=None)
-    assert len(entries(tmp_path)) == len(choices)
+    for column in ("other", None):
+        prepare(open_text(source, column))
+    assert len(entries(tmp_path)) == len(choices) + 1
 
 
 def test_cache_directory(tmp_path, monkeypatch):

@@ -49,9 +49,7 @@ class ArrowFile:
     size: int  # bytes on the disk
     mapped: bool  # whether its batches lie on the disk as they are, so that keeping them takes no memory
     read: Callable[[list[str]], Iterator[Any]]
-    at: Callable[[str, int], Any] | None = (
-        None  # a column in a row, for a table whose rows are not to be kept
-    )
+    at: Callable[[str, int], Any] | None = None  # a column in a row, where rows are not to be kept
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
         """All rows of some columns (by default all), in checked record batches of at most `BATCH_ROWS`; texts may still
@@ -71,10 +69,12 @@ class ArrowFile:
 
 
 def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Record batches with the same rows, each checked, and cut to at most `BATCH_ROWS`. Raises pa.ArrowInvalid: what
-    one says of itself is wrong."""
+    """Record batches with the same rows, cut to at most `BATCH_ROWS`. Raises pa.ArrowInvalid where offsets, indices,
+    lengths or counts of nulls lie."""
     for batch in batches:
-        _check(batch)
+        for column in batch.columns:
+            storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+            storage.view(_without_texts(storage.type)).validate(full=True)
         step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, _shared_bytes(batch))))
         yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
 
@@ -103,13 +103,6 @@ def _room() -> int:
 
 
 # -- checks --------------------------------------------------------------------------------------------------
-
-
-def _check(batch: Any) -> None:
-    """Raise ArrowInvalid where offsets, indices, lengths or counts of nulls lie."""
-    for column in batch.columns:
-        storage = column.storage if isinstance(column, pa.ExtensionArray) else column
-        storage.view(_without_texts(storage.type)).validate(full=True)
 
 
 def _without_texts(kind: Any) -> Any:

@@ -61,9 +61,6 @@ def _rows(columns: Iterable[tuple[str, Any]], count: int) -> list[Values]:
     return [{name: values[row] for name, values in decoded.items()} for row in range(count)]
 
 
-# -- types ---------------------------------------------------------------------------------------------------
-
-
 def is_text(kind: Any) -> bool:
     """Whether a type is of texts: plain, in a dictionary or an extension."""
     return _values(kind) in BYTES
@@ -99,9 +96,6 @@ def _may_hold_text(kind: Any) -> bool:
     if isinstance(kind, pa.StructType):
         return not _is_image(kind) and any(_may_hold_text(field.type) for field in kind)
     return is_text(kind)
-
-
-# -- values --------------------------------------------------------------------------------------------------
 
 
 def _decoded(array: Any) -> list[object]:

@@ -89,9 +89,6 @@ def _field(row: list[str], places: dict[str, int], column: str) -> str | Malform
     return row[place] if place < len(row) else Malformed(f"the row ends before {column!r}")
 
 
-# -- the layout ----------------------------------------------------------------------------------------------
-
-
 def _layout(name: str, opened: Open, usual: str) -> _Layout:
     with opened("\n") as file:
         head = file.read(PIECE)
@@ -119,9 +116,6 @@ def _fit(layout: _Layout, texts: Sequence[str]) -> tuple[bool, float, int]:
     rows = [row for _, row in layout.rows(texts)][1:]
     alike = sum(isinstance(row, list) and len(row) == width for row in rows)
     return (True, alike / max(1, len(rows)), width) if width > 1 else (False, 0.0, width)
-
-
-# -- rows ----------------------------------------------------------------------------------------------------
 
 
 def _is_quoted(field: str) -> bool:

@@ -80,9 +80,8 @@ class Found:
 
     root: str  # the folder that was named, or that of a pattern
     files: list[File] = field(default_factory=list)  # ordered by the parts of their paths
-    left_out: dict[str, tuple[int, str]] = field(
-        default_factory=dict
-    )  # how many, and the first, by what they are
+    # How many, and the first, by what they are.
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def leave_out(self, what: str, path: str) -> None:
         """Count something that is not read."""
@@ -132,7 +131,8 @@ def find(path: str | Path, reads: Callable[[str], bool], readable: str) -> Found
     if os.path.isfile(name) and not reads(name):
         raise UserError(f"{name} is of no readable kind: selfsup reads {readable}.")
     there = os.path.lexists(name)
-    found = Found(name if there else _base(name))
+    # Of a pattern, the folder that all of its matches lie in.
+    found = Found(name if there else os.path.dirname(re.split(r"[*?\[{]", name)[0]) or os.curdir)
     for place in [name] if there else _matching(name, found):
         _add(place, reads, found)
     found.files = sorted(set(found.files), key=lambda file: file.path.split(os.sep))
@@ -171,9 +171,8 @@ def readable(noun: str, kinds: Sequence[str], but: Container[str] = ()) -> str:
     names = [name for name, kind in KINDS.items() if kind in kinds and name not in but]
     packed = [kind for kind in kinds if kind in COMPRESSED]
     saved = "directories of datasets.save_to_disk and Lance"
-    return (
-        f"{noun} from {', '.join(names)} ({', '.join(packed)} also as {', '.join(COMPRESSIONS)}), and {saved}"
-    )
+    also = f"{', '.join(packed)} also as {', '.join(COMPRESSIONS)}"
+    return f"{noun} from {', '.join(names)} ({also}), and {saved}"
 
 
 # -- opening -------------------------------------------------------------------------------------------------
@@ -276,26 +275,19 @@ def _add_file(path: str, reads: Callable[[str], bool], found: Found) -> None:
 # -- patterns ------------------------------------------------------------------------------------------------
 
 
-def _base(pattern: str) -> str:
-    """The folder that all of a pattern's matches lie in."""
-    return os.path.dirname(re.split(r"[*?\[{]", pattern)[0]) or os.curdir
-
-
 def _matching(pattern: str, found: Found) -> Iterator[str]:
     """What a pattern stands for; each one that its braces stand for has to match something."""
     patterns = list(itertools.islice(_without_braces(pattern), MOST_PATTERNS + 1))
     if len(patterns) > MOST_PATTERNS:
-        raise UserError(
-            f"{pattern} stands for more than {MOST_PATTERNS:,} patterns: use * in place of braces."
-        )
+        most = f"more than {MOST_PATTERNS:,} patterns"
+        raise UserError(f"{pattern} stands for {most}: use * in place of braces.")
     for single in patterns:
         matches = list(_below("", single.split(os.sep), found))
         if not matches and _MAGIC.search(single):
             raise UserError(f"No file matches {single}: check the pattern.")
         if not matches:
-            raise UserError(
-                f"There is no file or folder {single}: check the path (a hub data set is hub:user/name)."
-            )
+            remedy = "check the path (a hub data set is hub:user/name)"
+            raise UserError(f"There is no file or folder {single}: {remedy}.")
         yield from matches
 
 

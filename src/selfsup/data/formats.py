@@ -36,7 +36,7 @@ def file_part(path: Path, failures: float) -> Part:
     if kind == "tables":
         return table_part(name, lambda: open_arrow(path))
     if kind == "texts":
-        return text_part(name, lambda: [(name, _read_text(path, undecodable))], whole_file=True)
+        return text_part(name, lambda: [(name, _read_text(path, compression, undecodable))], whole_file=True)
     if kind == "archives":
         return text_part(name, lambda: text_members(path, undecodable), whole_file=True)
     opened = partial(as_text, path, compression)
@@ -45,9 +45,8 @@ def file_part(path: Path, failures: float) -> Part:
     return record_part(name, lambda: json_records(name, opened, one_per_line=extension != ".json"))
 
 
-def _read_text(path: Path, failures: float) -> object:
+def _read_text(path: Path, compression: str, failures: float) -> object:
     """The whole file as one document."""
-    compression = extensions(path)[1]
     try:
         if not compression and os.path.getsize(path) > DOCUMENT:
             return too_long()

@@ -77,9 +77,6 @@ def _kind(line: str) -> str:
     return "whole"
 
 
-# -- lines ---------------------------------------------------------------------------------------------------
-
-
 def _of_lines(name: str, file: io.TextIOWrapper) -> Rows:
     for number, line in enumerate(lines(file), 1):
         if isinstance(line, Malformed) or not line.isspace():
@@ -96,16 +93,12 @@ def _record_of(line: str | Malformed) -> Values | Malformed:
     return record if isinstance(record, dict) else Malformed("the line is not a JSON object")
 
 
-# -- documents -----------------------------------------------------------------------------------------------
-
-
 def _of_object(name: str, file: io.TextIOWrapper) -> Rows:
     """The records within an object, or itself as the only one."""
     content = file.read(RECORD + 1)
     if len(content) > RECORD:
-        raise Damaged(
-            f"{name} is one JSON object of more than {RECORD:,} characters: write its records one per line."
-        )
+        long = f"more than {RECORD:,} characters"
+        raise Damaged(f"{name} is one JSON object of {long}: write its records one per line.")
     try:
         whole = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -65,7 +65,9 @@ def origin_of(source: object, medium: Medium, split: str | None = None) -> Origi
         name = f"{items[0]} and {len(items) - 1} more" if items[1:] else str(items[0])
         return _of_files(name, items, medium, split)
     if isinstance(source, str) and source.startswith("sample:"):
-        return _of_files(source, [_sample(source)], medium, None)
+        if (name := source.removeprefix("sample:")) not in SAMPLES:
+            raise UserError(f"There is no bundled sample {name!r}: choose one of {', '.join(SAMPLES)}.")
+        return _of_files(source, [SAMPLES[name]], medium, None)
     if isinstance(source, str) and source.startswith("hub:"):
         return Origin(source, table=_of_dataset(source, _load_from_hub(source)))
     if isinstance(source, str | Path) and str(source):
@@ -142,10 +144,3 @@ def _load_from_hub(source: str) -> Any:
         raise UserError(
             f"{source} cannot be loaded from the hub ({reason}); the form is hub:user/name[/config][:split]."
         ) from error
-
-
-def _sample(source: str) -> Path:
-    name = source.removeprefix("sample:")
-    if name not in SAMPLES:
-        raise UserError(f"There is no bundled sample {name!r}: choose one of {', '.join(SAMPLES)}.")
-    return SAMPLES[name]

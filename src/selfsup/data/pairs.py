@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,13 +69,8 @@ class PairRecords:
     """Images with all their captions as records, the captions as tokens.
 
     An image that turns out to be unreadable gives way, with its captions, to the next readable one of the indices.
-
-    Attributes:
-        truncated: captions that lost their end, since they have more than `window` tokens.
-        mean_length: of the captions, in tokens, the start and the end token included.
-
-    Raises:
-        UserError: there are no captions, or a window of less than three tokens.
+    `truncated` counts the captions of more than `window` tokens, which lose their end; `mean_length` is in tokens, the
+    start and the end token included. Raises UserError: no captions, or a window of less than three tokens.
     """
 
     def __init__(
@@ -91,7 +85,7 @@ class PairRecords:
         self._image_keys = images.hashes[indices].view(np.int64)
         self._counts = captions.counts()
         self._firsts = self._counts.cumsum() - self._counts
-        self._texts = _encoded(captions, tokenizer, window)
+        self._texts = _Texts(captions, tokenizer, window)
         self.truncated = self._texts.truncated
         self.mean_length = float(self._texts.lengths.mean())
 
@@ -130,15 +124,24 @@ class PairRecords:
         return batch | {name: torch.from_numpy(values) for name, values in added.items()}
 
 
-@dataclass(frozen=True)
 class _Texts:
-    """Encoded captions one behind the other: ids (all tokens,), lengths and keys int64 (captions,)."""
+    """Captions between start and end token, cut to the window, one behind the other: ids (all tokens,), starts, lengths
+    and keys int64 (captions,); `truncated` counts those that were cut."""
 
-    ids: Ids
-    starts: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.int64]
-    truncated: int
+    def __init__(self, captions: Captions, tokenizer: TextTokenizer, window: int) -> None:
+        chunks: list[Ids] = []
+        lengths, keys, self.truncated = array("q"), bytearray(), 0
+        for batch in captions.batches(BATCH):
+            encoded = tokenizer.encode_batch(batch)
+            self.truncated += sum(len(ids) > window - 2 for ids in encoded)
+            runs = [tokenizer.frame(ids[: window - 2]) for ids in encoded]
+            lengths.extend(map(len, runs))
+            for run in runs:
+                keys += hashlib.blake2b(run.tobytes(), digest_size=8).digest()
+            chunks.append(np.concatenate(runs))
+        self.ids, self.keys = np.concatenate(chunks), np.frombuffer(keys, np.int64)
+        self.lengths = np.array(lengths, np.int64)
+        self.starts = self.lengths.cumsum() - self.lengths
 
     def padded(
         self, captions: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], pad: int
@@ -148,22 +151,3 @@ class _Texts:
         token = np.arange(self.lengths.max())
         places = np.minimum(self.starts[captions][..., None] + token, len(self.ids) - 1)
         return np.where(token < lengths[..., None], self.ids[places], pad).astype(np.int64)
-
-
-def _encoded(captions: Captions, tokenizer: TextTokenizer, window: int) -> _Texts:
-    """All captions between start and end token, cut to the window."""
-    chunks: list[Ids] = []
-    lengths, keys = array("q"), bytearray()
-    truncated = 0
-    for batch in captions.batches(BATCH):
-        runs = []
-        for ids in tokenizer.encode_batch(batch):
-            truncated += len(ids) > window - 2
-            run = tokenizer.frame(ids[: window - 2])
-            runs.append(run)
-            lengths.append(len(run))
-            keys += hashlib.blake2b(run.tobytes(), digest_size=8).digest()
-        chunks.append(np.concatenate(runs))
-    sizes = np.array(lengths, np.int64)
-    starts = sizes.cumsum() - sizes
-    return _Texts(np.concatenate(chunks), starts, sizes, np.frombuffer(keys, np.int64), truncated)

@@ -21,16 +21,12 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarr
     values = np.asarray(positions, dtype=np.uint64).copy()
     outside = np.ones(len(values), dtype=bool)
     while outside.any():
-        values[outside] = _feistel(values[outside], np.uint64(half), mask, keys)
+        left, right = values[outside] >> np.uint64(half), values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (mix(right ^ key) & mask)
+        values[outside] = (left << np.uint64(half)) | right
         outside = values >= size
     return values.astype(np.int64)
-
-
-def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: list[np.uint64]) -> np.ndarray:
-    left, right = values >> half, values & mask
-    for key in keys:
-        left, right = right, left ^ (mix(right ^ key) & mask)
-    return (left << half) | right
 
 
 def draw(seed: int, start: int, stop: int, size: int) -> tuple[np.ndarray, np.ndarray]:

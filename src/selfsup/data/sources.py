@@ -289,9 +289,8 @@ def _numbered(noun: str, items: Iterable[T]) -> Iterator[tuple[str, T]]:
 
 def _fingerprint_of_texts(part: Part, wanted: str | None) -> str:
     column = text_column(part, wanted)
-    return fingerprint_of_values(
-        row if isinstance(row, Malformed) else row[column] for _, row in part.rows([column])
-    )
+    rows = (row for _, row in part.rows([column]))
+    return fingerprint_of_values(row if isinstance(row, Malformed) else row[column] for row in rows)
 
 
 def _records(

@@ -89,7 +89,6 @@ def prepare_text(
     source: object,
     tokenizer: str | Path | TextTokenizer = "bpe",
     vocabulary: int | None = None,
-    column: str | None = None,
     validation: float = 0.1,
     cache: str | Path | None = None,
     failures: float = 0.01,
@@ -109,7 +108,7 @@ def prepare_text(
         source: anything that `open_text` takes.
         tokenizer: `bpe`, `characters`, `words`, a path, or an opened tokenizer.
         vocabulary: size of a tokenizer that is trained here, special tokens included.
-        column, failures: as in `open_text`.
+        failures: as in `open_text`.
         validation: share of the documents held out, from 0 (none) to below 1.
         cache: directory of prepared corpora; by default $SELFSUP_CACHE, else ~/.cache/selfsup.
         progress: called with the bytes of text done and, where they are known, in all.
@@ -121,7 +120,7 @@ def prepare_text(
     if not 0 <= validation < 1:
         raise UserError(f"The validation share must be at least 0 and below 1, not {validation:g}.")
     given = _given(tokenizer, family, vocabulary)
-    text = open_text(source, column, failures)
+    text = open_text(source, failures=failures)
     identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
     key = hashlib.blake2b(repr(choices).encode(), digest_size=16).hexdigest()
@@ -159,11 +158,9 @@ def _given(
     return given
 
 
-def encode_documents(
-    source: object, tokenizer: TextTokenizer, column: str | None = None, failures: float = 0.01
-) -> EncodedText:
+def encode_documents(source: object, tokenizer: TextTokenizer) -> EncodedText:
     """All documents of a source as one stream in memory, without a split, to evaluate a model on."""
-    text = open_text(source, column, failures)
+    text = open_text(source)
     stream = _Stream(tokenizer)
     return EncodedText(
         tokens=np.concatenate(list(stream.chunks(text.documents(), tokenizer.start))),
@@ -196,8 +193,8 @@ class _Scan:
 class _Parts:
     """The two parts as documents that can be read again and again."""
 
-    train: Callable[[], Iterator[str]]
-    validation: Callable[[], Iterator[str]]
+    train: Callable[[], Iterable[str]]
+    validation: Callable[[], Iterable[str]]
     train_bytes: int
     continued: bool  # the validation part goes on where the training part ends
 
@@ -207,6 +204,7 @@ class _Stream:
     """Makes the stream of a part, and counts what it holds."""
 
     tokenizer: TextTokenizer
+    progress: Callable[[int], None] = lambda done: None  # called with the bytes of text that are done
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
@@ -218,13 +216,7 @@ class _Stream:
     def lossless(self) -> bool:
         return self.covered == self.bytes and self.unknown == 0
 
-    def chunks(
-        self,
-        documents: Iterable[str],
-        opening: int,
-        closed: bool = True,
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> Iterator[Ids]:
+    def chunks(self, documents: Iterable[str], opening: int, closed: bool = True) -> Iterator[Ids]:
         """The opening token, the documents with special tokens between them and, where the stream is closed, the end
         token behind the last."""
         tokenizer = self.tokenizer
@@ -246,7 +238,7 @@ class _Stream:
                 self.unknown += int(np.count_nonzero(chunk == tokenizer.unknown))
             if len(chunk):
                 yield self._counted(chunk)
-            progress(self.bytes)
+            self.progress(self.bytes)
         if closed:
             yield self._counted(between[:1])
 
@@ -273,17 +265,12 @@ def _build(
     if tokenizer is None:
         tokenizer = train_tokenizer(kind, parts.train(), vocabulary, parts.train_bytes, family)
     tokenizer.save(directory / "tokenizer")
-    training, held_out = _Stream(tokenizer), _Stream(tokenizer)
-    stream = training.chunks(
-        parts.train(), tokenizer.start, not parts.continued, lambda done: progress(done, total)
-    )
-    _write(directory / "train.bin", stream)
+    training = _Stream(tokenizer, lambda done: progress(done, total))
+    held_out = _Stream(tokenizer, lambda done: progress(training.bytes + done, total))
+    _write(directory / "train.bin", training.chunks(parts.train(), tokenizer.start, not parts.continued))
     if validation:
-        opening, before = training.last if parts.continued else tokenizer.start, training.bytes
-        stream = held_out.chunks(
-            parts.validation(), opening, progress=lambda done: progress(before + done, total)
-        )
-        _write(directory / "validation.bin", stream)
+        opening = training.last if parts.continued else tokenizer.start
+        _write(directory / "validation.bin", held_out.chunks(parts.validation(), opening))
     content = json.dumps({"facts": asdict(_facts(text, scan, training, held_out))}, indent=2)
     (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
 
@@ -347,10 +334,8 @@ def _split_one(text: Table, scan: _Scan, validation: float) -> _Parts:
     document = next(text.documents())
     copies = len(scan.hashes)
     place = int(len(document) * (1 - validation))
-    head, tail = document[:place], document[place:]
-    return _Parts(
-        lambda: iter([head] * copies), lambda: iter([tail]), copies * len(head.encode()), continued=True
-    )
+    heads, tail = [document[:place]] * copies, document[place:]
+    return _Parts(lambda: heads, lambda: [tail], copies * len(heads[0].encode()), continued=True)
 
 
 def _batches(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
@@ -387,9 +372,8 @@ def _open(entry: Path, tokenizer: TextTokenizer) -> TextCorpus:
         file = entry / name
         return np.memmap(file, tokenizer.dtype, mode="r") if file.exists() else None
 
-    return TextCorpus(
-        tokenizer, cast(Ids, stream("train.bin")), stream("validation.bin"), facts, fingerprint=entry.name
-    )
+    train, validation = cast(Ids, stream("train.bin")), stream("validation.bin")
+    return TextCorpus(tokenizer, train, validation, facts, fingerprint=entry.name)
 
 
 # -- windows -------------------------------------------------------------------------------------------------
@@ -408,9 +392,8 @@ class Windows:
         targets = len(tokens) - 1
         if targets < window:
             choose = f"choose a window of at most {targets} or " if targets > 0 else ""
-            raise UserError(
-                f"The text has {len(tokens)} tokens, too few for one window of {window}: {choose}give more text."
-            )
+            few = f"The text has {len(tokens)} tokens, too few for one window of {window}"
+            raise UserError(f"{few}: {choose}give more text.")
         self.window = window
         self.end = end
         self._length = -(-targets // window)

@@ -9,16 +9,8 @@ from dataclasses import replace
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from selfsup.data.tokenizers import (
-    MARKS,
-    Family,
-    Kind,
-    Marks,
-    TextTokenizer,
-    cut,
-    interruptible,
-    qwen2_splitting,
-)
+from selfsup.data import tokenizers
+from selfsup.data.tokenizers import MARKS, Family, Kind, Marks, TextTokenizer, cut, interruptible
 from selfsup.errors import UserError
 
 WORD = 100  # characters of the longest word that word pieces are looked for in; a longer run is cut into such words
@@ -76,7 +68,7 @@ def train_tokenizer(
 
 def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = qwen2_splitting()
+    tokenizer.pre_tokenizer = tokenizers.qwen2_splitting()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,

@@ -119,9 +119,8 @@ class TextTokenizer:
         present = {token.content for token in added if token.special}
         missing = [token for token in marks.listed() if files is None or token not in present]
         # A hidden word hides the space before it, for a byte-level token holds that space.
-        tokenizer.add_special_tokens(
-            [AddedToken(token, lstrip=token == marks.mask, special=True) for token in missing]
-        )
+        tokens = [AddedToken(token, lstrip=token == marks.mask, special=True) for token in missing]
+        tokenizer.add_special_tokens(tokens)
         tokenizer.encode_special_tokens = True
         ids = {role: token and tokenizer.token_to_id(token) for role, token in vars(marks).items()}
         self.start, self.end = cast(int, ids["start"]), cast(int, ids["end"])
@@ -167,8 +166,6 @@ class TextTokenizer:
         between = [self.end] if self.marks.mask else self.between  # an encoder's start is in its template
         content = f"{' '.join(map(str, between))} {self._tokenizer.to_str()}"
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-
-    # -- text to ids --
 
     def encode(self, text: str) -> Ids:
         """The ids of a text, without special tokens."""
@@ -247,15 +244,11 @@ class TextTokenizer:
     @cached_property
     def _structure(self) -> dict[str, Any]:
         """tokenizer.json as a dictionary."""
-        structure: dict[str, Any] = json.loads(self._tokenizer.to_str())
-        return structure
-
-    # -- ids to text --
+        return dict(json.loads(self._tokenizer.to_str()))
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of ids, special tokens left out, undecodable bytes as U+FFFD."""
-        text: str = self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
-        return text
+        return str(self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True))
 
     def tokens(self, ids: Sequence[int] | Ids) -> list[str]:
         """Each id to look at: its text with control and half characters escaped (`\\n`, `\\xe2`), the name of a special
@@ -268,10 +261,7 @@ class TextTokenizer:
             raise UserError(f"The tokenizer has no token {id_}: its ids end at {self.vocabulary - 1}.")
         if self._bytewise and id_ not in self._added:
             token = _bytes(token).decode(errors="backslashreplace")
-        shown = (
-            symbol if symbol.isprintable() else symbol.encode("unicode_escape").decode() for symbol in token
-        )
-        return "".join(shown)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
 
     @cached_property
     def _decoder(self) -> str | None:
@@ -283,8 +273,7 @@ class TextTokenizer:
 
     @cached_property
     def _added(self) -> dict[int, Any]:
-        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
-        return added
+        return dict(self._tokenizer.get_added_tokens_decoder())
 
     def token_bytes(self) -> npt.NDArray[np.int32] | None:
         """Bytes of UTF-8 text that each id stands for: int32 (vocabulary,), 0 for special tokens. None where they are
@@ -313,8 +302,6 @@ class TextTokenizer:
             goes_on[id_] = text != token if marked else _in_word(text[:1])
             open_ended[id_] = marked or _in_word(text[-1:])
         return goes_on, open_ended
-
-    # -- files --
 
     def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
         """Write tokenizer.json and tokenizer_config.json, which stock `transformers` opens as they are.

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,8 @@ def open_archives(origin: Origin, wanted: Wanted, tally: Tally, progress: Progre
                 rows += _images(path, number, wanted)
         return pa.Table.from_pylist(rows, _MEMBERS)
 
-    if tally.failures == 1 or sum(file.size for file in files) < LONG:
-        table = build()
-    else:
-        table = kept_table("images", ("archives", FORMAT, wanted, *files), build)
+    short = tally.failures == 1 or sum(file.size for file in files) < LONG
+    table = build() if short else kept_table("images", ("archives", FORMAT, wanted, *files), build)
     parts, starts, sizes = (table.column(field).to_numpy() for field in ("archive", "start", "size"))
     names, labels = (table.column(field).to_pylist() for field in ("name", "label"))
     if wanted.label is None and not any(labels):
@@ -102,15 +101,10 @@ def _images(path: str, number: int, wanted: Wanted) -> Iterator[Values]:
         described = _described(record)
         label = _label_of(record, described, wanted.label)
         for extension in _image_extensions(record, wanted.content):
-            span = record[extension]
-            yield {
-                "archive": number,
-                "name": _valid(f"{key}.{extension}"),
-                "start": span.start,
-                "size": span.size,
-                "label": None if label is None else _valid(label),
-                "captions": _captions_of(record, described, extension, wanted.captions),
-            }
+            place, name = record[extension], _valid(f"{key}.{extension}")
+            captions = _captions_of(record, described, extension, wanted.captions)
+            row = (number, name, place.start, place.size, None if label is None else _valid(label), captions)
+            yield dict(zip(_MEMBERS.names, row, strict=True))
 
 
 def _records(path: str) -> list[tuple[str, dict[str, Span]]]:
@@ -158,19 +152,17 @@ def _image_extensions(record: dict[str, Span], column: str | None) -> list[str]:
 
 def _described(record: dict[str, Span]) -> Values:
     """What the JSON of a record says."""
-    try:
+    with suppress(ValueError, RecursionError):
         values = json.loads(_content(record["json"])) if "json" in record else {}
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return values if isinstance(values, dict) else {}
+    return {}
 
 
 def _label_of(record: dict[str, Span], described: Values, label: str | None) -> str | None:
     if label is None and "cls" in record:
         return _content(record["cls"]).decode(errors="replace").strip()
     names = LABEL_COLUMNS if label is None else (label,)
-    known = (described[name] for name in names if described.get(name) is not None)
-    return next(map(str, known), None)
+    return next((str(described[name]) for name in names if described.get(name) is not None), None)
 
 
 def _captions_of(

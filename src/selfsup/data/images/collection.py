@@ -19,7 +19,7 @@ from selfsup.data.cache import kept_table
 from selfsup.data.columns import Wanted
 from selfsup.data.images import decoding
 from selfsup.data.images.captions import no_captions
-from selfsup.data.images.decoding import BadImage, Encoded, Pixels, decode, hash_of, reduced, size_of
+from selfsup.data.images.decoding import BadImage, Pixels, decode, hash_of, reduced, size_of
 from selfsup.data.images.sources import images_of, store_of
 from selfsup.data.images.stores import FORMAT, ROOM, SHARE, Store, for_all
 from selfsup.data.origins import origin_of
@@ -260,11 +260,14 @@ def _work(size: npt.NDArray[np.int64]) -> int:
 
 
 def _decode_all(store: Store, index: _Index, progress: Progress) -> None:
-    """Decode every image of a small collection, and hold them in the index where memory allows it."""
+    """Decode every image of a small collection, and hold all in the index where memory allows it, and they do not take
+    far more than their files."""
     decoded: list[Pixels | None] = [None] * store.count
-    held = _Held(index.bytes)
+    lock, room = threading.Lock(), FREE
+    held = index.bytes <= free_memory(torch.device("cpu")) // SHARE
 
     def work(number: int) -> None:
+        nonlocal held, room
         if number in index.problems:
             return
         try:
@@ -275,28 +278,15 @@ def _decode_all(store: Store, index: _Index, progress: Progress) -> None:
             index.problems[number] = _reason(error)
             return
         index.sizes[number] = pixels.shape[:2]
-        decoded[number] = pixels if held.takes(image, pixels) else None
+        with lock:
+            room += TIMES * (len(image) if isinstance(image, bytes) else pixels.nbytes) - pixels.nbytes
+            held &= room >= 0
+            decoded[number] = pixels if held else None
 
     for_all(store.count, work, progress)
-    if held.all:
+    if held:
         kept = [pixels for pixels in decoded if pixels is not None]
         index.held = np.stack(kept) if len({pixels.shape for pixels in kept}) == 1 else kept
-
-
-class _Held:
-    """Whether decoded images are held: where memory allows it, and they do not take far more than their files."""
-
-    def __init__(self, size: int) -> None:
-        self.all = size <= free_memory(torch.device("cpu")) // SHARE
-        self._room = FREE
-        self._lock = threading.Lock()
-
-    def takes(self, image: Encoded, pixels: Pixels) -> bool:
-        """Whether one more is; once one is not, none has to be."""
-        with self._lock:
-            self._room += TIMES * (len(image) if isinstance(image, bytes) else pixels.nbytes) - pixels.nbytes
-            self.all &= self._room >= 0
-            return self.all
 
 
 def _reason(error: BadImage | OSError) -> str:
@@ -307,22 +297,23 @@ def _numbered(store: Store, good: Indices) -> tuple[npt.NDArray[np.int64] | None
     """The classes of images as numbers, and the names of the numbers."""
     if store.labels is None:
         return None, ()
-    values = [_whole(store.labels[number]) for number in good]
+    values = [_class_of(store.labels[number]) for number in good]
     if store.classes is not None:
         known = range(len(store.classes))
         return np.array([value if value in known else -1 for value in values], np.int64), store.classes
-    there = sorted({value for value in values if isinstance(value, int | str) and value != ""}, key=_order)
+    there = sorted({value for value in values if value is not None}, key=_order)
     numbers = {value: number for number, value in enumerate(there)}
-    labels = [numbers[value] if isinstance(value, int | str) and value in numbers else -1 for value in values]
+    labels = [-1 if value is None else numbers[value] for value in values]
     return (np.array(labels, np.int64), tuple(map(str, there))) if there else (None, ())
 
 
-def _whole(value: object) -> object:
+def _class_of(value: object) -> int | str | None:
     """A class as a whole number where a table has it as a float: with one missing, pandas writes them so. In a name,
     what is no UTF-8 is replaced."""
     if isinstance(value, str):
-        return HALF.sub("\ufffd", value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        return HALF.sub("\ufffd", value) or None
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    return value if isinstance(value, int) else None
 
 
 def _order(value: object) -> tuple[int, int, str]:

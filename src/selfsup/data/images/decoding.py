@@ -48,9 +48,8 @@ SEQUENTIAL = {0xC0, 0xC1}  # those that begin a picture which is not progressive
 Pixels = npt.NDArray[np.uint8]
 
 # By the EXIF orientation: whether the sides change places, and then the steps in which rows and columns are read.
-TURNED = dict(
-    enumerate(((0, 1, -1), (0, -1, -1), (0, -1, 1), (1, 1, 1), (1, 1, -1), (1, -1, -1), (1, -1, 1)), 2)
-)
+TURNED = {2: (0, 1, -1), 3: (0, -1, -1), 4: (0, -1, 1)}
+TURNED |= {5: (1, 1, 1), 6: (1, 1, -1), 7: (1, -1, -1), 8: (1, -1, 1)}
 
 Encoded = bytes | Image.Image | npt.NDArray[Any]  # a file's content, or an image that Python holds already
 
@@ -204,9 +203,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise BadImage("it has 32-bit numbers as pixels (save it with 8 or 16 bits)")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        white.alpha_composite(layer)
-        return white.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
 
 
@@ -215,8 +212,8 @@ def _rgb_of_array(array: npt.NDArray[Any]) -> Pixels:
         raise BadImage(f"it is an array of {array.dtype} (give uint8 from 0 to 255)")
     array = array[:, :, None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        wanted = "give (height, width, channels), with 1, 3 or 4 channels"
-        raise BadImage(f"it is an array of shape {array.shape} ({wanted})")
+        shape = f"{array.shape} (give (height, width, channels), with 1, 3 or 4 channels)"
+        raise BadImage(f"it is an array of shape {shape}")
     if array.shape[2] == 4:
         return np.array(_rgb(Image.fromarray(array)))
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))

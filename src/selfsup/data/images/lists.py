@@ -70,9 +70,8 @@ class Listed:
                 self.paths.append(path)
                 self.labels.append(values.get(chosen.label) if chosen.label else None)
                 self.captions.append([])
-            self.captions[number] += (
-                text for column in chosen.captions for text in captions_in(values.get(column))
-            )
+            for column in chosen.captions:
+                self.captions[number] += captions_in(values.get(column))
 
 
 def open_lists(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress) -> Store:
@@ -130,9 +129,9 @@ def described(root: str, files: Sequence[File], wanted: Wanted, failures: float)
     paths = [path and os.path.normpath(path) for path in listed.paths]
     numbers = {path: number for number, path in enumerate(paths)}
     there = [os.path.normpath(file.path) for file in files]
-    known, within = [numbers.get(path) for path in there], set(there)
-    if all(number is None for number in known):
+    if numbers.keys().isdisjoint(there):
         return Described()
+    known, within = [numbers.get(path) for path in there], set(there)
     labels = [None if number is None else listed.labels[number] for number in known]
     captions = [[] if number is None else listed.captions[number] for number in known]
     unknown = [path or "a row without a path" for path in paths if path not in within]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -85,10 +86,8 @@ class ImageRecords:
         """The first record that can be read, and its image."""
         for step in range(len(self)):
             record = (first + step) % len(self)
-            try:
+            with suppress(Unreadable):
                 return record, self._pixels(int(self._indices[record]))
-            except Unreadable:
-                continue
         raise UserError(f"None of the images of {self._images.name} can be read: repair them.")
 
     def _pixels(self, index: int) -> Pixels:

@@ -120,9 +120,8 @@ def _of_images(origin: Origin, wanted: Wanted, tally: Tally, progress: Progress)
     if len(origin.found) == 1 and os.path.isdir(first.root):
         said = lists.described(first.root, files, wanted, tally.failures)
     if wanted.content is not None or (wanted.label is not None and said.labels is None):
-        raise UserError(
-            f"{origin.name} holds image files, which have no columns: leave column and label out."
-        )
+        problem = f"{origin.name} holds image files, which have no columns"
+        raise UserError(f"{problem}: leave column and label out.")
     captions = said.captions if wanted.captions is not None else None
     if captions is None and wanted.captions is not None:
         captions = Captions.of(_captions_beside(files, wanted.captions, progress))

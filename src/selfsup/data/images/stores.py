@@ -57,14 +57,10 @@ class Store:
     # Where its bytes lie on the disk as they are, or else the image; both raise BadImage or OSError.
     span: Callable[[int], Span] | None = None
     content: Callable[[int], Encoded] = lambda index: b""
-    labels: Sequence[object] | None = (
-        None  # of each image a number, a name or None; None where there are none
-    )
+    labels: Sequence[object] | None = None  # of each image a number, a name or None
     classes: tuple[str, ...] | None = None  # names of the numbers, where the source gives them
     captions: Captions | None = None  # None where there are none, or none were asked for
-    stamp: Callable[[], Iterable[object]] | None = (
-        None  # changes with the images; None where only reading tells
-    )
+    stamp: Callable[[], Iterable[object]] | None = None  # changes with the images, where that is known
     left_out: tuple[str, ...] = ()  # what lies at the source and is not read, in words
     column: str = ""  # of the images, in words, where there was one to choose
 
