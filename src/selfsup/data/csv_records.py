@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 from selfsup.data.parts import RECORD, Malformed, Part, Rows, Sample, sample_of
@@ -133,11 +134,14 @@ def _unquoted(field: str, always: bool) -> str:
 def _quoted_rows(texts: Iterable[Line], separator: str, width: int) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)  # rows have a bound already; the limit is global
     coming, waiting, number = iter(texts), deque[Line](), 0
+    taken: list[Line] = []
+    begun = partial(csv.reader, delimiter=separator, strict=True)
+    reader = begun(_taken(coming, waiting, taken))
     while True:
-        taken: list[Line] = []
+        taken.clear()
         row: Row | None = None
         try:
-            row = next(csv.reader(_taken(coming, waiting, taken), delimiter=separator, strict=True))
+            row = next(reader)
             if len(taken) > 1 and width and (len(row) < width or any(row[width:])):
                 row = None
         except StopIteration:
@@ -147,16 +151,18 @@ def _quoted_rows(texts: Iterable[Line], separator: str, width: int) -> Iterator[
         if row is None:
             waiting.extendleft(reversed(taken[1:]))
             del taken[1:]
-            row = _by_itself(taken[0], separator)
+            row, reader = _by_itself(taken[0], separator), begun(_taken(coming, waiting, taken))
         number += len(taken)
         if row:
             yield number, row
 
 
 def _taken(coming: Iterator[Line], waiting: deque[Line], taken: list[Line]) -> Iterator[str]:
-    """The lines of a row, those that wait before those that come; raises csv.Error where one is bad or all are long."""
+    """The lines of rows, those that wait before those that come; raises csv.Error where one is bad, or where those of
+    a row, which are put into `taken`, are too long."""
     left = RECORD
     while (line := waiting.popleft() if waiting else next(coming, None)) is not None:
+        left = left if taken else RECORD
         taken.append(line)
         if isinstance(line, Malformed):
             raise csv.Error(line.reason)
