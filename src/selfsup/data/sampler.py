@@ -10,11 +10,9 @@ ROUNDS = 4
 
 
 def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """The record at each position of an epoch: a bijection of range(size) that holds no table.
-
-    A balanced Feistel network over the next even number of bits (Luby and Rackoff 1988), walked until the value
-    falls into range(size) again. Positions and records are (n,) int64 in range(size).
-    """
+    """The record at each position of an epoch: a bijection of range(size) that holds no table. A balanced Feistel
+    network over the next even number of bits (Luby and Rackoff 1988), walked until the value falls into range(size)
+    again. Positions and records are (n,) int64 in range(size)."""
     half = max(3, ((size - 1).bit_length() + 1) // 2)  # on halves of two bits four rounds do not mix well
     mask = np.uint64((1 << half) - 1)
     keys = [np.uint64(derive(seed, "order", epoch, round_)) for round_ in range(ROUNDS)]

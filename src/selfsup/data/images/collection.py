@@ -95,11 +95,9 @@ class Images:
         return self._held if isinstance(self._held, np.ndarray) else None
 
     def pixels(self, index: int, least: int | None = None) -> Pixels:
-        """An image, uint8 (H, W, 3), not to be written to.
-
-        With `least`, a larger image may be reduced, but never to a short side below; see
-        `selfsup.data.images.decoding.decode`. Raises Unreadable, or UserError where more than may be cannot be read.
-        """
+        """An image, uint8 (H, W, 3), not to be written to. With `least`, a larger image may be reduced, but never to a
+        short side below; see `selfsup.data.images.decoding.decode`. Raises Unreadable, or UserError where more than may
+        be cannot be read."""
         if self._held is not None:
             return reduced(self._held[index], least)
         try:

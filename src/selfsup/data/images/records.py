@@ -58,11 +58,8 @@ class ImageRecords:
 
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
         """Records by index (n,): `pixels`, uint8 (n, 3, H, W), padded with zeros at the bottom and on the right, and
-        `sizes`, int64 (n, 2), the height and width of each without its padding.
-
-        Raises:
-            UserError: more images than may be cannot be read.
-        """
+        `sizes`, int64 (n, 2), the height and width of each without its padding. Raises UserError: more images than may
+        be cannot be read."""
         return self.found(indices)[1]
 
     def found(
