@@ -85,18 +85,24 @@ def inspect(
     objective = objective or settings.get("objective") or config.get("objective") or DEFAULT
     kind = find_recipe(objective) if isinstance(objective, str) else objective
     resolved = _resolved(kind, (str(run), config), ("given", given))
-    if text is not None and resolved.origin("data.column") == "given":
-        raise UserError("--column names a column of --data; a text has none.")
-    if text is None and data is None and resolved.origin("data.source") == "given":
-        data = resolved["data.source"]
     if run is None and isinstance(tokenizer, str | Path):
         resolved.change("data.tokenizer", str(tokenizer), "given")
     name = objective if isinstance(objective, str) else python_name(kind)
     opened = None if isinstance(tokenizer, str | Path) else tokenizer
-    request = Request(name, text, data, opened, run, window, resolved, progress, kind, module)
+    source = _source(text, data, resolved)
+    request = Request(name, text, source, opened, run, window, resolved, progress, kind, module)
     inspection = _inspector(getattr(kind, "inspector", "task"))(request)
     inspection.write(html, png)
     return inspection
+
+
+def _source(text: str | None, data: object, settings: Settings) -> object:
+    """The data that are looked at, where they are named in either way; raises a UserError where a text has a column."""
+    if text is not None and settings.origin("data.column") == "given":
+        raise UserError("--column names a column of --data; a text has none.")
+    if text is None and data is None and settings.origin("data.source") == "given":
+        return settings["data.source"]
+    return data
 
 
 def _resolved(
