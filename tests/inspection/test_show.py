@@ -24,6 +24,7 @@ from selfsup.inference.vision import ImageModel
 from selfsup.inspection.blocks import Gallery, Tile
 from selfsup.inspection.show import attention_of, coloured, look_into
 from selfsup.inspection.show import show as look
+from selfsup.models.attention import Placement
 from selfsup.models.backbones import adapt
 from selfsup.models.features import Features
 from selfsup.models.vision import Block, VisionConfig, VisionTransformer
@@ -67,27 +68,27 @@ def run(trained: Trained) -> Run:
 def test_attention_is_that_of_the_block() -> None:
     """Values weighed by it, mapped and added, are what the block itself makes of its input."""
     made = network()
-    caught: dict[str, tuple[Tensor, ...]] = {}
+    caught: dict[str, tuple[Tensor, Placement]] = {}
     block = made.layer[-1]
     assert isinstance(block, Block)
     block.register_forward_pre_hook(lambda _, inputs: caught.update(block=inputs))
     with torch.inference_mode():
         made(torch.randn(2, 3, 16, 24, generator=generator(0, "pixels")))
-        x, rotation, dtype = caught["block"]
+        x, placement = caught["block"]
         tokens, part = x.shape[1], block.attention
-        normal = block.norm1(x, dtype)
+        normal = block.norm1(x, placement.dtype)
         v = part.v_proj(normal).view(2, tokens, 2, -1)
         seen = []
         for token in range(tokens):
-            shares = attention_of(block, x, rotation, dtype, slice(token, token + 1))
+            shares = attention_of(block, x, placement, slice(token, token + 1))
             torch.testing.assert_close(shares.sum(-1), torch.ones(2, 2))
             seen.append(torch.einsum("bht,bthd->bhd", shares, v).flatten(1))
         between = x + block.layer_scale1.lambda1 * part.o_proj(torch.stack(seen, 1))
-        inner = torch.nn.functional.gelu(block.mlp.up_proj(block.norm2(between, dtype)))
+        inner = torch.nn.functional.gelu(block.mlp.up_proj(block.norm2(between, placement.dtype)))
         expected = between + block.layer_scale2.lambda1 * block.mlp.down_proj(inner)
-        torch.testing.assert_close(expected, block(x, rotation, dtype), rtol=1e-4, atol=1e-4)
-        mean = attention_of(block, x, rotation, dtype, slice(3, None))
-        each = [attention_of(block, x, rotation, dtype, slice(t, t + 1)) for t in range(3, tokens)]
+        torch.testing.assert_close(expected, block(x, placement), rtol=1e-4, atol=1e-4)
+        mean = attention_of(block, x, placement, slice(3, None))
+        each = [attention_of(block, x, placement, slice(t, t + 1)) for t in range(3, tokens)]
         torch.testing.assert_close(mean, torch.stack(each).mean(0))
 
 
