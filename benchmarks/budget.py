@@ -44,9 +44,7 @@ def measure(objective: str, seconds: float, place: Path) -> Figures:
     run = place / "run"
     command = ["train", objective, "--budget", f"{seconds}s", "--out", str(run), "--json"]
     begun = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "selfsup", *command], check=True, timeout=LONGEST, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "selfsup", *command], check=True, timeout=LONGEST, capture_output=True)
     taken = time.perf_counter() - begun
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     journal = (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()

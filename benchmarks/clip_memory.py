@@ -62,9 +62,6 @@ def main(arguments: list[str]) -> None:
         f"gradient caching, of {LARGE:,}, on the towers of clip_steps; the pairs of the file are repeated until they "
         f"are {RECORDS:,} or more, and both runs see {SEEN:,}, beside the few steps that planning tries.",
         {"rounds": measured, "peaks": peaks, "shares": shares},
-        [
-            (f"{side.split('_')[0]}, batch {int(side.split('_')[1]):,}: GiB", show(peak))
-            for side, peak in peaks.items()
-        ]
+        [(f"{side.split('_')[0]}, batch {int(side.split('_')[1]):,}: GiB", show(peak)) for side, peak in peaks.items()]
         + [(f"{precision}: {LARGE:,} / {SMALL}", show(share)) for precision, share in shares.items()],
     )

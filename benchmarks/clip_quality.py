@@ -50,9 +50,7 @@ class Plan:
     @property
     def others(self) -> dict[str, str]:
         """The settings that say nothing of the shape of towers."""
-        return {
-            name: value for name, value in self.settings.items() if not name.startswith(("model.", "text."))
-        }
+        return {name: value for name, value in self.settings.items() if not name.startswith(("model.", "text."))}
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ def split(source: Path, place: Path) -> Data:
     return data
 
 
-def train(
-    objective: str, source: Path, seconds: float, seed: int, settings: dict[str, str], out: Path
-) -> Figures:
+def train(objective: str, source: Path, seconds: float, seed: int, settings: dict[str, str], out: Path) -> Figures:
     """One training as a user starts it, on all that it is given."""
     words = [f"{name}={value}" for name, value in settings.items()]
     return selfsup(
@@ -112,9 +108,7 @@ def parts(data: Data, plan: Plan, seeds: int, work: Path) -> dict[str, Callable[
         towers = {"model.init": out["dino"], "text.init": out["masked-lm"]}
         texts = Path(plan.texts) if plan.texts else data.train
         words = plan.of("text.") | ({} if plan.texts else {"data.column": "caption"}) | WORDS
-        made[names["scratch"]] = partial(
-            train_clip, data, plan.seconds, seed, plan.settings, {}, out["scratch"]
-        )
+        made[names["scratch"]] = partial(train_clip, data, plan.seconds, seed, plan.settings, {}, out["scratch"])
         made[names["dino"]] = partial(
             train, "dino", data.train, plan.dino * plan.seconds, seed, plan.of("model."), out["dino"]
         )
@@ -133,9 +127,7 @@ def read_plan(words: Sequence[str]) -> tuple[int, Plan]:
     seeds, minutes, dino, masked_lm = (
         Fraction(given or usual)
         for given, usual in zip(
-            ([word for word in words if "=" not in word] + [""] * 4)[:4],
-            ("3", "20", "1/3", "1/6"),
-            strict=True,
+            ([word for word in words if "=" not in word] + [""] * 4)[:4], ("3", "20", "1/3", "1/6"), strict=True
         )
     )
     texts = settings.pop("texts", None)
@@ -145,8 +137,7 @@ def read_plan(words: Sequence[str]) -> tuple[int, Plan]:
 def main(arguments: list[str]) -> None:
     if len(arguments) < 2:
         print(
-            "clip_quality is left out: give it pairs and a place: "
-            "python -m benchmarks clip_quality emoji.parquet work/"
+            "clip_quality is left out: give it pairs and a place: python -m benchmarks clip_quality emoji.parquet work/"
         )
         return
     work = Path(arguments[1])
@@ -217,8 +208,5 @@ def report(plan: Plan, seeds: int, made: dict[str, Figures]) -> None:
             for name in chance
             for side, what in SIDES.items()
         ]
-        + [
-            (f"{way}, R@10: {SIDES['started']} − {SIDES['scratch']}", show(gains[f"{way}, R@10"], 1))
-            for way in WAYS
-        ],
+        + [(f"{way}, R@10: {SIDES['started']} − {SIDES['scratch']}", show(gains[f"{way}, R@10"], 1)) for way in WAYS],
     )

@@ -58,9 +58,7 @@ def train(pairs: str, precision: str, settings: Figures) -> Figures:
 
 def main(arguments: list[str]) -> None:
     if not arguments or not has_open_clip():
-        print(
-            "clip_steps is left out: give it open_clip and pairs: python -m benchmarks clip_steps FILE.parquet"
-        )
+        print("clip_steps is left out: give it open_clip and pairs: python -m benchmarks clip_steps FILE.parquet")
         return
     pairs, rounds = arguments[0], int(arguments[1]) if len(arguments) > 1 else 3
     measured = alternate(

@@ -13,9 +13,7 @@ from benchmarks.common import show, spread, write
 
 def main(arguments: list[str]) -> None:
     if not arguments:
-        print(
-            "corpus is left out: give it one, such as a folder of books: python -m benchmarks corpus books/"
-        )
+        print("corpus is left out: give it one, such as a folder of books: python -m benchmarks corpus books/")
         return
     import selfsup
     from selfsup.data.text import Windows, prepare_text

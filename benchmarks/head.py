@@ -12,11 +12,7 @@ from torch import Tensor
 from benchmarks.common import Figures, show, spread, write
 from selfsup.models.losses import linear_cross_entropy
 
-SHAPES = [
-    (67, 128, 4096),
-    (1024, 256, 4096),
-    (8192, 384, 1024),
-]  # vocabulary, width, tokens
+SHAPES = [(67, 128, 4096), (1024, 256, 4096), (8192, 384, 1024)]  # vocabulary, width, tokens
 ROUNDS = 5
 
 
@@ -24,9 +20,7 @@ def ways(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Callable[
     options = torch.nn.LinearCrossEntropyOptions()
     return {
         "selfsup": lambda: linear_cross_entropy(hidden, weight, targets) / len(targets),
-        "torch_chunked": lambda: F.linear_cross_entropy(
-            hidden, weight.to(hidden.dtype), targets, options=options
-        ),
+        "torch_chunked": lambda: F.linear_cross_entropy(hidden, weight.to(hidden.dtype), targets, options=options),
         "plain": lambda: F.cross_entropy((hidden @ weight.to(hidden.dtype).T).float(), targets),
     }
 
@@ -44,9 +38,7 @@ def measure(vocabulary: int, width: int, tokens: int, dtype: torch.dtype) -> Fig
             times.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
             hidden.grad = weight.grad = None
     shape = {"vocabulary": vocabulary, "width": width, "tokens": tokens, "dtype": str(dtype)}
-    ratio = [
-        theirs / ours for ours, theirs in zip(times["selfsup"][1:], times["torch_chunked"][1:], strict=True)
-    ]
+    ratio = [theirs / ours for ours, theirs in zip(times["selfsup"][1:], times["torch_chunked"][1:], strict=True)]
     return {**shape, "ms": {k: spread(v[1:]) for k, v in times.items()}, "torch_over_selfsup": spread(ratio)}
 
 

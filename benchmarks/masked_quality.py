@@ -70,9 +70,7 @@ def main(arguments: list[str]) -> None:
 
         def reference(which: str) -> Figures:
             latest["seed"] += which == "bert"
-            latest[which] = peer(
-                "masked_quality", which, str(place / "data.safetensors"), str(latest["seed"])
-            )
+            latest[which] = peer("masked_quality", which, str(place / "data.safetensors"), str(latest["seed"]))
             return latest[which]
 
         def ours(which: str) -> Figures:
@@ -88,10 +86,7 @@ def main(arguments: list[str]) -> None:
         )
     rows, figures = [], {}
     for which, name in (("bert", "BERT"), ("modernbert", "ModernBERT")):
-        for side, what in (
-            (which, f"HF Trainer, {name}"),
-            (f"beside_{which}", f"selfsup in 1/{PART} of that"),
-        ):
+        for side, what in ((which, f"HF Trainer, {name}"), (f"beside_{which}", f"selfsup in 1/{PART} of that")):
             for figure, digits in (("loss", 3), ("seconds", 1)):
                 values = spread([one[side][figure] for one in measured])
                 figures[f"{side} {figure}"] = values

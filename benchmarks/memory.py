@@ -47,9 +47,7 @@ def main(arguments: list[str]) -> None:
         side: spread([one[side]["peak_memory"] / 2**30 for one in rounds])
         for side in ("trainer_fp32", "trainer_bf16", "selfsup")
     }
-    shares = {
-        side: ratios(rounds, "selfsup", side, "peak_memory") for side in ("trainer_fp32", "trainer_bf16")
-    }
+    shares = {side: ratios(rounds, "selfsup", side, "peak_memory") for side in ("trainer_fp32", "trainer_bf16")}
     write(
         "memory",
         f"Largest resident size in GiB of training 6 layers of width 384 with a tied head of {VOCABULARY:,} tokens on "

@@ -17,9 +17,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -49,8 +47,4 @@ class ResNet(nn.Module):
         return self.stages(F.relu(self.norm(self.conv(x)))).mean((2, 3))
 
 
-NETWORKS = {
-    "resnet-18": lambda: ResNet(2),
-    "resnet-9": lambda: ResNet(1),
-    "resnet-9-half": lambda: ResNet(1, 32),
-}
+NETWORKS = {"resnet-18": lambda: ResNet(2), "resnet-9": lambda: ResNet(1), "resnet-9-half": lambda: ResNet(1, 32)}

@@ -22,11 +22,7 @@ def train(budget: float, seed: int, directory: Path) -> Figures:
     )  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = ("loss", "steps", "tokens", "parameters", "validation_records", "peak_memory", "wall_seconds")
-    return {
-        **{key: summary[key] for key in kept},
-        "seconds": lines[-1]["time"],
-        "saved": summary["wall_seconds"],
-    }
+    return {**{key: summary[key] for key in kept}, "seconds": lines[-1]["time"], "saved": summary["wall_seconds"]}
 
 
 def main(arguments: list[str]) -> None:

@@ -53,9 +53,7 @@ def main(arguments: list[str]) -> None:
 
         ours("bf16")
         model, exported = place / "run-0" / "model", place / "exported"
-        selfsup(
-            "export", str(place / "run-0"), "--to", "sentence-transformers", "--out", str(exported), "--json"
-        )
+        selfsup("export", str(place / "run-0"), "--to", "sentence-transformers", "--out", str(exported), "--json")
         rounds = alternate(
             int(arguments[1]) if len(arguments) > 1 else 3,
             trainer_fp32=lambda: peer("sentences_step", "fp32", str(text)),

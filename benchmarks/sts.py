@@ -26,11 +26,7 @@ STILL = ("--steps", "32", "optim.lr=1e-30", "optim.adamw_lr=1e-30")  # steps tha
 
 def read(directory: Path, part: str) -> tuple[list[str], list[str], list[float]]:
     rows = pq.read_table(directory / f"stsb-en-{part}.parquet").to_pylist()
-    return (
-        [row["sentence1"] for row in rows],
-        [row["sentence2"] for row in rows],
-        [row["score"] for row in rows],
-    )
+    return ([row["sentence1"] for row in rows], [row["sentence2"] for row in rows], [row["score"] for row in rows])
 
 
 def spearman(one: np.ndarray, other: np.ndarray, scores: list[float]) -> float:
@@ -107,9 +103,7 @@ def main(arguments: list[str]) -> None:
     seeds = range(int(next(islice(arguments, 2, None), 3)))
     with tempfile.TemporaryDirectory() as name:
         corpora = {
-            what: write_corpus(
-                texts, directory, Path(name) / what.replace(" ", "-"), what == "with STS sentences"
-            )
+            what: write_corpus(texts, directory, Path(name) / what.replace(" ", "-"), what == "with STS sentences")
             for what in ("without STS sentences", "with STS sentences")
         }
         trained = {

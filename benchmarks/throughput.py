@@ -63,10 +63,7 @@ def beside_trainer(
 
 def main(arguments: list[str]) -> None:
     rounds, figures, rows = beside_trainer(int(arguments[0]) if arguments else 3, "hf_step", train)
-    rates = [
-        one["selfsup_bf16"]["tokens_per_second"] * FLOPS_PER_TOKEN / 1e9 / one["gflops_bf16"]
-        for one in rounds
-    ]
+    rates = [one["selfsup_bf16"]["tokens_per_second"] * FLOPS_PER_TOKEN / 1e9 / one["gflops_bf16"] for one in rounds]
     write(
         "throughput",
         "Training steps of HF Trainer on GPT-2 and of selfsup on its decoder, as many parameters, 6 layers, 6 heads, "

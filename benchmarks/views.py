@@ -12,18 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import (
-    Figures,
-    alternate,
-    first_images,
-    has_lightly,
-    lightly,
-    peer,
-    ratios,
-    show,
-    spread,
-    write,
-)
+from benchmarks.common import Figures, alternate, first_images, has_lightly, lightly, peer, ratios, show, spread, write
 
 CORES = (1, 2)
 IMAGES = 4096
@@ -32,9 +21,7 @@ IMAGES = 4096
 FILES = {"512 × 384": (192, 512, 384, 1, 95), "2,048 × 1,536": (64, 2048, 1536, 2, 90)}
 
 
-def write_files(
-    images: Path, directory: Path, count: int, width: int, height: int, zoom: int, quality: int
-) -> None:
+def write_files(images: Path, directory: Path, count: int, width: int, height: int, zoom: int, quality: int) -> None:
     """JPEG files, each pieced together from other small images."""
     from selfsup.data.images import open_images
 
@@ -59,10 +46,7 @@ def main(arguments: list[str]) -> None:
     rounds = int(arguments[1]) if len(arguments) > 1 else 3
     with tempfile.TemporaryDirectory() as name:
         source = first_images(Path(arguments[0]), IMAGES, Path(name))
-        sources = {
-            "SimCLR, 32 pixels": ("simclr", source),
-            "DINO, 2 × 32 and 6 × 16 pixels": ("dino", source),
-        }
+        sources = {"SimCLR, 32 pixels": ("simclr", source), "DINO, 2 × 32 and 6 × 16 pixels": ("dino", source)}
         for number, (size, shape) in enumerate(FILES.items()):
             directory = Path(name) / str(number)
             write_files(source, directory, *shape)
@@ -77,14 +61,10 @@ def main(arguments: list[str]) -> None:
                     selfsup=lambda given=given: peer("selfsup_views", *given),
                 )
     rates = {
-        what: {
-            side: spread([one[side]["images_per_second"] for one in some]) for side in ("lightly", "selfsup")
-        }
+        what: {side: spread([one[side]["images_per_second"] for one in some]) for side in ("lightly", "selfsup")}
         for what, some in measured.items()
     }
-    compared = {
-        what: ratios(some, "selfsup", "lightly", "images_per_second") for what, some in measured.items()
-    }
+    compared = {what: ratios(some, "selfsup", "lightly", "images_per_second") for what, some in measured.items()}
     rows = []
     for what in measured:
         rows += [(f"{what}: {side}, images/s", show(rates[what][side], 0)) for side in ("lightly", "selfsup")]

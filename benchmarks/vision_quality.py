@@ -18,29 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common import (
-    Figures,
-    first_images,
-    has_lightly,
-    lightly,
-    peer,
-    rates,
-    selfsup,
-    show,
-    spread,
-    write,
-)
+from benchmarks.common import Figures, first_images, has_lightly, lightly, peer, rates, selfsup, show, spread, write
 
 TRAINED_ON, TESTED_ON = 10_000, 10_000
 SEEDS = 3
 LIMIT = 585.0  # seconds of one call
 AROUND = 60.0  # seconds of a part beside its training
-UNTRAINED: Figures = {
-    "steps": 16,
-    "batch": 256,
-    "optim.lr": 1e-12,
-    "optim.adamw_lr": 1e-12,
-}  # statistics alone
+UNTRAINED: Figures = {"steps": 16, "batch": 256, "optim.lr": 1e-12, "optim.adamw_lr": 1e-12}  # statistics alone
 
 
 class Recipe(NamedTuple):
@@ -84,18 +68,14 @@ def train(data: Data, recipe: Recipe, given: Figures, out: Path) -> Figures:
     settings = {**recipe.settings, **given}
     if recipe.network is None:
         words = [f"{name}={value}" for name, value in settings.items()]
-        summary = selfsup(
-            "train", recipe.objective, "--data", str(data.bank), "--out", str(out), "--json", *words
-        )
+        summary = selfsup("train", recipe.objective, "--data", str(data.bank), "--out", str(out), "--json", *words)
         score = selfsup(
             "evaluate", str(out), "--protocol", "knn-20", "--data", str(data.bank), "--test", str(data.test), "--json"
         )  # fmt: skip
         return {**summary, "knn": score["value"]}
     vectors, settings = out.with_suffix(".npz"), settings | {"data": str(data.bank), "out": str(out)}
     sources = (f"{part}={getattr(data, part)}" for part in Data._fields)
-    summary = peer(
-        "train_network", recipe.network, recipe.objective, json.dumps(settings), str(vectors), *sources
-    )
+    summary = peer("train_network", recipe.network, recipe.objective, json.dumps(settings), str(vectors), *sources)
     return {**summary, "knn": data.knn(vectors)}
 
 
@@ -118,9 +98,7 @@ def look_at_pixels(data: Data, out: Path) -> Figures:
     return {"knn": data.knn(out.with_suffix(".npz"))}
 
 
-def parts(
-    name: str, data: Data, seconds: float, work: Path
-) -> dict[str, tuple[float, Callable[[], Figures]]]:
+def parts(name: str, data: Data, seconds: float, work: Path) -> dict[str, tuple[float, Callable[[], Figures]]]:
     """What is to be made, in order: its name, the seconds of its training, and the call."""
     made: dict[str, tuple[float, Callable[[], Figures]]] = {}
 
@@ -168,9 +146,7 @@ def main(arguments: list[str]) -> None:
         figures = {**rates(), **make()} | ({"recipe": recipe} if name in part else {})
         file.write_text(json.dumps(figures), encoding="utf-8")
         print(f"{part}: kNN-20 {figures['knn']:.2f} %", file=sys.stderr)
-    made = {
-        part: json.loads(file.read_text()) for part in planned if (file := work / f"{part}.json").exists()
-    }
+    made = {part: json.loads(file.read_text()) for part in planned if (file := work / f"{part}.json").exists()}
     report(name, seconds, made, len(planned))
 
 

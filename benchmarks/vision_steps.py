@@ -107,9 +107,7 @@ def compare(objective: str, images: Path, rounds: int) -> None:
 
 def main(arguments: list[str]) -> None:
     if not arguments or not has_lightly():
-        print(
-            "vision_steps is left out: give it lightly and images: python -m benchmarks vision_steps FILE.parquet"
-        )
+        print("vision_steps is left out: give it lightly and images: python -m benchmarks vision_steps FILE.parquet")
         return
     source, *words = arguments
     chosen = [word for word in words if word in BATCH] or list(BATCH)

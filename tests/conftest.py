@@ -25,9 +25,7 @@ from selfsup.config import SHORT
 from selfsup.report import Reporter
 from selfsup.trainer import Trainer
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # of the processes that tests start: they run beside each other, two workers too
-)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other, two workers too
 torch.set_num_threads(1)
 
 # Where a pass decides what lands, it is the same examples every time; elsewhere hypothesis looks for new ones.
@@ -141,9 +139,7 @@ def train(corpus: Path) -> Train:
         lengths = {"steps", "epochs", "budget"}
         settings = {k: v for k, v in TINY.items() if k not in lengths or not lengths & given.keys()}
         settings = {k: v for k, v in settings.items() if SHORT.get(k) not in given}  # its full name is
-        return selfsup.train(
-            objective, out=out, **{"data": corpus, "reporter": Reporter(False), **settings, **given}
-        )
+        return selfsup.train(objective, out=out, **{"data": corpus, "reporter": Reporter(False), **settings, **given})
 
     return train_tiny
 
@@ -220,9 +216,7 @@ class Answer:
 
 
 @pytest.fixture
-def selfsup_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Answer]:
+def selfsup_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """`selfsup_command("train", …)`: the command line in this process."""
 
     def run(*words: object) -> Answer:

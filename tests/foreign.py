@@ -10,12 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 WORDS = tuple("the cat dog fox hen ran sat slept sang by hill sea on day 0 1 2 3 4 5 .".split())  # noqa: SIM905
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-}
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
 
@@ -24,9 +19,7 @@ def bert(directory: Path, kind: str = "BertForMaskedLM", **settings: Any) -> Pat
 
 
 def roberta(directory: Path, kind: str = "RobertaForMaskedLM", **settings: Any) -> Path:
-    return _save(
-        directory, kind, "RobertaConfig", _roberta(), **SHAPE, max_position_embeddings=66, **settings
-    )
+    return _save(directory, kind, "RobertaConfig", _roberta(), **SHAPE, max_position_embeddings=66, **settings)
 
 
 def modernbert(directory: Path, kind: str = "ModernBertForMaskedLM") -> Path:
@@ -39,9 +32,7 @@ def gpt2(directory: Path, kind: str = "GPT2LMHeadModel", **settings: Any) -> Pat
 
 
 def llama(directory: Path) -> Path:
-    return _save(
-        directory, "LlamaForCausalLM", "LlamaConfig", _bytewise(), **SHAPE, max_position_embeddings=64
-    )
+    return _save(directory, "LlamaForCausalLM", "LlamaConfig", _bytewise(), **SHAPE, max_position_embeddings=64)
 
 
 def mistral(directory: Path) -> Path:
@@ -52,9 +43,7 @@ def mistral(directory: Path) -> Path:
 
 def bloom(directory: Path) -> Path:
     """Whose attention has a bias for distances in place of positions."""
-    return _save(
-        directory, "BloomForCausalLM", "BloomConfig", _bytewise(), hidden_size=32, n_layer=2, n_head=2
-    )
+    return _save(directory, "BloomForCausalLM", "BloomConfig", _bytewise(), hidden_size=32, n_layer=2, n_head=2)
 
 
 def _save(directory: Path, kind: str, config: str, tokenizer: Any, **settings: Any) -> Path:
@@ -63,10 +52,7 @@ def _save(directory: Path, kind: str, config: str, tokenizer: Any, **settings: A
     made = getattr(transformers, config)(vocab_size=len(tokenizer), **(ids | settings))
     network = getattr(transformers, kind)(made)
     with torch.no_grad():
-        for (
-            name,
-            parameter,
-        ) in network.named_parameters():  # fresh weights are so small that all texts look alike
+        for name, parameter in network.named_parameters():  # fresh weights are so small that all texts look alike
             if parameter.ndim > 1 and "embed" not in name:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
     network.save_pretrained(directory)

@@ -11,30 +11,13 @@ from typing import Any
 
 CODE = "modeling_planted"
 MAP: dict[str, Any] = {
-    **{
-        f"Auto{name}": f"{CODE}.Planted"
-        for name in ("Config", "Model", "ModelForMaskedLM", "ModelForCausalLM")
-    },
+    **{f"Auto{name}": f"{CODE}.Planted" for name in ("Config", "Model", "ModelForMaskedLM", "ModelForCausalLM")},
     **{f"Auto{name}": f"{CODE}.Planted" for name in ("ImageProcessor", "Processor", "FeatureExtractor")},
     "AutoTokenizer": [f"{CODE}.Planted", f"{CODE}.Planted"],
 }
 NAMED = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-RUN = (
-    f"{CODE}.py",
-    "custom_generate/generate.py",
-    "sitecustomize.py",
-    "hubconf.py",
-    "conftest.py",
-    "setup.py",
-)
-PICKLED = (
-    "pytorch_model.bin",
-    "training_args.bin",
-    "optimizer.pt",
-    "model.ckpt",
-    "probe.joblib",
-    "model.pkl",
-)
+RUN = (f"{CODE}.py", "custom_generate/generate.py", "sitecustomize.py", "hubconf.py", "conftest.py", "setup.py")
+PICKLED = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.ckpt", "probe.joblib", "model.pkl")
 
 
 class Bomb:
@@ -53,9 +36,7 @@ def plant(directory: Path, mark: Path, **config: Any) -> Path:
         path = directory / name
         if path.exists() or name == "processor_config.json":
             content = json.loads(path.read_text()) if path.exists() else {"processor_class": "Planted"}
-            path.write_text(
-                json.dumps(content | {"auto_map": MAP} | (config if name == "config.json" else {}))
-            )
+            path.write_text(json.dumps(content | {"auto_map": MAP} | (config if name == "config.json" else {})))
     for name in RUN:
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(

@@ -20,9 +20,7 @@ def trained(special: list[str], sentencepiece: bool = False) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token=special[0] if sentencepiece else None, fuse_unk=sentencepiece))
     if sentencepiece:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -37,18 +35,14 @@ def trained(special: list[str], sentencepiece: bool = False) -> Tokenizer:
 def put_before(tokenizer: Tokenizer, start: str) -> Tokenizer:
     """With a start token before each text."""
     ids = [(start, tokenizer.token_to_id(start))]
-    template = processors.TemplateProcessing(
-        single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=ids
-    )
+    template = processors.TemplateProcessing(single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=ids)
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     return tokenizer
 
 
 def llama3(directory: Path, network: str = "Llama") -> Path:
     """The start token is put before a text, a turn's end ends a document, another token may end a text."""
-    tokenizer = put_before(
-        trained(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]), "<|begin_of_text|>"
-    )
+    tokenizer = put_before(trained(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]), "<|begin_of_text|>")
     return save(directory, network, tokenizer, {"bos": "<|begin_of_text|>", "eos": "<|eot_id|>"}, eos=[2, 1])
 
 
@@ -71,9 +65,7 @@ def qwen3(directory: Path, network: str = "Qwen3") -> Path:
 
 def gpt2(directory: Path, network: str = "GPT2") -> Path:
     """One token starts and ends, and is not put before a text."""
-    return save(
-        directory, network, trained(["<|endoftext|>"]), {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
-    )
+    return save(directory, network, trained(["<|endoftext|>"]), {"bos": "<|endoftext|>", "eos": "<|endoftext|>"})
 
 
 STYLES = {"llama3": llama3, "mistral": mistral, "gemma": gemma, "qwen3": qwen3, "gpt2": gpt2}
@@ -94,9 +86,7 @@ def save(
     )
     ids = {f"{role}_token_id": getattr(fast, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     ids = ids | ({} if bos is None else {"bos_token_id": bos})
-    shape = (
-        {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256} if network == "GPT2" else dict(SHAPE)
-    )
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256} if network == "GPT2" else dict(SHAPE)
     if network != "GPT2":
         shape |= {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
     config = getattr(transformers, f"{network}Config")(vocab_size=len(fast), **shape, **ids)

@@ -81,9 +81,7 @@ LOADS: dict[str, tuple[Load, float, tuple[float, float]]] = {
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, float]]:
     """A run on a budget in simulated time, and the seconds that it took."""
 
-    def run(
-        out: Path, load: Load = lambda _: 1.0, writing: float = WRITING, **given: Any
-    ) -> tuple[Run, float]:
+    def run(out: Path, load: Load = lambda _: 1.0, writing: float = WRITING, **given: Any) -> tuple[Run, float]:
         wall = Wall(load)
         wall.spend(STARTUP)
         written: list[float] = []
@@ -200,9 +198,7 @@ def assert_unchecked_until_exported(model: Path, out: Path) -> None:
     assert tree(again.directory) == tree(out)
 
 
-def test_a_longer_budget_pays_for_the_comparison(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_longer_budget_pays_for_the_comparison(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "UNHURRIED", 1.0)
     monkeypatch.setattr(budget, "LATE", 100.0)
     steps_take(0.05, monkeypatch.setattr)

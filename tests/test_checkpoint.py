@@ -25,13 +25,8 @@ FILES = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.j
 
 def made(step: int) -> Checkpoint:
     model = {"weight": torch.full((3, 4), float(step)), "bias": torch.arange(step)}
-    optimizer = {
-        "weight.momentum": torch.full((3, 4), -float(step)),
-        "weight.step": torch.tensor(float(step)),
-    }
-    return Checkpoint(
-        step, {"model": model, "optimizer": optimizer}, {"elapsed": step / 7, "best": {"step": 1}}
-    )
+    optimizer = {"weight.momentum": torch.full((3, 4), -float(step)), "weight.step": torch.tensor(float(step))}
+    return Checkpoint(step, {"model": model, "optimizer": optimizer}, {"elapsed": step / 7, "best": {"step": 1}})
 
 
 def written(directory: Path, *steps: int, keep: int = 3, marked: tuple[int, ...] = ()) -> Checkpoints:
@@ -94,13 +89,7 @@ def test_shared_and_strided_tensors_are_saved_as_they_are(tmp_path: Path) -> Non
 
 def test_before_bounds_the_step(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 2, 4, 6)
-    assert [getattr(checkpoints.newest(before), "step", None) for before in (7, 6, 5, 4, 1)] == [
-        6,
-        6,
-        4,
-        4,
-        None,
-    ]
+    assert [getattr(checkpoints.newest(before), "step", None) for before in (7, 6, 5, 4, 1)] == [6, 6, 4, 4, None]
 
 
 def test_there_is_none_to_begin_with(tmp_path: Path) -> None:
@@ -244,9 +233,7 @@ def test_what_a_killed_process_left_does_no_harm(tmp_path: Path, dead_name: Call
     assert not leftover.exists()
 
 
-def test_a_users_file_in_a_checkpoint_is_never_removed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_users_file_in_a_checkpoint_is_never_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Neither when the checkpoint is too old to stay, nor when it is damaged and written again."""
     checkpoints = written(tmp_path, 1)
     (place(tmp_path, 1) / "notes.txt").write_text("mine")

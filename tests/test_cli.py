@@ -22,17 +22,7 @@ from selfsup.config import SHORT, Config, described
 from selfsup.run import Run
 
 Command = Callable[..., Answer]
-HEAVY = (
-    "torch",
-    "transformers",
-    "datasets",
-    "matplotlib",
-    "pyarrow",
-    "numpy",
-    "tokenizers",
-    "safetensors",
-    "sklearn",
-)
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pyarrow", "numpy", "tokenizers", "safetensors", "sklearn")
 
 
 def python(code: str) -> str:
@@ -70,9 +60,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_the_module_is_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "selfsup", "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "selfsup", "--help"], capture_output=True, text=True, check=True)
     for command in ("train", "plan", "compare", "inspect", "generate", "evaluate"):
         assert command in done.stdout
 
@@ -80,18 +68,9 @@ def test_the_module_is_the_command() -> None:
 # -- commands and functions ----------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-NO_COMMANDS = {
-    "load",
-    "diagnose",
-    "__version__",
-}  # functions that answer with an object of Python; a former name
+NO_COMMANDS = {"load", "diagnose", "__version__"}  # functions that answer with an object of Python; a former name
 OF_PROGRAMS = {"progress", "reporter", "origin", "clock", "stream"}  # arguments that no command line can give
-WITHOUT_SETTINGS = {
-    "objective",
-    "data",
-    "model",
-    "tokenizer",
-}  # which the words and flags of settings give as well
+WITHOUT_SETTINGS = {"objective", "data", "model", "tokenizer"}  # which the words and flags of settings give as well
 
 
 def test_every_command_is_a_function_and_every_function_a_command() -> None:
@@ -145,17 +124,11 @@ def only_json(answer: Answer) -> dict[str, object]:
 def test_train(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
     words = ["train", "causal-lm", "--data", corpus, "--out", tmp_path / "run", *TINY_WORDS]
     assert only_json(selfsup_command(*words, "--json")) == Run(tmp_path / "run").summary
-    assert (
-        only_json(selfsup_command("train", "--resume", tmp_path / "run", "--steps", "16", "--json"))["steps"]
-        == 16
-    )
+    assert only_json(selfsup_command("train", "--resume", tmp_path / "run", "--steps", "16", "--json"))["steps"] == 16
 
 
 def test_plan(corpus: Path, selfsup_command: Command) -> None:
-    assert (
-        only_json(selfsup_command("plan", "causal-lm", "--data", corpus, *TINY_WORDS, "--json"))["steps"]
-        == 12
-    )
+    assert only_json(selfsup_command("plan", "causal-lm", "--data", corpus, *TINY_WORDS, "--json"))["steps"] == 12
 
 
 def test_generate(finished: Run, selfsup_command: Command) -> None:
@@ -211,10 +184,7 @@ def test_lines_are_as_long_as_they_are(corpus: Path, tmp_path: Path, selfsup_com
     """Where no terminal is, a program or a file reads: a line must not be broken at eighty characters."""
     out = tmp_path / "a directory with a name that is far too long for a line" / "run"
     answer = selfsup_command("train", "causal-lm", "--data", corpus, "--out", out, *TINY_WORDS, "steps=2")
-    assert any(
-        line.startswith("Done in") and line.endswith(f"{out / 'model'}.")
-        for line in answer.error.splitlines()
-    )
+    assert any(line.startswith("Done in") and line.endswith(f"{out / 'model'}.") for line in answer.error.splitlines())
 
 
 def test_generated_text_follows_its_prompt(finished: Run, selfsup_command: Command) -> None:
@@ -246,8 +216,7 @@ def test_prompts_from_a_file_and_from_the_input(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
-    [(b"", "holds 0 bytes"), (b"a\nb\xff\n", "line 2"), (None, "Cannot read the prompts")],
+    ("content", "told"), [(b"", "holds 0 bytes"), (b"a\nb\xff\n", "line 2"), (None, "Cannot read the prompts")]
 )
 def test_prompts_that_cannot_be_read(
     content: bytes | None, told: str, finished: Run, tmp_path: Path, selfsup_command: Command
@@ -261,9 +230,7 @@ def test_prompts_that_cannot_be_read(
     assert "in one way" in answer.error
 
 
-def test_the_objective_may_stand_behind_settings(
-    corpus: Path, tmp_path: Path, selfsup_command: Command
-) -> None:
+def test_the_objective_may_stand_behind_settings(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
     words = ["plan", *TINY_WORDS, "causal-lm", "--data", corpus, "--json"]
     assert only_json(selfsup_command(*words))["steps"] == 12
     assert "'second' is no setting" in selfsup_command("plan", "causal-lm", "second", "steps=1").error
@@ -272,18 +239,7 @@ def test_the_objective_may_stand_behind_settings(
 def test_a_plan_is_a_table(corpus: Path, selfsup_command: Command) -> None:
     answer = selfsup_command("plan", "causal-lm", "--data", corpus, *TINY_WORDS)
     assert answer.code == 0
-    for word in (
-        "data",
-        "tokens",
-        "windows",
-        "model",
-        "recipe",
-        "batch",
-        "steps",
-        "memory",
-        "time",
-        "chance",
-    ):
+    for word in ("data", "tokens", "windows", "model", "recipe", "batch", "steps", "memory", "time", "chance"):
         assert any(line.startswith(word) for line in answer.out.splitlines()), word
 
 
@@ -323,14 +279,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(finished: Run) -> None:
 
 def test_short_names_and_words_for_places(corpus: Path, tmp_path: Path, selfsup_command: Command) -> None:
     """`data=`, `out=` and `objective=` say the same as the flags."""
-    words = [
-        "train",
-        "objective=causal-lm",
-        f"data={corpus}",
-        f"out={tmp_path / 'run'}",
-        *TINY_WORDS,
-        "steps=2",
-    ]
+    words = ["train", "objective=causal-lm", f"data={corpus}", f"out={tmp_path / 'run'}", *TINY_WORDS, "steps=2"]
     assert selfsup_command(*words).code == 0
     assert Run(tmp_path / "run").summary["steps"] == 2
 

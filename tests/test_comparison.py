@@ -23,9 +23,7 @@ from selfsup.errors import UserError
 from selfsup.report import Reporter
 from selfsup.run import Run
 
-TEXTS = [
-    f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")
-] * 4
+TEXTS = [f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")] * 4
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +80,7 @@ def test_curves_hold_every_line_of_the_metrics(runs: list[Run]) -> None:
     for figures, run in zip(compare(directories(*runs)).runs, runs, strict=True):
         for split, points in (("train", figures.train), ("validation", figures.validation)):
             lines = [line for line in run.metrics() if line["split"] == split]
-            assert [(p.step, p.time, p.loss) for p in points] == [
-                (x["step"], x["time"], x["loss"]) for x in lines
-            ]
+            assert [(p.step, p.time, p.loss) for p in points] == [(x["step"], x["time"], x["loss"]) for x in lines]
         assert figures.validation[-1].amount == figures.amount
 
 
@@ -108,14 +104,7 @@ def test_json_holds_all(runs: list[Run]) -> None:
 
 def test_print(runs: list[Run]) -> None:
     text = printed(compare(directories(*runs)))
-    for figure in (
-        "narrow",
-        "wide",
-        f"{runs[0].summary['loss']:.4f}",
-        "model.width",
-        "train.steps",
-        *MARKS[:2],
-    ):
+    for figure in ("narrow", "wide", f"{runs[0].summary['loss']:.4f}", "model.width", "train.steps", *MARKS[:2]):
         assert figure in text
     assert widest(text) <= 100
 
@@ -272,9 +261,9 @@ def test_plot_that_cannot_be_drawn(runs: list[Run], tmp_path: Path, monkeypatch:
         comparison.plot(tmp_path / "curves.png")
 
 
-curve = st.lists(
-    st.tuples(st.floats(0, 1e5), st.floats(0, 20)), max_size=12, unique_by=lambda point: point[0]
-).map(sorted)
+curve = st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 20)), max_size=12, unique_by=lambda point: point[0]).map(
+    sorted
+)
 
 
 @given(st.lists(curve, min_size=1, max_size=4), st.integers(40, 160))

@@ -45,9 +45,7 @@ json_like = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-keys = (
-    st.sampled_from([*KEYS, *SHORT, *SECTIONS]) | st.text(max_size=8) | st.sampled_from(["model.", ".", ""])
-)
+keys = st.sampled_from([*KEYS, *SHORT, *SECTIONS]) | st.text(max_size=8) | st.sampled_from(["model.", ".", ""])
 mappings = st.dictionaries(keys, json_like, max_size=4)
 
 
@@ -258,24 +256,13 @@ def test_a_null_length_is_none_given() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [
-        ("90s", 90),
-        ("10m", 600),
-        ("1h30m", 5400),
-        ("2d", 172800),
-        ("1.5h", 5400),
-        ("45", 45),
-        (45, 45),
-        (0.5, 0.5),
-    ],
+    [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2d", 172800), ("1.5h", 5400), ("45", 45), (45, 45), (0.5, 0.5)],
 )
 def test_durations(text: object, seconds: float) -> None:
     assert Settings(("test", {"budget": text}))["train.budget"] == seconds
 
 
-@pytest.mark.parametrize(
-    "text", ["", "m", "10 m", "10x", "1h30", "-5m", "1.2.3s", "ten minutes", "9" * 400 + "s"]
-)
+@pytest.mark.parametrize("text", ["", "m", "10 m", "10x", "1h30", "-5m", "1.2.3s", "ten minutes", "9" * 400 + "s"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"train\.budget"):
         Settings(("test", {"budget": text}))
@@ -344,14 +331,9 @@ def through_command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> Config
     return through_training(monkeypatch, cli.main)
 
 
-def test_yaml_words_flags_and_keywords_give_one_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_yaml_words_flags_and_keywords_give_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nested = {
-        **nest({SHORT[key]: value for key, value in DOORS.items()}),
-        "model": {"layers": 3, "tied": True},
-    }
+    nested = {**nest({SHORT[key]: value for key, value in DOORS.items()}), "model": {"layers": 3, "tied": True}}
     (tmp_path / "dotted.yaml").write_text(yaml.safe_dump({**DOORS, "model.layers": 3, "model.tied": True}))
     (tmp_path / "nested.yaml").write_text(yaml.safe_dump(nested))
     flags = [word for key, value in DOORS.items() for word in (f"--{key}", str(value))]
@@ -360,9 +342,7 @@ def test_yaml_words_flags_and_keywords_give_one_configuration(
         through_command_line(monkeypatch, "--config", "nested.yaml"),
         through_command_line(monkeypatch, "--config", "dotted.yaml"),
         through_command_line(monkeypatch, "causal-lm", *flags, *more),
-        through_command_line(
-            monkeypatch, *(f"{key}={json.dumps(value)}" for key, value in DOORS.items()), *more
-        ),
+        through_command_line(monkeypatch, *(f"{key}={json.dumps(value)}" for key, value in DOORS.items()), *more),
         through_command_line(monkeypatch, *(f"{SHORT[key]}={value}" for key, value in DOORS.items()), *more),
         through_training(monkeypatch, lambda: training.train(**DOORS, model={"layers": 3, "tied": True})),
         through_training(monkeypatch, lambda: training.train("causal-lm", config="nested.yaml")),
@@ -376,9 +356,7 @@ def test_yaml_words_flags_and_keywords_give_one_configuration(
         ),
     ]
     assert all(config == found[0] for config in found)
-    assert leaves(found[0]) | {"data.source": str(tmp_path / "books"), "train.budget": 5400} == leaves(
-        found[0]
-    )
+    assert leaves(found[0]) | {"data.source": str(tmp_path / "books"), "train.budget": 5400} == leaves(found[0])
 
 
 def test_out_is_not_taken_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,8 +384,7 @@ def test_words_that_are_no_settings_are_refused(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["", "just text", "[1, 2]", "a: [", "{{}}: 1", "\tx: 1", "a: !!python/object:os {}"],
+    "content", ["", "just text", "[1, 2]", "a: [", "{{}}: 1", "\tx: 1", "a: !!python/object:os {}"]
 )
 def test_files_that_are_no_configuration_are_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
@@ -533,15 +510,7 @@ def test_a_file_of_json(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text('{\n\t"model": {"layers": 2},\n\t"optim": {"lr": 1e-3}, "data": "\\ud83d\\ude00"\n}\n')
     assert read_yaml(file) == {"model": {"layers": 2}, "optim": {"lr": 1e-3}, "data": "\U0001f600"}
-    broken = (
-        "{",
-        '{"a": 1, "a": 2}',
-        "[" * 60_000,
-        '{"seed": ' + "7" * 5000 + "}",
-        "\xff",
-        "[1]",
-        " " * 70_000,
-    )
+    broken = ("{", '{"a": 1, "a": 2}', "[" * 60_000, '{"seed": ' + "7" * 5000 + "}", "\xff", "[1]", " " * 70_000)
     for content in broken:
         file.write_text(content, encoding="latin-1")
         with pytest.raises(UserError, match=r"c\.json"):

@@ -132,18 +132,7 @@ def test_one_process_answers_with_its_own_values() -> None:
 # -- one model from two processes ----------------------------------------------------------------------------
 
 STEPS = 6
-TRAIN = [
-    "-m",
-    "selfsup",
-    "train",
-    "causal-lm",
-    "--tokenizer",
-    "characters",
-    "--steps",
-    str(STEPS),
-    "--batch",
-    "5",
-]
+TRAIN = ["-m", "selfsup", "train", "causal-lm", "--tokenizer", "characters", "--steps", str(STEPS), "--batch", "5"]
 SETTINGS = ["--device", "cpu", "--precision", "fp32", "data.window=16", "train.micro_batch=2"]
 SETTINGS += ["model.layers=1", "model.width=32", "model.heads=1", "optim.lr=0.01", "optim.adamw_lr=0.003"]
 SETTINGS += ["train.compile=false", "train.log_every=1", "evaluate.every=2", "evaluate.records=7"]
@@ -153,9 +142,7 @@ SETTINGS += ["train.compile=false", "train.log_every=1", "evaluate.every=2", "ev
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The working directories of the same command in one process and in two, which ran at once; output in `log`."""
     directory = tmp_path_factory.mktemp("runs")
-    texts = [
-        f"{number} bottles of beer stand on wall {number % 7}." * (1 + number % 3) for number in range(40)
-    ]
+    texts = [f"{number} bottles of beer stand on wall {number % 7}." * (1 + number % 3) for number in range(40)]
     data = directory / "songs.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     started = {}

@@ -79,13 +79,7 @@ def sound(seed: int = 0) -> History:
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
-    values |= {
-        "train.steps": STEPS,
-        "train.batch": 64,
-        "model.width": 64,
-        "model.dropout": 0.1,
-        "simcse.deletion": 0.0,
-    }
+    values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1, "simcse.deletion": 0.0}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
         "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100},
@@ -181,14 +175,7 @@ AILMENTS = {
         1 / 2.56,
         "selfsup inspect",
     ),
-    "skipped-steps": Ailment(
-        lambda: train(at(50, "grad_norm", None)),
-        sound,
-        "warning",
-        50,
-        1.0,
-        "--precision fp32",
-    ),
+    "skipped-steps": Ailment(lambda: train(at(50, "grad_norm", None)), sound, "warning", 50, 1.0, "--precision fp32"),
     "validation-rising": Ailment(
         lambda: looks(lambda line: {"loss": line["loss"] + 0.01 * (line["step"] - 120)}, after=120),
         lambda: looks(lambda line: {"loss": line["loss"] + 0.02}, after=120),
@@ -198,20 +185,10 @@ AILMENTS = {
         "--steps 120",
     ),
     "above-start": Ailment(
-        lambda: train(at(6, "loss", 5.0)),
-        lambda: train(at(6, "loss", 4.1)),
-        "warning",
-        6,
-        1.25,
-        "optim.lr",
+        lambda: train(at(6, "loss", 5.0)), lambda: train(at(6, "loss", 4.1)), "warning", 6, 1.25, "optim.lr"
     ),
     "loss-spikes": Ailment(
-        lambda: train(at(140, "loss", 3.0)),
-        lambda: train(at(140, "loss", 2.0)),
-        "warning",
-        140,
-        0.60,
-        "optim.lr",
+        lambda: train(at(140, "loss", 3.0)), lambda: train(at(140, "loss", 2.0)), "warning", 140, 0.60, "optim.lr"
     ),
     "gradient-spikes": Ailment(
         lambda: train(at(140, "grad_norm", 8.0)),
@@ -247,12 +224,7 @@ AILMENTS = {
         "model.dropout=0.1",
     ),
     "small-batch": Ailment(
-        lambda: setting("train.batch", 16),
-        lambda: setting("train.batch", 32),
-        "warning",
-        0,
-        16.0,
-        "--batch 128",
+        lambda: setting("train.batch", 16), lambda: setting("train.batch", 32), "warning", 0, 16.0, "--batch 128"
     ),
     "uniform-teacher": Ailment(
         lambda: train(lambda line: {"teacher_entropy": 0.99 * LN_K}),
@@ -402,10 +374,7 @@ def test_captions_found_by_chance_are_named_for_what_they_are() -> None:
     """Towers that came down to chance want shorter steps, ones that stay above it longer ones; SimCLR is set aside."""
     fallen = train(lambda line: {"softmax": 5.0 if line["step"] < 4 else 4.0})
     still = train(lambda line: {"softmax": 5.0 + 0.01 * (line["step"] % 3)})
-    for history, advice in (
-        (fallen, "optim.lr=0.0033 optim.adamw_lr=0.001"),
-        (still, "raise the learning rates"),
-    ):
+    for history, advice in ((fallen, "optim.lr=0.0033 optim.adamw_lr=0.001"), (still, "raise the learning rates")):
         (finding,) = found(history)
         assert finding.check == "loss-at-ln-b"
         assert advice in finding.remedy
@@ -556,9 +525,7 @@ def watch(history: History) -> Monitor:
 def ailing() -> History:
     """Rising validation from step 120 on, features that collapse and recover, and no dropout."""
     history = AILMENTS["validation-rising"].ill()
-    history = altered(
-        history, "validation", lambda line: {"feature_std": 0.01} if 50 < line["step"] < 90 else {}
-    )
+    history = altered(history, "validation", lambda line: {"feature_std": 0.01} if 50 < line["step"] < 90 else {})
     history.settings.change("model.dropout", 0.0, "test")
     return history
 
@@ -729,10 +696,7 @@ def test_objective_from_python_is_looked_at_in_general(finished: Run, tmp_path: 
     settings.change("objective", "python:mine.Own", "python")
     run.write_settings(settings)
     diagnosis = doctor(run.directory)
-    assert {*diagnosis.made, *diagnosis.not_made} == {
-        *(check.name for check in CHECKS),
-        "what python:mine.Own adds",
-    }
+    assert {*diagnosis.made, *diagnosis.not_made} == {*(check.name for check in CHECKS), "what python:mine.Own adds"}
 
 
 @problem(seen="it never sleeps, {hours} h", why="all must", remedy="rest: {train} --steps 1")
@@ -817,13 +781,7 @@ def test_print(finished: Run, tmp_path: Path) -> None:
     file = io.StringIO()
     doctor(ill_run(finished, tmp_path / "ill")).print(Console(file=file, width=80))
     text = " ".join(file.getvalue().split())  # the path of the run may break a line anywhere
-    for part in (
-        "finished after step 12",
-        "warning duplicates",
-        "50 of 100",
-        "Remedy: ",
-        "0.5, threshold 0.1",
-    ):
+    for part in ("finished after step 12", "warning duplicates", "50 of 100", "Remedy: ", "0.5, threshold 0.1"):
         assert part in text
     assert "nothing found: skipped-steps" in text
     assert "collapse: no validation line holds feature_std" in text

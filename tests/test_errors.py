@@ -145,9 +145,7 @@ CASES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence_exit_code_2_and_nothing_touched(
-    case: str, place: Path, selfsup_command: Command
-) -> None:
+def test_one_sentence_exit_code_2_and_nothing_touched(case: str, place: Path, selfsup_command: Command) -> None:
     words, message = CASES[case]
     before = tree(place)
     answer = selfsup_command(*words)
@@ -182,9 +180,7 @@ def test_broken_checkpoints(place: Path, selfsup_command: Command) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]", b"\xff{", b"\0" * 100])
-def test_a_broken_model_directory(
-    name: str, content: bytes | None, place: Path, selfsup_command: Command
-) -> None:
+def test_a_broken_model_directory(name: str, content: bytes | None, place: Path, selfsup_command: Command) -> None:
     path = place / "run" / "model" / name
     path.unlink()
     if content is not None:
@@ -207,9 +203,7 @@ def test_a_run_whose_configuration_is_broken(content: str, place: Path, selfsup_
     assert tree(place) == before
 
 
-def test_bits_per_byte_needs_tokens_that_hold_every_byte(
-    place: Path, tmp_path: Path, selfsup_command: Command
-) -> None:
+def test_bits_per_byte_needs_tokens_that_hold_every_byte(place: Path, tmp_path: Path, selfsup_command: Command) -> None:
     words = [word for word in ON_CORPUS if "tokenizer" not in word]
     assert selfsup_command(*words, "data.tokenizer=words").code == 0
     answer = selfsup_command("evaluate", "new", "--protocol", "bits-per-byte")
@@ -247,12 +241,7 @@ def test_a_full_disk_ends_a_run_in_one_sentence_and_room_lets_it_go_on(
 
 @pytest.mark.parametrize("kilobytes", [24, 260, 380])
 def test_the_same_from_python(
-    kilobytes: int,
-    corpus: Path,
-    finished: Run,
-    small_disk: Callable[[int], Path],
-    train: Train,
-    resume: Train,
+    kilobytes: int, corpus: Path, finished: Run, small_disk: Callable[[int], Path], train: Train, resume: Train
 ) -> None:
     run = Run(small_disk((kilobytes + 4) * 1024) / "run")
     with pytest.raises(UserError, match=r"(?i)no space left on") as caught:
@@ -264,9 +253,7 @@ def test_the_same_from_python(
     assert tree(again.model_directory) == tree(finished.model_directory)
 
 
-def test_a_disk_that_can_only_be_read(
-    place: Path, small_disk: Callable[[int], Path], selfsup_command: Command
-) -> None:
+def test_a_disk_that_can_only_be_read(place: Path, small_disk: Callable[[int], Path], selfsup_command: Command) -> None:
     disk = small_disk(10 << 20)
     shutil.copytree(place / "run", disk / "run")
     (disk / "run" / "summary.json").unlink()

@@ -135,9 +135,7 @@ def test_a_new_file_never_replaces_another(tmp_path: Path) -> None:
 # -- what dead processes left --------------------------------------------------------------------------------
 
 
-def test_what_a_dead_process_left_goes_and_nothing_else_does(
-    tmp_path: Path, dead_name: Callable[[Path], Path]
-) -> None:
+def test_what_a_dead_process_left_goes_and_nothing_else_does(tmp_path: Path, dead_name: Callable[[Path], Path]) -> None:
     machine, number, started = dead_name(tmp_path / "a").name.split("selfsup-")[1].split("-")[:3]
     living = temporary_name(tmp_path / "a")
     of_another_machine = f".a.selfsup-{int(machine, 16) ^ 1:08x}-{number}-{started}-0"

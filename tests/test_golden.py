@@ -43,14 +43,7 @@ STEPS = 30
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"source": "sample:shakespeare", "tokenizer": "characters", "window": 64},
     "model": {"layers": 2, "width": 64, "heads": 2, "mlp": 128, "tied": False},
-    "optim": {
-        "matrices": "muon",
-        "lr": 0.01,
-        "adamw_lr": 0.003,
-        "weight_decay": 0.1,
-        "warmup": 5,
-        "decay": 0.5,
-    },
+    "optim": {"matrices": "muon", "lr": 0.01, "adamw_lr": 0.003, "weight_decay": 0.1, "warmup": 5, "decay": 0.5},
     "train": {"steps": STEPS, "batch": 8, "micro_batch": 4, "seed": 0, "log_every": 1, "compile": False},
     "checkpoint": {"every": STEPS},
     "evaluate": {"every": STEPS, "records": 16, "final_records": 32, "batch": 4},

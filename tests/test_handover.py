@@ -27,11 +27,7 @@ def block(language: str, holding: str) -> str:
 
 
 def run(place: Path, *command: str) -> str:
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(place / "cache"),
-        "MTEB_CACHE": str(place),
-    }
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "cache"), "MTEB_CACHE": str(place)}
     ended = subprocess.run(command, cwd=place, env=environment, text=True, capture_output=True)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -72,9 +68,7 @@ def place(train: Train, documents: list[str], tmp_path_factory: pytest.TempPathF
 def test_mteb(place: Path) -> None:
     needs("mteb")
     theirs = eval(run_python(place, "import mteb"))["cosine_spearman"]
-    ours = (
-        selfsup.evaluate(place / "emb-st", protocol="sts", data=place / "stsb" / "test.parquet").value / 100
-    )
+    ours = selfsup.evaluate(place / "emb-st", protocol="sts", data=place / "stsb" / "test.parquet").value / 100
     assert theirs == pytest.approx(ours, abs=1e-4)
 
 

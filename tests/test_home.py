@@ -88,9 +88,7 @@ def test_what_was_made_is_used(home: Path, selfsup_command: Command) -> None:
 
 def test_from_python(home: Path) -> None:
     silent = Reporter(False)
-    run = selfsup.train(
-        "causal-lm", data="~/corpus.jsonl", out="~/new", reporter=silent, **{**TINY, "steps": 2}
-    )
+    run = selfsup.train("causal-lm", data="~/corpus.jsonl", out="~/new", reporter=silent, **{**TINY, "steps": 2})
     assert run.directory == home / "new" == Run("~/new").directory
     again = selfsup.train(config="~/new/config.yaml", out=Path("~/again"), reporter=silent)
     assert again.directory == home / "again"
@@ -103,6 +101,4 @@ def test_from_python(home: Path) -> None:
     assert selfsup.search("~/n.lance", "dogs", model="~/encoder")
     Probe.fit("~/encoder", "~/notes.jsonl").save("~/probe")
     assert Probe.load("~/probe").records == 80
-    assert {"curves.svg", "exported", "v.parquet", "n.lance", "probe"} <= {
-        path.name for path in home.iterdir()
-    }
+    assert {"curves.svg", "exported", "v.parquet", "n.lance", "probe"} <= {path.name for path in home.iterdir()}

@@ -88,20 +88,8 @@ def test_a_command_that_is_stopped_at_any_moment_ends_in_one_line(
     """While Python starts, while libraries are imported, while data are read, while the plan is made."""
     moments = [0.3, 0.9, 1.6, 2.5]
     outs = [tmp_path / str(moment) for moment in moments]
-    words = [
-        sys.executable,
-        "-m",
-        "selfsup",
-        "train",
-        "causal-lm",
-        "--data",
-        str(corpus),
-        *TINY_WORDS,
-        "steps=100000",
-    ]
-    processes = [
-        subprocess.Popen([*words, "--out", str(out)], stderr=subprocess.PIPE, text=True) for out in outs
-    ]
+    words = [sys.executable, "-m", "selfsup", "train", "causal-lm", "--data", str(corpus), *TINY_WORDS, "steps=100000"]
+    processes = [subprocess.Popen([*words, "--out", str(out)], stderr=subprocess.PIPE, text=True) for out in outs]
     began = time.monotonic()
     for moment, process in zip(moments, processes, strict=True):
         time.sleep(max(0.0, began + moment - time.monotonic()))

@@ -87,11 +87,7 @@ def test_preparing_may_take_longer_than_a_collective(machines: list[Path]) -> No
 
 
 REFUSED = {
-    "other data": (
-        1,
-        "Process 1 of 2",
-        "mine.jsonl is not the same here as for process 0; put the same files",
-    ),
+    "other data": (1, "Process 1 of 2", "mine.jsonl is not the same here as for process 0; put the same files"),
     "no data": (1, "Process 1 of 2", "first-only.jsonl"),
     "unreadable later": (1, "Process 1 of 2", "record 7 cannot be read"),
     "taken": (0, "", "already holds a run"),
@@ -202,11 +198,7 @@ def main(directory: Path) -> None:
 
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    os.environ |= {
-        "LOCAL_RANK": "0",
-        "GROUP_RANK": str(rank),
-        "SELFSUP_CACHE": str(directory / str(rank) / "cache"),
-    }
+    os.environ |= {"LOCAL_RANK": "0", "GROUP_RANK": str(rank), "SELFSUP_CACHE": str(directory / str(rank) / "cache")}
     os.chdir(directory / str(rank))
     whole = dist.init_process_group
     for name in COMMANDS:

@@ -45,9 +45,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Texts with classes; pairs of sentences with scores; images with classes and captions."""
     place = tmp_path_factory.mktemp("sources")
     texts = [
-        {"text": f"The {colour} thing {n} is on the hill.", "label": colour}
-        for n in range(48)
-        for colour in CLASSES
+        {"text": f"The {colour} thing {n} is on the hill.", "label": colour} for n in range(48) for colour in CLASSES
     ]
     pairs = [{"sentence1": f"a {n}", "sentence2": f"a {n % 5}", "score": n % 5} for n in range(20)]
     for name, rows in (("texts", texts), ("pairs", pairs)):
@@ -61,24 +59,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def case(
-    request: pytest.FixtureRequest, sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Case:
+def case(request: pytest.FixtureRequest, sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
     objective: str = request.param
     place = tmp_path_factory.mktemp(objective)
     unit = find_recipe(objective).unit
-    tiny = (
-        TINY_PAIRS
-        if "text" in find_recipe(objective).sections()
-        else TINY_VISION
-        if unit == "images"
-        else TINY
-    )
+    tiny = TINY_PAIRS if "text" in find_recipe(objective).sections() else TINY_VISION if unit == "images" else TINY
     settings = {**tiny, **FEW, "objective": objective}
     data = sources["images" if unit == "images" else "texts"]
-    run = selfsup.train(
-        settings.pop("objective"), data=data, out=place / "run", reporter=Reporter(False), **settings
-    )
+    run = selfsup.train(settings.pop("objective"), data=data, out=place / "run", reporter=Reporter(False), **settings)
     query = ["--image", str(next(data.rglob("*.png")))] if unit == "images" else ["a red thing"]
     return Case(objective, run.directory, run.model.kind, unit, data, query, place)
 
@@ -134,10 +122,7 @@ def evaluations(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object
             works = EITHER
         if protocol == "pseudo-perplexity":
             works = (t.kind, t.unit) == (TEXTS, "tokens")
-        yield (
-            ["evaluate", t.run, "--protocol", protocol, "--data", sources["pairs"] if sentences else t.data],
-            works,
-        )
+        yield (["evaluate", t.run, "--protocol", protocol, "--data", sources["pairs"] if sentences else t.data], works)
 
 
 def test_every_command(case: Case, sources: dict[str, Path], selfsup_command: Command) -> None:

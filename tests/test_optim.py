@@ -49,17 +49,11 @@ def test_orthogonalize_takes_a_zero_matrix() -> None:
     assert not orthogonalize(torch.zeros(1, 4, 6)).any()
 
 
-def torch_muon(
-    parameters: list[nn.Parameter], lr: float, momentum: float, decay: float
-) -> torch.optim.Optimizer:
-    return torch.optim.Muon(
-        parameters, lr=lr, momentum=momentum, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-    )
+def torch_muon(parameters: list[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Muon(parameters, lr=lr, momentum=momentum, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
 
 
-def follow(
-    ours: list[nn.Parameter], theirs: list[nn.Parameter], decay: float, momentum: float = 0.95
-) -> None:
+def follow(ours: list[nn.Parameter], theirs: list[nn.Parameter], decay: float, momentum: float = 0.95) -> None:
     """Ten steps of both on the same random gradients; theirs see everything as matrices."""
     lr = 0.02
     mine = Muon(ours, lr, decay, momentum)
@@ -216,9 +210,7 @@ def test_adamw_part_equals_torch(matrices: str) -> None:
         multiplier = 1.0 - step / 10
         fill_gradients(ours, step)
         fill_gradients(theirs, step)
-        for group, (_, lr, _) in zip(
-            plain.param_groups, (t for t in table.values() if t[0] == "AdamW"), strict=True
-        ):
+        for group, (_, lr, _) in zip(plain.param_groups, (t for t in table.values() if t[0] == "AdamW"), strict=True):
             group["lr"] = lr * multiplier
         optimizer.step(multiplier)
         plain.step()

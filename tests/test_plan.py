@@ -68,9 +68,7 @@ def test_a_plan_writes_nothing_and_is_one_json_object(answer: Answer, tmp_path: 
 def test_a_training_is_what_its_plan_said(
     answer: Answer, corpus: Path, tmp_path: Path, selfsup_command: Callable[..., Answer]
 ) -> None:
-    selfsup_command(
-        "train", "causal-lm", "--data", corpus, *SMALL, "--steps", "50", "--out", tmp_path / "run"
-    )
+    selfsup_command("train", "causal-lm", "--data", corpus, *SMALL, "--steps", "50", "--out", tmp_path / "run")
     run = Run(tmp_path / "run")
     said, planned = json.loads(answer.out), run.environment()["plan"]
     for key in ("facts", "parameters", "steps", "records", "flops", "chance"):
@@ -102,9 +100,7 @@ def test_every_choice_has_an_origin(corpus: Path) -> None:
 
 
 def test_without_a_length_there_is_a_budget_of_two_minutes(corpus: Path) -> None:
-    plan, settings = selfsup.plan(
-        "causal-lm", data=corpus, model=TINY["model"], batch=4, **{"data.window": 16}
-    )
+    plan, settings = selfsup.plan("causal-lm", data=corpus, model=TINY["model"], batch=4, **{"data.window": 16})
     assert (settings["train.budget"], settings.origin("train.budget")) == (120, "default")
     assert settings["train.steps"] is None
     low, high = plan.seconds
@@ -172,9 +168,7 @@ def test_intervals_follow_the_length() -> None:
 
 @pytest.mark.parametrize(("budget", "looks"), [("9s", 1), ("45s", 4), ("1h", 10)])
 def test_a_short_budget_is_not_spent_on_looks(budget: str, looks: int) -> None:
-    settings = Settings(
-        ("test", {"train.batch": 8, "train.micro_batch": 2, "optim.lr": 0.01, "budget": budget})
-    )
+    settings = Settings(("test", {"train.batch": 8, "train.micro_batch": 2, "optim.lr": 0.01, "budget": budget}))
     recipe = SimpleNamespace(settings=settings, validation=range(1000))
     planning._settle_intervals(recipe, 400)  # type: ignore[arg-type]
     assert 400 // settings["evaluate.every"] == looks
@@ -215,9 +209,7 @@ def measured(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.mark.long
 @pytest.mark.parametrize("length", ["steps", "budget"])
-def test_the_time_that_was_said_is_near_that_of_the_wall(
-    length: str, measured: dict[str, tuple[Run, float]]
-) -> None:
+def test_the_time_that_was_said_is_near_that_of_the_wall(length: str, measured: dict[str, tuple[Run, float]]) -> None:
     """Three times beyond what was said is allowed: what else the machine does may change at any moment."""
     run, _ = measured[length]
     low, high = run.environment()["plan"]["seconds"]
@@ -235,9 +227,7 @@ def test_the_memory_of_a_run_is_within_a_quarter_of_what_was_said(
 
 
 @pytest.mark.long
-def test_a_budget_ends_on_time_with_a_schedule_that_has_decayed(
-    measured: dict[str, tuple[Run, float]],
-) -> None:
+def test_a_budget_ends_on_time_with_a_schedule_that_has_decayed(measured: dict[str, tuple[Run, float]]) -> None:
     run, seconds = measured["budget"]
     assert run.summary["wall_seconds"] <= seconds < 3 * 15
     *decisions, last = run.journal()

@@ -80,9 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(pairs), place / "stsb-en-test.parquet")
     reviews = [{"text": line, "label": len(line) % 2} for line in lines[:80]]
     pq.write_table(pa.Table.from_pylist(reviews), place / "movie-reviews.parquet")
-    emoji = (
-        pq.read_table(str(files("selfsup").joinpath("data/samples/emoji.parquet"))).slice(0, 96).to_pylist()
-    )
+    emoji = pq.read_table(str(files("selfsup").joinpath("data/samples/emoji.parquet"))).slice(0, 96).to_pylist()
     for number, row in enumerate(emoji):
         (place / "photos" / str(number % 2)).mkdir(parents=True, exist_ok=True)
         picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
@@ -117,9 +115,7 @@ def test_every_command_is_understood() -> None:
 @pytest.mark.long
 def test_commands(place: Path) -> None:
     for command in commands():
-        if command.endswith(
-            "--resume runs/c"
-        ):  # README resumes what was interrupted; here it had time to finish
+        if command.endswith("--resume runs/c"):  # README resumes what was interrupted; here it had time to finish
             continue
         ended = start(shortened(command), place)
         assert ended.returncode == 0, f"{command}\n{ended.stderr}"

@@ -36,9 +36,7 @@ from selfsup.run import Run
 
 Command = Callable[..., Answer]
 EVIL = "a\x1b[2Jb\rc\x08d\x9be\x7ff\u202eg\u2066h\ufeff[red]i[/]j[/bold]:smile:\x07k\u2028l\ud800m\U000e0041n"
-SEEN = (
-    r"a\x1b[2Jb\rc\x08d\x9be\x7ff\u202eg\u2066h\ufeff[red]i[/]j[/bold]:smile:\x07k\u2028l\ud800m\U000e0041n"
-)
+SEEN = r"a\x1b[2Jb\rc\x08d\x9be\x7ff\u202eg\u2066h\ufeff[red]i[/]j[/bold]:smile:\x07k\u2028l\ud800m\U000e0041n"
 SOURCES = sorted(Path(selfsup.__file__).parent.rglob("*.py"))
 
 
@@ -155,9 +153,7 @@ def test_text_reaches_a_terminal_in_one_place_alone() -> None:
         assert not re.search(r"\bConsole\(", text), path
         assert not re.search(r"\[/(bold|dim)?\]|markup=", text), path
         printed = re.findall(r"^.*(?<![.\w])print\(.*$", text, re.MULTILINE)
-        assert [
-            line for line in printed if not allowed.match(line) and "file=sys.stderr" not in line
-        ] == [], path
+        assert [line for line in printed if not allowed.match(line) and "file=sys.stderr" not in line] == [], path
 
 
 # -- whole commands ------------------------------------------------------------------------------------------
@@ -284,12 +280,7 @@ def command(words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     everything = {**os.environ, **environment}
     line = f'set -o pipefail; selfsup() {{ {sys.executable} -m selfsup "$@"; }}; {words}'
     return subprocess.run(
-        ["bash", "-c", line],
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=120,
-        env=everything,
+        ["bash", "-c", line], capture_output=True, text=True, errors="surrogateescape", timeout=120, env=everything
     )
 
 
@@ -320,10 +311,7 @@ def test_a_full_device() -> None:
 
 
 def test_an_error_in_a_narrow_encoding() -> None:
-    for words, told in (
-        ("'trían\u202e'", "No such command"),
-        ("generate $'x\\xffy'", "A word of the command holds"),
-    ):
+    for words, told in (("'trían\u202e'", "No such command"), ("generate $'x\\xffy'", "A word of the command holds")):
         done = command(f"selfsup {words}", PYTHONIOENCODING="ascii", LC_ALL="C")
         assert done.returncode == 2
         assert done.stderr.isascii()
@@ -369,13 +357,7 @@ def test_a_page_on_a_full_disk(
     disk = small_disk(8 * 1024)
     for words in (
         ["inspect", "causal-lm", "--text", "a b c d", "--tokenizer", "words", "--html", disk / "page.html"],
-        [
-            "compare",
-            finished.directory,
-            shutil.copytree(finished.directory, tmp_path / "b"),
-            "--plot",
-            disk / "x.svg",
-        ],
+        ["compare", finished.directory, shutil.copytree(finished.directory, tmp_path / "b"), "--plot", disk / "x.svg"],
     ):
         answer = selfsup_command(*words)
         assert (answer.code, answer.out) == (2, "")

@@ -33,12 +33,7 @@ from selfsup.run import Run
 from selfsup.trainer import Trainer, find_schedule
 
 STEPS = 60
-LONG = {
-    "steps": STEPS,
-    "precision": "auto",
-    "checkpoint.every": 7,
-    "evaluate.every": 20,
-}
+LONG = {"steps": STEPS, "precision": "auto", "checkpoint.every": 7, "evaluate.every": 20}
 PACES = tuple(f"{unit}_per_second" for unit in ("tokens", "sentences", "images"))
 OF_THE_CLOCK = ("time", *PACES, "utilisation", "waiting")
 
@@ -127,20 +122,10 @@ def start(die: str = "never", pause: float = 0.0, **what: Any) -> subprocess.Pop
 
 def settings_of(out: Path, corpus: Path, **given: Any) -> dict[str, Any]:
     lengths = {"steps": None, "budget": None} if "budget" in given else {}
-    return {
-        "objective": "causal-lm",
-        **TINY,
-        **LONG,
-        **lengths,
-        "data": str(corpus),
-        "out": str(out),
-        **given,
-    }
+    return {"objective": "causal-lm", **TINY, **LONG, **lengths, "data": str(corpus), "out": str(out), **given}
 
 
-def signal_when(
-    processes: Sequence[tuple[subprocess.Popen[str], int, Callable[[], bool]]],
-) -> list[tuple[int, str]]:
+def signal_when(processes: Sequence[tuple[subprocess.Popen[str], int, Callable[[], bool]]]) -> list[tuple[int, str]]:
     """Send each process a signal when it is due; what each ended with, and its standard error."""
     waiting, deadline = list(processes), time.monotonic() + 240
     while waiting:
@@ -161,8 +146,7 @@ def kill_at(
 ) -> None:
     """Start trainings beside each other, and kill each soon after a step: it waits there for a machine that is busy."""
     processes = [
-        start(pause=pause, crawl=step + 2, settings=settings)
-        for settings, step in zip(trainings, steps, strict=True)
+        start(pause=pause, crawl=step + 2, settings=settings) for settings, step in zip(trainings, steps, strict=True)
     ]
     due = [reaches(run, step) for run, step in zip(runs, steps, strict=True)]
     numbers = [signal.SIGKILL] * len(runs)
@@ -278,9 +262,7 @@ def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: 
 @pytest.mark.long
 def test_vision_is_killed_and_resumed(drawings: Path, resume: Train, tmp_path: Path) -> None:
     common = {**TINY_VISION, **LONG, "data": str(drawings)}
-    check_kills(
-        {name: {**common, "objective": name, **more} for name, more in VISION.items()}, resume, tmp_path
-    )
+    check_kills({name: {**common, "objective": name, **more} for name, more in VISION.items()}, resume, tmp_path)
 
 
 PAIRS: dict[str, dict[str, Any]] = {
@@ -328,12 +310,8 @@ def check_kills(trainings: dict[str, dict[str, Any]], resume: Train, place: Path
         assert_same(run, selfsup.train(**whole))
 
 
-@pytest.mark.parametrize(
-    "moment", [MOMENTS[0], *(pytest.param(m, marks=pytest.mark.long) for m in MOMENTS[1:])]
-)
-def test_killed_in_the_middle_of_a_write(
-    moment: str, corpus: Path, whole: Run, resume: Train, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("moment", [MOMENTS[0], *(pytest.param(m, marks=pytest.mark.long) for m in MOMENTS[1:])])
+def test_killed_in_the_middle_of_a_write(moment: str, corpus: Path, whole: Run, resume: Train, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     process = start(moment, settings=settings_of(run.directory, corpus))
     _, error = process.communicate(timeout=240)
@@ -373,9 +351,7 @@ def test_a_journalled_decision_is_repeated(
     signal_when([(process, signal.SIGKILL, well_into_the_decay)])
     before, journal = timeless(run), run.journal()
     newest = max(run.checkpoints().steps())
-    for (
-        path
-    ) in run.checkpoints_directory.iterdir():  # as if the crash had come before any of these was written
+    for path in run.checkpoints_directory.iterdir():  # as if the crash had come before any of these was written
         if int(path.name[5:]) >= journal[0]["start"]:
             shutil.rmtree(path)
     assert max(run.checkpoints().steps()) < journal[0]["start"] <= newest
@@ -405,9 +381,7 @@ def test_signals_save_this_very_step_and_say_how_to_go_on(
     settings = [*TINY_WORDS, *(f"{name}={value}" for name, value in LONG.items()), "checkpoint.every=1000"]
     steps = (5, 25, 15)
     words = [["train", "--data", str(corpus), "--out", str(run.directory), *settings] for run in runs]
-    processes = [
-        start(pause=0.02, crawl=step + 2, words=each) for each, step in zip(words, steps, strict=True)
-    ]
+    processes = [start(pause=0.02, crawl=step + 2, words=each) for each, step in zip(words, steps, strict=True)]
     due = [reaches(run, step) for run, step in zip(runs, steps, strict=True)]
     ends = signal_when(list(zip(processes, numbers, due, strict=True)))
     for run, (code, error) in zip(runs, ends, strict=True):
@@ -579,14 +553,10 @@ def test_settings_that_say_the_same_are_taken(
     resume(run.directory, objective="causal-lm", data=corpus.name, steps=STEPS, batch=4, seed=0)
     assert_same(run, whole)
     assert not (run.directory / "earlier").exists()
-    assert (
-        newest > run.summary["steps"] // 2
-    )  # within the decay: beginning anew from before it would be a loss
+    assert newest > run.summary["steps"] // 2  # within the decay: beginning anew from before it would be a loss
 
 
-def test_a_run_can_be_moved_before_it_is_resumed(
-    whole: Run, train: Train, resume: Train, tmp_path: Path
-) -> None:
+def test_a_run_can_be_moved_before_it_is_resumed(whole: Run, train: Train, resume: Train, tmp_path: Path) -> None:
     cut(train, tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "moved")
     assert_same(resume(tmp_path / "moved"), whole)
@@ -623,14 +593,10 @@ def test_an_extended_run_equals_one_that_was_so_long_from_the_start(
     for name, content in former.items():
         if name.startswith("model"):
             assert earlier[name] == content
-    assert (
-        earlier["step-000000012/model.safetensors"] == former["checkpoints/step-000000012/model.safetensors"]
-    )
+    assert earlier["step-000000012/model.safetensors"] == former["checkpoints/step-000000012/model.safetensors"]
 
 
-def test_a_run_is_extended_again_and_again(
-    finished: Run, train: Train, resume: Train, tmp_path: Path
-) -> None:
+def test_a_run_is_extended_again_and_again(finished: Run, train: Train, resume: Train, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
     for steps in (16, 20, 31):
         resume(run.directory, steps=steps)
@@ -644,9 +610,7 @@ def test_a_run_is_extended_again_and_again(
     ]
 
 
-def test_killed_during_the_extension_and_resumed(
-    finished: Run, twenty: Run, resume: Train, tmp_path: Path
-) -> None:
+def test_killed_during_the_extension_and_resumed(finished: Run, twenty: Run, resume: Train, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
     with pytest.raises(Crash):
         resume(run.directory, steps=20, reporter=CrashAt(16))
@@ -656,9 +620,7 @@ def test_killed_during_the_extension_and_resumed(
     assert tree(run.model_directory) == tree(twenty.model_directory)
 
 
-def test_an_unfinished_run_is_given_another_length(
-    twenty: Run, train: Train, resume: Train, tmp_path: Path
-) -> None:
+def test_an_unfinished_run_is_given_another_length(twenty: Run, train: Train, resume: Train, tmp_path: Path) -> None:
     for number, (steps, at) in enumerate([(12, 4), (12, 8), (40, 4)]):  # before, in and before the decay
         with pytest.raises(Crash):
             train(tmp_path / str(number), steps=steps, reporter=CrashAt(at))
@@ -715,9 +677,7 @@ def test_the_decay_never_begins_before_the_step_that_a_run_was_extended_from(
     assert find_schedule(settings, run).decays == [Decay(15, 30)]
 
 
-def test_an_extension_needs_the_checkpoint_from_before_the_decay(
-    finished: Run, resume: Train, tmp_path: Path
-) -> None:
+def test_an_extension_needs_the_checkpoint_from_before_the_decay(finished: Run, resume: Train, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
     damage(run, 6)
     before = tree(run.directory)
@@ -726,9 +686,7 @@ def test_an_extension_needs_the_checkpoint_from_before_the_decay(
     shutil.rmtree(run.checkpoints_directory / "step-000000006")
     with pytest.raises(UserError, match="from before the decay"):
         resume(run.directory, steps=20)
-    assert tree(run.directory) == {
-        k: v for k, v in before.items() if "step-000000006" not in k or "samples" in k
-    }
+    assert tree(run.directory) == {k: v for k, v in before.items() if "step-000000006" not in k or "samples" in k}
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,7 @@ def test_the_summary_has_the_promised_figures(finished: Run) -> None:
     assert summary["wall_seconds"] >= last["time"]
     weights = load_file(finished.model_directory / "model.safetensors")
     assert summary["parameters"] == sum(tensor.numel() for tensor in weights.values())
-    assert summary["best"]["loss"] == min(
-        line["loss"] for line in finished.metrics() if line["split"] == "validation"
-    )
+    assert summary["best"]["loss"] == min(line["loss"] for line in finished.metrics() if line["split"] == "validation")
     assert summary["skipped_steps"] == 0
     assert summary["chance"] == pytest.approx(math.log(weights["lm_head.weight"].shape[0]))
 
@@ -121,17 +119,7 @@ def test_the_configuration_is_resolved_and_reads_back(finished: Run) -> None:
 
 def test_the_environment_says_what_a_figure_needs_beside_it(finished: Run) -> None:
     environment = finished.environment()
-    for key in (
-        "device",
-        "processor",
-        "cores",
-        "threads",
-        "memory",
-        "precision",
-        "python",
-        "torch",
-        "command",
-    ):
+    for key in ("device", "processor", "cores", "threads", "memory", "precision", "python", "torch", "command"):
         assert environment[key] is not None
     assert environment["selfsup"] == selfsup.__version__
     assert environment["plan"]["steps"] == 12
@@ -169,9 +157,7 @@ def test_the_model_directory_holds_the_weights_of_the_last_checkpoint(finished: 
     checkpoint = finished.checkpoints().load(12)
     weights = load_file(finished.model_directory / "model.safetensors")
     assert {f"model.{name}" for name in weights} == checkpoint.tensors["model"].keys()
-    assert all(
-        torch.equal(tensor, checkpoint.tensors["model"][f"model.{name}"]) for name, tensor in weights.items()
-    )
+    assert all(torch.equal(tensor, checkpoint.tensors["model"][f"model.{name}"]) for name, tensor in weights.items())
 
 
 def test_the_checkpoints_that_are_kept(finished: Run) -> None:
@@ -180,9 +166,7 @@ def test_the_checkpoints_that_are_kept(finished: Run) -> None:
 
 
 def test_a_run_without_a_held_out_part(train: Train, tmp_path: Path) -> None:
-    run = train(
-        tmp_path / "run", **{"data.validation": 0, "evaluate.records": None, "evaluate.final_records": None}
-    )
+    run = train(tmp_path / "run", **{"data.validation": 0, "evaluate.records": None, "evaluate.final_records": None})
     assert "loss" not in run.summary
     assert run.summary["best"] is None
     assert {line["split"] for line in run.metrics()} == {"train"}
@@ -197,9 +181,7 @@ def test_more_validation_records_than_there_are_means_all(train: Train, tmp_path
     assert run.summary["validation_records"] == looks[0]
 
 
-def test_a_run_from_another_ones_configuration_is_the_same_run(
-    finished: Run, train: Train, tmp_path: Path
-) -> None:
+def test_a_run_from_another_ones_configuration_is_the_same_run(finished: Run, train: Train, tmp_path: Path) -> None:
     from selfsup.report import Reporter
 
     run = selfsup.train(config=finished.config_file, out=tmp_path / "run", reporter=Reporter(False))
@@ -279,9 +261,7 @@ def test_a_start_that_was_cut_short_leaves_a_directory_that_can_be_used(
         shutil.rmtree(out)
 
 
-@pytest.mark.parametrize(
-    "error", [UserError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")]
-)
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_start_that_fails_leaves_nothing(
     error: BaseException, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,8 +296,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_and_its_model_directory_are_loaded_alike(finished: Run) -> None:
     texts = [
-        selfsup.load(path).generate("The", tokens=8, seed=3)
-        for path in (finished.directory, finished.model_directory)
+        selfsup.load(path).generate("The", tokens=8, seed=3) for path in (finished.directory, finished.model_directory)
     ]
     assert texts[0] == texts[1] == finished.model.generate("The", tokens=8, seed=3)
 

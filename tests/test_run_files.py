@@ -170,9 +170,7 @@ STATES = ["[]", "3", "null", "{}", "{", '{"skipped": 0}',
 CHANGES: list[Any] = [drop_a_weight, add_a_weight, reshape_a_weight, retype_a_weight]
 
 
-@pytest.mark.parametrize(
-    "change", [*STATES, *((file, c) for file in ("model", "optimizer") for c in CHANGES)]
-)
+@pytest.mark.parametrize("change", [*STATES, *((file, c) for file in ("model", "optimizer") for c in CHANGES)])
 def test_a_checkpoint_that_does_not_fit_is_passed_over_whatever_its_checksums_say(
     change: Any, finished: Run, place: Path, resume: Train, caplog: pytest.LogCaptureFixture
 ) -> None:

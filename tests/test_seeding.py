@@ -31,12 +31,7 @@ def test_seeds_do_not_move_between_versions() -> None:
 
 
 def test_neighbouring_places_have_seeds_of_their_own() -> None:
-    seeds = [
-        derive(s, p, *place)
-        for s in range(8)
-        for p in ("order", "mask")
-        for place in ((), (0,), (0, 1), (10,))
-    ]
+    seeds = [derive(s, p, *place) for s in range(8) for p in ("order", "mask") for place in ((), (0,), (0, 1), (10,))]
     assert len(set(seeds)) == len(seeds)
     assert derive(1, "x", 23) != derive(1, "x", 2, 3) != derive(12, "x", 3)
 

@@ -44,10 +44,7 @@ class Uneven(Objective):
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
         error = outputs["y"] - task["y"]
-        return {
-            "squared": (error.square() * task["squared"]).sum(),
-            "absolute": (error.abs() * task["absolute"]).sum(),
-        }
+        return {"squared": (error.square() * task["squared"]).sum(), "absolute": (error.abs() * task["absolute"]).sum()}
 
 
 class Joined(Uneven):
@@ -164,9 +161,7 @@ def test_evaluation_does_not_depend_on_the_batches(size: int) -> None:
     batches = [batch_of(RECORDS[start : start + size]) for start in range(0, len(RECORDS), size)]
     figures = evaluate(objective, batches, ALONE)
     expected = plain_loss(objective, RECORDS)
-    assert figures == {
-        term: pytest.approx(float(value.detach()), rel=1e-12) for term, value in expected.items()
-    }
+    assert figures == {term: pytest.approx(float(value.detach()), rel=1e-12) for term, value in expected.items()}
 
 
 def test_evaluation_weighs_the_parts_of_other_processes_by_their_counts() -> None:

@@ -102,9 +102,7 @@ def command(
 
     def run(words: str, directory: Path) -> Answer:
         photo = next(drawings.glob("*.png"))
-        written = (
-            words.replace("{}", str(directory)).format(**places, photo=photo, out=tmp_path / "out").split()
-        )
+        written = words.replace("{}", str(directory)).format(**places, photo=photo, out=tmp_path / "out").split()
         return selfsup_command(*(part for word in written for part in groups.get(word, (word,))))
 
     return run
@@ -157,13 +155,9 @@ def test_what_opens_only_by_its_code_is_refused(
 
 
 @pytest.mark.usefixtures("answering")
-def test_pickles_are_no_weights(
-    kept: dict[str, Path], command: Callable[[str, Path], Answer], tmp_path: Path
-) -> None:
+def test_pickles_are_no_weights(kept: dict[str, Path], command: Callable[[str, Path], Answer], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    for number, (kind, words) in enumerate(
-        (("bert", CASES[0][1]), ("bert", CASES[8][1]), ("gpt2", "generate {} the"))
-    ):
+    for number, (kind, words) in enumerate((("bert", CASES[0][1]), ("bert", CASES[8][1]), ("gpt2", "generate {} the"))):
         directory = planted_copy(kept[kind], tmp_path / str(number), mark)
         (directory / "model.safetensors").unlink()
         answer = command(words, directory)
@@ -186,10 +180,7 @@ def test_steps_of_sentence_transformers_are_of_its_own_classes(
     answer = command(CASES[0][1], directory)
     assert not mark.exists()
     assert answer.code == 2
-    assert (
-        "has a step of a class of its own (modeling_planted.Transformer), whose code is not run"
-        in answer.error
-    )
+    assert "has a step of a class of its own (modeling_planted.Transformer), whose code is not run" in answer.error
 
 
 RUN_COMMANDS = (
@@ -207,9 +198,7 @@ RUN_COMMANDS = (
 
 @pytest.mark.usefixtures("answering")
 @pytest.mark.parametrize("words", RUN_COMMANDS)
-@pytest.mark.parametrize(
-    "objective", ["causal-lm", "python:modeling_planted.Planted", "modeling_planted:Planted"]
-)
+@pytest.mark.parametrize("objective", ["causal-lm", "python:modeling_planted.Planted", "modeling_planted:Planted"])
 def test_no_command_imports_what_a_run_names(
     words: str,
     objective: str,

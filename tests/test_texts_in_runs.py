@@ -15,9 +15,7 @@ def parted(documents, tmp_path_factory) -> Path:
     """A data set in two parts, with a longer column of addresses, and a file that is not read."""
     folder = tmp_path_factory.mktemp("parted")
     for part in ("train", "test"):
-        records = [
-            {"url": f"https://example.org/{'x' * 99}/{n}", "said": said} for n, said in enumerate(documents)
-        ]
+        records = [{"url": f"https://example.org/{'x' * 99}/{n}", "said": said} for n, said in enumerate(documents)]
         lines = [*map(json.dumps, records), *(["{broken"] if part == "train" else [])]
         (folder / f"{part}-0.jsonl").write_text("\n".join(lines))
     (folder / "notes.pdf").write_text("x")
@@ -38,9 +36,7 @@ def test_the_plan_says_reading_of(parted):
 
 
 def test_a_column_and_a_split_are_chosen(parted, selfsup_command):
-    answer = selfsup_command(
-        "plan", "--data", parted, "--column", "url", "data.split=test", "--json", *TINY_WORDS
-    )
+    answer = selfsup_command("plan", "--data", parted, "--column", "url", "data.split=test", "--json", *TINY_WORDS)
     made = json.loads(answer.out)
     assert made["facts"]["column"] == "'url' (not read: said)"
     assert made["facts"]["split"] == "test"

@@ -94,9 +94,7 @@ def weights(run: Run) -> dict[str, Tensor]:
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(tensor, other[name]) for name, tensor in one.items()
-    )
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def training_lines(run: Run) -> list[dict[str, Any]]:
@@ -172,9 +170,7 @@ def test_the_best_checkpoint_is_kept_and_remembered(tmp_path: Path, monkeypatch:
     assert equal(weights(again), weights(whole))
 
 
-def test_a_resumed_run_of_ones_own_must_have_the_same_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_of_ones_own_must_have_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Regression, "after_step", crash_after(40))
         with pytest.raises(Stop):
@@ -256,11 +252,7 @@ def recurrent(finished: Run) -> Callable[[], nn.Module]:
 
 
 def test_causal_lm_trains_a_model_of_ones_own(
-    recurrent: Callable[[], nn.Module],
-    train: Train,
-    resume: Train,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    recurrent: Callable[[], nn.Module], train: Train, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = recurrent()
     whole = train(tmp_path / "whole", model=model, steps=40)
@@ -365,9 +357,7 @@ def test_a_step_with_a_nan_loss_is_skipped_counted_and_named(tmp_path: Path) -> 
         assert f"Step {step} skipped: loss, squared_error is not finite" in log.getvalue()
         before, after = checkpoints.load(step - 1), checkpoints.load(step)
         assert all(equal(before.tensors[part], after.tensors[part]) for part in ("model", "optimizer"))
-    assert all(
-        math.isfinite(value) for tensor in weights(run).values() for value in tensor.flatten().tolist()
-    )
+    assert all(math.isfinite(value) for tensor in weights(run).values() for value in tensor.flatten().tolist())
 
 
 class BadGradient(Regression):
@@ -497,9 +487,7 @@ def test_what_follows_a_step_hears_the_same_length_when_it_is_repeated(
             settings = {"checkpoint.every": 1000000, "train.log_every": 1}
             fit(tmp_path / "run", budget=4, steps=None, **settings)
     decided = first_decision()
-    for checkpoint in (
-        tmp_path / "run" / "checkpoints"
-    ).iterdir():  # as if the crash had come before it was written
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():  # as if the crash had come before it was written
         if int(checkpoint.name[5:]) >= decided:
             shutil.rmtree(checkpoint)
     monkeypatch.setattr(Regression, "after_step", listen(1))

@@ -90,17 +90,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "text": ["", "without a place"],
     "--budget": ["-1", "0", "nan", "x", "5 minutes", LONG],
 }
-NUMBERS = {
-    "--steps",
-    "--epochs",
-    "--batch",
-    "--seed",
-    "--window",
-    "--tokens",
-    "--temperature",
-    "--top-k",
-    "--top-p",
-}
+NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
@@ -157,21 +147,12 @@ def uses(command: str) -> Iterator[tuple[str, str, list[str]]]:
             if {(command, value), (command, name)} & FINE:
                 continue
             shown = OTHER.get(command, "run") if value == "other-objective" else value
-            words = (
-                [*without(base, name), name, shown]
-                if is_option
-                else [*base[:place], shown, *base[place + 1 :]]
-            )
+            words = [*without(base, name), name, shown] if is_option else [*base[:place], shown, *base[place + 1 :]]
             yield name, value, words
         place += not is_option
 
 
-OTHER = {
-    "fill": "run",
-    "show": "encoder",
-    "zero-shot": "seer",
-    "generate": "encoder",
-}  # has another objective
+OTHER = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "encoder"}  # has another objective
 FINE = {
     *((name, "seed=1") for name in ("train", "plan", "inspect")),  # the objective is causal-lm without it
     *((name, "other-objective") for name in ("doctor", "evaluate", "export")),  # of any
@@ -257,9 +238,7 @@ def test_a_run_stands_for_its_directory(furnished: tuple[Path, dict[str, bytes |
 
 
 def test_texts_by_themselves_have_no_column(
-    furnished: tuple[Path, dict[str, bytes | None]],
-    monkeypatch: pytest.MonkeyPatch,
-    selfsup_command: Command,
+    furnished: tuple[Path, dict[str, bytes | None]], monkeypatch: pytest.MonkeyPatch, selfsup_command: Command
 ) -> None:
     monkeypatch.chdir(furnished[0])
     answer = selfsup_command("classify", "encoder", "a cat", "--probe", "probe", "--column", "text")

@@ -9,9 +9,7 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.modernbert import save_encoder
 
-VOCABULARY = (
-    "the a storm at sea ship sank old man sat by fire smoked his pipe cat dog ran hill day on in and of"
-)
+VOCABULARY = "the a storm at sea ship sank old man sat by fire smoked his pipe cat dog ran hill day on in and of"
 WORDS = VOCABULARY.split()
 WIDTH, WINDOW = 32, 16
 

@@ -49,22 +49,13 @@ class WordVectors(OneNetwork[torch.nn.Embedding], EmbeddingModel):
         return self.network.embedding_dim
 
     def read(
-        self,
-        source: object,
-        column: str | None = None,
-        *,
-        label: str | None = None,
-        failures: float = 0.01,
-        **_: Any,
+        self, source: object, column: str | None = None, *, label: str | None = None, failures: float = 0.01, **_: Any
     ) -> Texts:
         return Texts(source, column, label, failures)
 
     @torch.no_grad()
     def embed(
-        self,
-        texts: Sequence[str],
-        precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
+        self, texts: Sequence[str], precision: str = "auto", progress: Callable[[int, int], None] | None = None
     ) -> npt.NDArray[np.float32]:
         self.embedded += len(texts)
         features = torch.zeros(len(texts), self.dimension)

@@ -27,9 +27,7 @@ def main() -> None:
         model.encode(sentences, batch_size=batch, show_progress_bar=False, convert_to_tensor=True)
         rates[batch] = len(sentences) / (time.perf_counter() - start)
     best = max(rates, key=lambda batch: rates[batch])
-    print(
-        json.dumps({"sentences_per_second": rates[best], "batch": best, "threads": torch.get_num_threads()})
-    )
+    print(json.dumps({"sentences_per_second": rates[best], "batch": best, "threads": torch.get_num_threads()}))
 
 
 main()

@@ -32,9 +32,7 @@ def validate(model: GPT2LMHeadModel, ids: torch.Tensor) -> float:
     inputs, targets = ids[:count].view(-1, WINDOW), ids[1 : count + 1].view(-1, WINDOW)
     total = 0.0
     for x, y in zip(inputs.split(64), targets.split(64), strict=True):
-        total += float(
-            torch.nn.functional.cross_entropy(model(x).logits.flatten(0, 1), y.flatten(), reduction="sum")
-        )
+        total += float(torch.nn.functional.cross_entropy(model(x).logits.flatten(0, 1), y.flatten(), reduction="sum"))
     return total / count
 
 
@@ -59,9 +57,7 @@ def main() -> None:
             group["lr"] = rate(step)
         starts = torch.randint(cut - WINDOW - 1, (BATCH,))
         rows = torch.stack([ids[i : i + WINDOW + 1] for i in starts])
-        loss = torch.nn.functional.cross_entropy(
-            model(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten()
-        )
+        loss = torch.nn.functional.cross_entropy(model(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

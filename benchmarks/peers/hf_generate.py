@@ -23,9 +23,7 @@ def main() -> None:
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=256, do_sample=False
-            )
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=256, do_sample=False)
             times.append(time.perf_counter() - start)
         rates[f"batch_{batch}"] = batch * 256 / median(times[1:])
     print(json.dumps(rates))

@@ -50,13 +50,7 @@ def main() -> None:
     times = [b - a for a, b in pairwise(clock.moments)][WARM:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
-        json.dumps(
-            {
-                "seconds": median(times),
-                "tokens_per_second": batch * window / median(times),
-                "peak_memory": peak,
-            }
-        )
+        json.dumps({"seconds": median(times), "tokens_per_second": batch * window / median(times), "peak_memory": peak})
     )
 
 

@@ -91,9 +91,7 @@ def vit_tiny() -> nn.Module:
     """ViT-Ti with patches of 4 of images of 32, or of crops of any size."""
     import timm
 
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=0, dynamic_img_size=True
-    )
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=0, dynamic_img_size=True)
 
 
 def resnet(name: str, width: float = 1.0) -> nn.Module:

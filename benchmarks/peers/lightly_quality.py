@@ -63,9 +63,7 @@ def main() -> None:
     network.eval()
     np.savez(kept, bank=vectors(pixels), test=vectors(read_pixels(test)))
     print(
-        json.dumps(
-            {"steps": steps, "wall_seconds": took, "loss": float(loss.detach()), "parameters": count(network)}
-        )
+        json.dumps({"steps": steps, "wall_seconds": took, "loss": float(loss.detach()), "parameters": count(network)})
     )
 
 

@@ -108,9 +108,7 @@ def main() -> None:
     allow_torchvision()
     objective, precision, parquet, steps = *sys.argv[1:4], int(sys.argv[4])
     torch.manual_seed(0)
-    model, loss, optimizer, after, transform, batch = {"simclr": simclr, "dino": dino, "mae": mae}[
-        objective
-    ]()
+    model, loss, optimizer, after, transform, batch = {"simclr": simclr, "dino": dino, "mae": mae}[objective]()
     layout = torch.channels_last if precision == "bf16-channels-last" else torch.contiguous_format
     model.to(memory_format=layout)
     autocast = nullcontext() if precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
@@ -128,9 +126,7 @@ def main() -> None:
     seconds = median(b - a for a, b in pairwise(moments[WARM:]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {"images_per_second": batch / seconds, "seconds": seconds, "loss": float(value.detach())}
-    print(
-        json.dumps({**figures, "parameters": sum(p.numel() for p in model.parameters()), "peak_memory": peak})
-    )
+    print(json.dumps({**figures, "parameters": sum(p.numel() for p in model.parameters()), "peak_memory": peak}))
 
 
 main()

@@ -113,9 +113,7 @@ def main() -> None:
     epoch = Epoch(Pairs(parquet, transform, tokenizer), steps)
     update = optimizer(model, arguments)
     schedule = cosine_lr(update, arguments.lr, arguments.warmup, steps)
-    train_one_epoch(
-        model, {"train": epoch}, create_loss(arguments), 0, update, None, schedule, None, arguments
-    )
+    train_one_epoch(model, {"train": epoch}, create_loss(arguments), 0, update, None, schedule, None, arguments)
     seconds = median(b - a for a, b in pairwise(epoch.moments[WARM:]))
     figures = {"pairs_per_second": BATCH / seconds, "seconds": seconds, "threads": torch.get_num_threads()}
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -161,11 +161,7 @@ def finish(row: Row, name: str, seed: int, run: Path, place: Place) -> Figures:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     file = run.with_name(f"{run.name}-utilisation.jsonl")
-    busy = (
-        [share for line in file.read_text().splitlines() for share in json.loads(line)]
-        if file.exists()
-        else []
-    )
+    busy = [share for line in file.read_text().splitlines() for share in json.loads(line)] if file.exists() else []
     return {
         "row": name,
         "seed": seed,

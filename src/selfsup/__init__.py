@@ -5,9 +5,7 @@ Importing this package starts nothing and imports nothing heavy.
 
 from __future__ import annotations
 
-TYPE_CHECKING = (
-    False  # `typing` would take longer than all else that runs before a command can be stopped in order
-)
+TYPE_CHECKING = False  # `typing` would take longer than all else that runs before a command can be stopped in order
 if TYPE_CHECKING:
     from typing import Any
 

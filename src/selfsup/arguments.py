@@ -29,15 +29,12 @@ def _count(value: object) -> bool:
 
 
 def _share(value: object) -> bool:
-    return (
-        isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 <= float(value) <= 1
-    )
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(
-        ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query"),
-        (_text, "a text"),
+        ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query"), (_text, "a text")
     ),
     **dict.fromkeys(("batch", "top", "size", "window"), (_count, "a whole number of 1 or more")),
     "seed": (_whole, "a whole number"),

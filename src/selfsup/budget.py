@@ -137,11 +137,7 @@ class Budget:
         left = self._left(step)
         least = (decays[-1].end - step) // SHORTEST if decays else 0  # a hiccup is not to end the run
         end = max(FEWEST_STEPS, step + max(1, int(left / self.pace), least))
-        due = (
-            self._moves(step, end, decays[-1])
-            if decays
-            else left <= self.settings["optim.decay"] * self.seconds
-        )
+        due = self._moves(step, end, decays[-1]) if decays else left <= self.settings["optim.decay"] * self.seconds
         if not due:
             return None
         self._decided = self.clock.elapsed()

@@ -132,9 +132,7 @@ class Checkpoints:
             found = self._try(step, misfit)
             if isinstance(found, Checkpoint):
                 return found
-            logger.warning(
-                "Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), found
-            )
+            logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", self._path(step), found)
         return None
 
     def _try(self, step: int, misfit: Callable[[Checkpoint], str | None]) -> Checkpoint | str:

@@ -125,9 +125,7 @@ class Check:
 
 def problem(seen: str, why: str, remedy: str = LOWER_RATES, name: str = "") -> Callable[[Measure], Check]:
     """Make a function that measures a `Check` with these words, named as it is: `loss_spikes` is `loss-spikes`."""
-    return lambda measure: Check(
-        name or measure.__name__.replace("_", "-"), "problem", seen, why, remedy, measure
-    )
+    return lambda measure: Check(name or measure.__name__.replace("_", "-"), "problem", seen, why, remedy, measure)
 
 
 def warning(seen: str, why: str, remedy: str = LOWER_RATES, name: str = "") -> Callable[[Measure], Check]:

@@ -169,9 +169,7 @@ class Comparison:
         self._draw(over_amount, "amount" if unit else "step", unit or "steps")
         over_time.set_ylabel(self._measured if self._measured == "loss" else f"loss ({self._measured})")
         legend = over_amount.legend(frameon=False, title="validation bold, training faint")
-        for line, run in zip(
-            legend.get_texts(), self.runs, strict=True
-        ):  # a name is no formula and no directive
+        for line, run in zip(legend.get_texts(), self.runs, strict=True):  # a name is no formula and no directive
             line.set(text=printable(run.name), parse_math=False)
         kind, known = Path(path).suffix[1:].lower(), sorted(figure.canvas.get_supported_filetypes())
         if kind not in known:
@@ -280,11 +278,7 @@ def _known(value: float | None) -> float | None:
 
 def _point(line: dict[str, Any], per_step: float) -> Point:
     return Point(
-        line["step"],
-        line["time"],
-        round(line["step"] * per_step),
-        line["loss"],
-        _known(line.get("bits_per_byte")),
+        line["step"], line["time"], round(line["step"] * per_step), line["loss"], _known(line.get("bits_per_byte"))
     )
 
 
@@ -321,9 +315,7 @@ def _judge(runs: list[Run], figures: list[RunFigures]) -> tuple[str, list[str]]:
     if declared(objective).loss_unit is None or _same({_tokenizer(run) for run in runs}):
         return "loss", notes
     if all(run.bits_per_byte is not None for run in figures):
-        notes.append(
-            "The tokenizers are not known to be the same: go by bits per byte, not by the loss per token."
-        )
+        notes.append("The tokenizers are not known to be the same: go by bits per byte, not by the loss per token.")
         return "bits_per_byte", notes
     notes.append(
         "The tokenizers are not known to be the same, and not all keep every byte: no figure here compares the runs."

@@ -79,9 +79,7 @@ class DataConfig(Section):
     source: Annotated[str, Field(min_length=1)] = said(
         "sample:shakespeare", "file, folder, glob, hub:NAME or sample:NAME"
     )
-    column: str | None = said(
-        None, "the column of the texts or images; found by itself where it is not named"
-    )
+    column: str | None = said(None, "the column of the texts or images; found by itself where it is not named")
     split: Literal["train", "validation", "test", "all"] | None = said(
         None, "part of a data set, by the names of its files and folders; train where there is one"
     )
@@ -104,9 +102,7 @@ class ModelConfig(Section):
     mlp: Count | None = said(None, "hidden width of the feed-forward blocks")
     tied: bool | None = said(None, "the output head shares the embedding's weights")
     patch: Count | None = said(None, "side of a vision transformer's patches, in pixels")
-    registers: Natural | None = said(
-        None, "tokens of a vision transformer that stand for nothing in the image"
-    )
+    registers: Natural | None = said(None, "tokens of a vision transformer that stand for nothing in the image")
     dropout: Share | None = said(None, "share of activations an encoder drops in training")
     whiten: bool | None = said(None, "an encoder's features get a whitening map when it is saved")
     init: str | None = said(None, "a run or Hugging Face directory whose weights to start from")
@@ -408,9 +404,7 @@ _shown.maxstring = _shown.maxother = _shown.maxlong = LONGEST
 shown = _shown.repr
 
 
-def explain(
-    error: ValidationError, sources: Mapping[str, str], section: str = "", known: Iterable[str] = ()
-) -> str:
+def explain(error: ValidationError, sources: Mapping[str, str], section: str = "", known: Iterable[str] = ()) -> str:
     """The first problem of a validation error as one sentence; its place is below `section` (such as `data.`)."""
     problem = error.errors()[0]
     key = section + ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
@@ -436,9 +430,7 @@ def read_yaml(path: Path) -> Written:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"Cannot read the configuration {path}: {reason}.") from None
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'."
-        )
+        raise UserError(f"{path} holds no configuration; write keys and values, such as 'train: {{steps: 100}}'.")
     written = Written(values)
     written.lines = lines
     return written

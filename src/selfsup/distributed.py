@@ -209,9 +209,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = _add_up(
-            gradients[0].clone(memory_format=torch.contiguous_format)
-        )  # others may hold the same one
+        total = _add_up(gradients[0].clone(memory_format=torch.contiguous_format))  # others may hold the same one
         return torch.split(total, context.counts)[dist.get_rank()]
 
 

@@ -34,15 +34,7 @@ WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 MANIFEST = "manifest.json"  # in a directory: the size and checksum of every other file of it
 FULL = (errno.ENOSPC, errno.EDQUOT)
-CLOSED = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 TEMPORARY = re.compile(r"\..+\.selfsup-([0-9a-f]{8})-(\d+)-(\d+)-\d+")  # machine, process, its start
 _numbers = itertools.count()
 

@@ -171,16 +171,12 @@ def _parts(
 class Optimizer:
     """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors."""
 
-    def __init__(
-        self, objective: Objective, config: OptimConfig, dtype: torch.dtype = torch.bfloat16
-    ) -> None:
+    def __init__(self, objective: Objective, config: OptimConfig, dtype: torch.dtype = torch.bfloat16) -> None:
         if config.lr is None or config.adamw_lr is None or config.weight_decay is None:
             raise ValueError("learning rates and weight decay must be settled before the optimizer is built")
         self.names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
         if not self.names:
-            raise UserError(
-                f"{type(objective).__name__} has no parameter that can be trained; register its modules."
-            )
+            raise UserError(f"{type(objective).__name__} has no parameter that can be trained; register its modules.")
         rates = {id(parameter): rate for parameter, rate in objective.rates().items()}
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in self.names:
@@ -190,9 +186,7 @@ class Optimizer:
             for rate in sorted(groups, reverse=True)
             for part in _parts(objective, groups[rate], config, rate, dtype)
         ]
-        self.owners = {
-            self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters
-        }
+        self.owners = {self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters}
         self.multiplier = 1.0
 
     @property

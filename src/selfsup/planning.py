@@ -18,15 +18,7 @@ from selfsup.data.loader import Loader
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
-from selfsup.machine import (
-    Machine,
-    find_device,
-    find_precision,
-    free_memory,
-    matrix_rate,
-    peak_memory,
-    synchronise,
-)
+from selfsup.machine import Machine, find_device, find_precision, free_memory, matrix_rate, peak_memory, synchronise
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.optim import Optimizer

@@ -25,9 +25,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
-Progress = Callable[
-    [int, int | None], None
-]  # what is told of long work: done, and in all where that is known
+Progress = Callable[[int, int | None], None]  # what is told of long work: done, and in all where that is known
 
 # What a terminal obeys in place of showing it: the controls of ASCII and of Latin-1 (but new lines and tabs), those
 # that turn the direction of writing, line and paragraph separators, invisible marks and tags, and half characters.

@@ -67,9 +67,7 @@ class Run:
             run._begin()
         except OSError as error:
             run.discard()
-            raise UserError(
-                f"Cannot write to {run.directory}: {error.strerror}; give another --out."
-            ) from None
+            raise UserError(f"Cannot write to {run.directory}: {error.strerror}; give another --out.") from None
         return run
 
     def _begin(self) -> None:
@@ -123,9 +121,7 @@ class Run:
         """An existing run; raises a UserError where there is none."""
         run = cls(directory)
         if not run.exists:
-            raise UserError(
-                f"{directory} holds no run (there is no config.yaml in it); give the directory of a run."
-            )
+            raise UserError(f"{directory} holds no run (there is no config.yaml in it); give the directory of a run.")
         return run
 
     @property
@@ -172,9 +168,7 @@ class Run:
         self._require_planned(settings, config, environment)
         return settings
 
-    def _require_planned(
-        self, settings: Settings, config: dict[str, Any], environment: dict[str, Any]
-    ) -> None:
+    def _require_planned(self, settings: Settings, config: dict[str, Any], environment: dict[str, Any]) -> None:
         """Raise a UserError where the configuration lacks what the run was planned with."""
         planned = dict(flatten((environment.get("plan") or {}).get("settings", {})))
         given = {*(key for key, value in flatten(config) if value is not None), *LENGTHS}
@@ -201,9 +195,7 @@ class Run:
         """The plan that the run was started with; raises a UserError where it was not kept."""
         plan: dict[str, Any] | None = self.environment().get("plan")
         if plan is None:
-            raise UserError(
-                f"{self.directory / ENVIRONMENT} holds no plan of the run; restore it from a copy."
-            )
+            raise UserError(f"{self.directory / ENVIRONMENT} holds no plan of the run; restore it from a copy.")
         return plan
 
     def write_environment(self, environment: dict[str, Any]) -> None:

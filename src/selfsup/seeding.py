@@ -36,9 +36,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the increment of SplitMix64
 
 
-def uniform(
-    seed: int, purpose: str, epochs: np.ndarray, records: np.ndarray, count: int
-) -> npt.NDArray[np.float64]:
+def uniform(seed: int, purpose: str, epochs: np.ndarray, records: np.ndarray, count: int) -> npt.NDArray[np.float64]:
     """`count` numbers in [0, 1) for each record, (n, count): SplitMix64 from a state of its own for each.
 
     Equal places, which are the epochs and records, both (n,), give equal numbers, whatever stands beside them.

@@ -35,9 +35,7 @@ def gradients(
     """
     tasks = [objective.hide(batch) for batch in batches]
     own = add_counts(task.counts for task in tasks)
-    counts = {
-        term: processes.sum(count).clamp(min=1) for term, count in own.items()
-    }  # nothing hidden costs 0
+    counts = {term: processes.sum(count).clamp(min=1) for term, count in own.items()}  # nothing hidden costs 0
 
     def differentiate(outputs: Outputs, task: Task) -> dict[str, Tensor]:
         sums = objective.score(outputs, task, processes)

@@ -202,9 +202,7 @@ class Trainer:
     def _group_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each part of the objective that is worth a figure of its own."""
         return {
-            f"grad_norm_{name}": nn.utils.get_total_norm(
-                [p.grad for p in part.parameters() if p.grad is not None]
-            )
+            f"grad_norm_{name}": nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])
             for name, part in self.objective.gradient_groups().items()
         }
 
@@ -301,9 +299,7 @@ class Trainer:
         if planned is not None and self.processes.leads:
             looked = self._journalled("look", planned, self.budget.last_look(planned))
             if looked < planned:
-                self.reporter.say(
-                    f"The last look is at {looked:,} of {planned:,} records: the budget is spent."
-                )
+                self.reporter.say(f"The last look is at {looked:,} of {planned:,} records: the budget is spent.")
             planned = looked
         shared: int | None = self.processes.share(planned)
         return shared
@@ -378,9 +374,7 @@ class Trainer:
         reading = {} if named is None else self.recipe.reading_options()
         model = self.recipe.model(self.objective)
         for protocol in protocols:
-            data, test = (
-                self.recipe.examples(protocol in SUPERVISED, records) if named is None else (named, None)
-            )
+            data, test = self.recipe.examples(protocol in SUPERVISED, records) if named is None else (named, None)
             how = {"device": device, "seed": EVALUATION_SEED, "test": test, **reading}
             score = measure(Measurement(self.run.directory, model, data, **how), protocol)
             figures[protocol] = score.value

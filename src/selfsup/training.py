@@ -138,9 +138,7 @@ def _absolute(source: str) -> str:
 def _recipe(settings: Settings, given: Given) -> Recipe:
     source = None if isinstance(given.data, str | Path | Mapping) else given.data
     if source is None and settings["data.source"].startswith("python:"):
-        raise UserError(
-            f"The data ({settings['data.source']}) came from Python; go on from there and pass it again."
-        )
+        raise UserError(f"The data ({settings['data.source']}) came from Python; go on from there and pass it again.")
     module = given.model if isinstance(given.model, nn.Module) else None
     if given.recipe is not None:
         return given.recipe(settings, source, module)
@@ -292,9 +290,7 @@ def _resume(directory: str | Path, given: Given, team: Team, held: ExitStack) ->
     before = None
     with run.resumable():
         if length:
-            before = processes.share(
-                _extend(run, settings, length, given.origin) if processes.leads else None
-            )
+            before = processes.share(_extend(run, settings, length, given.origin) if processes.leads else None)
             for key in LENGTHS:
                 settings.change(key, *processes.share((settings[key], settings.origin(key))))
         return _fit(Trainer(recipe, run, machine, team), _expected(settings, environment["plan"]), before)

@@ -66,9 +66,7 @@ def causal_lm(seed: int, layers: int = 2, tied: bool = False) -> CausalLM:
 def shaken(module: nn.Module, seed: int) -> Any:
     with torch.no_grad():
         for number, parameter in enumerate(module.parameters()):
-            noise = torch.randn(
-                parameter.shape, generator=generator(seed, "noise", number), dtype=torch.double
-            )
+            noise = torch.randn(parameter.shape, generator=generator(seed, "noise", number), dtype=torch.double)
             parameter.add_(noise, alpha=0.2)
     return module
 

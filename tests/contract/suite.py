@@ -63,9 +63,7 @@ class Split:
     micro_batch: int
 
     def loader(self, case: Case, processes: Processes, workers: int = 0) -> Loader:
-        return Loader(
-            case.records(), SEED, self.batch, self.micro_batch, workers, processes.rank, processes.size
-        )
+        return Loader(case.records(), SEED, self.batch, self.micro_batch, workers, processes.rank, processes.size)
 
 
 # -- what must be equal, however the records are cut ---------------------------------------------------------
@@ -208,9 +206,5 @@ def assert_equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor], tolera
     for name in left:
         scale = float(right[name].abs().max()) if right[name].is_floating_point() else 0.0
         torch.testing.assert_close(
-            left[name],
-            right[name],
-            rtol=0,
-            atol=tolerance * scale,
-            msg=lambda text, name=name: f"{name}: {text}",
+            left[name], right[name], rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
         )

@@ -60,9 +60,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def two_processes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Tensor]]:
+def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two processes that torchrun started found for the cases that are asked for."""
     directory = tmp_path_factory.mktemp("contract")
     asked = [item for item in request.session.items if "two_processes" in getattr(item, "fixturenames", ())]
@@ -120,9 +118,7 @@ def test_micro_batches_change_no_gradient(case: Case, batch: int, micro_batch: i
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_processes_change_no_gradient(
-    case: Case, split: Split, two_processes: list[dict[str, Tensor]]
-) -> None:
+def test_processes_change_no_gradient(case: Case, split: Split, two_processes: list[dict[str, Tensor]]) -> None:
     expected = step_alone(case, split.batch)
     for tensors in two_processes:
         step = found(tensors, case, f"one_step.{split.batch}.{split.micro_batch}")
@@ -139,22 +135,16 @@ def test_descent_moves_every_weight(case: Case) -> None:
         assert moved == 0 if name in case.still else moved > 1e-4, name
 
 
-@pytest.mark.parametrize(
-    ("batch", "micro_batch"), [pytest.param(6, 1, marks=pytest.mark.long), (6, 4), (5, 2)]
-)
+@pytest.mark.parametrize(("batch", "micro_batch"), [pytest.param(6, 1, marks=pytest.mark.long), (6, 4), (5, 2)])
 def test_micro_batches_change_no_training(case: Case, batch: int, micro_batch: int) -> None:
     expected = descent_alone(case, batch)
     assert_equal(descend(case, Split(batch, micro_batch), ALONE), expected, TRAINED)
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_processes_change_no_training(
-    case: Case, split: Split, two_processes: list[dict[str, Tensor]]
-) -> None:
+def test_processes_change_no_training(case: Case, split: Split, two_processes: list[dict[str, Tensor]]) -> None:
     expected = descent_alone(case, split.batch)
-    first, second = (
-        found(tensors, case, f"descend.{split.batch}.{split.micro_batch}") for tensors in two_processes
-    )
+    first, second = (found(tensors, case, f"descend.{split.batch}.{split.micro_batch}") for tensors in two_processes)
     assert_equal(first, expected, TRAINED)
     assert_equal(first, second)
 
@@ -238,9 +228,7 @@ def test_hide_is_a_function_of_the_place(case: Case) -> None:
 
 def test_hide_draws_anew_in_each_epoch_and_for_each_seed(case: Case) -> None:
     objective = case.build(SEED)
-    first, *others = (
-        objective.hide(batch_of(case, SOME, epoch, seed)) for epoch, seed in [(0, 1), (1, 1), (0, 2)]
-    )
+    first, *others = (objective.hide(batch_of(case, SOME, epoch, seed)) for epoch, seed in [(0, 1), (1, 1), (0, 2)])
     for other in others:
         equal = all(torch.equal(first[name], other[name]) for name in first.tensors)
         assert equal != case.random

@@ -35,10 +35,7 @@ TABLE = pa.table(
 
 
 def stream(path, table=TABLE, new=pa.ipc.new_stream, size=250, **options):
-    with (
-        pa.OSFile(str(path), "wb") as sink,
-        new(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out,
-    ):
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
         out.write_table(table, max_chunksize=size)
     return path
 
@@ -97,12 +94,7 @@ def test_files_whose_batches_lie_elsewhere_than_those_of_a_stream(tmp_path):
     body = content[8 : -10 - length]
     for offset in range(len(footer) - 24 + 1):  # the blocks of the footer, by where they point
         place, _, gap, _ = struct.unpack_from("<qiiq", footer, offset)
-        if (
-            gap == 0
-            and 8 <= place < len(body)
-            and place % 8 == 0
-            and content[place : place + 4] == b"\xff" * 4
-        ):
+        if gap == 0 and 8 <= place < len(body) and place % 8 == 0 and content[place : place + 4] == b"\xff" * 4:
             struct.pack_into("<q", footer, offset, place + 64)
     moved = b"ARROW1\0\0" + b"\0" * 64 + body.removesuffix(b"\xff\xff\xff\xff\0\0\0\0")
     (tmp_path / "a.arrow").write_bytes(moved + footer + struct.pack("<i", length) + b"ARROW1")
@@ -122,11 +114,7 @@ def test_texts_that_are_no_utf_8_are_not_damage(tmp_path):
     texts = pa.array([b"fine", b"\xff\xfe"])
     texts = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
     table = pa.table(
-        {
-            "plain": texts,
-            "list": pa.ListArray.from_arrays([0, 1, 2], texts),
-            "word": texts.dictionary_encode(),
-        }
+        {"plain": texts, "list": pa.ListArray.from_arrays([0, 1, 2], texts), "word": texts.dictionary_encode()}
     )
     (batch,) = open_arrow(stream(tmp_path / "a.arrow", table)).batches()
     assert batch["plain"].cast(pa.binary()).to_pylist() == [b"fine", b"\xff\xfe"]
@@ -174,12 +162,9 @@ LIES = {
     "offsets": lambda: lying(
         pa.binary(), [None, pa.array([0, 1 << 30, 5], pa.int32()).buffers()[1], pa.py_buffer(b"hello")]
     ),
-    "texts": lambda: lying(
-        pa.string(), [None, pa.array([0, 9, 5], pa.int32()).buffers()[1], pa.py_buffer(b"hello")]
-    ),
+    "texts": lambda: lying(pa.string(), [None, pa.array([0, 9, 5], pa.int32()).buffers()[1], pa.py_buffer(b"hello")]),
     "views": lambda: lying(
-        pa.binary_view(),
-        [None, pa.py_buffer(b"\xff\xff\xff\x7f" + b"\x01" * 12 + bytes(16)), pa.py_buffer(b"x")],
+        pa.binary_view(), [None, pa.py_buffer(b"\xff\xff\xff\x7f" + b"\x01" * 12 + bytes(16)), pa.py_buffer(b"x")]
     ),
     "indices": lambda: pa.DictionaryArray.from_arrays(pa.array([0, 5_000_000]), pa.array(["a"]), safe=False),
     "lists": lambda: pa.ListArray.from_buffers(
@@ -265,12 +250,7 @@ def test_a_damaged_data_set_of_lance(tmp_path):
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 def test_the_headers_of_pages_are_those_that_the_footer_adds_up(tmp_path, version, compression):
     path = tmp_path / "a.parquet"
-    options = {
-        "data_page_version": version,
-        "write_page_checksum": True,
-        "data_page_size": 300,
-        "write_batch_size": 20,
-    }
+    options = {"data_page_version": version, "write_page_checksum": True, "data_page_size": 300, "write_batch_size": 20}
     pq.write_table(TABLE, path, compression=compression, row_group_size=250, **options)
     metadata = pq.read_metadata(path)
     content = memoryview(path.read_bytes())
@@ -281,11 +261,7 @@ def test_the_headers_of_pages_are_those_that_the_footer_adds_up(tmp_path, versio
         saved = sum(chunk.total_uncompressed_size - chunk.total_compressed_size for chunk in chunks)
         assert sum(page.unpacked - page.packed for page in pages) == saved  # headers count on both sides
         assert len(pages) > 2 * len(chunks)
-        few = [
-            chunk
-            for chunk in chunks
-            if chunk.path_in_schema == "n" or chunk.path_in_schema.startswith("image.")
-        ]
+        few = [chunk for chunk in chunks if chunk.path_in_schema == "n" or chunk.path_in_schema.startswith("image.")]
         assert 0 < len(list(pages_of(content, group, ["n", "image"]))) < len(pages)
         assert len(few) == 3
 

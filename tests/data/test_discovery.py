@@ -32,17 +32,7 @@ def refused(work, *words):
 
 
 def test_a_folder_is_read_with_all_folders_in_it_but_hidden_ones(tmp_path):
-    for name in (
-        "b.txt",
-        "a/x.txt",
-        "a.txt",
-        "a-b/y.md",
-        ".hidden/z.txt",
-        ".h.txt",
-        "n.pdf",
-        "m.pdf",
-        "LICENSE",
-    ):
+    for name in ("b.txt", "a/x.txt", "a.txt", "a-b/y.md", ".hidden/z.txt", ".h.txt", "n.pdf", "m.pdf", "LICENSE"):
         write(tmp_path / name)
     assert names(tmp_path, tmp_path) == ["a/x.txt", "a-b/y.md", "a.txt", "b.txt"]
     told = found(tmp_path).told()
@@ -106,10 +96,7 @@ def test_what_may_not_be_read_and_what_is_no_regular_file_is_left_out(tmp_path, 
     assert left_out["pipes, sockets and devices"][0] == 3
     refused(lambda: found(tmp_path / "closed"), "folders that may not be read: 1")
     write(tmp_path / "open" / "b.txt")
-    assert found(tmp_path / "*" / "*").left_out["folders that may not be read"] == (
-        1,
-        str(tmp_path / "closed"),
-    )
+    assert found(tmp_path / "*" / "*").left_out["folders that may not be read"] == (1, str(tmp_path / "closed"))
     for name in ("pipe.txt", "socket.txt", "zero.txt"):
         refused(lambda name=name: found(tmp_path / name), "pipes, sockets and devices: 1", name)
 
@@ -118,13 +105,7 @@ def test_patterns(tmp_path, monkeypatch):
     for name in ("a/1.txt", "a/deep/2.txt", "b/3.txt", "b/4.pdf", ".c/5.txt", "x[1].txt", "x1.txt"):
         write(tmp_path / name)
     assert names(tmp_path / "*" / "*.txt", tmp_path) == ["a/1.txt", "b/3.txt"]
-    assert names(tmp_path / "**" / "*.txt", tmp_path) == [
-        "a/1.txt",
-        "a/deep/2.txt",
-        "b/3.txt",
-        "x1.txt",
-        "x[1].txt",
-    ]
+    assert names(tmp_path / "**" / "*.txt", tmp_path) == ["a/1.txt", "a/deep/2.txt", "b/3.txt", "x1.txt", "x[1].txt"]
     assert names(tmp_path / "[ab]", tmp_path) == ["a/1.txt", "a/deep/2.txt", "b/3.txt"]
     assert names(tmp_path / "x[1].txt", tmp_path) == ["x[1].txt"]
     assert names(tmp_path / ".c" / "*", tmp_path) == [".c/5.txt"]
@@ -200,11 +181,7 @@ def test_splits_are_left_out_by_name(tmp_path):
         write(tmp_path / name)
     both, training = found(tmp_path), found(tmp_path).of("training")
     assert len(both.files) == 5
-    assert [os.path.basename(file.path) for file in training.files] == [
-        "README.md",
-        "train-0.txt",
-        "train-1.txt",
-    ]
+    assert [os.path.basename(file.path) for file in training.files] == ["README.md", "train-0.txt", "train-1.txt"]
     assert training.left_out["files of the test split"][0] == 1
     assert both.told() == ""
     assert len(found(tmp_path / "*").of("training").files) == 3

@@ -49,9 +49,7 @@ def test_only_regular_files_are_read(tmp_path, kind):
         (tmp_path / "l.jsonl").write_text("\n".join(json.dumps({"path": value}) for value in values))
     else:
         pq.write_table(pa.table({"image": values}), tmp_path / "l.parquet")
-    found = open_images(
-        next(tmp_path.glob("l.*")), column="path" if kind == "jsonl" else "image", failures=0.99
-    )
+    found = open_images(next(tmp_path.glob("l.*")), column="path" if kind == "jsonl" else "image", failures=0.99)
     np.testing.assert_array_equal(found.pixels(0), GOOD)
     assert (found.skipped.count, len(found)) == (len(values) - 1, 1)
     assert sum("it is no regular file" in name for name in found.skipped.names) >= 3
@@ -292,9 +290,7 @@ def test_links_in_archives_are_counted_and_not_followed(tmp_path):
             file.addfile(link)
     found = open_images(path, failures=0.5)
     assert len(found) == 2  # names alone: nothing is written by them
-    assert [name.rpartition(": ")[2] for name in found.skipped.names] == [
-        "it is a link or no regular file"
-    ] * 2
+    assert [name.rpartition(": ")[2] for name in found.skipped.names] == ["it is a link or no regular file"] * 2
 
 
 @pytest.mark.parametrize("packed", ["a.tar.gz", "a.tgz", "a.tar.zst", "a.tar.bz2", "a.tar.xz", "a.tar"])
@@ -320,12 +316,7 @@ def _zst(data):
     return sink.getvalue().to_pybytes()
 
 
-COMPRESS = {
-    ".gz": gzip.compress,
-    ".zst": _zst,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-}
+COMPRESS = {".gz": gzip.compress, ".zst": _zst, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def test_archives_that_unpack_without_end(tmp_path, monkeypatch, cache):
@@ -333,9 +324,7 @@ def test_archives_that_unpack_without_end(tmp_path, monkeypatch, cache):
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(member("0.png", 1 << 24, bytes(1 << 24))))
     with pytest.raises(UserError, match="far more than its size allows"):
         open_images(tmp_path / "a.tar.gz")
-    assert not list(cache.rglob("archive.tar")) or all(
-        f.stat().st_size < 1 << 21 for f in cache.rglob("archive.tar")
-    )
+    assert not list(cache.rglob("archive.tar")) or all(f.stat().st_size < 1 << 21 for f in cache.rglob("archive.tar"))
 
 
 def test_patterns_of_shards(tmp_path):
@@ -352,9 +341,7 @@ def test_patterns_of_shards(tmp_path):
 def test_parts_of_a_data_set(tmp_path):
     for number, part in enumerate(("train", "test", "val")):
         write(tmp_path / "d" / part / "x.png", noise(8, 9, number))
-        pq.write_table(
-            pa.table({"image": [encoded(noise(8, 9, number))]}), tmp_path / f"{part}-00000.parquet"
-        )
+        pq.write_table(pa.table({"image": [encoded(noise(8, 9, number))]}), tmp_path / f"{part}-00000.parquet")
     for source in (tmp_path / "d", f"{tmp_path}/*.parquet"):
         assert len(open_images(source)) == 3
         assert len(open_images(source, split="all")) == 3

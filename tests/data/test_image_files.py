@@ -123,9 +123,7 @@ def test_orientation(orientation, decoder):
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = orientation
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
-        np.testing.assert_array_equal(
-            decode(encoded(PIXELS, kind, exif=exif, **options)), UPRIGHT[orientation](PIXELS)
-        )
+        np.testing.assert_array_equal(decode(encoded(PIXELS, kind, exif=exif, **options)), UPRIGHT[orientation](PIXELS))
     data = encoded(smooth(24, 40), "JPEG", exif=exif)
     np.testing.assert_array_equal(decode(data), UPRIGHT[orientation](plain(data)))
 
@@ -184,13 +182,7 @@ def test_truncated_and_damaged_files(kind, decoder):
 
 
 def test_what_is_no_image(decoder):
-    for data in (
-        b"<html>not found</html>",
-        b"\0" * 1000,
-        b"\xff\xd8\xff",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n",
-        b"BM",
-    ):
+    for data in (b"<html>not found</html>", b"\0" * 1000, b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"BM"):
         refused(data)
     with pytest.raises(BadImage, match="no image"):
         size_of(b"some text")
@@ -219,9 +211,7 @@ def test_decompression_bombs(decoder, monkeypatch):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 200), st.integers(1, 200), st.integers(1, 150), st.sampled_from(["JPEG", "PNG", "array"])
-)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 150), st.sampled_from(["JPEG", "PNG", "array"]))
 def test_no_side_falls_below_what_is_needed(height, width, least, kind):
     pixels = smooth(height, width)
     found = decode(pixels if kind == "array" else encoded(pixels, kind), least)
@@ -247,9 +237,7 @@ def test_reduction_is_the_mean_of_blocks(kind, factor, decoder):
 def test_a_strip_gives_its_middle():
     strip = noise(4, 100)
     np.testing.assert_array_equal(decode(encoded(strip)), strip[:, 44:56])
-    np.testing.assert_array_equal(
-        decode(encoded(strip.transpose(1, 0, 2))), strip[:, 44:56].transpose(1, 0, 2)
-    )
+    np.testing.assert_array_equal(decode(encoded(strip.transpose(1, 0, 2))), strip[:, 44:56].transpose(1, 0, 2))
     assert decode(noise(1, 1000)).shape == (1, 3, 3)
 
 

@@ -35,10 +35,7 @@ def holds(found, numbers):
 
 
 def test_a_json_array_of_records_is_a_list(folder):
-    rows = [
-        {"file_name": f"{number}.png", "caption": f"text {number}", "label": number % 2}
-        for number in range(3)
-    ]
+    rows = [{"file_name": f"{number}.png", "caption": f"text {number}", "label": number % 2} for number in range(3)]
     (folder / "list.json").write_text(json.dumps(rows, indent=1))
     found = open_pairs(folder / "list.json")
     holds(found, range(3))
@@ -58,12 +55,8 @@ def test_classes_and_captions_that_are_no_utf_8(folder):
     found = open_images(folder / "list.csv")
     assert found.classes == ("dog", "h\ufffdn")
     texts = pa.array([b"h\xffn", b"dog"]).view(pa.string())
-    captions = pa.ListArray.from_arrays(
-        pa.array([0, 2, 3]), pa.array([b"good", b"b\xffd", b"fine"]).view(pa.string())
-    )
-    pq.write_table(
-        pa.table({"image": DATA[:2], "label": texts, "caption": captions}), folder.parent / "a.parquet"
-    )
+    captions = pa.ListArray.from_arrays(pa.array([0, 2, 3]), pa.array([b"good", b"b\xffd", b"fine"]).view(pa.string()))
+    pq.write_table(pa.table({"image": DATA[:2], "label": texts, "caption": captions}), folder.parent / "a.parquet")
     found = open_pairs(folder.parent / "a.parquet")
     assert found.classes == ("dog", "h\ufffdn")
     assert list(found.captions) == [("good",), ("fine",)]
@@ -71,9 +64,7 @@ def test_classes_and_captions_that_are_no_utf_8(folder):
 
 def test_a_column_of_paths_beside_one_of_images(folder):
     paths = [str(folder / f"{number}.png") for number in (2, 3)]
-    pq.write_table(
-        pa.table({"image": DATA[:2], "where": paths, "text": ["a", "b"]}), folder.parent / "a.parquet"
-    )
+    pq.write_table(pa.table({"image": DATA[:2], "where": paths, "text": ["a", "b"]}), folder.parent / "a.parquet")
     for column, images in ((None, True), ("image", True), ("where", True), ("text", False), ("gone", False)):
         assert holds_images(folder.parent / "a.parquet", column) == images
     holds(open_images(folder.parent / "a.parquet"), [0, 1])
@@ -98,10 +89,7 @@ def test_how_columns_are_read_is_told(folder):
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_metadata_of_a_folder(folder, kind):
-    rows = [
-        {"file_name": f"{number}.png", "text": f"text {number}", "label": "ab"[number % 2]}
-        for number in (2, 0, 1)
-    ]
+    rows = [{"file_name": f"{number}.png", "text": f"text {number}", "label": "ab"[number % 2]} for number in (2, 0, 1)]
     rows.append({"file_name": "gone.png", "text": "gone", "label": "a"})
     rows.append({"file_name": "../../etc/passwd.png", "text": "out", "label": "a"})
     frame = pd.DataFrame(rows)
@@ -149,9 +137,7 @@ def coco(numbers=range(4)):
         "images": [{"id": 10 + number, "file_name": f"{number}.png"} for number in numbers],
         "annotations": [
             {"id": n, "image_id": 10 + number, "caption": f"{word} {number}"}
-            for n, (number, word) in enumerate(
-                (number, word) for number in numbers for word in ("one", "two")
-            )
+            for n, (number, word) in enumerate((number, word) for number in numbers for word in ("one", "two"))
         ],
     }
 
@@ -184,9 +170,7 @@ def test_coco_that_names_what_is_not_there(folder):
     assert found.skipped.names == (f"{folder / 'passwd.png'}: No such file or directory",)
 
 
-@pytest.mark.parametrize(
-    "change", [{"images": 1}, {"annotations": [{}]}, {"images": [{"id": [], "file_name": "x"}]}]
-)
+@pytest.mark.parametrize("change", [{"images": 1}, {"annotations": [{}]}, {"images": [{"id": [], "file_name": "x"}]}])
 def test_coco_that_is_damaged(folder, change):
     (folder / "captions.json").write_text(json.dumps(coco() | change))
     with pytest.raises(UserError, match="no captions in COCO's layout"):
@@ -212,9 +196,7 @@ COLUMNS = {
 @pytest.mark.parametrize("kind", COLUMNS)
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "feather"])
 def test_columns_of_any_type(folder, kind, ending):
-    table = pa.table(
-        {"id": list(range(4)), "image": COLUMNS[kind], "text": pa.array(list("abca")).dictionary_encode()}
-    )
+    table = pa.table({"id": list(range(4)), "image": COLUMNS[kind], "text": pa.array(list("abca")).dictionary_encode()})
     path = folder.parent / f"table.{ending}"
     if ending == "parquet":
         pq.write_table(table, path)

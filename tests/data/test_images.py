@@ -17,15 +17,7 @@ from hypothesis import strategies as st
 from pictures import archive, encoded, noise, png, smooth, write
 from PIL import Image
 
-from selfsup.data.images import (
-    ImageRecords,
-    Unreadable,
-    archives,
-    collection,
-    open_images,
-    split_images,
-    tables,
-)
+from selfsup.data.images import ImageRecords, Unreadable, archives, collection, open_images, split_images, tables
 from selfsup.data.images.decoding import END, decode
 from selfsup.data.images.stores import Span
 from selfsup.data.loader import Loader
@@ -133,9 +125,7 @@ def test_lists_of_paths_are_relative_to_themselves(folder, kind):
     assert open_images(path, label="id").classes == ("0", "1", "2", "3", "4", "5")
     refused(path, "has no column 'nothing'", column="nothing")
     refused(path, "has no column 'nothing'", label="nothing")
-    holds(
-        open_images(folder), [PICTURES[number] for number in BY_FOLDER]
-    )  # the list is not read beside the images
+    holds(open_images(folder), [PICTURES[number] for number in BY_FOLDER])  # the list is not read beside the images
 
 
 def test_the_column_of_paths_is_found_by_its_content(tmp_path):
@@ -358,10 +348,7 @@ def test_objects_from_python():
         assert found.place(2) == "image 3"
     stack = np.stack([noise(5, 6, k) for k in range(4)])
     holds(open_images(stack), stack)
-    assert (
-        open_images(PICTURES).fingerprint()
-        == open_images([Image.fromarray(p) for p in PICTURES]).fingerprint()
-    )
+    assert open_images(PICTURES).fingerprint() == open_images([Image.fromarray(p) for p in PICTURES]).fingerprint()
 
 
 def test_the_bundled_sample():
@@ -446,10 +433,7 @@ def test_large_collections_find_bad_images_when_they_read(damaged, large, caplog
     found = open_images(damaged, failures=0.5)
     assert found.stack is None
     assert len(found) == 6  # the truncated one has a header
-    with (
-        caplog.at_level(logging.WARNING),
-        pytest.raises(Unreadable, match=r"4\.jpg cannot be read \(it is truncated"),
-    ):
+    with caplog.at_level(logging.WARNING), pytest.raises(Unreadable, match=r"4\.jpg cannot be read \(it is truncated"):
         found.pixels(3)
     assert "4.jpg" in caplog.text
     caplog.clear()
@@ -502,9 +486,7 @@ def test_pixels_are_the_same_with_and_without_memory(tmp_path, monkeypatch):
         for least in (None, 20, 40, 90):
             np.testing.assert_array_equal(held.pixels(index, least), read.pixels(index, least))
     for least in (20, 90):
-        first, second = (
-            ImageRecords(each, np.arange(3), least).read(np.array([2, 0])) for each in (held, read)
-        )
+        first, second = (ImageRecords(each, np.arange(3), least).read(np.array([2, 0])) for each in (held, read))
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -539,9 +521,7 @@ def test_records_of_one_size():
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(1, 50)
-)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(1, 50))
 def test_records_of_many_sizes_are_padded(shapes, least):
     pictures = [noise(height, width, k) for k, (height, width) in enumerate(shapes)]
     found = open_images(pictures)
@@ -654,9 +634,7 @@ def test_large_files_are_known_by_their_ends(tmp_path, large, monkeypatch):
     data = encoded(noise(300, 400))
     assert len(data) > 2 * END
     write(tmp_path / "a.png", data)
-    write(
-        tmp_path / "b.tif", encoded(noise(300, 400, 1), "TIFF", compression="tiff_lzw")
-    )  # its header is at its end
+    write(tmp_path / "b.tif", encoded(noise(300, 400, 1), "TIFF", compression="tiff_lzw"))  # its header is at its end
     read_wholly = []
     read = Span.read
     monkeypatch.setattr(Span, "read", lambda span: read_wholly.append(span.path[-5:]) or read(span))

@@ -49,9 +49,7 @@ def order(steps: list[list[Batch]]) -> list[list[tuple[int, int, int]]]:
         [
             place
             for batch in batches
-            for place in zip(
-                batch.epochs.tolist(), batch.records.tolist(), batch.data["number"].tolist(), strict=True
-            )
+            for place in zip(batch.epochs.tolist(), batch.records.tolist(), batch.data["number"].tolist(), strict=True)
         ]
         for batches in steps
     ]
@@ -70,9 +68,7 @@ def loader_threads() -> list[str]:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize(("batch", "micro_batch"), [(8, 8), (8, 3), (7, 2), (5, 1)])
-def test_one_order_for_any_processes_and_threads(
-    workers: int, ranks: int, batch: int, micro_batch: int
-) -> None:
+def test_one_order_for_any_processes_and_threads(workers: int, ranks: int, batch: int, micro_batch: int) -> None:
     parts = [
         order(read(Loader(Numbers(19, slow=True), 4, batch, micro_batch, workers, rank, ranks), 0, 6))
         for rank in range(ranks)
@@ -82,15 +78,8 @@ def test_one_order_for_any_processes_and_threads(
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    batch=st.integers(1, 9),
-    micro_batch=st.integers(1, 9),
-    first=st.integers(0, 12),
-    workers=st.integers(0, 2),
-)
-def test_starting_at_a_step_equals_skipping_to_it(
-    batch: int, micro_batch: int, first: int, workers: int
-) -> None:
+@given(batch=st.integers(1, 9), micro_batch=st.integers(1, 9), first=st.integers(0, 12), workers=st.integers(0, 2))
+def test_starting_at_a_step_equals_skipping_to_it(batch: int, micro_batch: int, first: int, workers: int) -> None:
     loader = Loader(Numbers(11), 0, batch, micro_batch, workers)
     assert order(read(loader, first, 4)) == order(read(loader, 0, first + 4))[first:]
 
@@ -142,9 +131,7 @@ def test_reading_ahead_is_bounded() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_in_order_deals_the_same_batches_to_any_processes(batch: int, ranks: int) -> None:
     alone = [b.records.tolist() for b in in_order(Numbers(40), 17, 0, batch)]
-    dealt = [
-        [b.records.tolist() for b in in_order(Numbers(40), 17, 0, batch, r, ranks)] for r in range(ranks)
-    ]
+    dealt = [[b.records.tolist() for b in in_order(Numbers(40), 17, 0, batch, r, ranks)] for r in range(ranks)]
     assert sorted(part for parts in dealt for part in parts) == sorted(alone)
     assert all(dealt[number % ranks][number // ranks] == part for number, part in enumerate(alone))
 

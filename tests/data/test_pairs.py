@@ -64,9 +64,7 @@ def test_columns_of_texts(tmp_path, kind):
     english, french = ["cat", "dog", "hen", "fox"], [" le\tchat ", None, "la  poule", ""]
     columns = {"en": pa.array(english, kind), "fr": pa.array(french, kind), "label": [1, 2, 1, 2]}
     path = parquet(tmp_path / "a.parquet", columns)
-    holds(
-        open_pairs(path, captions=["en", "fr"]), [("cat", "le chat"), ("dog",), ("hen", "la poule"), ("fox",)]
-    )
+    holds(open_pairs(path, captions=["en", "fr"]), [("cat", "le chat"), ("dog",), ("hen", "la poule"), ("fox",)])
     holds(open_pairs(path, captions="en"), [(word,) for word in english])
     found = open_pairs(path, captions=("fr",), failures=0.5)
     holds(found, [("le chat",), ("la poule",)], PICTURES[::2])
@@ -100,10 +98,7 @@ def test_several_tables_and_an_arrow_file(tmp_path):
     second = parquet(tmp_path / "d" / "2.parquet", {"text": [["c", "d"], ["e"]]}, PICTURES[2:])
     holds(open_pairs(tmp_path / "d"), [("a",), ("b",), ("c", "d"), ("e",)])
     table = pq.read_table(second)
-    with (
-        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     holds(open_pairs(tmp_path / "a.arrow"), [("c", "d"), ("e",)], PICTURES[2:])
     parquet(second, {"text": [1, 2]}, PICTURES[2:])
@@ -115,9 +110,9 @@ def test_text_that_is_not_utf8_is_no_caption(tmp_path):
     found = open_pairs(parquet(tmp_path / "a.parquet", {"text": flawed}, PICTURES[:2]), failures=0.5)
     holds(found, [("good",)], PICTURES[:1])
     nested = pa.ListArray.from_arrays(pa.array([0, 2, 2], pa.int32()), flawed)
-    assert list(
-        open_pairs(parquet(tmp_path / "b.parquet", {"text": nested}, PICTURES[:2]), failures=0.5).captions
-    ) == [("good",)]
+    assert list(open_pairs(parquet(tmp_path / "b.parquet", {"text": nested}, PICTURES[:2]), failures=0.5).captions) == [
+        ("good",)
+    ]
     write(tmp_path / "0.png", PICTURES[0])
     (tmp_path / "list.csv").write_bytes(b"path,text\n0.png,good\n0.png," + FLAWED + b"\n")
     holds(open_pairs(tmp_path / "list.csv"), [("good",)], PICTURES[:1])
@@ -181,9 +176,7 @@ def test_lists_count_what_is_missing(tmp_path, files):
 def test_several_lists_share_their_images(tmp_path, files):
     (tmp_path / "1.csv").write_text("path,caption\nphotos/1.png,a dog\n")
     (tmp_path / "2.csv").write_text("path,text\nphotos/1.png,le chien\nphotos/0.png,le chat\n")
-    holds(
-        open_pairs(str(tmp_path / "*.csv")), [("a dog", "le chien"), ("le chat",)], [PICTURES[1], PICTURES[0]]
-    )
+    holds(open_pairs(str(tmp_path / "*.csv")), [("a dog", "le chien"), ("le chat",)], [PICTURES[1], PICTURES[0]])
 
 
 def test_text_files_beside_images(tmp_path):
@@ -343,9 +336,7 @@ def test_captions_are_a_sequence(lists, data):
 # -- records -------------------------------------------------------------------------------------------------
 
 TOKENIZER = train_tokenizer("words", ["red cat dog hen sea hill runs"], family="encoder")
-WORDS = st.lists(st.sampled_from(["red", "cat", "dog", "hen", "sea", "hill"]), min_size=1, max_size=6).map(
-    " ".join
-)
+WORDS = st.lists(st.sampled_from(["red", "cat", "dog", "hen", "sea", "hill"]), min_size=1, max_size=6).map(" ".join)
 
 
 @settings(max_examples=40, deadline=None)
@@ -361,18 +352,13 @@ def test_records_hold_all_captions(content, window, data):
     wanted = np.array(data.draw(st.lists(st.integers(0, len(part) - 1), min_size=1, max_size=5)))
     read = records.read(wanted)
     expected = [
-        [
-            [TOKENIZER.start, *TOKENIZER.encode(text).tolist()[: window - 2], TOKENIZER.end]
-            for text in content[index][1]
-        ]
+        [[TOKENIZER.start, *TOKENIZER.encode(text).tolist()[: window - 2], TOKENIZER.end] for text in content[index][1]]
         for index in part
     ]
     lengths = [len(ids) for captions in expected for ids in captions]
     assert len(records) == len(part)
     assert records.mean_length == pytest.approx(np.mean(lengths))
-    assert records.truncated == sum(
-        len(text.split()) > window - 2 for index in part for text in content[index][1]
-    )
+    assert records.truncated == sum(len(text.split()) > window - 2 for index in part for text in content[index][1])
     assert read["captions"].tolist() == [len(expected[record]) for record in wanted]
     most = max(len(expected[record]) for record in wanted)
     longest = max(lengths)

@@ -15,9 +15,7 @@ TOKENIZER = train_tokenizer("characters", ["abcdefghij"], family="encoder")
 PAD, START, END = TOKENIZER.pad, TOKENIZER.start, TOKENIZER.end
 FIRST = TOKENIZER.encode("a")[0]
 
-DOCUMENTS = st.lists(
-    st.lists(st.integers(FIRST, TOKENIZER.vocabulary - 1), max_size=9), min_size=1, max_size=8
-)
+DOCUMENTS = st.lists(st.lists(st.integers(FIRST, TOKENIZER.vocabulary - 1), max_size=9), min_size=1, max_size=8)
 
 
 def stream_of(documents):

@@ -125,14 +125,7 @@ def test_each_line_of_a_text_file_is_a_sentence(tmp_path):
     (tmp_path / "b.jsonl").write_text(
         json.dumps({"text": "Five. Six!\nSeven"}) + "\n" + json.dumps({"text": " "}) + "\n"
     )
-    assert list(open_sentences(tmp_path).documents()) == [
-        "One. Two.",
-        "three",
-        "Four",
-        "Five.",
-        "Six!",
-        "Seven",
-    ]
+    assert list(open_sentences(tmp_path).documents()) == ["One. Two.", "three", "Four", "Five.", "Six!", "Seven"]
     assert list(open_sentences(tmp_path / "a.txt").documents()) == ["One. Two.", "three", "Four"]
 
 
@@ -203,10 +196,7 @@ def test_a_last_sentence_without_its_end_gets_one():
     """As the training part of a single document, which is cut."""
     a = int(FIRST)
     records = Sentences(np.array([START, a, END, START, a, a, a], np.uint16), 8, TOKENIZER)
-    assert records.read(np.arange(2))["tokens"][:, :5].tolist() == [
-        [START, a, END, PAD, PAD],
-        [START, a, a, END, PAD],
-    ]
+    assert records.read(np.arange(2))["tokens"][:, :5].tolist() == [[START, a, END, PAD, PAD], [START, a, a, END, PAD]]
 
 
 def test_no_sentence_is_refused():

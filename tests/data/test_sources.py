@@ -67,9 +67,7 @@ def test_every_format_plain_and_compressed(tmp_path, kind, end):
     if kind in (".txt", ".md"):
         content, expected = DOCUMENTS[3], [DOCUMENTS[3]]
     elif kind in (".csv", ".tsv"):
-        delimiter, expected = (
-            (",", DOCUMENTS) if kind == ".csv" else ("\t", [*DOCUMENTS[1:3], 'an "odd" one'])
-        )
+        delimiter, expected = (",", DOCUMENTS) if kind == ".csv" else ("\t", [*DOCUMENTS[1:3], 'an "odd" one'])
         content = write_csv(tmp_path / "plain", expected, delimiter).read_bytes()
     else:
         content, expected = json_lines(DOCUMENTS), DOCUMENTS
@@ -80,14 +78,10 @@ def test_every_format_plain_and_compressed(tmp_path, kind, end):
     assert source.skipped.seen == len(expected)
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()]
-)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()])
 def test_parquet_of_every_string_type(tmp_path, kind):
     array = (
-        pa.array(DOCUMENTS).cast(kind)
-        if not pa.types.is_binary(kind)
-        else pa.array([d.encode() for d in DOCUMENTS])
+        pa.array(DOCUMENTS).cast(kind) if not pa.types.is_binary(kind) else pa.array([d.encode() for d in DOCUMENTS])
     )
     pq.write_table(pa.table({"text": array, "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", column="text") == DOCUMENTS
@@ -100,12 +94,7 @@ def test_parquet_in_several_batches(tmp_path):
 
 
 def test_concatenated_members_are_all_read(tmp_path):
-    ways = (
-        (gzip.compress, ".gz"),
-        (zstandard.compress, ".zst"),
-        (bz2.compress, ".bz2"),
-        (lzma.compress, ".xz"),
-    )
+    ways = ((gzip.compress, ".gz"), (zstandard.compress, ".zst"), (bz2.compress, ".bz2"), (lzma.compress, ".xz"))
     for compress, end in ways:
         path = tmp_path / f"a.txt{end}"
         path.write_bytes(compress(b"one ") + compress(b"two"))
@@ -177,11 +166,7 @@ def test_hub_names_are_the_only_way_to_the_network(monkeypatch):
     assert read("hub:user/name") == DOCUMENTS
     read("hub:user/name/config:validation")
     read("hub:name")
-    assert calls == [
-        ("user/name", None, "train"),
-        ("user/name", "config", "validation"),
-        ("name", None, "train"),
-    ]
+    assert calls == [("user/name", None, "train"), ("user/name", "config", "validation"), ("name", None, "train")]
     refused("user/name", "There is no file or folder")
     assert len(calls) == 3
 
@@ -236,9 +221,7 @@ def test_byte_order_marks_and_line_breaks(tmp_path):
     assert read(write(tmp_path / "a.txt", mark + text.encode())) == [text]
     assert read(write(tmp_path / "a.jsonl", mark + json_lines([text]).encode())) == [text]
     path = write_csv(tmp_path / "a.csv", [text])
-    path.write_bytes(
-        mark + path.read_bytes().replace(b"id,text", b"text,id").replace(b"0,", b"", 1)[:-2] + b",0\r\n"
-    )
+    path.write_bytes(mark + path.read_bytes().replace(b"id,text", b"text,id").replace(b"0,", b"", 1)[:-2] + b",0\r\n")
     assert read(path) == [text]
     assert read(write(tmp_path / "b.jsonl", json_lines(["x", "y"]).replace("\n", "\r\n"))) == ["x", "y"]
 
@@ -268,9 +251,7 @@ def test_bad_records_are_skipped_counted_and_named(tmp_path):
     path = write(tmp_path / "a.jsonl", b"\n".join(lines) + b"\n\n")
     source = open_text(path, failures=0.05)
     documents = list(source.documents())
-    assert documents == [
-        f"good {i}" if i != 70 else "fine" for i in range(200) if i not in (3, 50, *range(60, 65))
-    ]
+    assert documents == [f"good {i}" if i != 70 else "fine" for i in range(200) if i not in (3, 50, *range(60, 65))]
     assert (source.skipped.count, source.skipped.seen) == (7, 200)
     assert source.skipped.names[0].startswith(f"{path}, line 4: ")
     assert len(source.skipped.names) == 5
@@ -284,9 +265,7 @@ def test_bad_rows_of_tables(tmp_path):
     assert source.skipped.names == (f"{tmp_path / 'a.csv'}, line 3: the row ends before 'text'",)
     offsets = pa.py_buffer(np.array([0, 2, 3], np.int32).tobytes())
     latin = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"ok\xe9"))
-    pq.write_table(
-        pa.table({"text": pa.chunked_array([pa.array(["a", None]), latin])}), tmp_path / "a.parquet"
-    )
+    pq.write_table(pa.table({"text": pa.chunked_array([pa.array(["a", None]), latin])}), tmp_path / "a.parquet")
     source = open_text(tmp_path / "a.parquet", failures=0.5)
     assert list(source.documents()) == ["a", "ok"]
     assert [name.split(", ")[1] for name in source.skipped.names] == [

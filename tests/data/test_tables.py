@@ -126,18 +126,9 @@ def test_needed_and_optional_columns(tmp_path):
     file = as_json(tmp_path / "a.jsonl", lines)
     table = open_text(file, failures=0.5)
     assert [row.values["label"] for row in table.rows(["label"])] == [0, 1, 4, 5, 6, 7]
-    assert table.skipped.names == (
-        f"{file}, line 3: there is no 'label'",
-        f"{file}, line 4: the label is null",
-    )
+    assert table.skipped.names == (f"{file}, line 3: there is no 'label'", f"{file}, line 4: the label is null")
     found = [(text, row.values["label"]) for text, row in table.texts(optional=["label", "other"])]
-    assert found == [
-        ("t0", 0),
-        ("t1", 1),
-        ("no label", None),
-        ("null", None),
-        *((f"t{i}", i) for i in (5, 6, 7)),
-    ]
+    assert found == [("t0", 0), ("t1", 1), ("no label", None), ("null", None), *((f"t{i}", i) for i in (5, 6, 7))]
     assert (table.skipped.count, table.skipped.seen) == (1, 8)
     refused(lambda: values(file, ["label"], failures=0.1), "2 of 8", "line 3")
     refused(lambda: values(file, ["labels"]), "no column 'labels'", "text, label")
@@ -165,9 +156,7 @@ def test_short_rows_and_binary_values(tmp_path):
     ]
     data = {"picture": [b"\xff\x00"], "vector": [[1.0, 2.0]], "body": [b"bytes"]}
     pq.write_table(pa.table(data), tmp_path / "a.parquet")
-    assert values(tmp_path / "a.parquet") == [
-        {"picture": b"\xff\x00", "vector": [1.0, 2.0], "body": b"bytes"}
-    ]
+    assert values(tmp_path / "a.parquet") == [{"picture": b"\xff\x00", "vector": [1.0, 2.0], "body": b"bytes"}]
     ((text, row),) = open_text(tmp_path / "a.parquet", "body").texts(optional=["vector"])
     assert (text, row.values["vector"]) == ("bytes", [1.0, 2.0])
 
@@ -217,9 +206,7 @@ def test_half_characters_within_lists_and_records_are_bad_as_everywhere(tmp_path
         table = open_text(tmp_path / name, failures=0.5)
         kept = [(text, row.values["tags"]) for text, row in table.texts(optional=["tags"])]
         assert kept == [("a", ["x", "y"]), ("c", None if name == "a.jsonl" else [])]
-        assert [reason.partition(": ")[2] for reason in table.skipped.names] == [
-            "the tags is not valid UTF-8"
-        ]
+        assert [reason.partition(": ")[2] for reason in table.skipped.names] == ["the tags is not valid UTF-8"]
         assert list(open_text(tmp_path / name).documents()) == ["a", "b", "c"]
 
 

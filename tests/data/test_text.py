@@ -72,11 +72,7 @@ def test_streams_against_a_plain_loop(prepare, monkeypatch, kind, small):
     assert corpus.validation.tolist() == plain_stream(corpus.tokenizer, validation)
     assert corpus.tokenizer.fingerprint == train_tokenizer(kind, train).fingerprint
     facts = corpus.facts
-    assert (facts.documents, facts.training_documents, facts.validation_documents) == (
-        200,
-        len(train),
-        len(validation),
-    )
+    assert (facts.documents, facts.training_documents, facts.validation_documents) == (200, len(train), len(validation))
     assert (facts.training_tokens, facts.validation_tokens) == (len(corpus.train), len(corpus.validation))
     assert facts.characters == sum(map(len, source))
     assert facts.training_bytes == sum(len(document.encode()) for document in train)
@@ -162,11 +158,7 @@ def test_given_tokenizer(prepare, tmp_path):
     given = train_tokenizer("bpe", documents(10), 300)
     given.save(tmp_path / "given")
     source = documents(20, seed=3)
-    corpora = [
-        prepare(source, given),
-        prepare(source, tmp_path / "given"),
-        prepare(source, str(tmp_path / "given")),
-    ]
+    corpora = [prepare(source, given), prepare(source, tmp_path / "given"), prepare(source, str(tmp_path / "given"))]
     assert len(entries(tmp_path)) == 1
     for corpus in corpora:
         assert corpus.tokenizer.fingerprint == given.fingerprint
@@ -228,9 +220,7 @@ def test_second_start_opens_what_the_first_left(prepare, monkeypatch):
 
 
 def test_every_choice_has_its_own_entry(prepare, tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps({"text": d, "other": "x" + d}) + "\n" for d in documents(30))
-    )
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": d, "other": "x" + d}) + "\n" for d in documents(30)))
     source = tmp_path / "a.jsonl"
     choices = [{}, {"validation": 0.3}, {"tokenizer": "words"}, {"vocabulary": 20}]
     for choice in choices:
@@ -277,13 +267,8 @@ prepare_text(documents(20), "characters", cache={str(tmp_path / "cache")!r}, pro
     left = entries(tmp_path)
     assert [path.name[0] for path in left] == ["."]
     corpus = prepare(documents(20))
-    assert [path.name[0] != "." for path in entries(tmp_path)] == [
-        True
-    ]  # what the killed process left is gone
-    assert (
-        corpus.train.tolist()
-        == prepare_text(documents(20), "characters", cache=tmp_path / "new").train.tolist()
-    )
+    assert [path.name[0] != "." for path in entries(tmp_path)] == [True]  # what the killed process left is gone
+    assert corpus.train.tolist() == prepare_text(documents(20), "characters", cache=tmp_path / "new").train.tolist()
 
 
 @pytest.mark.parametrize(
@@ -291,9 +276,7 @@ prepare_text(documents(20), "characters", cache={str(tmp_path / "cache")!r}, pro
     [
         lambda entry: (entry / "train.bin").write_bytes((entry / "train.bin").read_bytes()[:-1]),
         lambda entry: (entry / "train.bin").write_bytes(bytes((entry / "train.bin").stat().st_size)),
-        lambda entry: (entry / "validation.bin").write_bytes(
-            b"\xff" * (entry / "validation.bin").stat().st_size
-        ),
+        lambda entry: (entry / "validation.bin").write_bytes(b"\xff" * (entry / "validation.bin").stat().st_size),
         lambda entry: (entry / "validation.bin").unlink(),
         lambda entry: (entry / "tokenizer" / "tokenizer.json").write_text(
             (entry / "tokenizer" / "tokenizer.json").read_text().replace('"a"', '"A"')
@@ -387,16 +370,11 @@ def test_windows_in_any_order(prepare):
     windows = Windows(corpus.train, 64, corpus.tokenizer.end)
     indices = np.array([len(windows) - 1, 0, 3, 3])
     batch = windows.read(indices)
-    assert {name: tensor.dtype for name, tensor in batch.items()} == {
-        "tokens": torch.int64,
-        "first": torch.int64,
-    }
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {"tokens": torch.int64, "first": torch.int64}
     for place, index in enumerate(indices):
         start = min(index * 64, len(corpus.train) - 65)
         assert batch["tokens"][place].tolist() == corpus.train[start : start + 65].tolist()
-    assert batch["first"].tolist() == [
-        index * 64 - min(index * 64, len(corpus.train) - 65) for index in indices
-    ]
+    assert batch["first"].tolist() == [index * 64 - min(index * 64, len(corpus.train) - 65) for index in indices]
 
 
 def test_too_short_a_text():

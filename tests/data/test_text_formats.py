@@ -121,12 +121,7 @@ def test_dotted_paths_into_records(tmp_path):
     inner = [record["body"]["text"] for record in records]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
     write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records)))
-    for source in (
-        records,
-        tmp_path / "a.parquet",
-        tmp_path / "a.jsonl",
-        datasets.Dataset.from_list(records),
-    ):
+    for source in (records, tmp_path / "a.parquet", tmp_path / "a.jsonl", datasets.Dataset.from_list(records)):
         assert read(source, column="body.text") == inner
         assert read(source, column="a.b") == ["dotted name"] * 3
         rows = open_text(source, "body.text").texts(optional=["id"])
@@ -144,10 +139,7 @@ def test_dotted_paths_into_records(tmp_path):
 
 def test_tsv_has_no_quoting(tmp_path):
     """One row opens a quotation, another one closes it, some 20 rows on."""
-    texts = [
-        f'"She said {n}' if n % 3 == 0 else f'he said {n}"' if n % 5 == 0 else f"line \\t {n}"
-        for n in range(200)
-    ]
+    texts = [f'"She said {n}' if n % 3 == 0 else f'he said {n}"' if n % 5 == 0 else f"line \\t {n}" for n in range(200)]
     rows = "".join(f"{n}\t{text}\n" for n, text in enumerate(texts))
     assert read(write(tmp_path / "a.tsv", "id\ttext\n" + rows)) == texts
     assert read(write(tmp_path / "b.csv", "id\ttext\n" + rows.replace("\n", "\r\n"))) == texts
@@ -247,10 +239,7 @@ def low_bounds(monkeypatch):
 )
 def test_records_that_are_too_long_are_named(tmp_path, name, start, end):
     content = start + "word " * (3 * MIB // 5) + end
-    for path in (
-        write(tmp_path / name, content),
-        write(tmp_path / f"{name}.gz", gzip.compress(content.encode())),
-    ):
+    for path in (write(tmp_path / name, content), write(tmp_path / f"{name}.gz", gzip.compress(content.encode()))):
         documents, reasons = unreadable(path)
         assert documents == ["one", "two"]
         assert f"{MIB:,} characters" in reasons[0]
@@ -350,12 +339,7 @@ def test_a_member_of_a_negative_size_ends_an_archive(tmp_path):
 
 def test_damaged_archives(tmp_path):
     plain = archive(tmp_path / "a.tar", MEMBERS, "w").read_bytes()
-    for damaged in (
-        plain[:600],
-        plain[:1000],
-        plain[:1024] + b"x" * 512 + plain[1536:],
-        b"no archive at all" * 99,
-    ):
+    for damaged in (plain[:600], plain[:1000], plain[:1024] + b"x" * 512 + plain[1536:], b"no archive at all" * 99):
         refused(write(tmp_path / "b.tar", damaged), "b.tar", "tar archive")
     refused(write(tmp_path / "c.tar.gz", gzip.compress(plain)[:-20]), "c.tar.gz", "cannot be read")
     documents = read(tmp_path, failures=1.0)
@@ -367,8 +351,7 @@ def test_a_header_that_lies_about_its_length(tmp_path):
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 32
     refused(
-        write(tmp_path / "a.tar", info.tobuf(tarfile.USTAR_FORMAT) + bytes(4 * MIB)),
-        "header of 4,294,967,296 bytes",
+        write(tmp_path / "a.tar", info.tobuf(tarfile.USTAR_FORMAT) + bytes(4 * MIB)), "header of 4,294,967,296 bytes"
     )
 
 
@@ -398,10 +381,7 @@ def test_every_string_type_in_every_table(tmp_path, kind):
     table = pa.table({"n": [1, 2, 3], "words": column})
     with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with (
-        pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, table.schema) as writer,
-    ):
+    with pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     for source in (table, tmp_path / "file.arrow", tmp_path / "stream.arrow"):
         collection = open_text(source, failures=0.5)
@@ -522,7 +502,7 @@ def test_where_everything_may_fail_damaged_files_are_named(tmp_path):
         collection = open_text(tmp_path, failures=1.0, **options)
         assert set(collection.documents()) == {"one", "two"}
         assert [os.path.basename(name.partition(": ")[0]) for name in collection.skipped.names] == [
-            *("b.parquet", "c.jsonl.gz", "d.csv", "e.txt.gz"),
+            *("b.parquet", "c.jsonl.gz", "d.csv", "e.txt.gz")
         ]
     table = open_text(tmp_path, failures=1.0)
     assert set(table.documents()) == {"one", "two"}

@@ -177,9 +177,7 @@ def test_word_pieces_are_a_pure_function_and_as_many_as_asked_for(texts):
 # -- pieces of long documents --
 
 SEAMS = st.lists(
-    st.sampled_from(
-        [*"aZ ß1'.,\n\r\t", " a", "a b", "\n ", "'s", "'S ", "\u3000", "\x1c", "\x85", "日", "\u0301"]
-    )
+    st.sampled_from([*"aZ ß1'.,\n\r\t", " a", "a b", "\n ", "'s", "'S ", "\u3000", "\x1c", "\x85", "日", "\u0301"])
 ).map("".join)
 
 
@@ -467,10 +465,7 @@ HIDING = "The old man sat by the [MASK] and smoked."
 
 @pytest.fixture(scope="module")
 def encoders():
-    return {
-        kind: train_tokenizer(kind, CORPUS, 400 if kind == "bpe" else None, family="encoder")
-        for kind in KINDS
-    }
+    return {kind: train_tokenizer(kind, CORPUS, 400 if kind == "bpe" else None, family="encoder") for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -613,20 +608,7 @@ def test_an_encoder_takes_over_a_decoders_tokenizer(tmp_path, trained):
 
 def word_piece(tokens=()):
     """As BERT's, in lower case."""
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "the",
-        "old",
-        "man",
-        "smok",
-        "##ed",
-        "##es",
-        "2019",
-    ]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "old", "man", "smok", "##ed", "##es", "2019"]
     vocabulary += ["##s", "s", ".", "-", "it", "'", *tokens]
     tokenizer = Tokenizer(models.WordPiece({t: n for n, t in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -643,13 +625,7 @@ def test_bert_brings_its_special_tokens(tmp_path, named):
         (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
     tokenizer = load_tokenizer(tmp_path, "encoder")
     assert tokenizer.vocabulary == 18
-    assert (tokenizer.start, tokenizer.end, tokenizer.mask, tokenizer.pad, tokenizer.unknown) == (
-        2,
-        3,
-        4,
-        0,
-        1,
-    )
+    assert (tokenizer.start, tokenizer.end, tokenizer.mask, tokenizer.pad, tokenizer.unknown) == (2, 3, 4, 0, 1)
     assert tokenizer.special == {0, 1, 2, 3, 4}
     text = "The old [MASK] smokes."
     assert tokenizer.frame(tokenizer.encode_marked(text)).tolist() == [2, 5, 6, 4, 8, 10, 14, 3]
@@ -674,10 +650,7 @@ def test_roberta_brings_its_special_tokens(tmp_path):
     named = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     assert load_tokenizer(tmp_path, "encoder").marks == tokenizer.marks
-    assert tokenizer.encode_marked("the <mask>").tolist() == [
-        *tokenizer.encode("the "),
-        4,
-    ]  # as its file has it
+    assert tokenizer.encode_marked("the <mask>").tolist() == [*tokenizer.encode("the "), 4]  # as its file has it
 
 
 def test_one_token_cannot_open_and_close(tmp_path):

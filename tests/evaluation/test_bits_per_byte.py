@@ -34,11 +34,7 @@ DOCUMENTS = [
     for animal in ("cat", "dog", "mouse", "hen")
     for place in ("sofa", "mat", "bed")
 ]
-OTHER = [
-    "The red dog is on the mat.",
-    "The mouse.",
-    "The hen on the sofa is white; the cat is black and sleeps.",
-]
+OTHER = ["The red dog is on the mat.", "The mouse.", "The hen on the sofa is white; the cat is black and sleeps."]
 WINDOW = 32
 
 
@@ -97,9 +93,7 @@ def test_held_out_part_equals_the_summary(run: Run) -> None:
     """The summary is measured under the run's precision, here in fp32; otherwise they are the same figure."""
     score = evaluate(run)
     assert score.value == pytest.approx(run.summary["bits_per_byte"], rel=0.01)
-    assert math.log(evaluate(run, protocol="perplexity").value) == pytest.approx(
-        run.summary["loss"], rel=0.01
-    )
+    assert math.log(evaluate(run, protocol="perplexity").value) == pytest.approx(run.summary["loss"], rel=0.01)
     assert str(run.directory) in score.data
 
 
@@ -182,10 +176,7 @@ def test_bits_per_byte_is_refused_where_bytes_are_lost(tmp_path: Path, kind: str
     ("call", "message"),
     [
         (lambda run: evaluate(run, protocol="bits-per-bite"), "did you mean 'bits-per-byte'"),
-        (
-            lambda run: evaluate(run, data=OTHER, protocol="sts"),
-            "holds a decoder.*: bits-per-byte, perplexity",
-        ),
+        (lambda run: evaluate(run, data=OTHER, protocol="sts"), "holds a decoder.*: bits-per-byte, perplexity"),
         (lambda run: evaluate(run, test=OTHER), "no use for --test"),
         (lambda run: evaluate(run, label="class"), "no use for --label"),
         (lambda run: evaluate(run.model_directory), "no data of its own"),

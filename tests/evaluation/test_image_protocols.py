@@ -65,9 +65,7 @@ def test_every_protocol_of_features(protocol: str, model: Path, photos: Path) ->
     assert score == evaluate(model, data=photos, protocol=protocol, seed=3)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "neighbours", "temperature"), [("knn-20", 20, 0.07), ("knn-200", 200, 0.1)]
-)
+@pytest.mark.parametrize(("protocol", "neighbours", "temperature"), [("knn-20", 20, 0.07), ("knn-200", 200, 0.1)])
 def test_knn(
     protocol: str, neighbours: int, temperature: float, model: Path, photos: Path, features: np.ndarray
 ) -> None:
@@ -90,11 +88,7 @@ def test_linear_with_a_test_source_and_a_label_column(model: Path, photos: Path,
     table = {"jpg": [f.read_bytes() for f in bank_files], "colour": [f.parent.name for f in bank_files]}
     pq.write_table(pa.table(table), tmp_path / "bank.parquet")
     by_column = evaluate(
-        model,
-        data=tmp_path / "bank.parquet",
-        test=tmp_path / "test.parquet",
-        protocol="linear",
-        label="colour",
+        model, data=tmp_path / "bank.parquet", test=tmp_path / "test.parquet", protocol="linear", label="colour"
     )
     assert by_column.value == by_folder.value
     embed = selfsup.load(model).embed
@@ -110,16 +104,9 @@ def test_linear_with_a_test_source_and_a_label_column(model: Path, photos: Path,
     ("protocol", "function"), [("rankme", rankme), ("alpha-req", alpha_req), ("uniformity", uniformity)]
 )
 def test_label_free_protocols_take_distinct_images(
-    protocol: str,
-    function: Callable[..., float],
-    model: Path,
-    photos: Path,
-    features: np.ndarray,
-    tmp_path: Path,
+    protocol: str, function: Callable[..., float], model: Path, photos: Path, features: np.ndarray, tmp_path: Path
 ) -> None:
-    assert evaluate(model, data=photos, protocol=protocol).value == pytest.approx(
-        function(features), rel=1e-4
-    )
+    assert evaluate(model, data=photos, protocol=protocol).value == pytest.approx(function(features), rel=1e-4)
     pictures = [picture("red", number) for number in range(30)]
     twice: Any = pictures + pictures[:10]
     score = evaluate(model, data=twice, protocol=protocol)
@@ -134,8 +121,7 @@ def features_of(model: Path, pictures: list[np.ndarray]) -> np.ndarray:
 def test_alignment_is_that_of_two_views_of_each_image(model: Path, photos: Path) -> None:
     pairs = open_pictures(photos, SIZE).pairs(seed=5)
     first, second = (
-        features_of(model, [item.content.pixels(SIZE) for item in side])
-        for side in (pairs.first, pairs.second)
+        features_of(model, [item.content.pixels(SIZE) for item in side]) for side in (pairs.first, pairs.second)
     )
     score = evaluate(model, data=photos, protocol="alignment", seed=5)
     assert score.value == pytest.approx(alignment(first, second), rel=1e-5)
@@ -191,9 +177,7 @@ def test_a_test_source_of_other_classes_is_refused(model: Path, photos: Path, tm
 
 
 def test_a_source_whose_classes_are_all_missing_is_refused(model: Path, photos: Path, tmp_path: Path) -> None:
-    rows = [
-        {"image": path.read_bytes(), "label": number % 2} for number, path in enumerate(photos.rglob("*.png"))
-    ]
+    rows = [{"image": path.read_bytes(), "label": number % 2} for number, path in enumerate(photos.rglob("*.png"))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bank.parquet")
     nothing = pa.Table.from_pylist([{"image": row["image"], "label": None} for row in rows])
     nothing = nothing.set_column(1, "label", pa.nulls(len(rows), pa.int64()))

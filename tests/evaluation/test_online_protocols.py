@@ -42,9 +42,7 @@ def looks(run: selfsup.Run) -> list[dict[str, Any]]:
 
 def test_on_its_own_held_out_images(photos: Path, tmp_path: Path) -> None:
     protocols = ("knn-20", "linear", "alpha-req")
-    run = selfsup.train(
-        "simclr", data=photos, out=tmp_path / "run", **{"evaluate.protocols": protocols}, **TINY
-    )
+    run = selfsup.train("simclr", data=photos, out=tmp_path / "run", **{"evaluate.protocols": protocols}, **TINY)
     assert len(looks(run)) == 2
     for line in looks(run):
         assert set(protocols) < line.keys()
@@ -64,14 +62,10 @@ def test_without_classes_all_that_needs_none_is_measured(tmp_path: Path) -> None
     for number, file in enumerate(sorted(save_photos(tmp_path / "photos", 12).rglob("*.png"))):
         file.rename(tmp_path / "flat" / f"{number}.png")
     flat = tmp_path / "flat"
-    run = selfsup.train(
-        "simclr", data=flat, out=tmp_path / "run", **{"evaluate.protocols": ("alignment",)}, **TINY
-    )
+    run = selfsup.train("simclr", data=flat, out=tmp_path / "run", **{"evaluate.protocols": ("alignment",)}, **TINY)
     assert all("alignment" in line for line in looks(run))
     with pytest.raises(UserError, match="knn-20 needs records with their classes"):
-        selfsup.train(
-            "simclr", data=flat, out=tmp_path / "other", **{"evaluate.protocols": ("knn-20",)}, **TINY
-        )
+        selfsup.train("simclr", data=flat, out=tmp_path / "other", **{"evaluate.protocols": ("knn-20",)}, **TINY)
     assert not (tmp_path / "other").exists()
 
 

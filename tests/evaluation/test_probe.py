@@ -23,11 +23,7 @@ from selfsup.evaluation.probe import Probe
 from selfsup.models.features import Features
 
 Command = Callable[..., Answer]
-TOPICS = {
-    "sea": "ship wave salt gull mast",
-    "city": "street tram shop noise square",
-    "wood": "oak fern moss deer",
-}
+TOPICS = {"sea": "ship wave salt gull mast", "city": "street tram shop noise square", "wood": "oak fern moss deer"}
 
 
 def note(number: int) -> dict[str, Any]:
@@ -44,12 +40,7 @@ NEW = [note(number)["text"] for number in range(1000, 1030)]
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, WordVectors]:
     """What the directories of these tests hold."""
-    models = {
-        "run": WordVectors(),
-        "copy": WordVectors(),
-        "other": WordVectors(seed=1),
-        "pooled": WordVectors(),
-    }
+    models = {"run": WordVectors(), "copy": WordVectors(), "other": WordVectors(seed=1), "pooled": WordVectors()}
     models["pooled"].features = Features("cls")
     for module, name in (("selfsup.evaluation.probe", "load_encoder"), ("selfsup.evaluation", "load")):
         monkeypatch.setattr(import_module(module), name, lambda directory: models[str(directory)])
@@ -71,9 +62,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_it_is_the_logistic_regression_of_all_records(models: dict[str, WordVectors]) -> None:
     fitted = Probe.fit("run", NOTES)
-    reference = make_pipeline(
-        StandardScaler(), LogisticRegression(C=fitted.classifier.strength, max_iter=2000)
-    )
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.classifier.strength, max_iter=2000))
     reference.fit(models["run"].embed([note["text"] for note in NOTES]), [note["label"] for note in NOTES])
     expected = reference.predict_proba(models["run"].embed(NEW))
     answers = fitted.classify("run", NEW)
@@ -124,10 +113,7 @@ def test_records_are_named_in_their_order(probe: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.jsonl"
     path.write_text("".join(json.dumps({"body": text}) + "\n" for text in ["an oak", "  ", "a ship"]))
     answers = Probe.load(probe).classify("run", path)
-    assert [(a.record, a.text) for a in answers] == [
-        (f"{path}, line 1", "an oak"),
-        (f"{path}, line 3", "a ship"),
-    ]
+    assert [(a.record, a.text) for a in answers] == [(f"{path}, line 1", "an oak"), (f"{path}, line 3", "a ship")]
 
 
 # -- on the command line -------------------------------------------------------------------------------------

@@ -41,11 +41,7 @@ GOOD, BAD, OTHER = (
 def review(number: int) -> dict[str, Any]:
     random = np.random.default_rng(number)
     label = int(random.random() < 0.6)
-    words = [
-        *random.choice(GOOD if label else BAD, 2),
-        *random.choice(OTHER, 3),
-        *random.choice(GOOD + BAD, 2),
-    ]
+    words = [*random.choice(GOOD if label else BAD, 2), *random.choice(OTHER, 3), *random.choice(GOOD + BAD, 2)]
     return {"text": f"{' '.join(words)} {number % 97}", "label": label, "id": number}
 
 
@@ -122,9 +118,7 @@ def test_a_text_is_embedded_once(model: WordVectors) -> None:
 # -- against the definition ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("protocol", "neighbours", "temperature"), [("knn-20", 20, 0.07), ("knn-200", 200, 0.1)]
-)
+@pytest.mark.parametrize(("protocol", "neighbours", "temperature"), [("knn-20", 20, 0.07), ("knn-200", 200, 0.1)])
 def test_knn(protocol: str, neighbours: int, temperature: float, model: WordVectors) -> None:
     bank, test = parts(REVIEWS)
     features = [model.embed([record["text"] for record in part]) for part in (bank, test)]
@@ -141,9 +135,7 @@ def test_linear(model: WordVectors) -> None:
     score = run("linear", REVIEWS)
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=score.details["C"], max_iter=1000))
     reference.fit(features[0], labels_of(bank))
-    assert score.value == pytest.approx(
-        100 * reference.score(features[1], labels_of(test)), abs=100 / len(test)
-    )
+    assert score.value == pytest.approx(100 * reference.score(features[1], labels_of(test)), abs=100 / len(test))
     assert score.value > score.chance
 
 
@@ -223,8 +215,7 @@ def test_usual_names_of_labels(name: str) -> None:
 
 def test_label_and_column_by_name() -> None:
     renamed = [
-        {"title": "x" * 99, "blurb": r["text"], "label": 1, "verdict": ["no", "yes"][r["label"]]}
-        for r in REVIEWS
+        {"title": "x" * 99, "blurb": r["text"], "label": 1, "verdict": ["no", "yes"][r["label"]]} for r in REVIEWS
     ]
     score = run("knn-20", renamed, label="verdict", column="blurb")
     assert (score.value, score.details["majority"]) == (run("knn-20", REVIEWS).value, "yes")
@@ -324,9 +315,7 @@ def test_classes_are_numbered_in_a_fixed_order(labels: list[int | str]) -> None:
         ("alpha-req", TEXTS[:5], {}, "--protocol rankme"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
-    protocol: str, data: object, given: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_measured_is_refused(protocol: str, data: object, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(protocol, data, **given)
 

@@ -128,9 +128,7 @@ def test_alpha_req_needs_directions(width: int) -> None:
 
 
 @pytest.mark.parametrize(("statistic", "centred"), [(effective_rank, False), (slope, True)])
-def test_interval_of_the_spectrum_agrees_with_new_samples(
-    statistic: Callable[[Array], float], centred: bool
-) -> None:
+def test_interval_of_the_spectrum_agrees_with_new_samples(statistic: Callable[[Array], float], centred: bool) -> None:
     """It is as wide as the figure varies over independent samples of the same size, and lies around the figure."""
     values = [statistic(Spectrum.of(cloud(2000, 12, s, 0.5), centred).values) for s in range(60)]
     features = cloud(2000, 12, 1000, 0.5)
@@ -246,9 +244,9 @@ def test_fit_reaches_the_optimum(count: int) -> None:
     standard = torch.from_numpy((features - features.mean(0)) / features.std(0))
     bias = torch.from_numpy(mine.bias).requires_grad_()
     weight = torch.from_numpy(mine.weight).requires_grad_()
-    torch.nn.functional.cross_entropy(
-        standard @ weight.T + bias, torch.from_numpy(labels), reduction="sum"
-    ).mul(0.1).backward()
+    torch.nn.functional.cross_entropy(standard @ weight.T + bias, torch.from_numpy(labels), reduction="sum").mul(
+        0.1
+    ).backward()
     assert bias.grad is not None
     assert weight.grad is not None
     # With two classes only the difference of the rows is penalised, which is the second row.

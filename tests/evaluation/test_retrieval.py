@@ -71,9 +71,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[set[int]]]:
 
 @settings(deadline=None)
 @given(cases(), st.sampled_from([1, 2, 3, 4096]))
-def test_ranks_are_those_of_a_plain_loop(
-    case: tuple[np.ndarray, np.ndarray, list[set[int]]], tile: int
-) -> None:
+def test_ranks_are_those_of_a_plain_loop(case: tuple[np.ndarray, np.ndarray, list[set[int]]], tile: int) -> None:
     images, texts, own = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "TILE", tile)
@@ -157,9 +155,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = {
         "jpg": [file.read_bytes() for file in files] + [files[4].read_bytes()],
         "caption": [*captions, "a second cat"],
-        "other": [
-            f"number {number}" for number in ("one", "two", "three", "zero", "in", "on", "of", "a", "b", "in")
-        ],
+        "other": [f"number {number}" for number in ("one", "two", "three", "zero", "in", "on", "of", "a", "b", "in")],
     }
     pq.write_table(pa.table(table), place / "pairs.parquet")
     return place / "pairs.parquet"
@@ -264,9 +260,7 @@ def test_the_command(model: Path, pairs: Path, selfsup_command: Callable[..., An
         ({"protocol": "bits-per-byte"}, "an image-text model, for which bits-per-byte is not defined"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_measured_is_refused(
-    change: dict[str, Any], message: str, model: Path, pairs: Path
-) -> None:
+def test_what_cannot_be_measured_is_refused(change: dict[str, Any], message: str, model: Path, pairs: Path) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(model, **{"data": pairs, "protocol": "retrieval", **change})
 

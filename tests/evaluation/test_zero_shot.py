@@ -50,15 +50,12 @@ def answers(model: Path, names: list[str], templates: list[str]) -> np.ndarray:
     pictures = [picture(colour, number) for colour in COLOURS for number in range(EACH)]
     images = unit(opened.image.embed(pictures, "fp32"))
     texts = [
-        unit(unit(opened.text.embed([t.replace("{}", name) for t in templates], "fp32")).mean(0))
-        for name in names
+        unit(unit(opened.text.embed([t.replace("{}", name) for t in templates], "fp32")).mean(0)) for name in names
     ]
     return (images @ np.stack(texts).T).argmax(1)
 
 
-@pytest.mark.parametrize(
-    "templates", [None, ["a photo of a {}"], ["a photo of a {}", "the {} ship", "{} in snow"]]
-)
+@pytest.mark.parametrize("templates", [None, ["a photo of a {}"], ["a photo of a {}", "the {} ship", "{} in snow"]])
 def test_accuracy(templates: list[str] | None, model: Path, photos: Path) -> None:
     found = answers(model, ["blue", "green", "red"], templates or ["{}"])
     score = evaluate(model, data=photos, protocol="zero-shot", templates=templates)
@@ -81,9 +78,7 @@ def dataset(numbers: list[int], names: list[str] | None) -> datasets.Dataset:
     label = datasets.Value("int64") if names is None else datasets.ClassLabel(names=names)
     pictures = [picture(colour, number) for colour in COLOURS for number in range(EACH)]
     columns = {"image": pictures, "label": numbers}
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features({"image": datasets.Image(), "label": label})
-    )
+    return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), "label": label}))
 
 
 def test_names_of_the_hub(model: Path) -> None:
@@ -136,9 +131,7 @@ def test_numbers_are_doubted(model: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_the_same_vector_for_all_names_the_first_class(
     model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        PairModel, "embed", lambda self, contents, **_: np.ones((len(contents), 4), np.float32)
-    )
+    monkeypatch.setattr(PairModel, "embed", lambda self, contents, **_: np.ones((len(contents), 4), np.float32))
     score = evaluate(model, data=photos, protocol="zero-shot")
     assert score.value == pytest.approx(100 / 3)
     assert score.details["balanced"] == pytest.approx(100 / 3)
@@ -155,9 +148,7 @@ def test_a_part_of_a_collection(model: Path, photos: Path) -> None:
 
 def test_the_command(model: Path, photos: Path, selfsup_command: Callable[..., Any]) -> None:
     templates = ("--templates", "a photo of a {}", "{} in snow")
-    answer = selfsup_command(
-        "evaluate", model, *templates, "--protocol", "zero-shot", "--data", photos, "--json"
-    )
+    answer = selfsup_command("evaluate", model, *templates, "--protocol", "zero-shot", "--data", photos, "--json")
     expected = evaluate(model, data=photos, protocol="zero-shot", templates=list(templates[1:]))
     assert json.loads(answer.out) == expected.to_json()
 
@@ -173,8 +164,6 @@ def test_the_command(model: Path, photos: Path, selfsup_command: Callable[..., A
         ({"data": None}, "name a source with --data"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
-    change: dict[str, Any], message: str, model: Path, photos: Path
-) -> None:
+def test_what_cannot_be_measured_is_refused(change: dict[str, Any], message: str, model: Path, photos: Path) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(model, **{"data": photos, "protocol": "zero-shot", **change})

@@ -132,11 +132,7 @@ def test_without_sentence_transformers_the_card_says_unchecked(
 
 
 def test_other_vectors_are_noticed(
-    bert: Path,
-    exported: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    bert: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = selfsup.load(exported)
     assert isinstance(model, EncoderModel)
@@ -189,9 +185,7 @@ def test_to_transformers_is_a_copy(finished: selfsup.Run, tmp_path: Path) -> Non
 def test_targets_of_images_say_so(target: str, bert: Path, finished: selfsup.Run, tmp_path: Path) -> None:
     towers, out = save_tiny_clip(tmp_path / "towers"), tmp_path / "out"
     for source, kind in ((bert, "a text encoder of type"), (finished.directory, "a decoder of type 'qwen3'")):
-        with pytest.raises(
-            UserError, match=f"{kind}.*export to {target} is for image models; texts go --to sentence"
-        ):
+        with pytest.raises(UserError, match=f"{kind}.*export to {target} is for image models; texts go --to sentence"):
             selfsup.export(source, out=out, to=target)
     with pytest.raises(UserError, match=r"holds two towers.*; export its image tower, .*towers/image"):
         selfsup.export(towers, out=out, to=target)
@@ -231,9 +225,7 @@ def test_an_exported_directory_opens_here(bert: Path, exported: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls"])
-def test_a_directory_that_sentence_transformers_saved_opens_here(
-    exported: Path, mode: Any, tmp_path: Path
-) -> None:
+def test_a_directory_that_sentence_transformers_saved_opens_here(exported: Path, mode: Any, tmp_path: Path) -> None:
     model = SentenceTransformer(str(exported))
     model[1] = Pooling(model[1].embedding_dimension, mode)
     model.save(str(tmp_path / "st"))
@@ -291,9 +283,7 @@ def test_older_files_are_read(exported: Path, tmp_path: Path) -> None:
 def test_training_starts_from_such_a_directory(exported: Path, train: Train, tmp_path: Path) -> None:
     still = {"steps": 1, "optim.lr": 1e-9, "optim.adamw_lr": 1e-9}
     directory = str(exported)
-    run = train(
-        tmp_path / "run", "simcse", init=directory, tokenizer=directory, model={"whiten": False}, **still
-    )
+    run = train(tmp_path / "run", "simcse", init=directory, tokenizer=directory, model={"whiten": False}, **still)
     started = selfsup.load(exported)
     started.features = Features(started.features.pooling)
     expected = started.embed(TEXTS, precision="fp32")

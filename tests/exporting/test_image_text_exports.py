@@ -118,9 +118,7 @@ def plain_vectors(directory: Path, features: Features, registers: int) -> np.nda
 
 @pytest.mark.parametrize("registers", [4, 0])
 @pytest.mark.parametrize(
-    "features",
-    [Features("mean"), Features("cls"), projection("mean"), projection("cls")],
-    ids=lambda f: f.pooling,
+    "features", [Features("mean"), Features("cls"), projection("mean"), projection("cls")], ids=lambda f: f.pooling
 )
 def test_an_image_model_gives_the_same_vectors(features: Features, registers: int, tmp_path: Path) -> None:
     source = image_model(tmp_path / "model", features, registers)
@@ -131,8 +129,7 @@ def test_an_image_model_gives_the_same_vectors(features: Features, registers: in
     assert_same_vectors(theirs, plain_vectors(source, features, registers))
     assert_same_vectors(theirs, ImageModel.load(source).embed(pictures(), "fp32"))
     np.testing.assert_array_equal(
-        ImageModel.load(exported.directory).embed(pictures(), "fp32"),
-        ImageModel.load(source).embed(pictures(), "fp32"),
+        ImageModel.load(exported.directory).embed(pictures(), "fp32"), ImageModel.load(source).embed(pictures(), "fp32")
     )
 
 
@@ -141,9 +138,7 @@ def test_it_survives_being_saved_by_the_other_library(tmp_path: Path) -> None:
         source = image_model(tmp_path / pooling / "model", projection(pooling))
         first = stock(selfsup.export(source, out=tmp_path / pooling / "st").directory)
         first.save(str(tmp_path / pooling / "again"))
-        np.testing.assert_array_equal(
-            stock(tmp_path / pooling / "again").encode(pictures()), first.encode(pictures())
-        )
+        np.testing.assert_array_equal(stock(tmp_path / pooling / "again").encode(pictures()), first.encode(pictures()))
 
 
 def test_an_image_run_is_exported(train_vision: Callable[..., selfsup.Run], tmp_path: Path) -> None:
@@ -160,9 +155,7 @@ def test_resized_images_are_near(tmp_path: Path) -> None:
     """Their vectors are those of pixels rounded to 8 bits, and the card says how far these are."""
     source = image_model(tmp_path / "model", Features("mean"))
     directory = selfsup.export(source, out=tmp_path / "st").directory
-    share = (
-        float((directory / "README.md").read_text().partition("differ by up to ")[2].partition("%")[0]) / 100
-    )
+    share = float((directory / "README.md").read_text().partition("differ by up to ")[2].partition("%")[0]) / 100
     large = [picture(9, 7).resize((160, 120), Image.Resampling.BICUBIC)]
     ours = ImageModel.load(source).embed(large, "fp32")
     moved = np.linalg.norm(stock(directory).encode(large) - ours) / np.linalg.norm(ours)
@@ -222,9 +215,7 @@ def test_it_opens_here_too(pair: Path, exported: Path) -> None:
     assert isinstance(expected, PairModel)
     assert found.similarity == expected.similarity
     assert found.fingerprint == expected.fingerprint
-    np.testing.assert_array_equal(
-        found.image.embed(pictures(), "fp32"), expected.image.embed(pictures(), "fp32")
-    )
+    np.testing.assert_array_equal(found.image.embed(pictures(), "fp32"), expected.image.embed(pictures(), "fp32"))
     np.testing.assert_array_equal(found.text.embed(TEXTS, "fp32"), expected.text.embed(TEXTS, "fp32"))
 
 
@@ -239,9 +230,7 @@ def test_the_card_says_how_exact_it_is(pair: Path, tmp_path: Path) -> None:
     assert "the mean of the last hidden states of its patches, mapped linearly" in card
     code = card.partition("```python\n")[2].partition("```")[0]
     pictures()[0].save(tmp_path / "cat.jpg")
-    code = code.replace("path/to/this/directory", str(tmp_path / "st")).replace(
-        "cat.jpg", str(tmp_path / "cat.jpg")
-    )
+    code = code.replace("path/to/this/directory", str(tmp_path / "st")).replace("cat.jpg", str(tmp_path / "cat.jpg"))
     exec(code)
 
 

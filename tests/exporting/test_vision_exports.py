@@ -39,9 +39,7 @@ def lively(config: VisionConfig = CONFIG) -> VisionTransformer:
 
 def whitened(width: int = 48) -> Features:
     generator = torch.Generator().manual_seed(1)
-    return Features(
-        "mean", torch.randn(width, width, generator=generator) / 7, torch.randn(width, generator=generator)
-    )
+    return Features("mean", torch.randn(width, width, generator=generator) / 7, torch.randn(width, generator=generator))
 
 
 def save(directory: Path, backbone: Any, features: Features) -> Path:
@@ -120,14 +118,10 @@ def test_timm_gives_the_same_vectors(features: Features, registers: int, tmp_pat
     timm = vision_peers.timm()
     config = VisionConfig(32, 8, 2, 48, 3, 80, registers=registers, rope_theta=60.0)
     ours = lively(config)
-    exported = selfsup.export(
-        save(tmp_path / "model", ours, features), out=tmp_path / "vit.safetensors", to="timm"
-    )
+    exported = selfsup.export(save(tmp_path / "model", ours, features), out=tmp_path / "vit.safetensors", to="timm")
     assert exported.max_share is not None
     assert exported.max_share < SHARE
-    assert exported.opens_with.startswith(
-        "timm.create_model('vit_small_patch16_dinov3_qkvb', checkpoint_path="
-    )
+    assert exported.opens_with.startswith("timm.create_model('vit_small_patch16_dinov3_qkvb', checkpoint_path=")
     theirs = eval(exported.opens_with, {"timm": timm}).eval()
     with torch.no_grad():
         expected = features.map(ours.embed(PIXELS, features.pooling))
@@ -203,9 +197,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (5, 32, 32), (2, 8, 8), (1, 16, 72), (3, 64, 24)])
-def test_onnxruntime_gives_the_same_numbers_for_any_batch_and_size(
-    session: Any, shape: tuple[int, int, int]
-) -> None:
+def test_onnxruntime_gives_the_same_numbers_for_any_batch_and_size(session: Any, shape: tuple[int, int, int]) -> None:
     batch, height, width = shape
     pixels, ours = torch.randn(batch, 3, height, width), lively()
     found, states = session.run(["features", "hidden_states"], {"pixels": pixels.numpy()})
@@ -247,7 +239,5 @@ def test_without_onnx_it_says_so(model: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("target", ["timm", "onnx"])
 def test_a_module_from_python_is_named(target: str, tmp_path: Path) -> None:
     directory = save(tmp_path / "model", adapt(Maps(), 32), Features())
-    with pytest.raises(
-        UserError, match=r"holds the weights of test_vision_exports.Maps, a network from Python"
-    ):
+    with pytest.raises(UserError, match=r"holds the weights of test_vision_exports.Maps, a network from Python"):
         selfsup.export(directory, out=tmp_path / "x", to=target)

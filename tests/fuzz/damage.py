@@ -18,21 +18,7 @@ def nested(depth: int) -> Any:
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 255, 2**31, 10**9, 2**63, 10**30, -(10**30), 0.5, 1e308, float("nan")),
-    *(
-        float("inf"),
-        "",
-        "x",
-        "0",
-        "12",
-        " ",
-        "\x00",
-        "\ud800",
-        "\x1b[2J",
-        "../../x",
-        "/dev/zero",
-        "nan",
-        "é" * 300,
-    ),
+    *(float("inf"), "", "x", "0", "12", " ", "\x00", "\ud800", "\x1b[2J", "../../x", "/dev/zero", "nan", "é" * 300),
     *([], {}, [[]], [None], ["x", 1], {"x": 1}, {"": {}}, nested(50), nested(200)),
 )
 
@@ -68,9 +54,7 @@ def _double(data: bytes, random: Random) -> bytes:
 
 def _insert(data: bytes, random: Random) -> bytes:
     start = _place(data, random)
-    piece = random.choice(
-        (b"\x00", b"\xff" * 8, b'"', b"\n", b"\xef\xbb\xbf", b"\xff\xfe", b"{", random.randbytes(20))
-    )
+    piece = random.choice((b"\x00", b"\xff" * 8, b'"', b"\n", b"\xef\xbb\xbf", b"\xff\xfe", b"{", random.randbytes(20)))
     return data[:start] + piece + data[start:]
 
 

@@ -122,12 +122,7 @@ def _numbers(random: Random, place: Path) -> None:
     for token in added:
         token |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     model = {"type": "WordLevel", "vocab": {"a": 0, special: 1, "x": last}, "unk_token": "a"}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": added,
-        "model": model,
-        "pre_tokenizer": {"type": "Whitespace"},
-    }
+    tokenizer = {"version": "1.0", "added_tokens": added, "model": model, "pre_tokenizer": {"type": "Whitespace"}}
     (place / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     found = open_tokenizer(place)
     assert found is not None

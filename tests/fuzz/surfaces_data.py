@@ -29,28 +29,8 @@ from selfsup.data.pairs import open_pairs
 from selfsup.data.sources import open_text
 from selfsup.objectives import RECIPES, find_recipe, resolve
 
-WORDS = (
-    "the",
-    "cat",
-    "sat",
-    "ran",
-    "sea",
-    "über",
-    "東京",
-    "naïve",
-    "🙂",
-    "\u2028",
-    "\x85",
-    "[MASK]",
-    "<|endoftext|>",
-)
-COMPRESS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".zst": zstandard.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-}
+WORDS = ("the", "cat", "sat", "ran", "sea", "über", "東京", "naïve", "🙂", "\u2028", "\x85", "[MASK]", "<|endoftext|>")
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 RECORDS = 20
 
 
@@ -77,16 +57,7 @@ VALUES = (
     "10m",
     "9" * 400,
 )
-VALUES += (
-    "'x'",
-    '"x',
-    "2001-12-14",
-    "!!timestamp x",
-    "!!python/name:os.system",
-    "!!binary aGk=",
-    "&a [*a]",
-    "<<: {}",
-)
+VALUES += ("'x'", '"x', "2001-12-14", "!!timestamp x", "!!python/name:os.system", "!!binary aGk=", "&a [*a]", "<<: {}")
 VALUES += (
     "0x1F",
     "0o17",
@@ -143,11 +114,7 @@ def settings(random: Random, place: Path) -> None:
 
 def yaml_file(random: Random, place: Path) -> None:
     """A configuration with other values, damaged bytes, or what YAML can do besides."""
-    config = {
-        "objective": "causal-lm",
-        "data": {"source": "x", "window": 64},
-        "train": {"steps": 9, "batch": 8},
-    }
+    config = {"objective": "causal-lm", "data": {"source": "x", "window": 64}, "train": {"steps": 9, "batch": 8}}
     tricks = (
         "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}1]\n" for n in range(1, random.randrange(3, 40))).replace(
             "*a0", "0"
@@ -198,10 +165,7 @@ def texts(random: Random, place: Path) -> None:
 
 def records(random: Random, place: Path) -> None:
     """Rows of texts, with columns that are no texts, in every format of lines."""
-    rows = [
-        {"id": number, "text": sentence(random), "url": f"https://x.org/{number}"}
-        for number in range(RECORDS)
-    ]
+    rows = [{"id": number, "text": sentence(random), "url": f"https://x.org/{number}"} for number in range(RECORDS)]
     name = random.choice(("a.jsonl", "a.json", "a.csv", "a.tsv"))
     if name.startswith("a.json"):
         content = _json(rows, random, whole=name == "a.json" and random.random() < 0.5)
@@ -402,14 +366,4 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-__all__ = [
-    "archives",
-    "columnar",
-    "images",
-    "lists",
-    "of_json_text",
-    "records",
-    "settings",
-    "texts",
-    "yaml_file",
-]
+__all__ = ["archives", "columnar", "images", "lists", "of_json_text", "records", "settings", "texts", "yaml_file"]

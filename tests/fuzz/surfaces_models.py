@@ -23,8 +23,7 @@ from selfsup.errors import UserError
 
 TEXT = "the cat sat on the hill and the dog ran in the sea [MASK] <|endoftext|> über"
 STORIES = [
-    {"id": f"n{n}", "text": f"{TEXT.split()[n % 9]} {TEXT.split()[n % 7]} {n}", "year": 1900 + n}
-    for n in range(40)
+    {"id": f"n{n}", "text": f"{TEXT.split()[n % 9]} {TEXT.split()[n % 7]} {n}", "year": 1900 + n} for n in range(40)
 ]
 
 
@@ -45,19 +44,14 @@ def made(name: str, make: Callable[[Path], object]) -> Path:
 
 # -- tokenizers ----------------------------------------------------------------------------------------------
 
-KINDS = [
-    (kind, family)
-    for kind in ("bpe", "wordpiece", "characters", "words")
-    for family in ("decoder", "encoder")
-]
+KINDS = [(kind, family) for kind in ("bpe", "wordpiece", "characters", "words") for family in ("decoder", "encoder")]
 
 
 def tokenizers(random: Random, place: Path) -> None:
     kind, family = random.choice(KINDS)
     size = None if kind == "characters" else 300
     source = made(
-        f"tokenizer-{kind}-{family}",
-        lambda path: train_tokenizer(kind, [TEXT] * 4, size, family=family).save(path),
+        f"tokenizer-{kind}-{family}", lambda path: train_tokenizer(kind, [TEXT] * 4, size, family=family).save(path)
     )
     shutil.copytree(source, place / "t")
     files = sorted(file for file in (place / "t").iterdir() if file.suffix == ".json")
@@ -141,9 +135,7 @@ def models(random: Random, place: Path) -> None:
     kind = random.choice(list(MODELS))
     directory = place / "model"
     shutil.copytree(made(kind, MODELS[kind]), directory)
-    files = sorted(
-        path for path in directory.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors")
-    )
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors"))
     file = random.choice(files)
     if random.random() < 0.05:
         file.unlink()
@@ -175,9 +167,7 @@ def use(model: object) -> None:
     from selfsup.models.decoder import Decoder
 
     if isinstance(model, LanguageModel):
-        model.generate("the", tokens=4) if isinstance(model.decoder, Decoder) else model.decoder(
-            torch.tensor([[1, 2]])
-        )
+        model.generate("the", tokens=4) if isinstance(model.decoder, Decoder) else model.decoder(torch.tensor([[1, 2]]))
     elif isinstance(model, EncoderModel):
         model.embed([TEXT, ""])
     elif isinstance(model, ImageModel):
@@ -234,9 +224,7 @@ def embeddings(random: Random, place: Path) -> None:
     source = made("half", half)
     shutil.copytree(source, place / "half")
     partial = place / "half" / "out.parquet.partial"
-    file = random.choice(
-        sorted(path for path in partial.rglob("*") if path.is_file() and path.stat().st_size)
-    )
+    file = random.choice(sorted(path for path in partial.rglob("*") if path.is_file() and path.stat().st_size))
     file.write_bytes((of_json_text if file.suffix == ".json" else of_bytes)(file.read_bytes(), random))
     out = place / "half" / "out.parquet"
     selfsup.embed(encoder, STORIES, out, batch=8)

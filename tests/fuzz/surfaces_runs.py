@@ -23,10 +23,7 @@ from selfsup.files import checksum
 from selfsup.report import Reporter
 
 DOCUMENTS = [
-    f"The {animal} {verb} on day {day}."
-    for animal in ("cat", "dog")
-    for verb in ("ran", "sat")
-    for day in range(30)
+    f"The {animal} {verb} on day {day}." for animal in ("cat", "dog") for verb in ("ran", "sat") for day in range(30)
 ]
 TINY: dict[str, Any] = {
     "tokenizer": "characters",
@@ -67,9 +64,7 @@ def stopped(place: Path) -> Path:
 def resumed_alike(run: Path) -> None:
     """Go on with a run; what comes out is what came out of the one that was not damaged."""
     selfsup.train(resume=run, data=DOCUMENTS, reporter=Reporter(False))
-    alike = checksum(run / "model" / "model.safetensors") == checksum(
-        finished() / "model" / "model.safetensors"
-    )
+    alike = checksum(run / "model" / "model.safetensors") == checksum(finished() / "model" / "model.safetensors")
     assert alike, "the resumed run ends with another model"
 
 
@@ -136,9 +131,7 @@ def text_cache(random: Random, place: Path) -> None:
     file.write_bytes(damage(file.read_bytes(), random))
     after = prepare_text(DOCUMENTS, tokenizer="characters")
     assert np.array_equal(tokens, after.train), "damaged tokens are trained on"
-    assert after.tokenizer.decode(after.tokenizer.encode(DOCUMENTS[0])) == DOCUMENTS[0], (
-        "a damaged tokenizer is used"
-    )
+    assert after.tokenizer.decode(after.tokenizer.encode(DOCUMENTS[0])) == DOCUMENTS[0], "a damaged tokenizer is used"
 
 
 def image_cache(random: Random, place: Path) -> None:

@@ -13,15 +13,7 @@ from selfsup.errors import UserError
 from selfsup.inference.conditions import enclosed
 
 ROWS: list[dict[str, Any]] = [
-    {
-        "id": str(i),
-        "text": "a storm",
-        "year": 1980 + i,
-        "name": f"n{i}",
-        "order": i,
-        "größe": i / 2,
-        "good": i < 5,
-    }
+    {"id": str(i), "text": "a storm", "year": 1980 + i, "name": f"n{i}", "order": i, "größe": i / 2, "good": i < 5}
     for i in range(10)
 ]
 
@@ -109,38 +101,14 @@ def test_what_is_no_text(condition: Any, searcher: selfsup.Searcher) -> None:
 
 def test_nothing_of_a_condition_stands_outside_its_parentheses() -> None:
     """What the parser could take for the end of the expression is refused, or stands in quotes."""
-    for condition in (
-        "a) limit 1 --",
-        "a) -- (",
-        "')' = b) or (c",
-        '"x)" ) ( "("',
-        "a /* ) */ ( b",
-        "`)`)(`",
-    ):
+    for condition in ("a) limit 1 --", "a) -- (", "')' = b) or (c", '"x)" ) ( "("', "a /* ) */ ( b", "`)`)(`"):
         with pytest.raises(ValueError, match=r"comment|parentheses|closed"):
             enclosed(condition)
     for condition in ("')' = b", '")" > 1', "`)` > 1", "a = '--' or b = ';' or c = '/*'"):
         assert enclosed(condition) == f"({condition})"
 
 
-ODD = [
-    "it's",
-    "''",
-    '"',
-    "\\",
-    "\\'",
-    "a;b--c",
-    "/*",
-    ")",
-    "\n",
-    "%",
-    "ä日本",
-    "\x00",
-    " ",
-    "x" * 3000,
-    "NULL",
-    "`",
-]
+ODD = ["it's", "''", '"', "\\", "\\'", "a;b--c", "/*", ")", "\n", "%", "ä日本", "\x00", " ", "x" * 3000, "NULL", "`"]
 
 
 def test_ids_of_any_kind(tmp_path: Path) -> None:

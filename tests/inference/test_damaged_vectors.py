@@ -25,11 +25,7 @@ from selfsup.inference.recorded import RECORD
 Command = Callable[..., Answer]
 BATCH = 8
 ROWS = [
-    {
-        "id": str(i),
-        "text": f"the {WORDS[i % len(WORDS)]} {WORDS[i * 7 % len(WORDS)]} {i}",
-        "label": "ab"[i % 2],
-    }
+    {"id": str(i), "text": f"the {WORDS[i % len(WORDS)]} {WORDS[i * 7 % len(WORDS)]} {i}", "label": "ab"[i % 2]}
     for i in range(30)
 ]
 
@@ -248,13 +244,7 @@ def test_damaged_files_of_a_probe(model: Path, tmp_path: Path) -> None:
         file.write_bytes(whole)
     assert accepted < 4
     description = tmp_path / "probe" / "probe.json"
-    for other in (
-        "[]",
-        "{}",
-        "7",
-        "[" * 3000,
-        json.dumps(json.loads(description.read_text()) | {"classes": "ab"}),
-    ):
+    for other in ("[]", "{}", "7", "[" * 3000, json.dumps(json.loads(description.read_text()) | {"classes": "ab"})):
         description.write_text(other)
         refused(lambda: Probe.load(tmp_path / "probe"), "is damaged")
 

@@ -42,7 +42,5 @@ def test_decoding_equals_the_decoder(kv_heads: int, tied: bool, padding: list[in
 def test_the_decoder_is_left_as_it_was() -> None:
     decoder = lively(2, tied=False)
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    Decoding(decoder, 4)(
-        torch.zeros(1, dtype=torch.long), KeyValueCache(decoder.config, 1, 4, dtype=torch.float64)
-    )
+    Decoding(decoder, 4)(torch.zeros(1, dtype=torch.long), KeyValueCache(decoder.config, 1, 4, dtype=torch.float64))
     assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())

@@ -78,11 +78,7 @@ def test_the_file_holds_each_text_with_its_vector(model, data, whole):
     np.testing.assert_allclose(vectors(table), alone, atol=2e-2)  # the file may be made in bf16
     description = json.loads(table.schema.metadata[b"selfsup"])
     assert description["model"] == str(model)
-    assert (description["pooling"], description["dimension"], description["records"]) == (
-        "mean",
-        WIDTH,
-        RECORDS,
-    )
+    assert (description["pooling"], description["dimension"], description["records"]) == ("mean", WIDTH, RECORDS)
     assert len(description["model_fingerprint"]) == len(description["data_fingerprint"]) == 32
     truncated = sum(len(text(i).split()) > WINDOW - 2 for i in range(RECORDS))
     assert description["truncated"] == truncated > 0
@@ -121,11 +117,7 @@ def test_ids_of_a_column(model, data, tmp_path):
     selfsup.embed(model, data, tmp_path / "a.parquet", id_column="key", column="content")
     assert pq.read_table(tmp_path / "a.parquet").column("id").to_pylist() == [f"k{i}" for i in range(RECORDS)]
     twice = [{"n": 1, "text": "a"}, {"n": 2, "text": "b"}, {"n": 1, "text": "c"}]
-    refused(
-        lambda: selfsup.embed(model, twice, tmp_path / "b.parquet", id_column="n"),
-        "'1' occurs twice",
-        "record 3",
-    )
+    refused(lambda: selfsup.embed(model, twice, tmp_path / "b.parquet", id_column="n"), "'1' occurs twice", "record 3")
     refused(lambda: selfsup.embed(model, data, tmp_path / "b.parquet", id_column="keys"), "keys")
     assert not (tmp_path / "b.parquet.partial").exists()
 
@@ -309,10 +301,7 @@ def test_a_users_file_among_the_chunks_stays(model, data, tmp_path, monkeypatch)
 
     monkeypatch.setattr(module, "_join", interfere)
     selfsup.embed(model, data, out)
-    assert {path.name: path.read_text() for path in work.iterdir()} == {
-        "mine.parquet": "mine",
-        ".mine": "mine",
-    }
+    assert {path.name: path.read_text() for path in work.iterdir()} == {"mine.parquet": "mine", ".mine": "mine"}
 
 
 def test_a_source_that_changes_meanwhile(model, tmp_path, monkeypatch):

@@ -135,9 +135,7 @@ def test_draws_follow_the_probabilities() -> None:
         assert draws[token] / 4000 == pytest.approx(share, abs=0.03)
 
 
-@given(
-    seed=st.integers(0, 2**40), position=st.integers(0, 10**6), weights=st.lists(st.floats(0, 1), min_size=2)
-)
+@given(seed=st.integers(0, 2**40), position=st.integers(0, 10**6), weights=st.lists(st.floats(0, 1), min_size=2))
 def test_a_draw_depends_on_its_place_only(seed: int, position: int, weights: list[float]) -> None:
     row = torch.tensor(weights) + 1e-3
     rows = torch.stack([torch.ones(len(weights)), row, row]).div(len(weights))
@@ -241,9 +239,7 @@ def written(language_model: LanguageModel, stops: list[str], **how: Any) -> tupl
     """The texts that follow the prompts without and with stops, and the second as it was streamed."""
     pieces: dict[int, list[str]] = {number: [] for number in range(len(PROMPTS))}
     whole = language_model.generate(PROMPTS, **how)
-    cut = language_model.generate(
-        PROMPTS, stop=stops, stream=lambda number, piece: pieces[number].append(piece), **how
-    )
+    cut = language_model.generate(PROMPTS, stop=stops, stream=lambda number, piece: pieces[number].append(piece), **how)
     assert ["".join(parts) for parts in pieces.values()] == cut
     return list(whole), list(cut)
 
@@ -261,15 +257,10 @@ def before_a_stop(text: str, stops: list[str]) -> str:
 def test_a_text_ends_before_the_first_stop(tokenizer: TextTokenizer, stops: list[str]) -> None:
     whole, cut = written(model(tokenizer), stops, tokens=60, seed=3)
     for text, short in zip(whole, cut, strict=True):
-        assert (
-            short == text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)]
-        )
+        assert short == text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)]
 
 
-@given(
-    st.lists(st.text("ab", max_size=4), max_size=12),
-    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
-)
+@given(st.lists(st.text("ab", max_size=4), max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_pieces_before_a_stop(pieces: list[str], stops: list[str]) -> None:
     """However a text is cut into pieces, what is said is what stands before the first stop."""
     ending, text = Ending(tuple(stops)), "".join(pieces)

@@ -184,10 +184,7 @@ def test_each_command_says_which_kind_it_needs(tmp_path: Path, finished: selfsup
 
 def test_commands_refuse_the_wrong_kind(tmp_path: Path, selfsup_command) -> None:  # type: ignore[no-untyped-def]
     directory = save_tiny_vision(tmp_path / "model")
-    for words in (
-        ("generate", directory),
-        ("fill", directory, "a [MASK]"),
-    ):
+    for words in (("generate", directory), ("fill", directory, "a [MASK]")):
         answer = selfsup_command(*words)
         assert (answer.code, answer.out) == (2, ""), answer
         assert "holds an image encoder" in answer.error

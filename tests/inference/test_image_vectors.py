@@ -106,11 +106,7 @@ def test_an_interrupted_embedding_goes_on(
         embedded.clear()
         seen: list[tuple[int, int | None]] = []
         selfsup.embed(
-            model,
-            photos,
-            out,
-            batch=BATCH,
-            progress=lambda done, total, seen=seen: seen.append((done, total)),
+            model, photos, out, batch=BATCH, progress=lambda done, total, seen=seen: seen.append((done, total))
         )
         assert embedded == [4, 4, 4, 3][chunk:]
         assert seen[-1] == (15, 15)
@@ -119,11 +115,7 @@ def test_an_interrupted_embedding_goes_on(
 
 
 def test_images_found_damaged_are_left_out(
-    model: Path,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     for name in ("blue/01.png", "red/04.png"):
@@ -131,9 +123,7 @@ def test_images_found_damaged_are_left_out(
     monkeypatch.setattr(collection, "SMALL", 0)  # as a large collection, of which only headers are looked at
     made = selfsup.embed(model, tmp_path / "photos", tmp_path / "x.parquet", batch=BATCH, failures=0.2)
     assert (made.records, made.left_out.skipped) == (13, 2)
-    left = [
-        place for place in places(tmp_path / "photos") if not place.endswith(("blue/01.png", "red/04.png"))
-    ]
+    left = [place for place in places(tmp_path / "photos") if not place.endswith(("blue/01.png", "red/04.png"))]
     assert pq.read_table(tmp_path / "x.parquet").column("id").to_pylist() == left
     assert "blue/01.png cannot be read" in caplog.text
     indexed = selfsup.index(model, tmp_path / "photos", tmp_path / "x.lance", batch=1, failures=0.2)
@@ -177,9 +167,7 @@ def test_images_are_found_by_an_image(model: Path, photos: Path, tmp_path: Path)
     assert (hit.id, round(hit.score, 3)) == (str(itself), 1.0)
 
 
-def test_only_what_changed_is_embedded(
-    model: Path, photos: Path, tmp_path: Path, embedded: list[int]
-) -> None:
+def test_only_what_changed_is_embedded(model: Path, photos: Path, tmp_path: Path, embedded: list[int]) -> None:
     folder, library = tmp_path / "photos", tmp_path / "x.lance"
     shutil.copytree(photos, folder)
     assert selfsup.index(model, folder, library).embedded == 15
@@ -202,16 +190,8 @@ def test_a_model_is_asked_by_what_it_reads(model: Path, photos: Path, tmp_path: 
     texts = save_tiny(tmp_path / "texts")
     selfsup.index(texts, ["a storm", "the sea"], tmp_path / "texts.lance")
     for library, asked, message in (
-        (
-            "images",
-            {"query": "red"},
-            "holds an image encoder, which reads no text; give an image, --image FILE",
-        ),
-        (
-            "texts",
-            {"image": photos / "red" / "00.png"},
-            "holds a text encoder, which reads no image; give words",
-        ),
+        ("images", {"query": "red"}, "holds an image encoder, which reads no text; give an image, --image FILE"),
+        ("texts", {"image": photos / "red" / "00.png"}, "holds a text encoder, which reads no image; give words"),
         ("images", {}, "either in words or by an image"),
         ("images", {"query": "red", "image": photos / "red" / "00.png"}, "either in words or by an image"),
         ("images", {"image": photos}, "holds 15 images"),
@@ -257,9 +237,7 @@ def test_the_commands(
     monkeypatch.chdir(photos.parent)
     answer = selfsup_command("embed", model, "--data", "photos", "--out", tmp_path / "x.parquet")
     assert "15 vectors of 16 numbers" in " ".join(answer.out.split()), answer
-    answer = selfsup_command(
-        "embed", model, "--data", "photos", "--out", tmp_path / "y.parquet", "--id", "key"
-    )
+    answer = selfsup_command("embed", model, "--data", "photos", "--out", tmp_path / "y.parquet", "--id", "key")
     assert (answer.code, answer.out) == (2, "")
     assert "Images go by their place" in answer.error
     library = tmp_path / "x.lance"
@@ -274,8 +252,6 @@ def test_the_commands(
     assert (found["image"], found["hits"][0]["id"]) == ("photos/red/03.png", str(photos / "red" / "03.png"))
     answer = selfsup_command("probe", model, "--data", "photos", "--out", tmp_path / "p")
     assert answer.code == 0, answer
-    answer = selfsup_command(
-        "classify", model, "--probe", tmp_path / "p", "photos/red/03.png", "photos/blue/01.png"
-    )
+    answer = selfsup_command("classify", model, "--probe", tmp_path / "p", "photos/red/03.png", "photos/blue/01.png")
     said = {Path(line["record"]): line["label"] for line in map(json.loads, answer.out.splitlines())}
     assert said == {photos / "red" / "03.png": "red", photos / "blue" / "01.png": "blue"}

@@ -211,9 +211,7 @@ def test_images_without_a_class_are_counted(models: dict[str, Path], tmp_path: P
 def test_texts_that_are_not_read_wholly_are_counted(models: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
-    (folder / "latin.txt").write_bytes(
-        "Der Bär hört schöne Töne, und alle anderen lauschen. ".encode("latin-1") * 3
-    )
+    (folder / "latin.txt").write_bytes("Der Bär hört schöne Töne, und alle anderen lauschen. ".encode("latin-1") * 3)
     (folder / "long.txt").write_text("the sea " * 40)
     (folder / "picture.txt").write_bytes(bytes(range(256)) * 4)
     made = selfsup.embed(models["texts"], folder, tmp_path / "x.parquet")
@@ -227,10 +225,7 @@ def test_the_column_of_images_is_told(models: dict[str, Path], tmp_path: Path) -
     table = pa.table({"id": list(range(len(files))), "image": [file.read_bytes() for file in files]})
     pq.write_table(table, tmp_path / "a.parquet")
     told = {"column": "'image' (not read: id)"}
-    assert (
-        selfsup.embed(models["images"], tmp_path / "a.parquet", tmp_path / "x.parquet").left_out.reading
-        == told
-    )
+    assert selfsup.embed(models["images"], tmp_path / "a.parquet", tmp_path / "x.parquet").left_out.reading == told
     indexed = selfsup.index(models["images"], tmp_path / "a.parquet", tmp_path / "x.lance")
     assert indexed.left_out.reading["column"] == told["column"]
 
@@ -238,14 +233,7 @@ def test_the_column_of_images_is_told(models: dict[str, Path], tmp_path: Path) -
 def test_the_columns_are_told(models: dict[str, Path], tmp_path: Path, selfsup_command: Command) -> None:
     """Of what is read, what is stored beside it, and what is neither."""
     rows = [
-        {
-            "url": f"https://a.b/{n}",
-            "body": text,
-            "kind": "ab"[n % 2],
-            "by the": "me",
-            "raw": b"\xff",
-            "none": None,
-        }
+        {"url": f"https://a.b/{n}", "body": text, "kind": "ab"[n % 2], "by the": "me", "raw": b"\xff", "none": None}
         for n, text in enumerate(sentences(30))
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -281,8 +269,7 @@ def test_the_columns_are_told(models: dict[str, Path], tmp_path: Path, selfsup_c
 
 def test_the_columns_of_pairs_are_told(models: dict[str, Path]) -> None:
     pairs = [
-        {"sentence1": text, "sentence2": text[::-1], "score": n, "genre": "x"}
-        for n, text in enumerate(sentences(10))
+        {"sentence1": text, "sentence2": text[::-1], "score": n, "genre": "x"} for n, text in enumerate(sentences(10))
     ]
     for protocol, columns in (("sts", "sentence1, sentence2, score"), ("rankme", "sentence1, sentence2")):
         told = evaluate(models["texts"], data=pairs, protocol=protocol).left_out.reading
@@ -297,17 +284,7 @@ def test_lists_with_gaps(models: dict[str, Path], tmp_path: Path) -> None:
     made = selfsup.embed(models["texts"], texts, tmp_path / "x.parquet")
     assert (made.records, made.left_out.skipped) == (3, 2)
     assert made.left_out.skipped_names[0] == "document 2: the text is null"
-    for odd in (
-        [],
-        [None],
-        [1, 2],
-        ["a", 1],
-        ["a", ["b"]],
-        (text for text in texts),
-        np.array(["a"]),
-        {"a"},
-        5,
-    ):
+    for odd in ([], [None], [1, 2], ["a", 1], ["a", ["b"]], (text for text in texts), np.array(["a"]), {"a"}, 5):
         with pytest.raises(UserError, match="text source"):
             selfsup.embed(models["texts"], odd, tmp_path / "y.parquet")
 
@@ -339,7 +316,5 @@ def test_arguments_of_other_kinds(models: dict[str, Path], tmp_path: Path) -> No
         with pytest.raises(UserError) as caught:
             work()
         assert "\n" not in str(caught.value)
-    same = [
-        selfsup.zero_shot(models["pairs"], photo, labels) for labels in (["a", "b"], ("a", "b"), iter("ab"))
-    ]
+    same = [selfsup.zero_shot(models["pairs"], photo, labels) for labels in (["a", "b"], ("a", "b"), iter("ab"))]
     assert same[0] == same[1] == same[2]

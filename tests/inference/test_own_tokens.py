@@ -21,12 +21,7 @@ from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
 from selfsup.inference.generate import LanguageModel
 from selfsup.inspection.blocks import Sight, Window
 
-DOCUMENTS = [
-    "the cat sat by the sea",
-    "dog",
-    "the fox ran on day 3. the hen sang",
-    "the <s> sat </s> <|im_end|>",
-]
+DOCUMENTS = ["the cat sat by the sea", "dog", "the fox ran on day 3. the hen sang", "the <s> sat </s> <|im_end|>"]
 OPENING = {
     "llama3": "<|begin_of_text|>",
     "mistral": "<s>",
@@ -34,13 +29,7 @@ OPENING = {
     "qwen3": "<|endoftext|>",
     "gpt2": "<|endoftext|>",
 }
-CLOSING = {
-    "llama3": "<|eot_id|>",
-    "mistral": "</s>",
-    "gemma": "<eos>",
-    "qwen3": "<|im_end|>",
-    "gpt2": "<|endoftext|>",
-}
+CLOSING = {"llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<eos>", "qwen3": "<|im_end|>", "gpt2": "<|endoftext|>"}
 PUT_BEFORE = ("llama3", "mistral", "gemma")
 
 
@@ -134,10 +123,7 @@ def test_a_text_ends_at_every_token_that_the_directory_names(native: dict[str, P
 
 @pytest.fixture(scope="module")
 def continued(
-    directories: dict[str, Path],
-    native: dict[str, Path],
-    train: Train,
-    tmp_path_factory: pytest.TempPathFactory,
+    directories: dict[str, Path], native: dict[str, Path], train: Train, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], tuple[Path, Path]]:
     """`continued(style, network)`: a directory, and what one step that changes nothing leaves of it."""
     made: dict[tuple[str, str], tuple[Path, Path]] = {}
@@ -171,10 +157,7 @@ def test_a_trained_directory_is_measured_as_it_was(
     texts = [*DOCUMENTS, ""]
     stock, given = (transformers.AutoTokenizer.from_pretrained(place) for place in (after, before))
     for text in texts:
-        assert (
-            stock(text, split_special_tokens=True).input_ids
-            == given(text, split_special_tokens=True).input_ids
-        )
+        assert stock(text, split_special_tokens=True).input_ids == given(text, split_special_tokens=True).input_ids
         assert style == "qwen3" or stock(text).input_ids == given(text, split_special_tokens=True).input_ids
 
 
@@ -196,9 +179,7 @@ def test_what_need_not_change_stays_byte_for_byte(
 
 
 def test_a_chat_goes_on_as_before(continued: Callable[[str, str], tuple[Path, Path]]) -> None:
-    before, after = (
-        transformers.AutoTokenizer.from_pretrained(place) for place in continued("qwen3", "native")
-    )
+    before, after = (transformers.AutoTokenizer.from_pretrained(place) for place in continued("qwen3", "native"))
     chat = [{"role": "user", "content": "the cat"}]
     ids = [t.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for t in (before, after)]
     assert ids[0] == ids[1]
@@ -228,12 +209,8 @@ def test_a_new_model_with_a_tokenizer_from_elsewhere(
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_inspection_shows_its_tokens(
-    style: str, directories: dict[str, Path], native: dict[str, Path]
-) -> None:
-    seen = selfsup.inspect(
-        "causal-lm", data=DOCUMENTS, tokenizer=str(directories[style]), **{"data.validation": 0}
-    )
+def test_inspection_shows_its_tokens(style: str, directories: dict[str, Path], native: dict[str, Path]) -> None:
+    seen = selfsup.inspect("causal-lm", data=DOCUMENTS, tokenizer=str(directories[style]), **{"data.validation": 0})
     (window,), (sight,) = seen.blocks(Window), seen.blocks(Sight)
     tokenizer = open_tokenizer(str(directories[style]))
     assert tokenizer is not None

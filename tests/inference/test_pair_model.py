@@ -87,9 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("folder", None, False),
     ],
 )
-def test_a_source_on_the_disk(
-    name: str, column: str | None, images: bool, model: PairModel, place: Path
-) -> None:
+def test_a_source_on_the_disk(name: str, column: str | None, images: bool, model: PairModel, place: Path) -> None:
     for source in (str(place / name), place / name, [place / name]):
         opened = model.read(source, column)
         assert isinstance(opened, Pictures if images else Texts)
@@ -201,9 +199,7 @@ def test_which_kind_it_is(directory: Path) -> None:
     for kind, tower in ((EncoderModel, "text"), (ImageModel, "image")):
         with pytest.raises(UserError, match=rf"an image-text model; .* such as its {tower} tower .*/{tower}"):
             load_as(directory, kind)
-        with pytest.raises(
-            UserError, match=r"holds an? (image|text) encoder; give the run of an image-text model"
-        ):
+        with pytest.raises(UserError, match=r"holds an? (image|text) encoder; give the run of an image-text model"):
             load_as(directory / tower, PairModel)
 
 
@@ -224,9 +220,7 @@ def test_photos_by_words_and_by_an_image(directory: Path, model: PairModel, plac
     searcher = selfsup.Searcher(library)
     for text in TEXTS:
         hits = searcher(text, top=9)
-        assert [hit.id for hit in hits] == [
-            items[n].id for n in nearest(vectors, model.embed([text], "fp32")[0])
-        ]
+        assert [hit.id for hit in hits] == [items[n].id for n in nearest(vectors, model.embed([text], "fp32")[0])]
     found = searcher(image=place / "photos/red/01.png", top=1)[0]
     assert found.id.endswith("photos/red/01.png")
     assert found.score == pytest.approx(1, abs=1e-4)
@@ -264,9 +258,7 @@ def test_vectors_in_a_file(directory: Path, model: PairModel, place: Path, tmp_p
     texts = pq.read_table(tmp_path / "texts.parquet")
     assert texts.column_names == ["id", "text", "vector"]
     found = np.stack(texts.column("vector").to_numpy())
-    np.testing.assert_allclose(
-        found, model.embed(texts.column("text").to_pylist(), "fp32"), atol=1e-2, rtol=0.05
-    )
+    np.testing.assert_allclose(found, model.embed(texts.column("text").to_pylist(), "fp32"), atol=1e-2, rtol=0.05)
 
 
 # -- probes --------------------------------------------------------------------------------------------------

@@ -31,14 +31,7 @@ from selfsup.models.parity import Difference
 from selfsup.models.qwen3 import save_model
 
 CORPUS = ["It was the best of times, it was the worst of times.\n", "[MASK] <|endoftext|> and [SEP]!"] * 5
-TEXTS = [
-    "[MASK] and [CLS]",
-    "a text [SEP] [PAD][PAD]",
-    "<|endoftext|>",
-    "the end<|endoftext|>",
-    "the best",
-    "",
-]
+TEXTS = ["[MASK] and [CLS]", "a text [SEP] [PAD][PAD]", "<|endoftext|>", "the end<|endoftext|>", "the best", ""]
 EXACT = 1e-4
 WINDOW = 48
 
@@ -89,9 +82,7 @@ def test_our_directories_take_special_tokens_in_texts_for_text(kind: str, tmp_pa
         model, stock = open_model(place), transformers.AutoTokenizer.from_pretrained(place)
         tokenizer = model.tokenizer  # type: ignore[union-attr]
         for text in TEXTS:
-            assert (
-                stock(text).input_ids[1 : 1 + len(tokenizer.encode(text))] == tokenizer.encode(text).tolist()
-            )
+            assert stock(text).input_ids[1 : 1 + len(tokenizer.encode(text))] == tokenizer.encode(text).tolist()
 
 
 def test_a_model_that_fills_hidden_places_reads_them(tmp_path: Path) -> None:

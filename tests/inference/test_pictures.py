@@ -86,9 +86,7 @@ def test_pairs_are_two_views_of_each_image(photos: Path) -> None:
         for index, item in enumerate(side):
             pixels = torch.from_numpy(picture(list(COLOURS)[index // 3], index % 3)).permute(2, 0, 1)[None]
             place = (np.array([0]), np.array([index]))
-            view = render(
-                pixels.contiguous(), torch.tensor([pixels.shape[2:]]), simclr_view(SIZE), 3, *place, number
-            )
+            view = render(pixels.contiguous(), torch.tensor([pixels.shape[2:]]), simclr_view(SIZE), 3, *place, number)
             expected = view[0].permute(1, 2, 0).numpy() * STD + np.array(MEAN)
             found = item.content.pixels(SIZE)
             assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), np.uint8)
@@ -101,12 +99,7 @@ def test_pairs_are_two_views_of_each_image(photos: Path) -> None:
 
 def test_a_query_is_one_image(photos: Path, tmp_path: Path) -> None:
     pixels = picture("green", 1)
-    for query in (
-        photos / "green" / "01.png",
-        str(photos / "green" / "01.png"),
-        pixels,
-        Image.fromarray(pixels),
-    ):
+    for query in (photos / "green" / "01.png", str(photos / "green" / "01.png"), pixels, Image.fromarray(pixels)):
         np.testing.assert_array_equal(open_picture(query).content.pixels(1000), pixels)
     (tmp_path / "broken.png").write_bytes((photos / "green" / "01.png").read_bytes()[:-100])
     for query, message in (
@@ -130,10 +123,5 @@ def test_a_file_that_a_list_names_twice(photos: Path, tmp_path: Path) -> None:
     items = list(open_pictures(photos / "list.csv", SIZE).items())
     (photos / "list.csv").unlink()
     first = str(photos / "red" / "00.png")
-    assert [item.id for item in items] == [
-        first,
-        str(photos / "red" / "01.png"),
-        f"{first} (2)",
-        f"{first} (3)",
-    ]
+    assert [item.id for item in items] == [first, str(photos / "red" / "01.png"), f"{first} (2)", f"{first} (3)"]
     assert [item.source for item in items] == [str(photos / name) for name in names]

@@ -118,10 +118,7 @@ def test_a_model_that_moved(model, tmp_path):
     selfsup.index(place, STORIES, tmp_path / "x.lance")
     place.rename(tmp_path / "moved")
     refused(lambda: selfsup.search(tmp_path / "x.lance", "storm"), str(place), "--model", "mean")
-    assert (
-        selfsup.search(tmp_path / "x.lance", "a storm at sea", model=tmp_path / "moved")[0].text
-        == "a storm at sea"
-    )
+    assert selfsup.search(tmp_path / "x.lance", "a storm at sea", model=tmp_path / "moved")[0].text == "a storm at sea"
     other = save_tiny(tmp_path / "other", seed=1)
     refused(lambda: selfsup.search(tmp_path / "x.lance", "storm", model=other), "another model")
 
@@ -158,9 +155,7 @@ def test_what_is_stored(model, stories):
     assert (description["pooling"], description["dimension"]) == ("mean", WIDTH)
     assert "index" not in description
     stored = rows(stories)
-    assert {key: row["text"] for key, row in stored.items()} == {
-        story["key"]: story["text"] for story in STORIES
-    }
+    assert {key: row["text"] for key, row in stored.items()} == {story["key"]: story["text"] for story in STORIES}
 
 
 def test_only_what_changed_is_embedded(model, tmp_path, embedded):
@@ -294,9 +289,7 @@ def test_a_csv_file_with_awkward_columns(model, tmp_path):
     file = tmp_path / "books.csv"
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
-        writer.writerow(
-            ["id", "text", "Publication year", "Year", "year", "price", "zip", "source", "2nd", "none"]
-        )
+        writer.writerow(["id", "text", "Publication year", "Year", "year", "price", "zip", "source", "2nd", "none"])
         writer.writerow(["1", "a storm", "1850", "1", "x", "1.5", "007", "shop", "t", ""])
         writer.writerow(["2", "the sea", "1990", "", "y", "2", "12", "", "u", ""])
     path = tmp_path / "x.lance"
@@ -314,16 +307,9 @@ def test_a_csv_file_with_awkward_columns(model, tmp_path):
     }
     stored = rows(path)
     first, second = (stored[f"{file}, line {line}"] for line in (2, 3))
-    assert (first["Publication_year"], first["price"], first["zip"], first["source_"]) == (
-        1850,
-        1.5,
-        "007",
-        "shop",
-    )
+    assert (first["Publication_year"], first["price"], first["zip"], first["source_"]) == (1850, 1.5, "007", "shop")
     assert (second["Year"], second["price"], second["zip"], second["source_"]) == (None, 2.0, "12", None)
-    assert [hit.id for hit in selfsup.search(path, "sea", where="Publication_year > 1900")] == [
-        f"{file}, line 3"
-    ]
+    assert [hit.id for hit in selfsup.search(path, "sea", where="Publication_year > 1900")] == [f"{file}, line 3"]
     assert selfsup.index(model, file, path).unchanged == 2
 
 
@@ -429,20 +415,14 @@ def test_recall_is_the_share_that_the_index_finds(tmp_path, monkeypatch):
         return nearest(self, vector, top if exact else top // 2 + 1, exact)
 
     monkeypatch.setattr(Library, "_nearest", half_blind)
-    library.put(
-        {name: [str(i) for i in range(300)] for name in library_module.OWN if name != "vector"}, vectors
-    )
+    library.put({name: [str(i) for i in range(300)] for name in library_module.OWN if name != "vector"}, vectors)
     library.settle()
     assert library.description["index"]["recall@10"] == pytest.approx(0.5, abs=0.02)
 
 
 # -- what is shown --
 
-LONG = (
-    "Call me Ishmael. " * 20
-    + "Then rose a terrible storm at sea, and the ship sank. "
-    + "It was long ago. " * 20
-)
+LONG = "Call me Ishmael. " * 20 + "Then rose a terrible storm at sea, and the ship sank. " + "It was long ago. " * 20
 
 
 def test_snippets():
@@ -498,13 +478,7 @@ def test_a_search_of_texts_loads_no_more_than_it_needs(stories):
         "data.images",
         "data.sources",
     )
-    foreign += (
-        "models.vision",
-        "models.decoder",
-        "models.adapters",
-        "inference.generate",
-        "inference.pictures",
-    )
+    foreign += ("models.vision", "models.decoder", "models.adapters", "inference.generate", "inference.pictures")
     assert not [name for name in loaded if name.removeprefix("selfsup.").startswith(foreign)]
     assert len(loaded) < 40
 

@@ -44,9 +44,7 @@ def expected_vectors(model: PairModel, names: list[str], templates: list[str]) -
 
 
 def expected(model: PairModel, pictures: list[np.ndarray], templates: list[str]) -> np.ndarray:
-    cosines = (
-        unit(model.image.embed(pictures, "fp32").astype("f8")) @ expected_vectors(model, LABELS, templates).T
-    )
+    cosines = unit(model.image.embed(pictures, "fp32").astype("f8")) @ expected_vectors(model, LABELS, templates).T
     logits = model.similarity.scale * cosines + model.similarity.bias
     if model.similarity.loss == "sigmoid":
         return 1 / (1 + np.exp(-logits))
@@ -83,9 +81,7 @@ def test_a_class_of_several_names_is_the_mean_direction_of_their_texts(directory
 
 def test_the_name_alone_is_the_default(directory: Path) -> None:
     shown = [picture("green", 1)]
-    assert selfsup.zero_shot(directory, shown, LABELS) == selfsup.zero_shot(
-        directory, shown, LABELS, templates=["{}"]
-    )
+    assert selfsup.zero_shot(directory, shown, LABELS) == selfsup.zero_shot(directory, shown, LABELS, templates=["{}"])
 
 
 def test_the_command(directory: Path, tmp_path: Path, selfsup_command: Callable[..., Any]) -> None:
@@ -112,9 +108,7 @@ def test_the_command(directory: Path, tmp_path: Path, selfsup_command: Callable[
 
 def test_images_of_a_column(directory: Path, tmp_path: Path, selfsup_command: Callable[..., Any]) -> None:
     files = sorted(save_photos(tmp_path / "photos", 1).rglob("*.png"))
-    rows = [
-        {"image": files[0].read_bytes(), "second": file.read_bytes(), "text": "a photo"} for file in files
-    ]
+    rows = [{"image": files[0].read_bytes(), "second": file.read_bytes(), "text": "a photo"} for file in files]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     words = ("zero-shot", directory, tmp_path / "a.parquet", "--labels", *LABELS, "--json")
     chosen = json.loads(selfsup_command(*words, "--column", "second").out)["images"]
@@ -141,10 +135,7 @@ def test_only_the_likeliest_of_many_are_printed(
         (("{run}", "missing.png", "--labels", "cat"), "no file or folder missing.png"),
         (("{run}", "{photo}", "{broken}", "--labels", "cat", "--failures", "0.4"), "1 of 2 records"),
         (("{run}", "{broken}", "--labels", "cat"), "1 of 1 records"),
-        (
-            ("{texts}", "{photo}", "--labels", "cat"),
-            "holds a text encoder; give the run of an image-text model",
-        ),
+        (("{texts}", "{photo}", "--labels", "cat"), "holds a text encoder; give the run of an image-text model"),
         (("{run}", "{photo}"), "'--labels'"),
         (("{run}", "--labels", "cat"), "'IMAGES...'"),
     ],

@@ -30,9 +30,7 @@ from selfsup.report import Reporter
 from selfsup.run import Run
 
 SENTENCE = "Il gatto dorme sul divano"
-TEXTS = [
-    f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")
-] * 4
+TEXTS = [f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")] * 4
 WINDOW = 24
 
 
@@ -134,9 +132,7 @@ def test_losses_do_not_cross_documents(run: Run) -> None:
     starts = [t for t, token in enumerate(inspection.inputs) if token == "<start>"]
     model = run.model
     for start, stop in zip(starts, [*starts[1:], WINDOW], strict=True):
-        ids = model.tokenizer.encode(
-            "".join(token for token in inspection.targets[start:stop] if token != "<end>")
-        )
+        ids = model.tokenizer.encode("".join(token for token in inspection.targets[start:stop] if token != "<end>"))
         losses = model.token_losses([model.tokenizer.end, *ids.tolist()]).tolist()
         assert inspection.losses[start : start + len(losses)] == pytest.approx(losses, abs=1e-4)
 
@@ -188,9 +184,7 @@ def test_page_needs_nothing_beside_itself(run: Run) -> None:
     assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
     assert "import" not in page.text
     assert "url(" not in page.text
-    assert (
-        page.tags.count("button") == page.tags.count("li") == page.tags.count("g") == len(inspection.targets)
-    )
+    assert page.tags.count("button") == page.tags.count("li") == page.tags.count("g") == len(inspection.targets)
     assert f"{inspection.losses[3]:.2f}" in page.text  # type: ignore[index]
 
 

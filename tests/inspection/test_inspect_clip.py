@@ -126,9 +126,7 @@ def test_similarities_and_loss_are_those_of_the_towers(run: Run, network: int) -
         for pair in range(COUNT)
     ]
     assert towers.loss == pytest.approx(np.mean(losses), rel=1e-4)
-    assert towers.figures["modality_gap"] == pytest.approx(
-        float((images.mean(0) - texts.mean(0)).norm()), rel=1e-4
-    )
+    assert towers.figures["modality_gap"] == pytest.approx(float((images.mean(0) - texts.mean(0)).norm()), rel=1e-4)
     assert inspection.chance == pytest.approx(math.log(COUNT))
     assert networks(inspection)[0].figures["temperature"] == pytest.approx(0.07)
 
@@ -159,9 +157,7 @@ def test_confusions_against_plain_loops(run: Run, tower: str) -> None:
             expected[pair] = other, cosines[pair, pair], cosines[pair, other]
     looked = of_tower(towers, tower)
     wrongly = looked.confusions()
-    assert {
-        pair: (other, looked.own(pair), looked.similarity[pair][other]) for pair, other in wrongly
-    } == expected
+    assert {pair: (other, looked.own(pair), looked.similarity[pair][other]) for pair, other in wrongly} == expected
     excess = [looked.similarity[pair][other] - looked.own(pair) for pair, other in wrongly]
     assert excess == sorted(excess, reverse=True)
     assert looked.found() == pytest.approx(1 - len(expected) / COUNT)
@@ -246,9 +242,7 @@ def test_the_whole_batch_is_drawn_as_its_cosines(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("given", "batch", "looked"), [({}, 64, 64), ({"batch": 12}, 12, 12)])
-def test_how_many_pairs_are_looked_at(
-    captioned: Path, given: dict[str, Any], batch: int, looked: int
-) -> None:
+def test_how_many_pairs_are_looked_at(captioned: Path, given: dict[str, Any], batch: int, looked: int) -> None:
     inspection = look(data=str(captioned), **given, **{"data.window": 16, "data.vocabulary": 280})
     assert (inspection.batch, len(inspection.images)) == (batch, looked)
     assert inspection.chance == pytest.approx(math.log(looked))

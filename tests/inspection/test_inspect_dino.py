@@ -28,9 +28,7 @@ GREY = ramp(np.zeros((1, 1)), (HIDDEN,))[0, 0]
 @pytest.fixture(scope="module")
 def run(train_vision: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("dino") / "run"
-    return train_vision(
-        out, "dino", **{"dino.prototypes": 16, "dino.local_crops": 3, "dino.local_size": LOCAL}
-    )
+    return train_vision(out, "dino", **{"dino.prototypes": 16, "dino.local_crops": 3, "dino.local_size": LOCAL})
 
 
 def look(**arguments: object) -> Told:
@@ -114,9 +112,7 @@ def test_agreement_against_plain_loops(run: Run) -> None:
                 said[image, crop] = study.head(study.see(pixels[None])[0])[0]
     for row, (here, told) in enumerate(pairs):
         for column, there in enumerate(sorted(said)):
-            assert agreement["crops"]["similarity"][row][column] == pytest.approx(
-                float(told @ said[there]), abs=1e-4
-            )
+            assert agreement["crops"]["similarity"][row][column] == pytest.approx(float(told @ said[there]), abs=1e-4)
             role = "=" if here == there else "+" if here[0] == there[0] else "-"
             assert agreement["crops"]["roles"][row][column] == role
     other = [float(own[i][0] @ own[j][1]) for i in range(len(own)) for j in range(len(own)) if i != j]

@@ -24,9 +24,7 @@ from selfsup.report import Reporter
 from selfsup.run import Run
 
 SENTENCE = "The old man sat by the sea and smoked his pipe until the storm came up from the south."
-TEXTS = [
-    f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")
-] * 8
+TEXTS = [f"The {animal} is on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")] * 8
 WINDOW = 24
 
 
@@ -87,8 +85,7 @@ def check(inspection: Told) -> None:
 def tokens_of(inspection: Told) -> list[str]:
     """The text before anything was hidden."""
     return [
-        shown if target is None else target
-        for shown, target in zip(inspection.inputs, inspection.targets, strict=True)
+        shown if target is None else target for shown, target in zip(inspection.inputs, inspection.targets, strict=True)
     ]
 
 
@@ -143,9 +140,7 @@ def test_masks_are_those_of_the_training(run: Run) -> None:
 
 
 def test_whole_words_are_hidden() -> None:
-    inspection = look(
-        text=SENTENCE, tokenizer="characters", window=128, masked_lm={"unit": "word", "rate": 0.5}
-    )
+    inspection = look(text=SENTENCE, tokenizer="characters", window=128, masked_lm={"unit": "word", "rate": 0.5})
     row = marks(inspection)[0][1:-1]
     start = 0
     for word in SENTENCE.split(" "):
@@ -155,9 +150,7 @@ def test_whole_words_are_hidden() -> None:
 
 
 def test_documents_do_not_see_each_other() -> None:
-    inspection = look(
-        data=["the cat sat", "a dog", "on it lies a very old hat"] * 8, tokenizer="words", window=40
-    )
+    inspection = look(data=["the cat sat", "a dog", "on it lies a very old hat"] * 8, tokenizer="words", window=40)
     check(inspection)
     document, numbers = 0, []
     for token in tokens_of(inspection):
@@ -179,9 +172,7 @@ def test_local_layers_are_told_apart() -> None:
     assert sum(map(sum, sight.mask)) == 102 * 102
     assert "▒▒: only the layers that see farther than 64 positions do." in printed(inspection)
     page = Page(inspection.to_html())
-    assert page.attributes.count(("class", "far")) == sum(
-        max(0, t - 64 > 0) + max(0, 101 - t > 64) for t in range(102)
-    )
+    assert page.attributes.count(("class", "far")) == sum(max(0, t - 64 > 0) + max(0, 101 - t > 64) for t in range(102))
 
 
 def test_shares_are_those_stated() -> None:
@@ -237,9 +228,7 @@ def test_losses_and_guesses_are_those_of_the_model(run: Run) -> None:
     (first, *_) = found(inspection.to_json(), "predictions")["predictions"]
     assert first["guesses"][0].keys() == {"token", "probability"}
     (window,) = inspection.of(Window)
-    assert [loss for loss in window.losses or () if loss is not None] == [
-        h.loss for h in inspection.predictions
-    ]
+    assert [loss for loss in window.losses or () if loss is not None] == [h.loss for h in inspection.predictions]
 
 
 def test_page_shows_every_position(run: Run) -> None:
@@ -249,9 +238,7 @@ def test_page_shows_every_position(run: Run) -> None:
     assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
     assert page.tags.count("button") == page.tags.count("g") == WINDOW
     assert page.tags.count("li") == len(inspection.predictions)
-    cells = [
-        value for name, value in page.attributes if name == "class" and value in ("mask", "random", "kept")
-    ]
+    cells = [value for name, value in page.attributes if name == "class" and value in ("mask", "random", "kept")]
     legend = 3
     assert len(cells) == legend + sum(mark != "·" for row in marks(inspection) for mark in row)
     assert f"{inspection.predictions[0].loss:.2f}" in page.text

@@ -102,11 +102,7 @@ def test_losses_and_cosines_against_plain_loops(run: Run) -> None:
             objective.load_state_dict(checkpoint.tensors["model"])
         with torch.inference_mode():
             outputs = objective.eval().predict(task)
-        z = [
-            F.normalize(outputs[name][i], dim=0)
-            for i in range(len(task["views"]))
-            for name in ("first", "second")
-        ]
+        z = [F.normalize(outputs[name][i], dim=0) for i in range(len(task["views"])) for name in ("first", "second")]
         losses = []
         for here, row in enumerate(network.similarity):
             cosines = [float(z[here] @ other) for other in z]
@@ -153,8 +149,7 @@ def test_page_holds_its_pictures(run: Run) -> None:
 
 def test_sheet(run: Run, drawings: Path) -> None:
     alone, told = (
-        Image.open(io.BytesIO(look(**to).to_png()))
-        for to in ({"data": str(drawings)}, {"run": run.directory})
+        Image.open(io.BytesIO(look(**to).to_png())) for to in ({"data": str(drawings)}, {"run": run.directory})
     )
     assert alone.format == "PNG"
     assert alone.width == told.width
@@ -266,13 +261,7 @@ class ApartRecipe(SimCLRRecipe):
 def test_another_objective_of_two_views(drawings: Path, tmp_path: Path) -> None:
     shape = {"model": {"layers": 1, "width": 32, "heads": 1}, "data.size": 16, "model.patch": 4}
     run = selfsup.train(
-        ApartRecipe,
-        data=str(drawings),
-        out=tmp_path / "run",
-        steps=2,
-        batch=8,
-        reporter=Reporter(False),
-        **shape,
+        ApartRecipe, data=str(drawings), out=tmp_path / "run", steps=2, batch=8, reporter=Reporter(False), **shape
     )
     inspection = Told(selfsup.inspect(ApartRecipe, run=run.directory))
     assert (inspection.objective, inspection.idea) == ("ApartRecipe", ApartRecipe.idea)

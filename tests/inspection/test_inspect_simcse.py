@@ -28,9 +28,7 @@ from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.seeding import seeded
 
-TEXT = (
-    "A cat sleeps. The dog barks at the door. Nobody came. A cat sleeps. It rained all night. A cat sleeps."
-)
+TEXT = "A cat sleeps. The dog barks at the door. Nobody came. A cat sleeps. It rained all night. A cat sleeps."
 SENTENCES = [
     f"The {animal} {verb} on the {place}."
     for animal in ("cat", "dog", "hen")
@@ -104,8 +102,7 @@ def test_sentences_are_those_of_the_first_step(run: Run) -> None:
     data = recipe.train.read(places)
     tokenizer = recipe.corpus.tokenizer
     assert [[token for token, _ in line] for line in lines(inspection)] == [
-        tokenizer.tokens(row[:length].tolist())
-        for row, length in zip(data["tokens"], data["lengths"], strict=True)
+        tokenizer.tokens(row[:length].tolist()) for row, length in zip(data["tokens"], data["lengths"], strict=True)
     ]
     assert (inspection.temperature, inspection.dropout, inspection.pooling) == (0.05, 0.1, "mean")
     assert inspection.deletion == 0.5
@@ -196,9 +193,7 @@ def test_losses_against_plain_loops(run: Run) -> None:
 
 
 def test_a_training_that_goes_on_begins_with_what_it_is_given(run: Run) -> None:
-    inspection = look(
-        data=SENTENCES, init=str(run.directory), model={"dropout": 0.0}, simcse={"deletion": 0.0}
-    )
+    inspection = look(data=SENTENCES, init=str(run.directory), model={"dropout": 0.0}, simcse={"deletion": 0.0})
     assert [each.name for each in networks(inspection)] == [f"before training ({run.directory})"]
     vectors = pooled(run, inspection.texts)
     assert_alike(inspection.views[0]["first"], vectors[:, :32])

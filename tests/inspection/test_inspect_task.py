@@ -68,11 +68,7 @@ def test_an_objective_from_python() -> None:
     y = [3 * float(row[0]) + 1 for row in Line().read(drawn())["x"]]
     squared, absolute = np.mean(np.square(y)), np.sum(y) / 72
     assert terms.names == ["", "predictions", "weight", "before training", "chance"]
-    assert [row[:3] for row in terms.rows] == [
-        ["squared", "24", "1"],
-        ["absolute", "72", "0.5"],
-        ["loss", "", ""],
-    ]
+    assert [row[:3] for row in terms.rows] == [["squared", "24", "1"], ["absolute", "72", "0.5"], ["loss", "", ""]]
     found = [float(row[3]) for row in terms.rows]
     assert found == pytest.approx([squared, absolute, squared + absolute / 2], abs=1e-3)
     assert "squared" in printed(inspection)

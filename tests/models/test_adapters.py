@@ -14,14 +14,7 @@ from torch import Tensor
 
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.errors import UserError
-from selfsup.models.adapters import (
-    AdaptedTextNetwork,
-    fetch,
-    open_decoder,
-    open_encoder,
-    open_network,
-    set_dropout,
-)
+from selfsup.models.adapters import AdaptedTextNetwork, fetch, open_decoder, open_encoder, open_network, set_dropout
 
 Make = Callable[[Path], Path]
 ENCODERS = [foreign.bert, foreign.roberta, foreign.modernbert]
@@ -34,9 +27,7 @@ REAL = DOCUMENTS >= 0
 
 
 def tokens_for(adapted: AdaptedTextNetwork) -> Tensor:
-    return torch.randint(
-        5, adapted.config.vocabulary, DOCUMENTS.shape, generator=torch.Generator().manual_seed(3)
-    )
+    return torch.randint(5, adapted.config.vocabulary, DOCUMENTS.shape, generator=torch.Generator().manual_seed(3))
 
 
 def alone(network: Any, tokens: Tensor) -> Tensor:
@@ -165,9 +156,7 @@ def test_an_encoder_is_no_decoder(tmp_path: Path) -> None:
 def test_logits_that_are_bent_afterwards_are_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = foreign.SHAPE | {"vocab_size": 40, "head_dim": 16, "num_key_value_heads": 2}
-    config = transformers.Gemma2Config(
-        **shape, final_logit_softcapping=0.01, layer_types=["full_attention"] * 2
-    )
+    config = transformers.Gemma2Config(**shape, final_logit_softcapping=0.01, layer_types=["full_attention"] * 2)
     transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not just hidden states times a matrix"):
         open_decoder(tmp_path)
@@ -193,16 +182,12 @@ def test_weights_must_be_there(tmp_path: Path) -> None:
 
     file = foreign.bert(tmp_path, "BertModel") / "model.safetensors"
     weights = load_file(file)
-    save_file(
-        {k: v for k, v in weights.items() if "layer.1.output.dense.weight" not in k}, file, {"format": "pt"}
-    )
+    save_file({k: v for k, v in weights.items() if "layer.1.output.dense.weight" not in k}, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks encoder\.layer\.1\.output\.dense\.weight"):
         open_encoder(tmp_path)
 
 
-def test_without_transformers_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign.bert(tmp_path)
     whole_import = builtins.__import__
 
@@ -221,8 +206,7 @@ def test_without_transformers_it_says_what_to_install(
 def test_a_model_of_texts_and_more_is_refused(tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
-        text_config={**small, "vocab_size": 60},
-        vision_config={**small, "image_size": 16, "patch_size": 8},
+        text_config={**small, "vocab_size": 60}, vision_config={**small, "image_size": 16, "patch_size": 8}
     )
     transformers.CLIPModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a CLIPModel, which is no model of texts alone"):

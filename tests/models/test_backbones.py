@@ -14,14 +14,7 @@ import vision_peers
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.backbones import (
-    AdaptedBackbone,
-    adapt,
-    import_timm,
-    open_backbone,
-    open_timm,
-    save_backbone,
-)
+from selfsup.models.backbones import AdaptedBackbone, adapt, import_timm, open_backbone, open_timm, save_backbone
 from selfsup.models.features import Features
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
@@ -136,9 +129,7 @@ def test_a_module_leaves_weights_that_open_with_a_module_of_its_class(tmp_path: 
     torch.testing.assert_close(opened.backbone.eval()(PIXELS), backbone.eval()(PIXELS))
     preparation = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert preparation["crop_size"] == {"height": 32, "width": 32}
-    with pytest.raises(
-        UserError, match=r"holds the weights of test_backbones.Maps, a network from Python; build one"
-    ):
+    with pytest.raises(UserError, match=r"holds the weights of test_backbones.Maps, a network from Python; build one"):
         open_backbone(tmp_path / "model")
     with pytest.raises(UserError, match=r"of test_backbones.Maps, not of torch.nn.modules.flatten.Flatten"):
         open_backbone(tmp_path / "model", nn.Flatten())
@@ -179,15 +170,12 @@ def test_other_directories_are_refused(tmp_path: Path) -> None:
 
 def test_without_timm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(
-        UserError, match=r"^timm:resnet18 needs timm, which cannot be imported \(.*\); pip install"
-    ):
+    with pytest.raises(UserError, match=r"^timm:resnet18 needs timm, which cannot be imported \(.*\); pip install"):
         open_timm("timm:resnet18", 32)
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "dimension"),
-    [("resnet10t", 48, 512), ("test_vit", 32, 64), ("test_convnext", 48, 64)],
+    ("name", "size", "dimension"), [("resnet10t", 48, 512), ("test_vit", 32, 64), ("test_convnext", 48, 64)]
 )
 def test_a_network_of_timm_opens_again_here_and_there(
     name: str, size: int, dimension: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,13 +7,7 @@ from selfsup.models.cards import card, data_name, measured
 
 def test_a_card_says_what_is_known() -> None:
     written = card(
-        "A model",
-        "It does.",
-        {"Loss": "1", "Layout": "any"},
-        "import x\n",
-        library="lib",
-        task="t",
-        tags=["a", "b"],
+        "A model", "It does.", {"Loss": "1", "Layout": "any"}, "import x\n", library="lib", task="t", tags=["a", "b"]
     )
     assert written == (
         "---\nlibrary_name: lib\npipeline_tag: t\ntags: [selfsup, a, b]\n---\n"

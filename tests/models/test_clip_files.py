@@ -70,9 +70,7 @@ def test_the_card_says_how_exact_the_towers_are(tmp_path: Path) -> None:
         return "A card."
 
     features = projection(WIDTH, 1), projection(text.config.width, 2)
-    found = save_clip(
-        tmp_path / "model", tiny_vision(), features[0], text, tokenizer, features[1], SOFTMAX, card
-    )
+    found = save_clip(tmp_path / "model", tiny_vision(), features[0], text, tokenizer, features[1], SOFTMAX, card)
     assert told == [found]
     assert found.keys() == {"image", "text"}
     assert all(difference is not None and difference < 1e-4 for difference in found.values())
@@ -96,9 +94,7 @@ def test_it_is_written_wholly_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 def test_towers_of_different_spaces_are_refused(tmp_path: Path) -> None:
     text, tokenizer = tiny_text()
     with pytest.raises(ValueError, match="one space"):
-        save_clip(
-            tmp_path / "model", tiny_vision(), Features(), text, tokenizer, projection(32, 0), SOFTMAX, str
-        )
+        save_clip(tmp_path / "model", tiny_vision(), Features(), text, tokenizer, projection(32, 0), SOFTMAX, str)
     assert not (tmp_path / "model").exists()
 
 

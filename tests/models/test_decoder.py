@@ -12,16 +12,10 @@ from torch import Tensor
 
 from selfsup.models.attention import attention, split
 from selfsup.models.counting import parameter_count, sketched
-from selfsup.models.decoder import (
-    Decoder,
-    DecoderConfig,
-    KeyValueCache,
-)
+from selfsup.models.decoder import Decoder, DecoderConfig, KeyValueCache
 from selfsup.models.presets import PRESETS
 
-SMALL = DecoderConfig(
-    vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False
-)
+SMALL = DecoderConfig(vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False)
 GROUPED = dataclasses.replace(SMALL, kv_heads=2, tied=True)
 CONFIGS = pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["untied", "grouped-tied"])
 TOKENS = st.lists(st.integers(0, 49), min_size=2, max_size=16)
@@ -67,9 +61,7 @@ def test_parameters_are_nan_until_initialised() -> None:
 
 def test_initialisation_is_a_function_of_the_seed() -> None:
     first, same, other = (
-        torch.cat(
-            [p.flatten() for p in Decoder(SMALL).initialise(torch.Generator().manual_seed(s)).parameters()]
-        )
+        torch.cat([p.flatten() for p in Decoder(SMALL).initialise(torch.Generator().manual_seed(s)).parameters()])
         for s in (1, 1, 2)
     )
     assert first.equal(same)
@@ -93,9 +85,7 @@ def test_gradients_reach_every_parameter(config: DecoderConfig) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(tokens=TOKENS, data=st.data(), decoder=st.sampled_from(DECODERS))
-def test_a_future_token_moves_no_earlier_hidden_state(
-    tokens: list[int], data: st.DataObject, decoder: Decoder
-) -> None:
+def test_a_future_token_moves_no_earlier_hidden_state(tokens: list[int], data: st.DataObject, decoder: Decoder) -> None:
     place = data.draw(st.integers(1, len(tokens) - 1))
     changed = [*tokens[:place], (tokens[place] + 1) % 50, *tokens[place + 1 :]]
     with torch.no_grad():
@@ -110,9 +100,7 @@ def test_a_future_token_moves_no_earlier_hidden_state(
     data=st.data(),
     decoder=st.sampled_from(DECODERS),
 )
-def test_documents_do_not_see_each_other(
-    documents: list[list[int]], data: st.DataObject, decoder: Decoder
-) -> None:
+def test_documents_do_not_see_each_other(documents: list[list[int]], data: st.DataObject, decoder: Decoder) -> None:
     tokens = torch.tensor([[token for document in documents for token in document]])
     numbers = torch.tensor([[n for n, document in enumerate(documents) for _ in document]])
     chosen = data.draw(st.integers(0, len(documents) - 1))
@@ -136,9 +124,7 @@ def test_documents_are_causal_inside() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(tokens=TOKENS, data=st.data(), decoder=st.sampled_from(DECODERS))
-def test_cached_decoding_equals_the_whole_forward(
-    tokens: list[int], data: st.DataObject, decoder: Decoder
-) -> None:
+def test_cached_decoding_equals_the_whole_forward(tokens: list[int], data: st.DataObject, decoder: Decoder) -> None:
     cut = data.draw(st.integers(1, len(tokens) - 1))
     row = torch.tensor([tokens])
     cache = KeyValueCache(decoder.config, 1, len(tokens))
@@ -224,12 +210,7 @@ def test_presets_grow_and_are_named_by_their_blocks() -> None:
     counts = []
     for name, shape in PRESETS.items():
         config = DecoderConfig(
-            vocabulary=256,
-            window=256,
-            tied=False,
-            kv_heads=shape.heads,
-            head_dim=shape.head_dim,
-            **shape._asdict(),
+            vocabulary=256, window=256, tied=False, kv_heads=shape.heads, head_dim=shape.head_dim, **shape._asdict()
         )
         blocks = parameter_count(Decoder, config) - 2 * 256 * config.width
         said = float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]]

@@ -116,9 +116,7 @@ def test_it_is_trained_on_in_transformers_as_it_was_here(saved: Path) -> None:
 @pytest.mark.parametrize("shape", [(32, 32), (48, 100), (97, 40), (16, 21), (640, 33)])
 def test_its_image_processor_resizes_crops_and_normalises(saved: Path, shape: tuple[int, int]) -> None:
     array = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    found = transformers.AutoImageProcessor.from_pretrained(saved)(
-        Image.fromarray(array), return_tensors="pt"
-    )
+    found = transformers.AutoImageProcessor.from_pretrained(saved)(Image.fromarray(array), return_tensors="pt")
     height, width = (int(32 * side / min(shape)) for side in shape)
     resized = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
     top, left = (height - 32) // 2, (width - 32) // 2
@@ -141,12 +139,7 @@ def test_it_opens_here_with_the_same_bits(saved: Path) -> None:
 @pytest.mark.parametrize("named", ["plain", "with the prefix of the module"])
 def test_others_models_open_here(tmp_path: Path, named: str) -> None:
     config = transformers.DINOv3ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        patch_size=8,
-        image_size=64,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=8, image_size=64
     )
     torch.manual_seed(0)
     theirs = transformers.DINOv3ViTModel(config).eval()
@@ -156,9 +149,7 @@ def test_others_models_open_here(tmp_path: Path, named: str) -> None:
     opened = read_vision(tmp_path)
     assert opened.features == Features("cls")
     with torch.no_grad():
-        torch.testing.assert_close(
-            opened.model()(PIXELS), theirs(PIXELS).last_hidden_state, atol=1e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(opened.model()(PIXELS), theirs(PIXELS).last_hidden_state, atol=1e-5, rtol=1e-4)
 
 
 # -- refused -------------------------------------------------------------------------------------------------

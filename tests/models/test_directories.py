@@ -65,9 +65,7 @@ def test_links_that_lead_out_are_refused(name: str, directory: Path, tmp_path: P
     (tmp_path / "seen" / "elsewhere").symlink_to(directory)
     (directory / name).unlink()
     (tmp_path / name).rename(directory / name)
-    assert (
-        read_encoder(tmp_path / "seen" / "elsewhere").config.layers == 1
-    )  # a link to the whole is none out of it
+    assert read_encoder(tmp_path / "seen" / "elsewhere").config.layers == 1  # a link to the whole is none out of it
 
 
 def test_the_cache_of_the_hub_holds_links(directory: Path, tmp_path: Path) -> None:
@@ -117,9 +115,7 @@ def test_code_that_is_named_is_said_not_to_run(directory: Path, caplog: pytest.L
         read_encoder(directory)
         read_encoder(directory)
     said = [record.message for record in caplog.records]
-    assert said == [
-        f"{directory} names Python code of its own (mine.Model, mine.Tokenizer), which is not run."
-    ]
+    assert said == [f"{directory} names Python code of its own (mine.Model, mine.Tokenizer), which is not run."]
 
 
 @pytest.mark.parametrize(

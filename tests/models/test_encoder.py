@@ -14,28 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selfsup.models.counting import parameter_count, sketched
-from selfsup.models.encoder import (
-    GLOBAL,
-    LOCAL,
-    EncoderConfig,
-    MaskedLanguageModel,
-    TextEncoder,
-)
+from selfsup.models.encoder import GLOBAL, LOCAL, EncoderConfig, MaskedLanguageModel, TextEncoder
 
-SMALL = EncoderConfig(
-    vocabulary=50, layers=4, width=32, heads=4, mlp=48, window=160, tied=False, local_window=8
-)
+SMALL = EncoderConfig(vocabulary=50, layers=4, width=32, heads=4, mlp=48, window=160, tied=False, local_window=8)
 TIED = dataclasses.replace(SMALL, tied=True, bias=True, heads=2, global_every=2, rope_theta=500.0)
 BIASED = dataclasses.replace(SMALL, bias=True, local_rope_theta=50.0, norm_eps=1e-3, layers=5)
 WIDE_SIGHT = dataclasses.replace(SMALL, local_window=128, tied=True)  # as ModernBERT itself
 NARROW_SIGHT = dataclasses.replace(SMALL, layers=3, heads=1, local_window=2, global_every=4)
-CONFIGS = {
-    "untied": SMALL,
-    "tied": TIED,
-    "biased": BIASED,
-    "wide sight": WIDE_SIGHT,
-    "narrow sight": NARROW_SIGHT,
-}
+CONFIGS = {"untied": SMALL, "tied": TIED, "biased": BIASED, "wide sight": WIDE_SIGHT, "narrow sight": NARROW_SIGHT}
 EACH_CONFIG = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 TOKENS = st.integers(0, 49)
 
@@ -163,9 +149,7 @@ def plain_logits(weights: dict[str, Tensor], config: EncoderConfig, tokens: list
         local = layer % config.global_every != 0
         theta = config.local_rope_theta if local else config.rope_theta
         seen = plain_norm(x, w["attn_norm.weight"], config.norm_eps) if layer else x
-        q, k, v = (
-            (seen @ part.T).unflatten(1, (config.heads, -1)) for part in w["attn.Wqkv.weight"].chunk(3)
-        )
+        q, k, v = ((seen @ part.T).unflatten(1, (config.heads, -1)) for part in w["attn.Wqkv.weight"].chunk(3))
         found = torch.zeros_like(q)
         for head in range(config.heads):
             queries, keys = plain_turn(q[:, head], theta), plain_turn(k[:, head], theta)
@@ -256,9 +240,7 @@ def test_documents_do_not_see_each_other_nor_padding(
         hidden = encoder(tokens, numbers)
         assert hidden[inside].equal(encoder(one_changed, numbers)[inside])
         assert hidden[inside].equal(encoder(torch.where(inside, tokens, (tokens + 1) % 50), numbers)[inside])
-        torch.testing.assert_close(
-            hidden[inside], encoder(torch.tensor([texts[chosen]]))[0], atol=2e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(hidden[inside], encoder(torch.tensor([texts[chosen]]))[0], atol=2e-5, rtol=1e-4)
 
 
 @settings(deadline=None, max_examples=40)
@@ -278,9 +260,7 @@ def test_one_document_needs_no_mask() -> None:
     tokens = some_tokens(2, 70)
     for encoder in MODELS:
         with torch.no_grad():
-            torch.testing.assert_close(
-                encoder(tokens), encoder(tokens, torch.ones_like(tokens)), atol=2e-5, rtol=1e-4
-            )
+            torch.testing.assert_close(encoder(tokens), encoder(tokens, torch.ones_like(tokens)), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("local_window", [2, 8, 128])
@@ -374,12 +354,7 @@ def test_parameters_are_nan_until_initialised(config: EncoderConfig) -> None:
 
 def test_initialisation_is_a_function_of_the_seed() -> None:
     first, same, other = (
-        torch.cat(
-            [
-                p.flatten()
-                for p in TextEncoder(SMALL).initialise(torch.Generator().manual_seed(s)).parameters()
-            ]
-        )
+        torch.cat([p.flatten() for p in TextEncoder(SMALL).initialise(torch.Generator().manual_seed(s)).parameters()])
         for s in (1, 1, 2)
     )
     assert first.equal(same)
@@ -392,9 +367,7 @@ def test_a_fresh_model_guesses_and_its_blocks_add_nothing() -> None:
     assert logits(model, tokens).abs().max() == 0
     table = model.model.embeddings.tok_embeddings.weight
     plain = F.layer_norm(F.layer_norm(table[tokens], (32,)), (32,))
-    torch.testing.assert_close(
-        model.model(tokens), plain, atol=1e-3, rtol=1e-3
-    )  # eps beside a deviation of .02
+    torch.testing.assert_close(model.model(tokens), plain, atol=1e-3, rtol=1e-3)  # eps beside a deviation of .02
 
 
 @EACH_CONFIG
@@ -409,9 +382,7 @@ def test_gradients_reach_every_parameter(config: EncoderConfig) -> None:
 @EACH_CONFIG
 def test_parameters_are_counted(config: EncoderConfig) -> None:
     with torch.device("meta"):
-        assert sum(p.numel() for p in TextEncoder(config).parameters()) == parameter_count(
-            TextEncoder, config
-        )
+        assert sum(p.numel() for p in TextEncoder(config).parameters()) == parameter_count(TextEncoder, config)
 
 
 def test_operations_are_counted() -> None:

@@ -70,9 +70,7 @@ def test_transformers_opens_it_with_the_same_numbers(config: DecoderConfig, tmp_
     assert difference is not None
     assert difference.most < 1e-4
     assert difference.is_rounding
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", output_loading_info=True
-    )
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert type(theirs).__name__ == "Qwen3ForCausalLM"
     assert not any(report.values())
     assert theirs.dtype == torch.float32
@@ -114,13 +112,7 @@ def test_parity_is_unknown_without_transformers(saved: Path, monkeypatch: pytest
 
 def test_the_directory_holds_tokenizer_and_card(saved: Path) -> None:
     names = {path.name for path in saved.iterdir()}
-    assert names == {
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "README.md",
-    }
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
     assert (saved / "README.md").read_text() == "# A card\n"
     assert (saved / "tokenizer.json").read_text() == '"16"'
 

@@ -33,9 +33,7 @@ def plain_rotation(x: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     frequencies = 100.0 ** (-torch.arange(0, x.shape[-1], 2, dtype=x.dtype) / x.shape[-1])
     angles = torch.outer(torch.arange(x.shape[1], dtype=x.dtype), frequencies)[:, None]
-    return torch.cat(
-        (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()), -1
-    )
+    return torch.cat((first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()), -1)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | int) -> Tensor:
@@ -51,9 +49,7 @@ def gradient_and_value(kernel: Kernel, inputs: list[Tensor], generator: torch.Ge
     """Results, and gradients for random ones of the results, which come as attention has them: not contiguous."""
     results = kernel(*inputs)
     results = (results,) if isinstance(results, Tensor) else results
-    above = [
-        torch.randn(y.mT.shape, generator=generator, dtype=torch.float64).mT.to(y.dtype) for y in results
-    ]
+    above = [torch.randn(y.mT.shape, generator=generator, dtype=torch.float64).mT.to(y.dtype) for y in results]
     return [*results, *torch.autograd.grad(results, inputs, above)]
 
 
@@ -157,8 +153,6 @@ def test_attention_in_bfloat16_equals_the_fused_kernel_in_fp32(mask: str) -> Non
     theirs = F.scaled_dot_product_attention(*wide, attn_mask=added, is_causal=mask == "causal")
     torch.testing.assert_close(ours.float(), theirs, atol=0.02, rtol=0.02)
     for mine, exact in zip(
-        torch.autograd.grad(ours, (q, k, v), above.bfloat16()),
-        torch.autograd.grad(theirs, wide, above),
-        strict=True,
+        torch.autograd.grad(ours, (q, k, v), above.bfloat16()), torch.autograd.grad(theirs, wide, above), strict=True
     ):
         assert (mine - exact).norm() < 0.02 * exact.norm()

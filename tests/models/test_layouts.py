@@ -120,15 +120,7 @@ def test_a_layout_of_no_model_says_no_type() -> None:
 def test_parameters_are_renamed_by_a_table_and_back() -> None:
     names = {"layer.*.attn.out": "blocks.*.proj", "layer.*": "blocks.*", "bias": "decoder.bias", "a.b": "c"}
     given = ["layer.0.attn.out.weight", "layer.12.norm.bias", "bias", "biased", "a.b", "a.bc", "x.layer.1"]
-    theirs = [
-        "blocks.0.proj.weight",
-        "blocks.12.norm.bias",
-        "decoder.bias",
-        "biased",
-        "c",
-        "a.bc",
-        "x.layer.1",
-    ]
+    theirs = ["blocks.0.proj.weight", "blocks.12.norm.bias", "decoder.bias", "biased", "c", "a.bc", "x.layer.1"]
     there = renamed(dict(zip(given, range(7), strict=True)), names)
     assert there == dict(zip(theirs, range(7), strict=True))
     assert list(renamed(there, {other: name for name, other in names.items()})) == given
@@ -145,9 +137,7 @@ def test_differences_are_judged_by_the_length_of_vectors() -> None:
         assert found.share == pytest.approx(1e-4 / length, rel=0.01)
         assert found.is_rounding is rounding is (found.share <= ROUNDING)
     both = torch.cat((expected, torch.ones(1, 100)))
-    assert (
-        Difference.between(both, both + moved).share < 1e-4 / 7
-    )  # one may be what long ones left of each other
+    assert Difference.between(both, both + moved).share < 1e-4 / 7  # one may be what long ones left of each other
     zeros = torch.zeros(2, 3)
     assert Difference.between(zeros, zeros) == Difference()
     assert not Difference.between(zeros, zeros + 1e-6).is_rounding

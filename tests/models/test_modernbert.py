@@ -46,14 +46,7 @@ UNTIED = EncoderConfig(
     dropout=0.1,
 )
 TIED = dataclasses.replace(
-    UNTIED,
-    tied=True,
-    bias=True,
-    heads=2,
-    global_every=2,
-    rope_theta=700.0,
-    local_rope_theta=20.0,
-    norm_eps=1e-4,
+    UNTIED, tied=True, bias=True, heads=2, global_every=2, rope_theta=700.0, local_rope_theta=20.0, norm_eps=1e-4
 )
 CONFIGS = pytest.mark.parametrize("config", [UNTIED, TIED], ids=["untied", "tied with bias"])
 HEADED = pytest.mark.parametrize("headed", [False, True])
@@ -110,9 +103,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 @CONFIGS
 @HEADED
-def test_transformers_opens_it_with_the_same_numbers(
-    config: EncoderConfig, headed: bool, tmp_path: Path
-) -> None:
+def test_transformers_opens_it_with_the_same_numbers(config: EncoderConfig, headed: bool, tmp_path: Path) -> None:
     model = save(tmp_path / "model", config, headed)
     kind = transformers.AutoModelForMaskedLM if headed else transformers.AutoModel
     theirs, report = kind.from_pretrained(tmp_path / "model", output_loading_info=True)
@@ -166,17 +157,13 @@ def test_transformers_opens_its_tokenizer(saved: Path) -> None:
 @CONFIGS
 def test_the_fill_mask_pipeline_gives_our_numbers(config: EncoderConfig, kind: Kind, tmp_path: Path) -> None:
     tokenizer = trained(kind)
-    save(
-        tmp_path / "model", dataclasses.replace(config, vocabulary=tokenizer.vocabulary), tokenizer=tokenizer
-    )
+    save(tmp_path / "model", dataclasses.replace(config, vocabulary=tokenizer.vocabulary), tokenizer=tokenizer)
     fill = transformers.pipeline("fill-mask", str(tmp_path / "model"))
     ours = load(tmp_path / "model")
     assert isinstance(ours, EncoderModel)
     text = "The old man sat by the [MASK] and smoked his [MASK]."
     for found, expected in zip(fill(text, top_k=4), ours.fill(text, top=4), strict=True):
-        assert [one["score"] for one in found] == pytest.approx(
-            [one.probability for one in expected], abs=1e-5
-        )
+        assert [one["score"] for one in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
         for one, other in zip(found, expected, strict=True):
             assert one["token_str"].strip() in (other.token, "")  # white space is named here
         assert found[0]["score"] > found[1]["score"]
@@ -235,9 +222,7 @@ def test_what_the_directory_holds(saved: Path) -> None:
 def test_what_is_saved_is_read(config: EncoderConfig, headed: bool, pooling: str, tmp_path: Path) -> None:
     model = save(tmp_path / "model", config, headed, pooling=pooling)
     read = read_encoder(tmp_path / "model")
-    bias = (
-        config.bias and headed
-    )  # a directory without a head says nothing of its bias but what was configured
+    bias = config.bias and headed  # a directory without a head says nothing of its bias but what was configured
     assert dataclasses.replace(read.config, bias=bias) == dataclasses.replace(config, bias=bias)
     assert read.features == Features(pooling)  # type: ignore[arg-type]
     encoder = read.encoder().eval()
@@ -318,9 +303,7 @@ def test_stock_directories_are_read(tied: bool, bias: bool, shard: str, tmp_path
     read = read_encoder(tmp_path)
     assert (read.config.tied, read.config.bias, read.config.global_every) == (tied, bias, 2)
     with torch.no_grad():
-        torch.testing.assert_close(
-            logits(read.masked().eval(), TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(logits(read.masked().eval(), TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-4)
         hidden = theirs.model(TOKENS).last_hidden_state
         torch.testing.assert_close(read.encoder()(TOKENS), hidden, atol=1e-5, rtol=1e-4)
     assert read.features == Features("mean")
@@ -401,10 +384,7 @@ def test_other_kinds_are_not_read_as_this_one(kind: str, copy: Path) -> None:
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"classifier_bias": True}, "classifier_bias = True"),
-        (
-            {"layer_types": ["full_attention"] * 4},
-            r"layer_types = \[.*; only ModernBERT encoders with \[",
-        ),
+        ({"layer_types": ["full_attention"] * 4}, r"layer_types = \[.*; only ModernBERT encoders with \["),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "yarn"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 4.0}}}, "linear"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),

@@ -16,9 +16,7 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.packing import POOLINGS, Pooling, embed, lay, pack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
-CONFIG = EncoderConfig(
-    vocabulary=50, layers=3, width=16, heads=2, mlp=24, window=32, tied=True, local_window=6
-)
+CONFIG = EncoderConfig(vocabulary=50, layers=3, width=16, heads=2, mlp=24, window=32, tied=True, local_window=6)
 
 
 def lively(config: EncoderConfig = CONFIG) -> TextEncoder:
@@ -50,9 +48,7 @@ def test_every_sequence_is_packed_once_and_none_over_another(lengths: list[int])
 def test_no_row_could_be_emptied_into_another(lengths: list[int]) -> None:
     """A sequence opens a row only where no open one has room for it, so at most one row is half empty or more."""
     rows, _, count = pack(lengths, max(lengths))
-    filled = [
-        sum(n for n, row in zip(lengths, rows, strict=True) if row == number) for number in range(count)
-    ]
+    filled = [sum(n for n, row in zip(lengths, rows, strict=True) if row == number) for number in range(count)]
     assert sum(2 * fill <= max(lengths) for fill in filled) <= 1
 
 

@@ -45,9 +45,7 @@ def decoder(seed: int = 0, config: PixelDecoderConfig = CONFIG) -> PixelDecoder:
 
 
 def encoded(visible: int, batch: int = 2) -> Tensor:
-    return torch.randn(
-        batch, visible, CONFIG.encoder, dtype=torch.double, generator=generator(0, "encoded", visible)
-    )
+    return torch.randn(batch, visible, CONFIG.encoder, dtype=torch.double, generator=generator(0, "encoded", visible))
 
 
 def places(*rows: list[int]) -> Tensor:
@@ -215,9 +213,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
         ("decoder.json", json.dumps({"width": 64}), "lacks 'encoder'"),
         (
             "decoder.json",
-            json.dumps(
-                {"width": 65, "hidden": 0.5} | dict.fromkeys(["encoder", "layers", "patch", "norm_eps"], 1)
-            ),
+            json.dumps({"width": 65, "hidden": 0.5} | dict.fromkeys(["encoder", "layers", "patch", "norm_eps"], 1)),
             "broken",
         ),
         ("decoder.safetensors", None, "is missing"),

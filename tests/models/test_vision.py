@@ -14,13 +14,7 @@ from torch import Tensor
 
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.presets import VISION
-from selfsup.models.vision import (
-    VisionConfig,
-    VisionTransformer,
-    axial_rotation,
-    kept_rotation,
-    pool,
-)
+from selfsup.models.vision import VisionConfig, VisionTransformer, axial_rotation, kept_rotation, pool
 
 CONFIG = VisionConfig(size=32, patch=8, layers=3, width=48, heads=3, mlp=80)
 OTHER = dataclasses.replace(
@@ -68,9 +62,7 @@ def theirs(model: VisionTransformer) -> torch.nn.Module:
 @CONFIGS
 @pytest.mark.parametrize("shape", [(32, 32), (8, 8), (16, 40), (48, 24)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_hidden_states_are_those_of_transformers(
-    config: VisionConfig, shape: tuple[int, int], masked: bool
-) -> None:
+def test_hidden_states_are_those_of_transformers(config: VisionConfig, shape: tuple[int, int], masked: bool) -> None:
     model = lively(config)
     pixels = noise(3, 3, *shape)
     rows, columns = config.grid(*shape)
@@ -128,9 +120,7 @@ def test_the_gradient_in_bf16_is_that_in_fp32_but_for_rounding() -> None:
 @given(st.data())
 def test_hidden_patches_influence_nothing(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
-    hidden = torch.tensor(
-        data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
-    )
+    hidden = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)))
     pixels = noise(1, 3, rows * 8, columns * 8, seed=data.draw(st.integers(0, 9)))
     under = hidden.view(1, 1, rows, columns).repeat_interleave(8, 2).repeat_interleave(8, 3)
     changed = torch.where(under, noise(*pixels.shape, seed=77), pixels)
@@ -147,9 +137,7 @@ def test_hidden_patches_influence_nothing(data: st.DataObject) -> None:
 def test_visible_patches_are_a_set_at_their_own_positions(seed: int, count: int) -> None:
     """In another order the result is in that order; of all patches it is the plain result."""
     model, pixels = lively(dtype=torch.float64), noise(2, 3, 24, 32, dtype=torch.float64)
-    order = torch.stack(
-        [torch.randperm(12, generator=torch.Generator().manual_seed(seed + n)) for n in (0, 1)]
-    )
+    order = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(seed + n)) for n in (0, 1)])
     chosen = order[:, :count]
     with torch.no_grad():
         found = model(pixels, visible=chosen)
@@ -234,9 +222,7 @@ def test_a_fresh_class_token_tells_images_apart() -> None:
 
 @CONFIGS
 def test_parameters_are_counted(config: VisionConfig) -> None:
-    assert parameter_count(VisionTransformer, config) == sum(
-        p.numel() for p in VisionTransformer(config).parameters()
-    )
+    assert parameter_count(VisionTransformer, config) == sum(p.numel() for p in VisionTransformer(config).parameters())
 
 
 @CONFIGS

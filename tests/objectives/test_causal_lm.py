@@ -56,9 +56,7 @@ def task_of(tokens: list[int]) -> Task:
 
 # -- the task ------------------------------------------------------------------------------------------------
 
-documents = st.lists(
-    st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=14), min_size=1, max_size=8
-)
+documents = st.lists(st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=14), min_size=1, max_size=8)
 
 
 def stream_of(texts: list[list[int]]) -> list[int]:
@@ -110,10 +108,7 @@ def test_a_window_that_begins_with_a_document_and_one_that_begins_inside() -> No
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    texts=st.lists(st.lists(st.integers(2, VOCABULARY - 1), max_size=9), min_size=1),
-    window=st.integers(1, 12),
-)
+@given(texts=st.lists(st.lists(st.integers(2, VOCABULARY - 1), max_size=9), min_size=1), window=st.integers(1, 12))
 def test_a_start_token_of_its_own_is_given_and_never_asked_for(texts: list[list[int]], window: int) -> None:
     """Behind an end token stands a start token in any case; it opens the next document, and no target is lost."""
     start = 1
@@ -122,9 +117,7 @@ def test_a_start_token_of_its_own_is_given_and_never_asked_for(texts: list[list[
         return
     records = Windows(np.array(stream, dtype=np.uint16), window, END)
     indices = np.arange(len(records))
-    task = CausalLM(nn.Identity(), start, END).hide(
-        Batch(records.read(indices), 0, np.zeros_like(indices), indices)
-    )
+    task = CausalLM(nn.Identity(), start, END).hide(Batch(records.read(indices), 0, np.zeros_like(indices), indices))
     asked = task["targets"] != IGNORE
     assert task["targets"][asked].tolist() == [token for text in texts for token in [*text, END]]
     assert int(task.counts["cross_entropy"]) == asked.sum() == sum(len(text) + 1 for text in texts)
@@ -197,9 +190,7 @@ def example() -> Task:
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize("tied", [True, False])
-def test_score_and_gradients_equal_the_plain_loss(
-    tied: bool, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_score_and_gradients_equal_the_plain_loss(tied: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", rows * VOCABULARY)
     task = example()
     ours, theirs = make_objective(tied), make_objective(tied)
@@ -219,9 +210,7 @@ def test_losses_per_token_equal_the_plain_loss(rows: int, monkeypatch: pytest.Mo
     task = example()
     found = OBJECTIVE.losses(task)
     assert (found[task["targets"] == IGNORE] == 0).all()
-    torch.testing.assert_close(
-        found.double(), plain_losses(OBJECTIVE.model, task).detach(), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(found.double(), plain_losses(OBJECTIVE.model, task).detach(), rtol=1e-5, atol=1e-5)
 
 
 class OwnNetwork(nn.Module):
@@ -252,10 +241,7 @@ def test_a_network_of_ones_own_starts_at_chance_and_its_head_is_no_matrix_for_mu
 
 def test_a_run_is_started_from_another(tmp_path: Path) -> None:
     """Weights, shape and tokenizer are kept; a step that changes nothing leaves the same model."""
-    text = [
-        "the cat sat on the mat and the dog lay by the door of the old house. " * 40,
-        "a bird sings. " * 60,
-    ]
+    text = ["the cat sat on the mat and the dog lay by the door of the old house. " * 40, "a bird sings. " * 60]
     shape = {"layers": 1, "width": 16, "heads": 2, "mlp": 32}
     first = selfsup.train("causal-lm", data=text, out=tmp_path / "first", steps=3, model=shape)
     still = {"optim.lr": 1e-30, "optim.adamw_lr": 1e-30, "optim.weight_decay": 0.0}
@@ -268,14 +254,10 @@ def test_a_run_is_started_from_another(tmp_path: Path) -> None:
         torch.testing.assert_close(before[name], after[name])
     assert second.settings()["model.width"] == 16
     with pytest.raises(UserError, match="width 16"):
-        selfsup.train(
-            "causal-lm", data=text, out=tmp_path / "third", init=str(first.directory), model={"width": 32}
-        )
+        selfsup.train("causal-lm", data=text, out=tmp_path / "third", init=str(first.directory), model={"width": 32})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("model.dropout", 0.1), ("model.whiten", True), ("simcse.temperature", 1)]
-)
+@pytest.mark.parametrize(("key", "value"), [("model.dropout", 0.1), ("model.whiten", True), ("simcse.temperature", 1)])
 def test_settings_of_others_are_refused(key: str, value: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=key):
         selfsup.train("causal-lm", data=["a text " * 400], out=tmp_path / "run", steps=1, **{key: value})

@@ -99,17 +99,13 @@ def plain_info_nce(queries: Tensor, keys: Tensor, kinds: Sequence[Sequence[int]]
     """One query and one key after the other; keys that share any identity with the query are left out."""
     total = torch.zeros((), dtype=queries.dtype)
     for i in range(len(queries)):
-        kept = [
-            j for j in range(len(keys)) if j == i or not set(enumerate(kinds[i])) & set(enumerate(kinds[j]))
-        ]
+        kept = [j for j in range(len(keys)) if j == i or not set(enumerate(kinds[i])) & set(enumerate(kinds[j]))]
         terms = torch.stack([scale * (queries[i] @ keys[j]) for j in kept])
         total = total - terms[kept.index(i)] + terms.logsumexp(0)
     return total
 
 
-def plain_sigmoid(
-    queries: Tensor, keys: Tensor, kinds: Sequence[Sequence[int]], scale: float, bias: float
-) -> Tensor:
+def plain_sigmoid(queries: Tensor, keys: Tensor, kinds: Sequence[Sequence[int]], scale: float, bias: float) -> Tensor:
     """One pair after the other."""
     total = torch.zeros((), dtype=queries.dtype)
     for i in range(len(queries)):
@@ -127,9 +123,7 @@ KINDS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, ma
 
 @settings(deadline=None, max_examples=50)
 @given(kinds=KINDS, seed=st.integers(0, 2**30), scale=st.floats(0.5, 20.0), bias=st.floats(-10.0, 1.0))
-def test_losses_against_plain_loops(
-    kinds: list[tuple[int, int]], seed: int, scale: float, bias: float
-) -> None:
+def test_losses_against_plain_loops(kinds: list[tuple[int, int]], seed: int, scale: float, bias: float) -> None:
     queries, keys = normalised(len(kinds), seed)
     identities = torch.tensor(kinds)
     both = (
@@ -367,9 +361,7 @@ def test_simclr_on_top_is_simclr_alone() -> None:
     both, batch = objective(simclr=0.5), batch_of(range(RECORDS))
     assert both.simclr is not None
     figures = gradients(both, [batch], ALONE)
-    together = {
-        name: p.grad.clone() for name, p in both.image.network.named_parameters() if p.grad is not None
-    }
+    together = {name: p.grad.clone() for name, p in both.image.network.named_parameters() if p.grad is not None}
     both.zero_grad()
     alone = gradients(both.simclr, [batch], ALONE)
     assert float(figures["nt_xent"]) == pytest.approx(float(alone["nt_xent"]))
@@ -379,9 +371,7 @@ def test_simclr_on_top_is_simclr_alone() -> None:
     named = dict(plain.image.network.named_parameters())
     for name, gradient in together.items():
         assert_alike(gradient.flatten(), (named[name].grad + 0.5 * of_simclr[name]).flatten())
-    assert float(figures["loss"]) == pytest.approx(
-        float(figures["softmax"]) + 0.5 * float(figures["nt_xent"])
-    )
+    assert float(figures["loss"]) == pytest.approx(float(figures["softmax"]) + 0.5 * float(figures["nt_xent"]))
 
 
 def test_its_weights_are_a_function_of_the_seed() -> None:

@@ -49,9 +49,7 @@ def towers(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "image": selfsup.train(
             "dino", data=str(captioned), out=place / "dino", reporter=quiet, **{**TINY_VISION, "steps": 3}
         ),
-        "text": selfsup.train(
-            "masked-lm", data=texts, out=place / "masked", reporter=quiet, **{**TINY, "steps": 3}
-        ),
+        "text": selfsup.train("masked-lm", data=texts, out=place / "masked", reporter=quiet, **{**TINY, "steps": 3}),
     }
 
 
@@ -68,10 +66,7 @@ def settled(captioned: Path, **more: Any) -> CLIPRecipe:
 def test_a_run_leaves_two_towers_in_one_space(train_pairs: TrainPairs, tmp_path: Path) -> None:
     run = train_pairs(tmp_path / "run", **{"evaluate.every": 2, "evaluate.protocols": "retrieval,rankme"})
     summary, lines = run.summary, run.metrics()
-    records, batch = (
-        summary["validation_records"],
-        8,
-    )  # the last batch is smaller, and so is what chance costs in it
+    records, batch = (summary["validation_records"], 8)  # the last batch is smaller, and so is what chance costs in it
     rest = records % batch
     expected = ((records - rest) * math.log(batch) + (rest * math.log(rest) if rest else 0.0)) / records
     assert summary["chance"] == pytest.approx(expected)
@@ -152,9 +147,7 @@ def test_a_frozen_tower_leaves_as_it_came(
     assert min(trained) > 0
 
 
-def test_a_clip_run_goes_on_with_its_projections(
-    train_pairs: TrainPairs, captioned: Path, tmp_path: Path
-) -> None:
+def test_a_clip_run_goes_on_with_its_projections(train_pairs: TrainPairs, captioned: Path, tmp_path: Path) -> None:
     first = train_pairs(tmp_path / "first")
     places = {"model.init": str(first.directory), "text.init": str(first.directory)}
     recipe = settled(captioned, model={}, text={}, **places, **{"data.vocabulary": None})
@@ -186,9 +179,7 @@ def test_hidden_tokens_are_shown_as_unknown_or_as_an_earlier_tower_knows_them(
     assert started.hiding(0.2).shown == started.tokenizer.mask
 
 
-def test_a_tower_sees_images_at_the_size_that_it_was_trained_at(
-    towers: dict[str, Run], tmp_path: Path
-) -> None:
+def test_a_tower_sees_images_at_the_size_that_it_was_trained_at(towers: dict[str, Run], tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     pairs = [(random.integers(0, 256, (60, 60, 3), dtype=np.uint8), f"thing {n}") for n in range(24)]
     given = {name: value for name, value in TINY_PAIRS.items() if name not in ("model", "data.size")}
@@ -211,11 +202,7 @@ def test_protocols_read_the_captions_that_are_trained_on(tmp_path: Path) -> None
     """Of another source, too: its first usual column holds something else."""
     random = np.random.default_rng(0)
     rows = [
-        {
-            "image": png(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)),
-            "caption": "",
-            "fr": f"chose {n}",
-        }
+        {"image": png(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)), "caption": "", "fr": f"chose {n}"}
         for n in range(24)
     ]
     for name in ("train", "held"):
@@ -294,17 +281,13 @@ def test_a_clip_run_is_no_image_tower_alone(train_pairs: TrainPairs, tmp_path: P
         train_pairs(tmp_path / "second", model={}, **{"model.init": str(first.directory)})
 
 
-def test_simclr_needs_a_tower_that_learns(
-    towers: dict[str, Run], train_pairs: TrainPairs, tmp_path: Path
-) -> None:
+def test_simclr_needs_a_tower_that_learns(towers: dict[str, Run], train_pairs: TrainPairs, tmp_path: Path) -> None:
     more = {"model": {}, "model.init": str(towers["image"].directory), "clip.simclr": 0.5}
     with pytest.raises(UserError, match="leave one out"):
         train_pairs(tmp_path / "run", **more, **{"clip.freeze": "image"})
 
 
-def test_images_without_captions_are_no_pairs(
-    drawings: Path, train_pairs: TrainPairs, tmp_path: Path
-) -> None:
+def test_images_without_captions_are_no_pairs(drawings: Path, train_pairs: TrainPairs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="caption"):
         train_pairs(tmp_path / "run", data=str(drawings))
 

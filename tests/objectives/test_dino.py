@@ -204,9 +204,7 @@ def test_the_student_does_not_see_hidden_patches() -> None:
     task = hidden(made)
     covered = task["hidden"].view(8, 2, 3, 3).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     noise = torch.randn(task["globals"].shape, generator=generator(0, "noise")).double()
-    changed = Task(
-        task.tensors | {"globals": torch.where(covered[:, :, None], noise, task["globals"])}, task.counts
-    )
+    changed = Task(task.tensors | {"globals": torch.where(covered[:, :, None], noise, task["globals"])}, task.counts)
     before, after = made.predict(task), made.predict(changed)
     for name in ("globals", "patches", "features"):
         near(after[name], before[name], 1e-12)
@@ -229,9 +227,7 @@ def test_only_hidden_patches_pass_the_head() -> None:
 
 def test_half_of_the_global_crops_are_masked() -> None:
     made = dino(crops=replace(CROPS, first=dino_global(40), second=dino_second(40), count=0))
-    shares = torch.cat(
-        [made.hide(batch_of(range(24), seed))["hidden"].double().mean(2) for seed in range(10)]
-    )
+    shares = torch.cat([made.hide(batch_of(range(24), seed))["hidden"].double().mean(2) for seed in range(10)])
     masked = shares[shares > 0]
     assert 0.4 < len(masked) / shares.numel() < 0.6
     assert 0.09 < float(masked.min()) < 0.15
@@ -297,11 +293,7 @@ def test_the_teacher_follows() -> None:
 
 
 @settings(max_examples=100)
-@given(
-    steps=st.integers(1, 10**6),
-    memory=st.floats(0.001, 1.0),
-    place=st.floats(0, 1),
-)
+@given(steps=st.integers(1, 10**6), memory=st.floats(0.001, 1.0), place=st.floats(0, 1))
 def test_the_momentum_rises_to_one(steps: int, memory: float, place: float) -> None:
     teaching = replace(TEACHING, memory=memory)
     step = int(place * (steps - 1))
@@ -487,9 +479,7 @@ def test_the_plan_says_it_all() -> None:
 
 def test_flops_count_the_head() -> None:
     """Twice the prototypes cost 6 operations more for each of the student's vectors, 2 for each of the teacher's."""
-    one, two = (
-        settled(pictures(40), **{"model.preset": "vit-atto", "dino.prototypes": k}) for k in (256, 512)
-    )
+    one, two = (settled(pictures(40), **{"model.preset": "vit-atto", "dino.prototypes": k}) for k in (256, 512))
     masked = 2 * 0.5 * 0.3 * 64
     expected = 256 * 64 * (6 * (2 + 6 + masked) + 2 * (2 + masked))
     assert two.flops_per_record() - one.flops_per_record() == pytest.approx(expected)
@@ -501,9 +491,7 @@ def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(UserError, match="Sequential cannot hide patches, which only vision transformers"):
         settled(pictures(40), pooled_convolution(), **{"dino.ibot": 1})
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
-    with pytest.raises(
-        UserError, match=r"takes no images of 14 × 14 pixels.*dino\.local_size=32 or dino\.local_c"
-    ):
+    with pytest.raises(UserError, match=r"takes no images of 14 × 14 pixels.*dino\.local_size=32 or dino\.local_c"):
         settled(pictures(40), flat)
     assert settled(pictures(40), flat, **{"dino.local_size": 32}).settings["dino.ibot"] == 0
 

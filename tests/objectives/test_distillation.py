@@ -45,9 +45,7 @@ def plain_sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int) ->
     rows=st.integers(1, 9),
     prototypes=st.integers(1, 9),
     seed=st.integers(0, 2**30),
-    temperature=st.floats(
-        0.2, 1.0
-    ),  # below, a prototype may be less likely than what a column's sum is kept above
+    temperature=st.floats(0.2, 1.0),  # below, a prototype may be less likely than what a column's sum is kept above
     iterations=st.integers(1, 5),
 )
 def test_sinkhorn_knopp_against_a_plain_loop(
@@ -60,10 +58,7 @@ def test_sinkhorn_knopp_against_a_plain_loop(
 
 @settings(deadline=None, max_examples=50)
 @given(
-    rows=st.integers(1, 40),
-    prototypes=st.integers(1, 40),
-    seed=st.integers(0, 2**30),
-    temperature=st.floats(0.2, 2.0),
+    rows=st.integers(1, 40), prototypes=st.integers(1, 40), seed=st.integers(0, 2**30), temperature=st.floats(0.2, 2.0)
 )
 def test_marginals_of_sinkhorn_knopp(rows: int, prototypes: int, seed: int, temperature: float) -> None:
     """Rows are distributions; with enough iterations each prototype gets its even share of them."""
@@ -124,9 +119,7 @@ def test_centring_against_a_plain_loop() -> None:
 # -- cross-entropy -------------------------------------------------------------------------------------------
 
 
-def plain_soft_cross_entropy(
-    vectors: Tensor, prototypes: Tensor, targets: Tensor, temperature: float
-) -> Tensor:
+def plain_soft_cross_entropy(vectors: Tensor, prototypes: Tensor, targets: Tensor, temperature: float) -> Tensor:
     total = torch.zeros((), dtype=vectors.dtype)
     for views, target in zip(vectors, targets, strict=True):
         for view in views:
@@ -170,9 +163,7 @@ def test_soft_cross_entropy_in_bf16_keeps_its_statistics_wide() -> None:
     wide = [vectors[:, None].requires_grad_(), prototypes.requires_grad_()]
     expected = soft_cross_entropy(*wide, targets.double(), 0.1)
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=2e-3)
-    for one, other in zip(
-        torch.autograd.grad(found, inputs), torch.autograd.grad(expected, wide), strict=True
-    ):
+    for one, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, wide), strict=True):
         assert float((one - other).norm()) < 0.02 * float(other.norm())
 
 
@@ -199,9 +190,7 @@ def test_equal_logits_cost_chance() -> None:
 def plain_koleo(features: Tensor) -> Tensor:
     total = torch.zeros((), dtype=features.dtype)
     for i, one in enumerate(features):
-        distances = [
-            (one / one.norm() - other / other.norm()).norm() for j, other in enumerate(features) if j != i
-        ]
+        distances = [(one / one.norm() - other / other.norm()).norm() for j, other in enumerate(features) if j != i]
         total = total - torch.log(torch.stack(distances).min())
     return total
 

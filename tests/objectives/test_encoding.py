@@ -120,9 +120,7 @@ def test_from_simcse_back_to_masked_lm_there_is_a_fresh_head(emb: Run, corpus: P
 
 
 @pytest.mark.parametrize("objective", ["masked-lm", "simcse"])
-def test_the_tokenizer_and_the_shape_are_kept(
-    objective: str, bert: Run, corpus: Path, tmp_path: Path
-) -> None:
+def test_the_tokenizer_and_the_shape_are_kept(objective: str, bert: Run, corpus: Path, tmp_path: Path) -> None:
     run = go_on(objective, bert.model_directory, tmp_path / "run", corpus, steps=2)
     old, new = (load_tokenizer(one.model_directory, "encoder") for one in (bert, run))
     assert old.fingerprint == new.fingerprint
@@ -139,16 +137,12 @@ def test_a_window_that_grew_is_the_models(bert: Run, corpus: Path, tmp_path: Pat
     """And one that was longer before stays: nobody has to encode shorter texts than the model was trained on."""
     longer = go_on("simcse", bert.directory, tmp_path / "longer", corpus, **{"data.window": 40, "steps": 2})
     assert read_encoder(longer.model_directory).config.window == 40
-    shorter = go_on(
-        "masked-lm", longer.directory, tmp_path / "shorter", corpus, **{"data.window": 8, "steps": 2}
-    )
+    shorter = go_on("masked-lm", longer.directory, tmp_path / "shorter", corpus, **{"data.window": 8, "steps": 2})
     assert read_encoder(shorter.model_directory).config.window == 40
 
 
 @pytest.mark.parametrize("objective", ["masked-lm", "simcse"])
-def test_a_modernbert_that_transformers_made(
-    objective: str, stock: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_a_modernbert_that_transformers_made(objective: str, stock: Path, corpus: Path, tmp_path: Path) -> None:
     run = go_on(objective, stock, tmp_path / "run", corpus, **STILL)
     before, after = weights(stock), weights(run.model_directory)
     if objective == "masked-lm":
@@ -160,9 +154,7 @@ def test_a_modernbert_that_transformers_made(
         lost = "bias, head.dense.weight, head.norm.weight"
         assert facts_of(run)["start"] == f"encoder and tokenizer of {stock}; not kept: {lost}"
     assert all(tensor.equal(before[name]) for name, tensor in after.items())
-    assert run.settings()["model.dropout"] == (
-        0.0 if objective == "masked-lm" else 0.1
-    )  # the recipe's, not theirs
+    assert run.settings()["model.dropout"] == (0.0 if objective == "masked-lm" else 0.1)  # the recipe's, not theirs
     assert run.summary["max_difference"] < 1e-4
 
 
@@ -229,9 +221,7 @@ def test_what_agrees_is_no_conflict(bert: Run, corpus: Path) -> None:
     assert "start" in plan("simcse", bert.directory, corpus, **same).facts
 
 
-def test_what_cannot_be_started_from_is_refused(
-    bert: Run, finished: Run, corpus: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_started_from_is_refused(bert: Run, finished: Run, corpus: Path, tmp_path: Path) -> None:
     for place, message in (
         (tmp_path / "nowhere", "There is no .*nowhere; give the directory"),
         (tmp_path, "neither a run nor a model directory"),
@@ -245,18 +235,14 @@ def test_what_cannot_be_started_from_is_refused(
 
 @pytest.mark.parametrize("name", ["head.dense.weight", "decoder.weight", "model.final_norm.weight"])
 @pytest.mark.parametrize("absent", [False, True])
-def test_weights_that_do_not_fit_are_refused(
-    name: str, absent: bool, bert: Run, corpus: Path, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_refused(name: str, absent: bool, bert: Run, corpus: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bert.model_directory, tmp_path / "copy"))
     broken = weights(copy)
     broken[name] = broken[name][:-1].clone()
     if absent:
         del broken[name]
     save_file(broken, copy / "model.safetensors")
-    with pytest.raises(
-        UserError, match=f"does not fit its config.json: {name.removeprefix('model.')}|{name}"
-    ):
+    with pytest.raises(UserError, match=f"does not fit its config.json: {name.removeprefix('model.')}|{name}"):
         plan("masked-lm", copy, corpus)
 
 

@@ -62,9 +62,7 @@ def test_equals_the_plain_loss_for_any_sizes_and_chunks(
 def test_chunk_borders(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = example(50, 4, 8, torch.double)
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", rows * 8)
-    for ours, theirs in zip(
-        with_gradients(linear_cross_entropy, *inputs), with_gradients(plain, *inputs), strict=True
-    ):
+    for ours, theirs in zip(with_gradients(linear_cross_entropy, *inputs), with_gradients(plain, *inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -76,9 +74,7 @@ def test_logits_far_apart_cost_what_they_should() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_lower_precisions_stay_near_fp64(
-    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lower_precisions_stay_near_fp64(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured against the exact loss of the rounded inputs, relative to the largest entry."""
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 64 * 20)
     hidden, weight, targets = example(200, 16, 64, dtype)

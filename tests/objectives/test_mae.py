@@ -40,9 +40,7 @@ PATCHES = (SIZE // PATCH) ** 2
 
 def images(count: int, seed: int = 0, side: int = 20) -> Tensor:
     """Noise; the last image is all of one colour."""
-    made = torch.randint(
-        0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator(seed, "images")
-    )
+    made = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator(seed, "images"))
     made[-1] = 77
     return made
 
@@ -109,9 +107,7 @@ def test_against_a_plain_loop() -> None:
     made, batch = objective(), batch_of(images(3))
     task = made.hide(batch)
     outputs = made.predict(task)
-    pixels = render(
-        batch.data["pixels"], batch.data["sizes"], made.view, batch.seed, batch.epochs, batch.records, 0
-    )
+    pixels = render(batch.data["pixels"], batch.data["sizes"], made.view, batch.seed, batch.epochs, batch.records, 0)
     expected = plain_loss(pixels, task["hidden"].tolist(), outputs["values"])
     assert cost(made, task, outputs["values"]) == pytest.approx(expected, rel=1e-5)
 
@@ -194,9 +190,7 @@ def run(trained: Trained) -> Run:
 
 def recipe(drawings: Path, **given: Any) -> MAERecipe:
     """Settled."""
-    made = MAERecipe(
-        MAERecipe.resolve(("test", {**TINY_VISION, "objective": "mae", "data": str(drawings), **given}))
-    )
+    made = MAERecipe(MAERecipe.resolve(("test", {**TINY_VISION, "objective": "mae", "data": str(drawings), **given})))
     made.open(lambda done, total: None)
     made.settle(Effort(steps=12))
     return made
@@ -218,9 +212,7 @@ def test_what_is_saved_predicts_what_was_trained(run: Run, drawings: Path) -> No
     recipe = MAERecipe(run.settings())
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=12))
-    made = MAE(
-        read_vision(run.model_directory).model(), read_decoder(run.model_directory), mae_view(16)
-    ).eval()
+    made = MAE(read_vision(run.model_directory).model(), read_decoder(run.model_directory), mae_view(16)).eval()
     batches = in_order(recipe.validation, run.settings()["evaluate.final_records"], EVALUATION_SEED, 4)
     assert evaluate(made, batches, ALONE)["loss"] == pytest.approx(run.summary["loss"], rel=1e-4)
 

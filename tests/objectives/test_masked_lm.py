@@ -42,12 +42,8 @@ def text(count: int, seed: int = 0) -> str:
     return " ".join(random.choice(SENTENCE.split(), count))
 
 
-TOKENIZER = train_tokenizer(
-    "bpe", [text(3000)], 290, family="encoder"
-)  # too few for words to be one token each
-PAD, START, END, MASK = (
-    int(id_ or 0) for id_ in (TOKENIZER.pad, TOKENIZER.start, TOKENIZER.end, TOKENIZER.mask)
-)
+TOKENIZER = train_tokenizer("bpe", [text(3000)], 290, family="encoder")  # too few for words to be one token each
+PAD, START, END, MASK = (int(id_ or 0) for id_ in (TOKENIZER.pad, TOKENIZER.start, TOKENIZER.end, TOKENIZER.mask))
 ORDINARY = sorted(set(range(TOKENIZER.vocabulary)) - TOKENIZER.special)
 
 
@@ -213,9 +209,7 @@ def test_masks_of_other_places_are_others() -> None:
 
     def mask(seed: int, epoch: int, first: int) -> Tensor:
         places = np.arange(first, first + 2000)
-        return hidden_of(
-            OBJECTIVES["token"].hide(Batch({"tokens": rows}, seed, np.full(2000, epoch), places))
-        )
+        return hidden_of(OBJECTIVES["token"].hide(Batch({"tokens": rows}, seed, np.full(2000, epoch), places)))
 
     here = mask(3, 0, 0)
     for other in (mask(3, 1, 0), mask(4, 0, 0), mask(3, 0, 1)):
@@ -441,9 +435,7 @@ def test_a_record_that_hides_nothing_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "wordpiece", "bpe", "characters"])
-def test_a_sample_is_the_text_with_its_hidden_tokens_in_brackets(
-    train: Train, tmp_path: Path, tokenizer: str
-) -> None:
+def test_a_sample_is_the_text_with_its_hidden_tokens_in_brackets(train: Train, tmp_path: Path, tokenizer: str) -> None:
     """Spaces stand where the tokenizer puts them; pieces within words show where they go on."""
     given = {"data.window": 32, "data.tokenizer": tokenizer, "steps": 1}
     run = train(tmp_path / "run", objective="masked-lm", **given)
@@ -453,9 +445,7 @@ def test_a_sample_is_the_text_with_its_hidden_tokens_in_brackets(
     recipe.cut()
     assert recipe.validation is not None
     tokens = recipe.validation.read(np.array([0]))["tokens"][0].tolist()[:SAMPLE_TOKENS]
-    told = re.sub(
-        r"( ?)\[(.*?) → .*?\]", lambda found: found[1] + found[2], sample.strip("\n"), flags=re.DOTALL
-    )
+    told = re.sub(r"( ?)\[(.*?) → .*?\]", lambda found: found[1] + found[2], sample.strip("\n"), flags=re.DOTALL)
     assert told.replace(" ##", "").replace("##", "") == recipe.corpus.tokenizer.decode(tokens)
 
 

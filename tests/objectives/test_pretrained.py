@@ -77,9 +77,7 @@ def test_what_is_left_opens_in_stock_transformers(
 
 
 @pytest.mark.parametrize("objective", MAKE)
-def test_the_tokenizer_is_the_same(
-    objective: str, runs: dict[str, selfsup.Run], directories: dict[str, Path]
-) -> None:
+def test_the_tokenizer_is_the_same(objective: str, runs: dict[str, selfsup.Run], directories: dict[str, Path]) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directories[objective])
     ours = transformers.AutoTokenizer.from_pretrained(runs[objective].model_directory)
     assert ours(TEXTS)["input_ids"] == theirs(TEXTS)["input_ids"]
@@ -103,10 +101,7 @@ def test_simcse_leaves_the_pooler_as_it_is(go: Train, tmp_path: Path) -> None:
     """It makes no part of the vectors, so that not even the decay of weights may touch it."""
     place = foreign.bert(tmp_path / "bert", "BertModel")
     before, after = weights(place), weights(go(tmp_path / "run", "simcse", place).model_directory)
-    assert {name for name in before if before[name].equal(after[name])} == {
-        "pooler.dense.weight",
-        "pooler.dense.bias",
-    }
+    assert {name for name in before if before[name].equal(after[name])} == {"pooler.dense.weight", "pooler.dense.bias"}
 
 
 def test_it_learns(go: Train, tmp_path: Path) -> None:
@@ -162,18 +157,14 @@ def test_the_plan_says_what_is_new_and_what_is_left_out(
     assert "one document in each" in facts.environment()["plan"]["facts"]["rows"]
 
 
-def test_it_is_trained_on_by_adamw_at_a_small_rate(
-    go: Train, directories: dict[str, Path], tmp_path: Path
-) -> None:
+def test_it_is_trained_on_by_adamw_at_a_small_rate(go: Train, directories: dict[str, Path], tmp_path: Path) -> None:
     place = directories["causal-lm"]
     _, settings = selfsup.plan("causal-lm", data=["the cat sat . " * 400], model=f"hf:{place}", steps=10)
     assert settings["optim.matrices"] == "adamw"
     assert settings["optim.lr"] == settings["optim.adamw_lr"] == 5e-5
     assert settings["data.window"] <= 64
     chosen = {"optim.matrices": "muon", "optim.lr": 0.01}
-    _, settings = selfsup.plan(
-        "causal-lm", data=["the cat sat . " * 400], model=f"hf:{place}", steps=10, **chosen
-    )
+    _, settings = selfsup.plan("causal-lm", data=["the cat sat . " * 400], model=f"hf:{place}", steps=10, **chosen)
     assert settings["optim.matrices"] == "muon"
     assert settings["optim.lr"] == 0.01
 
@@ -257,9 +248,7 @@ def test_settings_that_the_network_decides(
     assert not (tmp_path / "run").exists()
 
 
-def test_networks_that_do_not_fit_the_objective(
-    directories: dict[str, Path], go: Train, tmp_path: Path
-) -> None:
+def test_networks_that_do_not_fit_the_objective(directories: dict[str, Path], go: Train, tmp_path: Path) -> None:
     cases = {
         ("masked-lm", "causal-lm"): "transformers has no AutoModelForMaskedLM",
         ("causal-lm", "masked-lm"): "sees what comes after",

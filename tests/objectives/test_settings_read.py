@@ -60,13 +60,7 @@ class Unregistered(VICRegRecipe):
 
 def test_a_recipe_from_python_has_settings(tmp_path: Path) -> None:
     """By its own section, refused where they are none of it, kept with the run and read from it again."""
-    given: dict[str, Any] = {
-        "data": "sample:emoji",
-        "steps": 2,
-        "data.size": 16,
-        "model": "vit-atto",
-        "batch": 8,
-    }
+    given: dict[str, Any] = {"data": "sample:emoji", "steps": 2, "data.size": 16, "model": "vit-atto", "batch": 8}
     own = {"variance": 12.0, "expander": 16}
     run = selfsup.train(Unregistered, out=tmp_path / "run", vicreg=own, **given)
     assert run.settings(Unregistered)["vicreg.variance"] == 12.0

@@ -78,10 +78,7 @@ def plain_nt_xent(first: Tensor, second: Tensor, identities: Sequence[int], temp
 )
 def test_nt_xent_against_a_plain_loop(identities: list[int], seed: int, temperature: float) -> None:
     random = torch.Generator().manual_seed(seed)
-    raw = [
-        torch.randn(len(identities), 5, generator=random, dtype=torch.double, requires_grad=True)
-        for _ in "ab"
-    ]
+    raw = [torch.randn(len(identities), 5, generator=random, dtype=torch.double, requires_grad=True) for _ in "ab"]
     first, second = (torch.nn.functional.normalize(x, dim=-1) for x in raw)
     found = nt_xent(first, second, torch.tensor(identities), 1 / temperature, ALONE)
     expected = plain_nt_xent(raw[0], raw[1], identities, temperature)

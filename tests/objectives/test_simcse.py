@@ -54,9 +54,7 @@ def objective(
     deletion: float = 0.0,
 ) -> SimCSE:
     """With weights that all matter: a fresh encoder says little."""
-    config = EncoderConfig(
-        TOKENIZER.vocabulary, layers, WIDTH, 2, 24, WINDOW, True, local_window=8, dropout=dropout
-    )
+    config = EncoderConfig(TOKENIZER.vocabulary, layers, WIDTH, 2, 24, WINDOW, True, local_window=8, dropout=dropout)
     made = SimCSE(TextEncoder(config), SentenceHead(WIDTH), pooling, 0.05, deletion)
     with torch.no_grad():
         for number, parameter in enumerate(made.parameters()):
@@ -97,10 +95,7 @@ def plain_info_nce(first: Tensor, second: Tensor, identities: Sequence[int], tem
 )
 def test_info_nce_against_a_plain_loop(identities: list[int], seed: int, temperature: float) -> None:
     random = torch.Generator().manual_seed(seed)
-    raw = [
-        torch.randn(len(identities), 5, generator=random, dtype=torch.double, requires_grad=True)
-        for _ in "ab"
-    ]
+    raw = [torch.randn(len(identities), 5, generator=random, dtype=torch.double, requires_grad=True) for _ in "ab"]
     first, second = (torch.nn.functional.normalize(x, dim=-1) for x in raw)
     found = info_nce(first, second, torch.tensor(identities), 1 / temperature, ALONE)
     expected = plain_info_nce(raw[0], raw[1], identities, temperature)
@@ -121,9 +116,7 @@ def test_equal_sentences_are_no_negatives() -> None:
     plain_info_nce(queries, expected, [7, 7, 1, 2], 0.5).backward()
     assert expected.grad is not None
     assert expected.grad.abs().max() > 0.1
-    torch.testing.assert_close(
-        found.grad, expected.grad, rtol=1e-4, atol=1e-5
-    )  # the loss is computed in fp32
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)  # the loss is computed in fp32
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -180,18 +173,14 @@ def test_dropout_runs_in_evaluation_too() -> None:
     deletion=st.floats(0, 0.95),
     seed=st.integers(0, 2**30),
 )
-def test_views_are_without_the_tokens_that_are_deleted(
-    indices: list[int], deletion: float, seed: int
-) -> None:
+def test_views_are_without_the_tokens_that_are_deleted(indices: list[int], deletion: float, seed: int) -> None:
     """Each of what is kept, in its order, between the start and the end, and of a sentence something is always left."""
     batch = batch_of(indices)
     batch = Batch(batch.data, seed, batch.epochs, batch.records)
     task = objective(deletion=deletion).hide(batch)
     for view in VIEWS:
         kept = kept_tokens(batch, deletion, view)
-        for t, (tokens, length) in enumerate(
-            zip(batch.data["tokens"], batch.data["lengths"].tolist(), strict=True)
-        ):
+        for t, (tokens, length) in enumerate(zip(batch.data["tokens"], batch.data["lengths"].tolist(), strict=True)):
             left = [place for place in range(length) if kept[t, place]]
             assert left[0] == 0
             assert left[-1] == length - 1
@@ -365,12 +354,7 @@ def test_a_run_from_before_there_was_deletion_goes_on_without(train: Train, tmp_
 
 def test_the_plan_counts_what_loses_its_end(corpus: Path) -> None:
     made, settings = selfsup.plan(
-        "simcse",
-        data=corpus,
-        tokenizer="characters",
-        model={"preset": "0.1m"},
-        steps=3,
-        **{"data.window": 20},
+        "simcse", data=corpus, tokenizer="characters", model={"preset": "0.1m"}, steps=3, **{"data.window": 20}
     )
     assert "longer than 20 lose their end" in made.facts["windows"]
     records = int(made.facts["windows"].split(" ")[0].replace(",", ""))

@@ -129,9 +129,7 @@ def test_a_directory_is_no_name_of_timms(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     known = SimpleNamespace(is_model=lambda name: False, list_models=lambda: ["resnet18"])
     monkeypatch.setitem(sys.modules, "timm", known)
-    with pytest.raises(
-        UserError, match=f"to start from a directory of a vision transformer, give --init {tmp_path}"
-    ):
+    with pytest.raises(UserError, match=f"to start from a directory of a vision transformer, give --init {tmp_path}"):
         open_timm(f"timm:{tmp_path}", 32)
     with pytest.raises(UserError, match="did you mean timm:resnet18"):
         open_timm("timm:resnet19", 32)

@@ -19,11 +19,7 @@ def images(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    sigmas=st.lists(st.floats(0.1, 3), min_size=1, max_size=3),
-    size=st.integers(2, 130),
-    seed=st.integers(0, 99),
-)
+@given(sigmas=st.lists(st.floats(0.1, 3), min_size=1, max_size=3), size=st.integers(2, 130), seed=st.integers(0, 99))
 def test_a_blur_is_a_convolution_with_reflected_borders(sigmas: list[float], size: int, seed: int) -> None:
     found = images(len(sigmas), size, seed)
     kernels = gaussian(torch.tensor(sigmas), size)

@@ -42,9 +42,7 @@ def plain(name: str, image: np.ndarray, amount: float) -> np.ndarray:
 
 
 def plainly(images: torch.Tensor, name: str, amounts: list[float]) -> np.ndarray:
-    changed = [
-        plain(name, image, amount) for image, amount in zip(images.double().numpy(), amounts, strict=True)
-    ]
+    changed = [plain(name, image, amount) for image, amount in zip(images.double().numpy(), amounts, strict=True)]
     return np.stack(changed)
 
 
@@ -98,9 +96,7 @@ def test_torchvision_agrees() -> None:
     torch.testing.assert_close(
         luminance(found).view(1, 1, 8, 8), functional.rgb_to_grayscale(theirs), atol=4e-4, rtol=0
     )
-    torch.testing.assert_close(
-        solarize(found).view(1, 3, 8, 8), functional.solarize(theirs, 0.5), atol=4e-4, rtol=0
-    )
+    torch.testing.assert_close(solarize(found).view(1, 3, 8, 8), functional.solarize(theirs, 0.5), atol=4e-4, rtol=0)
 
 
 @settings(deadline=None)

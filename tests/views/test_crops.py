@@ -46,9 +46,7 @@ def plain_box(
     scale=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)).map(sorted),
     seed=st.integers(0, 99),
 )
-def test_boxes_are_those_of_a_plain_implementation(
-    sizes: list[tuple[int, int]], scale: list[float], seed: int
-) -> None:
+def test_boxes_are_those_of_a_plain_implementation(sizes: list[tuple[int, int]], scale: list[float], seed: int) -> None:
     numbers, scale_ = draws(len(sizes), seed), (scale[0], scale[1])
     found = random_boxes(numbers, torch.tensor(sizes), scale_, RATIO)
     plain = [plain_box(row, *size, scale_, RATIO) for row, size in zip(numbers.tolist(), sizes, strict=True)]
@@ -68,12 +66,8 @@ def test_boxes_are_distributed_as_those_of_torchvision() -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     count, scale = 4000, (0.2, 0.9)
     image = Image.new("RGB", (90, 70))
-    theirs = np.array(
-        [transforms.RandomResizedCrop.get_params(image, scale, RATIO) for _ in range(count)], float
-    )
-    ours = (
-        random_boxes(draws(count), torch.tensor([[70, 90]]).expand(count, 2), scale, RATIO).double().numpy()
-    )
+    theirs = np.array([transforms.RandomResizedCrop.get_params(image, scale, RATIO) for _ in range(count)], float)
+    ours = random_boxes(draws(count), torch.tensor([[70, 90]]).expand(count, 2), scale, RATIO).double().numpy()
     for name, figure in {
         "top": lambda box: box[:, 0],
         "left": lambda box: box[:, 1],
@@ -89,9 +83,7 @@ def resized(pixels: np.ndarray, box: list[int], size: int) -> np.ndarray:
     part = pixels[:, top : top + height, left : left + width].astype(np.float32)
     return np.stack(
         [
-            np.asarray(
-                Image.fromarray(np.ascontiguousarray(c)).resize((size, size), Image.Resampling.BILINEAR)
-            )
+            np.asarray(Image.fromarray(np.ascontiguousarray(c)).resize((size, size), Image.Resampling.BILINEAR))
             for c in part
         ]
     )
@@ -131,12 +123,7 @@ def test_crops_of_bytes_are_those_of_pillow_to_a_level() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    height=st.integers(1, 150),
-    width=st.integers(1, 150),
-    size=st.integers(LARGE, 130),
-    seed=st.integers(0, 99),
-)
+@given(height=st.integers(1, 150), width=st.integers(1, 150), size=st.integers(LARGE, 130), seed=st.integers(0, 99))
 def test_large_crops_are_those_of_pillow_to_a_level(height: int, width: int, size: int, seed: int) -> None:
     """On a CPU they come from PyTorch's own resize, of any layout of the pixels."""
     pixels = torch.from_numpy(images(2, height, width, seed)).to(memory_format=torch.channels_last)
@@ -145,9 +132,7 @@ def test_large_crops_are_those_of_pillow_to_a_level(height: int, width: int, siz
     made = cropping(pixels, chosen, boxes, mirror, size)
     found = made(slice(0, 3))
     assert torch.equal(found[1:], made(slice(1, 3)))
-    for number, (source, (top, left, high, wide)) in enumerate(
-        zip(chosen.tolist(), boxes.tolist(), strict=True)
-    ):
+    for number, (source, (top, left, high, wide)) in enumerate(zip(chosen.tolist(), boxes.tolist(), strict=True)):
         whole = Image.fromarray(pixels[source].permute(1, 2, 0).numpy())
         part = whole.crop((left, top, left + wide, top + high))
         theirs = np.array(part.resize((size, size), Image.Resampling.BILINEAR), float).transpose(2, 0, 1)
@@ -171,6 +156,4 @@ def test_large_images_keep_their_precision() -> None:
     """Positions thousands of pixels from the corner are float32, too."""
     pixels = images(1, 4, 5000)
     box = [0, 4900, 4, 90]
-    np.testing.assert_allclose(
-        ours(pixels, torch.tensor([box]), 32)[0], resized(pixels[0], box, 32), atol=0.15
-    )
+    np.testing.assert_allclose(ours(pixels, torch.tensor([box]), 32)[0], resized(pixels[0], box, 32), atol=0.15)

@@ -60,8 +60,7 @@ def test_box_and_mirror_give_the_view_by_pillow(seed: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "field"),
-    [("jitter", "jittered"), ("grey", "grey"), ("blur", "sigma"), ("solarize", "solarized")],
+    ("operation", "field"), [("jitter", "jittered"), ("grey", "grey"), ("blur", "sigma"), ("solarize", "solarized")]
 )
 def test_an_operation_changes_those_it_is_said_of(operation: str, field: str) -> None:
     none = replace(CHANGES, jitter=0.0, grey=0.0, blur=0.0, solarize=0.0)

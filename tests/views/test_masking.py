@@ -23,9 +23,7 @@ def columns(place: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(seed=st.integers(0, 99), place=places, patches=st.integers(2, 200), hidden=st.floats(0, 1))
-def test_random_patches_have_exact_counts(
-    seed: int, place: list[tuple[int, int]], patches: int, hidden: float
-) -> None:
+def test_random_patches_have_exact_counts(seed: int, place: list[tuple[int, int]], patches: int, hidden: float) -> None:
     epochs, records = columns(place)
     visible, concealed = random_patches(seed, epochs, records, patches, hidden)
     count = min(max(round(hidden * patches), 1), patches - 1)
@@ -123,15 +121,7 @@ def test_the_first_block_is_a_rectangle_of_allowed_size() -> None:
     for mask in masks:
         rows, columns_ = mask.any(1).sum(), mask.any(0).sum()
         assert mask.sum() == 4
-        assert (rows, columns_) in (
-            (1, 4),
-            (2, 2),
-            (4, 1),
-            (1, 3),
-            (3, 1),
-            (2, 3),
-            (3, 2),
-        ) or rows * columns_ > 4
+        assert (rows, columns_) in ((1, 4), (2, 2), (4, 1), (1, 3), (3, 1), (2, 3), (3, 2)) or rows * columns_ > 4
 
 
 @pytest.mark.parametrize("share", [(1.0, 1.0), (0.0, 0.0)])

@@ -33,16 +33,7 @@ from selfsup.views.crops import CROP_DRAWS, LARGE, random_boxes
 from selfsup.views.rendering import AMOUNTS, BLUR, CROP, FLIP, GREY, JITTER, KEYS, SIGMA, SOLARIZE
 
 EVERYTHING = View(
-    9,
-    (0.2, 1.0),
-    jitter=0.7,
-    brightness=0.5,
-    contrast=0.6,
-    saturation=0.7,
-    hue=0.2,
-    grey=0.3,
-    blur=0.5,
-    solarize=0.4,
+    9, (0.2, 1.0), jitter=0.7, brightness=0.5, contrast=0.6, saturation=0.7, hue=0.2, grey=0.3, blur=0.5, solarize=0.4
 )
 PLAIN = View(8, (1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)  # the image as it is, where it is 8 px wide and high
 
@@ -64,9 +55,7 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 def turned(image: np.ndarray, amount: float) -> np.ndarray:
     pixels = [colorsys.rgb_to_hsv(*pixel) for pixel in image.reshape(3, -1).T]
-    return np.array([colorsys.hsv_to_rgb((h + amount) % 1, s, v) for h, s, v in pixels]).T.reshape(
-        image.shape
-    )
+    return np.array([colorsys.hsv_to_rgb((h + amount) % 1, s, v) for h, s, v in pixels]).T.reshape(image.shape)
 
 
 def plain_view(pixels: np.ndarray, view: View, draws: np.ndarray) -> np.ndarray:
@@ -75,9 +64,7 @@ def plain_view(pixels: np.ndarray, view: View, draws: np.ndarray) -> np.ndarray:
     box = random_boxes(torch.from_numpy(draws[None, CROP]), sizes, view.scale, view.ratio)[0].tolist()
     top, left, height, width = box
     part = pixels[:, top : top + height, left : left + width].astype(np.float32)
-    image = np.stack(
-        [np.array(Image.fromarray(c).resize((view.size,) * 2, Image.Resampling.BILINEAR)) for c in part]
-    )
+    image = np.stack([np.array(Image.fromarray(c).resize((view.size,) * 2, Image.Resampling.BILINEAR)) for c in part])
     image = image.astype(np.float64) / 255
     if draws[FLIP] < view.flip:
         image = image[:, :, ::-1]
@@ -94,9 +81,7 @@ def plain_view(pixels: np.ndarray, view: View, draws: np.ndarray) -> np.ndarray:
         image = np.stack([grey(image)] * 3)
     if draws[BLUR] < view.blur:
         sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[SIGMA]
-        image = np.stack(
-            [ndimage.gaussian_filter(c, sigma, mode="mirror", radius=reach(view.size)) for c in image]
-        )
+        image = np.stack([ndimage.gaussian_filter(c, sigma, mode="mirror", radius=reach(view.size)) for c in image])
     if draws[SOLARIZE] < view.solarize:
         image = np.where(image < 0.5, image, 1 - image)
     return normalised(image)
@@ -248,8 +233,7 @@ def share(view: View, other: View, count: int = 2000) -> float:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"flip": 0.5}, {"grey": 0.2}, {"blur": 0.7}, {"solarize": 0.2}, {"jitter": 0.8, "brightness": 0.4}],
+    "change", [{"flip": 0.5}, {"grey": 0.2}, {"blur": 0.7}, {"solarize": 0.2}, {"jitter": 0.8, "brightness": 0.4}]
 )
 def test_operations_are_as_frequent_as_asked(change: dict[str, float]) -> None:
     probability = next(iter(change.values()))
@@ -279,18 +263,14 @@ def plain_centre(pixels: np.ndarray, size: int) -> np.ndarray:
     height, width = pixels.shape[1:]
     short = min(height, width)
     wide, high = size * width // short, size * height // short
-    channels = [
-        Image.fromarray(c.astype(np.float32)).resize((wide, high), Image.Resampling.BILINEAR) for c in pixels
-    ]
+    channels = [Image.fromarray(c.astype(np.float32)).resize((wide, high), Image.Resampling.BILINEAR) for c in pixels]
     top, left = (high - size) // 2, (wide - size) // 2
     return np.stack([np.asarray(c)[top : top + size, left : left + size] for c in channels])
 
 
 @settings(deadline=None)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 40), seed=st.integers(0, 99))
-def test_evaluation_sees_the_middle_as_pillow_resizes_it(
-    height: int, width: int, size: int, seed: int
-) -> None:
+def test_evaluation_sees_the_middle_as_pillow_resizes_it(height: int, width: int, size: int, seed: int) -> None:
     pixels, sizes = images(2, height, width, seed)
     found = centred(pixels, sizes, size)
     assert found.shape == (2, 3, size, size)
@@ -302,12 +282,7 @@ def test_evaluation_sees_what_torchvision_sees() -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     pixels, sizes = images(1, 45, 70)
     theirs = transforms.Compose(
-        [
-            transforms.Resize(24),
-            transforms.CenterCrop(24),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
+        [transforms.Resize(24), transforms.CenterCrop(24), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     )
     expected = theirs(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()))
     torch.testing.assert_close(centred(pixels, sizes, 24)[0], expected, atol=1.01 / 255 / min(STD), rtol=0)

@@ -23,12 +23,9 @@ app = typer.Typer(
 )
 
 Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[OBJECTIVE] [KEY=VALUE]...", help="such as causal-lm model.layers=8"),
+    list[str] | None, typer.Argument(metavar="[OBJECTIVE] [KEY=VALUE]...", help="such as causal-lm model.layers=8")
 ]
-Encoder = Annotated[
-    Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")
-]
+Encoder = Annotated[Path, typer.Argument(help="the run, or model directory, of an encoder of texts or images")]
 Data = Annotated[str | None, typer.Option(help=described("data.source"))]
 Source = Annotated[str, typer.Option(help=described("data.source"))]
 Column = Annotated[str | None, typer.Option(help=described("data.column"))]
@@ -42,14 +39,11 @@ Failures = Annotated[
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="the column of the class")]
-Id = Annotated[
-    str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")
-]
+Id = Annotated[str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")]
 Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Templates = Annotated[
-    list[str] | None,
-    typer.Option(help="texts around the name of a class, {} in its place; by default the name alone"),
+    list[str] | None, typer.Option(help="texts around the name of a class, {} in its place; by default the name alone")
 ]
 
 
@@ -61,10 +55,7 @@ class SeveralValues(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         several = {
-            name
-            for parameter in self.params
-            if getattr(parameter, "multiple", False)
-            for name in parameter.opts
+            name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts
         }
         spread: list[str] = []
         current = None  # the option whose values follow
@@ -130,9 +121,7 @@ def _parameters(show: Callable[..., None], flags: Iterable[str], with_json: bool
     hints = get_type_hints(show, include_extras=True)
     _, *own = signature(show).parameters.values()
     named = [each.replace(annotation=hints[each.name]) for each in own if each.kind != Parameter.VAR_KEYWORD]
-    settings = [
-        _parameter(name, Annotated[str | None, typer.Option(help=_help(name))], None) for name in flags
-    ]
+    settings = [_parameter(name, Annotated[str | None, typer.Option(help=_help(name))], None) for name in flags]
     return named + settings + [_parameter("as_json", Json, False)] * with_json
 
 
@@ -180,9 +169,7 @@ def split_words(words: Sequence[str], flags: Mapping[str, Any]) -> tuple[str | N
     given: dict[str, Any] = {}
     for name, value in flags.items():
         if SHORT[name] in given:
-            raise UserError(
-                f"{_help(name).replace('the same as', f'--{name} is the same as')}; give one of them."
-            )
+            raise UserError(f"{_help(name).replace('the same as', f'--{name} is the same as')}; give one of them.")
         given[SHORT[name]] = value
     overrides = dict(flatten(parse_overrides(words)))
     if twice := given.keys() & overrides.keys():
@@ -190,9 +177,7 @@ def split_words(words: Sequence[str], flags: Mapping[str, Any]) -> tuple[str | N
     settings = given | overrides
     unknown = sorted(key for key in settings if "." not in key and key not in Config.model_fields)
     if unknown:  # or a keyword of the function in Python
-        raise UserError(
-            f"Unknown key '{unknown[0]}' (command line){nearest(unknown[0], [*known_keys(), *SHORT])}"
-        )
+        raise UserError(f"Unknown key '{unknown[0]}' (command line){nearest(unknown[0], [*known_keys(), *SHORT])}")
     named = settings.pop("objective", None)
     if objective is not None and named is not None:
         raise UserError(f"The objective is given twice, {objective} and {named}; give it once.")

@@ -23,9 +23,7 @@ def _of_this_process() -> Mapping[str, Any]:
     return {"origin": "command line", "clock": Clock.of_process()}
 
 
-@command(
-    "selfsup.training", flags=tuple(SHORT), always=_of_this_process, to_json=lambda run, given: run.summary
-)
+@command("selfsup.training", flags=tuple(SHORT), always=_of_this_process, to_json=lambda run, given: run.summary)
 def train(
     run: Any,
     words: Words = None,
@@ -69,9 +67,7 @@ def inspect(
     inspection: Any,
     words: Words = None,
     text: Annotated[str | None, typer.Option(help="the text to look at")] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="a run: its tokenizer, and what it makes of the task")] = None,
     window: Annotated[int | None, typer.Option(help="tokens to show")] = None,
     html: Annotated[Path | None, typer.Option(help="write the page here")] = None,
     png: Annotated[Path | None, typer.Option(help="of images: write it as one picture here")] = None,

@@ -28,8 +28,7 @@ Model = Annotated[Path, typer.Argument(help="a run, or a model directory")]
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="texts to go on from; none starts from nothing")]
 PromptFile = Annotated[
-    str | None,
-    typer.Option("--prompts", help="a file with a prompt on each line, in their place; - reads input"),
+    str | None, typer.Option("--prompts", help="a file with a prompt on each line, in their place; - reads input")
 ]
 
 
@@ -44,15 +43,9 @@ def generate(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="draw from the k likeliest")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="draw from the likeliest that hold this probability")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="drop what is below this share of the likeliest")
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="above 1 discourages what was written before")
-    ] = 1.0,
+    top_p: Annotated[float | None, typer.Option(help="draw from the likeliest that hold this probability")] = None,
+    min_p: Annotated[float | None, typer.Option(help="drop what is below this share of the likeliest")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1 discourages what was written before")] = 1.0,
     seed: Annotated[int, typer.Option(help="the same seed writes the same text")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON object; of --prompts one for each, a line each")
@@ -122,8 +115,7 @@ def show(
     images: Annotated[list[Path], typer.Option("--image", help="what it looks at; may be repeated")],
     out: Annotated[Path | None, typer.Option(help="the picture to write, a .png")] = None,
     size: Annotated[
-        int | None,
-        typer.Option(help="short side it is looked at with; twice that of training without", min=1),
+        int | None, typer.Option(help="short side it is looked at with; twice that of training without", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="of the patches that are hidden from a run of mae")] = 0,
 ) -> None:
@@ -156,9 +148,7 @@ def evaluate(
     column: Column = None,
     label: Label = None,
     templates: Templates = None,
-    captions: Annotated[
-        list[str] | None, typer.Option(help="the columns of the captions, for retrieval")
-    ] = None,
+    captions: Annotated[list[str] | None, typer.Option(help="the columns of the captions, for retrieval")] = None,
     failures: Failures = 1.0,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
@@ -172,10 +162,7 @@ def evaluate(
 @command(
     "selfsup.inference.zero_shot",
     bar="Embedding",
-    to_json=lambda answers, given: {
-        "images": [answer.to_json() for answer in answers],
-        **answers.left_out.to_json(),
-    },
+    to_json=lambda answers, given: {"images": [answer.to_json() for answer in answers], **answers.left_out.to_json()},
     cls=SeveralValues,
 )
 def zero_shot(
@@ -212,9 +199,7 @@ def probe(
     from selfsup.report import to_stdout
 
     fitted.estimate.print(to_stdout())
-    say(
-        f"{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} --data NEW"
-    )
+    say(f"{out} is fitted to all {fitted.records:,} records. Try: selfsup classify {run} --probe {out} --data NEW")
 
 
 @command("selfsup.evaluation.probe", bar="Classifying", to_json=None)
@@ -223,8 +208,7 @@ def classify(
     run: Annotated[Path, typer.Argument(help="the run, or model directory, that the probe was fitted to")],
     probe: Annotated[Path, typer.Option(help="a directory that `selfsup probe` wrote")],
     given: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXTS or IMAGES]...", help="what to classify, in place of --data"),
+        list[str] | None, typer.Argument(metavar="[TEXTS or IMAGES]...", help="what to classify, in place of --data")
     ] = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="write the JSON lines here")] = None,

@@ -54,15 +54,9 @@ def index(
 
 @command(
     "selfsup.inference.search",
-    to_json=lambda left, given: {
-        "library": str(given["library"]),
-        "deleted": len(set(given["ids"])),
-        "records": left,
-    },
+    to_json=lambda left, given: {"library": str(given["library"]), "deleted": len(set(given["ids"])), "records": left},
 )
-def delete(
-    left: int, library: Library, ids: Annotated[list[str], typer.Argument(help="of records to remove")]
-) -> None:
+def delete(left: int, library: Library, ids: Annotated[list[str], typer.Argument(help="of records to remove")]) -> None:
     """Remove records from a library by id."""
     say(f"{len(set(ids)):,} deleted, {left:,} left in {library}.")
 
@@ -79,9 +73,7 @@ def search(
     query: Annotated[str | None, typer.Argument(help="words to look for")] = None,
     image: Annotated[Path | None, typer.Option(help="in their place: an image to look for")] = None,
     top: Annotated[int, typer.Option(help="hits to show")] = 10,
-    where: Annotated[
-        str | None, typer.Option(help='a condition on the columns in SQL, such as "year > 1990"')
-    ] = None,
+    where: Annotated[str | None, typer.Option(help='a condition on the columns in SQL, such as "year > 1990"')] = None,
     model: Annotated[Path | None, typer.Option(help="where the library's model is now, if it moved")] = None,
     device: Device = "auto",
 ) -> None:

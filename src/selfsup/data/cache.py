@@ -29,16 +29,11 @@ def kept(kind: str, key: str, build: Callable[[Path], None], cache: str | Path |
     place = cache_directory(cache) / kind / key
     with writable(place.parent.parent, "make room there or set SELFSUP_CACHE to another directory."):
         if os.path.lexists(place) and (problem := damage(place)) is not None:
-            _log.warning(
-                "The prepared data in the cache, %s, are damaged (%s): preparing them again.", place, problem
-            )
+            _log.warning("The prepared data in the cache, %s, are damaged (%s): preparing them again.", place, problem)
             place.rename(dying := temporary_name(place))
             shutil.rmtree(dying, ignore_errors=True)
         if not place.exists():
-            with (
-                suppress(FileExistsError),
-                whole_directory(place) as temporary,
-            ):  # the first of two builders stays
+            with suppress(FileExistsError), whole_directory(place) as temporary:  # the first of two builders stays
                 build(temporary)
                 write_manifest(temporary)
     return place

@@ -131,9 +131,7 @@ def _image_column(where: str, sample: Sample) -> str:
     raise Damaged(f"{where} has no column of {kind}, only {listed}: {NAME_IT}.")
 
 
-def _caption_columns(
-    sample: Sample, taken: Sequence[str | None], wanted: Sequence[str] | None
-) -> Sequence[str]:
+def _caption_columns(sample: Sample, taken: Sequence[str | None], wanted: Sequence[str] | None) -> Sequence[str]:
     if wanted is None or wanted:
         return wanted or ()
     return _usual(CAPTION_COLUMNS, [name for name in sample.texts if name not in taken])[:1]

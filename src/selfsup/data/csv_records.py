@@ -78,9 +78,7 @@ def _rows(name: str, layout: _Layout, opened: Open, columns: Sequence[str] | Non
                 row = Malformed(f"the row has {len(row)} fields and the header {len(header)}")
             yield (
                 f"{name}, line {number}",
-                row
-                if isinstance(row, Malformed)
-                else {column: _field(row, places, column) for column in wanted},
+                row if isinstance(row, Malformed) else {column: _field(row, places, column) for column in wanted},
             )
 
 

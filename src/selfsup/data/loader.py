@@ -65,9 +65,7 @@ class Loader:
                 threads.shutdown(cancel_futures=True)
 
 
-def in_order(
-    records: Records, count: int, seed: int, batch: int, rank: int = 0, size: int = 1
-) -> Iterator[Batch]:
+def in_order(records: Records, count: int, seed: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
     """`count` records spread evenly over all of them, in order: what an evaluation reads. The batches are dealt to the
     processes in turn, so their content does not depend on the number of processes."""
     chosen = np.arange(count, dtype=np.int64) * len(records) // count

@@ -130,9 +130,7 @@ def _load_from_hub(source: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(
-            f"Reading {source} needs the datasets library: pip install 'selfsup[hub]'."
-        ) from error
+        raise UserError(f"Reading {source} needs the datasets library: pip install 'selfsup[hub]'.") from error
     path, _, split = source.removeprefix("hub:").partition(":")
     user, _, rest = path.partition("/")
     name, _, config = rest.partition("/")

@@ -73,9 +73,7 @@ class PairRecords:
     start and the end token included. Raises UserError: no captions, or a window of less than three tokens.
     """
 
-    def __init__(
-        self, images: Images, indices: Indices, least: int, tokenizer: TextTokenizer, window: int
-    ) -> None:
+    def __init__(self, images: Images, indices: Indices, least: int, tokenizer: TextTokenizer, window: int) -> None:
         if window < 3:
             raise UserError(f"A window of {window} holds no token between start and end; make it 3 or more.")
         captions = captions_of(images).take(indices)

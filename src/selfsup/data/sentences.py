@@ -114,8 +114,7 @@ class Sentences:
         tokens = np.where(within, self._tokens[places], int(self.tokenizer.pad or 0)).astype(np.int64)
         tokens[np.arange(len(tokens)), lengths - 1] = self.tokenizer.end
         keys = [
-            hashlib.blake2b(row[:n].tobytes(), digest_size=8).digest()
-            for row, n in zip(tokens, lengths, strict=True)
+            hashlib.blake2b(row[:n].tobytes(), digest_size=8).digest() for row, n in zip(tokens, lengths, strict=True)
         ]
         return {
             "tokens": torch.from_numpy(tokens),

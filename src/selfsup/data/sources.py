@@ -24,17 +24,7 @@ from selfsup.data.columns import described, require_column, text_column
 from selfsup.data.discovery import kind_of, readable
 from selfsup.data.formats import file_part, fingerprint_of_files, fingerprint_of_values
 from selfsup.data.origins import Medium, Origin, no_source, origin_of
-from selfsup.data.parts import (
-    Malformed,
-    Part,
-    Values,
-    as_text,
-    checked,
-    is_blank,
-    record_part,
-    text_part,
-    value_at,
-)
+from selfsup.data.parts import Malformed, Part, Values, as_text, checked, is_blank, record_part, text_part, value_at
 from selfsup.data.tally import NAMED, Skipped, Tally, require_share
 from selfsup.errors import Damaged, UserError
 
@@ -175,10 +165,7 @@ class Table:
         return (text for text, _ in self.texts())
 
     def rows(
-        self,
-        columns: Sequence[str] | None = None,
-        optional: Sequence[str] | None = (),
-        check: Check | None = None,
+        self, columns: Sequence[str] | None = None, optional: Sequence[str] | None = (), check: Check | None = None
     ) -> Iterator[Row]:
         """All readable records.
 
@@ -202,10 +189,7 @@ class Table:
             raise UserError(f"{self.name} holds no records: point at data with at least one.")
 
     def texts(
-        self,
-        columns: Sequence[str] = (),
-        optional: Sequence[str] | None = (),
-        check: Check | None = None,
+        self, columns: Sequence[str] = (), optional: Sequence[str] | None = (), check: Check | None = None
     ) -> Iterator[tuple[str, Row]]:
         """All records with a text that is not blank, each with that text, whatever its column is called.
 
@@ -245,9 +229,7 @@ class Table:
         self.skipped = tally.close()
 
 
-def open_text(
-    source: object, column: str | None = None, failures: float = 0.01, split: str | None = None
-) -> Table:
+def open_text(source: object, column: str | None = None, failures: float = 0.01, split: str | None = None) -> Table:
     """Open any text source (see the module's description); nothing but its start is read yet.
 
     Args:
@@ -315,9 +297,7 @@ def _with_text(row: Row, name: str, hidden: bool) -> tuple[str, Row] | Malformed
     return text if isinstance(text, Malformed) else (text, row)
 
 
-def _complete(
-    record: Values, columns: Sequence[str], read: Sequence[str] | None, tally: Tally
-) -> Values | Malformed:
+def _complete(record: Values, columns: Sequence[str], read: Sequence[str] | None, tally: Tally) -> Values | Malformed:
     values: Values = {}
     for name in dict.fromkeys([*columns, *record]) if read is None else read:
         value = value_at(record, name)

@@ -133,9 +133,7 @@ def prepare_text(
     return _open(entry, given or load_tokenizer(entry / "tokenizer", family).anew())
 
 
-def corpus_in_memory(
-    text: Table, tokenizer: str | TextTokenizer, vocabulary: int | None, family: Family
-) -> TextCorpus:
+def corpus_in_memory(text: Table, tokenizer: str | TextTokenizer, vocabulary: int | None, family: Family) -> TextCorpus:
     """All of a small source as the training part, prepared as by `prepare_text` and kept nowhere."""
     given, scan = _given(tokenizer, family, vocabulary), _scan(text, lambda done, total: None)
     size = int(scan.sizes.sum())
@@ -145,9 +143,7 @@ def corpus_in_memory(
     return TextCorpus(cut, tokens, None, _facts(text, scan, stream, _Stream(cut)), text.fingerprint())
 
 
-def _given(
-    tokenizer: str | Path | TextTokenizer, family: Family, vocabulary: int | None
-) -> TextTokenizer | None:
+def _given(tokenizer: str | Path | TextTokenizer, family: Family, vocabulary: int | None) -> TextTokenizer | None:
     """The tokenizer that is given; None for one that is trained here, which alone has a size to choose."""
     given = open_tokenizer(tokenizer, family)
     if given and vocabulary is not None:

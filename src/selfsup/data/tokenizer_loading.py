@@ -109,9 +109,7 @@ def _read_files(file: Path) -> dict[str, bytes]:
     try:
         return {name: read_bytes(path, MOST) for name, path in named.items()}
     except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}); get a whole copy of it."
-        ) from error
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); get a whole copy of it.") from error
 
 
 def _numbered_tokens(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:

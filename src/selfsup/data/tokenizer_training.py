@@ -32,11 +32,7 @@ def vocabulary_size(size: int) -> int:
 
 
 def train_tokenizer(
-    kind: Kind,
-    documents: Iterable[str],
-    size: int | None = None,
-    total: int | None = None,
-    family: Family = "decoder",
+    kind: Kind, documents: Iterable[str], size: int | None = None, total: int | None = None, family: Family = "decoder"
 ) -> TextTokenizer:
     """Train a tokenizer on documents; a pure function of its arguments.
 
@@ -52,9 +48,7 @@ def train_tokenizer(
     marks = MARKS[family] if kind != "bpe" else replace(MARKS[family], unknown=None)
     smallest = len(marks.listed()) + {"bpe": 256, "wordpiece": 2}.get(kind, 1)
     if size is not None and size < smallest:
-        raise UserError(
-            f"A vocabulary of {size} is too small for {kind}: it takes at least {smallest} tokens."
-        )
+        raise UserError(f"A vocabulary of {size} is too small for {kind}: it takes at least {smallest} tokens.")
     if kind == "characters":
         return _train_characters(documents, size, marks)
     if kind == "words":

@@ -69,9 +69,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
     """Long lines are left to the terminal, so that commands can be copied."""
     from selfsup.report import Text
 
-    head = Text.assemble(
-        (finding.severity, f"bold {COLOURS[finding.severity]}"), "  ", (finding.check, "bold")
-    )
+    head = Text.assemble((finding.severity, f"bold {COLOURS[finding.severity]}"), "  ", (finding.check, "bold"))
     reason = f"{finding.value:.4g}, threshold {finding.threshold:.4g}: {finding.why}"
     rest = (Text(f"  {finding.seen}"), Text(f"  {reason}", "dim"), Text(f"  Remedy: {finding.remedy}"))
     for text in (head, *rest):
@@ -91,9 +89,7 @@ def doctor(run: str | Path | Run) -> Diagnosis:
     findings, not_made = examine(history, checks)
     made = [name for name in dict.fromkeys(check.name for check in checks) if name not in not_made]
     if find_declared(objective) is None:
-        not_made[f"what {objective} adds"] = (
-            "no such objective is loaded; selfsup.doctor knows it beside its class"
-        )
+        not_made[f"what {objective} adds"] = "no such objective is loaded; selfsup.doctor knows it beside its class"
     return Diagnosis(str(opened.directory), history.step, bool(history.summary), findings, made, not_made)
 
 
@@ -144,11 +140,7 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        settings: Settings,
-        environment: Mapping[str, Any],
-        checks: Sequence[Check] = (),
+        self, directory: Path, settings: Settings, environment: Mapping[str, Any], checks: Sequence[Check] = ()
     ) -> None:
         self.history = History(directory, settings, environment, [])
         self.checks = all_checks(checks)

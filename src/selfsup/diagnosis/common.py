@@ -227,9 +227,7 @@ def collapse(history: History) -> Symptom | None:
     return Symptom(spread, LOWEST_SPREAD, step) if spread < LOWEST_SPREAD else None
 
 
-LOWEST_RANK = (
-    0.05  # of the directions that there are; sound encoders of 64 to 128 dimensions were seen at 0.14
-)
+LOWEST_RANK = 0.05  # of the directions that there are; sound encoders of 64 to 128 dimensions were seen at 0.14
 FEWEST_DIRECTIONS = 2.0
 FEWEST_RECORDS = 64  # whose features span enough directions to judge by
 
@@ -267,8 +265,7 @@ LEAST_EVEN = 0.45
     seen="the features lie in a few clumps: a uniformity of {uniformity:.2f} with a deviation of {spread:.2f} at step "
     "{step:,}",
     why="features that are spread evenly reach nine tenths of −4 deviation², four clumps less than half of it",
-    remedy="unless the data is of so few kinds, look for what its records share (selfsup inspect), and "
-    + LOWER_RATES,
+    remedy="unless the data is of so few kinds, look for what its records share (selfsup inspect), and " + LOWER_RATES,
 )
 def clumps(history: History) -> Symptom | None:
     """Features that lie in a few clumps, each of them nearly a point."""

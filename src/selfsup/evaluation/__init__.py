@@ -101,9 +101,7 @@ def evaluate(
     given = {"test": test, "label": label, "templates": templates, "captions": captions or None}
     for name, value in given.items():
         if value is not None and name not in PROTOCOLS[protocol].options:
-            raise UserError(
-                f"{protocol} has no use for --{name}; leave it out, or take {', '.join(_taking(name))}."
-            )
+            raise UserError(f"{protocol} has no use for --{name}; leave it out, or take {', '.join(_taking(name))}.")
     directory = run.directory if isinstance(run, Run) else expanded(run)
     measurement = Measurement(
         directory, load(directory), data, column, device, seed, progress or silent, test, label, templates,

@@ -98,9 +98,7 @@ class Score:
     value: float
     unit: str
     n: int  # predictions, records or pairs that it is made of
-    interval: tuple[
-        float, float
-    ]  # where it lies with a confidence of 95 %, by `RESAMPLES` bootstrap resamples
+    interval: tuple[float, float]  # where it lies with a confidence of 95 %, by `RESAMPLES` bootstrap resamples
     chance: float | None  # the value of a model that knows nothing, where the protocol has one
     seed: int = 0  # of the resamples
     data: str  # name of what was measured on

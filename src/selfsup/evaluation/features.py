@@ -146,9 +146,7 @@ def open_vectors(measurement: Measurement) -> tuple[Vectors, str]:
     collection = measurement.open()
     items = list(distinct_items(collection.parts()).values())
     if len(items) < 2:
-        raise UserError(
-            f"{collection.name} holds one distinct {items[0].noun} only; give two or more to compare."
-        )
+        raise UserError(f"{collection.name} holds one distinct {items[0].noun} only; give two or more to compare.")
     return measurement.embed(items)[1], collection.name
 
 

@@ -93,9 +93,7 @@ def _path(features: Vectors, labels: Labels, strengths: tuple[float, ...]) -> li
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # of two classes scikit-learn keeps the second one's score against the first's
             weight, bias = np.vstack([np.zeros_like(weight), weight]), np.append([0.0], bias)
-        path.append(
-            LinearClassifier(mean, deviation, weight.copy(), bias.copy(), model.classes_.copy(), strength)
-        )
+        path.append(LinearClassifier(mean, deviation, weight.copy(), bias.copy(), model.classes_.copy(), strength))
     return path
 
 

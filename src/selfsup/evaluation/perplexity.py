@@ -32,9 +32,7 @@ def perplexity(measurement: Measurement) -> Score:
     model, text = open_subject(measurement)
     losses = token_losses(model, text, measurement)
     window = model.decoder.config.window
-    return _score(
-        measurement, block_sums(losses, window), block_sums(np.ones(len(losses)), window), text.name
-    )
+    return _score(measurement, block_sums(losses, window), block_sums(np.ones(len(losses)), window), text.name)
 
 
 def pseudo_perplexity(measurement: Measurement) -> Score:

@@ -73,9 +73,7 @@ class Probe:
         measurement = Measurement(expanded(run), model, data, **how)
         split = open_split(measurement)
         estimate = score(measurement, split)
-        estimate = replace(
-            estimate, protocol="linear", seed=measurement.seed, left_out=measurement.left_out()
-        )
+        estimate = replace(estimate, protocol="linear", seed=measurement.seed, left_out=measurement.left_out())
         strength = best_strength(split.vectors, split.labels, measurement.seed)
         classifier = fit(split.vectors, split.labels, strength)
         return cls(classifier, split.classes, estimate, model.fingerprint, len(split.vectors))
@@ -120,9 +118,7 @@ class Probe:
 
         place = expanded(directory)
         if not (place / "probe.json").is_file():
-            raise UserError(
-                f"{place} holds no probe (there is no probe.json in it); make one with: selfsup probe"
-            )
+            raise UserError(f"{place} holds no probe (there is no probe.json in it); make one with: selfsup probe")
         try:
             text = (place / "probe.json").read_text(encoding="utf-8")
             tensors = _read_tensors(place / "probe.safetensors", text)
@@ -135,9 +131,7 @@ class Probe:
             )
             if classifier.weight.shape != (len(classes), len(classifier.mean)):
                 raise ValueError("its weights do not belong to its classes")
-            return cls(
-                classifier, classes, Score.from_json(facts["estimate"]), facts["model"], facts["records"]
-            )
+            return cls(classifier, classes, Score.from_json(facts["estimate"]), facts["model"], facts["records"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{place} is damaged ({reason}); fit the probe anew: selfsup probe") from None

@@ -44,9 +44,7 @@ def measure(measurement: Measurement) -> Score:
     spectrum = Spectrum.of(features, centred=False)
     value = effective_rank(spectrum.values)
     if math.isnan(value):
-        raise UserError(
-            f"{measurement.directory} gives features of zeros, which have no rank; train it first."
-        )
+        raise UserError(f"{measurement.directory} gives features of zeros, which have no rank; train it first.")
     return Score(
         value=value,
         unit=f"of {min(features.shape):,} directions",

@@ -51,11 +51,7 @@ class Relation:
 
 
 def ranks(
-    images: Vectors,
-    texts: Vectors,
-    relation: Relation,
-    device: torch.device | None = None,
-    progress: Progress = silent,
+    images: Vectors, texts: Vectors, relation: Relation, device: torch.device | None = None, progress: Progress = silent
 ) -> tuple[Indices, Indices]:
     """The rank of the best of one's own, of each image (n,) among the texts, and of each text (m,) among the images.
 

@@ -37,9 +37,7 @@ class Spectrum:
         values, directions = np.linalg.eigh(moments / rows)
         return cls(np.maximum(values[::-1], 0.0), directions[:, ::-1], centre)
 
-    def interval(
-        self, features: Vectors, statistic: Callable[[Floats], float], seed: int
-    ) -> tuple[float, float]:
+    def interval(self, features: Vectors, statistic: Callable[[Floats], float], seed: int) -> tuple[float, float]:
         """The bootstrap interval of a function of the eigenvalues, over the records of `features` (n, d).
 
         The directions stay those of all records, and what each resample has along them takes the place of its
@@ -47,9 +45,7 @@ class Spectrum:
         adds by itself: a resample holds only 63 % of the records, so its own rank is too low.
         """
         rows = len(features)
-        along = np.concatenate(
-            [np.square((block - self.centre) @ self.directions) for block in _blocks(features)]
-        )
+        along = np.concatenate([np.square((block - self.centre) @ self.directions) for block in _blocks(features)])
 
         def resampled(drawn: Resample) -> float:
             times = np.bincount(drawn, minlength=rows)

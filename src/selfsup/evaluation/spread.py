@@ -12,11 +12,7 @@ from selfsup.inference.items import Vectors
 
 def spread(features: Vectors) -> dict[str, float]:
     """`feature_std`, `rankme` and `uniformity` of two or more features (n, d)."""
-    return {
-        "feature_std": deviation(features),
-        "rankme": rankme(features),
-        "uniformity": uniformity(features),
-    }
+    return {"feature_std": deviation(features), "rankme": rankme(features), "uniformity": uniformity(features)}
 
 
 def deviation(features: Vectors) -> float:

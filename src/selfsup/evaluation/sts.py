@@ -47,17 +47,13 @@ def spearman(x: Floats, y: Floats) -> float:
 def measure(measurement: Measurement) -> Score:
     first, second, scores, name = open_pairs(measurement)
     if np.ptp(scores) == 0:
-        raise UserError(
-            f"{name} holds no scores to be followed; give pairs of sentences with a column of scores."
-        )
+        raise UserError(f"{name} holds no scores to be followed; give pairs of sentences with a column of scores.")
     cosine = cosines(first, second)
     return Score(
         value=100 * spearman(cosine, scores),
         unit="% Spearman",
         n=len(cosine),
-        interval=bootstrap(
-            len(cosine), lambda drawn: 100 * spearman(cosine[drawn], scores[drawn]), measurement.seed
-        ),
+        interval=bootstrap(len(cosine), lambda drawn: 100 * spearman(cosine[drawn], scores[drawn]), measurement.seed),
         chance=0.0,
         data=name,
         details={"pearson": 100 * pearson(cosine, scores)},

@@ -20,9 +20,7 @@ from selfsup.run import Run
 if TYPE_CHECKING:
     from selfsup.models.backbones import SavedBackbone
 
-Written = tuple[
-    str, Difference | None
-]  # the Python that opens it; how far the other library's vectors are from ours
+Written = tuple[str, Difference | None]  # the Python that opens it; how far the other library's vectors are from ours
 TARGETS = {
     "onnx": "selfsup.exporting.onnx:write",
     "sentence-transformers": "selfsup.exporting.sentence_transformers:write",

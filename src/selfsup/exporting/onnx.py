@@ -38,9 +38,7 @@ def write(source: Path, path: Path) -> Written:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"Export to ONNX needs onnx and onnxscript ({error}); pip install onnx onnxscript."
-        ) from None
+        raise UserError(f"Export to ONNX needs onnx and onnxscript ({error}); pip install onnx onnxscript.") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         graph = Graph(opened.backbone.eval(), opened.features)

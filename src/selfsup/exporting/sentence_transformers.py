@@ -31,12 +31,7 @@ from selfsup.models.directories import find_model
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.models.parity import Difference, quiet_transformers
-from selfsup.models.sentence_transformers import (
-    write_image_input,
-    write_modules,
-    write_router,
-    write_text_input,
-)
+from selfsup.models.sentence_transformers import write_image_input, write_modules, write_router, write_text_input
 from selfsup.models.vision import VisionTransformer
 
 Tower = EncoderModel | ImageModel
@@ -98,15 +93,11 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
     except ImportError:
         return None
     with quiet_transformers():
-        theirs = SentenceTransformer(
-            str(directory), device="cpu", local_files_only=True, trust_remote_code=False
-        )
+        theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True, trust_remote_code=False)
 
     def differ(tower: Tower, samples: Sequence[Any]) -> Difference:
         found = theirs.encode(list(samples), show_progress_bar=False)
-        return Difference.between(
-            torch.from_numpy(found), torch.from_numpy(tower.embed(samples, precision="fp32"))
-        )
+        return Difference.between(torch.from_numpy(found), torch.from_numpy(tower.embed(samples, precision="fp32")))
 
     differences, resized = [], None
     for tower in towers:

@@ -19,13 +19,7 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file, save_tensors, separate
-from selfsup.models.backbones import (
-    SavedBackbone,
-    TimmNetwork,
-    import_timm,
-    timm_difference,
-    timm_preprocessing,
-)
+from selfsup.models.backbones import SavedBackbone, TimmNetwork, import_timm, timm_difference, timm_preprocessing
 from selfsup.models.features import Features
 from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference
@@ -108,9 +102,7 @@ def timm_arguments(config: VisionConfig, features: Features) -> dict[str, Any]:
     if int(config.width * ratio) != config.mlp:  # as timm computes it
         ratio = math.nextafter(ratio, math.inf)
     if config.norm_eps != NORM_EPS:
-        raise UserError(
-            f"timm's DINOv3 ViTs have norms with eps {NORM_EPS:g}, and this one {config.norm_eps:g}."
-        )
+        raise UserError(f"timm's DINOv3 ViTs have norms with eps {NORM_EPS:g}, and this one {config.norm_eps:g}.")
     return {
         "img_size": config.size,
         "patch_size": config.patch,
@@ -136,9 +128,7 @@ def _classifier(name: str, features: Features) -> dict[str, Tensor]:
     return {f"{name}.weight": features.weight.float(), f"{name}.bias": bias.float()}
 
 
-def compare(
-    path: Path, opened: SavedBackbone, architecture: str, arguments: dict[str, Any]
-) -> Difference | None:
+def compare(path: Path, opened: SavedBackbone, architecture: str, arguments: dict[str, Any]) -> Difference | None:
     """How far the vectors of noise by stock timm with the weights of a file are from those by selfsup, in fp32.
 
     None where timm cannot be imported.

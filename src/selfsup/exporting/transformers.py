@@ -26,10 +26,7 @@ def write(source: Path, directory: Path) -> Written:
     """Copy the model directory of `source` to `directory`."""
     model = find_model(source)
     config = read_config(model)
-    if not config.keys() & {
-        "model_type",
-        "architecture",
-    }:  # the latter is of timm's, which transformers wraps
+    if not config.keys() & {"model_type", "architecture"}:  # the latter is of timm's, which transformers wraps
         raise UserError(
             f"{source} holds {described(model)}, which transformers does not know; it opens with "
             f"selfsup.models.backbones.open_backbone({str(model)!r}, network)."

@@ -36,9 +36,7 @@ class Model(ABC):
     """What was opened."""
 
     kind: ClassVar[str]  # what messages call it, with its article
-    path: str = (
-        "The model"  # of the run or directory, absolute; of a model that was made what messages call it
-    )
+    path: str = "The model"  # of the run or directory, absolute; of a model that was made what messages call it
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> Self:

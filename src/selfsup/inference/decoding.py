@@ -97,9 +97,7 @@ def _pack(block: Block) -> Weights:
         qkv=_fold(torch.cat((q, k, v)), block.input_layernorm.weight),
         gain=torch.cat(gains).view(-1, 2, dim // 2),
         output=attention.o_proj.weight.mT.contiguous(),
-        gate_up=_fold(
-            torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), block.post_attention_layernorm.weight
-        ),
+        gate_up=_fold(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), block.post_attention_layernorm.weight),
         down=mlp.down_proj.weight.mT.contiguous(),
     )
 

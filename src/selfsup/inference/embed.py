@@ -133,9 +133,7 @@ def _make(
     parts, total = chunks(collection.items(plan["id"]), plan["batch"]), plan["records"]
     files, done = _make_chunks(work, parts, model, schema, partial(shifted, progress, total=total))
     if done != total:
-        raise UserError(
-            f"{collection.name} has changed while it was being embedded; run the same command again."
-        )
+        raise UserError(f"{collection.name} has changed while it was being embedded; run the same command again.")
     left_out = _with_chunks(left_out, files)
     if 0 < seen == left_out.skipped:
         raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
@@ -236,11 +234,7 @@ def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
 
 
 def _make_chunks(
-    work: Path,
-    parts: Iterator[list[Item]],
-    model: EmbeddingModel,
-    schema: pa.Schema,
-    within: Callable[[int], Progress],
+    work: Path, parts: Iterator[list[Item]], model: EmbeddingModel, schema: pa.Schema, within: Callable[[int], Progress]
 ) -> tuple[list[Path], int]:
     """The files of all chunks, in order, and how many items they have; those that are there already are kept. `within`
     makes progress in all of progress within a chunk, by the number of items before it."""
@@ -275,9 +269,7 @@ def _chunk(items: list[Item], model: EmbeddingModel, schema: pa.Schema, progress
     there = list(itertools.compress(items, read))
     columns = [[item.id for item in there], [getattr(item, item.shown) for item in there], column]
     unread = [f"{item.source}: it cannot be decoded" for item in itertools.compress(items, ~read)]
-    counted = schema.with_metadata(
-        {TRUNCATED: str(model.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)}
-    )
+    counted = schema.with_metadata({TRUNCATED: str(model.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)})
     return pa.table(columns, schema=counted)
 
 
@@ -293,9 +285,7 @@ def _with_chunks(left_out: LeftOut, files: Sequence[Path]) -> LeftOut:
     )
 
 
-def _join(
-    files: Sequence[Path], work: Path, out: Path, schema: pa.Schema, description: dict[str, Any]
-) -> int:
+def _join(files: Sequence[Path], work: Path, out: Path, schema: pa.Schema, description: dict[str, Any]) -> int:
     """Write all chunks, in order, into the output, with its description; its rows."""
     described = schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False)})
     joined = work.absolute() / ".joined"  # a relative name with a colon would be taken for an address

@@ -54,11 +54,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     embeds = (Text,)
 
     def __init__(
-        self,
-        encoder: AnyEncoder,
-        tokenizer: TextTokenizer,
-        features: Features,
-        masked: AnyMaskedLM | None = None,
+        self, encoder: AnyEncoder, tokenizer: TextTokenizer, features: Features, masked: AnyMaskedLM | None = None
     ) -> None:
         super().__init__(encoder, features)
         self.tokenizer = tokenizer
@@ -153,9 +149,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         ids = self.tokenizer.frame(self.tokenizer.encode_marked(text))
         places = np.flatnonzero(ids == self.tokenizer.mask)
         if not len(places):
-            raise UserError(
-                f"Nothing is hidden in {text!r}; write {self.tokenizer.marks.mask} where a word is."
-            )
+            raise UserError(f"Nothing is hidden in {text!r}; write {self.tokenizer.marks.mask} where a word is.")
         if len(ids) > self.window:
             raise UserError(
                 f"the text has {len(ids)} tokens and the model a window of {self.window}; give a shorter one."

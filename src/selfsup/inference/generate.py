@@ -31,9 +31,7 @@ class LanguageModel(Model):
 
     kind = "a decoder"
 
-    def __init__(
-        self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer, ends: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, decoder: Decoder | AdaptedDecoder, tokenizer: TextTokenizer, ends: Sequence[int] = ()) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.ends = {tokenizer.end, *ends}
@@ -216,10 +214,7 @@ class Ending:
     def _begun(self, text: str) -> int:
         """How many characters at the end of a text begin a stop."""
         begun = (
-            n
-            for stop in self.stops
-            for n in range(min(len(stop) - 1, len(text)), 0, -1)
-            if text.endswith(stop[:n])
+            n for stop in self.stops for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])
         )
         return max(begun, default=0)
 
@@ -239,9 +234,7 @@ class _Chooser:
     def __call__(self, logits: Tensor, position: int) -> Tensor:
         """Tokens (B,) for logits (B, V); position counts the tokens drawn so far."""
         if logits.isnan().any():
-            raise UserError(
-                "what the model predicts is no number: its weights are damaged, or its training diverged"
-            )
+            raise UserError("what the model predicts is no number: its weights are damaged, or its training diverged")
         if self.seen is not None:
             logits = penalise_repetition(logits, self.seen, self.how.repetition_penalty)
         if self.how.temperature == 0:

@@ -188,9 +188,7 @@ class LeftOut:
             "empty": (self.empty, "records without text"),
             "replaced": (self.replaced_bytes, "bytes of text that are not UTF-8, read as U+FFFD"),
         }
-        return self.reading | {
-            name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count
-        }
+        return self.reading | {name: f"{count:,} {meaning}" for name, (count, meaning) in told.items() if count}
 
 
 def _together(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:

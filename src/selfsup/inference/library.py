@@ -78,9 +78,7 @@ class Library:
         if description is None:
             cls.open(path)
         path.mkdir(parents=True, exist_ok=True)
-        with held(
-            path, f"{path} is being written by another process; wait for it, then give the command again."
-        ):
+        with held(path, f"{path} is being written by another process; wait for it, then give the command again."):
             yield cls.open(path) if description is None or cls.exists(path) else cls.create(path, description)
             with _speaking(path):
                 record(path)
@@ -109,9 +107,7 @@ class Library:
         """An existing table. Raises UserError where there is none, or it is another program's."""
         name = _name(path)
         if not cls.exists(path):
-            raise UserError(
-                f"There is no library {path}; make one with: selfsup index RUN --data … --out {path}"
-            )
+            raise UserError(f"There is no library {path}; make one with: selfsup index RUN --data … --out {path}")
         with _speaking(path):
             verify(path)
             table = _database(path).open_table(name)
@@ -183,9 +179,7 @@ class Library:
         """Insert records, given by column, or replace those of the same ids; at once or not at all."""
         schema = self._table.schema
         numbers = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        columns = [
-            numbers if field.name == "vector" else pa.array(rows[field.name], field.type) for field in schema
-        ]
+        columns = [numbers if field.name == "vector" else pa.array(rows[field.name], field.type) for field in schema]
         merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(pa.table(columns, schema=schema))
 

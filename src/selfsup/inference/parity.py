@@ -71,9 +71,7 @@ def written_out(tokenizer: TextTokenizer) -> list[str]:
 
 
 @torch.inference_mode()
-def compare(
-    directory: Path, model: LanguageModel | EncoderModel, difference: Difference | None
-) -> Parity | None:
+def compare(directory: Path, model: LanguageModel | EncoderModel, difference: Difference | None) -> Parity | None:
     """A directory against the model that it was written from, of which `difference` is known from its tokens alone.
 
     None where transformers is not installed, or where nothing is to be compared.
@@ -123,9 +121,7 @@ class _Decoders:
         yield "left", [text for text in texts if text or self.model.tokenizer.prefix]
         yield "right", list(texts[:2])
 
-    def theirs(
-        self, network: Any, tokenizer: Any, texts: list[str], side: str, how: dict[str, bool]
-    ) -> Tensor:
+    def theirs(self, network: Any, tokenizer: Any, texts: list[str], side: str, how: dict[str, bool]) -> Tensor:
         batch = _padded(tokenizer, texts, side, self.length, how)
         if side == "left":  # as one has it write
             made = network.generate(
@@ -159,9 +155,7 @@ class _Encoders:
         if isinstance(self.model.encoder, TextEncoder):
             yield "left", list(texts)
 
-    def theirs(
-        self, network: Any, tokenizer: Any, texts: list[str], side: str, how: dict[str, bool]
-    ) -> Tensor:
+    def theirs(self, network: Any, tokenizer: Any, texts: list[str], side: str, how: dict[str, bool]) -> Tensor:
         batch = _padded(tokenizer, texts, side, self.length, how)
         shown = batch["attention_mask"][..., None]
         states: Tensor = network(**batch).last_hidden_state * shown
@@ -175,9 +169,7 @@ class _Encoders:
         return embed(model.encoder, tokens, lengths, "mean").float().cpu()
 
 
-def _padded(
-    tokenizer: Any, texts: list[str], side: str, length: int, how: dict[str, bool]
-) -> dict[str, Tensor]:
+def _padded(tokenizer: Any, texts: list[str], side: str, length: int, how: dict[str, bool]) -> dict[str, Tensor]:
     batch = tokenizer(
         texts, padding=True, padding_side=side, truncation=True, max_length=length, return_tensors="pt", **how
     )

@@ -127,9 +127,7 @@ class Pictures:
         """All images; where they have classes, these are the column `label`. A list may name one file several times:
         the ids of the others then end in their number. Raises UserError where ids are asked for."""
         if id_column is not None:
-            raise UserError(
-                f"Images go by their place, so there are no ids in a column {id_column}; leave it out."
-            )
+            raise UserError(f"Images go by their place, so there are no ids in a column {id_column}; leave it out.")
         labels = self._images.labels if with_values else None
         times: Counter[str] = Counter()
         for index in self._indices.tolist():

@@ -42,9 +42,7 @@ def reconstruct(directory: Path, pixels: Pixels, seed: int = 0) -> Reconstructio
     values = decoder(states, visible, hidden, (side, side))
     mask = np.zeros(side**2, np.bool_)
     mask[hidden[0]] = True
-    filled, smooth = (
-        fill_in(image, visible, hidden, each, patch) for each in (values, torch.zeros_like(values))
-    )
+    filled, smooth = (fill_in(image, visible, hidden, each, patch) for each in (values, torch.zeros_like(values)))
     whole, filled, smooth = (levels(each)[0] for each in (image, filled, smooth))
     return Reconstruction(whole, mask.reshape(side, side), filled, smooth)
 

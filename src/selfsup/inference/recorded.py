@@ -52,6 +52,4 @@ def _read(library: Path) -> Recorded:
         noted = json.loads((library / RECORD).read_text(encoding="utf-8"))
         return {str(name): (int(size), str(digest)) for name, (size, digest) in noted.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{library / RECORD} is damaged; remove it to use the library without its checksums."
-        ) from None
+        raise UserError(f"{library / RECORD} is damaged; remove it to use the library without its checksums.") from None

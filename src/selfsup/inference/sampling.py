@@ -31,10 +31,7 @@ class Sampling:
     def __post_init__(self) -> None:
         k, p, least, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
         ranges = {  # of a temperature below `LEAST`, a division would overflow
-            "temperature": (
-                self.temperature == 0 or LEAST <= self.temperature < math.inf,
-                f"0, or {LEAST:g} or above",
-            ),
+            "temperature": (self.temperature == 0 or LEAST <= self.temperature < math.inf, f"0, or {LEAST:g} or above"),
             "top_k": (k is None or k >= 1, "1 or above"),
             "top_p": (p is None or 0 < p <= 1, "above 0 and at most 1"),
             "min_p": (least is None or 0 <= least <= 1, "between 0 and 1"),

@@ -82,9 +82,7 @@ def read_prompts(file: str) -> list[str]:
         raise UserError(f"Cannot read the prompts in {file}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name} holds bytes that are no UTF-8, in line {line}; give the prompts in UTF-8."
-        ) from None
+        raise UserError(f"{name} holds bytes that are no UTF-8, in line {line}; give the prompts in UTF-8.") from None
     if not data or len(data) > MOST_PROMPTS:
         raise UserError(f"{name} holds {len(data):,} bytes of prompts; give 1 to {MOST_PROMPTS:,}.")
     return [line.removesuffix("\r") for line in lines]

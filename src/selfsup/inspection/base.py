@@ -41,9 +41,7 @@ class Inspection(Document):
     """What an objective makes of some data, and the forms in which it can be looked at."""
 
     @classmethod
-    def of(
-        cls, objective: str, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]
-    ) -> Self:
+    def of(cls, objective: str, idea: str, facts: list[str], sections: list[Section], values: dict[str, Any]) -> Self:
         """Of the task of an objective."""
         name = objective.rpartition(".")[2]  # of a class from Python
         return cls(name, f"What the data teaches: {name}", idea, facts, sections, values)

@@ -23,9 +23,7 @@ COLOURS = (FIRST, SECOND, OTHER)  # of both global crops, and of local ones
 TINY = 1e-9
 MEANING = {OWN: "another crop of the same image", ALIEN: "a crop of another image", OUT: "the crop itself"}
 
-Masks = npt.NDArray[
-    np.bool_
-]  # of each image and global crop, which patches are hidden, (B, 2, rows, columns)
+Masks = npt.NDArray[np.bool_]  # of each image and global crop, which patches are hidden, (B, 2, rows, columns)
 
 
 @dataclass(frozen=True)
@@ -56,20 +54,11 @@ def inspect_crops(request: Request) -> Inspection:
     seen = [look.seen(*each, number) for number, each in enumerate(zip(pixels, kinds, strict=True))]
     views = [list(each) for each in zip(*seen, strict=True)]
     side = crops.first.size // look.recipe.settings["model.patch"] if "hidden" in made.tensors else 0
-    masks = (
-        made["hidden"].view(-1, GLOBALS, side, side).numpy()
-        if side
-        else np.zeros((len(views), 2, 0, 0), bool)
-    )
+    masks = made["hidden"].view(-1, GLOBALS, side, side).numpy() if side else np.zeros((len(views), 2, 0, 0), bool)
     agreement = None if look.run is None else _agreement(look, made, masks, len(kinds))
     prototypes = len(objective.student.head.prototypes)
-    groups = [
-        Group(look.names[image], _rows(look, views[image], image, masks[image])) for image in look.shown
-    ]
-    sections = [
-        _task(look, objective, masks.size > 0, prototypes),
-        section("crops", "shown", Gallery(groups)),
-    ]
+    groups = [Group(look.names[image], _rows(look, views[image], image, masks[image])) for image in look.shown]
+    sections = [_task(look, objective, masks.size > 0, prototypes), section("crops", "shown", Gallery(groups))]
     values = look.values(views) | {"crops": asdict(crops), "prototypes": prototypes}
     for image, hidden in zip(values["images"], masks.astype(int).tolist() if side else (), strict=False):
         image["hidden"] = hidden
@@ -102,10 +91,7 @@ def _rows(look: Look, views: list[Seen], image: int, masks: Masks) -> list[list[
     rows = [[look.original(image, boxes[:GLOBALS], "global crops"), *first]]
     if views[GLOBALS:]:
         height = round(HEIGHT * len(views[-1].pixels) / len(views[0].pixels))
-        local = [
-            seen.tile(pixels, f"crop {n}", OTHER, height)
-            for n, seen in enumerate(views[GLOBALS:], GLOBALS + 1)
-        ]
+        local = [seen.tile(pixels, f"crop {n}", OTHER, height) for n, seen in enumerate(views[GLOBALS:], GLOBALS + 1)]
         rows.append([look.original(image, boxes[GLOBALS:], "local crops"), *local])
     return rows
 
@@ -141,11 +127,7 @@ def _patches(outputs: Outputs, masks: torch.Tensor) -> tuple[npt.NDArray[np.floa
 
 
 def _agreed(look: Look, views: list[list[Seen]], masks: Masks, agreement: Agreement) -> list[Section]:
-    shown = [
-        (f"crop {n} of {look.names[i]}", n, seen.pixels)
-        for i in look.shown
-        for n, seen in enumerate(views[i], 1)
-    ]
+    shown = [(f"crop {n} of {look.names[i]}", n, seen.pixels) for i in look.shown for n, seen in enumerate(views[i], 1)]
     whole = [each for each in shown if each[1] <= GLOBALS]
     said = [name for name, *_ in whole], [name for name, *_ in shown]
     pixels = [picture for *_, picture in whole], [picture for *_, picture in shown]

@@ -28,9 +28,7 @@ def trained(objective: Objective, run: str | Path) -> Objective:
     """
     checkpoint = Run(run).checkpoints().newest()
     if checkpoint is None:
-        raise UserError(
-            f"{run} has no checkpoint yet, so there is nothing it makes of the task; train it first."
-        )
+        raise UserError(f"{run} has no checkpoint yet, so there is nothing it makes of the task; train it first.")
     objective.load_state_dict(checkpoint.tensors["model"])
     return objective.eval()
 

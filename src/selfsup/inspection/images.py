@@ -133,19 +133,12 @@ class Look:
         for name, pixels, own in zip(self.names, self.images, views, strict=True):
             size = {"height": pixels.shape[0], "width": pixels.shape[1]}
             images.append({"name": name, **size, "views": [asdict(seen.drawn) for seen in own]})
-        values = {
-            "length": len(self.recipe.train),
-            "seed": self.batch.seed,
-            "run": self.run,
-            "images": images,
-        }
+        values = {"length": len(self.recipe.train), "seed": self.batch.seed, "run": self.run, "images": images}
         return {"source": self.facts()[0], "size": self.recipe.settings["data.size"], **values}
 
     def inspection(self, sections: list[Section], values: dict[str, Any], **said: Any) -> Inspection:
         """An inspection of these images; `said` in place of what is said of all."""
-        made = Inspection.of(
-            self.recipe.settings["objective"], self.recipe.idea, self.facts(), sections, values
-        )
+        made = Inspection.of(self.recipe.settings["objective"], self.recipe.idea, self.facts(), sections, values)
         return replace(made, **{"limits": self.limits, **said})
 
 
@@ -175,9 +168,7 @@ def opened(request: Request) -> ImageRecipe:
     """A training of what `look_at` looks at, settled; raises what that raises."""
     objective, settings = request.objective, request.settings
     if request.text is not None or request.window is not None:
-        raise UserError(
-            f"{objective} looks at images, so --text and --window say nothing to it; give --data."
-        )
+        raise UserError(f"{objective} looks at images, so --text and --window say nothing to it; give --data.")
     if request.run is not None:
         Run.open(request.run)
     if request.run is not None and settings["objective"] != objective:
@@ -186,14 +177,10 @@ def opened(request: Request) -> ImageRecipe:
         )
     settings.change("objective", objective, "given")
     if settings["model.preset"].startswith("python:"):
-        raise UserError(
-            f"{request.run} trained a network from Python, which cannot be built here; give another run."
-        )
+        raise UserError(f"{request.run} trained a network from Python, which cannot be built here; give another run.")
     recipe = cast("ImageRecipe", composed(request))
     recipe.open(request.progress)
-    if (
-        len(recipe.images) - recipe.images.duplicates == 1
-    ):  # no training would take it, and yet it can be seen
+    if len(recipe.images) - recipe.images.duplicates == 1:  # no training would take it, and yet it can be seen
         settings.change("data.validation", 0.0, "one image")
     recipe.settle(Effort())
     return recipe

@@ -43,9 +43,7 @@ def _file(name: str) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.globals |= {
         "CELL": CELL,
         "MARKERS": MARKERS,
@@ -72,8 +70,7 @@ def drawn_sight(block: blocks.Sight) -> dict[str, Any]:
     for t, name in enumerate(names):
         seen = [1 + block.far(t, other) if bit else 0 for other, bit in enumerate(block.mask[t][:shown])]
         cells = [
-            ("far" * (what - 1), margin + start * CELL, (stop - start + 1) * CELL)
-            for what, start, stop in _runs(seen)
+            ("far" * (what - 1), margin + start * CELL, (stop - start + 1) * CELL) for what, start, stop in _runs(seen)
         ]
         sees = " ".join(f"{start}-{stop}" for _, start, stop in _runs(block.mask[t]))
         rows.append({"y": t * CELL, "name": name, "cells": cells, "sees": sees})

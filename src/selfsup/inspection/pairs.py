@@ -103,9 +103,7 @@ def _take_tokenizer(request: Request) -> None:
         return
     directory = Run(request.run).model_directory / TEXT
     if not directory.is_dir():
-        raise UserError(
-            f"{request.run} has no model yet that could read the captions of other data; leave --data out."
-        )
+        raise UserError(f"{request.run} has no model yet that could read the captions of other data; leave --data out.")
     settings.change("data.tokenizer", str(directory), "run")
     settings.change("data.vocabulary", None, "run")
 
@@ -204,9 +202,7 @@ def _confused(pairs: Pairs, tower: str) -> list[Section]:
     for own, other in wrong[:CONFUSIONS]:
         image = f"an image takes “{texts[other]}” for its caption"
         tiles = [
-            pairs.tile(
-                pair, name, f"{texts[pair]}, cosine {network.similarity[own][pair]:.2f}", CONFUSED, colour
-            )
+            pairs.tile(pair, name, f"{texts[pair]}, cosine {network.similarity[own][pair]:.2f}", CONFUSED, colour)
             for pair, name, colour in ((own, "right", OTHER), (other, "wrong", FIRST))
         ]
         groups.append(Group(image if tower == IMAGE else f"“{texts[own]}” takes another image", [tiles]))

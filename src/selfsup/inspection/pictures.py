@@ -18,14 +18,7 @@ DENSITY = 2  # pixels drawn for each that a page counts
 GAP = 12  # between tiles
 PAPER, INK, FAINT, GROUND = "#fbfaf8", "#1f2328", "#6b7079", "#f0eee9"
 FIRST, SECOND, OTHER = "#e8590c", "#2f6fde", "#0f9d76"  # colours of frames
-RAMP = [
-    "#0d0a1f",
-    "#5b1a63",
-    "#b8324f",
-    "#ef7d29",
-    "#fbd87a",
-    "#fffbe6",
-]  # from little to much, ever brighter
+RAMP = ["#0d0a1f", "#5b1a63", "#b8324f", "#ef7d29", "#fbd87a", "#fffbe6"]  # from little to much, ever brighter
 HIDDEN = "#b2aea8"  # of a patch that is not shown
 LETTERS = "“”‘’…±°·"  # beyond ASCII, that Pillow's font has
 

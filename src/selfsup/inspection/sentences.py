@@ -18,19 +18,7 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as
 from selfsup.inspection.alike import Alike, alike, roles, table
 from selfsup.inspection.base import Inspection, Request
-from selfsup.inspection.blocks import (
-    ALIEN,
-    OUT,
-    OWN,
-    Bars,
-    Line,
-    Section,
-    Table,
-    Token,
-    Tokens,
-    mean,
-    section,
-)
+from selfsup.inspection.blocks import ALIEN, OUT, OWN, Bars, Line, Section, Table, Token, Tokens, mean, section
 from selfsup.inspection.opening import first_batch
 from selfsup.inspection.texts import opened
 from selfsup.models.encoder import TextEncoder

@@ -155,9 +155,7 @@ def _shares(block: blocks.Matrix) -> np.ndarray:
 def _close(block: blocks.Matrix) -> Drawn:
     """Cells without space between them; those that belong together are of another colour, as strong as theirs."""
     shares, roles = _shares(block), np.array([list(row) for row in block.roles])
-    colours = np.where(
-        (roles == OWN)[..., None], ramp(shares, (PAPER, FIRST)), ramp(shares, (GROUND, SECOND))
-    )
+    colours = np.where((roles == OWN)[..., None], ramp(shares, (PAPER, FIRST)), ramp(shares, (GROUND, SECOND)))
     side = max(1, WHOLE * DENSITY // len(shares))
     picture = Image.fromarray(colours.repeat(side, 0).repeat(side, 1))
     draw = ImageDraw.Draw(picture)
@@ -196,9 +194,7 @@ def _beside(name: Picture, side: int) -> Image.Image:
     if not isinstance(name, str):
         return _thumbnail(name, side)
     box = blank(side - 2 * DENSITY, side - 2 * DENSITY)
-    ImageDraw.Draw(box).text(
-        (box.width / 2, box.height / 2), drawable(name), FAINT, font(LETTER), anchor="mm"
-    )
+    ImageDraw.Draw(box).text((box.width / 2, box.height / 2), drawable(name), FAINT, font(LETTER), anchor="mm")
     return box
 
 
@@ -212,9 +208,7 @@ def _head(name: Picture, side: int) -> Image.Image:
     return strip.rotate(90, expand=True)
 
 
-def _cell(
-    draw: ImageDraw.ImageDraw, inner: tuple[int, int, int, int], colour: tuple[int, ...], role: str
-) -> None:
+def _cell(draw: ImageDraw.ImageDraw, inner: tuple[int, int, int, int], colour: tuple[int, ...], role: str) -> None:
     if role == OUT:
         draw.rectangle(inner, fill=PAPER)
         draw.line(inner, fill=FAINT, width=DENSITY)

@@ -63,12 +63,7 @@ class Insight:
 
 @checked
 def show(
-    run: str | Path,
-    images: object,
-    *,
-    out: str | Path | None = None,
-    size: int | None = None,
-    seed: int = 0,
+    run: str | Path, images: object, *, out: str | Path | None = None, size: int | None = None, seed: int = 0
 ) -> Inspection:
     """Look at images through the vision transformer of a run or model directory.
 
@@ -96,9 +91,7 @@ def show(
         for index in range(len(sources))
     ]
     if (find_model(run) / CONFIG).exists():
-        insights = [
-            replace(each, filled=reconstruct(find_model(run), each.pixels, seed)) for each in insights
-        ]
+        insights = [replace(each, filled=reconstruct(find_model(run), each.pixels, seed)) for each in insights]
     seen = shown(str(run), network.config.patch, model.size, pooling, insights)
     seen.write(png=out)
     return seen
@@ -119,9 +112,7 @@ def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int,
             f"{name} would be cut into {rows} by {columns} patches, and no more than {MOST_PATCHES:,} can be shown; "
             "give a smaller --size."
         )
-    resized = Image.fromarray(pixels).resize(
-        (columns * config.patch, rows * config.patch), Image.Resampling.BILINEAR
-    )
+    resized = Image.fromarray(pixels).resize((columns * config.patch, rows * config.patch), Image.Resampling.BILINEAR)
     mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
     given = (torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255 - mean) / std
     caught: list[tuple[Tensor, Placement]] = []
@@ -164,8 +155,7 @@ def coloured(features: Sequence[npt.NDArray[np.float32]]) -> tuple[list[Pixels],
     levels = 255 * ((components - low) / np.maximum(high - low, TINY)).clip(0, 1)
     starts = np.cumsum([each.shape[0] * each.shape[1] for each in features])[:-1]
     pictures = [
-        part.reshape(*each.shape[:2], -1)
-        for part, each in zip(np.split(levels, starts), features, strict=True)
+        part.reshape(*each.shape[:2], -1) for part, each in zip(np.split(levels, starts), features, strict=True)
     ]
     explained = variances[-COMPONENTS:].sum() / max(variances.sum(), TINY)
     return [picture.round().astype(np.uint8) for picture in pictures], float(explained)

@@ -68,9 +68,7 @@ def _tensors(tensors: Mapping[str, torch.Tensor]) -> Table:
     return Table(["", "shape", "type", "values"], rows)
 
 
-def _terms(
-    objective: Objective, task: Task, measured: dict[str, dict[str, float]], chance: float | None
-) -> Table:
+def _terms(objective: Objective, task: Task, measured: dict[str, dict[str, float]], chance: float | None) -> Table:
     rows = []
     for term in next(iter(measured.values())):
         count = f"{int(task.counts[term]):,}" if term in task.counts else ""

@@ -60,9 +60,7 @@ def _cut(made: RenderableType, shown: int, count: int, what: str = "positions") 
     """With how much is left out."""
     if shown >= count:
         return made
-    return Group(
-        made, Text(f"Shown are the first {shown} {what} of {count:,}; page and JSON hold all.", "dim")
-    )
+    return Group(made, Text(f"Shown are the first {shown} {what} of {count:,}; page and JSON hold all.", "dim"))
 
 
 def _shortened(line: Text, width: int) -> Text:
@@ -116,8 +114,7 @@ def _tokens(block: blocks.Tokens, width: int) -> RenderableType:
         (line,) = block.lines
         return _cut(_row(line.tokens[:TOKENS]), TOKENS, len(line.tokens), "tokens")
     lines = (
-        Text.assemble((f"{each.label:>3} ", "dim"), _row(each.tokens), (each.note, "yellow"))
-        for each in block.lines
+        Text.assemble((f"{each.label:>3} ", "dim"), _row(each.tokens), (each.note, "yellow")) for each in block.lines
     )
     return _lines(_shortened(line, width) for line in lines)
 
@@ -225,9 +222,7 @@ def _marks(block: blocks.Marks, width: int) -> RenderableType:
     room = max(map(len, block.rows)) + 2
     shown, lines = min(TOKENS, width - room), []
     for name, marks in block.rows.items():
-        cells = (
-            (mark, STYLES[block.roles[mark]] if mark in block.roles else "dim") for mark in marks[:shown]
-        )
+        cells = ((mark, STYLES[block.roles[mark]] if mark in block.roles else "dim") for mark in marks[:shown])
         lines.append(Text.assemble((name.ljust(room), "dim"), *cells))
     return _cut(_lines(lines), shown, max(map(len, block.rows.values())))
 
@@ -238,9 +233,7 @@ def _bars(block: blocks.Bars, width: int) -> RenderableType:
     lines = [_shortened(Text(block.title, "italic"), width)]
     for name, numbers in block.rows.items():
         places = (round((number / most + 1) / 2 * (len(SPARKS) - 1)) for number in numbers)
-        lines.append(
-            Text.assemble((f"  {name} ", "dim"), ("".join(SPARKS[place] for place in places), "cyan"))
-        )
+        lines.append(Text.assemble((f"  {name} ", "dim"), ("".join(SPARKS[place] for place in places), "cyan")))
     return _lines([*lines, Text(f"  {block.said}", "dim")])
 
 

@@ -40,11 +40,7 @@ from selfsup.objectives.base import Task
 from selfsup.objectives.texts import TextRecipe
 
 START, END = "<start>", "<end>"
-DONE = {
-    "mask": "[MASK] is shown instead",
-    "random": "a random token is shown instead",
-    "kept": "left as it is",
-}
+DONE = {"mask": "[MASK] is shown instead", "random": "a random token is shown instead", "kept": "left as it is"}
 COUNTED = {
     "hidden": "hidden, of all tokens",
     "mask": "of these: [MASK]",
@@ -133,9 +129,7 @@ def _open(request: Request) -> Subject:
         network, tokenizer, trained = encoder.masked, encoder.tokenizer, encoder.window
         reach = encoder.native.config.local_window
         if network is None:
-            raise UserError(
-                f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm."
-            )
+            raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
     if network is not None:  # whatever its training began with
         request.settings.change("model.preset", "auto", "run")
         request.settings.change("model.init", None, "run")
@@ -179,9 +173,7 @@ def _next(subject: Subject, task: Task) -> Parts:
         losses=None if found is None else list(found),
         chance=subject.chance,
     )
-    sees = (
-        document_mask(task["documents"], torch.float32, causal=True)[0, 0] == 0
-    )  # it is added to the scores
+    sees = document_mask(task["documents"], torch.float32, causal=True)[0, 0] == 0  # it is added to the scores
     mask = sees[asked][:, asked].int().tolist()
     text = [Token(target, heat=window.heat(t)) for t, target in enumerate(targets)]
     predictions = [_prediction(window, t, target, mask[t]) for t, target in enumerate(targets)]

@@ -70,7 +70,4 @@ def _alike(look: Look, found: list[Alike], views: Sequence[Sequence[Seen]]) -> l
     said = [f"view {number} of {name}" for name in look.names for number in (1, 2)]
     matrices = [each.matrix(pictures, pictures, said=(said, said), meaning=MEANING) for each in found]
     others = 2 * len(look.batch) - 1
-    return [
-        section("views", "alike", *matrices),
-        section("views", "figures", table(found, rows), others=others),
-    ]
+    return [section("views", "alike", *matrices), section("views", "figures", table(found, rows), others=others)]

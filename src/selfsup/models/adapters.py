@@ -63,8 +63,7 @@ class AdaptedConfig:
 
 
 SHAPE = Layout(
-    AdaptedConfig,
-    {"vocabulary": at("vocab_size"), "width": at("hidden_size"), "window": at("max_position_embeddings")},
+    AdaptedConfig, {"vocabulary": at("vocab_size"), "width": at("hidden_size"), "window": at("max_position_embeddings")}
 )
 
 
@@ -105,9 +104,7 @@ def fetch(name: str) -> Path:
     if local.is_dir():
         return local.absolute()
     if local.exists() or name.count("/") > 1 or name.startswith((".", "~")):  # no name of the hub
-        raise UserError(
-            f"There is no directory {name}; give that of a model, or its name on the hub: OWNER/NAME."
-        )
+        raise UserError(f"There is no directory {name}; give that of a model, or its name on the hub: OWNER/NAME.")
     with transformers_at_work(f"{name} (no directory here)"):
         from huggingface_hub import snapshot_download
 

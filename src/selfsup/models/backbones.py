@@ -85,9 +85,7 @@ class AdaptedBackbone(nn.Module):
         """Numbers in a vector; the network stays in the mode that it is in."""
         training = {part: part.training for part in self.network.modules()}
         parameter = next(self.network.parameters(), torch.empty(0))
-        images = torch.zeros(
-            2, CHANNELS, self.size, self.size, device=parameter.device, dtype=parameter.dtype
-        )
+        images = torch.zeros(2, CHANNELS, self.size, self.size, device=parameter.device, dtype=parameter.dtype)
         try:
             return _vectors(self.network.eval(), self.extract, images).shape[1]
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -177,9 +175,7 @@ def import_timm(name: str) -> Any:
 
 
 def _build_timm(timm: Any, source: TimmNetwork, size: int) -> AdaptedBackbone:
-    return AdaptedBackbone(
-        timm.create_model(source.name, num_classes=0, **source.arguments), size, timm=source
-    )
+    return AdaptedBackbone(timm.create_model(source.name, num_classes=0, **source.arguments), size, timm=source)
 
 
 # -- directories ---------------------------------------------------------------------------------------------
@@ -247,9 +243,7 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBack
     return SavedBackbone(backbone, read_features(directory), size)
 
 
-def _reopen_timm(
-    saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path
-) -> AdaptedBackbone:
+def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path) -> AdaptedBackbone:
     timm, given = import_timm(str(directory)), saved.get("model_args")
     name, given = str(saved["architecture"]), given if isinstance(given, dict) else {}
     arguments = {key: value for key, value in given.items() if key != "num_classes"}
@@ -277,9 +271,7 @@ def _given(module: nn.Module | None, name: str, size: int, directory: Path) -> A
         )
     backbone = adapt(module, size)
     if not isinstance(backbone, AdaptedBackbone) or _class(backbone.network) != name:
-        raise UserError(
-            f"{directory} holds the weights of {name}, not of {_class(module)}; give one of the former."
-        )
+        raise UserError(f"{directory} holds the weights of {name}, not of {_class(module)}; give one of the former.")
     return backbone
 
 
@@ -320,9 +312,7 @@ def _class(module: nn.Module) -> str:
 
 
 @torch.inference_mode()
-def timm_difference(
-    source: TimmNetwork, file: Path, size: int, ours: Callable[[Tensor], Tensor]
-) -> Difference:
+def timm_difference(source: TimmNetwork, file: Path, size: int, ours: Callable[[Tensor], Tensor]) -> Difference:
     """How far what stock timm makes of noise, with the weights of a file, is from `ours`, (B, dimension).
 
     Before 1.0.31 timm itself takes any of several safetensors files of a directory for the weights, and fails.

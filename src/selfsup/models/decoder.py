@@ -79,9 +79,7 @@ class KeyValueCache:
     def advance(self, count: int) -> int:
         """Make room for the next `count` positions (at most a window); returns the first one's number."""
         if count > self.window:
-            raise ValueError(
-                f"feed a cache at most its window of {self.window} positions at once, not {count}"
-            )
+            raise ValueError(f"feed a cache at most its window of {self.window} positions at once, not {count}")
         if self.end + count > self.slots:
             self._slide()
         if self.end + count > self.slots:
@@ -209,9 +207,7 @@ class Decoder(TensorModule):
         fill(self, generator, dict.fromkeys(zeros, 0.0), embedding)
         return self
 
-    def forward(
-        self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Hidden states (B, T, width) after the last norm, for tokens (B, T).
 
         `documents` (B, T) numbers the document of each position: a position sees itself and the earlier ones
@@ -235,8 +231,6 @@ class Decoder(TensorModule):
             return Placement(*tables, cache.mask(count))
         return Placement(*tables, None if documents is None else document_mask(documents, dtype, causal=True))
 
-    def logits(
-        self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, vocabulary); training scores the hidden states in chunks instead."""
         return F.linear(self(tokens, documents, cache), self.output_weight)

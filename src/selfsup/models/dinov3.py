@@ -46,9 +46,7 @@ LAYOUT = Layout(
         "num_channels": CHANNELS,
     },
     written={
-        **dict.fromkeys(
-            ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
-        ),  # of positions in training
+        **dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")),  # of positions in training
         "attention_dropout": 0.0,
         "drop_path_rate": 0.0,
         "initializer_range": 0.02,

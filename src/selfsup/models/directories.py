@@ -74,9 +74,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         if path.suffix in OPENED:
             inside(directory, path.name)
     if (directory / ADAPTER).exists():
-        raise UserError(
-            f"{directory} holds an adapter of another model; merge the two and give what comes of it."
-        )
+        raise UserError(f"{directory} holds an adapter of another model; merge the two and give what comes of it.")
     config, names = read_json(directory / CONFIG), "architectures"
     if not isinstance(config.get("model_type"), str | None):
         raise broken(directory / CONFIG, "model_type", config["model_type"])
@@ -115,15 +113,11 @@ def _refuse_elsewhere(part: dict[str, Any], path: Path) -> None:
     for key in ("attn_implementation", "experts_implementation"):
         asked = part.get(key) or part.get(f"_{key}")
         if any("/" in str(name) for name in (asked.values() if isinstance(asked, dict) else [asked])):
-            raise UserError(
-                f"{path} asks for kernels of others ({key} {asked}), which are not run; take it out."
-            )
+            raise UserError(f"{path} asks for kernels of others ({key} {asked}), which are not run; take it out.")
     if part.get("transformers_weights") is not None:
         raise UserError(f"{path} names other weights than {WEIGHTS} (transformers_weights); take it out.")
     if "model_type" in part and any(part.get(key) for key in TIMM):
-        raise UserError(
-            f"{path.parent} has a part that timm builds, which is not opened; give a model without one."
-        )
+        raise UserError(f"{path.parent} has a part that timm builds, which is not opened; give a model without one.")
     if part.get("quantization_config") is not None:
         raise UserError(f"{path.parent} holds quantised weights; load the model's unquantised release")
 
@@ -229,9 +223,7 @@ def _weight_files(directory: Path) -> list[Path]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, mapped into memory; raises UserError where it is damaged, or holds what is no number."""
     if not path.exists():
-        raise UserError(
-            f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it"
-        )
+        raise UserError(f"{path} is missing; only safetensors weights are loaded, so get or convert the model to it")
     try:
         with opened(path):  # a plain file
             weights: dict[str, Tensor] = load_file(path)

@@ -16,16 +16,7 @@ from torch import Tensor, nn
 from selfsup.models.attention import Placement, additive, attention, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import project, rotary_tables
-from selfsup.models.transformer import (
-    Embedding,
-    LayerNorm,
-    Linear,
-    Stacked,
-    TensorModule,
-    compute_dtype,
-    fill,
-    unset,
-)
+from selfsup.models.transformer import Embedding, LayerNorm, Linear, Stacked, TensorModule, compute_dtype, fill, unset
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -158,9 +149,7 @@ class TextEncoder(TensorModule):
             x = block(x, placements[self.config.kind(layer)])
         return self.final_norm(x, dtype)
 
-    def _placement(
-        self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype
-    ) -> Placement:
+    def _placement(self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Placement:
         config, local = self.config, kind == LOCAL
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         theta = config.local_rope_theta if local else config.rope_theta

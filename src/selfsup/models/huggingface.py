@@ -90,9 +90,7 @@ def require_fit(module: nn.Module, weights: Mapping[str, Tensor], directory: Pat
     for name in sorted(expected.keys() | found.keys()):
         wanted, there = expected.get(name, "absent"), found.get(name, "absent")
         if wanted != there:
-            raise damaged(
-                f"{directory} does not fit its config.json: {name} should be {wanted} and is {there}"
-            )
+            raise damaged(f"{directory} does not fit its config.json: {name} should be {wanted} and is {there}")
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, str]:

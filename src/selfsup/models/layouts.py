@@ -122,9 +122,7 @@ class Layout(Generic[C]):
     def _require(self, key: str, value: Any, saved: Mapping[str, Any], path: Path) -> None:
         found = _find(saved, key, path)
         if found is not ABSENT and found != value:
-            raise UserError(
-                f"{path} has {key} = {shown(found)}; only {self.name} with {shown(value)} can be loaded"
-            )
+            raise UserError(f"{path} has {key} = {shown(found)}; only {self.name} with {shown(value)} can be loaded")
 
 
 def _value(place: Place, kind: str, saved: Mapping[str, Any], path: Path) -> Any:

@@ -67,9 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, slope: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, slope: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The sum of the losses in `dtype`; the gradient of the logits is written into `slope` (n, vocabulary)."""
     total = torch.zeros((), dtype=dtype, device=hidden.device)
     rows = max(1, CHUNK_ELEMENTS // len(weight))

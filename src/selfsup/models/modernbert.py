@@ -37,9 +37,7 @@ LAYOUT = Layout(
         "global_every": at("global_attn_every_n_layers", default=3),
         # The latter keys are of transformers 4.
         "rope_theta": at("rope_parameters.full_attention.rope_theta", "global_rope_theta", default=160000.0),
-        "local_rope_theta": at(
-            "rope_parameters.sliding_attention.rope_theta", "local_rope_theta", default=10000.0
-        ),
+        "local_rope_theta": at("rope_parameters.sliding_attention.rope_theta", "local_rope_theta", default=10000.0),
         "norm_eps": at("norm_eps", default=1e-5),
     },
     fixed={
@@ -87,11 +85,7 @@ class SavedEncoder:
 
 
 def save_encoder(
-    directory: Path,
-    model: TextEncoder | MaskedLanguageModel,
-    tokenizer: Tokenizer,
-    features: Features,
-    card: str,
+    directory: Path, model: TextEncoder | MaskedLanguageModel, tokenizer: Tokenizer, features: Features, card: str
 ) -> None:
     """Write a directory that `AutoModel` (and, with a head, `AutoModelForMaskedLM`) and `AutoTokenizer` open, wholly or
     not at all; weights are fp32, `card` becomes README.md. Raises UserError where it exists already."""

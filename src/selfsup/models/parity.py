@@ -134,9 +134,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def network_difference(
-    directory: Path, model: NativeNetwork, tokens: Tensor | None = None
-) -> Difference | None:
+def network_difference(directory: Path, model: NativeNetwork, tokens: Tensor | None = None) -> Difference | None:
     """How far stock `transformers` on a directory is from `model`, in evaluation: of the logits where it has a head
     (of a decoder at the last 64 positions, which depend on all), else of the hidden states.
 

@@ -19,16 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.models.directories import (
-    CONFIG,
-    WEIGHTS,
-    broken,
-    inside,
-    number,
-    read_json,
-    read_json_list,
-    write_json,
-)
+from selfsup.models.directories import CONFIG, WEIGHTS, broken, inside, number, read_json, read_json_list, write_json
 from selfsup.models.features import FEATURES, Features, read_map, read_own, write_map
 from selfsup.models.layouts import Layout, at
 from selfsup.models.packing import POOLINGS, Pooling

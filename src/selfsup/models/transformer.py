@@ -89,10 +89,7 @@ class RMSNorm(TensorModule):
 
 @torch.no_grad()
 def fill(
-    module: nn.Module,
-    generator: torch.Generator,
-    constants: Mapping[str, float],
-    deviations: Mapping[str, float],
+    module: nn.Module, generator: torch.Generator, constants: Mapping[str, float], deviations: Mapping[str, float]
 ) -> None:
     """Give the parameters of a module fresh values, a pure function of the generator's state.
 

@@ -81,17 +81,13 @@ class LayerScale(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def kept_rotation(
-    config: VisionConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Placement:
+def kept_rotation(config: VisionConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Placement:
     """`axial_rotation`, computed once."""
     with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
         return axial_rotation(config, grid, dtype, device)
 
 
-def axial_rotation(
-    config: VisionConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Placement:
+def axial_rotation(config: VisionConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Placement:
     """The rotation of a grid of patches, row by row, behind the tokens before them, which are not turned.
 
     The centres of the patches have coordinates in [−1, 1]; the first half of the pairs i turns by
@@ -139,9 +135,7 @@ class Embeddings(TensorModule):
         self.register_tokens = unset(1, config.registers, config.width)
         self.patch_embeddings = PatchEmbedding(config)
 
-    def forward(
-        self, pixels: Tensor, hidden: Tensor | None, visible: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(self, pixels: Tensor, hidden: Tensor | None, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
         patches = self.patch_embeddings(pixels, visible, dtype)
         if hidden is not None:
             patches = torch.where(hidden[..., None], self.mask_token.to(patches.dtype), patches)

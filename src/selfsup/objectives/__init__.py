@@ -34,14 +34,10 @@ def find_recipe(name: str) -> type[Recipe]:
         UserError: there is no objective of that name.
     """
     if name.startswith("python:"):
-        raise UserError(
-            f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train."
-        )
+        raise UserError(f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train.")
     if name not in RECIPES:
         if os.path.exists(name):
-            raise UserError(
-                f"There is no objective {shown(name)}; data is given by --data, behind the objective."
-            )
+            raise UserError(f"There is no objective {shown(name)}; data is given by --data, behind the objective.")
         raise UserError(f"There is no objective {shown(name)}{nearest(name, list(RECIPES))}")
     module, _, attribute = RECIPES[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
@@ -80,9 +76,7 @@ def python_name(kind: type) -> str:
 
 def find_declared(name: str) -> type[Recipe] | type[Objective] | None:
     """The class that says what an objective is; None where there is none, or it comes from Python and is not loaded."""
-    loaded: dict[str, type[Recipe] | type[Objective]] = {
-        python_name(kind): kind for kind in _below(Recipe, Objective)
-    }
+    loaded: dict[str, type[Recipe] | type[Objective]] = {python_name(kind): kind for kind in _below(Recipe, Objective)}
     if name in loaded:
         return loaded[name]
     try:

@@ -190,9 +190,7 @@ class TextSide:
             asked = settings[f"text.{name}"]
             found = getattr(origin.config, name, None)
             if asked not in (None, found):
-                raise UserError(
-                    f"{place} brings its own {name}, so text.{name} is not {asked}; leave it out."
-                )
+                raise UserError(f"{place} brings its own {name}, so text.{name} is not {asked}; leave it out.")
             if found is not None:
                 settings.settle(f"text.{name}", found, "init")
         if isinstance(origin, AdaptedEncoder) and settings["text.dropout"] is not None:

@@ -146,8 +146,7 @@ class CausalLMRecipe(TextRecipe):
         """bits_per_byte, where the tokens hold every byte of the text."""
         kind = "training" if part == "train" else "validation"
         documents, tokens, size, lossless = (
-            getattr(self.corpus.facts, f"{kind}_{name}")
-            for name in ("documents", "tokens", "bytes", "lossless")
+            getattr(self.corpus.facts, f"{kind}_{name}") for name in ("documents", "tokens", "bytes", "lossless")
         )
         given = 1 if len(self.corpus.tokenizer.between) == 1 else documents  # tokens that nothing predicts
         return {"bits_per_byte": loss * (tokens - given) / size / math.log(2)} if lossless else {}

@@ -82,9 +82,7 @@ class CLIPSettings(Section):
     crop: Annotated[Real, Field(gt=0, le=1)] | None = Field(
         None, description="least share of an image that a view shows"
     )
-    hidden_tokens: Share | None = Field(
-        None, description="share of a caption's tokens that is hidden in training"
-    )
+    hidden_tokens: Share | None = Field(None, description="share of a caption's tokens that is hidden in training")
     freeze: Literal["image", "text"] | None = Field(None, description="a tower that is not trained")
     image_rate: Rate | None = Field(None, description="factor of the learning rates in the image tower")
     text_rate: Rate | None = Field(None, description="and in the text tower")
@@ -144,11 +142,7 @@ class CLIP(Objective):
         if self.training:
             views = partial(render, pixels, sizes, self.view, batch.seed, batch.epochs, batch.records, VIEW)
         made: dict[str, Callable[[], Tensor]] = {"views": views}
-        kept = {
-            "tokens": tokens,
-            "lengths": lengths,
-            "keys": torch.stack((keys, batch.data["image_keys"]), 1),
-        }
+        kept = {"tokens": tokens, "lengths": lengths, "keys": torch.stack((keys, batch.data["image_keys"]), 1)}
         count = torch.tensor(len(batch))
         counts = dict.fromkeys((self.loss, "temperature", "modality_gap"), count)
         if self.simclr is not None:
@@ -178,9 +172,7 @@ class CLIP(Objective):
             "modality_gap": len(image) * modality_gap(image.detach(), text.detach(), collectives),
         }
         if self.simclr is not None:
-            mine = {
-                name.removeprefix("simclr_"): z for name, z in outputs.items() if name.startswith("simclr_")
-            }
+            mine = {name.removeprefix("simclr_"): z for name, z in outputs.items() if name.startswith("simclr_")}
             sums |= self.simclr.score(mine, _part(task), collectives)
         return sums
 
@@ -288,11 +280,7 @@ class CLIPRecipe(ImageRecipe):
     def _require_one_tower(self) -> None:
         """Raise a UserError where two towers are named for the one of images."""
         place = self.settings["model.init"]
-        if (
-            place is None
-            or not (find_model(place) / IMAGE).is_dir()
-            or self.settings["text.init"] is not None
-        ):
+        if place is None or not (find_model(place) / IMAGE).is_dir() or self.settings["text.init"] is not None:
             return
         raise UserError(
             f"{place} holds two towers, and --init starts that of images; give --text-init {place} too, or the "
@@ -368,9 +356,7 @@ class CLIPRecipe(ImageRecipe):
                 "leave it out."
             )
         if frozen == IMAGE and settings["clip.simclr"]:
-            raise UserError(
-                "clip.simclr trains the image tower, which clip.freeze=image keeps; leave one out."
-            )
+            raise UserError("clip.simclr trains the image tower, which clip.freeze=image keeps; leave one out.")
 
     @property
     def pooling(self) -> Pooling:

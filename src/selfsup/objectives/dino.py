@@ -32,13 +32,7 @@ from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.checks.distillation import DISTILLATION
-from selfsup.objectives.distillation import (
-    centred,
-    in_use,
-    koleo,
-    sinkhorn_knopp,
-    soft_cross_entropy,
-)
+from selfsup.objectives.distillation import centred, in_use, koleo, sinkhorn_knopp, soft_cross_entropy
 from selfsup.objectives.image_networks import ROUND, ROUND_FROM
 from selfsup.objectives.images import ImageRecipe
 from selfsup.objectives.recipe import Effort
@@ -59,10 +53,7 @@ SCALES = {True: ((0.4, 1.0), (0.2, 0.6)), False: ((0.32, 1.0), (0.05, 0.32))}  #
 IMAGES_PER_PROTOTYPE = 16  # of 1.3 million images that makes the 65,536 prototypes of DINO
 PROTOTYPES = (256, 65536)
 MANY = 100_000  # images, from which a teacher may become softer
-TEMPERATURES = (
-    (0.04, 0.04),
-    (0.04, 0.07),
-)  # of the teacher, of few images and of many
+TEMPERATURES = ((0.04, 0.04), (0.04, 0.07))  # of the teacher, of few images and of many
 WIDEST_HEAD, WIDEST_BOTTLENECK = 2048, 256  # Caron et al. 2021, appendix C
 FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
 Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
@@ -118,13 +109,7 @@ class DINO(Objective):
     separable: ClassVar[bool] = False
 
     def __init__(
-        self,
-        student: Network,
-        crops: Crops,
-        teaching: Teaching,
-        temperature: float,
-        ibot: float,
-        koleo: float,
+        self, student: Network, crops: Crops, teaching: Teaching, temperature: float, ibot: float, koleo: float
     ) -> None:
         super().__init__()
         self.student = student
@@ -246,9 +231,7 @@ class DINO(Objective):
     @torch.no_grad()
     def _targets(self, kind: str, vectors: Tensor, prototypes: Tensor, collectives: Collectives) -> Tensor:
         """What the teacher says of (n, bottleneck): (n, K), in fp32 or wider."""
-        logits = (
-            at_least_single(vectors) @ at_least_single(prototypes).T
-        )  # divided by .04: bf16 would be noise
+        logits = at_least_single(vectors) @ at_least_single(prototypes).T  # divided by .04: bf16 would be noise
         temperature = self.teaching.temperature(self.done / self.steps)
         if self.teaching.targets == "sinkhorn":
             return sinkhorn_knopp(logits, temperature, collectives)
@@ -394,11 +377,7 @@ class DINORecipe(ImageRecipe):
             self.settings["dino.local_crops"],
         )
         teaching = Teaching(
-            options.targets,
-            self.settings["dino.teacher_temperature"],
-            options.warmup,
-            options.memory,
-            options.frozen,
+            options.targets, self.settings["dino.teacher_temperature"], options.warmup, options.memory, options.frozen
         )
         weights = self.settings["dino.ibot"], options.koleo
         return DINO(Network(network, head), crops, teaching, options.temperature, *weights)
@@ -437,9 +416,7 @@ class DINORecipe(ImageRecipe):
             else "none"
         )
         first, last = self.settings["dino.teacher_temperature"]
-        course = (
-            f"{first:g}" if first == last else f"{first:g} to {last:g} in {options.warmup:.0%} of the run"
-        )
+        course = f"{first:g}" if first == last else f"{first:g} to {last:g} in {options.warmup:.0%} of the run"
         chance = math.log(options.prototypes or 1)
         return super().facts() | {
             "crops": f"2 of {size} × {size}, {options.local_crops}{why('local_crops')} of {options.local_size} × "

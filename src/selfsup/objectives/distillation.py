@@ -87,9 +87,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         for start in range(0, len(vectors), rows):
             part = slice(start, start + rows)
             block = vectors[part].flatten(0, 1)
-            logits = ((block @ cast.T).to(targets.dtype) / temperature).view(
-                *vectors[part].shape[:2], len(cast)
-            )
+            logits = ((block @ cast.T).to(targets.dtype) / temperature).view(*vectors[part].shape[:2], len(cast))
             slope, wanted = torch.softmax(logits, -1), targets[part]
             # The likeliest prototype's p is exp(largest − log Σ exp logits), which cannot underflow.
             normaliser = logits.amax(-1) - slope.amax(-1).log()
@@ -106,9 +104,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        context: torch.autograd.function.FunctionCtx, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(context: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradients[0]
         vectors_grad, prototypes_grad = context.vectors_grad, context.prototypes_grad  # type: ignore[attr-defined]
         return (

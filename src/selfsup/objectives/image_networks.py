@@ -138,9 +138,7 @@ class OwnVision(ImageNetwork):
         settings, origin = self.settings, self.origin
         side = min(side, LARGEST if origin is None else origin.config.size)
         if origin is None:
-            settings.settle(
-                "model.patch", next(patch for most, patch in PATCHES if side <= most), "image size"
-            )
+            settings.settle("model.patch", next(patch for most, patch in PATCHES if side <= most), "image size")
         else:
             settings.settle("model.patch", origin.config.patch, "init")
         patch = settings["model.patch"]

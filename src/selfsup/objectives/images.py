@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from selfsup.inference.pictures import Pictures
     from selfsup.inference.vision import ImageModel
 
-SURPLUS = (
-    1.5  # of the side that a network sees, for the short side that images are kept at: a crop sees a part
-)
+SURPLUS = 1.5  # of the side that a network sees, for the short side that images are kept at: a crop sees a part
 FEWEST_STEPS = 300  # a batch leaves room for
 BATCH = 256
 BANK = 5000  # images that protocols learn classes from during a run
@@ -212,11 +210,7 @@ class ImageRecipe(Recipe):
             f"A vision model trained on {data_name(settings['data.source'])}",
             f"{self.network.describe()}, trained by {settings['objective']} with selfsup: {summary['steps']:,} steps "
             f"on images of {size} × {size} pixels, no labels.",
-            {
-                "Validation loss": measured(summary),
-                "Layout": f"{layout}; {exactness}",
-                "Features": "see features.json",
-            },
+            {"Validation loss": measured(summary), "Layout": f"{layout}; {exactness}", "Features": "see features.json"},
             USAGE,
             library="transformers" if own else "selfsup",
             task="image-feature-extraction",

@@ -102,9 +102,7 @@ def _others_alike(identities: Tensor, everyones: Tensor, positives: Tensor) -> T
     return same.scatter(1, positives[:, None], False)
 
 
-def nt_xent(
-    first: Tensor, second: Tensor, identities: Tensor, scale: float, collectives: Collectives
-) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, identities: Tensor, scale: float, collectives: Collectives) -> Tensor:
     """Σ over 2n views of −log softmax of the other view's similarity among all other views (Chen et al. 2020, eq. 1).
 
     Args:

@@ -43,9 +43,7 @@ LAYERS = 4  # of the decoder
 
 
 class MAESettings(Section):
-    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(
-        0.75, description="share of the patches that is hidden"
-    )
+    hidden: Annotated[Real, Field(gt=0, lt=1)] = Field(0.75, description="share of the patches that is hidden")
     decoder_layers: Count | None = Field(None, description="of the decoder, which serves training only")
     decoder_width: Count | None = Field(None, description="and its width, a multiple of 32")
 
@@ -193,8 +191,7 @@ class MAERecipe(ImageRecipe):
         return super().facts() | {
             "decoder": f"{matrix_parameters(sketched(PixelDecoder, config)):,} parameters that serve training only: "
             f"{config.layers} layers, width {config.width}; it fills in {round(config.hidden * patches)} of {patches} "
-            "patches"
-            + (f"; started from {self.settings['model.init']}" if self.origin_decoder is not None else "")
+            "patches" + (f"; started from {self.settings['model.init']}" if self.origin_decoder is not None else "")
         }
 
     def chance(self, records: int) -> float:

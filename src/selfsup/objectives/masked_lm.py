@@ -143,13 +143,7 @@ class MaskedLM(Objective):
         evaluation_rate: and in evaluation.
     """
 
-    def __init__(
-        self,
-        model: AnyMaskedLM,
-        masking: Masking,
-        rate: float,
-        evaluation_rate: float,
-    ) -> None:
+    def __init__(self, model: AnyMaskedLM, masking: Masking, rate: float, evaluation_rate: float) -> None:
         super().__init__()
         self.model = model
         self.masking = masking

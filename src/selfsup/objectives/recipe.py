@@ -86,9 +86,7 @@ class Recipe(ABC):
     checks_layout: ClassVar[bool] = True  # whether what is saved is compared with another library
     feature_batch: ClassVar[int] = 64  # records whose vectors are computed at once
 
-    def __init__(
-        self, settings: Settings, source: object | None = None, module: nn.Module | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, source: object | None = None, module: nn.Module | None = None) -> None:
         self.settings, self.source, self.module = settings, source, module
         self.compose()
         settings.keep(self.reads())

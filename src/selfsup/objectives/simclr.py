@@ -48,9 +48,7 @@ class SimCLR(TwoViews):
 
     terms: ClassVar[dict[str, int]] = {"nt_xent": 2}
 
-    def __init__(
-        self, network: AnyBackbone, head: nn.Module, view: View, pooling: Pooling, temperature: float
-    ) -> None:
+    def __init__(self, network: AnyBackbone, head: nn.Module, view: View, pooling: Pooling, temperature: float) -> None:
         super().__init__(network, head, view, pooling)
         self.temperature = temperature
 

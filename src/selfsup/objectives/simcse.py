@@ -81,12 +81,7 @@ class SimCSE(Objective):
     separable: ClassVar[bool] = False
 
     def __init__(
-        self,
-        encoder: AnyEncoder,
-        projection: nn.Module,
-        pooling: Pooling,
-        temperature: float,
-        deletion: float = 0.0,
+        self, encoder: AnyEncoder, projection: nn.Module, pooling: Pooling, temperature: float, deletion: float = 0.0
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -227,6 +222,4 @@ class SimCSERecipe(TextRecipe):
     def model(self, objective: Objective) -> EncoderModel:
         from selfsup.inference.encoder import EncoderModel
 
-        return EncoderModel(
-            cast(SimCSE, objective).encoder, self.corpus.tokenizer, self.definition(objective)
-        )
+        return EncoderModel(cast(SimCSE, objective).encoder, self.corpus.tokenizer, self.definition(objective))

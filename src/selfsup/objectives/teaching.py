@@ -27,11 +27,7 @@ class Head(nn.Module):
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, normalised: bool) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
         self.prototypes = nn.Parameter(torch.full((prototypes, bottleneck), torch.nan))
         self.normalised = normalised

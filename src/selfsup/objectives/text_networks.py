@@ -187,11 +187,7 @@ class OwnNetwork(TextNetwork, Generic[Config]):
 
     def card_facts(self) -> dict[str, str]:
         start = "from scratch" if self.origin is None else f"from {Path(self.get('init')).name}"
-        return {
-            "title": self.title,
-            "is": f"{self.describe()}, trained {start}",
-            "layout": self.layout,
-        }
+        return {"title": self.title, "is": f"{self.describe()}, trained {start}", "layout": self.layout}
 
     @property
     def blocks(self) -> float:
@@ -432,18 +428,14 @@ def require_text_model(directory: Path, objective: str, family: Family) -> None:
         advice = f"leave --init out and give model=hf:{directory}"
     else:
         advice = "masked-lm and simcse train encoders" if family == "decoder" else "causal-lm trains decoders"
-    raise UserError(
-        f"{directory} holds {kind_of(directory)}, and {objective} starts from {source}; {advice}."
-    )
+    raise UserError(f"{directory} holds {kind_of(directory)}, and {objective} starts from {source}; {advice}.")
 
 
 def require_texts(directory: Path, family: Family = "encoder") -> None:
     """Raise a UserError where a directory holds no model of texts alone, whatever its architecture."""
     if not reads(directory):
         one = _text_tower(directory, family) or "the directory of one"
-        raise UserError(
-            f"{directory} holds {kind_of(directory)}, and a model of texts is asked for; give {one}."
-        )
+        raise UserError(f"{directory} holds {kind_of(directory)}, and a model of texts is asked for; give {one}.")
 
 
 def _text_tower(directory: Path, family: Family) -> str | None:

@@ -67,9 +67,7 @@ class TextRecipe(Recipe):
         from selfsup.data.text import prepare_text
 
         given, data = self.open_tokenizer(), self.settings.config.data
-        self.text = self.open_source(
-            self.source if self.source is not None else data.source, reading_of(self.settings)
-        )
+        self.text = self.open_source(self.source if self.source is not None else data.source, reading_of(self.settings))
         self.corpus = prepare_text(
             self.text,
             tokenizer=given or data.tokenizer,
@@ -253,9 +251,7 @@ def decoder_network(settings: Settings, module: nn.Module | None) -> TextNetwork
     return HubDecoder(settings)
 
 
-def encoder_network(
-    settings: Settings, kind: str, dropout: float, keeps_head: bool = False
-) -> OwnEncoder | HubEncoder:
+def encoder_network(settings: Settings, kind: str, dropout: float, keeps_head: bool = False) -> OwnEncoder | HubEncoder:
     """The encoder that the settings name.
 
     Args:

@@ -18,10 +18,7 @@ from selfsup.objectives.base import Deferred, Objective, Outputs, Task
 from selfsup.views import View, render_several
 
 SMALL = 96  # pixels, up to which images are small
-CROPS = (
-    0.2,
-    0.08,
-)  # least share of an image that a view shows: of small ones measured, of others Chen et al. 2020
+CROPS = (0.2, 0.08)  # least share of an image that a view shows: of small ones measured, of others Chen et al. 2020
 
 
 class TwoViews(Objective):

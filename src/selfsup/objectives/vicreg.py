@@ -47,12 +47,7 @@ class VICReg(TwoViews):
     terms: ClassVar[dict[str, int]] = {"invariance": 1, "variance": 1, "covariance": 1}
 
     def __init__(
-        self,
-        network: AnyBackbone,
-        expander: nn.Module,
-        view: View,
-        pooling: Pooling,
-        weights: dict[str, float],
+        self, network: AnyBackbone, expander: nn.Module, view: View, pooling: Pooling, weights: dict[str, float]
     ) -> None:
         super().__init__(network, expander, view, pooling)
         self.weights = weights
@@ -83,9 +78,7 @@ class VICRegRecipe(ImageRecipe):
     name = "vicreg"
     section = VICRegSettings
     inspector = "views"
-    idea = (
-        "an image is rendered twice, and both renderings get one vector, while the vectors of images differ"
-    )
+    idea = "an image is rendered twice, and both renderings get one vector, while the vectors of images differ"
     checks = (small_batch,)
     views = 2.0
 

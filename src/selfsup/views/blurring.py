@@ -47,9 +47,7 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _blocks(
-    size: int, radius: int, device: torch.device
-) -> tuple[list[Tensor], list[tuple[slice, slice, int]]]:
+def _blocks(size: int, radius: int, device: torch.device) -> tuple[list[Tensor], list[tuple[slice, slice, int]]]:
     """Successive outputs of a line that goes on beyond its first and last pixel as its own reflection about them.
 
     Returns:

@@ -24,9 +24,7 @@ def jitter_parameters(
     Returns:
         blends (n, 3, 3): (f, g, c) of `blend` for the first three, in their order; shifts (n,) of the hue.
     """
-    signed = torch.stack(
-        [(2 * u - 1) * most for u, most in zip(amounts.unbind(1), strengths, strict=True)], 1
-    )
+    signed = torch.stack([(2 * u - 1) * most for u, most in zip(amounts.unbind(1), strengths, strict=True)], 1)
     kinds = keys[:, :HUE].argsort(1)
     factors = 1 + signed[:, :HUE].gather(1, kinds)
     anchors = [(1 - factors) * (kinds == kind) for kind in (SATURATION, CONTRAST)]

@@ -17,9 +17,7 @@ BLOCK = 48  # outputs that are computed together: most weights of a long line ar
 LARGE = 64  # pixels: crops of this size are faster one by one on a CPU
 
 
-def random_boxes(
-    draws: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Tensor:
+def random_boxes(draws: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
     """Crops of random area and aspect ratio (Szegedy et al. 2015), as torchvision's RandomResizedCrop draws them.
 
     The first of ten tries that fits into the image is taken, else the largest centred crop of an allowed ratio.
@@ -49,9 +47,7 @@ def random_boxes(
     return torch.cat((start, extent), 1).long()
 
 
-def cropping(
-    pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int
-) -> Callable[[slice], Tensor]:
+def cropping(pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int) -> Callable[[slice], Tensor]:
     """What makes any part of n crops, resized to squares as Pillow's antialiased bilinear resize does it.
 
     Args:
@@ -99,13 +95,7 @@ class Line:
 
     @staticmethod
     def of(
-        start: Tensor,
-        extent: Tensor,
-        low: Tensor,
-        high: Tensor,
-        length: int,
-        size: int,
-        mirror: Tensor | None = None,
+        start: Tensor, extent: Tensor, low: Tensor, high: Tensor, length: int, size: int, mirror: Tensor | None = None
     ) -> Line:
         """Lines of `length` pixels, resampled to `size` outputs.
 
@@ -141,9 +131,7 @@ class Line:
         first, last = self.first.amin(0).tolist(), self.last.amax(0).tolist()
         low, high = min(first), max(last)
         spans = enumerate(zip(first, last, strict=True))
-        return slice(low, high), [
-            (slice(i * BLOCK, (i + 1) * BLOCK), slice(a - low, b - low)) for i, (a, b) in spans
-        ]
+        return slice(low, high), [(slice(i * BLOCK, (i + 1) * BLOCK), slice(a - low, b - low)) for i, (a, b) in spans]
 
     def weights(self, seen: slice) -> Tensor:
         """How much of each pixel that is seen is in each output, (n, S, pixels), as in Pillow's antialiased bilinear

@@ -30,13 +30,7 @@ KEYS, AMOUNTS, CROP = slice(6, 10), slice(10, 14), slice(14, 14 + CROP_DRAWS)
 
 
 def render(
-    pixels: Tensor,
-    sizes: Tensor,
-    view: View,
-    seed: int,
-    epochs: np.ndarray,
-    records: np.ndarray,
-    number: int,
+    pixels: Tensor, sizes: Tensor, view: View, seed: int, epochs: np.ndarray, records: np.ndarray, number: int
 ) -> Tensor:
     """One view of each image.
 

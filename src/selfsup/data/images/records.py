@@ -62,9 +62,7 @@ class ImageRecords:
         be cannot be read."""
         return self.found(indices)[1]
 
-    def found(
-        self, indices: npt.NDArray[np.integer[Any]]
-    ) -> tuple[npt.NDArray[np.integer[Any]], dict[str, Tensor]]:
+    def found(self, indices: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.integer[Any]], dict[str, Tensor]]:
         """What `read` returns, behind the records that it is of, (n,): other ones where images gave way."""
         if self._stack is not None:
             pixels = torch.from_numpy(self._stack[self._indices[indices]]).permute(0, 3, 1, 2)

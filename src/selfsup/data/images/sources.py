@@ -15,13 +15,7 @@ from selfsup.data.arrow_files import open_arrow
 from selfsup.data.columns import Wanted, names_image
 from selfsup.data.discovery import File, Found, extensions, kind_of, readable
 from selfsup.data.images import archives, lists, tables
-from selfsup.data.images.captions import (
-    CAPTION_FILES,
-    Captions,
-    captions_by_name,
-    captions_in,
-    captions_in_file,
-)
+from selfsup.data.images.captions import CAPTION_FILES, Captions, captions_by_name, captions_in, captions_in_file
 from selfsup.data.images.decoding import MOST_BYTES, Encoded, formats
 from selfsup.data.images.stores import MOST_TEXT, Span, Store, folders, for_all
 from selfsup.data.origins import Medium, Origin, origin_of

@@ -11,9 +11,7 @@ import math
 from selfsup.checks import FEWEST_STEPS, LOWER_RATES, History, Symptom, problem
 
 SOUND_TEMPERATURE = 0.04  # of a teacher; Caron et al. (2021, appendix) lose everything between .06 and .08
-SHARPEN = (
-    "sharpen the teacher: {train} dino.teacher_temperature=" + f"[{SOUND_TEMPERATURE},{SOUND_TEMPERATURE}]"
-)
+SHARPEN = "sharpen the teacher: {train} dino.teacher_temperature=" + f"[{SOUND_TEMPERATURE},{SOUND_TEMPERATURE}]"
 
 # Teachers of sound runs were seen between 0.6 and 0.95 of ln K, at their softest before they had learnt anything; those
 # of collapsed runs above 0.98, and on their way there above 0.97 for good.
@@ -51,9 +49,7 @@ def loss_at_ln_k(history: History) -> Symptom | None:
     nothing = math.log(history.setting("dino.prototypes"))
     if loss < BESIDE * nothing:
         return None
-    return Symptom(
-        loss / nothing, BESIDE, figures={"loss": loss, "nothing": nothing}, remedy=_sharper(history)
-    )
+    return Symptom(loss / nothing, BESIDE, figures={"loss": loss, "nothing": nothing}, remedy=_sharper(history))
 
 
 # Of as many as a batch can use: those of its two crops of each image. Sound runs use half of them and more.

@@ -43,13 +43,7 @@ def loss_at_ln_b(history: History) -> Symptom | None:
     loss, first = losses.level, losses.values[0]
     if loss < BESIDE * nothing:
         return None
-    figures = {
-        "term": term,
-        "loss": loss,
-        "batch": batch,
-        "nothing": nothing,
-        "lr": history.setting("optim.lr"),
-    }
+    figures = {"term": term, "loss": loss, "batch": batch, "nothing": nothing, "lr": history.setting("optim.lr")}
     # Towers that stayed where they began, above chance, want longer steps; shorter ones those that came to it.
     still = first > nothing / BESIDE and abs(loss - first) <= UNMOVED * first
     longer = "raise the learning rates, optim.lr (now {lr:g}) first" + LOOK
