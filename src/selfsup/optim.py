@@ -36,7 +36,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
 
 
 @dataclass(eq=False)
-class Part(ABC):
+class Method(ABC):
     """An optimizer of some of the parameters: its peak learning rate, and what it remembers of each of them.
 
     It does without torch.optim.Optimizer, whose first instance imports torch's compiler, which takes a second.
@@ -75,7 +75,7 @@ def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
 
 @dataclass(eq=False)
-class Muon(Part):
+class Muon(Method):
     """Momentum, orthogonalized (Jordan et al. 2024), with all matrices of one shape in one batch.
 
     The update has the root mean square of an AdamW update, 0.2·√max(rows, columns) times an orthogonal matrix
@@ -116,7 +116,7 @@ def _as(target: Tensor, update: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class AdamW(Part):
+class AdamW(Method):
     """Loshchilov & Hutter 2019, algorithm 2, by torch's fused kernel."""
 
     betas: tuple[float, float]
@@ -150,7 +150,7 @@ class AdamW(Part):
 
 def _parts(
     objective: Objective, parameters: list[nn.Parameter], config: OptimConfig, rate: float, dtype: torch.dtype
-) -> list[Part]:
+) -> list[Method]:
     """The optimizers of parameters whose learning rates have one factor, those that have any to move."""
     listed = {id(parameter) for parameter in objective.vectors()}
     hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in listed]
@@ -158,7 +158,7 @@ def _parts(
     vectors = [p for p in parameters if p.ndim < 2]
     lr, adamw_lr = rate * (config.lr or 0.0), rate * (config.adamw_lr or 0.0)
     decay, moments = config.weight_decay or 0.0, (config.betas, config.eps)
-    parts: list[Part] = [
+    parts: list[Method] = [
         Muon(hidden, lr, decay, config.momentum, dtype, objective.stacks())
         if config.matrices == "muon"
         else AdamW(hidden, lr, decay, *moments),

@@ -37,28 +37,28 @@ Number = Real | None  # None: it was not finite, or is not known
 Step = Annotated[int, Field(ge=1, lt=1 << 53)]
 
 
-class Part(BaseModel):
+class Keys(BaseModel):
     """Keys that are read; there may be others."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Length(Part):
+class Length(Keys):
     budget: Number = None
 
 
-class Planned(Part):
+class Planned(Keys):
     train: Length
 
 
-class Plan(Part):
+class Plan(Keys):
     steps: Step
     settings: Planned
     parameters: Count | None = None
     chance: Number = None
 
 
-class Environment(Part):
+class Environment(Keys):
     """environment.json: what a figure needs beside it, the plan, and what the data were."""
 
     data: str | None = None
@@ -67,12 +67,12 @@ class Environment(Part):
     counts: dict[str, Count] = Field(default_factory=dict)
 
 
-class Best(Part):
+class Best(Keys):
     step: Count
     loss: Number
 
 
-class Summary(Part):
+class Summary(Keys):
     """summary.json: the final figures."""
 
     __pydantic_extra__: dict[str, Number] = Field(init=False)
@@ -83,7 +83,7 @@ class Summary(Part):
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
 
 
-class Line(Part):
+class Line(Keys):
     """A line of metrics.jsonl; its other keys are figures."""
 
     __pydantic_extra__: dict[str, Number] = Field(init=False)
@@ -105,7 +105,7 @@ class LookLine(Line):
     split: Literal["validation"]
 
 
-class Decay(Part):
+class Decay(Keys):
     """A line of journal.jsonl: the decay lies between these steps."""
 
     start: Count
@@ -119,25 +119,25 @@ class Decay(Part):
         return end
 
 
-class Extension(Part):
+class Extension(Keys):
     """Another kind: the run went on from this step."""
 
     extended_from: Count
 
 
-class Look(Part):
+class Look(Keys):
     """Another: the last look is at so many held-out records."""
 
     look: Count
 
 
-class Comparison(Part):
+class Comparison(Keys):
     """Another: whether the saved model is compared with another library's."""
 
     compared: bool
 
 
-class State(Part):
+class State(Keys):
     """state.json of a checkpoint: what a trainer knows beside its tensors."""
 
     skipped: Count

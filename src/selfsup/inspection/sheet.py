@@ -126,7 +126,7 @@ def _tile(tile: blocks.Tile) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class MatrixPicture:
     """A matrix as a picture, and where in it the cells begin, in its pixels."""
 
     picture: Image.Image
@@ -141,7 +141,7 @@ def _matrix(block: blocks.Matrix, width: int) -> Image.Image:
     return stacked([caption, picture], picture.width, 4 * DENSITY)
 
 
-def matrix_picture(block: blocks.Matrix, width: int) -> Drawn:
+def matrix_picture(block: blocks.Matrix, width: int) -> MatrixPicture:
     """A matrix, at most so many pixels wide."""
     return _with_margins(block, width) if block.rows else _close(block)
 
@@ -152,7 +152,7 @@ def _shares(block: blocks.Matrix) -> np.ndarray:
     return shares
 
 
-def _close(block: blocks.Matrix) -> Drawn:
+def _close(block: blocks.Matrix) -> MatrixPicture:
     """Cells without space between them; those that belong together are of another colour, as strong as theirs."""
     shares, roles = _shares(block), np.array([list(row) for row in block.roles])
     colours = np.where((roles == OWN)[..., None], ramp(shares, (PAPER, FIRST)), ramp(shares, (GROUND, SECOND)))
@@ -162,10 +162,10 @@ def _close(block: blocks.Matrix) -> Drawn:
     for row, column in np.argwhere(roles == OUT).tolist():
         left, top = column * side, row * side
         _cell(draw, (left, top, left + side - 1, top + side - 1), (0, 0, 0), OUT)
-    return Drawn(picture)
+    return MatrixPicture(picture)
 
 
-def _with_margins(block: blocks.Matrix, width: int) -> Drawn:
+def _with_margins(block: blocks.Matrix, width: int) -> MatrixPicture:
     side = min(block.cell * DENSITY, width // (len(block.columns) + 1))
     heads = [_head(column, side) for column in block.columns]
     above = max(head.height for head in heads) + 2 * DENSITY
@@ -181,7 +181,7 @@ def _with_margins(block: blocks.Matrix, width: int) -> Drawn:
             left, top = (column + 1) * side + DENSITY, above + row * side + DENSITY
             inner = (left, top, left + side - 2 * DENSITY - 1, top + side - 2 * DENSITY - 1)
             _cell(draw, inner, tuple(colours[row][column]), role)
-    return Drawn(picture, side, above)
+    return MatrixPicture(picture, side, above)
 
 
 def _thumbnail(pixels: Pixels, side: int) -> Image.Image:
