@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,14 @@ def inputs(surfaces: list[str], counts: dict[str, int], seed: int) -> Iterator[t
 
 
 def run(
-    surfaces: list[str], counts: dict[str, int], seed: int = 0, workers: int = 2, seconds: float = 30.0
+    surfaces: list[str],
+    counts: dict[str, int],
+    seed: int = 0,
+    workers: int = 2,
+    seconds: float = 30.0,
+    tell: Callable[[Finding], None] = lambda finding: None,
 ) -> tuple[Counter[tuple[str, str]], list[Finding]]:
-    """All inputs of some surfaces.
+    """All inputs of some surfaces; each finding is told at once, so that one that is cut off has told of its own.
 
     Returns:
         How often each (surface, outcome) was seen, and the findings.
@@ -132,6 +137,7 @@ def run(
                 tally[case[0], found["outcome"]] += 1
                 if found["outcome"] == "finding":
                     findings.append(Finding(*case, found["detail"]))
+                    tell(findings[-1])
 
     threads = [threading.Thread(target=work) for _ in range(workers)]
     for thread in threads:
@@ -149,14 +155,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the findings are written")
     asked = parser.parse_args()
     counts = COUNTS if asked.count is None else dict.fromkeys(COUNTS, asked.count)
-    tally, findings = run(asked.surfaces, counts, asked.seed)
+    if asked.out is not None:
+        asked.out.write_text("", encoding="utf-8")
+
+    def tell(finding: Finding) -> None:
+        print(finding, end="\n\n", flush=True)
+        if asked.out is not None:
+            with asked.out.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{finding}\n\n")
+
+    tally, findings = run(asked.surfaces, counts, asked.seed, tell=tell)
     for surface in asked.surfaces:
         seen = {outcome: tally[surface, outcome] for outcome in ("read", "refused", "finding")}
         print(f"{surface:14}", *(f"{count:6,} {outcome}" for outcome, count in seen.items()))
-    text = "\n\n".join(map(str, findings))
-    if asked.out is not None:
-        asked.out.write_text(text, encoding="utf-8", errors="backslashreplace")
-    print(f"{sum(tally.values()):,} inputs, {len(findings)} findings", text, sep="\n")
+    print(f"{sum(tally.values()):,} inputs, {len(findings)} findings")
     raise SystemExit(bool(findings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,8 +189,8 @@ class ImageRecipe(Recipe):
         vectors: Tensor = encoder.embed(pixels, self.pooling)
         return vectors
 
-    def encoder(self, objective: Objective) -> AnyBackbone:
-        raise NotImplementedError
+    @abstractmethod
+    def encoder(self, objective: Objective) -> AnyBackbone: ...
 
     def model(self, objective: Objective) -> ImageModel:
         from selfsup.inference.vision import ImageModel

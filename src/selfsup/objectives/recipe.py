@@ -209,7 +209,8 @@ class Recipe(ABC):
         return None
 
     def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
-        """The pooled vectors (n, width) of what records hold, which may be several items each."""
+        """The pooled vectors (n, width) of what records hold, which may be several items each. Only a recipe
+        that has an `encoder` is asked."""
         raise NotImplementedError
 
     @property
