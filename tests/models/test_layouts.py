@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.layouts import Layout, at, renamed
+from selfsup.models.directories import read_weights
+from selfsup.models.huggingface import write_network
+from selfsup.models.layouts import Layout, at, find_layout, renamed
 from selfsup.models.parity import ROUNDING, Difference
 
 
@@ -147,3 +150,108 @@ def test_the_largest_of_several_differences() -> None:
     several = [Difference(1.0, 0.1), Difference(0.5, 0.2)]
     assert Difference.largest(several) == Difference(1.0, 0.2)
     assert Difference.largest([]) == Difference()
+
+
+# -- weights -------------------------------------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, shape.width)
+        self.layers = nn.ModuleList(nn.Linear(shape.width, 3 * shape.width) for _ in range(shape.layers))
+
+
+class Headed(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.body = Body(shape)
+        self.score = nn.Linear(shape.width, 2)
+
+
+def weighted(**changes: Any) -> Layout[Shape]:
+    named = {
+        "names": {"table": "words.table", "score": "cls.out"},
+        "parts": {
+            f"layers.*.{kind}": tuple(f"encoder.*.{part}.{kind}" for part in "qkv") for kind in ("weight", "bias")
+        },
+        "inner": "body.",
+        "prefix": "net.",
+        "spare": ("pooler.", "cls.next."),
+    }
+    return replace(LAYOUT, **named | changes)
+
+
+def theirs(layout: Layout[Shape], network: nn.Module, directory: Path, **more: Any) -> dict[str, Tensor]:
+    directory.mkdir()
+    layout.save(directory, SHAPE, network, "OtherModel", **more)
+    return read_weights(directory)
+
+
+@pytest.mark.parametrize("kind", [Body, Headed])
+def test_weights_have_their_names_and_parts_there_and_come_back(tmp_path: Path, kind: type[nn.Module]) -> None:
+    network = kind(SHAPE)
+    found = theirs(weighted(), network, tmp_path / "saved")
+    layers = {f"encoder.{n}.{part}.{kind}" for n in range(2) for part in "qkv" for kind in ("weight", "bias")}
+    body = {"words.table.weight", *layers}
+    expected = body if kind is Body else {f"net.{name}" for name in body} | {"cls.out.weight", "cls.out.bias"}
+    assert found.keys() == expected
+    key = next(name for name in found if name.endswith("encoder.1.k.weight"))
+    inner = network if isinstance(network, Body) else network.body
+    assert torch.equal(found[key], inner.layers[1].weight[8:16])
+    opened = weighted().opened(tmp_path / "saved")
+    again = opened.weights if kind is Body else opened.whole
+    assert again.keys() == network.state_dict().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_what_an_origin_has_beside_is_kept(tmp_path: Path, prefix: str) -> None:
+    layout, first, headed = weighted(), Body(SHAPE), Headed(SHAPE)
+    origin = tmp_path / "origin"
+    weights = theirs(layout, first, origin)
+    content = json.loads((origin / "config.json").read_text()) | {
+        "dtype": "bfloat16",
+        "task": {"more": [1]},
+        "hidden": 8,
+    }
+    pooler = torch.arange(3.0)
+    write_network(origin, content, {prefix + name: w for name, w in weights.items()} | {f"{prefix}pooler.w": pooler})
+    assert layout.opened(origin).weights.keys() == first.state_dict().keys()
+    for network, before in ((Body(SHAPE), prefix), (headed, "net.")):
+        directory = tmp_path / type(network).__name__
+        directory.mkdir()
+        layout.save(directory, replace(SHAPE, width=16), network, None, origin)
+        assert torch.equal(read_weights(directory)[f"{before}pooler.w"], pooler)
+        saved = json.loads((directory / "config.json").read_text())
+        expected = content | {"dtype": "float32", "torch_dtype": "float32", "hidden": 16}
+        expected["inner"] = {"sizes": {"width": 16}, "kind": [1, 2]}
+        assert saved == expected
+
+
+def test_weights_that_no_layout_knows_stay_to_be_refused(tmp_path: Path) -> None:
+    weights = theirs(weighted(), Body(SHAPE), tmp_path / "saved")
+    del weights["encoder.0.k.weight"]
+    write_network(tmp_path / "saved", LAYOUT.write(SHAPE), weights | {"strange": torch.ones(1)})
+    found = weighted().opened(tmp_path / "saved").weights
+    assert {"strange", "encoder.0.q.weight"} <= found.keys()
+
+
+def test_words_of_a_file_and_what_a_layout_gives(tmp_path: Path) -> None:
+    places = {**LAYOUT.places, "tied": at("knot", words={"yes": True, "aye": True, "no": False})}
+    layout = replace(LAYOUT, places=places)
+    assert layout.write(SHAPE)["knot"] == "yes"
+    saved = {"model_type": "other", "hidden": 6, "depth": 3}
+    assert layout.read(saved | {"knot": "aye"}, PATH).tied
+    with pytest.raises(UserError, match="knot is 'perhaps'"):
+        layout.read(saved | {"knot": "perhaps"}, PATH)
+    without = {name: place for name, place in LAYOUT.places.items() if name != "tied"}
+    assert replace(LAYOUT, places=without, given={"tied": True}).read(saved, PATH).tied
+
+
+def test_a_type_without_a_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mystery"}))
+    with pytest.raises(UserError, match=r"'mystery', and what is opened by itself here is other; .*model=hf:"):
+        find_layout({"other": LAYOUT}, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "other"}))
+    assert find_layout({"other": LAYOUT}, tmp_path) is LAYOUT

@@ -1,27 +1,30 @@
 """Layouts of other libraries as tables: where their JSON says what a configuration here says, and what else it says.
 
-A layout is data. One way serves all to write a configuration as the other library reads it, to read one that it wrote,
-and to refuse in one sentence what the network here cannot be.
+A layout is data. One way serves all to write a configuration and weights as the other library reads them, to read what
+it wrote, to write that back with what was in it beside, and to refuse in one sentence what the network here cannot be.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.directories import CONFIG, MOST, broken, damaged, number, read_config, shown, whole
+from selfsup.models.directories import CONFIG, MOST, broken, damaged, number, read_config, read_weights, shown, whole
 from selfsup.models.huggingface import write_network
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ABSENT: Any = object()
+OR_NONE = " | None"
 FP32 = {"dtype": "float32", "torch_dtype": "float32"}  # the latter is what transformers 4 calls it
 
 C = TypeVar("C", bound="DataclassInstance")
@@ -37,6 +40,7 @@ class Place:
         default: what it means where none is there; without one, a file must say it.
         elsewhere: keys of other versions, which are only read, after the others.
         least, most: bounds of a number; by default a whole one is at least 1, another one above 0.
+        words: what the file calls each value here, where it has names of its own; the first for a value is written.
     """
 
     keys: tuple[str, ...]
@@ -44,6 +48,11 @@ class Place:
     elsewhere: tuple[str, ...] = ()
     least: float | None = None
     most: float = MOST
+    words: Mapping[Any, Any] = field(default_factory=dict)
+
+    def word(self, value: Any) -> Any:
+        """What the file calls a value."""
+        return next((word for word, meant in self.words.items() if meant == value), value)
 
 
 def at(*keys: str, default: Any = ABSENT, elsewhere: tuple[str, ...] = (), **bounds: Any) -> Place:
@@ -56,8 +65,9 @@ class Layout(Generic[C]):
     """How a configuration here stands in a JSON file of another library.
 
     Attributes:
-        kind: the configuration, a dataclass.
-        places: of each of its fields.
+        kind: the configuration, a dataclass. Its field `layout`, where it has one, is the `model_type`.
+        places: of its fields.
+        given: the fields that are the same in all networks of this layout, and of which its files say nothing.
         name: what messages call networks of this layout.
         model_type: what `model_type` must say; None where the file is of no network.
         fixed: keys that are written, and that say nothing else where they are read, for the network here has only that.
@@ -65,6 +75,10 @@ class Layout(Generic[C]):
         derived: the same as `fixed`, of what follows from the configuration.
         written: keys that are written, and not looked at.
         names: how parameters are called there, by what they are called here where that differs: see `renamed`.
+        parts: of matrices and biases here that stand there as several of one size, the names of these, first to last.
+        inner, prefix: what stands here, and there, before the names of a network beside which a head stands.
+        spare: how names there begin, with the prefix or without it, of weights that no network here has. They are kept
+            where a model is written back; any other one that is unknown is refused.
     """
 
     kind: Callable[..., C]
@@ -76,22 +90,95 @@ class Layout(Generic[C]):
     derived: Mapping[str, Callable[[C], Any]] = field(default_factory=dict)
     written: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inner: str = ""
+    prefix: str = ""
+    spare: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, directory: Path, config: C, network: nn.Module, architecture: str, **more: Any) -> None:
-        """Write config.json, with what else it is to say, and the weights in fp32 into a directory that exists."""
-        content = {"architectures": [architecture], **self.write(config), **more}
-        write_network(directory, content, renamed(network.state_dict(), self.names))
+    def save(
+        self,
+        directory: Path,
+        config: C,
+        network: nn.Module,
+        architecture: str | None,
+        more: Mapping[str, Any] | None = None,
+        origin: Path | None = None,
+    ) -> None:
+        """Write config.json and the weights, in fp32, into a directory that exists.
+
+        Args:
+            architecture: the class of the other library that opens it; None for that of the origin.
+            more: what else config.json is to say.
+            origin: a model directory of this layout, of which everything is kept that does not stand in `network` and
+                its configuration: other keys of config.json, other weights.
+        """
+        own = ({"architectures": [architecture]} if architecture else {}) | dict(more or {})
+        if origin is None:
+            write_network(directory, self.write(config) | own, self._theirs(network.state_dict(), False))
+            return
+        there = read_weights(origin)
+        weights = self._theirs(network.state_dict(), self._prefixed(there))
+        before = self.prefix if self._prefixed(weights) and not self._prefixed(there) else ""
+        spare = {before + name: tensor for name, tensor in there.items() if self._spare(name)}
+        content = self._updated(read_config(origin), config, origin / CONFIG) | own
+        write_network(directory, content, spare | weights)
 
     def open(self, directory: Path) -> C:
         """As `read`, of the config.json of a model directory."""
         return self.read(read_config(directory), directory / CONFIG)
+
+    def opened(self, directory: Path) -> Opened[C]:
+        """The configuration and the weights of a model directory. Raises UserError as `read`, and where files are
+        missing or damaged; whether the weights fit is for `huggingface.built` to say."""
+        config, there = self.open(directory), read_weights(directory)
+        prefix = self.prefix if self._prefixed(there) else ""
+        known = {name: tensor for name, tensor in there.items() if not self._spare(name)}
+        inner = {name.removeprefix(prefix): w for name, w in known.items() if name.startswith(prefix)}
+        head = {name: w for name, w in known.items() if not name.startswith(prefix)}
+        return Opened(directory, config, self._inward(inner), self._inward(head), self.inner)
+
+    def _prefixed(self, weights: Mapping[str, Tensor]) -> bool:
+        return bool(self.prefix) and any(name.startswith(self.prefix) for name in weights)
+
+    def _spare(self, name: str) -> bool:
+        return name.startswith(self.spare) or name.removeprefix(self.prefix).startswith(self.spare)
+
+    def _theirs(self, weights: Mapping[str, Tensor], prefixed: bool) -> dict[str, Tensor]:
+        """Weights of a network by the names there; with the prefix where a head stands beside it, or where asked."""
+        headed = bool(self.inner) and any(name.startswith(self.inner) for name in weights)
+        inner = self.inner if headed else ""
+        own = {name.removeprefix(inner): w for name, w in weights.items() if name.startswith(inner)}
+        head = {name: w for name, w in weights.items() if not name.startswith(inner)}
+        prefix = self.prefix if headed or prefixed else ""
+        return {prefix + name: w for name, w in self._outward(own).items()} | self._outward(head)
+
+    def _outward(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parted = {place for name in self.parts for place, _ in _found(name, weights)}
+        others = {name: w for name, w in weights.items() if name not in parted}
+        return renamed(others, self.names) | _cut(weights, self.parts)
+
+    def _inward(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        joined = _joined(weights, self.parts)
+        parted = _cut(joined, self.parts)
+        others = {name: w for name, w in weights.items() if name not in parted}
+        return renamed(others, {theirs: ours for ours, theirs in self.names.items()}) | joined
+
+    def _updated(self, saved: Mapping[str, Any], config: C, path: Path) -> dict[str, Any]:
+        """What a file says, and of each field that is another one now what it is."""
+        content, before = copy.deepcopy(dict(saved)), self.read(saved, path)
+        for name, place in self.places.items():
+            if (value := getattr(config, name)) != getattr(before, name):
+                for key in place.keys:
+                    _put(content, key, place.word(value))
+        return content | FP32
 
     def write(self, config: C) -> dict[str, Any]:
         """What the file says of a configuration."""
         content: dict[str, Any] = {} if self.model_type is None else {"model_type": self.model_type}
         for name, place in self.places.items():
             for key in place.keys:
-                _put(content, key, getattr(config, name))
+                _put(content, key, place.word(getattr(config, name)))
         follows = {key: value(config) for key, value in self.derived.items()}
         for key, value in {**follows, **self.fixed, **self.written}.items():
             _put(content, key, value)
@@ -104,8 +191,9 @@ class Layout(Generic[C]):
         self.require(saved, path)
         types = {field.name: str(field.type) for field in fields(self.kind)}  # type: ignore[arg-type]
         values = {name: _value(place, types[name], saved, path) for name, place in self.places.items()}
+        of_layout = {"layout": self.model_type} if "layout" in types else {}
         try:
-            config = self.kind(**values)
+            config = self.kind(**of_layout | {**self.given} | values)
         except (ValueError, ZeroDivisionError) as error:
             raise damaged(f"{path} is broken ({error})") from None
         for key, follows in self.derived.items():
@@ -125,6 +213,40 @@ class Layout(Generic[C]):
             raise UserError(f"{path} has {key} = {shown(found)}; only {self.name} with {shown(value)} can be loaded")
 
 
+@dataclass(frozen=True)
+class Opened(Generic[C]):
+    """What a model directory holds.
+
+    Attributes:
+        weights: those of the network, by the names here.
+        head: those of the head beside it, likewise.
+        inner: what stands before the names of the network where the two are one module.
+    """
+
+    directory: Path
+    config: C
+    weights: dict[str, Tensor]
+    head: dict[str, Tensor]
+    inner: str
+
+    @property
+    def whole(self) -> dict[str, Tensor]:
+        """The weights of the network with its head."""
+        return {self.inner + name: tensor for name, tensor in self.weights.items()} | self.head
+
+
+def find_layout(layouts: Mapping[str, Layout[C]], directory: Path) -> Layout[C]:
+    """The one of a model directory; raises UserError where it is none of these."""
+    found = read_config(directory).get("model_type")
+    if isinstance(found, str) and found in layouts:
+        return layouts[found]
+    known = ", ".join(sorted(layouts))
+    raise UserError(
+        f"{directory} holds a model of type {found!r}, and what is opened by itself here is {known}; "
+        f"other ones of texts open with model=hf:{directory}."
+    )
+
+
 def _value(place: Place, kind: str, saved: Mapping[str, Any], path: Path) -> Any:
     """What a file says of a field of a type."""
     found = ((key, _find(saved, key, path)) for key in (*place.keys, *place.elsewhere))
@@ -132,12 +254,17 @@ def _value(place: Place, kind: str, saved: Mapping[str, Any], path: Path) -> Any
     key, value = next(((key, value) for key, value in found if value is not ABSENT), nowhere)
     if value is ABSENT:
         raise damaged(f"{path} lacks '{key}'")
+    value = place.words.get(value, value) if isinstance(value, str) else value
     if not _fits(value, kind, place):
         raise broken(path, key, value)
-    return float(value) if kind == "float" else value
+    return float(value) if kind.startswith("float") and value is not None else value
 
 
 def _fits(value: Any, kind: str, place: Place) -> bool:
+    if place.words:
+        return value in place.words.values()
+    if kind.endswith(OR_NONE):
+        return value is None or _fits(value, kind.removesuffix(OR_NONE), place)
     if kind == "int":
         return whole(value, 1 if place.least is None else place.least, place.most)
     if kind == "float":
@@ -163,6 +290,37 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
     for name in objects:
         content = content.setdefault(name, {})
     content[last] = value
+
+
+def _cut(weights: Mapping[str, Tensor], parts: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """The parts of the weights that have some, by the names of these."""
+    cut: dict[str, Tensor] = {}
+    for name, others in parts.items():
+        for place, layer in _found(name, weights):
+            pieces = weights[place].chunk(len(others))
+            cut |= zip((_numbered(other, layer) for other in others), pieces, strict=True)
+    return cut
+
+
+def _joined(weights: Mapping[str, Tensor], parts: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """The weights that parts make, where all are there and of one size."""
+    joined: dict[str, Tensor] = {}
+    for name, others in parts.items():
+        for _, layer in _found(others[0], weights):
+            pieces = [weights.get(_numbered(other, layer), torch.empty(0)) for other in others]
+            if len({piece.shape for piece in pieces}) == 1:
+                joined[_numbered(name, layer)] = torch.cat(pieces)
+    return joined
+
+
+def _found(name: str, weights: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """The weights that a name with a `*` stands for, and the number of the layer of each."""
+    found = [(place, match) for place in weights if (match := _pattern(name).fullmatch(place))]
+    return [(place, "".join(match.groups())) for place, match in found]
+
+
+def _numbered(name: str, layer: str) -> str:
+    return name.replace("*", layer)
 
 
 def renamed(weights: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:

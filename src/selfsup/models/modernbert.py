@@ -101,7 +101,7 @@ def write_encoder(directory: Path, model: TextEncoder | MaskedLanguageModel, tok
     ids = dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.start)
     ids |= dict.fromkeys(("eos_token_id", "sep_token_id"), tokenizer.end)
     architecture = "ModernBertForMaskedLM" if fills else "ModernBertModel"
-    LAYOUT.save(directory, model.config, model, architecture, **ids, pad_token_id=tokenizer.pad)
+    LAYOUT.save(directory, model.config, model, architecture, ids | {"pad_token_id": tokenizer.pad})
     tokenizer.save(directory, model.config.window, fills)
 
 

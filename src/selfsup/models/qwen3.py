@@ -50,7 +50,7 @@ def save_model(
     Weights are fp32. `generation` is the generation_config.json of the model that the decoder was trained on from.
     """
     with new_model(directory) as temporary:
-        LAYOUT.save(temporary, decoder.config, decoder, "Qwen3ForCausalLM", **_special_ids(tokenizer))
+        LAYOUT.save(temporary, decoder.config, decoder, "Qwen3ForCausalLM", _special_ids(tokenizer))
         tokenizer.save(temporary, decoder.config.window)
         (temporary / GENERATION).write_bytes(_generation_config(tokenizer, generation))
         write_card(temporary, card)
