@@ -221,7 +221,7 @@ def test_what_an_origin_has_beside_is_kept(tmp_path: Path, prefix: str) -> None:
     for network, before in ((Body(SHAPE), prefix), (headed, "net.")):
         directory = tmp_path / type(network).__name__
         directory.mkdir()
-        layout.save(directory, replace(SHAPE, width=16), network, None, origin)
+        layout.save(directory, replace(SHAPE, width=16), network, None, origin=origin)
         assert torch.equal(read_weights(directory)[f"{before}pooler.w"], pooler)
         saved = json.loads((directory / "config.json").read_text())
         expected = content | {"dtype": "float32", "torch_dtype": "float32", "hidden": 16}
