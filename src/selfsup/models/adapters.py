@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import expanded
-from selfsup.models.attention import document_mask
+from selfsup.models.attention import begun, document_mask, places_within
 from selfsup.models.directories import (
     CONFIG,
     OPENED,
@@ -245,14 +245,12 @@ class AdaptedTextNetwork(nn.Module):
     def _masked(self, module: Any, tokens: Tensor, documents: Tensor) -> Tensor:
         """Under a mask between all positions."""
         mask = document_mask(documents, compute_dtype(next(self.network.parameters())), self.causal)
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        begun = positions.where(_begins(documents), 0).cummax(1).values
-        within = (positions - begun).masked_fill(documents < 0, 0)  # padding may be longer than any document
-        return self._call(module, tokens, attention_mask=mask, position_ids=within + self.first)
+        positions = self.first + places_within(tokens, documents)
+        return self._call(module, tokens, attention_mask=mask, position_ids=positions)
 
     def _apart(self, module: Any, tokens: Tensor, documents: Tensor) -> Tensor:
         """Each document in a row of its own, padded; zeros on the padding between them."""
-        starts = _begins(documents).flatten().nonzero().squeeze(1)
+        starts = begun(documents).flatten().nonzero().squeeze(1)
         lengths = starts.diff(append=starts.new_tensor([tokens.numel()]))
         real = documents.flatten()[starts] >= 0
         starts, lengths = starts[real], lengths[real]
@@ -369,13 +367,6 @@ def _close(expected: Tensor, found: Tensor) -> bool:
 
 def _unchanged(x: Tensor) -> Tensor:
     return x
-
-
-def _begins(documents: Tensor) -> Tensor:
-    """Whether another document begins at each position (B, T); one does at the first of each row."""
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return begins
 
 
 def _position_table(network: nn.Module) -> nn.Embedding | None:

@@ -21,7 +21,8 @@ class Placement:
     """What all layers of a pass, or those of one kind, know of where its tokens stand.
 
     Attributes:
-        cos, sin: of the rotation, the sines signed: (T, 1, dim) for all rows, or (B, T, 1, dim) for each.
+        cos, sin: of the rotation, the sines signed: (T, 1, dim) for all rows, or (B, T, 1, dim) for each; without rows
+            where nothing is turned.
         mask: to add to scores; without one, all tokens of a row see all.
     """
 
@@ -36,6 +37,8 @@ class Placement:
 
     def turned(self, x: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> Tensor:
         """Queries or keys (B, T, heads · dim) as (B, heads, T, dim), rotated: see `rotate_heads`."""
+        if not self.cos.shape[0]:
+            return split(x, x.shape[-1] // self.cos.shape[-1])
         return rotate_heads(x, gain, self.cos, self.sin, eps)
 
 
@@ -43,6 +46,23 @@ def document_mask(documents: Tensor, dtype: torch.dtype, causal: bool) -> Tensor
     """(B, 1, T, T) to add to scores: a position sees those, or the earlier ones, of its own document number (B, T)."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return additive(same.tril_() if causal else same, dtype)
+
+
+def places_within(tokens: Tensor, documents: Tensor | None) -> Tensor:
+    """The place of each token in its document: (B, T) of documents (B, T), 0 on padding (−1), which may be longer than
+    any document; (T,) where each row is one."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    if documents is None:
+        return places
+    begins = places.where(begun(documents), 0).cummax(1).values
+    return (places - begins).masked_fill(documents < 0, 0)
+
+
+def begun(documents: Tensor) -> Tensor:
+    """Whether another document begins at each position (B, T); one does at the first of each row."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return begins
 
 
 def split(x: Tensor, heads: int) -> Tensor:

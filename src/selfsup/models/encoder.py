@@ -1,29 +1,68 @@
-"""The text encoder: arithmetic and parameter names of ModernBERT, so that its weights open there.
+"""The text encoder. By default its arithmetic is ModernBERT's, whose parameter names it has, so that its weights open
+there:
 
-Pre-norm blocks of attention in both directions and GeGLU, LayerNorm without bias (none before the first attention, for
+pre-norm blocks of attention in both directions and GeGLU, LayerNorm without bias (none before the first attention, for
 the embeddings have one), rotary positions, no biases; every third layer sees the whole document, the others 64
 positions to either side (Warner et al. 2024, "Smarter, Better, Faster, Longer", section 2.1).
+
+What other encoders do otherwise, BERT and its kin first of all, are fields of the configuration; which model has which
+stands in `encoder_layouts.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.attention import Placement, additive, attention, split
+from selfsup.models.attention import Placement, additive, attention, places_within, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
-from selfsup.models.kernels import project, rotary_tables
+from selfsup.models.kernels import affine, rotary_tables
 from selfsup.models.transformer import Embedding, LayerNorm, Linear, Stacked, TensorModule, compute_dtype, fill, unset
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+_tanh_gelu = partial(F.gelu, approximate="tanh")
+# By their names in configurations.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """All that determines an encoder but its weights. `window` is the longest text it is trained on."""
+    """All that determines an encoder but its weights.
+
+    Attributes:
+        window: tokens of the longest text that it is trained on.
+        tied: whether the head of masked LM shares the embedding's weights.
+        bias: whether its output matrix has one.
+        dropout: of embeddings, attention and feed-forward, while training.
+        local_window: positions that a local layer sees, half of them to either side.
+        global_every: layers from one that sees everything to the next.
+        rope_theta, local_rope_theta: of the rotation in layers that see everything, and in local ones.
+        layout: the `model_type` of the files it came from, and goes back into.
+        positions: rows of a table of learnt positions; 0 where positions are rotary.
+        first_position: the row of a document's first token.
+        token_types: rows of a table whose first one is added to every token.
+        embedding_norm: whether embeddings are normalised. Then nothing is before the first attention.
+        post_norm: whether norms stand behind the sums, and so none behind the last layer.
+        biases: whether maps and norms have them.
+        gated: whether the feed-forward is activation(a) · b of two maps, or activation(a).
+        head_activation: of the head of masked LM.
+        causal: whether positions see what comes before them only.
+    """
 
     vocabulary: int
     layers: int
@@ -31,26 +70,52 @@ class EncoderConfig:
     heads: int
     mlp: int
     window: int
-    tied: bool  # the head of masked LM shares the embedding's weights
-    bias: bool = False  # of the head of masked LM, which other people's models have
-    dropout: float = 0.0  # of embeddings, attention and feed-forward, while training
-    local_window: int = 128  # positions that a local layer sees, half of them to either side
-    global_every: int = 3  # layers from one that sees everything to the next
-    rope_theta: float = 160000.0  # of layers that see everything
+    tied: bool
+    bias: bool = False
+    dropout: float = 0.0
+    local_window: int = 128
+    global_every: int = 3
+    rope_theta: float = 160000.0
     local_rope_theta: float = 10000.0
     norm_eps: float = 1e-5
+    layout: str = "modernbert"
+    positions: int = 0
+    first_position: int = 0
+    token_types: int = 0
+    embedding_norm: bool = True
+    post_norm: bool = False
+    biases: bool = False
+    gated: bool = True
+    activation: str = "gelu"
+    head_activation: str = "gelu"
+    causal: bool = False
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.heads):
+        if not self.positions and self.width % (2 * self.heads):
             raise ValueError(
                 f"width ({self.width}) must be an even multiple of heads ({self.heads}): rotary positions turn pairs"
             )
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if self.longest is not None and self.longest < 1:
+            raise ValueError(f"positions ({self.positions}) must be more than those before the first one")
+        if unknown := {self.activation, self.head_activation} - ACTIVATIONS.keys():
+            raise ValueError(f"activations are {', '.join(ACTIVATIONS)}, not {', '.join(sorted(unknown))}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout ({self.dropout}) must be a share of what is computed, not all of it")
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a text that it has positions for; None where these have no end."""
+        return self.positions - self.first_position if self.positions else None
+
+    def norm(self) -> LayerNorm:
+        """A fresh one of its kind."""
+        return LayerNorm(self.width, self.norm_eps, self.biases)
 
     def kind(self, layer: int) -> str:
         """`full_attention` or `sliding_attention`."""
@@ -62,56 +127,75 @@ class Attention(TensorModule):
         super().__init__()
         self.heads = config.heads
         self.dropout = config.dropout
-        self.Wqkv = Stacked(config.width, config.width, 3)
-        self.Wo = Linear(config.width, config.width)
+        self.Wqkv = Stacked(config.width, config.width, 3, config.biases)
+        self.Wo = Linear(config.width, config.width, config.biases)
 
     def forward(self, x: Tensor, placement: Placement) -> Tensor:
         q, k, v = self.Wqkv(x)
         seen = attention(placement.turned(q), placement.turned(k), split(v, self.heads), placement.mask)
-        return F.dropout(project(seen, self.Wo.weight)[0], self.dropout, self.training)
+        return F.dropout(affine(seen, (self.Wo.weight, self.Wo.bias))[0], self.dropout, self.training)
 
 
-class GeGLU(TensorModule):
-    """Wo(gelu(a) · b) with a, b = Wi x, without biases (Shazeer 2020, equation 6), under ModernBERT's names."""
+class FeedForward(TensorModule):
+    """Wo(gelu(a) · b) with a, b = Wi x (Shazeer 2020, equation 6), or Wo gelu(Wi x), or with another activation."""
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.Wi = Stacked(width, hidden, 2)
-        self.Wo = Linear(hidden, width)
-        self.dropout = dropout
+        self.Wi = Stacked(config.width, config.mlp, 2 if config.gated else 1, config.biases)
+        self.Wo = Linear(config.mlp, config.width, config.biases)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.Wi(x)
-        inner = F.dropout(F.gelu(gate) * up, self.dropout, self.training)
-        return project(inner, self.Wo.weight)[0]
+        gate, *up = self.Wi(x)
+        active = self.activation(gate)
+        inner = F.dropout(active * up[0] if up else active, self.dropout, self.training)
+        return affine(inner, (self.Wo.weight, self.Wo.bias))[0]
 
 
 class Block(TensorModule):
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
-        self.attn_norm = LayerNorm(config.width, config.norm_eps) if layer else None
+        self.post_norm = config.post_norm
+        normal_already = config.embedding_norm and not (layer or config.post_norm)
+        self.attn_norm = None if normal_already else config.norm()
         self.attn = Attention(config)
-        self.mlp_norm = LayerNorm(config.width, config.norm_eps)
-        self.mlp = GeGLU(config.width, config.mlp, config.dropout)
+        self.mlp_norm = config.norm()
+        self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, placement: Placement) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
         dtype = placement.dtype
-        normal = x.to(dtype) if self.attn_norm is None else self.attn_norm(x, dtype)
-        x = x + self.attn(normal, placement)
+        if self.post_norm:
+            x = self._normal(self.attn_norm, x + self.attn(x.to(dtype), placement), x.dtype)
+            return self.mlp_norm(x + self.mlp(x.to(dtype)), x.dtype)
+        x = x + self.attn(self._normal(self.attn_norm, x, dtype), placement)
         return x + self.mlp(self.mlp_norm(x, dtype))
+
+    @staticmethod
+    def _normal(norm: LayerNorm | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype) if norm is None else norm(x, dtype)
 
 
 class Embeddings(TensorModule):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.first = config.first_position
         self.tok_embeddings = Embedding(config.vocabulary, config.width)
-        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.position_embeddings = Embedding(config.positions, config.width) if config.positions else None
+        self.token_type_embeddings = Embedding(config.token_types, config.width) if config.token_types else None
+        self.norm = config.norm() if config.embedding_norm else None
         self.dropout = config.dropout
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         x = self.tok_embeddings(tokens)
-        return F.dropout(self.norm(x, x.dtype), self.dropout, self.training)
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings(self.first + places_within(tokens, documents))
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings.weight[0]
+        if self.norm is not None:
+            x = self.norm(x, x.dtype)
+        return F.dropout(x, self.dropout, self.training)
 
 
 class TextEncoder(TensorModule):
@@ -122,7 +206,7 @@ class TextEncoder(TensorModule):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.final_norm = LayerNorm(config.width, config.norm_eps)
+        self.final_norm = None if config.post_norm else config.norm()
 
     def flops(self, window: float) -> float:
         """Operations of forward and backward per token in windows of `window` tokens, all of which see each other."""
@@ -142,35 +226,44 @@ class TextEncoder(TensorModule):
         `documents` (B, T) numbers the document of each position: positions see their own document only; None means
         one document per row. Under autocast the result has the narrow dtype.
         """
-        dtype = compute_dtype(self.final_norm.weight)
-        placements = {kind: self._placement(kind, tokens, documents, dtype) for kind in (GLOBAL, LOCAL)}
-        x = self.embeddings(tokens)
-        for layer, block in enumerate(self.layers):
-            x = block(x, placements[self.config.kind(layer)])
-        return self.final_norm(x, dtype)
+        dtype = compute_dtype(self.embeddings.tok_embeddings.weight)
+        kinds = [self.config.kind(layer) for layer in range(self.config.layers)]
+        placements = {kind: self._placement(kind, tokens, documents, dtype) for kind in set(kinds)}
+        x = self.embeddings(tokens, documents)
+        for kind, block in zip(kinds, self.layers, strict=True):
+            x = block(x, placements[kind])
+        return x.to(dtype) if self.final_norm is None else self.final_norm(x, dtype)
 
     def _placement(self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Placement:
         config, local = self.config, kind == LOCAL
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         theta = config.local_rope_theta if local else config.rope_theta
-        tables = rotary_tables(positions, config.head_dim, theta, dtype)
+        turned = positions[: 0 if config.positions else None]  # none where positions are learnt
+        tables = rotary_tables(turned, config.head_dim, theta, dtype)
         visible = None if documents is None else (documents[:, :, None] == documents[:, None, :])[:, None]
+        near = positions[:, None] - positions
         if local and tokens.shape[1] > config.local_window // 2 + 1:
-            near = (positions[:, None] - positions).abs() <= config.local_window // 2
-            visible = near if visible is None else visible & near
+            visible = _both(visible, near.abs() <= config.local_window // 2)
+        if config.causal:
+            visible = _both(visible, near >= 0)
         return Placement(*tables, None if visible is None else additive(visible, dtype))
 
 
+def _both(visible: Tensor | None, near: Tensor) -> Tensor:
+    return near if visible is None else visible & near
+
+
 class MaskedHead(TensorModule):
-    """norm(gelu(dense(x))), the prediction head of BERT."""
+    """norm(gelu(dense(x))), or with another activation: the prediction head of BERT."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.width, config.width)
-        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.dense = Linear(config.width, config.width, config.biases)
+        self.activation = ACTIVATIONS[config.head_activation]
+        self.norm = config.norm()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        x = F.gelu(project(hidden, self.dense.weight)[0])
+        x = self.activation(affine(hidden, (self.dense.weight, self.dense.bias))[0])
         return self.norm(x, hidden.dtype)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.kernels import project, rms_norm
+from selfsup.models.kernels import affine, project, rms_norm
 
 
 class TensorModule(nn.Module):
@@ -46,15 +46,19 @@ class Embedding(Unset, nn.Embedding):
 
 
 class Stacked(Linear):
-    """Several maps of one input, one above the other in a single matrix; weight (parts · outputs, inputs)."""
+    """Several maps of one input, one above the other in a single matrix; weight (parts · outputs, inputs), bias
+    (parts · outputs,) where one is asked for."""
 
-    def __init__(self, inputs: int, outputs: int, parts: int) -> None:
-        super().__init__(inputs, parts * outputs)
+    def __init__(self, inputs: int, outputs: int, parts: int, bias: bool = False) -> None:
+        super().__init__(inputs, parts * outputs, bias)
         self.parts = parts
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """One result per map, (…, outputs) each."""
-        return project(x, *self.weight.chunk(self.parts))
+        if self.bias is None:
+            return project(x, *self.weight.chunk(self.parts))
+        biases = self.bias.chunk(self.parts)
+        return affine(x, *zip(self.weight.chunk(self.parts), biases, strict=True))
 
 
 class LayerNorm(TensorModule):
