@@ -11,9 +11,7 @@ stands in `encoder_layouts.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +20,19 @@ from torch import Tensor, nn
 from selfsup.models.attention import Placement, additive, attention, places_within, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import affine, rotary_tables
-from selfsup.models.transformer import Embedding, LayerNorm, Linear, Stacked, TensorModule, compute_dtype, fill, unset
+from selfsup.models.transformer import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Stacked,
+    TensorModule,
+    compute_dtype,
+    fill,
+    unset,
+)
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-_tanh_gelu = partial(F.gelu, approximate="tanh")
-# By their names in configurations.
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,33 @@ shows in the first loss. No module holds a buffer: everything but parameters is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.kernels import affine, project, rms_norm
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """GELU, nearly (Hendrycks & Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+_tanh_gelu = partial(F.gelu, approximate="tanh")
+# By the names that configurations of other libraries have for them.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
 
 
 class TensorModule(nn.Module):
