@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.kernels import affine, project, rms_norm
+from selfsup.models.kernels import affine, rms_norm
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -72,13 +72,11 @@ class Stacked(Linear):
 
     def __init__(self, inputs: int, outputs: int, parts: int, bias: bool = False) -> None:
         super().__init__(inputs, parts * outputs, bias)
-        self.parts = parts
+        self.parts, self.biased = parts, bias
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """One result per map, (…, outputs) each."""
-        if self.bias is None:
-            return project(x, *self.weight.chunk(self.parts))
-        biases = self.bias.chunk(self.parts)
+        biases = self.bias.chunk(self.parts) if self.biased else [None] * self.parts
         return affine(x, *zip(self.weight.chunk(self.parts), biases, strict=True))
 
 
