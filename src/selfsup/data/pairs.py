@@ -74,8 +74,8 @@ class PairRecords:
     """
 
     def __init__(self, images: Images, indices: Indices, least: int, tokenizer: TextTokenizer, window: int) -> None:
-        if window < 3:
-            raise UserError(f"A window of {window} holds no token between start and end; make it 3 or more.")
+        if tokenizer.room(window) < 1:
+            raise UserError(f"A window of {window} holds no token between start and end; make it {window + 1 - tokenizer.room(window)} or more.")
         captions = captions_of(images).take(indices)
         self.window = window
         self.tokenizer = tokenizer
@@ -128,11 +128,12 @@ class _Texts:
 
     def __init__(self, captions: Captions, tokenizer: TextTokenizer, window: int) -> None:
         chunks: list[Ids] = []
+        room = tokenizer.room(window)
         lengths, keys, self.truncated = array("q"), bytearray(), 0
         for batch in captions.batches(BATCH):
             encoded = tokenizer.encode_batch(batch)
-            self.truncated += sum(len(ids) > window - 2 for ids in encoded)
-            runs = [tokenizer.frame(ids[: window - 2]) for ids in encoded]
+            self.truncated += sum(len(ids) > room for ids in encoded)
+            runs = [tokenizer.frame(ids[:room]) for ids in encoded]
             lengths.extend(map(len, runs))
             for run in runs:
                 keys += hashlib.blake2b(run.tobytes(), digest_size=8).digest()

@@ -26,7 +26,7 @@ MOST_IDS = 1 << 22
 # What a directory may hold of its tokenizer.
 BESIDE = (
     *(*tokenizers.NAMING, "added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
 )
 MOST = 1 << 27  # bytes of one of them
 
@@ -53,7 +53,8 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     Its special tokens are those that the files beside it name, else tokens of its vocabulary with a usual name
     (`KNOWN`). A decoder's end is the eos_token, else the bos_token. Its start is what the tokenizer itself puts
     before a text, else the bos_token, else the end. What an encoder lacks of its special tokens is added to the
-    vocabulary. Raises UserError: no such file, not readable, no end-of-text token for a decoder.
+    vocabulary; that of a tower is as a decoder's, and texts stand in what it puts around them. Raises UserError: no
+    such file, not readable, no end-of-text token for a decoder.
     """
     if (path / "model" / "tokenizer.json").is_file():
         path = path / "model"
@@ -74,7 +75,7 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
         if marks is None:
             config = "name it as eos_token in a tokenizer_config.json beside it"
             raise UserError(f"{file} has no end-of-text token: {config}.")
-        return TextTokenizer(tokenizer, marks, files)
+        return TextTokenizer(tokenizer, marks, files, framed=family == "tower")
 
 
 def _find_marks(
@@ -87,7 +88,7 @@ def _find_marks(
         return next((token for token in candidates if token in vocabulary), None)
 
     unknown = _unknown_token(tokenizer)
-    if family == "decoder":
+    if family != "encoder":
         end = find("eos_token", "bos_token")
         put = [tokenizer.id_to_token(id_) for id_ in tokenizers.framing(tokenizer)[0][-1:]]
         start = put[0] if put else find("bos_token")

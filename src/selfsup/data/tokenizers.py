@@ -59,10 +59,11 @@ class Marks:
         return {role: token for role, token in ({start: self.start, end: self.end} | others).items() if token}
 
 
-Family = Literal["decoder", "encoder"]
+Family = Literal["decoder", "encoder", "tower"]  # the last: of texts beside images, as its files say it reads them
 MARKS: dict[Family, Marks] = {
     "decoder": Marks(END, END, UNKNOWN, pad=END),
     "encoder": Marks("[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"),
+    "tower": Marks(END, END, UNKNOWN, pad=END),
 }
 
 Kind = Literal["bpe", "characters", "words", "wordpiece"]
@@ -100,18 +101,24 @@ class TextTokenizer:
     encoding never does. Special tokens that the vocabulary lacks are added to it.
 
     A tokenizer from a model's directory goes back into one as it came, with its chat template: of its `files` only
-    what has to differ is written anew, and a decoder's text keeps what it had before it, which may be nothing.
+    what has to differ is written anew, and a decoder's text keeps what it had before it, which may be nothing; that of
+    a tower keeps what it had behind it too (`framed`).
 
     Attributes:
         vocabulary: number of ids, added tokens included (the largest id + 1).
         start, end: ids of the tokens that open and close a document, of a decoder often the same one.
         unknown, mask, pad: ids of the tokens for what the vocabulary does not hold, for what is hidden, for
             nothing, where there are such.
-        prefix: ids of what whoever opens the saved tokenizer finds before a text.
+        prefix, suffix: ids of what whoever opens the saved tokenizer finds before and behind a text.
+        fixed: tokens that each text is padded to, for a network that sees its padding; 0 where none is.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, marks: Marks = MARKS["decoder"], files: Mapping[str, bytes] | None = None
+        self,
+        tokenizer: Tokenizer,
+        marks: Marks = MARKS["decoder"],
+        files: Mapping[str, bytes] | None = None,
+        framed: bool = False,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -128,7 +135,9 @@ class TextTokenizer:
         found = framing(tokenizer)
         decodes = marks.mask is None
         self.prefix = found[0] if files and decodes else [self.start]
-        wanted = (self.prefix, [] if decodes else [self.end])
+        self.suffix = found[1] if framed else [] if decodes else [self.end]
+        self.fixed = 0
+        wanted = (self.prefix, self.suffix)
         if found != wanted or files is None:
             tokenizer.post_processor = _template(tokenizer, *wanted)
         self.vocabulary: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
@@ -211,9 +220,15 @@ class TextTokenizer:
             self._tokenizer.encode_special_tokens = True
         return np.array(encoding.ids, self.dtype)
 
+    def room(self, window: int) -> int:
+        """Ids of a text that have room in a window, beside what stands around them."""
+        return window - len(self.prefix) - len(self.suffix)
+
     def frame(self, ids: Sequence[int] | Ids) -> Ids:
-        """The ids of a text between start and end token, as an encoder reads it."""
-        return np.concatenate([[self.start], np.asarray(ids), [self.end]]).astype(self.dtype)
+        """The ids of a text between start and end token, as an encoder reads it, padded where that is `fixed`."""
+        framed = np.concatenate([self.prefix, np.asarray(ids), self.suffix]).astype(self.dtype)
+        padding = max(0, self.fixed - len(framed))
+        return np.pad(framed, (0, padding), constant_values=self.pad or 0)
 
     def pieces(self, document: str) -> list[str]:
         """A long document in pieces whose encodings, joined, are the document's; see `cut`. It stays whole where the

@@ -125,7 +125,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         that is longer than the window loses its end (`truncated` counts them). `progress` receives the number of texts
         done and in all.
         """
-        room = self.window - 2
+        room = self.tokenizer.room(self.window)
         ids = self.tokenizer.encode_batch(list(texts))
         self.truncated = sum(len(row) > room for row in ids)
         framed = [self.tokenizer.frame(row[:room]) for row in ids]
@@ -172,7 +172,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         (Salazar et al. 2020, "Masked Language Model Scoring", equation 1.) A text that is longer than the window is
         cut into pieces that fit, each by itself.
         """
-        room = self.window - 2
+        room = self.tokenizer.room(self.window)
         ids = self.tokenizer.encode(text)
         pieces = [ids[start : start + room] for start in range(0, len(ids), room)]
         return np.concatenate([self._losses(piece) for piece in pieces] or [np.empty(0, np.float32)])

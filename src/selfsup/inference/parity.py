@@ -163,7 +163,7 @@ class _Encoders:
 
     def ours(self, texts: list[str]) -> Tensor:
         model, tokenizer = self.model, self.model.tokenizer
-        rows = [tokenizer.frame(ids[: self.length - 2]) for ids in tokenizer.encode_batch(texts)]
+        rows = [tokenizer.frame(ids[: tokenizer.room(self.length)]) for ids in tokenizer.encode_batch(texts)]
         tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(model.device)
         lengths = torch.tensor([len(row) for row in rows], device=model.device)
         return embed(model.encoder, tokens, lengths, "mean").float().cpu()

@@ -28,7 +28,8 @@ FEATURES, MAP = "features.json", "features.safetensors"
 class Features:
     """How hidden states become one vector: pooled, then mapped by weight · x + bias where these are given.
 
-    Pooling "mean" is over all tokens of a text or the patches of an image, "cls" its first or its class token.
+    Pooling "mean" is over all tokens of a text or the patches of an image, "cls" its first or its class token, "last"
+    the last token of a text.
     """
 
     pooling: Pooling = "mean"

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 BLOCK = 256  # texts whose vectors are made at once
 MULTIPLE = 8  # of rows, and of places in a row: each new shape costs kernels that are made for it, and kept
@@ -69,7 +69,8 @@ def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token.
+    """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token, or
+    of its last one.
 
     The encoder makes hidden states (B, T, width) of tokens and document numbers (B, T); `tokens` (tokens in all,) are
     the texts one after the other, each with its start and end token, of `lengths` (n,).
@@ -81,6 +82,8 @@ def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if pooling == "cls":
         return hidden.index_select(0, rows.first).to(wide)
+    if pooling == "last":
+        return hidden.index_select(0, rows.first + lengths - 1).to(wide)
     with torch.autocast(hidden.device.type, enabled=False):
         return _means(hidden[rows.places].to(wide), lengths)
 
