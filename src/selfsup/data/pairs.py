@@ -74,8 +74,9 @@ class PairRecords:
     """
 
     def __init__(self, images: Images, indices: Indices, least: int, tokenizer: TextTokenizer, window: int) -> None:
-        if tokenizer.room(window) < 1:
-            raise UserError(f"A window of {window} holds no token between start and end; make it {window + 1 - tokenizer.room(window)} or more.")
+        if (room := tokenizer.room(window)) < 1:
+            least = window + 1 - room
+            raise UserError(f"A window of {window} holds no token between start and end; make it {least} or more.")
         captions = captions_of(images).take(indices)
         self.window = window
         self.tokenizer = tokenizer
