@@ -128,7 +128,7 @@ def test_score_is_the_plain_loss_of_sentences_alone(pooling: Pooling) -> None:
     vectors = []
     for row, length in zip(task["first"], task["first_lengths"].tolist(), strict=True):
         hidden = made.encoder(row[:length][None])[0]
-        pooled = hidden.mean(0) if pooling == "mean" else hidden[0]
+        pooled = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
         vectors.append(torch.tanh(made.projection.dense.weight @ pooled))
     both = torch.stack(vectors)
     torch.testing.assert_close(found, plain_info_nce(both, both, [0, 0, 0, 3, 40, 41, 42], 0.05))
