@@ -106,6 +106,10 @@ class ModelConfig(Section):
     dropout: Share | None = said(None, "share of activations an encoder drops in training")
     whiten: bool | None = said(None, "an encoder's features get a whitening map when it is saved")
     init: str | None = said(None, "a run or Hugging Face directory whose weights to start from")
+    freeze: Names = said((), "parameters that stay as they are, by patterns on their names")
+    lora: Count | None = said(None, "rank of an adapter that is trained in place of the matrices (LoRA)")
+    lora_alpha: Rate | None = said(None, "its update is scaled by this over the rank")
+    lora_targets: Names = said((), "names of the matrices that get one; those of all blocks where none is named")
 
 
 class OptimConfig(Section):
@@ -116,6 +120,7 @@ class OptimConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] | None = said(None, "decoupled; off for vectors")
+    l2_sp: Rate | None = said(None, "pull to the weights that a run starts from, in place of weight decay (L2-SP)")
     clip: Rate = said(1.0, "largest norm of the gradient")
     warmup: Natural | None = said(None, "steps of linear warm-up")
     decay: Annotated[Real, Field(gt=0, le=1)] = said(0.5, "last share of the run, decayed to 0")

@@ -149,7 +149,12 @@ class AdamW(Method):
 
 
 def _parts(
-    objective: Objective, parameters: list[nn.Parameter], config: OptimConfig, rate: float, dtype: torch.dtype
+    objective: Objective,
+    parameters: list[nn.Parameter],
+    config: OptimConfig,
+    rate: float,
+    decays: bool,
+    dtype: torch.dtype,
 ) -> list[Method]:
     """The optimizers of parameters whose learning rates have one factor, those that have any to move."""
     listed = {id(parameter) for parameter in objective.vectors()}
@@ -157,7 +162,7 @@ def _parts(
     tables = [p for p in parameters if p.ndim >= 2 and id(p) in listed]
     vectors = [p for p in parameters if p.ndim < 2]
     lr, adamw_lr = rate * (config.lr or 0.0), rate * (config.adamw_lr or 0.0)
-    decay, moments = config.weight_decay or 0.0, (config.betas, config.eps)
+    decay, moments = (config.weight_decay or 0.0) * decays, (config.betas, config.eps)
     parts: list[Method] = [
         Muon(hidden, lr, decay, config.momentum, dtype, objective.stacks())
         if config.matrices == "muon"
@@ -169,22 +174,41 @@ def _parts(
 
 
 class Optimizer:
-    """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors."""
+    """All optimizers of one objective, under one schedule, with a state that is a flat dictionary of tensors.
 
-    def __init__(self, objective: Objective, config: OptimConfig, dtype: torch.dtype = torch.bfloat16) -> None:
+    With `l2_sp` = β the parameters that were started from weights w₀, as they are when this is built, are pulled there
+    where others decay to zero: w ← w − lr · β (w − w₀), the step against β/2 · ‖w − w₀‖² (Li et al. 2018, "Explicit
+    inductive bias for transfer learning with convolutional networks", equation 2). As the weight decay, it is decoupled
+    from the gradient: moments do not see it.
+
+    Args:
+        started: the parameters that were started from weights.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: OptimConfig,
+        dtype: torch.dtype = torch.bfloat16,
+        started: Iterable[nn.Parameter] = (),
+    ) -> None:
         if config.lr is None or config.adamw_lr is None or config.weight_decay is None:
             raise ValueError("learning rates and weight decay must be settled before the optimizer is built")
         self.names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
         if not self.names:
             raise UserError(f"{type(objective).__name__} has no parameter that can be trained; register its modules.")
+        self.l2_sp = config.l2_sp or 0.0
+        pulled = [parameter for parameter in started if self.l2_sp and parameter.requires_grad]
+        self.starts = {parameter: parameter.detach().clone() for parameter in pulled}
         rates = {id(parameter): rate for parameter, rate in objective.rates().items()}
-        groups: dict[float, list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter in self.names:
-            groups.setdefault(rates.get(id(parameter), 1.0), []).append(parameter)
+            place = rates.get(id(parameter), 1.0), parameter not in self.starts
+            groups.setdefault(place, []).append(parameter)
         self.parts = [
             part
-            for rate in sorted(groups, reverse=True)
-            for part in _parts(objective, groups[rate], config, rate, dtype)
+            for rate, decays in sorted(groups, reverse=True)
+            for part in _parts(objective, groups[rate, decays], config, rate, decays, dtype)
         ]
         self.owners = {self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters}
         self.multiplier = 1.0
@@ -198,8 +222,17 @@ class Optimizer:
         """One update at `multiplier` times the peak learning rates; the gradients are emptied after it."""
         self.multiplier = multiplier
         for part in self.parts:
+            self._pull(part, multiplier)
             part.step(multiplier)
         self.clear()
+
+    @torch.no_grad()
+    def _pull(self, part: Method, multiplier: float) -> None:
+        """What is moved goes back a little of its way from the start."""
+        moving = [p for p in part.parameters if p in self.starts and p.grad is not None]
+        if moving:
+            share = part.lr * multiplier * self.l2_sp
+            torch._foreach_lerp_(list[Tensor](moving), [self.starts[p] for p in moving], share)
 
     def clear(self) -> None:
         for parameter in self.names:

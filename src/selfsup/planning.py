@@ -139,7 +139,7 @@ def _settle_steps(recipe: Recipe) -> None:
 
 def ready(recipe: Recipe, machine: Machine) -> Objective:
     """A fresh objective, where and how it is going to be trained."""
-    objective = recipe.build().to(machine.device).train()
+    objective = recipe.begin().to(machine.device).train()
     if recipe.settings["train.compile"]:
         vars(objective)["predict"] = torch.compile(objective.predict)
     return objective
@@ -176,8 +176,8 @@ def _settle_compile_and_time(recipe: Recipe, machine: Machine, processes: Proces
 
 def _fitting_micro_batch(recipe: Recipe, machine: Machine, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
-    objective = recipe.build().to(machine.device)
-    _trial_optimizer(objective, recipe.settings, machine)  # says so where there is nothing to train
+    objective = recipe.begin().to(machine.device)
+    _trial_optimizer(objective, recipe, machine)  # says so where there is nothing to train
     loader = Loader(recipe.train, recipe.settings["train.seed"], 1, 1, 0)
     few, more = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in COMPARED)
     record = max(1, (more - few) // (COMPARED[1] - COMPARED[0]))
@@ -201,9 +201,10 @@ def _saved(objective: Objective, batch: Batch, machine: Machine) -> int:
     return sum(held.values())
 
 
-def _trial_optimizer(objective: Objective, settings: Settings, machine: Machine) -> Optimizer:
+def _trial_optimizer(objective: Objective, recipe: Recipe, machine: Machine) -> Optimizer:
     """An optimizer for trials: the weight decay follows from the number of steps, which they are to find."""
-    return Optimizer(objective, settings.config.optim.model_copy(update={"weight_decay": 0.0}), machine.dtype)
+    config = recipe.settings.config.optim.model_copy(update={"weight_decay": 0.0})
+    return Optimizer(objective, config, machine.dtype, recipe.adaptation.started(objective))
 
 
 def loader_of(recipe: Recipe, processes: Processes, workers: int) -> Loader:
@@ -216,7 +217,7 @@ def loader_of(recipe: Recipe, processes: Processes, workers: int) -> Loader:
 def _time_step(recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """The median of a few steps after the first; the model they train is thrown away."""
     train, objective = recipe.settings.config.train, ready(recipe, machine)
-    optimizer = _trial_optimizer(objective, recipe.settings, machine)
+    optimizer = _trial_optimizer(objective, recipe, machine)
     seconds = min(CALIBRATION_SECONDS, CALIBRATION_SHARE * (train.budget or math.inf))
     times: list[float] = []  # the first one is left out: it compiles, and takes memory for the first time
     with closing(loader_of(recipe, processes, 0).steps(0)) as steps:
@@ -280,16 +281,17 @@ def _settle_intervals(recipe: Recipe, steps: int) -> None:
 
 def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_seconds: float) -> Plan:
     settings, train = recipe.settings, recipe.settings.config.train
-    parameters = sum(parameter.numel() for parameter in recipe.build().parameters())
+    objective = recipe.begin()
     records = steps * (train.batch or 1)
     work = steps * step_seconds * (1 + EVALUATION_SHARE)
     seconds = (clock.elapsed() + work * DRIFT[0], clock.elapsed() + work * DRIFT[1] + 10)
     if train.budget is not None:
         budget = max(train.budget, seconds[0])
         seconds = (budget * 0.9, budget * 1.05 + BEHIND_BUDGET)
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
     snapshot = 4 * parameters * 3  # what a checkpoint copies: weights and optimizer state
     return Plan(
-        facts=recipe.facts(),
+        facts=recipe.facts() | recipe.adaptation.facts(objective),
         parameters=parameters,
         steps=steps,
         records=records,

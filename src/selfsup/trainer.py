@@ -57,7 +57,9 @@ class Trainer:
         self.team, self.processes, self.reporter, self.clock = team, team.processes, team.reporter, team.clock
         settings, processes = self.settings, self.processes
         self.objective = ready(recipe, machine)
-        self.optimizer = Optimizer(self.objective, settings.config.optim, machine.dtype)
+        self.optimizer = Optimizer(
+            self.objective, settings.config.optim, machine.dtype, recipe.adaptation.started(self.objective)
+        )
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = self.skipped = self.skipped_in_a_row = 0

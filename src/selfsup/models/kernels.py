@@ -7,6 +7,8 @@ differentiates every intermediate result by itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ class _RMSNorm(torch.autograd.Function):
         normal, weight, r = ctx.saved_tensors
         gain, r = weight.to(dy.dtype), r.to(dy.dtype)
         product = (normal * dy).flatten(0, -2)
-        d_weight = _sum_rows(product).to(weight.dtype)
+        d_weight = _sum_rows(product).to(weight.dtype) if ctx.needs_input_grad[1] else None
         along = (product @ gain).view_as(r).div_(-weight.numel())
         dx = (dy * gain).addcmul_(normal, along).mul_(r).to(ctx.dtype)
         return dx, d_weight, None, None
@@ -98,7 +100,9 @@ class _RotateHeads(torch.autograd.Function):
         narrow, inverse = gain.to(x.dtype), r.to(x.dtype)
         product = x * z
         along = (product @ narrow).unsqueeze(-1).mul_(inverse.square()).div_(-dim)
-        d_gain = _sum_rows(product.mul_(inverse).flatten(2)).view(-1, dim).sum(0).to(gain.dtype)
+        d_gain = None
+        if ctx.needs_input_grad[1]:
+            d_gain = _sum_rows(product.mul_(inverse).flatten(2)).view(-1, dim).sum(0).to(gain.dtype)
         dx = z.mul_(narrow).addcmul_(x, along).mul_(inverse)
         return dx.flatten(2), d_gain, None, None, None
 
@@ -217,38 +221,101 @@ def _short(rows: Tensor) -> bool:
     return rows.dtype == torch.bfloat16 and rows.shape[-1] < REGISTER
 
 
-def project(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix weight + scale · up down, of which the product is never made (Hu et al. 2021, "LoRA", equation 3).
+
+    Attributes:
+        weight: (outputs, inputs).
+        down: (rank, inputs).
+        up: (outputs, rank).
+    """
+
+    weight: Tensor
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def chunk(self, parts: int) -> list[LowRank]:
+        """So many matrices, one above the other."""
+        pieces = zip(self.weight.chunk(parts), self.up.chunk(parts), strict=True)
+        return [LowRank(weight, self.down, up, self.scale) for weight, up in pieces]
+
+    def __rmul__(self, rows: Tensor) -> LowRank:
+        """With a factor for each row, (outputs, 1)."""
+        return LowRank(rows * self.weight, self.down, rows * self.up, self.scale)
+
+    def dense(self) -> Tensor:
+        """The matrix."""
+        return self.weight + (self.up @ self.down) * self.scale
+
+
+Matrix = Tensor | LowRank
+
+
+def project(x: Tensor, *weights: Matrix) -> tuple[Tensor, ...]:
     """x (…, inputs) times each matrix (outputs, inputs) transposed, in the dtype of x."""
     return affine(x, *((weight, None) for weight in weights))
 
 
-def affine(x: Tensor, *maps: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+def affine(x: Tensor, *maps: tuple[Matrix, Tensor | None]) -> tuple[Tensor, ...]:
     """As `project`, plus the bias (outputs,) that comes with each matrix."""
-    weights, biases = zip(*maps, strict=True)
-    return _Affine.apply(x, *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
+    matrices, biases = zip(*maps, strict=True)
+    pieces = [(m.weight, m.down, m.up) if isinstance(m, LowRank) else (m, None, None) for m in matrices]
+    weights, downs, ups = zip(*pieces, strict=True)
+    scales = [m.scale if isinstance(m, LowRank) else 0.0 for m in matrices]
+    return _Affine.apply(x, scales, *weights, *biases, *downs, *ups)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _quarters(parts: Sequence[Any]) -> list[Sequence[Any]]:
+    """What came one behind the other: weights, biases, and of low-rank updates downs and ups."""
+    count = len(parts) // 4
+    return [parts[start : start + count] for start in range(0, len(parts), count)]
 
 
 class _Affine(torch.autograd.Function):
-    """The gradient of x is summed over the matrices within the products themselves."""
+    """y = W x + b + s U (D x) for each map; its parts that need no gradient cost none.
+
+    With e = s Uᵀ d y: d U = s d y (D x)ᵀ, d D = e xᵀ, and d x = Σ Wᵀ d y + Dᵀ e, summed within the products themselves.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *maps: Any) -> tuple[Tensor, ...]:
-        narrow: list[Any] = [None if part is None else part.to(x.dtype) for part in maps]
-        weights, biases = narrow[: len(maps) // 2], narrow[len(maps) // 2 :]
-        ctx.save_for_backward(x, *weights)
-        ctx.dtypes = [None if part is None else part.dtype for part in maps]
+    def forward(ctx: Any, x: Tensor, scales: list[float], *parts: Any) -> tuple[Tensor, ...]:
+        narrow: list[Any] = [None if part is None else part.to(x.dtype) for part in parts]
+        weights, biases, downs, ups = _quarters(narrow)
+        ctx.scales, ctx.dtypes = scales, [None if part is None else part.dtype for part in parts]
         with torch.autocast(x.device.type, enabled=False):
-            return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+            results = tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+            inner = [None if down is None else x.flatten(0, -2) @ down.t() for down in downs]
+            for result, few, up, scale in zip(results, inner, ups, scales, strict=True):
+                if few is not None:
+                    result.view(-1, len(up)).addmm_(few, up.t(), alpha=scale)
+        ctx.save_for_backward(x, *weights, *inner, *downs, *ups)
+        return results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        rows = [gradient.flatten(0, -2) for gradient in gradients]
-        dx = rows[0] @ weights[0]
-        for row, weight in zip(rows[1:], weights[1:], strict=True):
-            dx.addmm_(row, weight)
-        weight_dtypes, bias_dtypes = ctx.dtypes[: len(rows)], ctx.dtypes[len(rows) :]
-        across = [(row.t() @ x.flatten(0, -2)).to(d) for row, d in zip(rows, weight_dtypes, strict=True)]
-        down = [None if d is None else _sum_rows(row).to(d) for row, d in zip(rows, bias_dtypes, strict=True)]
-        return dx.view_as(x), *across, *down
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        x, *saved = ctx.saved_tensors
+        weights, inner, downs, ups = _quarters(saved)
+        rows, flat = [gradient.flatten(0, -2) for gradient in gradients], x.flatten(0, -2)
+        few = [None if up is None else (row @ up).mul_(s) for row, up, s in zip(rows, ups, ctx.scales, strict=True)]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = rows[0] @ weights[0]
+            for row, weight in [*zip(rows[1:], weights[1:], strict=True), *zip(few, downs, strict=True)]:
+                if row is not None:
+                    dx.addmm_(row, weight)
+            dx = dx.view_as(x)
+        of_weights, of_biases, of_downs, of_ups = _quarters(ctx.needs_input_grad[2:])
+        found = [
+            *(row.t() @ flat if needs else None for row, needs in zip(rows, of_weights, strict=True)),
+            *(_sum_rows(row) if needs else None for row, needs in zip(rows, of_biases, strict=True)),
+            *(row.t() @ flat if row is not None and needs else None for row, needs in zip(few, of_downs, strict=True)),
+            *(
+                (row.t() @ seen).mul_(scale) if needs else None
+                for row, seen, scale, needs in zip(rows, inner, ctx.scales, of_ups, strict=True)
+            ),
+        ]
+        wide = [None if part is None else part.to(dtype) for part, dtype in zip(found, ctx.dtypes, strict=True)]
+        return dx, None, *wide

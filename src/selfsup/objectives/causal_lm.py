@@ -107,6 +107,7 @@ class CausalLMRecipe(TextRecipe):
     """From a text source to a decoder that writes."""
 
     name = "causal-lm"
+    bodies = (("model.init", "model"),)
     family = "decoder"
     inspector = "tokens"
     idea = "every token is predicted from the tokens before it"

@@ -234,6 +234,7 @@ class CLIPRecipe(ImageRecipe):
     """From images with captions to two towers into one space: `model.*` is the image tower, `text.*` the text tower."""
 
     name = "clip"
+    bodies = (("model.init", "image.network"), ("text.init", "text.network"))
     section = CLIPSettings
     inspector = "pairs"
     idea = "an image finds its caption among those of others, and a caption its image"

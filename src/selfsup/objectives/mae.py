@@ -98,6 +98,7 @@ class MAERecipe(ImageRecipe):
     """From images to a vision transformer that can tell what is hidden."""
 
     name = "mae"
+    bodies = (("model.init", "encoder"),)
     section = MAESettings
     next_command = "selfsup show {run} --image photo.jpg"
     inspector = "patches"

@@ -197,6 +197,7 @@ class MaskedLMRecipe(TextRecipe):
     """From a text source to an encoder that understands."""
 
     name = "masked-lm"
+    bodies = (("model.init", "model"),)
     section = MaskedLMSettings
     family = "encoder"
     shortest = 4

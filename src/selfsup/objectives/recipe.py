@@ -24,6 +24,7 @@ from selfsup.data.loader import in_order
 from selfsup.data.records import Records
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
+from selfsup.objectives.adaptation import Adaptation
 from selfsup.objectives.base import Objective
 from selfsup.objectives.sizes import whitened_over
 from selfsup.report import Progress
@@ -85,11 +86,14 @@ class Recipe(ABC):
     takes_modules: ClassVar[bool] = False  # whether a network may come from Python
     checks_layout: ClassVar[bool] = True  # whether what is saved is compared with another library
     feature_batch: ClassVar[int] = 64  # records whose vectors are computed at once
+    # Modules of the objective whose weights may be started from others, each behind the setting that names these.
+    bodies: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, settings: Settings, source: object | None = None, module: nn.Module | None = None) -> None:
         self.settings, self.source, self.module = settings, source, module
         self.compose()
         settings.keep(self.reads())
+        self.adaptation = Adaptation(settings, self.bodies)
 
     @classmethod
     def sections(cls) -> dict[str, type[Section]]:
@@ -113,7 +117,7 @@ class Recipe(ABC):
     def reads(self) -> set[str]:
         """Which settings of the data, the model and the objective mean something to this recipe."""
         own = {f"{name}.{key}" for name, section in self.sections().items() for key in section.model_fields}
-        return own | {f"data.{key}" for key in DATA} | {"model.preset"}
+        return own | {f"data.{key}" for key in DATA} | {"model.preset", "model.freeze"}
 
     # -- what it trains on, and how large everything is ----------------------------------------------------
 
@@ -148,6 +152,12 @@ class Recipe(ABC):
     @abstractmethod
     def build(self) -> Objective:
         """The objective with fresh weights, a function of the seed alone."""
+
+    def begin(self) -> Objective:
+        """The objective as its training begins: built, and what of it is to stay is frozen."""
+        objective = self.build()
+        self.adaptation.apply(objective)
+        return objective
 
     @abstractmethod
     def flops_per_record(self) -> float:

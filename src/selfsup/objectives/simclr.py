@@ -61,6 +61,7 @@ class SimCLRRecipe(ImageRecipe):
     """From images to a network whose vectors tell them apart."""
 
     name = "simclr"
+    bodies = (("model.init", "network"),)
     section = SimCLRSettings
     views = 2.0
     checks = (small_batch,)

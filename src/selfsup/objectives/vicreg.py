@@ -76,6 +76,7 @@ class VICRegRecipe(ImageRecipe):
     """From images to a network whose vectors vary."""
 
     name = "vicreg"
+    bodies = (("model.init", "network"),)
     section = VICRegSettings
     inspector = "views"
     idea = "an image is rendered twice, and both renderings get one vector, while the vectors of images differ"
