@@ -260,7 +260,7 @@ def test_features_are_the_mean_where_nothing_is_said(copy: Path) -> None:
     (copy / "features.json").unlink()
     assert read_features(copy) == Features("mean")
     (copy / "features.json").write_text('{"pooling": "max"}')
-    with pytest.raises(UserError, match=r"pooling 'max'; it is one of mean, cls$"):
+    with pytest.raises(UserError, match=r"pooling 'max'; it is one of mean, cls, last$"):
         read_encoder(copy)
     (copy / "features.json").write_text("{}")
     with pytest.raises(UserError, match="pooling None"):

@@ -29,7 +29,11 @@ MODULES = "modules.json"
 ROUTER = "router_config.json"
 TYPE = "sentence_transformers.models."
 LENGTH = "sentence_bert_config.json"
-POOLING_KEYS: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+POOLING_KEYS: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
 SHORTEST = 3  # tokens that a text encoder may read: one between two that mark the ends
 BACKBONE = "DINOv3ViTBackbone"  # whose feature maps are the normalised states of the patches alone
 
@@ -147,7 +151,7 @@ def _read_modules(directory: Path) -> Features:
                 f"{directory} has a step {kind!r} behind its encoder; only pooling and a linear map can be loaded"
             )
     if pooling not in POOLINGS:
-        raise UserError(f"{directory} pools by {pooling!r}; only {' and '.join(POOLINGS)} can be loaded")
+        raise UserError(f"{directory} pools by {pooling!r}; only {', '.join(POOLINGS)} can be loaded")
     return Features(pooling, *read_map(maps[0], LINEAR)) if maps else Features(pooling)
 
 
