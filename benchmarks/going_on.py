@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         "going_on",
         f"Bits per byte after {seconds / 60:g} minutes from a public decoder of 135 M parameters on books: "
         "`selfsup train causal-lm --init MODEL --budget`, nothing else set, against HF Trainer's usual recipe, both "
-        "judged by a plain loop of transformers in fp32; new text is of books that were held out, old text is WikiText-2's.",
+        "judged by a plain loop of transformers in fp32; new text is of held-out books, old text is WikiText-2's.",
         {"start": start, "rounds": measured, "forgotten": forgotten, **values},
         [
             ("start: new text, old text", f"{start['new']:.4f}, {start['old']:.4f}"),
