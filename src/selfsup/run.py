@@ -7,6 +7,7 @@ RUN/metrics.jsonl      one object per line
 RUN/samples/           what the model wrote on the way
 RUN/checkpoints/       see selfsup.checkpoint
 RUN/model/             the model, as a Hugging Face directory
+RUN/adapter/           what was trained of it, where that is an adapter (LoRA), as peft reads it
 RUN/summary.json       final figures; a run that has one is finished
 RUN/earlier/           model and summary of a finished run that was extended since
 RUN/.lock              empty; the process that trains the run has it locked
@@ -45,7 +46,7 @@ class Run:
     def __init__(self, directory: str | Path) -> None:
         self.directory = expanded(directory)
         self.config_file = self.directory / RUN_CONFIG
-        self.model_directory = self.directory / RUN_MODEL
+        self.model_directory, self.adapter_directory = self.directory / RUN_MODEL, self.directory / "adapter"
         self.checkpoints_directory = self.directory / "checkpoints"
         self.samples = self.directory / "samples"
         self._metrics, self._journal = self.directory / "metrics.jsonl", self.directory / "journal.jsonl"
@@ -246,12 +247,13 @@ class Run:
         beyond = [f"step-{made:09d}" for made in self.checkpoints().steps() if made > step]
         checkpoints = [self.checkpoints_directory / name for name in beyond]
         name = beyond[-1] if beyond else f"step-{step:09d}"
-        self._move_aside(name, self.directory / "summary.json", self.model_directory, *checkpoints)
+        made = self.model_directory, self.adapter_directory
+        self._move_aside(name, self.directory / "summary.json", *made, *checkpoints)
 
     def make_way_for_model(self) -> None:
-        """Move a model directory to earlier/ that an end left which was cut short before its summary."""
+        """Move to earlier/ what of the model an end left which was cut short before its summary."""
         if os.path.lexists(self.model_directory):
-            self._move_aside("unfinished", self.model_directory)
+            self._move_aside("unfinished", self.model_directory, self.adapter_directory)
 
     def _move_aside(self, name: str, *paths: Path) -> None:
         place = new_directory(name, self.directory / "earlier")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NoReturn
@@ -164,10 +164,12 @@ class Trainer:
     def _look_around(self, interrupted: bool) -> None:
         """What is due between two steps: a look at the validation part, a checkpoint, the user's wish to stop."""
         if self.budget.rehearses:
-            self._rehearse()
+            with self._merged():
+                self._rehearse()
         before_decay = self.step == self.schedule.start
         if self._due("evaluate.every") and self.saved != self.step:
-            self._evaluate(self.settings["evaluate.records"])
+            with self._merged():
+                self._evaluate(self.settings["evaluate.records"])
             if self.monitor.due(self.step):
                 self._diagnose()
         interrupted = self.processes.share(interrupted)
@@ -318,6 +320,10 @@ class Trainer:
 
     # -- looks and the end ---------------------------------------------------------------------------------
 
+    def _merged(self) -> AbstractContextManager[None]:
+        """What is looked at and saved is the model as a user opens it."""
+        return self.recipe.adaptation.merged(self.objective)
+
     def _evaluate(self, records: int | None) -> dict[str, float]:
         """Score held-out records, log it, leave a sample; {} where nothing is held out."""
         if self.recipe.validation is None or records is None:
@@ -406,7 +412,8 @@ class Trainer:
         """The last checkpoint, the last look, the model directory, and the summary that says the run is done."""
         self._save()  # before the look, which may be long, and which a resume makes again
         records = self._last_look()
-        figures = self._evaluate(records)
+        with self._merged():
+            figures = self._evaluate(records)
         if self.processes.share(bool(interrupted)):
             self._stop()
         self._diagnose()
@@ -426,8 +433,9 @@ class Trainer:
         if self.processes.leads:
             self.run.make_way_for_model()
             compares = self._journalled("compared", True, not self.budget.hurried)  # its export does it else
-            with nullcontext() if compares else uncompared():
+            with nullcontext() if compares else uncompared(), self._merged():
                 self.recipe.save(self.objective, self.run.model_directory, summary)
+            self.recipe.adaptation.save(self.objective, self.run.adapter_directory)
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)
             self.run.write_summary(summary)

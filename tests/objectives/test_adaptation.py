@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from conftest import TINY, Trained
+import transformers
+from conftest import TINY, Trained, assert_alike
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -191,3 +195,131 @@ def test_a_pull_without_a_start_is_refused(train: Train, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"optim\.l2_sp .* --init"):
         train(tmp_path / "run", **{"optim.l2_sp": 0.1})
     assert not (tmp_path / "run").exists()
+
+
+# -- adapters ------------------------------------------------------------------------------------------------
+
+CLASSES = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "simcse": "AutoModel"}
+LORA = {"model.lora": 4, "optim.lr": 0.05, "optim.adamw_lr": 0.05}
+
+
+@pytest.fixture(scope="module")
+def adapted(go_on: Train, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """`adapted("simcse")`: a finished run of an objective that trained an adapter."""
+
+    @functools.cache
+    def run(objective: str) -> selfsup.Run:
+        return go_on(tmp_path_factory.mktemp("adapted") / objective, objective, **LORA)
+
+    return run
+
+
+@torch.no_grad()
+def outputs(network: Any) -> Tensor:
+    """What `transformers` makes of some tokens."""
+    found = network.eval()(torch.arange(24).view(2, 12) % 20 + 1)
+    result: Tensor = found.logits if "logits" in found else found.last_hidden_state
+    return result
+
+
+@pytest.mark.parametrize("objective", CLASSES)
+def test_an_adapter_opens_in_peft_and_is_the_merged_model(adapted: Trained, trained: Trained, objective: str) -> None:
+    opens = getattr(transformers, CLASSES[objective]).from_pretrained
+    run, base = adapted(objective), trained(objective).model_directory
+    assert json.loads((run.directory / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(base.parent)
+    merged, before = outputs(opens(run.model_directory)), outputs(opens(base))
+    found = outputs(peft.PeftModel.from_pretrained(opens(base), run.directory / "adapter"))
+    assert (merged - before).abs().max() > 1e-3
+    assert_alike(found, merged, 1e-5)
+
+
+@pytest.mark.parametrize("objective", CLASSES)
+def test_only_adapters_are_trained(adapted: Trained, trained: Trained, objective: str) -> None:
+    """And what of an objective is no part of the weights it starts from, such as SimCSE's head."""
+    run = adapted(objective)
+    assert all(".lora_" in name or name.startswith("projection.") for name in moments(run))
+    checkpoint = run.checkpoints().newest()
+    assert checkpoint is not None
+    base, end = weights(trained(objective)), weights(run)
+    changed = {name.removesuffix(".weight") for name in base if not torch.equal(base[name], end[name])}
+    where = {name.partition(".lora_")[0].partition(".")[2] for name in moments(run) if ".lora_" in name}
+    assert changed == where
+    assert all("layers.0." in name for name in changed)
+    assert "model.lora=4" in run.plan()["facts"]["trained"]
+
+
+def test_step_of_an_adapter_is_that_of_peft(trained: Trained, corpus: Path) -> None:
+    """Loss and gradients, beside peft's own layers in the network of transformers."""
+    ours = prepared(trained, corpus, "model.lora", "3")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(trained("causal-lm").model_directory)
+    names = [
+        name for name, module in theirs.named_modules() if "layers" in name and isinstance(module, torch.nn.Linear)
+    ]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=3, lora_alpha=6, target_modules=names), theirs)
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in ours.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=draws)
+    assert not theirs.load_state_dict(ours.model.state_dict()).missing_keys
+    tokens = torch.randint(1, 20, (3, 9), generator=draws)
+    hidden = ours.model(tokens)
+    torch.nn.functional.cross_entropy(
+        (hidden @ ours.model.output_weight.T)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    ).backward()
+    theirs(tokens, labels=tokens).loss.backward()
+    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in ours.model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    assert all(".lora_" in name for name in found)
+    for name, gradient in found.items():
+        assert_alike(gradient.flatten(), expected[name].flatten(), 1e-5)
+
+
+@pytest.mark.parametrize("objective", ["causal-lm", "simcse"])
+def test_a_run_with_an_adapter_resumes_bit_for_bit(go_on: Train, resume: Train, tmp_path: Path, objective: str) -> None:
+    require_same_bits(go_on, resume, tmp_path, objective, **LORA, **{"optim.l2_sp": 0.5})
+
+
+def test_an_adapter_of_some_matrices(go_on: Train, trained: Trained, tmp_path: Path) -> None:
+    """Named as in other tools; what is frozen by name gets none."""
+    run = go_on(tmp_path / "run", **LORA, **{"model.lora_targets": "q_proj,v_proj,down_proj", "model.freeze": "v_proj"})
+    start, end = weights(trained("causal-lm")), weights(run)
+    changed = {name.split(".")[-2] for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"q_proj", "down_proj"}
+
+
+def test_rates_of_an_adapter(adapted: Trained, corpus: Path, trained: Trained) -> None:
+    how = settings(trained("causal-lm").directory, **{"model.lora": 8})
+    how.pop("optim.weight_decay")
+    made, resolved = plan("causal-lm", data=corpus, **how)
+    optim = resolved.config.optim
+    assert (optim.matrices, optim.lr, optim.adamw_lr, optim.weight_decay) == ("adamw", 2e-4, 2e-4, 0.0)
+    assert resolved["model.lora_alpha"] == 16
+    assert "adapter" not in made.facts
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model.lora": 4, "init": None}, "model.lora adapts .* --init"),
+        ({"model.lora_alpha": 4}, "give their rank by model.lora"),
+        ({"model.lora": 4, "model.lora_targets": "query"}, "model.lora_targets names 'query'"),
+        ({"model.lora": 4, "model.lora_targets": "lm_head"}, "model.lora_targets names 'lm_head'"),
+        ({"model.lora": 4, "model.freeze": "layers"}, "nothing to train"),
+    ],
+)
+def test_adapters_that_are_refused(corpus: Path, trained: Trained, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan("causal-lm", data=corpus, **{**settings(trained("causal-lm").directory), **given})
+
+
+def test_an_extended_run_keeps_its_first_adapter(go_on: Train, resume: Train, tmp_path: Path) -> None:
+    run = go_on(tmp_path / "run", **LORA)
+    first = (run.directory / "adapter" / "adapter_model.safetensors").read_bytes()
+    resume(run.directory, steps=6)
+    kept = list((run.directory / "earlier").glob("*/adapter/adapter_model.safetensors"))
+    assert [path.read_bytes() for path in kept] == [first]
+    assert (run.directory / "adapter" / "adapter_model.safetensors").read_bytes() != first

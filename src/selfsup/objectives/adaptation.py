@@ -4,14 +4,22 @@ how far it may go."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
 
 from torch import nn
 
 from selfsup.config import Settings
 from selfsup.errors import UserError
+from selfsup.models.transformer import Linear
 from selfsup.objectives.base import Objective
+from selfsup.seeding import seeded
+
+LR = 2e-4  # of adapters, by AdamW without weight decay (Dettmers et al. 2023, "QLoRA", table 9: up to 13B)
+ALPHA = 2.0  # times the rank (Biderman et al. 2024, "LoRA learns less and forgets less", section 6)
 
 
 class Adaptation:
@@ -26,22 +34,57 @@ class Adaptation:
 
     def __init__(self, settings: Settings, bodies: Sequence[tuple[str, str]]) -> None:
         self.settings = settings
-        self.bodies = [name for key, name in bodies if settings[key] is not None]
-        if settings["optim.l2_sp"] is not None and not self.bodies:
+        self.rank: int | None = settings["model.lora"]
+        self.bodies = [(key, name) for key, name in bodies if settings[key] is not None]
+        self._require_start("model.lora", "adapts the weights")
+        self._require_start("optim.l2_sp", "pulls to the weights")
+        if self.rank is not None:
+            self._settle_lora(self.rank)
+        elif settings["model.lora_alpha"] is not None or settings["model.lora_targets"]:
+            raise UserError("model.lora_alpha and model.lora_targets are of adapters; give their rank by model.lora.")
+
+    def _require_start(self, key: str, what: str) -> None:
+        if self.settings[key] is not None and not self.bodies:
             raise UserError(
-                "optim.l2_sp pulls to the weights that a run starts from, and there are none; name them by --init, or "
-                "leave it out."
+                f"{key} {what} that a run starts from, and there are none; name them by --init, or leave it out."
             )
+
+    def _settle_lora(self, rank: int) -> None:
+        """An adapter is small and starts at zero: its rates are not those of the weights that it adapts."""
+        if find_spec("peft") is None:
+            raise UserError("model.lora needs peft: pip install 'selfsup[lora]'.")
+        settings = self.settings
+        settings.settle("model.lora_alpha", ALPHA * rank, "recipe")
+        if settings.origin("optim.matrices") == "default":
+            settings.change("optim.matrices", "adamw", "lora")
+        for key, value in (("lr", LR), ("adamw_lr", LR), ("weight_decay", 0.0)):
+            settings.settle(f"optim.{key}", value, "lora")
 
     def started(self, objective: Objective) -> list[nn.Parameter]:
         """The parameters that were started from weights."""
-        return [parameter for name in self.bodies for parameter in objective.get_submodule(name).parameters()]
+        return [parameter for _, name in self.bodies for parameter in objective.get_submodule(name).parameters()]
+
+    # -- what is trained -----------------------------------------------------------------------------------
 
     def apply(self, objective: Objective) -> None:
-        """Freeze what is to stay as it is; raises a UserError where a name is of nothing, or nothing is left."""
-        patterns = self.settings["model.freeze"]
+        """Freeze what is to stay as it is, and put adapters where they are asked for; raises a UserError where a name
+        is of nothing, or nothing is left to train."""
+        self._freeze(objective)
+        if self.rank is not None:
+            self._inject(objective, self.rank)
+        if not any(parameter.requires_grad for parameter in objective.parameters()) and self.changes:
+            raise UserError(f"{' and '.join(self.changes)} leave nothing to train; name fewer parameters.")
+
+    @property
+    def changes(self) -> list[str]:
+        """What is trained otherwise than all of it, as settings."""
+        lora = [] if self.rank is None else [f"model.lora={self.rank}"]
+        frozen = self.settings["model.freeze"]
+        return [*lora, f"model.freeze={','.join(frozen)}"] if frozen else lora
+
+    def _freeze(self, objective: Objective) -> None:
         named = dict(objective.named_parameters())
-        for pattern in patterns:
+        for pattern in self.settings["model.freeze"]:
             found = [parameter for name, parameter in named.items() if _fits(name, pattern)]
             if not found:
                 raise UserError(
@@ -49,17 +92,70 @@ class Adaptation:
                 )
             for parameter in found:
                 parameter.requires_grad = False
-        if patterns and not any(parameter.requires_grad for parameter in named.values()):
-            raise UserError(f"model.freeze={','.join(patterns)} leaves nothing to train; name fewer parameters.")
+
+    def _inject(self, objective: Objective, rank: int) -> None:
+        from selfsup.models.lora import inject
+
+        targets: dict[str, list[str]] = {}  # of weights that are started from: a teacher's are its student's
+        for key, name in self.bodies:
+            body = objective.get_submodule(name)
+            trained = any(parameter.requires_grad for parameter in body.parameters())
+            names = targets.setdefault(key, self._targets(body))
+            if names:
+                with seeded(self.settings["train.seed"], f"lora {key}"):
+                    inject(body, names, rank, self.settings["model.lora_alpha"])
+            if not (names and trained):
+                body.requires_grad_(False)
+
+    def _targets(self, body: nn.Module) -> list[str]:
+        """The matrices of its blocks that get an adapter: those that are named, or all; what is frozen gets none."""
+        blocks = {
+            name: module.weight.requires_grad
+            for name, module in body.named_modules()
+            if isinstance(module, Linear) and any(word.isdigit() for word in name.split("."))
+        }
+        wanted = self.settings["model.lora_targets"] or ("*",)
+        for pattern in wanted:
+            if not any(_fits(name, pattern) for name in blocks):
+                raise UserError(
+                    f"model.lora_targets names {pattern!r}, and no matrix of a block is called so"
+                    f"{_nearest(pattern, blocks)}"
+                )
+        return [n for n, free in blocks.items() if free and any(_fits(n, pattern) for pattern in wanted)]
 
     def facts(self, objective: Objective) -> dict[str, str]:
         """How much of the network is trained, for the plan."""
-        if not self.settings["model.freeze"]:
+        if not self.changes:
             return {}
         sizes = dict.fromkeys((True, False), 0)
         for parameter in objective.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
-        return {"trained": f"{sizes[True]:,} parameters; {sizes[False]:,} stay as they are"}
+        told = f"{sizes[True]:,} parameters; {sizes[False]:,} stay as they are ({', '.join(self.changes)})"
+        return {"trained": told}
+
+    # -- what is left of it --------------------------------------------------------------------------------
+
+    @contextmanager
+    def merged(self, objective: Objective) -> Iterator[None]:
+        """Within the block the objective is one without adapters, whose matrices have their updates in them."""
+        if self.rank is None:
+            yield
+            return
+        from selfsup.models.lora import merged
+
+        with merged(objective):
+            yield
+
+    def save(self, objective: Objective, directory: Path) -> None:
+        """Write the adapters, where there are any, as peft reads them: one directory for each start."""
+        if self.rank is None:
+            return
+        from selfsup.models.lora import save
+
+        kept = dict(self.bodies)  # of student and teacher the latter
+        for key, name in kept.items():
+            place = directory if len(kept) == 1 else directory / name.partition(".")[0]
+            save(objective.get_submodule(name), place, self.settings[key], dict)
 
 
 def _fits(name: str, pattern: str) -> bool:

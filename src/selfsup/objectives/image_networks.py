@@ -113,7 +113,7 @@ class OwnVision(ImageNetwork):
     """A vision transformer in the layout of DINOv3."""
 
     shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "mlp", "registers", "patch")
-    names = (*shape, "init")
+    names = (*shape, "init", "lora", "lora_alpha", "lora_targets")
 
     @property
     def named(self) -> str:

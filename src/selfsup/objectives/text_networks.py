@@ -134,7 +134,7 @@ class OwnNetwork(TextNetwork, Generic[Config]):
     layout: ClassVar[str]
 
     def reads(self) -> set[str]:
-        return super().reads() | {"model.init"}
+        return super().reads() | {"model.init", "model.lora", "model.lora_alpha", "model.lora_targets"}
 
     @cached_property
     def directory(self) -> Path | None:
