@@ -117,12 +117,17 @@ class Layout(Generic[C]):
         if origin is None:
             write_network(directory, self.write(config) | own, self._theirs(network.state_dict(), False))
             return
-        there = read_weights(origin)
+        content, weights = self.merged(read_config(origin), read_weights(origin), config, network, origin)
+        write_network(directory, content | own, weights)
+
+    def merged(
+        self, saved: Mapping[str, Any], there: Mapping[str, Tensor], config: C, network: nn.Module, directory: Path
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What config.json of a model directory says, and its weights, with a network in place of its own."""
         weights = self._theirs(network.state_dict(), self._prefixed(there))
         before = self.prefix if self._prefixed(weights) and not self._prefixed(there) else ""
         spare = {before + name: tensor for name, tensor in there.items() if self._spare(name)}
-        content = self._updated(read_config(origin), config, origin / CONFIG) | own
-        write_network(directory, content, spare | weights)
+        return self._updated(saved, config, directory / CONFIG), spare | weights
 
     def open(self, directory: Path) -> C:
         """As `read`, of the config.json of a model directory."""
@@ -131,7 +136,11 @@ class Layout(Generic[C]):
     def opened(self, directory: Path) -> Opened[C]:
         """The configuration and the weights of a model directory. Raises UserError as `read`, and where files are
         missing or damaged; whether the weights fit is for `huggingface.built` to say."""
-        config, there = self.open(directory), read_weights(directory)
+        return self.found(read_config(directory), read_weights(directory), directory)
+
+    def found(self, saved: Mapping[str, Any], there: Mapping[str, Tensor], directory: Path) -> Opened[C]:
+        """The same, of what was read from a directory."""
+        config = self.read(saved, directory / CONFIG)
         prefix = self.prefix if self._prefixed(there) else ""
         known = {name: tensor for name, tensor in there.items() if not self._spare(name)}
         inner = {name.removeprefix(prefix): w for name, w in known.items() if name.startswith(prefix)}
