@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from selfsup.models.dinov3 import save_vision
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import save_vision
 
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
 SIZE, WIDTH = 16, 16

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.inference.reconstruction import fill_in, reconstruct, spread
-from selfsup.models.dinov3 import save_vision
 from selfsup.models.features import Features
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, patches, save_decoder, select
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import save_vision
 from selfsup.seeding import generator
 from selfsup.views import random_patches
 

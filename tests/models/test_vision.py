@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.presets import VISION
-from selfsup.models.vision import VisionConfig, VisionTransformer, axial_rotation, kept_rotation, pool
+from selfsup.models.vision import VisionConfig, VisionTransformer, axial_rotation, kept_rotation
 
 CONFIG = VisionConfig(size=32, patch=8, layers=3, width=48, heads=3, mlp=80)
 OTHER = dataclasses.replace(
@@ -260,10 +260,9 @@ def test_presets_are_shapes_that_can_be_built() -> None:
 
 
 def test_pooling() -> None:
-    states = noise(2, 5 + 6, 4).to(torch.bfloat16)
-    assert torch.equal(pool(states, 5, "cls"), states[:, 0].float())
-    torch.testing.assert_close(pool(states, 5, "mean"), states[:, 5:].float().mean(1))
-    model, pixels = lively(), noise(2, 3, 16, 16)
+    model, pixels, states = lively(), noise(2, 3, 16, 16), noise(2, 5 + 6, 4).to(torch.bfloat16)
+    assert torch.equal(model.pool(states, "cls"), states[:, 0].float())
+    torch.testing.assert_close(model.pool(states, "mean"), states[:, 5:].float().mean(1))
     with torch.no_grad():
         torch.testing.assert_close(model.embed(pixels, "mean"), model(pixels)[:, 5:].mean(1))
         assert model.embed(pixels, "cls").shape == (2, model.dimension)

@@ -21,9 +21,9 @@ from selfsup.data.loader import in_order
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
-from selfsup.models.dinov3 import read_vision
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, read_decoder
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import read_vision
 from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE, MAERecipe, normalised
 from selfsup.objectives.recipe import Effort

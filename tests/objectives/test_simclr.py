@@ -18,8 +18,8 @@ from torch import Tensor
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
-from selfsup.models.dinov3 import read_vision
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import read_vision
 from selfsup.objectives.losses import nt_xent
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import ProjectionHead, SimCLR, SimCLRRecipe

@@ -24,10 +24,10 @@ from selfsup.errors import UserError
 from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file
 from selfsup.models.backbones import AdaptedBackbone, SavedBackbone
-from selfsup.models.dinov3 import preprocessor
 from selfsup.models.features import Features
 from selfsup.models.parity import Difference
-from selfsup.models.vision import CHANNELS, VisionTransformer, axial_rotation, pool
+from selfsup.models.vision import CHANNELS, VisionTransformer
+from selfsup.models.vision_layouts import preprocessor
 
 
 def write(source: Path, path: Path) -> Written:
@@ -61,12 +61,8 @@ class Graph(nn.Module):
         backbone, pooling = self.backbone, self.features.pooling
         if isinstance(backbone, AdaptedBackbone):
             return (self.features.map(backbone.embed(pixels, pooling)),)
-        config = backbone.config
-        grid = config.grid(*pixels.shape[2:])
-        rotation = axial_rotation(config, grid, pixels.dtype, pixels.device)
-        embedded = backbone.embeddings(pixels, None, None, pixels.dtype)
-        states = backbone.states(embedded, rotation)
-        return self.features.map(pool(states, config.prefix, pooling)), states
+        states = backbone(pixels)
+        return self.features.map(backbone.pool(states, pooling)), states
 
 
 def _export(graph: Graph, opened: SavedBackbone, path: Path) -> None:

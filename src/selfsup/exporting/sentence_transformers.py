@@ -26,13 +26,13 @@ from selfsup.inference.opening import load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.cards import card
-from selfsup.models.dinov3 import write_vision
 from selfsup.models.directories import find_model
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.models.parity import Difference, quiet_transformers
 from selfsup.models.sentence_transformers import write_image_input, write_modules, write_router, write_text_input
 from selfsup.models.vision import VisionTransformer
+from selfsup.models.vision_layouts import write_vision
 
 Tower = EncoderModel | ImageModel
 

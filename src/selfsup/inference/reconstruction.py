@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from selfsup.inference.pictures import Pixels
-from selfsup.models.dinov3 import read_vision
 from selfsup.models.pixel_decoder import assembled, patches, read_decoder, select
+from selfsup.models.vision_layouts import read_vision
 from selfsup.views import centred, random_patches
 from selfsup.views.drawn import levels
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.dinov3 import PREPROCESSING, preprocessor, read_vision, save_vision
 from selfsup.models.directories import (
     MOST_SIDE,
     WEIGHTS,
@@ -37,12 +36,13 @@ from selfsup.models.directories import (
 )
 from selfsup.models.features import Features
 from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
-from selfsup.models.kinds import PREPROCESSOR, VISION
+from selfsup.models.kinds import PREPROCESSOR
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.parity import Difference, exactness, max_difference, noise
 from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionTransformer
+from selfsup.models.vision_layouts import PREPROCESSING, preprocessor, read_vision, save_vision
 from selfsup.views import MEAN, STD
 
 TIMM = "timm:"
@@ -140,7 +140,7 @@ def adapt(module: nn.Module, size: int, extract: Extract | None = None) -> AnyBa
 
 def hide_nothing(network: AnyBackbone) -> None:
     """No patch is shown as hidden to a network in this training, so what stands for hidden ones stays as it is."""
-    if isinstance(network, VisionTransformer):
+    if isinstance(network, VisionTransformer) and network.embeddings.mask_token is not None:
         network.embeddings.mask_token.requires_grad_(False)
 
 
@@ -191,14 +191,14 @@ class SavedBackbone:
 
 
 def save_backbone(
-    directory: Path, backbone: AnyBackbone, features: Features, card: Callable[[str], str]
+    directory: Path, backbone: AnyBackbone, features: Features, card: Callable[[str], str], origin: Path | None = None
 ) -> float | None:
     """Write a directory that `open_backbone` opens and, where it is known there, transformers or timm.
 
-    As `dinov3.save_vision`, which does it for a vision transformer; of timm's networks max |Δ| is against timm.
+    As `save_vision`, which does it for a vision transformer; of timm's networks max |Δ| is against timm.
     """
     if isinstance(backbone, VisionTransformer):
-        return save_vision(directory, backbone, features, card)
+        return save_vision(directory, backbone, features, card, origin)
     difference, statement = None, f"weights by the names of {_class(backbone.network)}, which opens them"
     with new_model(directory) as temporary:
         write_network(temporary, _config(backbone), backbone.network.state_dict())
@@ -222,15 +222,10 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBack
     where the directory is broken, or of another architecture; timm or a module is needed and not there.
     """
     saved = read_config(directory)
-    if saved.get("model_type") == VISION:
+    if not saved.keys() & {"architecture", "class"}:
         vision = read_vision(directory)
         return SavedBackbone(vision.model(), vision.features, vision.config.size)
     size = PREPROCESSING.read(read_json(directory / PREPROCESSOR), directory / PREPROCESSOR).size
-    if not saved.keys() & {"architecture", "class"}:
-        raise UserError(
-            f"{directory} holds a model of type {saved.get('model_type')!r}; only DINOv3 ViTs, networks of timm and "
-            "modules that selfsup saved can be loaded"
-        )
     weights = read_weights(directory)
     if "architecture" in saved:
         backbone = _reopen_timm(saved, size, weights, directory)
@@ -296,7 +291,7 @@ def _config(backbone: AdaptedBackbone) -> dict[str, Any]:
 
 
 def timm_preprocessing(size: int) -> dict[str, Any]:
-    """How an image becomes pixels, in timm's terms: as `dinov3.preprocessor`."""
+    """How an image becomes pixels, in timm's terms: as `vision_layouts.preprocessor`."""
     return {
         "input_size": [CHANNELS, size, size],
         "interpolation": "bilinear",

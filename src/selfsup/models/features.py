@@ -7,8 +7,10 @@ DIR/features.safetensors   the map: `weight` (dimension, width) and, where it ha
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,7 @@ class Features:
     """How hidden states become one vector: pooled, then mapped by weight · x + bias where these are given.
 
     Pooling "mean" is over all tokens of a text or the patches of an image, "cls" its first or its class token, "last"
-    the last token of a text.
+    the last token of a text, "attention" what a vision transformer with a query for it makes of all.
     """
 
     pooling: Pooling = "mean"
@@ -83,12 +85,13 @@ def fingerprint(module: nn.Module, features: Features) -> str:
     return digest.hexdigest()
 
 
-def read_own(directory: Path) -> Features:
-    """The definition that `Features.write` left in a directory; raises UserError where it is damaged."""
+def read_own(directory: Path, poolings: Sequence[Pooling] = POOLINGS) -> Features:
+    """The definition that `Features.write` left in a directory; raises UserError where it is damaged, or pools in none
+    of these ways."""
     saved = read_json(directory / FEATURES)
-    pooling = saved.get("pooling")
-    if pooling not in POOLINGS:
-        raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(POOLINGS)}")
+    pooling: Any = saved.get("pooling")
+    if pooling not in poolings:
+        raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(poolings)}")
     return Features(pooling, *read_map(directory / MAP)) if saved.get("mapped") else Features(pooling)
 
 

@@ -8,6 +8,17 @@ from selfsup.models.directories import read_config
 
 # What config.json calls the models whose arithmetic stands here.
 DECODER, ENCODER, VISION, TOWERS = "qwen3", "modernbert", "dinov3_vit", "selfsup-clip"
+# And those of vision transformers of others, whose arithmetic stands here too.
+SEEING = (
+    VISION,
+    "dinov2",
+    "dinov2_with_registers",
+    "vit",
+    "deit",
+    "vit_mae",
+    "siglip_vision_model",
+    "clip_vision_model",
+)
 IMAGE, TEXT = "image", "text"  # directories of the towers
 PREPROCESSOR = "preprocessor_config.json"  # how images are prepared
 HEADS_THAT_WRITE = ("ForCausalLM", "LMHeadModel")
@@ -20,7 +31,7 @@ def two_towers(directory: Path) -> bool:
 
 def sees(directory: Path) -> bool:
     """Whether it holds a model of images: it says how they are prepared."""
-    return (directory / PREPROCESSOR).exists() or read_config(directory).get("model_type") == VISION
+    return (directory / PREPROCESSOR).exists() or read_config(directory).get("model_type") in SEEING
 
 
 def reads(directory: Path) -> bool:

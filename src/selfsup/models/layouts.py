@@ -76,6 +76,7 @@ class Layout(Generic[C]):
         written: keys that are written, and not looked at.
         names: how parameters are called there, by what they are called here where that differs: see `renamed`.
         parts: of matrices and biases here that stand there as several of one size, the names of these, first to last.
+        flat: tensors here that have so many dimensions of one more, before the others, than they have there.
         inner, prefix: what stands here, and there, before the names of a network beside which a head stands.
         spare: how names there begin, with the prefix or without it, of weights that no network here has. They are kept
             where a model is written back; any other one that is unknown is refused.
@@ -91,6 +92,7 @@ class Layout(Generic[C]):
     written: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    flat: Mapping[str, int] = field(default_factory=dict)
     inner: str = ""
     prefix: str = ""
     spare: tuple[str, ...] = ()
@@ -164,14 +166,15 @@ class Layout(Generic[C]):
 
     def _outward(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parted = {place for name in self.parts for place, _ in _found(name, weights)}
-        others = {name: w for name, w in weights.items() if name not in parted}
+        others = {name: w.flatten(0, self.flat.get(name, 0)) for name, w in weights.items() if name not in parted}
         return renamed(others, self.names) | _cut(weights, self.parts)
 
     def _inward(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         joined = _joined(weights, self.parts)
         parted = _cut(joined, self.parts)
         others = {name: w for name, w in weights.items() if name not in parted}
-        return renamed(others, {theirs: ours for ours, theirs in self.names.items()}) | joined
+        own = renamed(others, {theirs: ours for ours, theirs in self.names.items()})
+        return {name: w[(None,) * self.flat.get(name, 0)] for name, w in own.items()} | joined
 
     def _updated(self, saved: Mapping[str, Any], config: C, path: Path) -> dict[str, Any]:
         """What a file says, and of each field that is another one now what it is."""

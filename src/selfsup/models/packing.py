@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["mean", "cls", "last"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+Pooling = Literal["mean", "cls", "last", "attention"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")  # of texts; the other one is of networks that see
 BLOCK = 256  # texts whose vectors are made at once
 MULTIPLE = 8  # of rows, and of places in a row: each new shape costs kernels that are made for it, and kept
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,23 @@ def network_difference(directory: Path, model: NativeNetwork, tokens: Tensor | N
         kept = {"logits_to_keep": POSITIONS}  # so that a large vocabulary takes no memory to speak of
     found = []
     for shown in _inputs(model, tokens):
-        made = network(shown.cpu(), **kept)
+        made = network(shown.cpu(), **kept, **_asked(network, shown))
         expected = made.logits if "logits" in made else made.last_hidden_state
-        found.append(Difference.between(expected, _outputs(model, shown.to(device)).float().cpu()))
+        ours = _outputs(model, shown.to(device))
+        found.append(Difference.between(expected, ours.float().cpu()))
+        if isinstance(model, VisionTransformer) and (model.config.pooled_norm or model.config.attention_pooling):
+            found.append(Difference.between(made.pooler_output, model.pool(ours, model.config.summary).cpu()))
     return Difference.largest(found)
+
+
+def _asked(network: Any, shown: Tensor) -> dict[str, Any]:
+    """What some networks of transformers are to be told, so that they see all of an image of any size."""
+    if not hasattr(network.config, "patch_size"):
+        return {}
+    patches = shown.shape[2] * shown.shape[3] // network.config.patch_size**2
+    network.config.mask_ratio = 0.0  # of those that hide patches, in an order that is drawn unless one is given
+    asked = {"interpolate_pos_encoding": True, "noise": torch.arange(patches).expand(len(shown), -1)}
+    return {name: value for name, value in asked.items() if name in signature(network.forward).parameters}
 
 
 def _inputs(model: NativeNetwork, tokens: Tensor | None) -> list[Tensor]:

@@ -121,11 +121,11 @@ def write_router(directory: Path, routes: Sequence[str]) -> None:
     _write_steps(directory, {"": "Router"})
 
 
-def read_features(directory: Path) -> Features:
+def read_features(directory: Path, poolings: Sequence[Pooling] = POOLINGS) -> Features:
     """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none.
-    Raises UserError where it is damaged, or one that an encoder here does not know."""
+    Raises UserError where it is damaged, or pools in none of the ways that its network knows."""
     if (directory / FEATURES).exists():
-        return read_own(directory)
+        return read_own(directory, poolings)
     return _read_modules(directory) if (directory / MODULES).exists() else Features()
 
 

@@ -19,10 +19,10 @@ from selfsup.config import Settings, nearest
 from selfsup.errors import UserError
 from selfsup.models.backbones import TIMM, AdaptedBackbone, AnyBackbone, adapt, open_timm
 from selfsup.models.counting import sketched
-from selfsup.models.dinov3 import SavedVision, read_vision
 from selfsup.models.kinds import IMAGE
 from selfsup.models.presets import VISION
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import SavedVision, read_vision
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
 from selfsup.objectives.starting import make_absolute, require_image_model, take_shape, tower_directory

@@ -9,7 +9,7 @@ from selfsup.config import Settings
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.models.directories import find_model, read_config
-from selfsup.models.kinds import VISION, described
+from selfsup.models.kinds import SEEING, described
 
 
 def tower_directory(place: str | Path, tower: str) -> Path:
@@ -22,11 +22,11 @@ def tower_directory(place: str | Path, tower: str) -> Path:
 def require_image_model(directory: Path, objective: str) -> None:
     """Raise a UserError where a directory holds none whose weights an objective of images starts from (--init)."""
     saved = read_config(directory)
-    if saved.get("model_type") != VISION:
+    if saved.get("model_type") not in SEEING:
         anew = " (a network of timm is trained anew: model=timm:NAME)" if "architecture" in saved else ""
         raise UserError(
             f"{directory} holds {described(directory)}, and {objective} starts from a vision transformer{anew}; give "
-            "a run of dino, simclr, mae or clip, or a DINOv3 ViT."
+            f"a run of dino, simclr, mae or clip, or one of {', '.join(SEEING)}."
         )
 
 

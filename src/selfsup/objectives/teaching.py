@@ -64,13 +64,16 @@ class Network(nn.Module):
     def see(self, pixels: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Class tokens (B, width) and patches (B, P, width), `hidden` (B, P) of them hidden.
 
-        A network that gives one vector per image has that for a class token, and no patches: (B, 0, width).
+        Of a network without a class token, or with a norm of its own for it, that is what says most of a whole image;
+        one that gives one vector per image has that for a class token, and no patches: (B, 0, width).
         """
         if not isinstance(self.backbone, VisionTransformer):
             vectors = self.backbone.embed(pixels, "cls")
             return vectors, vectors[:, None][:, :0]
         states = self.backbone(pixels, hidden)
-        return states[:, 0], states[:, self.backbone.config.prefix :]
+        config = self.backbone.config
+        whole = self.backbone.pool(states, config.summary).to(states.dtype)
+        return whole, states[:, config.prefix :]
 
 
 @dataclass(frozen=True)

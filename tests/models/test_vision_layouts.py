@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from seeing_peers import PEERS, save_peer, states_of
+from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.models.dinov3 import read_vision, save_vision
 from selfsup.models.features import Features
 from selfsup.models.parity import exactness
 from selfsup.models.parity import network_difference as parity
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import read_vision, save_vision
 
 CONFIG = VisionConfig(
     size=32, patch=8, layers=2, width=32, heads=2, mlp=48, registers=3, rope_theta=50.0, norm_eps=1e-4
@@ -163,10 +167,9 @@ def test_nothing_is_overwritten(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "dinov2"}, "holds a model of type 'dinov2'; only DINOv3 ViTs"),
-        ({"use_gated_mlp": True}, "use_gated_mlp = True; only DINOv3 ViTs with False"),
-        ({"key_bias": True}, "key_bias = True"),
-        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"model_type": "swin"}, "holds a model of type 'swin'; of vision models only dinov3_vit, dinov2"),
+        ({"hidden_act": "mish"}, "the activation 'mish' is none of gelu"),
+        ({"num_channels": 1}, "num_channels = 1; only DINOv3 ViTs with 3"),
         ({"quantization_config": {"bits": 4}}, "quantised weights"),
         ({"hidden_size": None}, "lacks 'hidden_size'; get a whole copy"),
         ({"image_size": 33}, "cannot be cut into patches of 8 × 8\\); get a whole copy"),
@@ -191,3 +194,66 @@ def test_weights_that_do_not_fit_are_refused(copy: Path) -> None:
     save_file(weights, copy / "model.safetensors")
     with pytest.raises(UserError, match=r"layer.1.mlp.up_proj.bias should be 48 and is absent"):
         read_vision(copy).model()
+
+
+# -- layouts of others ---------------------------------------------------------------------------------------
+
+LAYOUTS_OF_OTHERS = pytest.mark.parametrize("name", list(PEERS))
+SHAPES = [(32, 32), (48, 24), (16, 16)]  # the size of the model, a wide one, a small one
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`peer("vit")`: the directory of a tiny model, as transformers saves it."""
+
+    @functools.cache
+    def saved(name: str) -> Path:
+        directory = save_peer(name, tmp_path_factory.mktemp("peers") / name)
+        (directory / "preprocessor_config.json").unlink()
+        return directory
+
+    return saved
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def parities(directory: Path) -> list[float]:
+    """How far hidden states here are from those of the class that a directory names, and the vectors of images."""
+    model = read_vision(directory).model().eval()
+    apart = []
+    for shape in SHAPES:
+        pixels = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(5))
+        states, pooled = states_of(directory, pixels)
+        with torch.no_grad():
+            ours = model(pixels)
+            apart.append(relative(ours, states))
+            if pooled is not None and (model.config.pooled_norm or model.config.attention_pooling):
+                apart.append(relative(model.pool(ours, model.config.summary), pooled))
+    return apart
+
+
+@LAYOUTS_OF_OTHERS
+def test_others_layouts_open_and_are_saved_back(name: str, peer: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = peer(name)
+    assert max(parities(directory)) < 1e-5
+    opened = read_vision(directory)
+    model = opened.model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    difference = save_vision(tmp_path / "model", model, opened.features, card, directory)
+    assert difference is not None
+    assert difference < 1e-4
+    assert max(parities(tmp_path / "model")) < 1e-5
+    before, after = (json.loads((place / "config.json").read_text()) for place in (directory, tmp_path / "model"))
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() <= {"torch_dtype"}
+    there, here = (load_file(place / "model.safetensors") for place in (directory, tmp_path / "model"))
+    assert {key: value.shape for key, value in here.items()} == {key: value.shape for key, value in there.items()}
+    changed = {key for key in here if not torch.equal(here[key], there[key])}
+    beside = ("classifier.", "pooler.", "decoder.", "cls_classifier.", "distillation_classifier.", "visual_projection.")
+    assert {key for key in there.keys() - changed if there[key].numel()} == {
+        key for key in there if key.startswith(beside)
+    }
