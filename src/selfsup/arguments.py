@@ -32,12 +32,14 @@ def _share(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
+PRECISIONS = ("auto", "fp32", "bf16")
 KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(
         ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query"), (_text, "a text")
     ),
-    **dict.fromkeys(("batch", "top", "size", "window"), (_count, "a whole number of 1 or more")),
+    **dict.fromkeys(("batch", "top", "size", "window", "records"), (_count, "a whole number of 1 or more")),
     "seed": (_whole, "a whole number"),
+    "precision": (PRECISIONS.__contains__, "auto, fp32 or bf16"),
     "failures": (_share, "a share from 0 to 1"),
 }  # of arguments, by name, whatever the function
 

@@ -10,6 +10,7 @@ import codecs
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -152,6 +153,8 @@ class Reporter:
         self._task: TaskID | None = None
         self._last_line = 0.0
         self._counted: tuple[float, int] | None = None  # when `counting` began, and at what
+        self._figure = ""  # that is told beside the count
+        self._untold = True  # how long it takes
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
@@ -168,7 +171,7 @@ class Reporter:
     @contextmanager
     def bar(self, what: str) -> Iterator[None]:
         """A bar for the block, which `advance` moves; on a terminal only."""
-        self._counted = None
+        self._counted, self._figure, self._untold = None, "", True
         if not self.console.is_terminal or self.console.quiet:
             self._last_line = time.monotonic()
             yield
@@ -199,6 +202,10 @@ class Reporter:
         share, of = (done / total, f" of {amount(total, 'B')}") if total else (0.0, "")
         self.advance(share, f"{amount(done, 'B')}{of}")
 
+    def running(self, figure: str) -> None:
+        """What comes out so far, to be told with the next count."""
+        self._figure = f"{figure}, "
+
     def counting(self, done: int, total: int | None) -> None:
         """Progress of anything that is counted, with its rate since the first count towards this total."""
         now = time.monotonic()
@@ -211,8 +218,12 @@ class Reporter:
         pace = ""
         if done > before and now > since:
             rate = (done - before) / (now - since)
-            pace = f", {amount(rate)}/s" + ("" if self._bar else f", {duration((total - done) / rate)} left")
-        self.advance(done / total if total else 0.0, f"{done:,} of {total:,}{pace}")
+            left = (total - done) / rate
+            pace = f", {amount(rate)}/s" + ("" if self._bar else f", {duration(left)} left")
+            if self._untold and left > SECONDS_BETWEEN_LINES:
+                self._last_line = -math.inf  # what takes long says so at once
+            self._untold = False
+        self.advance(done / total if total else 0.0, f"{self._figure}{done:,} of {total:,}{pace}")
 
 
 def to_stdout() -> Console:

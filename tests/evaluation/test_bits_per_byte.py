@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from selfsup.data.text import encode_documents
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
 from selfsup.evaluation import LANGUAGE_MODELS, Score, evaluate
-from selfsup.evaluation.base import ratio_interval
-from selfsup.evaluation.language import FEWEST_BLOCKS, block_sums
+from selfsup.evaluation.base import Resampling
+from selfsup.evaluation.language import BLOCK_BYTES, BLOCK_TOKENS, FEWEST_BLOCKS, byte_blocks, token_blocks
 from selfsup.inference.generate import LanguageModel
 from selfsup.inference.items import LeftOut
 from selfsup.models.decoder import Decoder, DecoderConfig
@@ -116,6 +117,9 @@ def test_json(run: Run, protocol: str) -> None:
         "seed",
         "data",
         "details",
+        "precision",
+        "records",
+        "records_in_all",
         *LeftOut().to_json(),
     ]
     low, high = content["interval"]
@@ -201,18 +205,31 @@ def test_held_out_part_of_other_data_is_refused(run: Run) -> None:
         source.write_text(before)
 
 
-@given(st.integers(1, 3000), st.integers(1, 300))
-def test_blocks_hold_every_target_once(count: int, window: int) -> None:
-    values = np.arange(count, dtype=np.float32)
-    sums = block_sums(values, window)
-    assert sums.sum() == values.sum()
-    assert len(sums) >= min(count, FEWEST_BLOCKS)
-    assert len(sums) >= count / window
+@given(st.integers(1, 200_000))
+def test_blocks_of_tokens_are_runs_of_one_length(count: int) -> None:
+    sizes = np.bincount(token_blocks(count))
+    assert len(sizes) >= min(count, FEWEST_BLOCKS)
+    assert set(sizes[:-1]) <= {sizes[0]} and 0 < sizes[-1] <= sizes[0] <= BLOCK_TOKENS
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=300), st.randoms())
+def test_blocks_of_bytes_are_the_same_whatever_the_tokens(sizes: list[int], random: Random) -> None:
+    """The same bytes in other tokens: as many units, and each byte in its own or, at an edge, in its neighbour."""
+    fine, coarse = np.array([*sizes, 1]), []
+    rest = list(fine)
+    while rest:
+        taken = random.randint(1, 3)
+        coarse.append(sum(rest[:taken]))
+        rest = rest[taken:]
+    units = [np.bincount(byte_blocks(s), s) for s in (fine, np.array(coarse))]
+    assert len(units[0]) == len(units[1]) >= min(FEWEST_BLOCKS, sum(fine)) - 1
+    assert abs(np.cumsum(units[0]) - np.cumsum(units[1])).max() <= 15
+    assert units[0].max() <= BLOCK_BYTES + 5
 
 
 def test_bootstrap_agrees_with_the_normal_interval_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(3.0, 1.0, 400)
-    low, high = ratio_interval(values, np.ones(400), seed=0)
+    low, high = Resampling.of_mean(values).interval(0)
     error = values.std() / 20
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)

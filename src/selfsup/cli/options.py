@@ -30,6 +30,10 @@ Data = Annotated[str | None, typer.Option(help=described("data.source"))]
 Source = Annotated[str, typer.Option(help=described("data.source"))]
 Column = Annotated[str | None, typer.Option(help=described("data.column"))]
 Device = Annotated[str, typer.Option(help=described("train.device"))]
+Precision = Annotated[str, typer.Option(help=described("train.precision"))]
+Records = Annotated[
+    int | None, typer.Option(help="measure on so many records, drawn by the seed; of decoders, windows of text", min=1)
+]
 Failures = Annotated[
     float,
     typer.Option(
@@ -76,6 +80,7 @@ def command(
     module: str,
     *,
     bar: str | None = None,
+    running: bool = False,
     flags: Sequence[str] = (),
     to_json: Callable[[Any, Mapping[str, Any]], Any] | None = to_json,
     always: Callable[[], Mapping[str, Any]] = dict,
@@ -88,6 +93,7 @@ def command(
 
     Args:
         bar: what is going on, said beside a bar that the function moves by its `progress`.
+        running: whether it tells by its `running` what comes out so far.
         flags: short names of settings that are options too, beside the words OBJECTIVE and KEY=VALUE.
         to_json: what `--json` prints of the answer, and of what was given; None where there is no such option.
         always: what else the function is given.
@@ -98,7 +104,7 @@ def command(
             function = getattr(import_module(module), show.__name__)
             given = {name: value for name, value in given.items() if value is not None and value != []}
             asked = _understood(given, flags) if flags else given
-            answer = _called(function, {**asked, **always()}, bar)
+            answer = _called(function, {**asked, **always()}, bar, running)
             if not leads():  # whose machine need not see what was made
                 return
             if as_json and to_json is not None:
@@ -138,14 +144,15 @@ def _help(name: str) -> str:
     return described(SHORT[name]) if first == name else f"the same as --{first.replace('_', '-')}"
 
 
-def _called(function: Callable[..., Any], given: Mapping[str, Any], bar: str | None) -> Any:
+def _called(function: Callable[..., Any], given: Mapping[str, Any], bar: str | None, running: bool) -> Any:
     if bar is None:
         return function(**given)
     from selfsup.report import Reporter
 
     reporter = Reporter()
+    told = {"running": reporter.running} if running else {}
     with reporter.bar(bar):
-        return function(**given, progress=reporter.counting)
+        return function(**given, progress=reporter.counting, **told)
 
 
 def _understood(given: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:

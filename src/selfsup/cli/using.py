@@ -15,6 +15,8 @@ from selfsup.cli.options import (
     Encoder,
     Failures,
     Label,
+    Precision,
+    Records,
     SeveralValues,
     Source,
     Templates,
@@ -129,7 +131,7 @@ def show(
     say(f"\nThe pictures are in {out}.")
 
 
-@command("selfsup.evaluation", bar="Measuring", cls=SeveralValues)
+@command("selfsup.evaluation", bar="Measuring", running=True, cls=SeveralValues)
 def evaluate(
     score: Any,
     run: Model,
@@ -151,6 +153,8 @@ def evaluate(
     captions: Annotated[list[str] | None, typer.Option(help="the columns of the captions, for retrieval")] = None,
     failures: Failures = 1.0,
     device: Device = "auto",
+    precision: Precision = "auto",
+    records: Records = None,
     seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
 ) -> None:
     """Measure a model by a named protocol, on a run's held-out part or on other data."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from selfsup.arguments import checked
 from selfsup.config import nearest
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Measurement, Score
+from selfsup.evaluation.base import Measurement, Score, unsaid
 from selfsup.files import expanded
 from selfsup.inference.items import silent
 from selfsup.inference.opening import load
@@ -73,8 +72,11 @@ def evaluate(
     captions: Sequence[str] = (),
     failures: float = 1.0,
     device: str = "auto",
+    precision: str = "auto",
+    records: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    running: Callable[[str], None] | None = None,
 ) -> Score:
     """Measure a model by a named protocol (see the module of each for its definition).
 
@@ -89,8 +91,12 @@ def evaluate(
         captions: for `retrieval`, the columns that hold the captions; found by themselves by default.
         failures: the share of bad records, from 0 to 1, above which the data is refused; by default they are left out
             and counted, however many there are, as long as one can be read.
+        precision: fp32, bf16 (matrix products in bf16, all sums and losses in fp32), or auto: bf16 where the hardware
+            multiplies it natively. The score says which it was; fp32 depends on the hardware by rounding alone.
+        records: how many are measured on, drawn by the seed alone (of decoders, windows of text); None is all.
         seed: of the bootstrap behind the interval, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.
+        running: called with what the figure is so far, by protocols whose figure is a mean.
 
     Raises:
         UserError: no such protocol, model or data, or the protocol is not defined for them.
@@ -105,7 +111,7 @@ def evaluate(
     directory = run.directory if isinstance(run, Run) else expanded(run)
     measurement = Measurement(
         directory, load(directory), data, column, device, seed, progress or silent, test, label, templates,
-        captions, failures,
+        captions, failures, precision, records, running or unsaid,
     )  # fmt: skip
     return measure(measurement, protocol)
 
@@ -122,7 +128,7 @@ def measure(measurement: Measurement, protocol: str) -> Score:
     module, _, name = PROTOCOLS[protocol].function.partition(":")
     follow: Callable[[Measurement], Score] = getattr(import_module(f"{__name__}.{module}"), name)
     score = follow(measurement)
-    return replace(score, protocol=protocol, seed=measurement.seed, left_out=measurement.left_out())
+    return measurement.described(score, protocol)
 
 
 def require_known(protocol: str) -> None:

@@ -56,11 +56,12 @@ def measure(measurement: Measurement) -> Score:
             f"{len(features)} records of {name} have features along less than {FIRST + 1} directions, and alpha-req "
             f"is fitted from the {FIRST}th on; give more records, or use --protocol rankme."
         )
-    return Score(
+    return Score.of(
+        spectrum.resampling(features, slope),
+        measurement.seed,
         value=value,
         unit="(exponent of the spectrum)",
         n=len(features),
-        interval=spectrum.interval(features, slope, measurement.seed),
         chance=None,
         data=name,
         details={"ranks": [FIRST, min(LAST, *features.shape)], "width": features.shape[1]},

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Measurement, Score, ratio_interval
-from selfsup.evaluation.language import block_sums, lost_bytes, open_subject, token_losses
+from selfsup.evaluation.base import Measurement, Resampling, Score
+from selfsup.evaluation.language import byte_blocks, lost_bytes, open_subject, token_losses
+from selfsup.inference.items import digest
 
 
 def bits_per_byte(measurement: Measurement) -> Score:
@@ -30,15 +33,17 @@ def bits_per_byte(measurement: Measurement) -> Score:
             f"bits-per-byte is not defined for {measurement.directory} on {text.name}: {reason}; "
             "use --protocol perplexity, or a model with a byte-level tokenizer (bpe), which keeps every byte."
         )
-    losses = token_losses(model, text, measurement)
-    window = model.decoder.config.window
-    bits = block_sums(losses / math.log(2), window)
-    size = block_sums(sizes[text.targets], window)
-    return Score(
-        value=float(bits.sum()) / text.bytes,
+    found = token_losses(model, text, measurement, sizes * math.log(2), "{:.4f} bits per byte")
+    size, bits = sizes[found.targets], found.nats / math.log(2)
+    blocks = byte_blocks(size)
+    # Whole texts of so many bytes have the same blocks whatever their tokens; samples are of tokens.
+    of = text.bytes if measurement.records is None else digest(found.targets.tobytes())
+    return Score.of(
+        Resampling.of_ratio(np.bincount(blocks, bits), np.bincount(blocks, size), of),
+        measurement.seed,
+        value=float(bits.sum()) / float(size.sum()),
         unit="bits per byte",
-        n=len(losses),
-        interval=ratio_interval(bits, size, measurement.seed),
-        chance=math.log2(model.tokenizer.vocabulary) * len(losses) / text.bytes,
+        n=len(size),
+        chance=math.log2(model.tokenizer.vocabulary) * len(size) / float(size.sum()),
         data=text.name,
     )

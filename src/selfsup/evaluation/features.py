@@ -83,9 +83,9 @@ def open_split(measurement: Measurement) -> Split:
 
 
 def _read_labelled(measurement: Measurement, source: object) -> tuple[list[Item], list[Label], str]:
-    """All items of a source, the class of each, and the source's name."""
+    """The items of a source that are measured on, the class of each, and the source's name."""
     collection = measurement.open(source)
-    found = list(collection.labelled())
+    found = measurement.sampled(list(collection.labelled()))
     if not found:
         raise UserError(
             f"None of the records of {collection.name} has a class; give others, or name the column with --label."
@@ -144,7 +144,7 @@ def open_vectors(measurement: Measurement) -> tuple[Vectors, str]:
     """Vectors (n, dimension) of the distinct items of the data, both of pairs, and the data's name. Raises UserError
     where there are less than two."""
     collection = measurement.open()
-    items = list(distinct_items(collection.parts()).values())
+    items = measurement.sampled(list(distinct_items(collection.parts()).values()))
     if len(items) < 2:
         raise UserError(f"{collection.name} holds one distinct {items[0].noun} only; give two or more to compare.")
     return measurement.embed(items)[1], collection.name
@@ -155,7 +155,9 @@ def open_pairs(measurement: Measurement) -> tuple[Vectors, Vectors, Floats, str]
     Raises UserError where there is no data, or none of which it is known."""
     collection = measurement.open()
     pairs = collection.pairs(measurement.seed)
-    read, vectors = measurement.embed([*pairs.first, *pairs.second])
+    drawn = measurement.chosen(len(pairs.scores))
+    sides = [side[place] for side in (pairs.first, pairs.second) for place in drawn]
+    read, vectors = measurement.embed(sides)
     rows = np.where(read, read.cumsum() - 1, -1).reshape(2, -1)  # of the vectors, first and second
     both = (rows >= 0).all(0)
-    return vectors[rows[0, both]], vectors[rows[1, both]], pairs.scores[both], collection.name
+    return vectors[rows[0, both]], vectors[rows[1, both]], pairs.scores[drawn][both], collection.name

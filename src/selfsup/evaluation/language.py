@@ -3,23 +3,27 @@
 All data is measured on, each target once, in windows of the length that the model was trained on. A document is
 opened by the start token, which is given, and closed by the end-of-text token, which is predicted and counts. A
 window that begins inside a document begins with the token before it; documents do not see each other: the task
-is the one of training. Weights and arithmetic are fp32, so that the figure does not depend on the hardware.
+is the one of training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from selfsup.data.loader import in_order
+from selfsup.data.records import Batch
 from selfsup.data.sources import open_text
 from selfsup.data.text import TextCorpus, Windows, encode_documents
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Measurement
+from selfsup.evaluation.base import Measurement, Places
+from selfsup.inference.geometry import Floats
 from selfsup.inference.generate import LanguageModel
 from selfsup.machine import find_device
 from selfsup.models.losses import IGNORE
@@ -29,6 +33,8 @@ from selfsup.objectives.texts import TextRecipe
 from selfsup.run import Run
 
 TOKENS = 8192  # predicted at once
+BEGINNINGS = (32, 256)  # tokens of the first window that are measured ahead: what takes less than a second
+BLOCK_TOKENS, BLOCK_BYTES = 2048, 8192  # in a unit that is resampled, at most
 FEWEST_BLOCKS = 32  # that an interval is taken from
 
 
@@ -106,31 +112,75 @@ def open_own(recipe: TextRecipe, run: Run) -> None:
         )
 
 
-def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement) -> npt.NDArray[np.float32]:
-    """Loss in nats of each target of a text, (n,), given what came before it in its window and document."""
-    device, tokenizer = find_device(measurement.device), model.tokenizer
-    objective = CausalLM(model.decoder.to(device), tokenizer.start, tokenizer.end).eval()
-    length = min(model.decoder.config.window, len(text.tokens) - 1)
-    windows = Windows(text.tokens, length, tokenizer.end)
-    losses = np.empty(len(text.targets), np.float32)
-    done = 0
-    for batch in in_order(windows, len(windows), seed=0, batch=max(1, TOKENS // length)):
-        task = objective.hide(batch.to(device))
-        counted = objective.losses(task)[task["targets"] != IGNORE]
-        losses[done : done + len(counted)] = counted.cpu().numpy()
-        done += len(counted)
-        measurement.progress(done, len(losses))
-    return losses
+class Losses(NamedTuple):
+    """The targets that were measured, (n,), and the loss of each in nats, float64."""
+
+    targets: Ids
+    nats: npt.NDArray[np.float64]
 
 
-def block_sums(values: npt.NDArray[np.generic], window: int) -> npt.NDArray[np.float64]:
-    """Sums over the units of the bootstrap: runs of consecutive targets, because neighbours are not independent.
+def token_losses(
+    model: LanguageModel, text: Predicted, measurement: Measurement, sizes: Floats, told: str
+) -> Losses:
+    """The loss of each target of a text, or of those in the windows that are drawn, given what came before it in its
+    window and document.
 
-    They are as long as a window; shorter where the text has less than `FEWEST_BLOCKS` windows (Carlstein 1986:
-    non-overlapping blocks).
+    Args:
+        sizes: of each token of the vocabulary, what a loss is divided by in the figure that is told on the way.
+        told: what that figure is, a format of the nats by size.
     """
-    length = min(window, max(1, len(values) // FEWEST_BLOCKS))
-    return np.add.reduceat(values.astype(np.float64), np.arange(0, len(values), length))
+    tokenizer, decoder = model.tokenizer, model.decoder.to(find_device(measurement.device))
+    objective = CausalLM(decoder, tokenizer.start, tokenizer.end).eval()
+    windows = Windows(text.tokens, min(decoder.config.window, len(text.tokens) - 1), tokenizer.end)
+    chosen = measurement.chosen(len(windows))
+    total = len(chosen) * windows.window - int(windows.read(chosen[-1:])["first"])
+    measurement.progress(0, total)
+    parts: list[Losses] = []
+    done, nats, size = 0, 0.0, 0.0
+    for places, length in _batches(chosen, windows.window):
+        found = _losses(objective, windows.read(places), length, measurement)
+        nats, size = nats + float(found.nats.sum()), size + float(sizes[found.targets].sum())
+        measurement.running(told.format(nats / max(1.0, size)))
+        if length == windows.window:
+            parts.append(found)
+            done = min(total, done + len(places) * length)
+        measurement.progress(done or length, total)
+        if not done:
+            nats, size = 0.0, 0.0
+    return Losses(*(np.concatenate(of_all) for of_all in zip(*parts, strict=True)))
+
+
+def _batches(chosen: Places, window: int) -> Iterator[tuple[Places, int]]:
+    """Numbers of windows, and how much of them is measured. The beginning of the first one comes before it, so that a
+    figure and the time that is left are known soon; it is measured again with the rest."""
+    yield from ((chosen[:1], length) for length in BEGINNINGS if length < window)
+    batch = max(1, TOKENS // window)
+    yield from ((chosen[start : start + batch], window) for start in range(0, len(chosen), batch))
+
+
+def _losses(objective: CausalLM, data: dict[str, Tensor], length: int, measurement: Measurement) -> Losses:
+    """Of the beginnings of windows, so long each."""
+    data = data | {"tokens": data["tokens"][:, : length + 1]}
+    places = np.zeros(len(data["first"]), np.int64)
+    task = objective.hide(Batch(data, 0, places, places).to(find_device(measurement.device)))
+    with measurement.autocast():
+        nats = objective.losses(task).double()
+    counted = task["targets"] != IGNORE
+    return Losses(task["targets"][counted].cpu().numpy(), nats[counted].cpu().numpy())
+
+
+def token_blocks(count: int) -> Places:
+    """Which unit of the bootstrap each of so many targets belongs to, (count,): runs of consecutive ones, because
+    neighbours are not independent (Carlstein 1986: non-overlapping blocks). There are `FEWEST_BLOCKS` where the text
+    has as many tokens. They do not depend on the model, so that two models can be resampled together."""
+    return np.arange(count) // min(BLOCK_TOKENS, max(1, count // FEWEST_BLOCKS))
+
+
+def byte_blocks(sizes: npt.NDArray[np.int64]) -> Places:
+    """The same of targets of so many bytes, (n,): runs of bytes that are the same whatever the tokens. A token that
+    reaches into two belongs to the second."""
+    last = np.maximum(np.cumsum(sizes) - 1, 0)
+    return last // min(BLOCK_BYTES, max(1, int(last[-1] + 1) // FEWEST_BLOCKS))
 
 
 def lost_bytes(tokenizer: TextTokenizer, text: Predicted) -> str:

@@ -18,44 +18,62 @@ every token of its vocabulary the same probability: the size of the vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 import numpy as np
+import numpy.typing as npt
 
-from selfsup.evaluation.base import Measurement, Score, ratio_interval
-from selfsup.evaluation.language import block_sums, open_subject, token_losses
+from selfsup.evaluation.base import Measurement, Resampling, Score
+from selfsup.evaluation.language import open_subject, token_blocks, token_losses
 from selfsup.inference.geometry import Floats
+from selfsup.inference.items import digest
 from selfsup.machine import find_device
+
+Counts = npt.NDArray[np.int64]
 
 
 def perplexity(measurement: Measurement) -> Score:
     """Measure it; see `selfsup.evaluation.language` for what is predicted from what."""
     model, text = open_subject(measurement)
-    losses = token_losses(model, text, measurement)
-    window = model.decoder.config.window
-    return _score(measurement, block_sums(losses, window), block_sums(np.ones(len(losses)), window), text.name)
+    each = np.ones(model.tokenizer.vocabulary)
+    found = token_losses(model, text, measurement, each, "{:.3f} nats per token")
+    blocks = token_blocks(len(found.nats))
+    of = digest(found.targets.tobytes())
+    return _score(measurement, np.bincount(blocks, found.nats), np.bincount(blocks), of, text.name)
 
 
 def pseudo_perplexity(measurement: Measurement) -> Score:
     """Raises UserError where there is no data, or the model has no head that predicts hidden tokens."""
     collection = measurement.open()
-    texts = [item.content for item in collection.items()]
+    texts = measurement.sampled([item.content for item in collection.items()])
     measurement.model.to(find_device(measurement.device))
-    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+    measurement.progress(0, len(texts))
     for number, text in enumerate(texts):
-        losses = measurement.model.pseudo_losses(text)
+        with measurement.autocast():
+            losses = measurement.model.pseudo_losses(text)
         nats[number], tokens[number] = losses.sum(dtype=np.float64), len(losses)
+        measurement.running(f"{per_token(nats, tokens):.2f} per token")
         measurement.progress(number + 1, len(texts))
-    return _score(measurement, nats, tokens, collection.name, texts=len(texts))
+    of = measurement.model.tokenizer.fingerprint
+    return _score(measurement, nats, tokens, of, collection.name, texts=len(texts))
 
 
-def _score(measurement: Measurement, nats: Floats, tokens: Floats, data: str, **details: int) -> Score:
-    """Of the losses and tokens of units that are resampled, (units,) each."""
-    low, high = ratio_interval(nats, tokens, measurement.seed)
-    return Score(
-        value=math.exp(float(nats.sum()) / float(tokens.sum())),
+def per_token(nats: Floats, tokens: Counts) -> float:
+    """The perplexity of units with such losses and so many tokens, (units,) each."""
+    return math.exp(float(nats.sum()) / max(1.0, float(tokens.sum())))
+
+
+def _score(
+    measurement: Measurement, nats: Floats, tokens: Counts, of: Hashable, data: str, **details: int
+) -> Score:
+    """Of the losses and tokens of units that are resampled, (units,) each, and what these are known by."""
+    return Score.of(
+        Resampling.of_ratio(nats, tokens, of).mapped(math.exp),
+        measurement.seed,
+        value=per_token(nats, tokens),
         unit="per token",
         n=int(tokens.sum()),
-        interval=(math.exp(low), math.exp(high)),  # percentiles go along with an increasing function
         chance=float(measurement.model.tokenizer.vocabulary),
         data=data,
         details=details,

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,7 @@ class Probe:
         model = load_encoder(run)
         measurement = Measurement(expanded(run), model, data, **how)
         split = open_split(measurement)
-        estimate = score(measurement, split)
-        estimate = replace(estimate, protocol="linear", seed=measurement.seed, left_out=measurement.left_out())
+        estimate = measurement.described(score(measurement, split), "linear")
         strength = best_strength(split.vectors, split.labels, measurement.seed)
         classifier = fit(split.vectors, split.labels, strength)
         return cls(classifier, split.classes, estimate, model.fingerprint, len(split.vectors))

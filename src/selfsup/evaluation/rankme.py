@@ -45,11 +45,12 @@ def measure(measurement: Measurement) -> Score:
     value = effective_rank(spectrum.values)
     if math.isnan(value):
         raise UserError(f"{measurement.directory} gives features of zeros, which have no rank; train it first.")
-    return Score(
+    return Score.of(
+        spectrum.resampling(features, effective_rank),
+        measurement.seed,
         value=value,
         unit=f"of {min(features.shape):,} directions",
         n=len(features),
-        interval=spectrum.interval(features, effective_rank, measurement.seed),
         chance=1.0,
         data=name,
         details={"width": features.shape[1]},

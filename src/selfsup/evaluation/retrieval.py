@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Measurement, Resample, Score, bootstrap
+from selfsup.evaluation.base import Measurement, Resample, Resampling, Score
 from selfsup.inference.geometry import normalised
 from selfsup.inference.items import Item, Vectors, silent
 from selfsup.inference.pictures import open_captioned
@@ -152,11 +152,12 @@ def measure(measurement: Measurement) -> Score:
         "image to text": direction(by_image, np.bincount(relation.images, minlength=images), texts),
         "text to image": direction(by_text, np.bincount(relation.texts, minlength=texts), images),
     }
-    return Score(
+    return Score.of(
+        Resampling(images, _statistic(by_image, by_text, relation)),
+        measurement.seed,
         value=float(np.mean([way["R@1"] for way in ways.values()])),
         unit="% R@1, mean of both ways",
         n=images + texts,
-        interval=bootstrap(images, _statistic(by_image, by_text, relation), measurement.seed),
         chance=float(np.mean([way["chance"]["R@1"] for way in ways.values()])),
         data=name,
         details={"images": images, "texts": texts, **ways, "tolerance": TOLERANCE},
@@ -197,11 +198,12 @@ def _open(measurement: Measurement) -> tuple[Vectors, Vectors, Relation, str]:
     for item, own in collection.captioned():
         items.setdefault(item.identity, item)
         captions.setdefault(item.identity, {}).update(dict.fromkeys(own))
-    read, images = m.embed(list(items.values()))
+    records = m.sampled(list(zip(items.values(), captions.values(), strict=True)))
+    read, images = m.embed([item for item, _ in records])
     texts: dict[str, int] = {}
     pairs = [
         (number, texts.setdefault(caption, len(texts)))
-        for number, own in enumerate(itertools.compress(captions.values(), read))
+        for number, (_, own) in enumerate(itertools.compress(records, read))
         for caption in own
     ]
     if len(images) < 2 or len(texts) < 2:

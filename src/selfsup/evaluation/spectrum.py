@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfsup.evaluation.base import Resample, bootstrap
+from selfsup.evaluation.base import Resample, Resampling
 from selfsup.inference.geometry import Floats
 from selfsup.inference.items import Vectors
 
@@ -37,8 +37,8 @@ class Spectrum:
         values, directions = np.linalg.eigh(moments / rows)
         return cls(np.maximum(values[::-1], 0.0), directions[:, ::-1], centre)
 
-    def interval(self, features: Vectors, statistic: Callable[[Floats], float], seed: int) -> tuple[float, float]:
-        """The bootstrap interval of a function of the eigenvalues, over the records of `features` (n, d).
+    def resampling(self, features: Vectors, statistic: Callable[[Floats], float]) -> Resampling:
+        """The bootstrap of a function of the eigenvalues, over the records of `features` (n, d).
 
         The directions stay those of all records, and what each resample has along them takes the place of its
         eigenvalues. That is exact to first order in the resampling, and it keeps out what a bootstrap of a rank
@@ -51,7 +51,7 @@ class Spectrum:
             times = np.bincount(drawn, minlength=rows)
             return statistic(np.sort(times @ along / rows)[::-1])
 
-        return bootstrap(rows, resampled, seed)
+        return Resampling(rows, resampled)
 
 
 def _blocks(features: Vectors) -> Iterator[Floats]:

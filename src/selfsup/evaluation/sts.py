@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Measurement, Score, bootstrap
+from selfsup.evaluation.base import Measurement, Resampling, Score
 from selfsup.evaluation.features import open_pairs
 from selfsup.inference.geometry import Floats, squared_distances
 from selfsup.inference.items import Vectors
@@ -49,11 +49,12 @@ def measure(measurement: Measurement) -> Score:
     if np.ptp(scores) == 0:
         raise UserError(f"{name} holds no scores to be followed; give pairs of sentences with a column of scores.")
     cosine = cosines(first, second)
-    return Score(
+    return Score.of(
+        Resampling(len(cosine), lambda drawn: 100 * spearman(cosine[drawn], scores[drawn])),
+        measurement.seed,
         value=100 * spearman(cosine, scores),
         unit="% Spearman",
         n=len(cosine),
-        interval=bootstrap(len(cosine), lambda drawn: 100 * spearman(cosine[drawn], scores[drawn]), measurement.seed),
         chance=0.0,
         data=name,
         details={"pearson": 100 * pearson(cosine, scores)},

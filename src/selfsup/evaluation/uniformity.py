@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.evaluation.base import Measurement, Score, mean_interval
+from selfsup.evaluation.base import Measurement, Resampling, Score
 from selfsup.evaluation.features import open_vectors
 from selfsup.inference.geometry import Floats, normalised, similarities
 from selfsup.inference.items import Vectors
@@ -44,11 +44,10 @@ def kernel_means(features: Vectors) -> Floats:
     return torch.cat(means).numpy()
 
 
-def interval(means: Floats, seed: int) -> tuple[float, float]:
-    """The bootstrap interval of the logarithm of the mean of kernel means (n,)."""
-    centre = means.mean()
-    low, high = mean_interval(means, seed)
-    return math.log(centre) + 2 * (low / centre - 1), math.log(centre) + 2 * (high / centre - 1)
+def resampling(means: Floats) -> Resampling:
+    """The bootstrap of the logarithm of the mean of kernel means (n,)."""
+    centre = float(means.mean())
+    return Resampling.of_mean(means).mapped(lambda mean: math.log(centre) + 2 * (mean / centre - 1))
 
 
 def ideal(width: int) -> float:
@@ -65,11 +64,12 @@ def ideal(width: int) -> float:
 def measure(measurement: Measurement) -> Score:
     features, name = open_vectors(measurement)
     means = kernel_means(features)
-    return Score(
+    return Score.of(
+        resampling(means),
+        measurement.seed,
         value=math.log(means.mean()),
         unit="(lower is more even)",
         n=len(features),
-        interval=interval(means, measurement.seed),
         chance=0.0,
         data=name,
         details={"ideal": ideal(features.shape[1]), "width": features.shape[1]},

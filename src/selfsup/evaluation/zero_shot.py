@@ -43,7 +43,7 @@ def measure(measurement: Measurement) -> Score:
     collection = measurement.open()
     if not isinstance(collection, Pictures):
         raise UserError(f"{collection.name} holds texts; give images with their classes.")
-    found = list(collection.labelled())
+    found = measurement.sampled(list(collection.labelled()))
     if not found:
         raise UserError(f"None of the images of {collection.name} has a class; name the column with --label.")
     names = list(dict.fromkeys(collection.classes))

@@ -63,6 +63,7 @@ class EmbeddingModel(Model):
         embeds: the kinds of items it reads.
         truncated: items of the last `embed` that were not read to their end.
         unread: the numbers of those that cannot be read at all.
+        precision: fp32 or bf16, in which the last ones were embedded.
     """
 
     embeds: ClassVar[tuple[type[Item], ...]]
@@ -70,6 +71,7 @@ class EmbeddingModel(Model):
     def __init__(self) -> None:
         self.truncated = 0
         self.unread: list[int] = []
+        self.precision = "fp32"
 
     @property
     @abstractmethod

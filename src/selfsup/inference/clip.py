@@ -80,7 +80,7 @@ class PairModel(EmbeddingModel):
         """
         worded = np.array([isinstance(content, str) for content in contents], bool)
         vectors = np.empty((len(contents), self.dimension), np.float32)
-        self.truncated, self.unread = 0, []
+        self.truncated, self.unread, self.precision = 0, [], ""
         done = 0
         for tower, chosen in ((self.image, ~worded), (self.text, worded)):
             places = np.flatnonzero(chosen).tolist()
@@ -89,6 +89,7 @@ class PairModel(EmbeddingModel):
             within = shifted(progress, done, len(contents))
             vectors[places] = tower.embed([contents[place] for place in places], precision, within)
             self.truncated += tower.truncated
+            self.precision = tower.precision if self.precision in ("", tower.precision) else "bf16 and fp32"
             self.unread += [places[number] for number in tower.unread]
             done += len(places)
         return vectors

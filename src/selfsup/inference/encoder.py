@@ -129,7 +129,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         ids = self.tokenizer.encode_batch(list(texts))
         self.truncated = sum(len(row) > room for row in ids)
         framed = [self.tokenizer.frame(row[:room]) for row in ids]
-        autocast = Machine(self.device, find_precision(precision, self.device), 0.0).autocast
+        self.precision = find_precision(precision, self.device)
+        autocast = Machine(self.device, self.precision, 0.0).autocast
         vectors = np.empty((len(framed), self.dimension), np.float32)
         done = 0
         for numbers in by_length(framed):

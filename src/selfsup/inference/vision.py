@@ -91,6 +91,7 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
                 vectors[done + np.array(readable)] = self._vectors(shown, precision).cpu().numpy()
             done += len(pixels)
             progress(done, len(images))
+        self.precision = find_precision(precision, self.device)
         return vectors
 
     def _read(self, images: Sequence[Any]) -> Iterator[list[Pixels | None]]:

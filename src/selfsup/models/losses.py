@@ -103,5 +103,6 @@ def target_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """−log p of each target (…), from hidden states (…, width) and the matrix (vocabulary, width) that makes logits of
     them, in nats; 0 where it is `IGNORE`. Full logits never stand in memory."""
     rows = max(1, CHUNK_ELEMENTS // len(weight))  # of logits at once
+    weight = weight.to(hidden.dtype)  # once, not for each of these
     parts = zip(torch.split(hidden.flatten(0, -2), rows), torch.split(targets.flatten(), rows), strict=True)
     return torch.cat([token_losses(h @ weight.T, t) for h, t in parts]).view_as(targets)
