@@ -91,7 +91,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--budget": ["-1", "0", "nan", "x", "5 minutes", LONG],
 }
 NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
-NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures"}
+NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
 

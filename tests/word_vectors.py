@@ -37,7 +37,7 @@ class WordVectors(OneNetwork[torch.nn.Embedding], EmbeddingModel):
         super().__init__(torch.nn.Embedding(WORDS, dimension), Features())
         torch.nn.init.normal_(self.network.weight, generator=torch.Generator().manual_seed(seed))
         self.masked = None
-        self.tokenizer = SimpleNamespace(vocabulary=WORDS)
+        self.tokenizer = SimpleNamespace(vocabulary=WORDS, fingerprint="words")
         self.embedded = 0
 
     @classmethod

@@ -27,7 +27,7 @@ from selfsup.evaluation.linear import STRENGTHS, best_strength, fit, linear
 from selfsup.evaluation.rankme import effective_rank, rankme
 from selfsup.evaluation.spectrum import Spectrum
 from selfsup.evaluation.sts import pearson, spearman, sts
-from selfsup.evaluation.uniformity import ideal, interval, kernel_means, uniformity
+from selfsup.evaluation.uniformity import ideal, kernel_means, resampling, uniformity
 from selfsup.inference import geometry
 
 Array = npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ def test_interval_of_the_spectrum_agrees_with_new_samples(statistic: Callable[[A
     values = [statistic(Spectrum.of(cloud(2000, 12, s, 0.5), centred).values) for s in range(60)]
     features = cloud(2000, 12, 1000, 0.5)
     whole = Spectrum.of(features, centred)
-    low, high = whole.interval(features, statistic, seed=0)
+    low, high = whole.resampling(features, statistic).interval(seed=0)
     assert low < statistic(whole.values) < high
     assert high - low == pytest.approx(2 * 1.96 * np.std(values), rel=0.3)
 
@@ -171,7 +171,7 @@ def test_uniformity_of_collapse_and_of_an_even_spread() -> None:
 def test_interval_of_uniformity_agrees_with_new_samples() -> None:
     values = [uniformity(cloud(400, 5, seed) + 0.5) for seed in range(60)]
     means = kernel_means(cloud(400, 5, 1000) + 0.5)
-    low, high = interval(means, seed=0)
+    low, high = resampling(means).interval(seed=0)
     assert low < math.log(means.mean()) < high
     assert high - low == pytest.approx(2 * 1.96 * np.std(values), rel=0.3)
 
