@@ -241,7 +241,6 @@ class Score:
         for line in (figure, *map(Text, lines)):
             console.print(line, soft_wrap=True)
 
-
     @property
     def _drawn(self) -> str:
         if self.records is None:

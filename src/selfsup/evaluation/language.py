@@ -119,9 +119,7 @@ class Losses(NamedTuple):
     nats: npt.NDArray[np.float64]
 
 
-def token_losses(
-    model: LanguageModel, text: Predicted, measurement: Measurement, sizes: Floats, told: str
-) -> Losses:
+def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement, sizes: Floats, told: str) -> Losses:
     """The loss of each target of a text, or of those in the windows that are drawn, given what came before it in its
     window and document.
 

@@ -64,9 +64,7 @@ def per_token(nats: Floats, tokens: Counts) -> float:
     return math.exp(float(nats.sum()) / max(1.0, float(tokens.sum())))
 
 
-def _score(
-    measurement: Measurement, nats: Floats, tokens: Counts, of: Hashable, data: str, **details: int
-) -> Score:
+def _score(measurement: Measurement, nats: Floats, tokens: Counts, of: Hashable, data: str, **details: int) -> Score:
     """Of the losses and tokens of units that are resampled, (units,) each, and what these are known by."""
     return Score.of(
         Resampling.of_ratio(nats, tokens, of).mapped(math.exp),
