@@ -209,7 +209,8 @@ def test_held_out_part_of_other_data_is_refused(run: Run) -> None:
 def test_blocks_of_tokens_are_runs_of_one_length(count: int) -> None:
     sizes = np.bincount(token_blocks(count))
     assert len(sizes) >= min(count, FEWEST_BLOCKS)
-    assert set(sizes[:-1]) <= {sizes[0]} and 0 < sizes[-1] <= sizes[0] <= BLOCK_TOKENS
+    assert set(sizes[:-1]) <= {sizes[0]}
+    assert 0 < sizes[-1] <= sizes[0] <= BLOCK_TOKENS
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=300), st.randoms())

@@ -60,7 +60,8 @@ def require_sample(measured: Callable[..., Score], records: int) -> None:
     """A sample is a function of the seed, says of how many it is, and is no sample where it is not smaller."""
     whole, drawn = measured(), measured(records=records)
     assert (drawn.records, whole.records, whole.records_in_all) == (records, None, None)
-    assert drawn.records_in_all is not None and records < drawn.records_in_all
+    assert drawn.records_in_all is not None
+    assert records < drawn.records_in_all
     assert drawn == measured(records=records)
     assert drawn.n < whole.n
     assert measured(records=records, seed=1).value != drawn.value
@@ -144,7 +145,8 @@ def test_a_figure_is_told_soon_and_becomes_the_figure(protocol: str, decoder: Pa
         counted.append(done)
 
     score = evaluate(decoder, data=LONG, protocol=protocol, running=told.append, progress=follow)
-    assert counted[:2] == [0, BEGINNINGS[0]] and counted == sorted(counted)
+    assert counted[:2] == [0, BEGINNINGS[0]]
+    assert counted == sorted(counted)
     assert len(told) == len(counted) - 1
     last = float(told[-1].split()[0])
     assert last == pytest.approx(math.log(score.value) if protocol == "perplexity" else score.value, abs=1e-3)

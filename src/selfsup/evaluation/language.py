@@ -23,8 +23,8 @@ from selfsup.data.text import TextCorpus, Windows, encode_documents
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Measurement, Places
-from selfsup.inference.geometry import Floats
 from selfsup.inference.generate import LanguageModel
+from selfsup.inference.geometry import Floats
 from selfsup.machine import find_device
 from selfsup.models.losses import IGNORE
 from selfsup.objectives import find_recipe
