@@ -31,6 +31,7 @@ Labels = npt.NDArray[np.int64]  # numbers of classes, from 0
 Resample = npt.NDArray[np.int64]  # numbers of the units that were drawn
 Chosen = npt.NDArray[np.bool_]  # which of all records, (n,)
 Places = npt.NDArray[np.int64]  # numbers of records, in their order
+Numbers = npt.NDArray[np.floating] | npt.NDArray[np.integer]
 T = TypeVar("T")
 
 
@@ -154,12 +155,12 @@ class Resampling:
     of: Hashable = None
 
     @classmethod
-    def of_mean(cls, values: Floats) -> Resampling:
+    def of_mean(cls, values: Numbers) -> Resampling:
         """Of the mean of values (units,)."""
         return cls.of_ratio(values, np.ones(len(values)))
 
     @classmethod
-    def of_ratio(cls, numerators: Floats, denominators: Floats, of: Hashable = None) -> Resampling:
+    def of_ratio(cls, numerators: Numbers, denominators: Numbers, of: Hashable = None) -> Resampling:
         """Of Σ numerators / Σ denominators, (units,) each: the two sums of each unit, such as a run of tokens, are
         drawn together."""
 

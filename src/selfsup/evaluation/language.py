@@ -22,9 +22,8 @@ from selfsup.data.sources import open_text
 from selfsup.data.text import TextCorpus, Windows, encode_documents
 from selfsup.data.tokenizers import Ids, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.evaluation.base import Measurement, Places
+from selfsup.evaluation.base import Measurement, Numbers, Places
 from selfsup.inference.generate import LanguageModel
-from selfsup.inference.geometry import Floats
 from selfsup.machine import find_device
 from selfsup.models.losses import IGNORE
 from selfsup.objectives import find_recipe
@@ -119,7 +118,7 @@ class Losses(NamedTuple):
     nats: npt.NDArray[np.float64]
 
 
-def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement, sizes: Floats, told: str) -> Losses:
+def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement, sizes: Numbers, told: str) -> Losses:
     """The loss of each target of a text, or of those in the windows that are drawn, given what came before it in its
     window and document.
 
@@ -174,7 +173,7 @@ def token_blocks(count: int) -> Places:
     return np.arange(count) // min(BLOCK_TOKENS, max(1, count // FEWEST_BLOCKS))
 
 
-def byte_blocks(sizes: npt.NDArray[np.int64]) -> Places:
+def byte_blocks(sizes: npt.NDArray[np.integer]) -> Places:
     """The same of targets of so many bytes, (n,): runs of bytes that are the same whatever the tokens. A token that
     reaches into two belongs to the second."""
     last = np.maximum(np.cumsum(sizes) - 1, 0)

@@ -21,15 +21,11 @@ import math
 from collections.abc import Hashable
 
 import numpy as np
-import numpy.typing as npt
 
-from selfsup.evaluation.base import Measurement, Resampling, Score
+from selfsup.evaluation.base import Measurement, Numbers, Resampling, Score
 from selfsup.evaluation.language import open_subject, token_blocks, token_losses
-from selfsup.inference.geometry import Floats
 from selfsup.inference.items import digest
 from selfsup.machine import find_device
-
-Counts = npt.NDArray[np.int64]
 
 
 def perplexity(measurement: Measurement) -> Score:
@@ -59,12 +55,12 @@ def pseudo_perplexity(measurement: Measurement) -> Score:
     return _score(measurement, nats, tokens, of, collection.name, texts=len(texts))
 
 
-def per_token(nats: Floats, tokens: Counts) -> float:
+def per_token(nats: Numbers, tokens: Numbers) -> float:
     """The perplexity of units with such losses and so many tokens, (units,) each."""
     return math.exp(float(nats.sum()) / max(1.0, float(tokens.sum())))
 
 
-def _score(measurement: Measurement, nats: Floats, tokens: Counts, of: Hashable, data: str, **details: int) -> Score:
+def _score(measurement: Measurement, nats: Numbers, tokens: Numbers, of: Hashable, data: str, **details: int) -> Score:
     """Of the losses and tokens of units that are resampled, (units,) each, and what these are known by."""
     return Score.of(
         Resampling.of_ratio(nats, tokens, of).mapped(math.exp),
