@@ -176,7 +176,7 @@ def token_blocks(count: int) -> Places:
 def byte_blocks(sizes: npt.NDArray[np.integer]) -> Places:
     """The same of targets of so many bytes, (n,): runs of bytes that are the same whatever the tokens. A token that
     reaches into two belongs to the second."""
-    last = np.maximum(np.cumsum(sizes) - 1, 0)
+    last: Places = np.maximum(np.cumsum(sizes) - 1, 0)
     return last // min(BLOCK_BYTES, max(1, int(last[-1] + 1) // FEWEST_BLOCKS))
 
 
