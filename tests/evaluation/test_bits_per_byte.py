@@ -25,7 +25,7 @@ from selfsup.evaluation.language import BLOCK_BYTES, BLOCK_TOKENS, FEWEST_BLOCKS
 from selfsup.inference.generate import LanguageModel
 from selfsup.inference.items import LeftOut
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.qwen3 import save_model
+from selfsup.models.decoder_layouts import save_model
 from selfsup.report import Reporter
 from selfsup.run import Run
 

@@ -31,16 +31,17 @@ def test_decoding_equals_the_decoder(kv_heads: int, tied: bool, padding: list[in
     batch, length = len(padding), 20
     tokens = torch.randint(30, (batch, length), generator=torch.Generator().manual_seed(1))
     caches = [KeyValueCache(decoder.config, batch, length, padding, dtype=torch.float64) for _ in range(2)]
-    decode = Decoding(decoder, length)
+    decode = Decoding(decoder, torch.float64)
     for cache in caches:
         decoder(tokens[:, :4], cache=cache)
     for position in range(4, length):
         expected = decoder.logits(tokens[:, position, None], cache=caches[0])[:, 0]
-        torch.testing.assert_close(decode(tokens[:, position], caches[1]), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(decode(tokens[:, position, None], caches[1]), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_decoder_is_left_as_it_was() -> None:
     decoder = lively(2, tied=False)
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    Decoding(decoder, 4)(torch.zeros(1, dtype=torch.long), KeyValueCache(decoder.config, 1, 4, dtype=torch.float64))
+    decode = Decoding(decoder, torch.float64)
+    decode(torch.zeros(1, 1, dtype=torch.long), decode.cache(1, 4))
     assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())

@@ -21,7 +21,7 @@ from selfsup.inference import generate, sampling
 from selfsup.inference.generate import Ending, LanguageModel
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.qwen3 import save_model
+from selfsup.models.decoder_layouts import save_model
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. Déjà vu — 日本語 😀"
 PROMPTS = ["It was", "", "a", "the clocks were striking"]

@@ -24,11 +24,11 @@ from selfsup.inference.generate import LanguageModel
 from selfsup.inference.opening import open_model
 from selfsup.inference.parity import compare, written_out
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.decoder_layouts import save_model
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.modernbert import save_encoder
 from selfsup.models.parity import Difference
-from selfsup.models.qwen3 import save_model
 
 CORPUS = ["It was the best of times, it was the worst of times.\n", "[MASK] <|endoftext|> and [SEP]!"] * 5
 TEXTS = ["[MASK] and [CLS]", "a text [SEP] [PAD][PAD]", "<|endoftext|>", "the end<|endoftext|>", "the best", ""]

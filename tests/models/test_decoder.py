@@ -148,7 +148,7 @@ def test_beyond_the_window_a_position_sees_the_last_window(sizes: list[int], dec
         whole = KeyValueCache(wide, 1, length)
         ages = torch.arange(length)[:, None] - torch.arange(length)
         band = torch.zeros(length, length).masked_fill((ages < 0) | (ages >= window), -torch.inf)
-        whole.mask = lambda count: band  # type: ignore[method-assign]
+        whole.mask = lambda count, reach=None: band  # type: ignore[method-assign]
         torch.testing.assert_close(pieces, decoder(row, cache=whole), atol=1e-5, rtol=1e-4)
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from selfsup.errors import UserError
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.decoder_layouts import load_decoder, save_model
 from selfsup.models.parity import network_difference as parity
-from selfsup.models.qwen3 import load_decoder, save_model
 
 UNTIED = DecoderConfig(
     vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False
@@ -178,13 +178,22 @@ def test_a_tied_matrix_may_be_stored_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "type 'llama'"),
+        ({"model_type": "llama"}, "k_norm.weight should be absent"),
         ({"model_type": "qwen3_moe"}, "type 'qwen3_moe'"),
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"use_sliding_window": True}, "use_sliding_window = True"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}}, "yarn"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
+        ({"attention_bias": True}, "bias should be 32 and is absent"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types = 'linear_attention'"),
+        ({"layer_types": ["full_attention"]}, "broken"),
+        ({"use_sliding_window": True, "sliding_window": 0}, "broken"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type = 'longrope'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type = 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}}, "lacks 'original_max"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "broken"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": -4}}, "broken"),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, "rope_type = \\['linear'\\]"),
+        ({"rope_parameters": [1]}, "broken"),
         ({"quantization_config": {}}, "quantised"),
         ({"hidden_size": 64}, "should be"),
         ({"num_hidden_layers": 3}, "is absent"),

@@ -13,12 +13,12 @@ from selfsup.models.attention import attention, split
 from selfsup.models.kernels import (
     affine,
     dense_attention,
+    gated,
     project,
     rms_norm,
     rotary_tables,
     rotate,
     rotate_heads,
-    swiglu,
 )
 
 Kernel = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -65,7 +65,17 @@ KERNELS: dict[str, tuple[Kernel, Kernel, list[tuple[int, ...]]]] = {
         lambda x: plain_rotation(x.unflatten(-1, (3, 8))).transpose(1, 2),
         [(2, 5, 24)],
     ),
-    "swiglu": (swiglu, lambda gate, up: gate * torch.sigmoid(gate) * up, [(2, 5, 24), (2, 5, 24)]),
+    "silu, gated": (gated, lambda gate, up: gate * torch.sigmoid(gate) * up, [(2, 5, 24), (2, 5, 24)]),
+    "gelu, gated": (
+        lambda gate, up: gated(gate, up, "gelu_new"),
+        lambda gate, up: gate / (1 + torch.exp(-((8 / torch.pi) ** 0.5) * (gate + 0.044715 * gate**3))) * up,
+        [(2, 5, 24), (2, 5, 24)],
+    ),
+    "exact gelu, gated": (
+        lambda gate, up: gated(gate, up, "gelu"),
+        lambda gate, up: gate * (1 + torch.erf(gate / 2**0.5)) / 2 * up,
+        [(2, 5, 24), (2, 5, 24)],
+    ),
     "one projection": (lambda x, w: project(x, w), lambda x, w: x @ w.mT, [(2, 5, 24), (7, 24)]),
     "three projections": (
         project,

@@ -243,7 +243,7 @@ def test_words_of_a_file_and_what_a_layout_gives(tmp_path: Path) -> None:
     assert layout.write(SHAPE)["knot"] == "yes"
     saved = {"model_type": "other", "hidden": 6, "depth": 3}
     assert layout.read(saved | {"knot": "aye"}, PATH).tied
-    with pytest.raises(UserError, match="knot is 'perhaps'"):
+    with pytest.raises(UserError, match="knot = 'perhaps'"):
         layout.read(saved | {"knot": "perhaps"}, PATH)
     without = {name: place for name, place in LAYOUT.places.items() if name != "tied"}
     assert replace(LAYOUT, places=without, given={"tied": True}).read(saved, PATH).tied

@@ -26,9 +26,9 @@ import selfsup
 from selfsup.errors import UserError
 from selfsup.inference.generate import LanguageModel
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.decoder_layouts import save_model
 from selfsup.models.features import Features
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, read_decoder, save_decoder
-from selfsup.models.qwen3 import save_model
 
 ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 2**31, 10**9, 10**30, 0.5, 1e308, float("nan"), float("inf"), "", "12", "\ud800"),

@@ -32,6 +32,8 @@ def directories(tmp_path_factory: pytest.TempPathFactory, finished: selfsup.Run)
     return {
         "bert": foreign.bert(place / "bert"),
         "llama": foreign.llama(place / "llama"),
+        "longrope": longrope(foreign.llama(place / "longrope")),
+        "gpt2": foreign.gpt2(place / "gpt2"),
         "encoder": save_tiny(place / "encoder"),
         "decoder": finished.directory,
         "vision": save_tiny_vision(place / "vision"),
@@ -40,18 +42,26 @@ def directories(tmp_path_factory: pytest.TempPathFactory, finished: selfsup.Run)
     }
 
 
+def longrope(directory: Path) -> Path:
+    """A layout that is known, with positions that are not."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": {"rope_type": "longrope"}}))
+    return directory
+
+
 NOWHERE = {
     "unfinished": "has no model yet; finish it with --resume",
     "empty": "is neither a run nor a model directory",
     "file": "is neither a run nor a model directory",
     "missing": r"There is no .*missing; give the directory of a run or of a model",
 }
-DECODER, ENCODER = "a run of causal-lm or a dense Qwen3", "a run of masked-lm or simcse, or a ModernBERT"
+DECODER, ENCODER = r"a run of causal-lm or a dense decoder \(qwen3, .*\)", "a run of masked-lm or simcse, or a ModernBERT"
 VISION = "starts from a vision transformer; give a run of dino, simclr, mae or clip, or a DINOv3 ViT"
 SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     (
         ("causal-lm",), "model.init", {
-            "llama": f"a decoder of type 'llama', and causal-lm starts from {DECODER}; leave --init out and give",
+            "gpt2": f"a decoder of type 'gpt2', and causal-lm starts from {DECODER}; leave --init out and give model=hf:",
+            "longrope": "rope_type = 'longrope'; only .* can be loaded; leave --init out and give model=hf:",
             "bert": f"a text encoder of type 'bert', and causal-lm starts from {DECODER}; masked-lm and simcse train",
             "encoder": "masked-lm and simcse train encoders",
             "vision": f"an image encoder of type 'dinov3_vit', and causal-lm starts from {DECODER}; give one",

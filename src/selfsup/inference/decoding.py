@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from selfsup.models.decoder import Block, Decoder, KeyValueCache
-from selfsup.models.kernels import rotary_tables
+from selfsup.models.decoder import Block, Decoder, KeyValueCache, Sight
+from selfsup.models.kernels import GATES
+from selfsup.models.transformer import RMSNorm
+
+
+class Map(NamedTuple):
+    """A matrix (inputs, outputs), contiguous, and its bias (outputs,)."""
+
+    matrix: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
 
 
 class Weights(NamedTuple):
-    """One block's matrices as (inputs, outputs), contiguous, those of one input side by side, the gains folded in."""
+    """One block: the maps of one input side by side, the gains before them folded in, attention's scale too."""
 
-    qkv: Tensor
-    gain: Tensor  # of queries and keys, (heads + kv_heads, 2, dim / 2), attention's scale included
-    output: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Map
+    gain: Tensor | None  # of queries and keys where they are normalised, (heads + kv_heads, 2, dim / 2)
+    output: Map
+    attention_gain: Tensor | None  # of what attention adds, where that is normalised, (width,)
+    gate_up: Map
+    down: Map
+    mlp_gain: Tensor | None
+
+
+class Turn(NamedTuple):
+    """Where new positions stand to the layers of one sight: their rotation, (T, 1, 2, dim / 2), and the mask."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    reach: int | None
 
 
 class Decoding:
@@ -28,53 +51,92 @@ class Decoding:
     Reading the weights is what writing one token costs; each is read once, in the order in which it stands.
 
     Args:
-        length: the number of positions that the cache will be fed in all.
+        dtype: of the products of matrices, and of the cache; sums and norms are of the weights'.
     """
 
     @torch.inference_mode()
-    def __init__(self, decoder: Decoder, length: int) -> None:
+    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
         config = self.config = decoder.config
+        self.dtype, self.gate = dtype, GATES[config.activation].value
         self.embedding = decoder.model.embed_tokens.weight
-        self.blocks = [_pack(block) for block in decoder.model.layers]  # type: ignore[arg-type]
-        self.head = _fold(decoder.output_weight, decoder.model.norm.weight)
-        positions = torch.arange(length, device=self.embedding.device)
-        tables = rotary_tables(positions, config.head_dim, config.rope_theta, self.embedding.dtype)
-        self.cos, self.sin = (list(table.view(length, 2, -1)) for table in tables)
-        self.floor = self._floor(config.width)
-        self.head_floor = self._floor(config.head_dim)
+        self.sights = config.sights
+        self.blocks = [_pack(block, config.head_dim, dtype) for block in decoder.model.layers]  # type: ignore[arg-type]
+        self.head = _fold(decoder.output_weight, decoder.model.norm).to(dtype)
+        self.floor, self.head_floor = self._floor(config.width), self._floor(config.head_dim)
+        self.tables: dict[Sight, tuple[Tensor, Tensor]] = {}
 
     def _floor(self, width: int) -> Tensor:
         """What `normalise` adds to the norm of vectors of this width."""
         return self.embedding.new_tensor((width * self.config.norm_eps) ** 0.5)
 
+    def cache(self, batch: int, length: int, padding: Sequence[int] | None = None) -> KeyValueCache:
+        """One for so many positions in all."""
+        return KeyValueCache(self.config, batch, length, padding, self.dtype, self.embedding.device)
+
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, vocabulary) of what follows `tokens` (B,)."""
-        position, mask = cache.advance(1), cache.mask(1)
-        x = self.embedding[tokens]
-        for number, block in enumerate(self.blocks):
-            seen = self._attend(normalise(x, self.floor), block, number, position, mask, cache)
-            x = torch.addmm(x, seen, block.output)
-            gate, up = torch.mm(normalise(x, self.floor), block.gate_up).chunk(2, -1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), block.down)
-        return torch.mm(normalise(x, self.floor), self.head)
+        """Logits (B, vocabulary) of what follows `tokens` (B, T), in the precision of the weights."""
+        for part in torch.split(tokens, self.config.window, 1):
+            x = self._read(part, cache)
+        return torch.mm(self._normal(x), self.head).to(x.dtype)
 
-    def _attend(
-        self, x: Tensor, block: Weights, number: int, position: int, mask: Tensor | None, cache: KeyValueCache
-    ) -> Tensor:
-        """What the heads of one block read, (B, heads · dim)."""
-        config, batch, dim = self.config, len(x), self.config.head_dim
-        turning = config.heads + config.kv_heads
-        qk, v = torch.mm(x, block.qkv).view(batch, -1, dim).tensor_split((turning,), 1)
-        halves = normalise(qk, self.head_floor).view(batch, turning, 2, -1).mul_(block.gain)
-        turned = halves.flip(-2).mul_(self.sin[position]).addcmul_(halves, self.cos[position])
-        q, k = turned.view(batch, turning, 1, dim).tensor_split((config.heads,), 1)
-        k, v = cache.extend(number, k, v.unsqueeze(2))
-        # Queries that share keys stand beside each other.
-        scores = torch.bmm(q.reshape(batch * config.kv_heads, -1, dim), k.flatten(0, 1).mT)
-        if mask is not None:
-            scores = (scores.view(batch, config.kv_heads, -1, k.shape[2]) + mask).view_as(scores)
-        return torch.bmm(torch.softmax(scores, -1), v.flatten(0, 1)).view(batch, -1)
+    def _read(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """The last hidden states (B, width) of tokens (B, T), at most a window of them."""
+        turns = self._turns(tokens.shape[1], cache)
+        x = self.embedding[tokens.flatten()]
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        for number, (block, sight) in enumerate(zip(self.blocks, self.sights, strict=True)):
+            seen = self._attend(block.qkv(self._normal(x)), block.gain, number, turns[sight], cache)
+            x = x + self._scaled(block.output(seen), block.attention_gain)
+            gate, up = block.gate_up(self._normal(x)).chunk(2, -1)
+            x = x + self._scaled(block.down(self.gate(gate).mul_(up)), block.mlp_gain)
+        return x.view(*tokens.shape, -1)[:, -1]
+
+    def _normal(self, x: Tensor) -> Tensor:
+        return normalise(x, self.floor).to(self.dtype)
+
+    def _scaled(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """What a part adds."""
+        return x if gain is None else normalise(x.to(gain.dtype), self.floor) * gain
+
+    def _turns(self, count: int, cache: KeyValueCache) -> dict[Sight, Turn]:
+        first = cache.advance(count)
+        new = slice(first, first + count)
+
+        def turn(sight: Sight) -> Turn:
+            cos, sin = self._tables(sight, cache.length)
+            return Turn(cos[new], sin[new], cache.mask(count, sight.reach), sight.reach)
+
+        return {sight: turn(sight) for sight in set(self.sights)}
+
+    def _tables(self, sight: Sight, length: int) -> tuple[Tensor, Tensor]:
+        """Of the positions to a length, (length, 1, 2, dim / 2) each; kept."""
+        if sight not in self.tables or len(self.tables[sight][0]) < length:
+            positions = torch.arange(length, device=self.embedding.device)
+            cos, sin = self.config.tables(sight, positions, self.embedding.dtype)
+            self.tables[sight] = cos.view(length, 1, 2, -1), sin.view(length, 1, 2, -1)
+        return self.tables[sight]
+
+    def _attend(self, qkv: Tensor, gain: Tensor | None, number: int, turn: Turn, cache: KeyValueCache) -> Tensor:
+        """What the heads of one block read, (B · T, heads · dim)."""
+        config, count, dim = self.config, len(turn.cos), self.config.head_dim
+        qk, v = qkv.view(-1, count, config.heads + 2 * config.kv_heads, dim).split_with_sizes(
+            [config.heads + config.kv_heads, config.kv_heads], 2
+        )
+        qk = qk.to(turn.cos.dtype)
+        halves = (qk if gain is None else normalise(qk, self.head_floor)).view(*qk.shape[:3], 2, -1)
+        halves = halves if gain is None else halves.mul_(gain)
+        turned = halves.flip(-2).mul_(turn.sin).addcmul_(halves, turn.cos).flatten(-2).transpose(1, 2)
+        q, k = turned.to(self.dtype).split_with_sizes([config.heads, config.kv_heads], 1)
+        k, v = cache.extend(number, k, v.transpose(1, 2), turn.reach)
+        return self._weighed(q, k, v, turn.mask)
+
+    def _weighed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        count, grouped = q.shape[2], self.config.heads != self.config.kv_heads
+        causal = mask is None and count > 1
+        seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=1.0, enable_gqa=grouped)
+        return seen.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def normalise(x: Tensor, floor: Tensor) -> Tensor:
@@ -85,24 +147,42 @@ def normalise(x: Tensor, floor: Tensor) -> Tensor:
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
 
-def _pack(block: Block) -> Weights:
+def _pack(block: Block, dim: int, dtype: torch.dtype) -> Weights:
     attention, mlp = block.self_attn, block.mlp
-    q, k, v = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
-    dim = len(attention.q_norm.weight)
-    gains = [  # the scale 1/√dim of the scores cancels one of the two roots that `normalise` leaves out
-        attention.q_norm.weight.expand(len(q) // dim, -1),
-        attention.k_norm.weight.expand(len(k) // dim, -1) * dim**0.5,
-    ]
+    gain, scale = None, 1.0
+    if attention.q_norm is None or attention.k_norm is None:
+        scale = dim**-0.5
+    else:  # the scale 1/√dim of the scores cancels one of the two roots that `normalise` leaves out
+        q, k = attention.q_norm.gain, attention.k_norm.gain * dim**0.5
+        counts = [len(part.weight) // dim for part in (attention.q_proj, attention.k_proj)]
+        gain = torch.cat((q.expand(counts[0], -1), k.expand(counts[1], -1))).view(-1, 2, dim // 2)
+    qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], block.input_layernorm, dtype, scale)
     return Weights(
-        qkv=_fold(torch.cat((q, k, v)), block.input_layernorm.weight),
-        gain=torch.cat(gains).view(-1, 2, dim // 2),
-        output=attention.o_proj.weight.mT.contiguous(),
-        gate_up=_fold(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), block.post_attention_layernorm.weight),
-        down=mlp.down_proj.weight.mT.contiguous(),
+        qkv=qkv,
+        gain=gain,
+        output=_joined([attention.o_proj], None, dtype),
+        attention_gain=_whole_gain(block.attention_norm),
+        gate_up=_joined([mlp.gate_proj, mlp.up_proj], block.post_attention_layernorm, dtype),
+        down=_joined([mlp.down_proj], None, dtype),
+        mlp_gain=_whole_gain(block.mlp_norm),
     )
 
 
-def _fold(matrix: Tensor, gain: Tensor) -> Tensor:
-    """The transpose of a matrix (outputs, inputs) behind a norm with this gain, for one behind `normalise`."""
-    folded: Tensor = matrix * (gain * len(gain) ** 0.5)
+def _joined(maps: list[nn.Linear], norm: RMSNorm | None, dtype: torch.dtype, first: float = 1.0) -> Map:
+    """Maps side by side behind a norm, the first one multiplied by a number."""
+    scales = [first] + [1.0] * (len(maps) - 1)
+    matrix = torch.cat([part.weight * scale for part, scale in zip(maps, scales, strict=True)])
+    biases = [part.bias * scale for part, scale in zip(maps, scales, strict=True) if part.bias is not None]
+    return Map(_fold(matrix, norm).to(dtype), torch.cat(biases).to(dtype) if biases else None)
+
+
+def _fold(matrix: Tensor, norm: RMSNorm | None) -> Tensor:
+    """The transpose of a matrix (outputs, inputs) behind a norm, for one behind `normalise`."""
+    gain = _whole_gain(norm)
+    folded: Tensor = matrix if gain is None else matrix * gain
     return folded.mT.contiguous()
+
+
+def _whole_gain(norm: RMSNorm | None) -> Tensor | None:
+    """The gain that `normalise` leaves out."""
+    return None if norm is None else norm.gain * len(norm.weight) ** 0.5

@@ -18,9 +18,9 @@ from selfsup.inference.decoding import Decoding
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
+from selfsup.models.decoder_layouts import LAYOUTS, load_decoder, read_ends
 from selfsup.models.directories import read_config
-from selfsup.models.kinds import DECODER
-from selfsup.models.qwen3 import load_decoder, read_ends
+from selfsup.models.layouts import Unfit
 
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text
@@ -38,9 +38,8 @@ class LanguageModel(Model):
 
     @classmethod
     def _open(cls, directory: Path) -> Self:
-        """In Qwen3's layout, or, by transformers and not to write with, in that of another decoder."""
-        native = read_config(directory).get("model_type") == DECODER
-        decoder = load_decoder(directory) if native else open_decoder(directory)
+        """With the network here where that computes the same, else with that of transformers."""
+        decoder = _open_decoder(directory)
         tokenizer = load_tokenizer(directory)
         require_room(tokenizer, decoder.config.vocabulary, directory, "decoder")
         return cls(decoder, tokenizer, read_ends(directory))
@@ -154,11 +153,11 @@ class LanguageModel(Model):
         padding = [longest - len(row) for row in rows]
         padded = [[row[0]] * pad + row for pad, row in zip(padding, rows, strict=True)]
         fresh = torch.tensor(padded, device=weight.device)
-        cache = self._cache(len(rows), longest + count, padding)
         choose = _Chooser(how, seed, fresh, decoder.config.vocabulary, first)
         writing = set(range(len(rows)))
-        decode = Decoding(decoder, cache.length)
-        logits = F.linear(self._last_hidden(fresh, cache), weight)
+        decode = Decoding(decoder, weight.dtype)
+        cache = decode.cache(len(rows), longest + count, padding)
+        logits = decode(fresh, cache)
         for position in range(count):
             chosen = choose(logits.float(), position)
             drawn = [(n, t) for n, t in enumerate(chosen.tolist()) if n in writing and t not in self.ends]
@@ -167,13 +166,7 @@ class LanguageModel(Model):
             if not writing:
                 return
             if position + 1 < count:
-                logits = decode(chosen, cache)
-
-    def _last_hidden(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """Feed tokens (B, T) by the window; the last one's hidden state (B, width)."""
-        for part in torch.split(tokens, self.decoder.config.window, 1):
-            hidden: Tensor = self.decoder(part, cache=cache)
-        return hidden[:, -1]
+                logits = decode(chosen[:, None], cache)
 
     def _cache(self, batch: int, length: int, padding: list[int]) -> KeyValueCache:
         decoder = self._native()
@@ -187,6 +180,15 @@ class LanguageModel(Model):
         opened = self.decoder.opened
         way = f'pipeline("text-generation", "{opened.directory}")'
         raise opened.refused(f"which writes by transformers only: {way}")
+
+
+def _open_decoder(directory: Path) -> Decoder | AdaptedDecoder:
+    if read_config(directory).get("model_type") not in LAYOUTS:
+        return open_decoder(directory)
+    try:
+        return load_decoder(directory)
+    except Unfit:
+        return open_decoder(directory)
 
 
 class Ending:

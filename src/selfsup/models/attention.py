@@ -24,11 +24,13 @@ class Placement:
         cos, sin: of the rotation, the sines signed: (T, 1, dim) for all rows, or (B, T, 1, dim) for each; without rows
             where nothing is turned.
         mask: to add to scores; without one, all tokens of a row see all.
+        reach: how many positions a token sees, itself included, where it does not see all; the mask says so too.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None = None
+    reach: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -42,10 +44,12 @@ class Placement:
         return rotate_heads(x, gain, self.cos, self.sin, eps)
 
 
-def document_mask(documents: Tensor, dtype: torch.dtype, causal: bool) -> Tensor:
-    """(B, 1, T, T) to add to scores: a position sees those, or the earlier ones, of its own document number (B, T)."""
+def document_mask(documents: Tensor, dtype: torch.dtype, causal: bool, reach: int | None = None) -> Tensor:
+    """(B, 1, T, T) to add to scores: a position sees those, or the earlier ones, of its own document number (B, T);
+    none that are `reach` positions or more before it."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
-    return additive(same.tril_() if causal else same, dtype)
+    same = same.tril_() if causal else same
+    return additive(same if reach is None else same.triu_(1 - reach), dtype)
 
 
 def places_within(tokens: Tensor, documents: Tensor | None) -> Tensor:

@@ -7,9 +7,9 @@ differentiates every intermediate result by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -121,20 +121,33 @@ def _sum_rows(x: Tensor) -> Tensor:
     return torch.mm(rows.new_ones(1, len(rows)), rows).squeeze(0)
 
 
-def rotary_tables(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    positions: Tensor,
+    dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    divisors: Sequence[float] | None = None,
+    amplitude: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each (T, 1, dim), for `rotate` at integer positions (T,).
 
-    Pair i of a head turns by position · theta^(−2i/dim) (Su et al. 2021, RoFormer, equation 15). The angles
-    are fp32 (or `dtype`, if wider). The first half of the sines is negated: see `rotate`.
+    Pair i of a head turns by position · theta^(−2i/dim) (Su et al. 2021, RoFormer, equation 15), divided by its
+    divisor where there are some, and grows by the amplitude. The angles are fp32 (or `dtype`, if wider). The first half
+    of the sines is negated: see `rotate`.
     """
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=wide) / dim
-    return tables(torch.outer(positions.to(wide), 1.0 / theta**exponents), dtype)
+    frequencies = 1.0 / theta**exponents
+    if divisors is not None:
+        frequencies = frequencies / frequencies.new_tensor(divisors)
+    return tables(torch.outer(positions.to(wide), frequencies), dtype, amplitude)
 
 
-def tables(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def tables(angles: Tensor, dtype: torch.dtype, amplitude: float = 1.0) -> tuple[Tensor, Tensor]:
     """As `rotary_tables`, of the angles (T, dim / 2) of the pairs of a head."""
     cos, sin = angles.unsqueeze(1).cos(), angles.unsqueeze(1).sin()
+    if amplitude != 1:
+        cos, sin = cos * amplitude, sin * amplitude
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
@@ -147,24 +160,48 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up (Shazeer 2020, equation 6)."""
-    return applied(_SwiGLU, gate, up)
+class Activation(NamedTuple):
+    """A function of each number, and the product of its slope there with a gradient, which may be written over."""
+
+    value: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
 
 
-class _SwiGLU(torch.autograd.Function):
+def _gelu(approximate: str) -> Activation:
+    return Activation(
+        lambda x: F.gelu(x, approximate=approximate),
+        lambda dy, x: aten.gelu_backward.grad_input(dy, x, approximate=approximate, grad_input=dy),
+    )
+
+
+# By the names that configurations of other libraries have for them.
+GATES = {
+    **dict.fromkeys(
+        ("silu", "swish"), Activation(F.silu, lambda dy, x: aten.silu_backward.grad_input(dy, x, grad_input=dy))
+    ),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new"), _gelu("tanh")),
+    "gelu": _gelu("none"),
+}
+
+
+def gated(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """activation(gate) · up (Shazeer 2020, equations 5 and 6)."""
+    return applied(_Gated, gate, up, GATES[activation])
+
+
+class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        active = F.silu(gate)
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        active = activation.value(gate)
         ctx.save_for_backward(gate, up, active)
+        ctx.activation = activation
         return active * up
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, active = ctx.saved_tensors
-        d_active = dy * up
-        return aten.silu_backward.grad_input(d_active, gate, grad_input=d_active), dy * active
+        return ctx.activation.backward(dy * up, gate), dy * active, None
 
 
 REGISTER = 32  # numbers of bf16 in a vector register: shorter rows are worked off one number at a time

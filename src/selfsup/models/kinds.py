@@ -7,7 +7,8 @@ from pathlib import Path
 from selfsup.models.directories import read_config
 
 # What config.json calls the models whose arithmetic stands here.
-DECODER, ENCODER, VISION, TOWERS = "qwen3", "modernbert", "dinov3_vit", "selfsup-clip"
+DECODERS = ("qwen3", "qwen2", "llama", "mistral", "smollm3")  # the first is that of new ones
+ENCODER, VISION, TOWERS = "modernbert", "dinov3_vit", "selfsup-clip"
 # And those of vision transformers of others, whose arithmetic stands here too.
 SEEING = (
     VISION,
@@ -44,7 +45,7 @@ def writes(directory: Path) -> bool:
     """Whether it holds a decoder with its head."""
     config = read_config(directory)
     names = config.get("architectures") or []
-    return config.get("model_type") == DECODER or any(name.endswith(HEADS_THAT_WRITE) for name in names)
+    return config.get("model_type") in DECODERS or any(name.endswith(HEADS_THAT_WRITE) for name in names)
 
 
 def described(directory: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -60,6 +60,63 @@ def at(*keys: str, default: Any = ABSENT, elsewhere: tuple[str, ...] = (), **bou
     return Place(keys, default, elsewhere, **bounds)
 
 
+class Unfit(UserError):
+    """A model of a layout that is known, whose arithmetic is not the one here."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """The content of a file, or an object in it, read with care: null is as if nothing were there.
+
+    All raise UserError for a value that no network has; `word` and `words` raise `Unfit` for one that none here has.
+    """
+
+    content: Mapping[str, Any]
+    path: Path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default if self.content.get(key) is None else self.content[key]
+
+    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
+        return self._checked(key, default, lambda value: whole(value, least))  # type: ignore[no-any-return]
+
+    def number(self, key: str, default: float | None = None) -> float:
+        return float(self._checked(key, default, lambda value: number(value, 1e-30)))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return self._checked(key, default, lambda value: isinstance(value, bool))  # type: ignore[no-any-return]
+
+    def word(self, key: str, known: Iterable[str], default: str) -> str:
+        return self._known(key, self.get(key, default), known)
+
+    def words(self, key: str, known: Iterable[str]) -> list[str]:
+        return [self._known(key, word, known) for word in self._checked(key, [], lambda value: isinstance(value, list))]
+
+    def part(self, key: str) -> Said:
+        return Said(self._checked(key, {}, lambda value: isinstance(value, dict)), self.path)
+
+    def broken(self, key: str) -> UserError:
+        return broken(self.path, key, self.content.get(key))
+
+    def _checked(self, key: str, default: Any, holds: Callable[[Any], bool]) -> Any:
+        value = self.get(key, default)
+        if value is None:
+            raise damaged(f"{self.path} lacks '{key}'")
+        if not holds(value):
+            raise self.broken(key)
+        return value
+
+    def _known(self, key: str, value: Any, known: Iterable[str]) -> str:
+        if value not in (known := list(known)):
+            raise unfit(self.path, key, value, f"models with {' or '.join(known)}")
+        return str(value)
+
+
+def unfit(path: Path, key: str, found: Any, known: str) -> Unfit:
+    """What is said of a value that a network has, and none here."""
+    return Unfit(f"{path} has {key} = {shown(found)}; only {known} can be loaded")
+
+
 @dataclass(frozen=True)
 class Layout(Generic[C]):
     """How a configuration here stands in a JSON file of another library.
@@ -68,10 +125,11 @@ class Layout(Generic[C]):
         kind: the configuration, a dataclass. Its field `layout`, where it has one, is the `model_type`.
         places: of its fields.
         given: the fields that are the same in all networks of this layout, and of which its files say nothing.
+        facts: of the fields that follow from several keys, what a file says of them; they are only read.
         name: what messages call networks of this layout.
         model_type: what `model_type` must say; None where the file is of no network.
         fixed: keys that are written, and that say nothing else where they are read, for the network here has only that.
-        refused: keys of other versions, which are only read, with the one value that they may have.
+        refused: keys of other versions, which are only read, with the one value that they may have beside null.
         derived: the same as `fixed`, of what follows from the configuration.
         written: keys that are written, and not looked at.
         names: how parameters are called there, by what they are called here where that differs: see `renamed`.
@@ -97,6 +155,7 @@ class Layout(Generic[C]):
     prefix: str = ""
     spare: tuple[str, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Callable[[Said], Any]] = field(default_factory=dict)
 
     def save(
         self,
@@ -203,6 +262,7 @@ class Layout(Generic[C]):
         self.require(saved, path)
         types = {field.name: str(field.type) for field in fields(self.kind)}  # type: ignore[arg-type]
         values = {name: _value(place, types[name], saved, path) for name, place in self.places.items()}
+        values |= {name: fact(Said(saved, path)) for name, fact in self.facts.items()}
         of_layout = {"layout": self.model_type} if "layout" in types else {}
         try:
             config = self.kind(**of_layout | {**self.given} | values)
@@ -221,8 +281,8 @@ class Layout(Generic[C]):
 
     def _require(self, key: str, value: Any, saved: Mapping[str, Any], path: Path) -> None:
         found = _find(saved, key, path)
-        if found is not ABSENT and found != value:
-            raise UserError(f"{path} has {key} = {shown(found)}; only {self.name} with {shown(value)} can be loaded")
+        if found not in (ABSENT, value) and not (found is None and key in self.refused):
+            raise unfit(path, key, found, f"{self.name} with {shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -267,6 +327,8 @@ def _value(place: Place, kind: str, saved: Mapping[str, Any], path: Path) -> Any
     if value is ABSENT:
         raise damaged(f"{path} lacks '{key}'")
     value = place.words.get(value, value) if isinstance(value, str) else value
+    if place.words and value not in place.words.values():
+        raise unfit(path, key, value, f"models with {' or '.join(map(str, place.words))}")
     if not _fits(value, kind, place):
         raise broken(path, key, value)
     return float(value) if kind.startswith("float") and value is not None else value

@@ -62,6 +62,11 @@ class Linear(Unset, nn.Linear):
         super().__init__(inputs, outputs, bias=bias)
 
 
+def through(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
+    """What each map makes of x, in the dtype of x: see `affine`."""
+    return affine(x, *((part.weight, part.bias) for part in maps))
+
+
 class Embedding(Unset, nn.Embedding):
     """A table of vectors; weight (vocabulary, width)."""
 
@@ -99,15 +104,19 @@ class LayerNorm(TensorModule):
 
 
 class RMSNorm(TensorModule):
-    """`kernels.rms_norm` with its gain."""
+    """`kernels.rms_norm` with its gain: its weight, and what is added to all of that."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.offset = eps, offset
         self.weight = unset(width)
 
+    @property
+    def gain(self) -> Tensor:
+        return self.weight + self.offset if self.offset else self.weight
+
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return rms_norm(x, self.weight, self.eps, dtype)
+        return rms_norm(x, self.gain, self.eps, dtype)
 
 
 @torch.no_grad()

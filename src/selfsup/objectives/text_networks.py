@@ -26,8 +26,9 @@ from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.directories import find_model, read_config
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import TEXT, reads, two_towers, writes
+from selfsup.models.kinds import DECODERS, ENCODER, TEXT, reads, two_towers, writes
 from selfsup.models.kinds import described as kind_of
+from selfsup.models.layouts import Unfit
 from selfsup.models.modernbert import SavedEncoder, read_encoder, save_encoder
 from selfsup.models.parity import network_difference
 from selfsup.models.presets import PRESETS, feed_forward_width
@@ -210,7 +211,7 @@ class OwnNetwork(TextNetwork, Generic[Config]):
 
 
 class OwnDecoder(OwnNetwork[DecoderConfig]):
-    """A decoder in the layout of Qwen3."""
+    """A decoder: a new one in the layout of Qwen3, one that is started from in its own."""
 
     shape = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp", "tied")
     family = "decoder"
@@ -219,9 +220,12 @@ class OwnDecoder(OwnNetwork[DecoderConfig]):
     layout = "Qwen3 dense"
 
     def read(self, directory: Path) -> Decoder:
-        from selfsup.models.qwen3 import load_decoder
+        from selfsup.models.decoder_layouts import load_decoder
 
-        return load_decoder(directory)
+        try:
+            return load_decoder(directory)
+        except Unfit as unfit:
+            raise UserError(f"{unfit}; leave --init out and give model=hf:{directory}.") from None
 
     def settle(self, effort: Effort, tokens: int) -> None:
         super().settle(effort, tokens)
@@ -246,16 +250,18 @@ class OwnDecoder(OwnNetwork[DecoderConfig]):
         config = self.config
         return f"{parameter_count(Decoder, config):,} parameters: {described(config)}"
 
+    def card_facts(self) -> dict[str, str]:
+        own = {} if self.origin is None else {"layout": f"that of transformers' `{self.config.layout}`"}
+        return super().card_facts() | own
+
     def facts(self) -> dict[str, str]:
         return {} if self.origin is None else {"start": f"decoder and tokenizer of {self.get('init')}"}
 
     def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
         from selfsup.inference.parity import compare, fact
-        from selfsup.models.qwen3 import GENERATION, save_model
+        from selfsup.models.decoder_layouts import save_model
 
-        written = None if self.directory is None else self.directory / GENERATION  # how the origin writes
-        generation = written.read_bytes() if written is not None and written.is_file() else None
-        save_model(directory, model.decoder, self.tokenizer, card(fact(None)), generation)
+        save_model(directory, model.decoder, self.tokenizer, card(fact(None)), self.directory)
         tokens = torch.from_numpy(stream[: self.settings["data.window"]].astype("int64"))[None]
         found = compare(directory, model, network_difference(directory, model.decoder, tokens))
         write_atomically(directory / CARD, card(fact(found)))
@@ -410,17 +416,17 @@ def fitting_preset(effort: Effort, tokens: int) -> str:
 
 # -- where they start from ---------------------------------------------------------------------------------
 
-# By the kind of an objective of texts: the architecture that --init takes, and where one comes from.
-TAKEN: dict[Family, tuple[str, str]] = {
-    "decoder": ("qwen3", "a run of causal-lm or a dense Qwen3"),
-    "encoder": ("modernbert", "a run of masked-lm or simcse, or a ModernBERT"),
+# By the kind of an objective of texts: the architectures that --init takes, and where one comes from.
+TAKEN: dict[Family, tuple[tuple[str, ...], str]] = {
+    "decoder": (DECODERS, f"a run of causal-lm or a dense decoder ({', '.join(DECODERS)})"),
+    "encoder": ((ENCODER,), "a run of masked-lm or simcse, or a ModernBERT"),
 }
 
 
 def require_text_model(directory: Path, objective: str, family: Family) -> None:
     """Raise a UserError where a directory holds none whose weights an objective of texts starts from (--init)."""
-    kind, source = TAKEN[family]
-    if read_config(directory).get("model_type") == kind:
+    kinds, source = TAKEN[family]
+    if read_config(directory).get("model_type") in kinds:
         return
     if not reads(directory):
         advice = f"give {_text_tower(directory, family) or 'one'}"
