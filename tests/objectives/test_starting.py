@@ -55,12 +55,15 @@ NOWHERE = {
     "file": "is neither a run nor a model directory",
     "missing": r"There is no .*missing; give the directory of a run or of a model",
 }
-DECODER, ENCODER = r"a run of causal-lm or a dense decoder \(qwen3, .*\)", "a run of masked-lm or simcse, or a ModernBERT"
+DECODER, ENCODER = (
+    r"a run of causal-lm or a dense decoder \(qwen3, .*\)",
+    "a run of masked-lm or simcse, or a ModernBERT",
+)
 VISION = "starts from a vision transformer; give a run of dino, simclr, mae or clip, or a DINOv3 ViT"
 SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     (
         ("causal-lm",), "model.init", {
-            "gpt2": f"a decoder of type 'gpt2', and causal-lm starts from {DECODER}; leave --init out and give model=hf:",
+            "gpt2": f"a decoder of type 'gpt2', and causal-lm starts from {DECODER}; leave --init out and give mo",
             "longrope": "rope_type = 'longrope'; only .* can be loaded; leave --init out and give model=hf:",
             "bert": f"a text encoder of type 'bert', and causal-lm starts from {DECODER}; masked-lm and simcse train",
             "encoder": "masked-lm and simcse train encoders",

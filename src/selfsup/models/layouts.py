@@ -197,6 +197,7 @@ class Layout(Generic[C]):
     def opened(self, directory: Path) -> Opened[C]:
         """The configuration and the weights of a model directory. Raises UserError as `read`, and where files are
         missing or damaged; whether the weights fit is for `huggingface.built` to say."""
+        self.open(directory)  # before weights are read, which may take long
         return self.found(read_config(directory), read_weights(directory), directory)
 
     def found(self, saved: Mapping[str, Any], there: Mapping[str, Tensor], directory: Path) -> Opened[C]:
