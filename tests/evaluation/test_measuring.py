@@ -25,7 +25,7 @@ from selfsup.evaluation.base import Score
 from selfsup.evaluation.language import BEGINNINGS
 from selfsup.machine import find_precision
 from selfsup.models.decoder import Decoder, DecoderConfig
-from selfsup.models.qwen3 import save_model
+from selfsup.models.decoder_layouts import save_model
 from selfsup.report import Reporter, to_stdout
 
 WINDOW = 64
