@@ -51,6 +51,24 @@ def names(value: object) -> object:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
+def replay(value: object) -> object:
+    """`SOURCE:SHARE`, as it is."""
+    split_replay(str(value))
+    return value
+
+
+def split_replay(value: str) -> tuple[str, float]:
+    """The source and the share of `SOURCE:SHARE`."""
+    source, _, share = value.rpartition(":")
+    try:
+        found = float(share)
+    except ValueError:
+        found = math.nan
+    if not source or not 0 < found < 1:
+        raise ValueError("write a source and its share of a batch between 0 and 1, such as general/:0.1")
+    return source, found
+
+
 MOST = 2**63 - 1  # what a number of 64 bits holds
 
 Whole = Annotated[int, BeforeValidator(number), Field(ge=-MOST, le=MOST)]
@@ -60,6 +78,7 @@ Count = Annotated[Whole, Field(ge=1)]
 Natural = Annotated[Whole, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0)]
+Replay = Annotated[str, BeforeValidator(replay)]
 Names = Annotated[tuple[str, ...], BeforeValidator(names)]
 
 
@@ -88,6 +107,7 @@ class DataConfig(Section):
     window: Annotated[Whole, Field(ge=2)] | None = said(None, "tokens the model sees at once")
     size: Count | None = said(None, "side of the images that a model sees, in pixels")
     validation: Share = said(0.1, "share of the documents that is held out")
+    replay: Replay | None = said(None, "SOURCE:SHARE, what else each batch has a share of, against forgetting")
     failures: Share = said(0.01, "share of unreadable records above which a run is refused")
     workers: Natural = said(1, "threads that read ahead of the training loop")
 

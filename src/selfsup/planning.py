@@ -132,7 +132,7 @@ def _settle_steps(recipe: Recipe) -> None:
     settings, epochs = recipe.settings, recipe.settings["train.epochs"]
     if epochs is None:
         return
-    steps = max(1, round(epochs * len(recipe.train) / settings["train.batch"]))
+    steps = max(1, round(epochs * len(recipe.train) / recipe.new_share / settings["train.batch"]))
     settings.change("train.steps", steps, f"{epochs:g} epochs ({settings.origin('train.epochs')})")
     settings.change("train.epochs", None, "resolved to steps")
 
@@ -211,7 +211,7 @@ def loader_of(recipe: Recipe, processes: Processes, workers: int) -> Loader:
     """What reads the batches of a training, of which each process has its share."""
     train = recipe.settings.config.train
     batch, micro_batch = train.batch or 1, train.micro_batch or 1
-    return Loader(recipe.train, train.seed, batch, micro_batch, workers, processes.rank, processes.size)
+    return Loader(recipe.drawn, train.seed, batch, micro_batch, workers, processes.rank, processes.size)
 
 
 def _time_step(recipe: Recipe, machine: Machine, processes: Processes) -> float:

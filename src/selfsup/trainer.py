@@ -328,7 +328,7 @@ class Trainer:
         """Score held-out records, log it, leave a sample; {} where nothing is held out."""
         if self.recipe.validation is None or records is None:
             return {}
-        figures = self._score(self.recipe.validation, records)
+        figures = self._losses(self.recipe.validation, records)
         sound = math.isfinite(figures["loss"])
         with self.budget.timed("sample"):
             sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
@@ -348,20 +348,28 @@ class Trainer:
         self.reporter.say("  ".join([f"step {self.step:,}", *told]))  # without the terms that only repeat it
         return figures
 
+    def _losses(self, source: Records, records: int) -> dict[str, float]:
+        """The loss of records of the held-out part; of what is replayed as many, `replay_loss`."""
+        replayed = None if self.recipe.replay is None else self.recipe.replay.validation
+        with self.budget.timed("look", records):
+            figures = self._score(source, records)
+            if replayed is not None:
+                figures["replay_loss"] = self._score(replayed, min(records, len(replayed)))["loss"]
+        return figures
+
     def _score(self, source: Records, records: int) -> dict[str, float]:
         """The loss of records spread evenly over a source; leaves the objective in evaluation mode."""
         batch, processes = self.settings["evaluate.batch"], self.processes
         batches = in_order(source, records, EVALUATION_SEED, batch, processes.rank, processes.size)
         on_device = (batch.to(self.machine.device) for batch in batches)
         self.objective.eval()
-        with self.budget.timed("look", records):
-            return evaluate(self.objective, on_device, self.processes, self.machine.autocast)
+        return evaluate(self.objective, on_device, self.processes, self.machine.autocast)
 
     def _rehearse(self) -> None:
         """Do a little of what the end does, to know what it takes; what it imports is imported here."""
         if self.recipe.validation is not None:
             records = min(len(self.recipe.validation), self.settings["evaluate.batch"])
-            self._score(self.recipe.validation, records)
+            self._losses(self.recipe.validation, records)
         if self.processes.leads:
             if records := min(REHEARSED, self.recipe.whitening_records):
                 self.recipe.whitened(self.objective, records)

@@ -119,6 +119,9 @@ class Given:
             require_known(protocol)  # before a step is made, not at the first look
         source = _absolute(settings["data.source"])
         settings.change("data.source", source, settings.origin("data.source"))
+        if (replay := settings["data.replay"]) is not None:
+            source, share = replay.rpartition(":")[::2]
+            settings.change("data.replay", f"{_absolute(source)}:{share}", settings.origin("data.replay"))
         if self.out is not None:
             settings.change("out", str(expanded(self.out).absolute()), self.origin)
         return settings

@@ -16,7 +16,7 @@ from torch import nn
 
 import selfsup
 from selfsup.data.records import Batch
-from selfsup.data.text import Windows
+from selfsup.data.text import TextCorpus, Windows
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.data.tokenizers import END
 from selfsup.errors import UserError
@@ -231,9 +231,8 @@ class BackwardsRecipe(TextRecipe):
     def settle(self, effort: Effort) -> None:
         raise AssertionError("nothing is trained here")
 
-    def cut(self) -> None:
-        tokenizer = self.corpus.tokenizer
-        self.train = Windows(self.corpus.train, self.settings["data.window"], tokenizer.end)
+    def records_of(self, corpus: TextCorpus) -> tuple[Windows, None]:
+        return Windows(corpus.train, self.settings["data.window"], corpus.tokenizer.end), None
 
     def objective_on(self, network: nn.Module) -> Backwards:
         tokenizer = self.corpus.tokenizer

@@ -20,7 +20,8 @@ from torch import Tensor
 import selfsup
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
-from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.optim import Optimizer
 from selfsup.report import Reporter
 from selfsup.training import plan
@@ -102,15 +103,16 @@ def test_a_frozen_parameter_has_no_gradient(trained: Trained, corpus: Path) -> N
     assert without == {name for name, _ in objective.named_parameters() if name.endswith(ends)}
 
 
-def prepared(trained: Trained, corpus: Path, key: str, value: str) -> CausalLM:
-    from selfsup.objectives.causal_lm import CausalLMRecipe
-    from selfsup.objectives.recipe import Effort
-
-    how = {"data.source": str(corpus), "init": trained("causal-lm").directory, "data.window": 16, key: value}
-    recipe = CausalLMRecipe(CausalLMRecipe.resolve(("test", how)))
+def recipe_of(corpus: Path, **given: Any) -> CausalLMRecipe:
+    """The recipe, its data open, its sizes decided."""
+    recipe = CausalLMRecipe(CausalLMRecipe.resolve(("test", {"data.source": str(corpus), "data.window": 16, **given})))
     recipe.open(lambda done, total: None)
     recipe.settle(Effort(steps=4))
-    objective = recipe.begin()
+    return recipe
+
+
+def prepared(trained: Trained, corpus: Path, key: str, value: str) -> CausalLM:
+    objective = recipe_of(corpus, init=trained("causal-lm").directory, **{key: value}).begin()
     assert isinstance(objective, CausalLM)
     return objective
 
@@ -323,3 +325,82 @@ def test_an_extended_run_keeps_its_first_adapter(go_on: Train, resume: Train, tm
     kept = list((run.directory / "earlier").glob("*/adapter/adapter_model.safetensors"))
     assert [path.read_bytes() for path in kept] == [first]
     assert (run.directory / "adapter" / "adapter_model.safetensors").read_bytes() != first
+
+
+# -- replay --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other documents than the corpus, some of them not readable."""
+    path = tmp_path_factory.mktemp("general") / "general.jsonl"
+    lines = [json.dumps({"text": f"On day {n} the sea ran by the hill and sang on. {n * n}"}) for n in range(150)]
+    path.write_text("\n".join([*lines, "{", json.dumps({"text": " "}), ""]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("objective", CLASSES)
+def test_replay_is_drawn_and_told_beside_the_new_data(
+    train: Train, trained: Trained, general: Path, tmp_path: Path, objective: str
+) -> None:
+    run = train(tmp_path / "run", objective, **{"data.replay": f"{general}:0.25"})
+    looks = [line for line in run.metrics() if line["split"] == "validation"]
+    assert all(line["replay_loss"] != line["loss"] for line in looks)
+    facts, documents = run.plan()["facts"], 300 if objective == "simcse" else 150  # of SimCSE, sentences
+    assert facts["replay"].startswith(f"25% of each batch from {general}: {documents} documents, ")
+    assert facts["replay"].endswith("held out (1 empty ones left out, 1 unreadable ones left out)")
+    assert "general.jsonl, line 151" in facts["replay, unreadable"]
+    counts = trained(objective).plan()["facts"]
+    assert facts["tokens"] == counts["tokens"]  # of the new data alone
+
+
+def test_a_batch_has_its_share_of_replay(corpus: Path, general: Path, trained: Trained) -> None:
+    objective_recipe = recipe_of(corpus, **{"data.replay": f"{general}:0.25", "train.batch": 8})
+    mixed, new = objective_recipe.drawn, len(objective_recipe.train)
+    for step in range(20):
+        _, records = mixed.draw(0, 8 * step, 8 * step + 8)  # type: ignore[attr-defined]
+        assert (records >= new).sum() == 2
+
+
+def test_an_epoch_is_one_of_the_new_data(corpus: Path, general: Path, trained: Trained) -> None:
+    how = settings(trained("causal-lm").directory)
+    how.pop("steps")
+    alone, _ = plan("causal-lm", data=corpus, epochs=2, **how)
+    mixed, _ = plan("causal-lm", data=corpus, epochs=2, **how, **{"data.replay": f"{general}:0.5"})
+    assert abs(mixed.steps - 2 * alone.steps) <= 1
+
+
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm"])
+def test_everything_against_forgetting_resumes_bit_for_bit(
+    go_on: Train, resume: Train, tmp_path: Path, general: Path, objective: str
+) -> None:
+    given = {**LORA, "optim.l2_sp": 0.5, "data.replay": f"{general}:0.25", "data.workers": 2}
+    require_same_bits(go_on, resume, tmp_path, objective, **given)
+
+
+def test_replay_that_changed_is_not_resumed(train: Train, resume: Train, general: Path, tmp_path: Path) -> None:
+    own = tmp_path / "general.jsonl"
+    own.write_bytes(general.read_bytes())
+    run = train(tmp_path / "run", **{"data.replay": f"{own}:0.25"})
+    own.write_text(general.read_text().replace("sea", "lake"))
+    with pytest.raises(UserError, match="changed since the run began"):
+        resume(run.directory, steps=20)
+
+
+@pytest.mark.parametrize(
+    ("objective", "replay", "said"),
+    [
+        ("causal-lm", "general", "a source and its share"),
+        ("causal-lm", "general:1.0", "a source and its share"),
+        ("causal-lm", ":0.1", "a source and its share"),
+        ("causal-lm", "{place}/nothing:0.1", "nothing"),
+        ("causal-lm", "{place}/short.txt:0.1", "of data.replay cannot be trained on: The text has"),
+        ("simclr", "general:0.1", "simclr has no use for data.replay"),
+    ],
+)
+def test_replay_that_is_refused(
+    train: Train, corpus: Path, tmp_path: Path, objective: str, replay: str, said: str
+) -> None:
+    (tmp_path / "short.txt").write_text("The sea.")
+    with pytest.raises(UserError, match=said):
+        plan(objective, data=corpus, **{**TINY, "data.replay": replay.format(place=tmp_path)})

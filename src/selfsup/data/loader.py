@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfsup.data.mixture import drawn
 from selfsup.data.records import Batch, Records
-from selfsup.data.sampler import draw
 
 AHEAD = 2  # micro-batches in preparation per thread
 
@@ -42,7 +42,7 @@ class Loader:
         ]
 
     def read(self, place: range) -> Batch:
-        epochs, indices = draw(self.seed, place.start, place.stop, len(self.records))
+        epochs, indices = drawn(self.records, self.seed, place.start, place.stop)
         return Batch(self.records.read(indices), self.seed, epochs, indices)
 
     def steps(self, first: int) -> Generator[list[Batch]]:

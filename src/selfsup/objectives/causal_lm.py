@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from selfsup.data.records import Batch
+from selfsup.data.records import Batch, Records
 from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
@@ -21,6 +21,7 @@ from selfsup.objectives.texts import TextRecipe, decoder_network
 from selfsup.seeding import generator
 
 if TYPE_CHECKING:
+    from selfsup.data.text import TextCorpus
     from selfsup.inference.generate import LanguageModel
 
 SAMPLE_TOKENS = 150
@@ -127,14 +128,12 @@ class CausalLMRecipe(TextRecipe):
         self.settle_batch(effort)
         self.network.settle_rates(ADAMW_LR)
 
-    def cut(self) -> None:
+    def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
         from selfsup.data.text import Windows
 
-        window, end = self.settings["data.window"], self.corpus.tokenizer.end
-        self.train = Windows(self.corpus.train, window, end)
-        held_out = self.corpus.validation
-        if held_out is not None:
-            self.validation = Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
+        window, end, held_out = self.settings["data.window"], corpus.tokenizer.end, corpus.validation
+        train = Windows(corpus.train, window, end)
+        return train, None if held_out is None else Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
 
     def build(self) -> CausalLM:
         return self.objective_on(self.network.build(generator(self.settings["train.seed"], "weights")))

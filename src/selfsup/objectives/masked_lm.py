@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selfsup.config import Real, Section
 from selfsup.data.loader import in_order
-from selfsup.data.records import Batch
+from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.models.adapters import AnyMaskedLM
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
@@ -29,6 +29,7 @@ from selfsup.objectives.texts import TextRecipe, encoder_network
 from selfsup.seeding import generator, uniform
 
 if TYPE_CHECKING:
+    from selfsup.data.text import TextCorpus
     from selfsup.inference.encoder import EncoderModel
     from selfsup.objectives.hub_networks import HubEncoder
 
@@ -221,14 +222,12 @@ class MaskedLMRecipe(TextRecipe):
         self.settle_batch(effort)
         self.network.settle_rates(ENCODER_ADAMW_LR)
 
-    def cut(self) -> None:
+    def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
         from selfsup.data.passages import Passages
 
-        window, tokenizer = self.settings["data.window"], self.corpus.tokenizer
-        self.train = Passages(self.corpus.train, window, tokenizer)
-        held_out = self.corpus.validation
-        if held_out is not None:
-            self.validation = Passages(held_out, min(window, len(held_out) + 2), tokenizer)
+        window, tokenizer, held_out = self.settings["data.window"], corpus.tokenizer, corpus.validation
+        train = Passages(corpus.train, window, tokenizer)
+        return train, None if held_out is None else Passages(held_out, min(window, len(held_out) + 2), tokenizer)
 
     def build(self) -> MaskedLM:
         return self.objective_on(self.network.build_masked(generator(self.settings["train.seed"], "weights")))

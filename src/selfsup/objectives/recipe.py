@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from selfsup.checks import Check
 from selfsup.config import Section, Settings
 from selfsup.data.loader import in_order
+from selfsup.data.mixture import Mixture
 from selfsup.data.records import Records
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
@@ -58,6 +59,15 @@ class Effort:
         return "data and " + ("steps" if self.steps else "epochs" if self.epochs else "budget")
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Records of other data, which have a share of each batch, so that what they teach is not forgotten."""
+
+    train: Records
+    validation: Records | None
+    share: float
+
+
 class Recipe(ABC):
     """What the spine asks of an objective beside the objective itself.
 
@@ -72,6 +82,7 @@ class Recipe(ABC):
 
     train: Records
     validation: Records | None = None
+    replay: Replay | None = None  # what of other data is trained on beside them
     name: ClassVar[str]  # of the objective; its section of the settings is called the same, with underscores
     section: ClassVar[type[Section] | None] = None  # the objective's own settings
     unit: ClassVar[str] = "tokens"  # what the pace of training is counted in
@@ -134,6 +145,18 @@ class Recipe(ABC):
         if self.validation is not None:
             batch = min(self.settings["train.batch"], len(self.validation))
             self.settings.settle("evaluate.batch", batch, "batch")
+
+    @property
+    def new_share(self) -> float:
+        """The share of a batch that `train` has."""
+        return 1.0 if self.replay is None else 1 - self.replay.share
+
+    @property
+    def drawn(self) -> Records:
+        """What batches are drawn from: `train`, and what is replayed beside it."""
+        if self.replay is None:
+            return self.train
+        return Mixture((self.train, self.replay.train), (self.new_share, self.replay.share))
 
     @abstractmethod
     def fingerprint(self) -> str:

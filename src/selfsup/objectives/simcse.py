@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfsup.config import Rate, Section, Share
-from selfsup.data.records import Batch
+from selfsup.data.records import Batch, Records
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import initialise
 from selfsup.models.packing import Pooling, embed, flattened
@@ -34,6 +34,7 @@ from selfsup.seeding import generator, uniform
 if TYPE_CHECKING:
     from selfsup.data.sentences import Sentences
     from selfsup.data.sources import Table
+    from selfsup.data.text import TextCorpus
     from selfsup.inference.encoder import EncoderModel
     from selfsup.objectives.hub_networks import HubEncoder
 
@@ -172,13 +173,12 @@ class SimCSERecipe(TextRecipe):
         self.settle_evaluation_batch()
         self.network.settle_rates(ENCODER_ADAMW_LR)
 
-    def cut(self) -> None:
+    def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
         from selfsup.data.sentences import Sentences
 
-        window, tokenizer = self.settings["data.window"], self.corpus.tokenizer
-        self.train = Sentences(self.corpus.train, window, tokenizer)
-        if self.corpus.validation is not None:
-            self.validation = Sentences(self.corpus.validation, window, tokenizer)
+        window, tokenizer, held_out = self.settings["data.window"], corpus.tokenizer, corpus.validation
+        train = Sentences(corpus.train, window, tokenizer)
+        return train, None if held_out is None else Sentences(held_out, window, tokenizer)
 
     def build(self) -> SimCSE:
         draws = generator(self.settings["train.seed"], "weights")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from selfsup.config import Settings
+from selfsup.config import Settings, split_replay
+from selfsup.data.records import Records
 from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.cards import card, data_name, measured
 from selfsup.objectives.base import Objective
-from selfsup.objectives.recipe import Effort, Recipe
+from selfsup.objectives.recipe import Effort, Recipe, Replay
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.text_networks import (
     HUB,
@@ -32,7 +33,7 @@ from selfsup.report import Progress
 if TYPE_CHECKING:
     from selfsup.data.sources import Table
     from selfsup.data.tally import Skipped
-    from selfsup.data.text import TextCorpus
+    from selfsup.data.text import TextCorpus, TextFacts
     from selfsup.objectives.hub_networks import HubEncoder
 
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
@@ -55,34 +56,30 @@ class TextRecipe(Recipe):
     tokenizer: TextTokenizer | None = None  # opened already, in place of the one that the settings name
     text: Table
     corpus: TextCorpus
+    replayed: TextCorpus | None = None
 
     def reads(self) -> set[str]:
-        text = {"data.tokenizer", "data.vocabulary", "data.window"}
+        text = {"data.tokenizer", "data.vocabulary", "data.window", "data.replay"}
         return super().reads() | text | self.network.reads()
 
     # -- data ----------------------------------------------------------------------------------------------
 
     def open(self, progress: Progress) -> None:
         """Open the text; with weights to start from comes their tokenizer."""
-        from selfsup.data.text import prepare_text
-
         given, data = self.open_tokenizer(), self.settings.config.data
         self.text = self.open_source(self.source if self.source is not None else data.source, reading_of(self.settings))
-        self.corpus = prepare_text(
-            self.text,
-            tokenizer=given or data.tokenizer,
-            vocabulary=None if self.tokenizer else data.vocabulary,
-            validation=data.validation,
-            failures=data.failures,
-            progress=progress,
-            family=self.family,
-        )
+        vocabulary = None if self.tokenizer else data.vocabulary
+        self.corpus = self.prepare(self.text, given or data.tokenizer, vocabulary, progress)
         self.text.skipped = self.corpus.facts.skipped  # the text may have been prepared earlier
         if (column := self.text.text_columns.name) is not None:
             self.settings.settle("data.column", column, FOUND)
         if self.text.split is not None:
             self.settings.settle("data.split", self.text.split, FOUND)
         self.network.take_tokenizer(self.corpus.tokenizer)
+        if data.replay is not None:
+            how = {"failures": data.failures, "split": "training"}
+            text = self.open_source(split_replay(data.replay)[0], how)
+            self.replayed = self.prepare(text, self.corpus.tokenizer, None, progress)
 
     def open_tokenizer(self) -> TextTokenizer | None:
         """The tokenizer that is given or comes with the weights; None for one that is trained on the corpus."""
@@ -96,6 +93,23 @@ class TextRecipe(Recipe):
         given = open_tokenizer(self.settings["data.tokenizer"], self.family)
         return given if given is None or brought is not None else given.anew()
 
+    def prepare(
+        self, text: Table, tokenizer: str | TextTokenizer, vocabulary: int | None, progress: Progress
+    ) -> TextCorpus:
+        """A text, split and encoded."""
+        from selfsup.data.text import prepare_text
+
+        data = self.settings.config.data
+        return prepare_text(
+            text,
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            validation=data.validation,
+            failures=data.failures,
+            progress=progress,
+            family=self.family,
+        )
+
     def open_source(self, source: object, how: dict[str, Any]) -> Table:
         """The documents of a source."""
         from selfsup.data.sources import open_text
@@ -103,7 +117,8 @@ class TextRecipe(Recipe):
         return open_text(source, **how)
 
     def fingerprint(self) -> str:
-        return self.corpus.fingerprint
+        replayed = "" if self.replayed is None else f"+{self.replayed.fingerprint}"
+        return self.corpus.fingerprint + replayed
 
     def counts(self) -> dict[str, int]:
         facts = self.corpus.facts
@@ -133,9 +148,20 @@ class TextRecipe(Recipe):
     def objective_on(self, network: nn.Module) -> Objective:
         """The objective on a network of its kind."""
 
-    @abstractmethod
     def cut(self) -> None:
         """Cut the parts of the corpus into records of `data.window` tokens."""
+        self.train, self.validation = self.records_of(self.corpus)
+        if self.replayed is None:
+            return
+        source, share = split_replay(self.settings["data.replay"])
+        try:
+            self.replay = Replay(*self.records_of(self.replayed), share)
+        except UserError as error:
+            raise UserError(f"{source} of data.replay cannot be trained on: {error}") from None
+
+    @abstractmethod
+    def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
+        """The parts of a corpus as records of `data.window` tokens: to train on, and held out."""
 
     def settle_batch(self, effort: Effort) -> None:
         """Records of a step."""
@@ -160,12 +186,7 @@ class TextRecipe(Recipe):
 
     def facts(self) -> dict[str, str]:
         facts = self.corpus.facts
-        left_out = {
-            "duplicate documents": facts.duplicates,
-            "empty ones left out": facts.empty,
-            "unreadable ones left out": facts.skipped.count,
-        }
-        counted = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        counted = _left_out(facts)
         return {
             "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
             + (f" ({counted})" if counted else ""),
@@ -174,9 +195,24 @@ class TextRecipe(Recipe):
             "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
             f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
             "windows": f"{len(self.train):,} of {self.settings['data.window']} tokens",
+            **self._replay_told(),
             "model": self.network.describe(),
             **self.network.facts(),
         }
+
+    def _replay_told(self) -> dict[str, str]:
+        """What is replayed, for the plan."""
+        if self.replay is None or self.replayed is None:
+            return {}
+        source, facts = split_replay(self.settings["data.replay"])[0], self.replayed.facts
+        held_out = 0 if self.replay.validation is None else len(self.replay.validation)
+        counted = _left_out(facts)
+        told = (
+            f"{self.replay.share:.0%} of each batch from {source}: {facts.documents:,} documents, "
+            f"{len(self.replay.train):,} records for training, {held_out:,} held out"
+        )
+        left_out = {f"replay, {what}": names for what, names in _told(facts.skipped).items()}
+        return {"replay": told + (f" ({counted})" if counted else ""), **left_out}
 
     def chance(self, records: int) -> float:
         return math.log(self.corpus.tokenizer.vocabulary)
@@ -208,6 +244,16 @@ class TextRecipe(Recipe):
             self.usage if own else "",
             library="transformers",
         )
+
+
+def _left_out(facts: TextFacts) -> str:
+    """What of a corpus is not trained on, or twice, in words."""
+    counts = {
+        "duplicate documents": facts.duplicates,
+        "empty ones left out": facts.empty,
+        "unreadable ones left out": facts.skipped.count,
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 def _told(skipped: Skipped) -> dict[str, str]:

@@ -1,0 +1,96 @@
+"""Several collections drawn side by side: shares of every batch, a pure function of the position, each in its order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from selfsup.data.loader import Loader
+from selfsup.data.mixture import Mixture
+from selfsup.data.sampler import draw
+
+
+class Numbers:
+    """Records that say whose they are."""
+
+    def __init__(self, size: int, own: int) -> None:
+        self.size, self.own = size, own
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self, indices: np.ndarray) -> dict[str, Tensor]:
+        numbers = torch.from_numpy(indices)
+        return {"number": numbers, "own": torch.full_like(numbers, self.own)}
+
+
+def mixture(sizes: list[int], shares: list[float]) -> Mixture:
+    return Mixture([Numbers(size, own) for own, size in enumerate(sizes)], shares)
+
+
+SHARES = st.sampled_from([[0.9, 0.1], [0.5, 0.5], [0.01, 0.99], [0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares=SHARES, seed=st.integers(0, 99), start=st.integers(0, 10**9), length=st.integers(1, 500))
+def test_any_stretch_has_its_shares(shares: list[float], seed: int, start: int, length: int) -> None:
+    mixed = mixture([70 + 10 * n for n in range(len(shares))], shares)
+    _, records = mixed.draw(seed, start, start + length)
+    found = Counter(mixed.read(records)["own"].tolist())
+    nested = len(shares) - 1  # each division rounds once
+    assert all(abs(found[own] - share * length) <= nested for own, share in enumerate(shares))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shares=SHARES, seed=st.integers(0, 99), stop=st.integers(1, 400))
+def test_each_collection_goes_through_its_own_epochs(shares: list[float], seed: int, stop: int) -> None:
+    sizes = [17, 5, 23][: len(shares)]
+    mixed = mixture(sizes, shares)
+    epochs, records = mixed.draw(seed, 0, stop)
+    read = mixed.read(records)
+    for own, size in enumerate(sizes):
+        mine = (read["own"] == own).numpy()
+        places = list(zip(epochs[mine].tolist(), read["number"].numpy()[mine].tolist(), strict=True))
+        whole = len(places) // size
+        assert sorted(places[: whole * size]) == [(e, n) for e in range(whole) for n in range(size)]
+    first = (read["own"] == 0).numpy()
+    assert np.array_equal(records[first], draw(seed, 0, int(first.sum()), sizes[0])[1])
+
+
+def test_any_position_by_itself() -> None:
+    mixed = mixture([11, 7, 5], [0.5, 0.3, 0.2])
+    together = mixed.draw(3, 40, 90)
+    alone = [mixed.draw(3, place, place + 1) for place in range(40, 90)]
+    for found, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert found.tolist() == np.concatenate(parts).tolist()
+    assert mixed.draw(4, 40, 90)[1].tolist() != together[1].tolist()
+
+
+@pytest.mark.parametrize(("micro_batch", "workers", "ranks"), [(3, 0, 1), (8, 2, 1), (2, 1, 2)])
+def test_batches_are_the_same_however_they_are_read(micro_batch: int, workers: int, ranks: int) -> None:
+    def order(micro_batch: int, workers: int, ranks: int) -> list[tuple[int, int]]:
+        loaders = [Loader(mixture([13, 6], [0.75, 0.25]), 1, 8, micro_batch, workers, r, ranks) for r in range(ranks)]
+        steps = [loader.steps(2) for loader in loaders]
+        batches = [batch for _ in range(5) for own in steps for batch in next(own)]
+        for own in steps:
+            own.close()
+        return [(int(n), int(o)) for b in batches for n, o in zip(b.data["number"], b.data["own"], strict=True)]
+
+    found = order(micro_batch, workers, ranks)
+    assert found == order(8, 0, 1)
+    assert {Counter(own for _, own in found[n : n + 8])[1] for n in range(0, 40, 8)} == {2}
+
+
+def test_numbers_of_records_differ_between_collections() -> None:
+    """So that what is drawn for them does, too."""
+    mixed = mixture([4, 4], [0.5, 0.5])
+    read = mixed.read(np.array([5, 0, 7, 1]))
+    assert read["number"].tolist() == [1, 0, 3, 1]
+    assert read["own"].tolist() == [1, 0, 1, 0]
+    assert set(mixed.draw(0, 0, 8)[1].tolist()) == set(range(8))
