@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import psutil
 
 from selfsup.config import Settings
+from selfsup.objectives.averaging import MIXES
 from selfsup.optim import Decay
 
 FINAL_SHARE = 0.1  # of a run's time, at most, for the last look, at the whole part where that suffices
@@ -71,6 +72,7 @@ class Budget:
     def __init__(self, settings: Settings, clock: Clock, embedded: int, compares: bool) -> None:
         self.settings, self.clock, self.embedded = settings, clock, embedded
         self.seconds: float = settings["train.budget"] or math.inf
+        self.mixed = len(MIXES) * (settings["evaluate.records"] or 0) if settings["optim.wise_ft"] else 0
         self.compares, self.unhurried = compares, compares and self.seconds >= UNHURRIED
         self._latest: deque[float] = deque()  # seconds of the latest steps
         self._sum = 0.0
@@ -153,7 +155,7 @@ class Budget:
 
     def _left(self, step: int) -> float:
         """Seconds for steps until the end begins, without the looks on the way."""
-        last = self._look(self.settings["evaluate.final_records"] or 0)
+        last = self._look(self.settings["evaluate.final_records"] or 0) + self._of_records("look", self.mixed)
         last = min(last, FINAL_SHARE * self.seconds)  # on a machine that became slow it has to be shorter
         left = self.seconds - self.clock.elapsed() - last - self._saving()
         every, records = self.settings["evaluate.every"], self.settings["evaluate.records"] or 0

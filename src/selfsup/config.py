@@ -141,6 +141,7 @@ class OptimConfig(Section):
     eps: Rate = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] | None = said(None, "decoupled; off for vectors")
     l2_sp: Rate | None = said(None, "pull to the weights that a run starts from, in place of weight decay (L2-SP)")
+    wise_ft: bool = said(False, "leave an average of start and end, mixed by held-out losses (WiSE-FT)")
     clip: Rate = said(1.0, "largest norm of the gradient")
     warmup: Natural | None = said(None, "steps of linear warm-up")
     decay: Annotated[Real, Field(gt=0, le=1)] = said(0.5, "last share of the run, decayed to 0")

@@ -275,6 +275,8 @@ def finite(value: Any) -> Any:
     """What JSON can hold of a value: a number that is not finite becomes null."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -72,6 +72,19 @@ class Best(Keys):
     loss: Number
 
 
+class Mix(Keys):
+    """A mix of start and end that was tried: its share of the end, and its losses on held-out records."""
+
+    share: Real
+    loss: Number
+    replay_loss: Number = None
+
+
+class Mixes(Keys):
+    share: Real
+    tried: list[Mix]
+
+
 class Summary(Keys):
     """summary.json: the final figures."""
 
@@ -81,6 +94,7 @@ class Summary(Keys):
     skipped_steps: Count = 0
     best: Best | None = None
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
+    wise_ft: Mixes | None = None
 
 
 class Line(Keys):
@@ -137,6 +151,12 @@ class Comparison(Keys):
     compared: bool
 
 
+class Average(Keys):
+    """Another: the model is an average of start and end, with this share of the end."""
+
+    wise_ft: Mixes
+
+
 class State(Keys):
     """state.json of a checkpoint: what a trainer knows beside its tensors."""
 
@@ -149,7 +169,7 @@ class State(Keys):
 
 ENVIRONMENT, SUMMARY, STATE = TypeAdapter(Environment), TypeAdapter(Summary), TypeAdapter(State)
 METRICS = TypeAdapter(Annotated[TrainLine | LookLine, Field(discriminator="split")])
-JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison)
+JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison | Average)
 
 
 def read_object(path: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
@@ -202,6 +222,6 @@ def explain(error: ValueError) -> str:
     problem = error.errors()[0]
     reason = str(problem["msg"]).removeprefix("Value error, ")
     reason = "it is no object" if problem["type"] in ("model_type", "model_attributes_type") else reason
-    kinds = ("Decay", "Extension", "Look", "Comparison", "train", "validation")
+    kinds = ("Decay", "Extension", "Look", "Comparison", "Average", "train", "validation")
     place = ".".join(str(part) for part in problem["loc"] if part not in kinds)
     return f"{place[:100] or 'all of it'}: {reason[0].lower()}{reason[1:200]}"

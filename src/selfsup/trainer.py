@@ -25,6 +25,7 @@ from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.spread import spread
 from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
+from selfsup.objectives.averaging import MIXES, Averages, Tried, choose
 from selfsup.objectives.recipe import Recipe
 from selfsup.optim import Decay, Optimizer, Schedule, misshapen
 from selfsup.planning import loader_of, ready
@@ -398,6 +399,27 @@ class Trainer:
                 self.reporter.say(f"{protocol}: skipped: {score.left_out.rows()['skipped']}")
         return figures
 
+    def _average(self) -> dict[str, Any]:
+        """Put the weights between start and end, where held-out records say; the choice, for journal and summary."""
+        averages = self.recipe.adaptation.averages(self.objective, self.recipe.begin().to(self.machine.device))
+        tried = [self._tried(averages, share) for share in MIXES]
+        chosen = choose(tried)
+        averages.mix(chosen.share)
+        self.reporter.say(f"Start and end averaged (WiSE-FT), held-out losses: {'; '.join(mix.told for mix in tried)}.")
+        self.reporter.say(f"The model is {chosen.share:.0%} of the end and {1 - chosen.share:.0%} of the start.")
+        averaged = {"wise_ft": {"share": chosen.share, "tried": [mix._asdict() for mix in tried]}}
+        if self.processes.leads and averaged not in self.run.journal():
+            self.run.note(averaged)
+        return averaged
+
+    def _tried(self, averages: Averages, share: float) -> Tried:
+        """A mix of start and end, and what it costs."""
+        averages.mix(share)
+        held_out, records = self.recipe.validation, self.settings["evaluate.records"]
+        with self._merged():
+            figures = {} if held_out is None else self._losses(held_out, records)
+        return Tried(share, figures.get("loss", math.nan), figures.get("replay_loss"))
+
     def _chance_of_looks(self, records: int | None) -> float | None:
         """What knowing nothing costs in the last look: where records meet in the score, by the sizes of its batches."""
         batch: int | None = self.settings["evaluate.batch"]
@@ -419,6 +441,7 @@ class Trainer:
     def _finish(self, interrupted: list[int]) -> dict[str, Any]:
         """The last checkpoint, the last look, the model directory, and the summary that says the run is done."""
         self._save()  # before the look, which may be long, and which a resume makes again
+        averaged = self._average() if self.settings["optim.wise_ft"] else {}
         records = self._last_look()
         with self._merged():
             figures = self._evaluate(records)
@@ -430,6 +453,7 @@ class Trainer:
         summary = {
             "objective": self.settings["objective"],
             **figures,
+            **averaged,
             "chance": self._chance_of_looks(records),
             "best": self.best,
             "steps": self.step,

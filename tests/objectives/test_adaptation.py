@@ -20,6 +20,7 @@ from torch import Tensor
 import selfsup
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
+from selfsup.objectives.averaging import Tried, choose
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.optim import Optimizer
@@ -404,3 +405,86 @@ def test_replay_that_is_refused(
     (tmp_path / "short.txt").write_text("The sea.")
     with pytest.raises(UserError, match=said):
         plan(objective, data=corpus, **{**TINY, "data.replay": replay.format(place=tmp_path)})
+
+
+# -- averages of start and end -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "replayed", "share"),
+    [
+        ([3.0, 2.0, 1.0], None, 1.0),
+        ([3.0, 1.0, 2.0], None, 0.5),
+        ([3.0, 2.0, 1.0], [5.0, 5.0, 5.1], 0.5),
+        ([3.0, 2.0, 1.0], [5.0, 4.0, 4.9], 1.0),
+        ([1.0, 2.0, 3.0], [5.0, 4.0, 4.9], 0.0),
+        ([3.0, 2.0, 2.0], None, 0.5),
+        ([3.0, 2.0, float("nan")], None, 0.5),
+        ([float("nan")] * 3, [float("nan")] * 3, 0.0),
+    ],
+)
+def test_the_mix_is_the_best_that_forgets_nothing(
+    losses: list[float], replayed: list[float] | None, share: float
+) -> None:
+    shares = (0.0, 0.5, 1.0)
+    tried = [Tried(s, loss, r) for s, loss, r in zip(shares, losses, replayed or [None] * 3, strict=True)]
+    assert choose(tried).share == share
+
+
+def averaged(go_on: Train, out: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[selfsup.Run, float]:
+    """A run whose mix is a quarter of its end, whatever the losses say, and that."""
+    monkeypatch.setattr("selfsup.trainer.choose", lambda tried: tried[1])
+    return go_on(out, **{"optim.wise_ft": True, **given}), 0.25
+
+
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["all", "adapter"])
+def test_the_model_is_the_mix(
+    go_on: Train, trained: Trained, general: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any]
+) -> None:
+    run, share = averaged(go_on, tmp_path / "run", monkeypatch, **lora, **{"data.replay": f"{general}:0.25"})
+    end = go_on(tmp_path / "end", **lora, **{"data.replay": f"{general}:0.25"})
+    first, last, found = weights(trained("causal-lm")), weights(end), weights(run)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, (1 - share) * first[name] + share * last[name], rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(found[name], last[name]) for name in found)
+    told = run.summary["wise_ft"]
+    assert told["share"] == share
+    assert [mix["share"] for mix in told["tried"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert {"wise_ft": told} in run.journal()
+    assert run.summary["loss"] == pytest.approx(told["tried"][1]["loss"], rel=1e-6)
+    assert run.summary["replay_loss"] == pytest.approx(told["tried"][1]["replay_loss"], rel=1e-6)
+    assert told["tried"][-1]["loss"] == pytest.approx(end.summary["loss"], rel=1e-6)
+    if lora:
+        opens = transformers.AutoModelForCausalLM.from_pretrained
+        adapter = peft.PeftModel.from_pretrained(opens(trained("causal-lm").model_directory), run.directory / "adapter")
+        assert_alike(outputs(adapter), outputs(opens(run.model_directory)), 1e-5)
+
+
+@pytest.mark.parametrize("objective", ["masked-lm", "simcse"])
+def test_an_end_that_averages_resumes_bit_for_bit(go_on: Train, resume: Train, tmp_path: Path, objective: str) -> None:
+    require_same_bits(go_on, resume, tmp_path, objective, **{"optim.wise_ft": True})
+
+
+def test_an_end_that_was_cut_short_averages_again(
+    go_on: Train, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = averaged(go_on, tmp_path / "run", monkeypatch)
+    before, summary = weights(run), run.summary
+    (run.directory / "summary.json").unlink()
+    again = resume(run.directory)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(again).items())
+    assert again.summary["wise_ft"] == summary["wise_ft"]
+    assert sum("wise_ft" in entry for entry in again.journal()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"init": None}, "optim.wise_ft averages .* --init"),
+        ({"data.validation": 0}, "optim.wise_ft chooses by held-out"),
+    ],
+)
+def test_averages_that_are_refused(corpus: Path, trained: Trained, given: dict[str, Any], said: str) -> None:
+    how = {**settings(trained("causal-lm").directory), "optim.wise_ft": True, **given}
+    with pytest.raises(UserError, match=said):
+        plan("causal-lm", data=corpus, **how)

@@ -15,6 +15,7 @@ from torch import nn
 from selfsup.config import Settings
 from selfsup.errors import UserError
 from selfsup.models.transformer import Linear
+from selfsup.objectives.averaging import Averages
 from selfsup.objectives.base import Objective
 from selfsup.seeding import seeded
 
@@ -38,13 +39,16 @@ class Adaptation:
         self.bodies = [(key, name) for key, name in bodies if settings[key] is not None]
         self._require_start("model.lora", "adapts the weights")
         self._require_start("optim.l2_sp", "pulls to the weights")
+        self._require_start("optim.wise_ft", "averages with the weights")
+        if settings["optim.wise_ft"] and not settings["data.validation"]:
+            raise UserError("optim.wise_ft chooses by held-out records; give data.validation a share, or leave it out.")
         if self.rank is not None:
             self._settle_lora(self.rank)
         elif settings["model.lora_alpha"] is not None or settings["model.lora_targets"]:
             raise UserError("model.lora_alpha and model.lora_targets are of adapters; give their rank by model.lora.")
 
     def _require_start(self, key: str, what: str) -> None:
-        if self.settings[key] is not None and not self.bodies:
+        if self.settings[key] and not self.bodies:
             raise UserError(
                 f"{key} {what} that a run starts from, and there are none; name them by --init, or leave it out."
             )
@@ -62,7 +66,15 @@ class Adaptation:
 
     def started(self, objective: Objective) -> list[nn.Parameter]:
         """The parameters that were started from weights."""
-        return [parameter for _, name in self.bodies for parameter in objective.get_submodule(name).parameters()]
+        return [parameter for _, parameter in self._named(objective)]
+
+    def averages(self, objective: Objective, start: Objective) -> Averages:
+        """What lies between an objective as it began and as it is; the latter is changed."""
+        return Averages(self._named(objective), self.started(start))
+
+    def _named(self, objective: Objective) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that were started from weights, each with its name in its body."""
+        return [named for _, name in self.bodies for named in objective.get_submodule(name).named_parameters()]
 
     # -- what is trained -----------------------------------------------------------------------------------
 
