@@ -18,7 +18,7 @@ import selfsup
 ROOT = Path(selfsup.__file__).parent
 # From the ground up. Names of one row may import each other (but in no ring); each may import what lies below.
 LAYERS = (
-    ("errors", "files", "seeding", "plain_yaml", "run_files", "report", "machine", "stopping", "distributed"),
+    ("errors", "files", "plots", "seeding", "plain_yaml", "run_files", "report", "machine", "stopping", "distributed"),
     ("config", "arguments", "checks", "checkpoint", "views"),
     ("data", "models"),
     ("inference",),

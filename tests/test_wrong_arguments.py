@@ -65,6 +65,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--probe": [*NOT_THERE, "run", "c.jsonl", "endless"],
     "--data": NO_DATA,
     "--test": NO_DATA,
+    "--also": NO_DATA,
     "images": [value for value in (*NO_DATA, "folder") if value],
     "--image": [value for value in (*NO_DATA, "folder") if value],
     "--config": [*NOT_THERE, "folder", "binary", "endless", "c.jsonl"],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from rich.table import Table
 
+from selfsup.arguments import checked
 from selfsup.checks import PACE
 from selfsup.errors import UserError
-from selfsup.files import checksum, require_free, write_new
+from selfsup.evaluation.base import unsaid
+from selfsup.evaluation.gains import Gains, gains
+from selfsup.files import checksum, require_free
+from selfsup.inference.items import silent
 from selfsup.objectives import declared
-from selfsup.report import Text, duration, printable
+from selfsup.plots import new_figure, write_figure
+from selfsup.report import Progress, Text, duration, printable
 from selfsup.run import Run
 
 if TYPE_CHECKING:
@@ -158,11 +163,7 @@ class Comparison:
         Raises:
             UserError: matplotlib is not installed, does not know the format, or the file cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise UserError("Plots need matplotlib; install it with: pip install 'selfsup[plots]'") from None
-        figure: Any = Figure(figsize=(11, 4.5), layout="constrained")
+        figure = new_figure(11, 4.5)
         over_time, over_amount = figure.subplots(1, 2, sharey=True)
         self._draw(over_time, "time", "")
         unit = shared([run.unit for run in self.runs])
@@ -171,13 +172,7 @@ class Comparison:
         legend = over_amount.legend(frameon=False, title="validation bold, training faint")
         for line, run in zip(legend.get_texts(), self.runs, strict=True):  # a name is no formula and no directive
             line.set(text=printable(run.name), parse_math=False)
-        kind, known = Path(path).suffix[1:].lower(), sorted(figure.canvas.get_supported_filetypes())
-        if kind not in known:
-            endings = ", ".join(f".{each}" for each in known)
-            raise UserError(f"{path} names no format of pictures; let it end with one of {endings}.")
-        picture = BytesIO()
-        figure.savefig(picture, format=kind, dpi=150)
-        write_new(Path(path), picture.getvalue())
+        write_figure(figure, path)
 
     def _draw(self, axes: Axes, against: str, unit: str) -> None:
         """One panel. Its height is that of the validation curves: a training curve falls into it from chance."""
@@ -203,16 +198,78 @@ class Comparison:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def compare(runs: Sequence[str | Path], plot: str | Path | None = None) -> Comparison:
-    """Set two runs or more side by side.
+@checked
+def compare(
+    runs: Sequence[str | Path],
+    plot: str | Path | None = None,
+    *,
+    protocol: str | None = None,
+    data: object = None,
+    also: Sequence[object] = (),
+    column: str | None = None,
+    label: str | None = None,
+    templates: Sequence[str] | None = None,
+    captions: Sequence[str] = (),
+    failures: float = 1.0,
+    device: str = "auto",
+    precision: str = "auto",
+    records: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    running: Callable[[str], None] | None = None,
+) -> Comparison | Gains:
+    """Set two runs or more side by side; or, by a protocol, two models, before and after.
 
     Args:
-        plot: where to draw the curves, see `Comparison.plot`.
+        plot: where to draw the curves, or the differences.
+        protocol: what both are measured by, runs or model directories.
+        data: for a protocol, what the second was trained for; by default what the run of one of them held out.
+        also: further data, of which nothing is to be lost.
+
+    The others are those of `selfsup.evaluate`.
 
     Raises:
-        UserError: less than two are given, one of them twice, or a directory holds no run.
+        UserError: less than two are given, one of them twice, or a directory holds no run; more than two for a
+            protocol, or what it refuses; data without a protocol.
     """
     require_free(plot)
+    how: dict[str, Any] = {
+        "column": column, "label": label, "templates": templates, "captions": captions, "failures": failures,
+        "device": device, "precision": precision, "records": records, "seed": seed,
+    }  # fmt: skip
+    if protocol is None:
+        _require_nothing({"data": data, "also": also, **how})
+        return _of_runs(runs, plot)
+    how |= {"progress": progress or silent, "running": running or unsaid}
+    return _by_protocol(runs, plot, protocol, data, also, how)
+
+
+def _require_nothing(given: Mapping[str, Any]) -> None:
+    """Raise a UserError where something is said of a measurement, and not by what."""
+    defaults = signature(compare).parameters
+    for name, value in given.items():
+        plain = isinstance(value, str | int | float | list | tuple)
+        if value is not defaults[name].default and not (plain and value in (defaults[name].default, [])):
+            raise UserError(f"--{name} is for models that are measured; say by what with --protocol.")
+
+
+def _by_protocol(
+    runs: Sequence[str | Path],
+    plot: str | Path | None,
+    protocol: str,
+    data: object,
+    also: Sequence[object],
+    how: Mapping[str, Any],
+) -> Gains:
+    if len(runs) != 2:
+        raise UserError(f"By a protocol two models are compared, before and after, not {len(runs)}; give two.")
+    found = gains(runs[0], runs[1], protocol, data, also, **how)
+    if plot is not None:
+        found.plot(plot)
+    return found
+
+
+def _of_runs(runs: Sequence[str | Path], plot: str | Path | None) -> Comparison:
     if len(runs) < 2:
         raise UserError("A comparison takes two runs or more; give their directories.")
     opened = [Run.open(directory) for directory in runs]

@@ -10,7 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
-from selfsup.cli.options import Words, command, free_name
+from selfsup.cli.options import (
+    Captions,
+    Column,
+    Device,
+    Failures,
+    Label,
+    Precision,
+    Records,
+    Seed,
+    SeveralValues,
+    Templates,
+    Words,
+    command,
+    free_name,
+)
 from selfsup.config import SHORT
 from selfsup.report import say
 
@@ -85,13 +99,26 @@ def inspect(
         say(f"\nThe pictures are in {' and '.join(map(str, places))}.")
 
 
-@command("selfsup.comparison")
+@command("selfsup.comparison", bar="Measuring", running=True, cls=SeveralValues)
 def compare(
     comparison: Any,
-    runs: Annotated[list[Path], typer.Argument(help="two or more run directories")],
-    plot: Annotated[Path | None, typer.Option(help="draw the curves into this .png or .svg")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="two or more run directories; by a protocol two models")],
+    plot: Annotated[Path | None, typer.Option(help="draw curves, or differences, into this .png or .svg")] = None,
+    protocol: Annotated[str | None, typer.Option(help="measure two models by it, see evaluate: before, after")] = None,
+    data: Annotated[str | None, typer.Option(help="what the second is for; by default what a run held out")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="older data, of which nothing is to be lost")] = None,
+    column: Column = None,
+    label: Label = None,
+    templates: Templates = None,
+    captions: Captions = None,
+    failures: Failures = 1.0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    records: Records = None,
+    seed: Seed = 0,
 ) -> None:
-    """Set runs side by side: curves, final figures, and where their configurations differ."""
+    """Set runs side by side: curves, final figures, and where their configurations differ. By a protocol: what a model
+    gained over another one on new data, and what it lost on older data."""
     from selfsup.report import to_stdout
 
     comparison.print(to_stdout())

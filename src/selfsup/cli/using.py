@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfsup.cli.options import (
+    Captions,
     Column,
     Data,
     Device,
@@ -17,6 +18,7 @@ from selfsup.cli.options import (
     Label,
     Precision,
     Records,
+    Seed,
     SeveralValues,
     Source,
     Templates,
@@ -150,12 +152,12 @@ def evaluate(
     column: Column = None,
     label: Label = None,
     templates: Templates = None,
-    captions: Annotated[list[str] | None, typer.Option(help="the columns of the captions, for retrieval")] = None,
+    captions: Captions = None,
     failures: Failures = 1.0,
     device: Device = "auto",
     precision: Precision = "auto",
     records: Records = None,
-    seed: Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Measure a model by a named protocol, on a run's held-out part or on other data."""
     from selfsup.report import to_stdout

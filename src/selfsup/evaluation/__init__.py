@@ -27,11 +27,12 @@ class Protocol(NamedTuple):
     function: str  # in `selfsup.evaluation`
     models: tuple[str, ...]  # their `kind`
     options: tuple[str, ...] = ()
+    better: str | None = "higher"  # or lower; None where neither is
 
 
 PROTOCOLS = {
-    "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,)),
-    "perplexity": Protocol("perplexity:perplexity", (DECODER,)),
+    "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,), better="lower"),
+    "perplexity": Protocol("perplexity:perplexity", (DECODER,), better="lower"),
     "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions",)),
     "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates")),
     "sts": Protocol("sts:measure", (TEXTS, PAIRS)),
@@ -39,10 +40,10 @@ PROTOCOLS = {
     "knn-20": Protocol("knn:knn_20", EMBEDDERS, ("label", "test")),
     "knn-200": Protocol("knn:knn_200", EMBEDDERS, ("label", "test")),
     "rankme": Protocol("rankme:measure", EMBEDDERS),
-    "alpha-req": Protocol("alpha_req:measure", EMBEDDERS),
-    "uniformity": Protocol("uniformity:measure", EMBEDDERS),
-    "alignment": Protocol("alignment:measure", EMBEDDERS),
-    "pseudo-perplexity": Protocol("perplexity:pseudo_perplexity", (TEXTS,)),
+    "alpha-req": Protocol("alpha_req:measure", EMBEDDERS, better=None),
+    "uniformity": Protocol("uniformity:measure", EMBEDDERS, better="lower"),
+    "alignment": Protocol("alignment:measure", EMBEDDERS, better="lower"),
+    "pseudo-perplexity": Protocol("perplexity:pseudo_perplexity", (TEXTS,), better="lower"),
 }
 
 
@@ -119,12 +120,7 @@ def evaluate(
 def measure(measurement: Measurement, protocol: str) -> Score:
     """Measure an opened model by a named protocol; raises UserError as `evaluate` does."""
     require_known(protocol)
-    fitting = protocols_for(measurement.model)
-    if protocol not in fitting:
-        raise UserError(
-            f"{measurement.directory} holds {measurement.model.kind}, for which {protocol} is not defined; "
-            f"choose another --protocol: {', '.join(fitting)}."
-        )
+    require_fitting(measurement.directory, measurement.model, protocol)
     module, _, name = PROTOCOLS[protocol].function.partition(":")
     follow: Callable[[Measurement], Score] = getattr(import_module(f"{__name__}.{module}"), name)
     score = follow(measurement)
@@ -135,6 +131,16 @@ def require_known(protocol: str) -> None:
     """Raise a UserError where there is no such protocol."""
     if protocol not in PROTOCOLS:
         raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
+
+
+def require_fitting(directory: Path, model: Any, protocol: str) -> None:
+    """Raise a UserError where a protocol is not defined for the model of a directory."""
+    fitting = protocols_for(model)
+    if protocol not in fitting:
+        raise UserError(
+            f"{directory} holds {model.kind}, for which {protocol} is not defined; "
+            f"choose another --protocol: {', '.join(fitting)}."
+        )
 
 
 def protocols_for(model: Any) -> tuple[str, ...]:

@@ -179,6 +179,14 @@ class Resampling:
         """Where the figure lies, see `bootstrap`."""
         return bootstrap(self.units, self.statistic, seed)
 
+    def difference(self, other: Resampling, seed: int) -> tuple[tuple[float, float], bool]:
+        """Where the figure minus another one lies, and whether both were drawn together: where their units are the
+        same."""
+        if (self.units, self.of) == (other.units, other.of):
+            return bootstrap(self.units, lambda drawn: self.statistic(drawn) - other.statistic(drawn), seed), True
+        alone = (resampled(x.units, x.statistic, derive(seed, "bootstrap", n)) for n, x in enumerate((self, other)))
+        return interval_of(next(alone) - next(alone)), False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -263,8 +271,17 @@ def bootstrap(units: int, statistic: Callable[[Resample], float], seed: int) -> 
         statistic: its value for units drawn with replacement, given by their numbers (units,); NaN where such a
             sample says nothing.
     """
-    random = np.random.default_rng(derive(seed, "bootstrap"))
-    values = [statistic(random.integers(units, size=units)) for _ in range(RESAMPLES)]
+    return interval_of(resampled(units, statistic, derive(seed, "bootstrap")))
+
+
+def resampled(units: int, statistic: Callable[[Resample], float], seed: int) -> Floats:
+    """The values of a statistic for `RESAMPLES` samples, see `bootstrap`."""
+    random = np.random.default_rng(seed)
+    return np.array([statistic(random.integers(units, size=units)) for _ in range(RESAMPLES)])
+
+
+def interval_of(values: Floats) -> tuple[float, float]:
+    """Between which of resampled values the middle ones lie."""
     tail = (100 - CONFIDENCE) / 2
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)

@@ -49,6 +49,7 @@ class Predicted:
     targets: Ids
     bytes: int
     lossless: bool
+    tokenizer: TextTokenizer
 
 
 def open_subject(measurement: Measurement) -> tuple[LanguageModel, Predicted]:
@@ -61,7 +62,7 @@ def open_subject(measurement: Measurement) -> tuple[LanguageModel, Predicted]:
     measurement.sources.append(source)
     encoded = encode_documents(source, model.tokenizer)
     targets = _targets(encoded.tokens, model.tokenizer)
-    return model, Predicted(source.name, encoded.tokens, targets, encoded.bytes, encoded.lossless)
+    return model, Predicted(source.name, encoded.tokens, targets, encoded.bytes, encoded.lossless, model.tokenizer)
 
 
 def _targets(tokens: Ids, tokenizer: TextTokenizer) -> Ids:
@@ -76,7 +77,16 @@ def _held_out(directory: Path) -> Predicted:
         raise UserError(f"{directory} held no data out (data.validation is 0); name some with --data.")
     targets, facts = _targets(corpus.validation, corpus.tokenizer), corpus.facts
     name = f"the held-out part of {directory}"
-    return Predicted(name, corpus.validation, targets, facts.validation_bytes, facts.validation_lossless)
+    size, lossless = facts.validation_bytes, facts.validation_lossless
+    return Predicted(name, corpus.validation, targets, size, lossless, corpus.tokenizer)
+
+
+def held_out_documents(directory: Path) -> list[str]:
+    """The documents that a run held out, for any model. Raises UserError as `open_subject` does."""
+    held_out = _held_out(directory)
+    tokenizer, tokens = held_out.tokenizer, np.asarray(held_out.tokens)
+    bounds = np.flatnonzero((tokens == tokenizer.start) | (tokens == tokenizer.end))
+    return [text for part in np.split(tokens, bounds) if (text := tokenizer.decode(part))]
 
 
 def open_corpus(run: Run) -> TextCorpus:
