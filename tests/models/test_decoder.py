@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfsup.models.attention import attention, split
+from selfsup.models.attention import DENSE_WINDOW, Runs, attention, causal_mask, split
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import Decoder, DecoderConfig, KeyValueCache
 from selfsup.models.presets import PRESETS
@@ -120,6 +120,18 @@ def test_documents_are_causal_inside() -> None:
     with torch.no_grad():
         moved = DECODERS[0](tokens, documents) != DECODERS[0](changed, documents)
     assert moved.any(-1).tolist() == [[False, False, True, False, False, True]]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_documents_of_long_rows_one_by_one_as_under_a_mask(decoder: Decoder) -> None:
+    length = DENSE_WINDOW + 44
+    draws = torch.Generator().manual_seed(0)
+    tokens = torch.randint(50, (3, length), generator=draws)
+    documents = (torch.rand(3, length, generator=draws) < torch.tensor([[0.0], [0.02], [0.9]])).cumsum(1)
+    masked = decoder(tokens, documents).detach()
+    with torch.no_grad():
+        assert isinstance(causal_mask(documents, torch.float32), Runs)
+        torch.testing.assert_close(decoder(tokens, documents), masked, atol=1e-5, rtol=1e-4)
 
 
 @settings(deadline=None, max_examples=20)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,13 @@ from selfsup.models.kernels import dense_attention, rotate_heads
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, −∞ elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+
+
+class Runs(NamedTuple):
+    """In place of a mask: the lengths of the documents of each row, one behind the other; a position sees the earlier
+    ones of its own."""
+
+    lengths: Sequence[list[int]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Placement:
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None = None
+    mask: Tensor | Runs | None = None
     reach: int | None = None
 
     @property
@@ -50,6 +60,16 @@ def document_mask(documents: Tensor, dtype: torch.dtype, causal: bool, reach: in
     same = documents[:, None, :, None] == documents[:, None, None, :]
     same = same.tril_() if causal else same
     return additive(same if reach is None else same.triu_(1 - reach), dtype)
+
+
+def causal_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | Runs:
+    """That a position sees the earlier ones of its own document number (B, T): each document by itself costs its own
+    length squared where a mask costs the row's, and takes no memory for one. With a gradient, and in short rows, where
+    it gains nothing, it is a mask."""
+    if torch.is_grad_enabled() or documents.shape[1] <= DENSE_WINDOW:
+        return document_mask(documents, dtype, causal=True)
+    bounds = [row.nonzero().flatten().tolist() + [len(row)] for row in begun(documents)]
+    return Runs([[end - start for start, end in pairwise(row)] for row in bounds])
 
 
 def places_within(tokens: Tensor, documents: Tensor | None) -> Tensor:
@@ -74,7 +94,7 @@ def split(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Runs | None = None, causal: bool = False) -> Tensor:
     """softmax(q kᵀ / sqrt(dim) + mask) v, the heads side by side: (B, T, heads · dim).
 
     q (B, heads, T, dim); k, v (B, kv_heads, S, dim), each serving heads / kv_heads consecutive heads of q.
@@ -82,11 +102,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     position t see 0..t.
     """
     grouped = q.shape[1] != k.shape[1]
-    if _dense_is_faster(q, grouped):
+    if isinstance(mask, Runs):
+        seen = torch.cat([_by_document(*row) for row in zip(q, k, v, mask.lengths, strict=True)])
+    elif _dense_is_faster(q, grouped):
         seen = dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
     else:
         seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
     return seen.transpose(1, 2).flatten(2)
+
+
+def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Of one row: q (heads, T, dim); k, v (kv_heads, T, dim) → (1, heads, T, dim)."""
+    parts = zip(*(x[None].split(lengths, 2) for x in (q, k, v)), strict=True)
+    grouped = len(q) != len(k)
+    seen = [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=grouped) for part in parts]
+    return torch.cat(seen, 2)
 
 
 DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.attention import Placement, additive, attention, document_mask, split
+from selfsup.models.attention import Placement, Runs, additive, attention, causal_mask, document_mask, split
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import GATES, gated, rotary_tables
 from selfsup.models.transformer import Embedding, Linear, RMSNorm, TensorModule, compute_dtype, fill, through
@@ -346,9 +346,9 @@ class Decoder(TensorModule):
         return F.linear(self(tokens, documents, cache), self.output_weight)
 
 
-def _mask(tokens: Tensor, documents: Tensor | None, reach: int | None, dtype: torch.dtype) -> Tensor | None:
+def _mask(tokens: Tensor, documents: Tensor | None, reach: int | None, dtype: torch.dtype) -> Tensor | Runs | None:
     """What positions see of their documents, of the last `reach` positions of these; None for plain causal."""
     if reach is None or reach >= tokens.shape[1]:
-        return None if documents is None else document_mask(documents, dtype, causal=True)
+        return None if documents is None else causal_mask(documents, dtype)
     documents = torch.zeros_like(tokens[:1]) if documents is None else documents
     return document_mask(documents, dtype, causal=True, reach=reach)
