@@ -68,7 +68,7 @@ def causal_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | Runs:
     it gains nothing, it is a mask."""
     if torch.is_grad_enabled() or documents.shape[1] <= DENSE_WINDOW:
         return document_mask(documents, dtype, causal=True)
-    bounds = [row.nonzero().flatten().tolist() + [len(row)] for row in begun(documents)]
+    bounds = [[*row.nonzero().flatten().tolist(), len(row)] for row in begun(documents)]
     return Runs([[end - start for start, end in pairwise(row)] for row in bounds])
 
 
