@@ -113,9 +113,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Runs | None = None
 
 def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     """Of one row: q (heads, T, dim); k, v (kv_heads, T, dim) → (1, heads, T, dim)."""
-    parts = zip(*(x[None].split(lengths, 2) for x in (q, k, v)), strict=True)
+    parts = zip(*(torch.split(x[None], lengths, 2) for x in (q, k, v)), strict=True)
     grouped = len(q) != len(k)
-    seen = [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=grouped) for part in parts]
+    seen = [F.scaled_dot_product_attention(x, y, z, is_causal=True, enable_gqa=grouped) for x, y, z in parts]
     return torch.cat(seen, 2)
 
 
