@@ -15,16 +15,21 @@ GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 
 
 
 def bert(directory: Path, kind: str = "BertForMaskedLM", **settings: Any) -> Path:
-    return _save(directory, kind, "BertConfig", _wordpiece(), **SHAPE, max_position_embeddings=64, **settings)
+    return _save(directory, kind, "BertConfig", wordpiece_tokenizer(), **SHAPE, max_position_embeddings=64, **settings)
 
 
 def roberta(directory: Path, kind: str = "RobertaForMaskedLM", **settings: Any) -> Path:
-    return _save(directory, kind, "RobertaConfig", _roberta(), **SHAPE, max_position_embeddings=66, **settings)
+    return _save(directory, kind, "RobertaConfig", roberta_tokenizer(), **SHAPE, max_position_embeddings=66, **settings)
+
+
+def electra(directory: Path, kind: str = "ElectraForMaskedLM", **settings: Any) -> Path:
+    """Whose embeddings are of another width than its hidden states may be."""
+    return _save(directory, kind, "ElectraConfig", wordpiece_tokenizer(), **SHAPE, embedding_size=16, **settings)
 
 
 def modernbert(directory: Path, kind: str = "ModernBertForMaskedLM") -> Path:
     """With layers that see two positions to either side."""
-    return _save(directory, kind, "ModernBertConfig", _wordpiece(), **SHAPE, local_attention=4)
+    return _save(directory, kind, "ModernBertConfig", wordpiece_tokenizer(), **SHAPE, local_attention=4)
 
 
 def gpt2(directory: Path, kind: str = "GPT2LMHeadModel", **settings: Any) -> Path:
@@ -60,7 +65,7 @@ def _save(directory: Path, kind: str, config: str, tokenizer: Any, **settings: A
     return directory
 
 
-def _wordpiece() -> Any:
+def wordpiece_tokenizer() -> Any:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {token: number for number, token in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -82,7 +87,7 @@ def _trained(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _roberta() -> Any:
+def roberta_tokenizer() -> Any:
     tokenizer = _trained(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return transformers.PreTrainedTokenizerFast(

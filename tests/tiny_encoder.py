@@ -6,8 +6,8 @@ import torch
 
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.models.encoder import EncoderConfig, TextEncoder
+from selfsup.models.encoder_layouts import save_encoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import save_encoder
 
 VOCABULARY = "the a storm at sea ship sank old man sat by fire smoked his pipe cat dog ran hill day on in and of"
 WORDS = VOCABULARY.split()

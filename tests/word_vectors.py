@@ -17,8 +17,8 @@ from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.inference.base import EmbeddingModel, OneNetwork
 from selfsup.inference.texts import Text, Texts
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
+from selfsup.models.encoder_layouts import save_encoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import save_encoder
 
 WORDS = 512
 

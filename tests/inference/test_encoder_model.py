@@ -16,8 +16,8 @@ from selfsup.inference.encoder import EncoderModel, by_length
 from selfsup.inference.generate import LanguageModel
 from selfsup.inference.opening import load, load_as, load_encoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
+from selfsup.models.encoder_layouts import save_encoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import save_encoder
 from selfsup.models.packing import POOLINGS, Pooling
 
 TEXT = "The old man sat by the sea and smoked his pipe, while seven dogs slept under a tree. "

@@ -26,8 +26,8 @@ from selfsup.inference.parity import compare, written_out
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.decoder_layouts import save_model
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.encoder_layouts import save_encoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import save_encoder
 from selfsup.models.parity import Difference
 
 CORPUS = ["It was the best of times, it was the worst of times.\n", "[MASK] <|endoftext|> and [SEP]!"] * 5

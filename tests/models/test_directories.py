@@ -17,7 +17,7 @@ from tiny_encoder import save_tiny
 from selfsup.errors import UserError
 from selfsup.models.adapters import open_network
 from selfsup.models.directories import MOST_JSON, read_config, read_json, read_weights
-from selfsup.models.modernbert import read_encoder
+from selfsup.models.encoder_layouts import read_encoder
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from selfsup.data.tokenizers import KINDS, Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load
+from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.encoder_layouts import read_encoder, save_encoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import read_encoder, save_encoder
 from selfsup.models.parity import network_difference as parity
 from selfsup.models.sentence_transformers import read_features
 
@@ -368,14 +369,7 @@ def assert_refused(directory: Path, message: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", ["bert", "qwen3"])
-def test_other_kinds_are_not_read_as_this_one(kind: str, copy: Path) -> None:
-    edit(copy / "config.json", model_type=kind)
-    with pytest.raises(UserError, match=f"type '{kind}'; only ModernBERT encoders"):
-        read_encoder(copy)
-
-
-@pytest.mark.parametrize(
+VARIANTS = pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"hidden_activation": "silu"}, "hidden_activation = 'silu'; only ModernBERT encoders with 'gelu'"),
@@ -388,6 +382,31 @@ def test_other_kinds_are_not_read_as_this_one(kind: str, copy: Path) -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "yarn"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 4.0}}}, "linear"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
+    ],
+)
+
+
+@VARIANTS
+def test_variants_are_no_networks_here(copy: Path, changes: dict[str, Any], message: str) -> None:
+    edit(copy / "config.json", **changes)
+    with pytest.raises(Unfit, match=message):
+        read_encoder(copy)
+
+
+def test_a_variant_is_used_by_transformers_and_that_is_said(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(copy / "config.json", hidden_activation="silu")
+    model = EncoderModel.load(copy)
+    assert isinstance(model.network, AdaptedEncoder)
+    assert "only ModernBERT encoders with 'gelu' can be loaded. It is opened by transformers." in caplog.text
+    network = transformers.AutoModel.from_pretrained(copy)
+    text = model.tokenizer.frame(model.tokenizer.encode("The old man")).tolist()
+    expected = network(torch.tensor([text])).last_hidden_state[0].mean(0)
+    torch.testing.assert_close(torch.from_numpy(model.embed(["The old man"])[0]), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"num_attention_heads": 5}, "multiple of heads"),
         ({"hidden_size": 64}, "should be"),
@@ -404,10 +423,10 @@ def test_other_models_are_refused(copy: Path, changes: dict[str, Any], message: 
     assert_refused(copy, message)
 
 
-@pytest.mark.parametrize("kind", ["bert", "qwen3", None])
+@pytest.mark.parametrize("kind", ["electra", "qwen3", None])
 def test_other_architectures_are_not_read(kind: str | None, copy: Path) -> None:
     edit(copy / "config.json", model_type=kind)
-    with pytest.raises(UserError, match=f"type {kind!r}; only ModernBERT encoders can be loaded"):
+    with pytest.raises(UserError, match=f"type {kind!r}, and what is opened by itself here is bert, .*hf:{copy}"):
         read_encoder(copy)
 
 

@@ -18,14 +18,13 @@ import selfsup
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.errors import UserError
-from selfsup.models.modernbert import read_encoder
+from selfsup.models.encoder_layouts import read_encoder
 from selfsup.report import Reporter
 from selfsup.run import Run
 from selfsup.training import Plan
 
 NEW = {name: value for name, value in TINY.items() if name not in ("tokenizer", "model")}
 STILL = {"steps": 1, "optim.lr": 1e-30, "optim.adamw_lr": 1e-30, "optim.weight_decay": 0.0}
-HEAD = "decoder.weight, head.dense.weight, head.norm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,9 @@ def bert(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def emb(bert: Run, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """SimCSE that goes on from masked LM."""
-    return go_on("simcse", bert.directory, tmp_path_factory.mktemp("emb") / "run", corpus)
+def emb(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Without a head."""
+    return train(tmp_path_factory.mktemp("emb") / "run", objective="simcse", **{"model.tied": False})
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +87,13 @@ def facts_of(run: Run) -> dict[str, str]:
 # -- what is kept --------------------------------------------------------------------------------------------
 
 
-def test_from_masked_lm_to_simcse_the_encoder_is_kept_and_the_head_is_not(
-    bert: Run, corpus: Path, tmp_path: Path
-) -> None:
+def test_from_masked_lm_to_simcse_encoder_and_head_are_kept(bert: Run, corpus: Path, tmp_path: Path) -> None:
     run = go_on("simcse", bert.directory, tmp_path / "run", corpus, **STILL)
     before, after = weights(bert.model_directory), weights(run.model_directory)
-    assert {f"model.{name}" for name in after} == {name for name in before if name.startswith("model.")}
+    assert after.keys() == before.keys()
     for name, tensor in after.items():
-        assert tensor.equal(before[f"model.{name}"]), name
-    assert facts_of(run)["start"] == f"encoder and tokenizer of {bert.directory}; not kept: {HEAD}"
+        assert tensor.equal(before[name]), name
+    assert facts_of(run)["start"] == f"encoder and tokenizer of {bert.directory}; its head stays as it is"
     assert run.settings()["model.dropout"] == 0.1
 
 
@@ -145,14 +142,13 @@ def test_a_window_that_grew_is_the_models(bert: Run, corpus: Path, tmp_path: Pat
 def test_a_modernbert_that_transformers_made(objective: str, stock: Path, corpus: Path, tmp_path: Path) -> None:
     run = go_on(objective, stock, tmp_path / "run", corpus, **STILL)
     before, after = weights(stock), weights(run.model_directory)
-    if objective == "masked-lm":
-        assert before.keys() == after.keys()
-        assert facts_of(run)["start"] == f"encoder, head and tokenizer of {stock}"
-    else:
-        after = {f"model.{name}": tensor for name, tensor in after.items()}
-        assert after.keys() == {name for name in before if name.startswith("model.")}
-        lost = "bias, head.dense.weight, head.norm.weight"
-        assert facts_of(run)["start"] == f"encoder and tokenizer of {stock}; not kept: {lost}"
+    assert before.keys() == after.keys()
+    trained = "encoder, head and tokenizer" if objective == "masked-lm" else "encoder and tokenizer"
+    still = "" if objective == "masked-lm" else "; its head stays as it is"
+    assert facts_of(run)["start"] == f"{trained} of {stock}{still}"
+    assert (
+        transformers.AutoConfig.from_pretrained(run.model_directory).mlp_dropout == 0.2
+    )  # theirs, for whoever trains it
     assert all(tensor.equal(before[name]) for name, tensor in after.items())
     assert run.settings()["model.dropout"] == (0.0 if objective == "masked-lm" else 0.1)  # the recipe's, not theirs
     assert run.summary["max_difference"] < 1e-4
@@ -264,7 +260,7 @@ def test_the_command_line_says_what_is_kept(
     )
     assert answer.code == 0, answer
     said = " ".join(answer.error.replace("│", " ").split())
-    assert "not kept: decoder.weight" in said
+    assert "its head stays as it is" in said
     assert json.loads((out / "summary.json").read_text())["steps"] == 2
 
 

@@ -31,6 +31,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory, finished: selfsup.Run)
     (place / "file").write_text("x")
     return {
         "bert": foreign.bert(place / "bert"),
+        "electra": foreign.electra(place / "electra"),
         "llama": foreign.llama(place / "llama"),
         "longrope": longrope(foreign.llama(place / "longrope")),
         "gpt2": foreign.gpt2(place / "gpt2"),
@@ -55,10 +56,8 @@ NOWHERE = {
     "file": "is neither a run nor a model directory",
     "missing": r"There is no .*missing; give the directory of a run or of a model",
 }
-DECODER, ENCODER = (
-    r"a run of causal-lm or a dense decoder \(qwen3, .*\)",
-    "a run of masked-lm or simcse, or a ModernBERT",
-)
+DECODER = r"a run of causal-lm or a dense decoder \(qwen3, .*\)"
+ENCODER = "a run of masked-lm or simcse, or an encoder of type modernbert, bert, .*"
 VISION = "starts from a vision transformer; give a run of dino, simclr, mae or clip, or a DINOv3 ViT"
 SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     (
@@ -75,7 +74,7 @@ SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     ),
     (
         ("masked-lm", "simcse"), "model.init", {
-            "bert": f"a text encoder of type 'bert', and OBJECTIVE starts from {ENCODER}; leave --init out and give",
+            "electra": f"of type 'electra', and OBJECTIVE starts from {ENCODER}; leave --init out and give",
             "llama": f"a decoder of type 'llama', and OBJECTIVE starts from {ENCODER}; causal-lm trains decoders",
             "decoder": "a decoder of type 'qwen3'",
             "vision": "give one",

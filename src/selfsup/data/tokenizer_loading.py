@@ -26,7 +26,7 @@ MOST_IDS = 1 << 22
 # What a directory may hold of its tokenizer.
 BESIDE = (
     *(*tokenizers.NAMING, "added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
 MOST = 1 << 27  # bytes of one of them
 

@@ -334,6 +334,11 @@ class TextTokenizer:
             (directory / name).write_bytes(content)
 
     @property
+    def plain(self) -> bool:
+        """Whether its files have special tokens that stand in a text taken for plain text."""
+        return bool(json_object(self.files, CONFIG).get("split_special_tokens"))
+
+    @property
     def chats(self) -> bool:
         """Whether a chat template comes with it."""
         said = json_object(self.files, CONFIG).get("chat_template")

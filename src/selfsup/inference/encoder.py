@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import TextEncoder
+from selfsup.models.encoder_layouts import read_encoder, write_encoder
 from selfsup.models.features import Features
-from selfsup.models.modernbert import read_encoder, write_encoder
+from selfsup.models.layouts import Unfit
 from selfsup.models.packing import embed
 from selfsup.models.sentence_transformers import read_features
 from selfsup.report import Progress
@@ -32,7 +34,9 @@ from selfsup.report import Progress
 if TYPE_CHECKING:
     from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
 
-TOKENS = 4096  # that are encoded at once
+TOKENS = 2048  # that are encoded at once: on a CPU, what comes of them still lies near the processor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,12 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
     Attributes:
         masked: the encoder with its head of masked LM, where it has one.
+        directory: the model directory that it was opened from, where it was.
     """
 
     kind = "a text encoder"
     embeds = (Text,)
+    directory: Path | None = None
 
     def __init__(
         self, encoder: AnyEncoder, tokenizer: TextTokenizer, features: Features, masked: AnyMaskedLM | None = None
@@ -62,20 +68,15 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
     @classmethod
     def _open(cls, directory: Path) -> Self:
-        """In ModernBERT's layout, or, by transformers, in that of another encoder."""
-        if read_config(directory).get("model_type") == kinds.ENCODER:
-            saved = read_encoder(directory)
-            masked: AnyMaskedLM | None = saved.masked() if saved.head else None
-            encoder: AnyEncoder = masked.model if masked else saved.encoder()
-        else:
-            from selfsup.models.adapters import open_encoder
-
-            encoder, masked = open_encoder(directory)
+        """In a layout that is known, or, by transformers, in that of another encoder."""
+        encoder, masked = _opened(directory)
         tokenizer = load_tokenizer(directory, "encoder")
         require_room(tokenizer, encoder.config.vocabulary, directory, "encoder")
         features = read_features(directory)
         features.require_width(encoder.config.width, directory)
-        return cls(encoder, tokenizer, features, masked)
+        model = cls(encoder, tokenizer, features, masked)
+        model.directory = directory
+        return model
 
     @property
     def encoder(self) -> AnyEncoder:
@@ -83,10 +84,10 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
     @property
     def native(self) -> TextEncoder:
-        """The encoder, where it is one of ModernBERT's layout; raises UserError where it is another one."""
+        """The encoder, where its arithmetic stands here; raises UserError where it is another one."""
         if isinstance(self.network, TextEncoder):
             return self.network
-        why = "into which one cannot look here; give an encoder of ModernBERT's layout"
+        why = "into which one cannot look here; give one such as a ModernBERT or a BERT"
         raise self.network.opened.refused(why)
 
     @property
@@ -113,7 +114,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
         if isinstance(self.network, TextEncoder):
-            write_encoder(directory, self.network, self.tokenizer)
+            write_encoder(directory, self.network, self.tokenizer, self.directory)
         else:
             self.network.opened.save(directory, self.tokenizer, heads=False)
 
@@ -195,6 +196,20 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
             raise UserError("The model has no head that predicts hidden tokens; give a run of masked-lm.")
         hidden: Tensor = self.masked(tokens.to(self.device), places.to(self.device))
         return hidden @ self.masked.output_weight.T
+
+
+def _opened(directory: Path) -> tuple[AnyEncoder, AnyMaskedLM | None]:
+    """The encoder of a directory, and the same with its head of masked LM, where it has one."""
+    if read_config(directory).get("model_type") in kinds.ENCODERS:
+        try:
+            saved = read_encoder(directory)
+            masked = saved.masked() if saved.head else None
+            return masked.model if masked else saved.encoder(), masked
+        except Unfit as error:
+            log.warning("%s. It is opened by transformers.", error)
+    from selfsup.models.adapters import open_encoder
+
+    return open_encoder(directory)
 
 
 def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:

@@ -152,7 +152,8 @@ class _Encoders:
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         """All together, padded behind; and before, where positions are relative."""
         yield "right", list(texts)
-        if isinstance(self.model.encoder, TextEncoder):
+        encoder = self.model.encoder
+        if isinstance(encoder, TextEncoder) and not encoder.config.positions:
             yield "left", list(texts)
 
     def theirs(self, network: Any, tokenizer: Any, texts: list[str], side: str, how: dict[str, bool]) -> Tensor:

@@ -2,7 +2,7 @@
 
 DIR/config.json   which loss it was trained with, its scale and bias, and the dimension of the shared space
 DIR/image/        a network that sees, see `selfsup.models.backbones`; its features map into the shared space
-DIR/text/         a text encoder, see `selfsup.models.modernbert`, likewise
+DIR/text/         a text encoder, see `selfsup.models.encoder_layouts`, likewise
 DIR/README.md     the model card
 """
 
@@ -21,11 +21,11 @@ from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card
 from selfsup.models.directories import CONFIG, damaged, inside, write_json
 from selfsup.models.encoder import TextEncoder
+from selfsup.models.encoder_layouts import save_encoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, new_model, write_card
 from selfsup.models.kinds import IMAGE, TEXT, TOWERS
 from selfsup.models.layouts import Layout, at
-from selfsup.models.modernbert import save_encoder
 from selfsup.models.parity import exactness, max_difference, network_difference
 
 Loss = Literal["softmax", "sigmoid"]

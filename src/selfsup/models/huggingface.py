@@ -24,6 +24,10 @@ class Tokenizer(Protocol):
     end: int
     pad: int | None
 
+    @property
+    def plain(self) -> bool:
+        """Whether its files have special tokens that stand in a text taken for plain text."""
+
     def save(self, directory: Path, max_length: int | None = None, fills: bool = False) -> None:
         """Write tokenizer.json and what goes with it, for a model with windows of max_length tokens; one that `fills`
         reads special tokens in texts."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
+from selfsup.files import read_bytes
 from selfsup.models.directories import CONFIG, WEIGHTS, broken, inside, number, read_json, read_json_list, write_json
 from selfsup.models.features import FEATURES, Features, read_map, read_own, write_map
 from selfsup.models.layouts import Layout, at
@@ -27,6 +28,7 @@ from selfsup.models.packing import POOLINGS, Pooling
 LINEAR = "linear."  # what the names of a map begin with
 MODULES = "modules.json"
 ROUTER = "router_config.json"
+SETTINGS = "config_sentence_transformers.json"
 TYPE = "sentence_transformers.models."
 LENGTH = "sentence_bert_config.json"
 POOLING_KEYS: dict[str, Pooling] = {
@@ -34,6 +36,7 @@ POOLING_KEYS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
+MOST_FILE = 1 << 30  # bytes of a file of a step
 SHORTEST = 3  # tokens that a text encoder may read: one between two that mark the ends
 BACKBONE = "DINOv3ViTBackbone"  # whose feature maps are the normalised states of the patches alone
 
@@ -81,7 +84,7 @@ def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
     ]
     write_json(directory / MODULES, steps)
     compared: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(directory / "config_sentence_transformers.json", compared)
+    write_json(directory / SETTINGS, compared)
 
 
 def write_text_input(directory: Path, window: int) -> None:
@@ -103,6 +106,31 @@ def write_image_input(directory: Path, pooling: Pooling) -> None:
     image = {"image": {"method": "forward", "method_output_name": taken}}
     content = {"transformer_task": task, "modality_config": image, "module_output_name": "token_embeddings"}
     write_json(directory / LENGTH, content)
+
+
+def keep_modules(origin: Path, directory: Path, features: Features, width: int, window: int) -> None:
+    """Make of the files of a model with hidden states of `width` numbers what its origin was, where that is a directory
+    of this layout: the same steps with the same settings and prompts, or others where `features` are others now."""
+    if not (origin / MODULES).exists():
+        return
+    if features == read_features(origin):
+        paths = [str(module.get("path")) for module in read_json_list(origin / MODULES)]
+        for name in (MODULES, *(f"{path}/{file}" for path in paths if path for file in (CONFIG, WEIGHTS))):
+            _copy(origin, directory, name)
+    else:
+        write_modules(directory, features, width)
+    for name in (SETTINGS, LENGTH):
+        _copy(origin, directory, name)
+    if text_window(origin, window) < window:
+        said = read_json(directory / LENGTH) if (directory / LENGTH).exists() else {}
+        write_json(directory / LENGTH, said | {"max_seq_length": window})
+
+
+def _copy(origin: Path, directory: Path, name: str) -> None:
+    """A file of an origin, where it is there."""
+    if inside(origin, name).is_file():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(read_bytes(origin / name, MOST_FILE))
 
 
 def write_router(directory: Path, routes: Sequence[str]) -> None:

@@ -22,9 +22,9 @@ from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import EncoderConfig, TextEncoder
+from selfsup.models.encoder_layouts import SavedEncoder, read_encoder
 from selfsup.models.features import Features
 from selfsup.models.kinds import TEXT
-from selfsup.models.modernbert import SavedEncoder, read_encoder
 from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.starting import make_absolute, tower_directory

@@ -25,11 +25,12 @@ from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.directories import find_model, read_config
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
+from selfsup.models.encoder_layouts import STEMS, SavedEncoder, read_encoder, save_encoder
+from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import DECODERS, ENCODER, TEXT, reads, two_towers, writes
+from selfsup.models.kinds import DECODERS, ENCODERS, TEXT, reads, two_towers, writes
 from selfsup.models.kinds import described as kind_of
 from selfsup.models.layouts import Unfit
-from selfsup.models.modernbert import SavedEncoder, read_encoder, save_encoder
 from selfsup.models.parity import network_difference
 from selfsup.models.presets import PRESETS, feed_forward_width
 from selfsup.objectives.recipe import Effort
@@ -269,7 +270,7 @@ class OwnDecoder(OwnNetwork[DecoderConfig]):
 
 
 class OwnEncoder(OwnNetwork[EncoderConfig]):
-    """An encoder in the layout of ModernBERT.
+    """An encoder in the layout of ModernBERT, or in that of the one it starts from.
 
     Args:
         dropout: by default.
@@ -280,7 +281,7 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
     family = "encoder"
     tied = True
     title = "A text encoder"
-    layout = "ModernBERT"
+    origin: SavedEncoder | None
 
     def __init__(self, settings: Settings, dropout: float, keeps_head: bool = False) -> None:
         super().__init__(settings)
@@ -292,10 +293,32 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
     def read(self, directory: Path) -> SavedEncoder:
         return read_encoder(directory)
 
+    @property
+    def layout(self) -> str:  # type: ignore[override]
+        """What a card calls the layout of its files."""
+        return STEMS[EncoderConfig.layout if self.origin is None else self.origin.config.layout]
+
+    @property
+    def longest(self) -> int:
+        return (self.origin and self.origin.config.longest) or super().longest
+
+    @property
+    def features(self) -> Features:
+        """What the vector of a text is to the encoder that is started from."""
+        return Features() if self.origin is None else self.origin.features
+
     def settle(self, effort: Effort, tokens: int) -> None:
+        """Raises a UserError where windows are longer than it has positions for."""
         super().settle(effort, tokens)
+        if (self.settings["data.window"] or 0) > self.longest:
+            raise UserError(
+                f"{self.get('init')} reads at most {self.longest} tokens, so data.window cannot be "
+                f"{self.settings['data.window']}; give {self.longest} or less."
+            )
         self.settings.settle("model.dropout", self.dropout, "recipe")
-        self.settings.settle("model.whiten", True, "recipe")
+        # Vectors of an encoder of others go on as they are.
+        own = self.directory is None or (self.directory / FEATURES).exists()
+        self.settings.settle("model.whiten", own, "recipe" if own else "init")
 
     @property
     def config(self) -> EncoderConfig:
@@ -327,20 +350,22 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         )
 
     def facts(self) -> dict[str, str]:
-        """Which weights of the origin have no place here, too."""
+        """What becomes of the origin's head, too."""
         if self.origin is None:
             return {}
-        head = sorted(self.origin.head)
-        kept = "encoder, head and tokenizer" if head and self.keeps_head else "encoder and tokenizer"
-        left = "" if self.keeps_head or not head else f"; not kept: {', '.join(head)}"
-        return {"start": f"{kept} of {self.get('init')}{left}"}
+        trained = "encoder, head and tokenizer" if self.origin.head and self.keeps_head else "encoder and tokenizer"
+        still = "; its head stays as it is" if self.origin.head and not self.keeps_head else ""
+        return {"start": f"{trained} of {self.get('init')}{still}"}
 
     def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
         from selfsup.inference.parity import compare, fact
 
-        network = model.masked or model.encoder
-        save_encoder(directory, network, self.tokenizer, model.features, card(fact(None)))
-        tokens = torch.from_numpy(self.tokenizer.frame(stream[:PARITY_TOKENS]).astype("int64"))[None]
+        network, origin = model.masked or model.encoder, self.origin
+        if model.masked is None and origin is not None and origin.head:
+            network = origin.masked(model.encoder)
+        save_encoder(directory, network, self.tokenizer, model.features, card(fact(None)), self.directory)
+        beginning = stream[: min(PARITY_TOKENS, self.tokenizer.room(self.longest))]
+        tokens = torch.from_numpy(self.tokenizer.frame(beginning).astype("int64"))[None]
         found = compare(directory, model, network_difference(directory, network, tokens))
         write_atomically(directory / CARD, card(fact(found)))
         return found
@@ -416,10 +441,10 @@ def fitting_preset(effort: Effort, tokens: int) -> str:
 
 # -- where they start from ---------------------------------------------------------------------------------
 
-# By the kind of an objective of texts: the architectures that --init takes, and where one comes from.
+# By the kind of an objective of texts: the types of model that --init takes, and where one comes from.
 TAKEN: dict[Family, tuple[tuple[str, ...], str]] = {
     "decoder": (DECODERS, f"a run of causal-lm or a dense decoder ({', '.join(DECODERS)})"),
-    "encoder": ((ENCODER,), "a run of masked-lm or simcse, or a ModernBERT"),
+    "encoder": (ENCODERS, f"a run of masked-lm or simcse, or an encoder of type {', '.join(ENCODERS)}"),
 }
 
 
