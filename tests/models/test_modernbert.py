@@ -24,6 +24,7 @@ from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.encoder_layouts import read_encoder, save_encoder
 from selfsup.models.features import Features
+from selfsup.models.layouts import Unfit
 from selfsup.models.parity import network_difference as parity
 from selfsup.models.sentence_transformers import read_features
 

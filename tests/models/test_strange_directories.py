@@ -70,6 +70,7 @@ MAKE: dict[str, Callable[[Path], Path]] = {
     "pixels": _pixels,
     "towers": save_tiny_clip,
     "bert": foreign.bert,
+    "electra": foreign.electra,
     "llama": foreign.llama,
 }
 
@@ -151,7 +152,7 @@ SIZES = {
         "num_attention_heads": (0, "num_attention_heads is 0"),
     },
     "encoder": {
-        "num_hidden_layers": (10**6, r"layer_types = \['full_attention'\]; only ModernBERT encoders"),
+        "num_hidden_layers": (10**6, "num_hidden_layers is 1000000"),
         "global_attn_every_n_layers": (0, "global_attn_every_n_layers is 0"),
     },
     "pixels": {
@@ -161,6 +162,15 @@ SIZES = {
         "num_register_tokens": (1 << 23, "does not fit its config.json"),
     },
     "bert": {
+        "num_hidden_layers": (10**6, "1,000,000 layers are asked for"),
+        "hidden_size": (1 << 20, "does not fit its config.json"),
+        "vocab_size": (1 << 24, "does not fit its config.json"),
+        "max_position_embeddings": (1 << 24, "does not fit its config.json"),
+        "type_vocab_size": (1 << 24, "does not fit its config.json"),
+        "intermediate_size": (10**9, "intermediate_size is 1000000000"),
+        "num_attention_heads": (0, "num_attention_heads is 0"),
+    },
+    "electra": {
         "num_hidden_layers": (10**6, "num_hidden_layers is 1000000"),
         "hidden_size": (1 << 20, "numbers, and there are"),
         "vocab_size": (1 << 24, "numbers, and there are"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_encoders
 import torch
 import transformers
-from conftest import Train
-from safetensors.torch import load_file
+from conftest import Train, assert_alike, tree
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 import selfsup
+from selfsup.errors import UserError
+from selfsup.inference.encoder import EncoderModel
+from selfsup.models.encoder import TextEncoder
 from selfsup.models.encoder_layouts import SavedEncoder, read_encoder
 
 EXACT = 1e-5  # of the largest number
@@ -123,3 +129,96 @@ def test_what_is_trained_goes_back_into_its_class(
     assert config | {"architectures": None} == said | {"architectures": None, "torch_dtype": "float32"}
     for file in TOKENIZER:
         assert (made / file).read_bytes() == (origin / file).read_bytes(), file
+
+
+# -- what its files say --------------------------------------------------------------------------------------
+
+
+def test_a_sentence_encoder_stays_one(directories: dict[str, Path], run: Callable[[str, str], selfsup.Run]) -> None:
+    """Of the same steps, pooling, longest text and prompts; its vectors go on as they are, without a map."""
+    for objective in ("masked-lm", "simcse"):
+        one = run(objective, "sentences")
+        for file in STEPS:
+            assert (one.model_directory / file).read_bytes() == (directories["sentences"] / file).read_bytes(), file
+        settings = one.settings()
+        assert (settings["model.whiten"], settings.origin("model.whiten")) == (False, "init")
+        model, theirs = selfsup.load(one.directory), SentenceTransformer(str(one.model_directory))
+        assert isinstance(model, EncoderModel)
+        assert (model.pooling, model.window, theirs.prompts["query"]) == ("cls", 24, "find: ")
+        expected = theirs.encode(TEXTS, show_progress_bar=False)
+        found = model.embed(TEXTS, precision="fp32")
+        assert_alike(found / np.linalg.norm(found, axis=1, keepdims=True), expected)
+
+
+def test_a_sentence_encoder_that_is_made_another_one_says_so(go: Go, tmp_path: Path) -> None:
+    given = {"simcse.pooling": "mean", "model.whiten": True, "data.window": 32, "steps": 1}
+    made = go(tmp_path / "run", "simcse", "sentences", **given).model_directory
+    theirs = SentenceTransformer(str(made))
+    assert [type(step).__name__ for step in theirs] == ["Transformer", "Pooling", "Dense"]
+    assert (theirs.max_seq_length, theirs.prompts["query"]) == (32, "find: ")
+    assert_alike(selfsup.load(made).embed(TEXTS, precision="fp32"), theirs.encode(TEXTS, show_progress_bar=False))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_longer_texts_than_it_has_positions_for_are_refused(name: str, go: Go, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reads at most 64 tokens, so data.window cannot be 65; give 64 or less"):
+        go(tmp_path / "run", "masked-lm", name, **{"data.window": 65})
+    assert selfsup.load(go(tmp_path / "most", "masked-lm", name, **{"data.window": 64, "steps": 1})).window == 64
+
+
+def _older(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def test_names_of_the_first_berts_are_known(directories: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(directories["bert"], tmp_path / "copy"))
+    named = {_older(name): tensor for name, tensor in weights(copy).items()}
+    table, bias = named["bert.embeddings.word_embeddings.weight"], named.pop("cls.predictions.bias")
+    twice = {"cls.predictions.decoder.weight": table.clone(), "cls.predictions.decoder.bias": bias}
+    save_file(named | twice | {"bert.embeddings.position_ids": torch.arange(64)[None]}, copy / "model.safetensors")
+    found, expected = read_encoder(copy), read_encoder(directories["bert"])
+    assert found.weights.keys() == expected.weights.keys()
+    assert found.head.keys() == expected.head.keys()
+    assert all(found.weights[n].equal(w) for n, w in expected.weights.items())
+    assert all(found.head[n].equal(w) for n, w in expected.head.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'; only BERT encoders"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish'; only models with gelu or"),
+        ({"is_decoder": True}, "is_decoder = True"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+    ],
+)
+def test_variants_are_refused_in_a_sentence(
+    changes: dict[str, Any], message: str, directories: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(directories["bert"], tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=rf"{message}.*; leave --init out and give model=hf:{copy}\.$"):
+        selfsup.plan("masked-lm", data=corpus, init=str(copy), steps=1)
+
+
+# -- its use -------------------------------------------------------------------------------------------------
+
+
+def test_what_it_is_used_for(run: Callable[[str, str], selfsup.Run], documents: list[str], tmp_path: Path) -> None:
+    """Without transformers: vectors, hidden words, a look inside; and export."""
+    one = run("masked-lm", "xlm-roberta")
+    model = selfsup.load(one.directory)
+    assert isinstance(model, EncoderModel)
+    assert isinstance(model.network, TextEncoder)
+    fill = transformers.pipeline("fill-mask", str(one.model_directory))
+    expected = fill("the cat <mask> by the sea", top_k=3)
+    found = model.fill("the cat <mask> by the sea", 3)[0]
+    assert [candidate.token for candidate in found] == [guess["token_str"].strip() for guess in expected]
+    for objective in ("masked-lm", "simcse"):
+        assert selfsup.inspect(objective, run=one.directory, data=documents).sections
+    exported = selfsup.export(one, out=tmp_path / "exported")
+    assert exported.max_difference is not None
+    assert exported.max_difference < EXACT
+    selfsup.export(one, out=tmp_path / "kept", to="transformers")
+    assert tree(tmp_path / "kept") == tree(one.model_directory)

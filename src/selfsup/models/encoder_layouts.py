@@ -17,7 +17,7 @@ from selfsup.models.directories import MOST, read_config
 from selfsup.models.encoder import GLOBAL, LOCAL, EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card
-from selfsup.models.layouts import FP32, Layout, Unfit, at, find_layout
+from selfsup.models.layouts import FP32, Layout, Opened, at, find_layout
 from selfsup.models.sentence_transformers import keep_modules, read_features, text_window
 from selfsup.models.transformer import ACTIVATIONS
 
@@ -199,7 +199,7 @@ STEMS = {
     "distilbert": "DistilBert",
 }  # of the names of classes
 FILLING = ("ForMaskedLM", "ForPreTraining")  # ends of those that have a head of masked LM
-HEAD = ("head.", "decoder.", "bias")  # how names of that begin here
+ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.", "bias")  # how names begin here
 
 
 @dataclass(frozen=True)
@@ -233,37 +233,39 @@ def read_encoder(directory: Path) -> SavedEncoder:
     """What a directory of `save_encoder` holds, or any one of `LAYOUTS` that transformers or sentence-transformers
     wrote. Raises UserError where it holds another architecture or is broken, `Unfit` where it is a variant with other
     arithmetic."""
-    layout = _layout(directory)
-    opened = layout.opened(directory)
-    config, head = opened.config, _of_today(opened.head)
-    if strange := sorted(name for name in head if not name.startswith(HEAD)):
-        raise Unfit(f"{directory} has {strange[0]}, which {layout.name} here have not")
+    _, opened = _opened(directory)
+    config, head = opened.config, opened.head
     if config.tied:
         head.pop("decoder.weight", None)  # some writers store the shared matrix twice
     twice = head.pop("decoder.bias", None)  # and the bias by either name
     head |= {} if twice is None else {"bias": twice}
     config = replace(config, window=text_window(directory, min(config.window, config.longest or MOST)))
-    return SavedEncoder(directory, config, _of_today(opened.weights), head, read_features(directory))
+    return SavedEncoder(directory, config, opened.weights, head, read_features(directory))
 
 
-def _layout(directory: Path) -> Layout[EncoderConfig]:
-    """That of a directory; the head of a class for another task, which a ModernBERT calls by the same name as that of
-    masked LM, is none of an encoder here."""
+def _opened(directory: Path) -> tuple[Layout[EncoderConfig], Opened[EncoderConfig]]:
+    """What a directory holds, and its layout, whose spare weights are all that no encoder here has: the head of a class
+    for another task among them, which a ModernBERT calls by the same name as that of masked LM."""
     layout, classes = find_layout(LAYOUTS, directory), architectures(directory)
-    fits = all(name.endswith((*FILLING, "Model")) for name in classes)
-    return layout if fits else replace(layout, spare=(*layout.spare, "head."))
+    opened = layout.opened(directory)
+    own = HEAD if all(name.endswith((*FILLING, "Model")) for name in classes) else ()
+    weights, others = _split(opened.weights, ENCODER)
+    head, more = _split(opened.head, own)
+    return replace(layout, spare=(*layout.spare, *others, *more)), replace(opened, weights=weights, head=head)
+
+
+def _split(weights: Mapping[str, Tensor], begin: tuple[str, ...]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights whose names begin so, by the names that are written today, and the names of the others."""
+    known = {name: weight for name, weight in weights.items() if name.startswith(begin)}
+    others = [name for name in weights if name not in known]
+    for old, new in OLDER.items():
+        known = {name.removesuffix(old) + new if name.endswith(old) else name: w for name, w in known.items()}
+    return known, others
 
 
 def architectures(directory: Path) -> list[str]:
     """The classes that a directory names."""
     return list(read_config(directory).get("architectures") or [])
-
-
-def _of_today(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names that are written today."""
-    for old, new in OLDER.items():
-        weights = {name.removesuffix(old) + new if name.endswith(old) else name: w for name, w in weights.items()}
-    return dict(weights)
 
 
 def save_encoder(
@@ -302,7 +304,7 @@ def write_encoder(
     Special tokens written out in a text are plain text there, or what they stand for where texts are `marked` so.
     """
     config, fills = model.config, isinstance(model, MaskedLanguageModel)
-    layout = LAYOUTS[config.layout] if origin is None else _layout(origin)
+    layout = LAYOUTS[config.layout] if origin is None else _opened(origin)[0]
     ids: dict[str, int | None] = {}
     if origin is None:
         ids = dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.start)

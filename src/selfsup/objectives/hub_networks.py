@@ -25,7 +25,9 @@ from selfsup.models.adapters import (
     set_dropout,
 )
 from selfsup.models.directories import find_model
+from selfsup.models.features import Features
 from selfsup.models.huggingface import CARD, write_card
+from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.text_networks import HUB, Card, TextNetwork, require_texts
 from selfsup.seeding import seeded
@@ -187,6 +189,10 @@ class HubEncoder(HubNetwork):
     def build_masked(self, draws: torch.Generator) -> AdaptedMaskedLM:
         """With the head of masked LM that its directory has, or a fresh one."""
         return AdaptedMaskedLM(self.opened())
+
+    @property
+    def features(self) -> Features:
+        return read_features(self.directory)
 
     def write(self, directory: Path, model: Any) -> None:
         model.encoder.opened.save(directory, self.tokenizer, fills=model.masked is not None)

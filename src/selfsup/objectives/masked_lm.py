@@ -21,7 +21,7 @@ from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.models.adapters import AnyMaskedLM
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
-from selfsup.models.packing import embed
+from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder
@@ -245,6 +245,10 @@ class MaskedLMRecipe(TextRecipe):
 
     def encoder(self, objective: Objective) -> nn.Module:
         return cast(MaskedLM, objective).model.model
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.network.features.pooling
 
     def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
         """Of pieces of the length of a sentence, each between start and end token."""

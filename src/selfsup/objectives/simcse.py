@@ -10,7 +10,7 @@ left must tell what else stood there. Dropout alone is a task for an encoder tha
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ VIEWS = ("first", "second")
 
 class SimCSESettings(Section):
     temperature: Rate = Field(0.05, description="by which cosine similarities are divided")
-    pooling: Literal["mean", "cls"] = Field("mean", description="how a sentence becomes one vector")
+    pooling: Pooling = Field("mean", description="how a sentence becomes one vector")
     deletion: Share | None = Field(None, description="share of a sentence's tokens that each view is without")
 
 
@@ -167,6 +167,8 @@ class SimCSERecipe(TextRecipe):
         settings, own = self.settings, isinstance(self.network, OwnEncoder)
         self.settle_network(effort)
         settings.settle("data.window", min(SENTENCE, self.network.longest), "recipe")
+        if settings.origin("simcse.pooling") == "default" and self.network.features.pooling != self.options.pooling:
+            settings.change("simcse.pooling", self.network.features.pooling, "init")
         settings.settle("simcse.deletion", DELETION if own else HUB_DELETION, "recipe")
         self.cut()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")

@@ -114,6 +114,11 @@ class TextNetwork(ABC):
         """Where it starts from, for the plan."""
         return {}
 
+    @property
+    def features(self) -> Features:
+        """What the vector of a text is to an encoder of others that is started from, and so to what comes of it."""
+        return Features()
+
     def card_facts(self) -> dict[str, str]:
         """What a model card says of it: its `title` before what it was trained on, what it `is`, its `layout`."""
         return {}
@@ -291,7 +296,10 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         return super().reads() | {"model.dropout", "model.whiten"}
 
     def read(self, directory: Path) -> SavedEncoder:
-        return read_encoder(directory)
+        try:
+            return read_encoder(directory)
+        except Unfit as unfit:
+            raise UserError(f"{unfit}; leave --init out and give model=hf:{directory}.") from None
 
     @property
     def layout(self) -> str:  # type: ignore[override]
@@ -303,9 +311,13 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         return (self.origin and self.origin.config.longest) or super().longest
 
     @property
+    def of_others(self) -> bool:
+        """Whether it starts from an encoder that selfsup did not write."""
+        return self.directory is not None and not (self.directory / FEATURES).exists()
+
+    @property
     def features(self) -> Features:
-        """What the vector of a text is to the encoder that is started from."""
-        return Features() if self.origin is None else self.origin.features
+        return self.origin.features if self.origin is not None and self.of_others else super().features
 
     def settle(self, effort: Effort, tokens: int) -> None:
         """Raises a UserError where windows are longer than it has positions for."""
@@ -316,9 +328,7 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
                 f"{self.settings['data.window']}; give {self.longest} or less."
             )
         self.settings.settle("model.dropout", self.dropout, "recipe")
-        # Vectors of an encoder of others go on as they are.
-        own = self.directory is None or (self.directory / FEATURES).exists()
-        self.settings.settle("model.whiten", own, "recipe" if own else "init")
+        self.settings.settle("model.whiten", not self.of_others, "init" if self.of_others else "recipe")
 
     @property
     def config(self) -> EncoderConfig:

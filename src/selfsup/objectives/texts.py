@@ -15,6 +15,7 @@ from selfsup.data.records import Records
 from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.cards import card, data_name, measured
+from selfsup.models.features import Features
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe, Replay
 from selfsup.objectives.sizes import power_of_two
@@ -224,6 +225,11 @@ class TextRecipe(Recipe):
         model, described = self.model(objective), self.model_card(summary)
         found = self.network.save(directory, model, described, self.corpus.train)
         summary.update({"max_difference": None} if found is None else found.summary())
+
+    def definition(self, objective: Objective) -> Features:
+        """That of an encoder of others goes on with its map, where it is pooled so and not whitened."""
+        found, before = super().definition(objective), self.network.features
+        return before if found == Features(before.pooling) else found
 
     def model_card(self, summary: dict[str, Any]) -> Card:
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
