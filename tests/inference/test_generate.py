@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import foreign
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from selfsup.errors import UserError
 from selfsup.inference import generate, sampling
 from selfsup.inference.generate import Ending, LanguageModel
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
+from selfsup.models.adapters import AdaptedDecoder
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.decoder_layouts import save_model
 
@@ -165,7 +167,7 @@ def test_greedy_equals_transformers(kv_heads: int, tmp_path: Path) -> None:
         rows = [BPE.opened(BPE.encode(prompt))]
         drawn = [token for step in ours._draw(rows, 40, Sampling(temperature=0), 0) for _, token in step]
         assert drawn == [token for token in output.tolist() if token != BPE.end]
-        assert LanguageModel.load(tmp_path / "model").generate(prompt, tokens=40, temperature=0) == (
+        assert LanguageModel.load(tmp_path / "model").generate(prompt, tokens=40, temperature=0, precision="fp32") == (
             tokenizer.decode(output, skip_special_tokens=True)
         )
 
@@ -184,12 +186,13 @@ def test_greedy_with_a_repetition_penalty_equals_transformers(tmp_path: Path) ->
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_prompts_together_equal_prompts_alone(temperature: float) -> None:
-    together = MODEL.generate(PROMPTS, tokens=50, temperature=temperature, seed=5)
-    assert together[0] == MODEL.generate(PROMPTS[0], tokens=50, temperature=temperature, seed=5)
+    how: dict[str, Any] = {"tokens": 50, "temperature": temperature, "seed": 5, "precision": "fp32"}
+    together = MODEL.generate(PROMPTS, **how)
+    assert together[0] == MODEL.generate(PROMPTS[0], **how)
     blanks = [""] * len(PROMPTS)
     for number, prompt in enumerate(PROMPTS):
         alone = [*blanks[:number], prompt, *blanks[number + 1 :]]
-        assert MODEL.generate(alone, tokens=50, temperature=temperature, seed=5)[number] == together[number]
+        assert MODEL.generate(alone, **how)[number] == together[number]
 
 
 def test_the_seed_decides() -> None:
@@ -286,9 +289,9 @@ def test_a_stopped_text_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_many_prompts_are_gone_on_from_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    together = MODEL.generate(PROMPTS, tokens=20, seed=5)
+    together = MODEL.generate(PROMPTS, tokens=20, seed=5, precision="fp32")
     monkeypatch.setattr(generate, "TOGETHER", 2)
-    assert MODEL.generate(PROMPTS, tokens=20, seed=5) == together
+    assert MODEL.generate(PROMPTS, tokens=20, seed=5, precision="fp32") == together
 
 
 def test_prompts_that_are_no_text_are_refused() -> None:
@@ -334,6 +337,7 @@ def test_token_losses_are_cross_entropy() -> None:
         {"min_p": -0.1},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("inf")},
+        {"precision": "fp64"},
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, float]) -> None:
@@ -350,3 +354,76 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_no_prompt_is_refused() -> None:
     with pytest.raises(UserError, match="no prompt"):
         MODEL.generate([])
+
+
+# -- precision, weights that change, networks of others --
+
+
+def test_weights_are_prepared_once_and_anew_where_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.dtype] = []
+    decoding = generate.Decoding
+
+    def counted(decoder: Decoder, dtype: torch.dtype) -> Any:
+        made.append(dtype)
+        return decoding(decoder, dtype)
+
+    monkeypatch.setattr(generate, "Decoding", counted)
+    ours = model(CHARACTERS)
+    first, again = (ours.generate("It", tokens=30, seed=1, precision="fp32") for _ in range(2))
+    assert first == again
+    assert made == [torch.float32]
+    with torch.no_grad():
+        ours.decoder.output_weight.mul_(-1.0)
+    assert ours.generate("It", tokens=30, seed=1, precision="fp32") != first
+    assert made == [torch.float32] * 2
+
+
+def test_bf16_is_near_fp32_and_the_same_each_time() -> None:
+    """And what is chosen by itself is one of the two."""
+    row = torch.tensor([CHARACTERS.encode(TEXT[:30]).tolist()])
+    exact, rough = (generate.Decoding(MODEL.decoder, dtype) for dtype in (torch.float32, torch.bfloat16))
+    expected, found = (decode(row, decode.cache(1, row.shape[1])) for decode in (exact, rough))
+    assert found.dtype == torch.float32
+    assert not found.equal(expected)
+    assert F.cosine_similarity(found, expected).item() > 0.999
+    texts = {name: MODEL.generate("It", tokens=30, precision=name) for name in ("auto", "fp32", "bf16")}
+    assert texts["auto"] in (texts["fp32"], texts["bf16"])
+    assert texts["bf16"] == MODEL.generate("It", tokens=30, precision="bf16")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Decoders that are opened by transformers: with learnt positions, and with a bias for distances."""
+    place = tmp_path_factory.mktemp("others")
+    return {"gpt2": foreign.gpt2(place / "gpt2"), "bloom": foreign.bloom(place / "bloom")}
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "bloom"])
+def test_networks_of_others_write_too(
+    name: str, remembers: bool, others: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their cache, which is what they have, and without."""
+    theirs = LanguageModel.load(others[name])
+    assert isinstance(theirs.decoder, AdaptedDecoder)
+    assert theirs.decoder.remembers
+    monkeypatch.setitem(theirs.decoder.__dict__, "remembers", remembers)
+    network = transformers.AutoModelForCausalLM.from_pretrained(others[name])
+    prompts = ["the cat", "", "the dog sat by the hill on"]
+    for prompt, text in zip(prompts, theirs.generate(prompts, tokens=20, temperature=0), strict=True):
+        ids = torch.tensor([theirs.tokenizer.opened(theirs.tokenizer.encode(prompt))])
+        out = network.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert text == theirs.tokenizer.decode([token for token in out if token not in theirs.ends])
+    together = theirs.generate(prompts, tokens=20, seed=3)
+    assert together[1] == theirs.generate(["", "", "a"], tokens=20, seed=3)[1]
+
+
+def test_a_network_of_others_goes_on_beyond_its_window(others: dict[str, Path]) -> None:
+    theirs = LanguageModel.load(others["gpt2"])
+    theirs.ends = set()
+    pieces: list[str] = []
+    prompt = "the cat sat by the sea " * 20
+    assert len(theirs.tokenizer.encode(prompt)) > theirs.decoder.config.window
+    text = theirs.generate(prompt, tokens=150, stream=lambda number, piece: pieces.append(piece))
+    assert "".join(pieces) == text
+    assert len(theirs.tokenizer.encode(str(text))) > 64

@@ -207,18 +207,22 @@ def test_an_encoder_fills_places(runs: dict[str, selfsup.Run]) -> None:
         encoder.fill("the cat <mask> by the sea")
 
 
-def test_a_decoder_is_measured_and_writes_elsewhere(runs: dict[str, selfsup.Run]) -> None:
+def test_a_decoder_is_measured_and_writes(runs: dict[str, selfsup.Run]) -> None:
     run = runs["causal-lm"]
     model = selfsup.load(run.directory)
     assert isinstance(model, LanguageModel)
     assert isinstance(model.decoder, AdaptedDecoder)
     score = selfsup.evaluate(run, protocol="bits-per-byte")
     assert math.isclose(score.value, run.summary["bits_per_byte"], rel_tol=0.05)
-    with pytest.raises(UserError, match="writes by transformers only"):
-        model.generate("the cat")
-    with pytest.raises(UserError, match="writes by transformers only"):
-        model.token_losses([0, 5, 6])
-    assert transformers.pipeline("text-generation", str(run.model_directory))("the cat", max_new_tokens=3)
+    network = transformers.AutoModelForCausalLM.from_pretrained(run.model_directory)
+    row = model.tokenizer.opened(model.tokenizer.encode("the cat"))
+    tokens = torch.tensor([row])
+    out = network.generate(tokens, max_new_tokens=20, do_sample=False)[0].tolist()
+    written = model.tokenizer.decode([token for token in out[len(row) :] if token not in model.ends])
+    assert model.generate("the cat", tokens=20, temperature=0) == written
+    assert (run.directory / "samples").is_dir()
+    expected = torch.nn.functional.cross_entropy(network(tokens).logits[0, :-1], tokens[0, 1:], reduction="none")
+    torch.testing.assert_close(model.token_losses(row), expected.detach())
 
 
 def test_looking_into_it_is_refused(documents: list[str], tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="drop what is below this share of the likeliest")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="above 1 discourages what was written before")] = 1.0,
     seed: Annotated[int, typer.Option(help="the same seed writes the same text")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, or auto: bf16 where the machine multiplies it natively")
+    ] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON object; of --prompts one for each, a line each")
     ] = False,
@@ -73,6 +76,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        precision=precision,
         stream=(lambda _, piece: say((unsaid.pop() if unsaid else "") + piece, end="")) if streams else None,
     )
     if streams:

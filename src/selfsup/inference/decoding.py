@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.models.adapters import AdaptedDecoder
 from selfsup.models.decoder import Block, Decoder, KeyValueCache, Sight
 from selfsup.models.kernels import GATES
 from selfsup.models.transformer import RMSNorm
@@ -186,3 +187,28 @@ def _fold(matrix: Tensor, norm: RMSNorm | None) -> Tensor:
 def _whole_gain(norm: RMSNorm | None) -> Tensor | None:
     """The gain that `normalise` leaves out."""
     return None if norm is None else norm.gain * len(norm.weight) ** 0.5
+
+
+class Reading:
+    """As `Decoding` with its cache, of a decoder of transformers that reads one text: with the cache there where that
+    makes no difference, else all of its window anew for each token.
+
+    Where a window is full, its last half is the beginning of another one.
+    """
+
+    def __init__(self, decoder: AdaptedDecoder) -> None:
+        self.decoder, self.window = decoder, decoder.config.window
+        self.tokens = torch.empty(1, 0, dtype=torch.long, device=decoder.output_weight.device)
+        self.past: Any = None
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits (1, vocabulary) of what follows `tokens` (1, T)."""
+        self.tokens = torch.cat((self.tokens, tokens), 1)
+        if self.tokens.shape[1] > self.window:
+            self.tokens, self.past = self.tokens[:, -max(1, self.window // 2) :], None
+        if not self.decoder.remembers:
+            hidden = self.decoder(self.tokens)
+        else:
+            hidden, self.past = self.decoder.going_on(self.tokens if self.past is None else tokens, self.past)
+        return F.linear(hidden[:, -1], self.decoder.output_weight)

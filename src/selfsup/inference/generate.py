@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizers import TextStream, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.base import Model, require_room
-from selfsup.inference.decoding import Decoding
+from selfsup.inference.decoding import Decoding, Reading
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
+from selfsup.machine import find_precision
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder, read_ends
 from selfsup.models.directories import read_config
 from selfsup.models.layouts import Unfit
+from selfsup.models.losses import target_losses
 
+PRECISIONS = ("auto", "fp32", "bf16")
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text
 
@@ -35,6 +38,7 @@ class LanguageModel(Model):
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.ends = {tokenizer.end, *ends}
+        self._kept: tuple[torch.dtype, list[tuple[int, int]], Decoding] | None = None
 
     @classmethod
     def _open(cls, directory: Path) -> Self:
@@ -59,6 +63,7 @@ class LanguageModel(Model):
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stream: Callable[[int, str], None] | None = None,
+        precision: str = "auto",
     ) -> str | list[str]:
         """The text that follows each prompt, without the prompt: a string for a string, else a list.
 
@@ -68,9 +73,11 @@ class LanguageModel(Model):
         other prompts.
         `stream(number, piece)` receives each prompt's text piece by piece as it is written; the pieces join to
         what is returned. Beyond the trained window the oldest tokens go out of sight (see KeyValueCache).
+        `precision` is that of the products of matrices: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware
+        multiplies it natively. The same call writes the same text; in bf16, rounding may let it differ from what fp32
+        writes, or the same prompt among others.
         Raises UserError for an argument out of range.
         """
-        self._native()
         how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -78,13 +85,16 @@ class LanguageModel(Model):
             raise UserError("there is no prompt; give at least one (it may be empty)")
         if not 1 <= tokens <= MOST_TOKENS:
             raise UserError(f"tokens is {tokens}; ask for 1 to {MOST_TOKENS:,}")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
         if not all(stops):
             raise UserError("a stop is empty; give the text before which to end")
         rows = [self.tokenizer.opened(ids) for ids in self.tokenizer.encode_batch(texts)]
+        together = TOGETHER if isinstance(self.decoder, Decoder) else 1  # networks of others differ in what padding is
         written = [
             text
-            for first in range(0, len(rows), TOGETHER)
-            for text in self._write(rows[first : first + TOGETHER], first, tokens, how, seed, stops, stream)
+            for first in range(0, len(rows), together)
+            for text in self._write(rows[first : first + together], first, tokens, how, seed, stops, stream, precision)
         ]
         return written[0] if isinstance(prompts, str) else written
 
@@ -97,6 +107,7 @@ class LanguageModel(Model):
         seed: int,
         stops: tuple[str, ...],
         stream: Callable[[int, str], None] | None,
+        precision: str,
     ) -> list[str]:
         """The texts that follow some prompts, of which the first has the number `first`."""
         streams = [TextStream(self.tokenizer, row) for row in rows]
@@ -109,7 +120,7 @@ class LanguageModel(Model):
             if stream is not None and piece:
                 stream(first + number, piece)
 
-        for drawn in self._draw(rows, tokens, how, seed, first, stopped):
+        for drawn in self._draw(rows, tokens, how, seed, first, stopped, precision):
             for number, token in drawn:
                 write(number, endings[number].push(streams[number].push([token])))
                 if endings[number].met:
@@ -126,12 +137,16 @@ class LanguageModel(Model):
         """
         if len(tokens) < 2:
             raise UserError("a loss needs two tokens or more: one to start from and one to predict")
-        decoder = self._native()
+        decoder = self.decoder
         row = torch.tensor([list(tokens)], device=decoder.output_weight.device)
-        cache = self._cache(1, len(tokens) - 1, padding=[0])
+        if isinstance(decoder, Decoder):
+            cache = KeyValueCache(decoder.config, 1, len(tokens) - 1, None, decoder.output_weight.dtype, row.device)
+            read: Callable[[Tensor], Tensor] = partial(decoder, cache=cache)
+        else:
+            read = decoder  # whose windows do not see each other
         parts = (torch.split(part, decoder.config.window, 1) for part in (row[:, :-1], row[:, 1:]))
         losses = [
-            F.cross_entropy(decoder.logits(inputs, cache=cache)[0].float(), targets[0], reduction="none")
+            target_losses(read(inputs)[0], decoder.output_weight, targets[0])
             for inputs, targets in zip(*parts, strict=True)
         ]
         return torch.cat(losses)
@@ -145,19 +160,18 @@ class LanguageModel(Model):
         seed: int,
         first: int = 0,
         stopped: Set[int] = frozenset(),
+        precision: str = "fp32",
     ) -> Iterator[list[tuple[int, int]]]:
         """Step by step, (row, token) for each text that has not ended; `stopped` rows, which may grow, have."""
-        decoder = self._native()
-        weight = decoder.output_weight
+        decoder = self.decoder
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         padded = [[row[0]] * pad + row for pad, row in zip(padding, rows, strict=True)]
-        fresh = torch.tensor(padded, device=weight.device)
+        fresh = torch.tensor(padded, device=decoder.output_weight.device)
         choose = _Chooser(how, seed, fresh, decoder.config.vocabulary, first)
         writing = set(range(len(rows)))
-        decode = Decoding(decoder, weight.dtype)
-        cache = decode.cache(len(rows), longest + count, padding)
-        logits = decode(fresh, cache)
+        read = self._reader(padding, longest + count, precision)
+        logits = read(fresh)
         for position in range(count):
             chosen = choose(logits.float(), position)
             drawn = [(n, t) for n, t in enumerate(chosen.tolist()) if n in writing and t not in self.ends]
@@ -166,20 +180,25 @@ class LanguageModel(Model):
             if not writing:
                 return
             if position + 1 < count:
-                logits = decode(chosen[:, None], cache)
+                logits = read(chosen[:, None])
 
-    def _cache(self, batch: int, length: int, padding: list[int]) -> KeyValueCache:
-        decoder = self._native()
+    def _reader(self, padding: list[int], length: int, precision: str) -> Callable[[Tensor], Tensor]:
+        """What makes of the next tokens (B, T) of some texts the logits (B, vocabulary) of what follows; `length` are
+        the tokens that it is to read in all."""
+        if isinstance(self.decoder, AdaptedDecoder):
+            return Reading(self.decoder)
+        decode = self._packed(self.decoder, precision)
+        cache = decode.cache(len(padding), length, padding)
+        return lambda tokens: decode(tokens, cache)
+
+    def _packed(self, decoder: Decoder, precision: str) -> Decoding:
+        """The decoder prepared to write; anew where its weights have changed."""
         weight = decoder.output_weight
-        return KeyValueCache(decoder.config, batch, length, padding, weight.dtype, weight.device)
-
-    def _native(self) -> Decoder:
-        """The decoder, where it is one that can write here."""
-        if isinstance(self.decoder, Decoder):
-            return self.decoder
-        opened = self.decoder.opened
-        way = f'pipeline("text-generation", "{opened.directory}")'
-        raise opened.refused(f"which writes by transformers only: {way}")
+        dtype = torch.bfloat16 if find_precision(precision, weight.device) == "bf16" else weight.dtype
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in decoder.parameters()]
+        if self._kept is None or self._kept[:2] != (dtype, state):
+            self._kept = (dtype, state, Decoding(decoder, dtype))
+        return self._kept[2]
 
 
 def _open_decoder(directory: Path) -> Decoder | AdaptedDecoder:

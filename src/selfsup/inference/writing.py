@@ -35,13 +35,14 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stream: Callable[[int, str], None] | None = None,
+    precision: str = "auto",
 ) -> list[str]:
     """The text that the model of a run, or of a model directory, writes behind each prompt.
 
     Args:
         prompts: texts to go on from; none is one empty prompt.
         file: in their place, a file with a prompt on each line; `-` is the standard input.
-        tokens, stop, temperature, top_k, top_p, min_p, repetition_penalty, seed, stream: as
+        tokens, stop, temperature, top_k, top_p, min_p, repetition_penalty, seed, stream, precision: as
             `LanguageModel.generate` takes them.
 
     Raises:
@@ -49,7 +50,7 @@ def generate(
     """
     starts = prompts_of(prompts, file)
     texts = load_as(run, LanguageModel).generate(
-        starts, tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stream
+        starts, tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stream, precision
     )
     return [texts] if isinstance(texts, str) else texts
 

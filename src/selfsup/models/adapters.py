@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -330,6 +331,26 @@ class AdaptedDecoder(AdaptedTextNetwork):
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, width) of tokens (B, T), or one column of ones more for a bias."""
         return self.before_head(self.run(self.network, tokens, documents))
+
+    def going_on(self, tokens: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """As `forward`, of tokens (1, T) behind those that a cache of transformers holds, None for none; and the cache
+        that holds them too."""
+        made = self.network(input_ids=tokens, past_key_values=past, use_cache=True)
+        return self.before_head(made.logits), made.past_key_values
+
+    @cached_property
+    @torch.no_grad()
+    def remembers(self) -> bool:
+        """Whether `going_on` gives what `forward` gives."""
+        tokens = self._ordinary(4)
+        try:
+            first, past = self.going_on(tokens[:, :2], None)
+            found = torch.cat(
+                (first, *(self.going_on(token, past)[0] for token in torch.split(tokens[:, 2:], 1, 1))), 1
+            )
+            return past is not None and _close(self(tokens), found)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # it has no such cache
+            return False
 
     @torch.no_grad()
     def _refuse_foresight(self) -> None:

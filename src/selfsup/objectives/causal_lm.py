@@ -16,7 +16,7 @@ from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import OwnDecoder
+from selfsup.objectives.text_networks import GivenDecoder
 from selfsup.objectives.texts import TextRecipe, decoder_network
 from selfsup.seeding import generator
 
@@ -158,8 +158,8 @@ class CausalLMRecipe(TextRecipe):
 
     @property
     def _writes(self) -> bool:
-        """Whether it writes here: writing with other people's networks is left to transformers."""
-        return isinstance(self.network, OwnDecoder)
+        """Whether it writes here: of a network from Python nothing is known that would do."""
+        return not isinstance(self.network, GivenDecoder)
 
     @property
     def next_command(self) -> str:
@@ -171,4 +171,4 @@ class CausalLMRecipe(TextRecipe):
         """A short text from nothing but the start token, under one fixed seed."""
         if not self._writes:
             return None
-        return str(self.model(objective).generate("", tokens=SAMPLE_TOKENS, temperature=0.8))
+        return str(self.model(objective).generate("", tokens=SAMPLE_TOKENS, temperature=0.8, precision="fp32"))
