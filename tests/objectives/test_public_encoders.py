@@ -202,6 +202,20 @@ def test_variants_are_refused_in_a_sentence(
         selfsup.plan("masked-lm", data=corpus, init=str(copy), steps=1)
 
 
+def test_what_transformers_would_leave_out_is_used_by_neither(
+    directories: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(directories["bert"], tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text()) | {"position_embedding_type": "relative_key_query"}
+    (copy / "config.json").write_text(json.dumps(config))
+    more = {f"bert.encoder.layer.{n}.attention.self.distance_embedding.weight": torch.ones(127, 8) for n in range(2)}
+    save_file(weights(copy) | more, copy / "model.safetensors")
+    with pytest.raises(UserError, match="has positions relative to each other"):
+        selfsup.load(copy)
+    with pytest.raises(UserError, match="has positions relative to each other"):
+        selfsup.plan("masked-lm", data=corpus, model=f"hf:{copy}", steps=1)
+
+
 # -- its use -------------------------------------------------------------------------------------------------
 
 

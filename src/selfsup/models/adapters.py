@@ -48,6 +48,7 @@ MAPPINGS = {
 }
 SLACK = 1 << 26  # numbers that a network may have beyond twice those of its weights: tables that are computed
 SAFE = [f"*{ending}" for ending in OPENED]  # what is fetched from the hub: nothing that runs
+RELATIVE = "distance_embedding"  # of a BERT or its kin; transformers 5 computes without it, and says nothing
 PROBE = (5, 4)  # tokens of the two documents
 CLOSE = 1e-4  # of the largest number, between a document in a row and the same one alone
 # Settings of attention that does not see all.
@@ -140,6 +141,11 @@ def open_network(kind: str, directory: Path) -> TransformersNetwork:
         network, report = auto.from_pretrained(directory, config=config, dtype=torch.float32, **given)
     if network.config.is_encoder_decoder:
         raise UserError(f"{directory} holds an encoder with a decoder; give a model that is one of them.")
+    if any(RELATIVE in key for key in report["unexpected_keys"]):
+        raise UserError(
+            f"{directory} has positions relative to each other ({RELATIVE}), which this transformers leaves out; give a "
+            "model with absolute or rotary ones."
+        )
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return TransformersNetwork(directory, network, sorted(fresh), sorted(report["unexpected_keys"]))
 

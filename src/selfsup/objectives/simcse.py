@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 BATCH = 128
 DROPOUT = 0.1
 DELETION = 0.5  # measured: docs/LOG.md
-HUB_DELETION = 0.0  # of encoders that know a language (Gao et al. 2021, table 1)
+KNOWING_DELETION = 0.0  # of encoders that know a language (Gao et al. 2021, table 1)
 USAGE = """\
 import selfsup
 
@@ -164,12 +164,12 @@ class SimCSERecipe(TextRecipe):
         return open_sentences(source, **how)
 
     def settle(self, effort: Effort) -> None:
-        settings, own = self.settings, isinstance(self.network, OwnEncoder)
+        settings, fresh = self.settings, isinstance(self.network, OwnEncoder) and not self.network.of_others
         self.settle_network(effort)
         settings.settle("data.window", min(SENTENCE, self.network.longest), "recipe")
         if settings.origin("simcse.pooling") == "default" and self.network.features.pooling != self.options.pooling:
             settings.change("simcse.pooling", self.network.features.pooling, "init")
-        settings.settle("simcse.deletion", DELETION if own else HUB_DELETION, "recipe")
+        settings.settle("simcse.deletion", DELETION if fresh else KNOWING_DELETION, "recipe")
         self.cut()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
         self.settle_evaluation_batch()
