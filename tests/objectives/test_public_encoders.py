@@ -216,6 +216,16 @@ def test_what_transformers_would_leave_out_is_used_by_neither(
         selfsup.plan("masked-lm", data=corpus, model=f"hf:{copy}", steps=1)
 
 
+@pytest.mark.parametrize(("name", "place"), [("bert", "bert.encoder.layer.0"), ("distilbert", "distilbert.embeddings")])
+def test_parts_of_layers_that_are_unknown_are_refused(
+    name: str, place: str, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(directories[name], tmp_path / "copy"))
+    save_file(weights(copy) | {f"{place}.adapter.weight": torch.ones(2)}, copy / "model.safetensors")
+    with pytest.raises(UserError, match=r"adapter.weight should be absent"):
+        selfsup.load(copy)
+
+
 # -- its use -------------------------------------------------------------------------------------------------
 
 

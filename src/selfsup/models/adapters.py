@@ -143,8 +143,8 @@ def open_network(kind: str, directory: Path) -> TransformersNetwork:
         raise UserError(f"{directory} holds an encoder with a decoder; give a model that is one of them.")
     if any(RELATIVE in key for key in report["unexpected_keys"]):
         raise UserError(
-            f"{directory} has positions relative to each other ({RELATIVE}), which this transformers leaves out; give a "
-            "model with absolute or rotary ones."
+            f"{directory} has positions relative to each other ({RELATIVE}), which this transformers leaves out; give "
+            "a model with absolute or rotary ones."
         )
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return TransformersNetwork(directory, network, sorted(fresh), sorted(report["unexpected_keys"]))

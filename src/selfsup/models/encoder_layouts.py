@@ -199,7 +199,8 @@ STEMS = {
     "distilbert": "DistilBert",
 }  # of the names of classes
 FILLING = ("ForMaskedLM", "ForPreTraining")  # ends of those that have a head of masked LM
-ENCODER, HEAD = ("embeddings.", "layers.", "final_norm."), ("head.", "decoder.", "bias")  # how names begin here
+# How names begin, those of an encoder also where a part of a layer is known by no name here, and so to be refused.
+ENCODER, HEAD = ("embeddings.", "layers.", "final_norm.", "encoder.", "transformer."), ("head.", "decoder.", "bias")
 
 
 @dataclass(frozen=True)
