@@ -135,15 +135,19 @@ def save_peer(name: str, directory: Path) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     model.save_pretrained(directory)
-    prepared = {
-        "image_processor_type": peer.processor,
+    (directory / "preprocessor_config.json").write_text(json.dumps(preparation(name), indent=1))
+    return directory
+
+
+def preparation(name: str) -> dict[str, Any]:
+    """What preprocessor_config.json says of how images are prepared for a class."""
+    return {
+        "image_processor_type": PEERS[name].processor,
         **{f"do_{what}": True for what in ("convert_rgb", "resize", "rescale", "normalize")},
         "rescale_factor": 1 / 255,
         "resample": 2,
-        **peer.preparation,
+        **PEERS[name].preparation,
     }
-    (directory / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2))
-    return directory
 
 
 @torch.no_grad()

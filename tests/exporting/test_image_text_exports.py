@@ -28,6 +28,7 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.views import Preprocessing
 
 SIZE, WIDTH, DIMENSION = 24, 32, 12
 TEXTS = ["a red car in the snow", "a cat", "", "a car and " * 30]
@@ -164,7 +165,7 @@ def test_resized_images_are_near(tmp_path: Path) -> None:
 
 def test_a_network_of_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = adapt(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), 16)
-    model = ImageModel(network, Features("mean"), 16)
+    model = ImageModel(network, Features("mean"), Preprocessing.plain(16))
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(target, "load_encoder", lambda _: model)
     with pytest.raises(UserError, match="opens networks of transformers, and Sequential is none"):

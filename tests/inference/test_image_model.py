@@ -24,13 +24,13 @@ from selfsup.inference.vision import ImageModel
 from selfsup.models.backbones import adapt
 from selfsup.models.features import Features
 from selfsup.models.packing import Pooling
-from selfsup.views import MEAN, STD
+from selfsup.views import MEAN, STD, Preprocessing
 
 PICTURES = [picture(colour, number) for number in range(4) for colour in COLOURS]
 
 
 def model(pooling: Pooling = "mean", seed: int = 0) -> ImageModel:
-    return ImageModel(tiny_vision(seed), Features(pooling), SIZE)
+    return ImageModel(tiny_vision(seed), Features(pooling), Preprocessing.plain(SIZE))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_network_from_python() -> None:
     """One that gives the pixels back, whose mean is its vector."""
     same = torch.nn.Conv2d(3, 3, 1, bias=False)
     same.weight.data = torch.eye(3)[:, :, None, None]
-    seeing = ImageModel(adapt(same, SIZE), Features(), SIZE)
+    seeing = ImageModel(adapt(same, SIZE), Features(), Preprocessing.plain(SIZE))
     expected = np.stack([(resized(pixels) / 255 - MEAN) / np.array(STD) for pixels in PICTURES]).mean((1, 2))
     assert seeing.dimension == 3
     assert_alike(seeing.embed(PICTURES), expected, 1e-2)
@@ -160,7 +160,12 @@ def test_a_directory_gives_the_same_model(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_heeds_all_that_makes_a_vector() -> None:
-    others = [model(), model("cls"), model(seed=1), ImageModel(tiny_vision(), Features(), 2 * SIZE)]
+    others = [
+        model(),
+        model("cls"),
+        model(seed=1),
+        ImageModel(tiny_vision(), Features(), Preprocessing.plain(2 * SIZE)),
+    ]
     changed = model()
     changed.backbone.norm.weight.data[-1] += 1e-6
     assert len({other.fingerprint for other in [*others, changed]}) == 5

@@ -28,6 +28,7 @@ from selfsup.objectives.clip import CLIP, CLIPRecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.report import Reporter
 from selfsup.run import Run
+from selfsup.views import Preprocessing
 from selfsup.views.drawn import levels
 
 COUNT = 24  # pairs of a batch: more than are drawn
@@ -81,7 +82,7 @@ def test_pairs_are_those_that_are_trained_on(run: Run) -> None:
     assert (inspection.batch, len(inspection.images), inspection.values["loss"]) == (COUNT, COUNT, "softmax")
     recipe, objective, batch = beginning(run)
     task = objective.hide(batch)
-    expected = levels(task["views"])
+    expected = levels(task["views"], Preprocessing.plain(1))
     (group,) = inspection.of(Gallery)[0].groups
     for tile, pixels in zip(group.rows[0], expected, strict=False):
         np.testing.assert_array_equal(tile.pixels, pixels)

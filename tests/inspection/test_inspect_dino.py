@@ -19,6 +19,7 @@ from selfsup.objectives.base import Task
 from selfsup.objectives.dino import DINO, DINORecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
+from selfsup.views import Preprocessing
 from selfsup.views.drawn import levels
 
 SIZE, PATCH, LOCAL = 16, 4, 8
@@ -63,7 +64,7 @@ def test_crops_and_hidden_patches_are_those_that_are_trained_on(run: Run) -> Non
         crops = [tile.pixels for tile in drawn if tile.name.startswith("crop ")]
         assert len(crops) == 5
         for seen, crop in zip(crops, [*whole, *local], strict=True):
-            np.testing.assert_array_equal(seen, levels(crop[None])[0])
+            np.testing.assert_array_equal(seen, levels(crop[None], Preprocessing.plain(1))[0])
     hidden = masks(inspection)
     np.testing.assert_array_equal(hidden.reshape(count, 2, -1), task["hidden"])
     assert [len(image["views"]) for image in inspection.images] == [5] * count

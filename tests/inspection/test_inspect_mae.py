@@ -19,6 +19,7 @@ from selfsup.objectives.base import Task
 from selfsup.objectives.mae import MAE, MAERecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.run import Run
+from selfsup.views import Preprocessing
 from selfsup.views.drawn import levels
 
 SIDE = 4  # patches
@@ -69,7 +70,7 @@ def test_crops_and_hidden_patches_are_those_that_are_trained_on(run: Run) -> Non
     inspection = look(run=run.directory)
     _, task = beginning(run, len(inspection.images))
     assert len(tiles(inspection)) == 5
-    for drawn, pixels in zip(tiles(inspection), levels(task["pixels"]), strict=False):
+    for drawn, pixels in zip(tiles(inspection), levels(task["pixels"], Preprocessing.plain(1)), strict=False):
         np.testing.assert_array_equal(drawn["crop"], pixels)
     for mask, hidden in zip(masks(inspection), task["hidden"].tolist(), strict=True):
         assert np.flatnonzero(mask).tolist() == hidden

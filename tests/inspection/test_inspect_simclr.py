@@ -28,6 +28,7 @@ from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import SimCLR, SimCLRRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
+from selfsup.views import Preprocessing
 from selfsup.views.drawn import levels
 
 
@@ -61,7 +62,7 @@ def test_views_are_those_that_are_trained_on(run: Run) -> None:
     assert inspection.run == str(run.directory)
     count = len(inspection.images)
     _, batch, task = beginning(run, count)
-    expected = levels(task["views"].flatten(0, 1)).reshape(count, 2, 16, 16, 3)
+    expected = levels(task["views"].flatten(0, 1), Preprocessing.plain(1)).reshape(count, 2, 16, 16, 3)
     assert len(tiles(inspection)) == 6
     for image, (_, *pair) in enumerate(tiles(inspection)):
         for seen, pixels in zip(pair, expected[image], strict=True):

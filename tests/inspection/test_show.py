@@ -27,10 +27,11 @@ from selfsup.inspection.show import show as look
 from selfsup.models.attention import Placement
 from selfsup.models.backbones import adapt
 from selfsup.models.features import Features
+from selfsup.models.packing import Pooling
 from selfsup.models.vision import Block, VisionConfig, VisionTransformer
 from selfsup.run import Run
 from selfsup.seeding import generator
-from selfsup.views import centred
+from selfsup.views import Preprocessing, centred
 
 CONFIG = VisionConfig(size=16, patch=4, layers=2, width=32, heads=2, mlp=48, registers=2)
 
@@ -92,11 +93,15 @@ def test_attention_is_that_of_the_block() -> None:
         torch.testing.assert_close(mean, torch.stack(each).mean(0))
 
 
+def model(made: VisionTransformer, pooling: Pooling = "cls") -> ImageModel:
+    return ImageModel(made, Features(pooling), Preprocessing.plain(CONFIG.size))
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_features_are_those_of_the_network(pooling: str) -> None:
+def test_features_are_those_of_the_network(pooling: Pooling) -> None:
     pixels, made = drawing(3, 16)[:16, :16], network()
-    insight = look_into(made, "it", pixels, 4, pooling)  # type: ignore[arg-type]
-    shown = centred(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([[16, 16]]), 16)
+    insight = look_into(model(made, pooling), "it", pixels, 4)
+    shown = centred(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([[16, 16]]), Preprocessing.plain(16))
     with torch.inference_mode():
         states = made(shown)[0, CONFIG.prefix :]
     np.testing.assert_allclose(insight.features.reshape(16, -1), states, atol=1e-4)
@@ -111,7 +116,7 @@ def test_features_are_those_of_the_network(pooling: str) -> None:
 def test_patches_follow_the_shape_of_the_image(height: int, width: int, short: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
     rows, columns = (round(short * side / min(height, width)) for side in (height, width))
-    insight = look_into(network(), "it", pixels, short, "cls")
+    insight = look_into(model(network()), "it", pixels, short)
     assert insight.features.shape == (rows, columns, 32)
     assert min(rows, columns) == short
 
@@ -186,7 +191,7 @@ class Small(nn.Module):
 
 
 def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ImageModel(adapt(Small(), 16), Features("mean"), 16)
+    model = ImageModel(adapt(Small(), 16), Features("mean"), Preprocessing.plain(16))
     monkeypatch.setattr("selfsup.inspection.show.load_as", lambda run, kind: model)
     with pytest.raises(UserError, match=r"runs/r50 .* \(Small\), whose patches cannot be shown"):
         show("runs/r50", [drawing(0, 20)])

@@ -42,7 +42,7 @@ def test_each_tower_opens_by_itself(directory: Path) -> None:
     assert isinstance(image, ImageModel)
     assert isinstance(text, EncoderModel)
     assert image.dimension == text.dimension == DIMENSION
-    plain = ImageModel(tiny_vision(), Features("mean"), image.size).embed([picture("red", 0)])
+    plain = ImageModel(tiny_vision(), Features("mean"), image.preprocessing).embed([picture("red", 0)])
     weight = projection(WIDTH, 1).weight
     assert weight is not None
     np.testing.assert_allclose(image.embed([picture("red", 0)]), plain @ weight.numpy().T, atol=1e-5)

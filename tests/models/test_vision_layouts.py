@@ -182,12 +182,6 @@ def test_other_arithmetic_is_refused(copy: Path, change: dict[str, Any], message
         read_vision(copy)
 
 
-def test_another_normalisation_is_refused(copy: Path) -> None:
-    edit(copy / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
-    with pytest.raises(UserError, match=r"has image_mean = \[0.5, 0.5, 0.5\]; only models"):
-        read_vision(copy)
-
-
 def test_weights_that_do_not_fit_are_refused(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     del weights["layer.1.mlp.up_proj.bias"]
@@ -208,9 +202,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def saved(name: str) -> Path:
-        directory = save_peer(name, tmp_path_factory.mktemp("peers") / name)
-        (directory / "preprocessor_config.json").unlink()
-        return directory
+        return save_peer(name, tmp_path_factory.mktemp("peers") / name)
 
     return saved
 
@@ -243,10 +235,12 @@ def test_others_layouts_open_and_are_saved_back(name: str, peer: Callable[[str],
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    difference = save_vision(tmp_path / "model", model, opened.features, card, directory)
+    difference = save_vision(tmp_path / "model", model, opened.features, card, opened.preprocessing, directory)
     assert difference is not None
     assert difference < 1e-4
     assert max(parities(tmp_path / "model")) < 1e-5
+    said = [(place / "preprocessor_config.json").read_bytes() for place in (directory, tmp_path / "model")]
+    assert said[0] == said[1]
     before, after = (json.loads((place / "config.json").read_text()) for place in (directory, tmp_path / "model"))
     assert before.items() <= after.items()
     assert after.keys() - before.keys() <= {"torch_dtype"}

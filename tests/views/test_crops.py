@@ -94,7 +94,7 @@ def ours(pixels: np.ndarray, boxes: torch.Tensor, size: int, mirror: bool = Fals
     top, left, height, width = boxes.unbind(1)
     flags = torch.full((len(boxes),), mirror)
     rows = Line.of(top, height, top, top + height, pixels.shape[2], size)
-    columns = Line.of(left, width, left, left + width, pixels.shape[3], size, flags)
+    columns = Line.of(left, width, left, left + width, pixels.shape[3], size, mirror=flags)
     return (resample(torch.from_numpy(pixels), torch.arange(len(pixels)), rows, columns) * 255).numpy()
 
 

@@ -50,7 +50,7 @@ def both(view: View, seed: int = 5, number: int = 2) -> tuple[torch.Tensor, list
 def test_box_and_mirror_give_the_view_by_pillow(seed: int, number: int) -> None:
     rendered, drawn = both(CROPS, seed, number)
     pixels, _ = images()
-    for image, view, what in zip(pixels, levels(rendered), drawn, strict=True):
+    for image, view, what in zip(pixels, levels(rendered, CROPS), drawn, strict=True):
         top, left, height, width = what.box
         crop = image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
         expected = Image.fromarray(crop).resize((8, 8), Image.Resampling.BILINEAR)
@@ -85,4 +85,4 @@ def test_levels_are_those_of_the_image() -> None:
     whole = View(8, (1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
     records = np.arange(3)
     rendered = render(pixels, torch.tensor([[8, 8]] * 3), whole, 0, records * 0, records, 0)
-    np.testing.assert_array_equal(levels(rendered), pixels.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(levels(rendered, whole), pixels.permute(0, 2, 3, 1).numpy())

@@ -17,6 +17,7 @@ from selfsup.seeding import uniform
 from selfsup.views import (
     MEAN,
     STD,
+    Preprocessing,
     View,
     centred,
     crops,
@@ -32,6 +33,7 @@ from selfsup.views.blurring import reach
 from selfsup.views.crops import CROP_DRAWS, LARGE, random_boxes
 from selfsup.views.rendering import AMOUNTS, BLUR, CROP, FLIP, GREY, JITTER, KEYS, SIGMA, SOLARIZE
 
+plain = Preprocessing.plain
 EVERYTHING = View(
     9, (0.2, 1.0), jitter=0.7, brightness=0.5, contrast=0.6, saturation=0.7, hue=0.2, grey=0.3, blur=0.5, solarize=0.4
 )
@@ -120,7 +122,7 @@ def test_threads_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     places = np.zeros(2, np.int64), np.arange(2)
     seen = []
 
-    def broken(images: torch.Tensor) -> torch.Tensor:
+    def broken(images: torch.Tensor, view: View) -> torch.Tensor:
         seen.append(torch.get_num_threads())
         raise RuntimeError
 
@@ -177,11 +179,11 @@ def test_images_of_different_sizes_stand_in_one_batch() -> None:
     both = torch.cat((padded(small, 32, 20, 3), padded(large, 32, 20, 4)))
     sizes = torch.tensor([[11, 20], [32, 13]])
     zeros, records = np.zeros(2), np.array([5, 6])
-    found = render(both, sizes, EVERYTHING, 0, zeros, records, 0), centred(both, sizes, 9)
+    found = render(both, sizes, EVERYTHING, 0, zeros, records, 0), centred(both, sizes, plain(9))
     for i, image in enumerate((small, large)):
         view = render(image, sizes[i : i + 1], EVERYTHING, 0, zeros[:1], records[i : i + 1], 0)
         torch.testing.assert_close(found[0][i], view[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(found[1][i], centred(image, sizes[i : i + 1], 9)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[1][i], centred(image, sizes[i : i + 1], plain(9))[0], atol=1e-5, rtol=0)
 
 
 def test_the_same_place_gives_the_same_bits_and_another_one_another_view() -> None:
@@ -209,19 +211,19 @@ def test_several_views_are_those_that_are_made_one_by_one() -> None:
 def test_how_many_are_worked_on_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, sizes = images(9, 16, 16)
     places = np.zeros(9, np.int64), np.arange(9)
-    view, middle = render(pixels, sizes, EVERYTHING, 0, *places, 0), centred(pixels, sizes, 10)
+    view, middle = render(pixels, sizes, EVERYTHING, 0, *places, 0), centred(pixels, sizes, plain(10))
     monkeypatch.setattr(rendering, "CACHE", 1)
     torch.testing.assert_close(render(pixels, sizes, EVERYTHING, 0, *places, 0), view, atol=1e-5, rtol=0)
-    torch.testing.assert_close(centred(pixels, sizes, 10), middle, atol=1e-5, rtol=0)
+    torch.testing.assert_close(centred(pixels, sizes, plain(10)), middle, atol=1e-5, rtol=0)
 
 
 def test_mixed_precision_does_not_reach_the_views() -> None:
     pixels, sizes = images(4, 16, 16)
     places = np.zeros(4, np.int64), np.arange(4)
-    view, middle = render(pixels, sizes, EVERYTHING, 0, *places, 0), centred(pixels, sizes, 10)
+    view, middle = render(pixels, sizes, EVERYTHING, 0, *places, 0), centred(pixels, sizes, plain(10))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(render(pixels, sizes, EVERYTHING, 0, *places, 0), view)
-        assert torch.equal(centred(pixels, sizes, 10), middle)
+        assert torch.equal(centred(pixels, sizes, plain(10)), middle)
 
 
 def share(view: View, other: View, count: int = 2000) -> float:
@@ -251,7 +253,7 @@ def test_a_gpu_renders_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.is_cuda
         torch.testing.assert_close(found.cpu(), render(pixels, sizes, view, 0, *places, 1), atol=1e-3, rtol=0)
     torch.testing.assert_close(
-        centred(pixels.cuda(), sizes.cuda(), 32).cpu(), centred(pixels, sizes, 32), atol=1e-4, rtol=0
+        centred(pixels.cuda(), sizes.cuda(), plain(32)).cpu(), centred(pixels, sizes, plain(32)), atol=1e-4, rtol=0
     )
 
 
@@ -272,7 +274,7 @@ def plain_centre(pixels: np.ndarray, size: int) -> np.ndarray:
 @given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 40), seed=st.integers(0, 99))
 def test_evaluation_sees_the_middle_as_pillow_resizes_it(height: int, width: int, size: int, seed: int) -> None:
     pixels, sizes = images(2, height, width, seed)
-    found = centred(pixels, sizes, size)
+    found = centred(pixels, sizes, plain(size))
     assert found.shape == (2, 3, size, size)
     for image, one in zip(pixels.numpy(), found.numpy(), strict=True):
         np.testing.assert_allclose(one, normalised(plain_centre(image, size) / 255), atol=1e-3)
@@ -285,7 +287,7 @@ def test_evaluation_sees_what_torchvision_sees() -> None:
         [transforms.Resize(24), transforms.CenterCrop(24), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     )
     expected = theirs(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()))
-    torch.testing.assert_close(centred(pixels, sizes, 24)[0], expected, atol=1.01 / 255 / min(STD), rtol=0)
+    torch.testing.assert_close(centred(pixels, sizes, plain(24))[0], expected, atol=1.01 / 255 / min(STD), rtol=0)
 
 
 def test_draws_do_not_overlap() -> None:

@@ -26,8 +26,8 @@ from selfsup.files import new_file
 from selfsup.models.backbones import AdaptedBackbone, SavedBackbone
 from selfsup.models.features import Features
 from selfsup.models.parity import Difference
+from selfsup.models.preprocessors import as_processor
 from selfsup.models.vision import CHANNELS, VisionTransformer
-from selfsup.models.vision_layouts import preprocessor
 
 
 def write(source: Path, path: Path) -> Written:
@@ -83,7 +83,7 @@ def _export(graph: Graph, opened: SavedBackbone, path: Path) -> None:
             verbose=False,
         )
     features = {"pooling": opened.features.pooling, "mapped": opened.features.weight is not None}
-    about = {"preprocessing": preprocessor(size), "features": features}
+    about = {"preprocessing": as_processor(opened.preprocessing), "features": features}
     program.model.metadata_props.update({name: json.dumps(content) for name, content in about.items()})
     program.save(path, external_data=False)
 

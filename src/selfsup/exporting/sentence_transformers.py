@@ -63,7 +63,7 @@ def _write_tower(directory: Path, tower: Tower) -> None:
         write_text_input(directory, tower.window)
         width = tower.encoder.config.width
     elif isinstance(tower.backbone, VisionTransformer):
-        write_vision(directory, tower.backbone)
+        write_vision(directory, tower.backbone, tower.preprocessing, tower.directory)
         write_image_input(directory, tower.features.pooling)
         width = tower.backbone.config.width
     else:
@@ -151,7 +151,7 @@ def _facts(towers: Sequence[Tower]) -> dict[str, str]:
         if isinstance(tower, EncoderModel):
             facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
         else:
-            facts["Images"] = f"the short side is resized to {tower.size} pixels, the middle is kept"
+            facts["Images"] = tower.preprocessing.words
     return facts | ({"One call": "is of images or of texts, not of both"} if len(towers) > 1 else {})
 
 

@@ -51,7 +51,7 @@ def write(source: Path, path: Path) -> Written:
     metadata = {
         "architecture": architecture,
         "model_args": json.dumps(arguments),
-        "pretrained_cfg": json.dumps(timm_preprocessing(opened.size)),
+        "pretrained_cfg": json.dumps(timm_preprocessing(opened.preprocessing)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:

@@ -33,17 +33,18 @@ class Reconstruction:
 def reconstruct(directory: Path, pixels: Pixels, seed: int = 0) -> Reconstruction:
     """What a model makes of an image (H, W, 3), of which as large a share is hidden as in training: patches chosen by
     the seed. Raises UserError where the directory holds no masked autoencoder, or a damaged one."""
-    decoder, encoder = read_decoder(directory), read_vision(directory).model().eval()
-    size, patch = encoder.config.size, decoder.config.patch
+    decoder, saved = read_decoder(directory), read_vision(directory)
+    encoder, seen = saved.model().eval(), saved.preprocessing
+    size, patch = seen.size, decoder.config.patch
     side, place = size // patch, np.zeros(1, np.int64)
-    image = centred(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([pixels.shape[:2]]), size)
+    image = centred(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([pixels.shape[:2]]), seen)
     visible, hidden = random_patches(seed, place, place, side**2, decoder.config.hidden)
     states = encoder(image, visible=visible)[:, encoder.config.prefix :]
     values = decoder(states, visible, hidden, (side, side))
     mask = np.zeros(side**2, np.bool_)
     mask[hidden[0]] = True
     filled, smooth = (fill_in(image, visible, hidden, each, patch) for each in (values, torch.zeros_like(values)))
-    whole, filled, smooth = (levels(each)[0] for each in (image, filled, smooth))
+    whole, filled, smooth = (levels(each, seen)[0] for each in (image, filled, smooth))
     return Reconstruction(whole, mask.reshape(side, side), filled, smooth)
 
 

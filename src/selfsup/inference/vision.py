@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -24,7 +25,7 @@ from selfsup.machine import Machine, find_precision
 from selfsup.models.backbones import AnyBackbone, open_backbone
 from selfsup.models.features import Features
 from selfsup.report import Progress
-from selfsup.views import MEAN, STD, centred
+from selfsup.views import Preprocessing, centred
 
 PIXELS, IMAGES = 1 << 22, 512  # at most, that are embedded at once
 READERS = 8  # threads, at most, that decode images
@@ -33,24 +34,27 @@ TOLERANCE = 0.02  # what bf16 may move vectors by, as a share of how far they li
 
 
 class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
-    """A network, the side of the images that it sees, and what its vector of an image is.
+    """A network, how images are prepared for it, and what its vector of one is.
 
     Attributes:
-        size: the short side of an image is resized to it, and the middle of the image cropped.
+        directory: that it was opened from, where it was.
     """
+
+    directory: Path | None = None
 
     kind = "an image encoder"
     embeds = (Picture,)
 
-    def __init__(self, backbone: AnyBackbone, features: Features, size: int) -> None:
+    def __init__(self, backbone: AnyBackbone, features: Features, preprocessing: Preprocessing) -> None:
         super().__init__(backbone, features)
-        self.size = size
+        self.preprocessing = preprocessing
 
     @classmethod
     def _open(cls, directory: Path) -> Self:
         opened = open_backbone(directory)
-        model = cls(opened.backbone, opened.features, opened.size)
+        model = cls(opened.backbone, opened.features, opened.preprocessing)
         model.features.require_width(model.width, directory)
+        model.directory = directory
         return model
 
     @property
@@ -58,12 +62,19 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
         return self.network
 
     @property
+    def size(self) -> int:
+        """Height and width of what it sees, in pixels."""
+        return self.preprocessing.size
+
+    @property
     def width(self) -> int:
         return self.network.dimension
 
     @property
     def reading(self) -> tuple[object, ...]:
-        return self.size, MEAN, STD
+        how = self.preprocessing
+        plain = replace(how, resized=how.size, square=False, bicubic=False)
+        return how.size, how.mean, how.std, *([] if how == plain else [how])
 
     def read(self, source: object, column: str | None = None, **how: Unpack[Reading]) -> Pictures:
         return open_pictures(source, self.size, column, **how)
@@ -99,7 +110,7 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
         step = max(1, min(IMAGES, PIXELS // self.size**2))
         with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
             batches = (
-                [pool.submit(_pixels, image, self.size) for image in images[start : start + step]]
+                [pool.submit(_pixels, image, self.preprocessing.resized) for image in images[start : start + step]]
                 for start in range(0, len(images), step)
             )
             waiting = deque(itertools.islice(batches, AHEAD))
@@ -116,7 +127,7 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
         for shape, places in shapes.items():
             stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).to(self.device)
             sizes = torch.tensor([shape[:2]], device=self.device).expand(len(places), 2)
-            shown[places] = centred(stacked.permute(0, 3, 1, 2), sizes, self.size)
+            shown[places] = centred(stacked.permute(0, 3, 1, 2), sizes, self.preprocessing)
         return shown
 
     def _vectors(self, shown: Tensor, precision: str) -> Tensor:

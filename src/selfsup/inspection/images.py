@@ -104,7 +104,7 @@ class Look:
         """View `number` of each image (n, 3, S, S), and what was drawn for it."""
         batch = self.batch
         drawn = draw_views(batch.data["sizes"], view, batch.seed, batch.epochs, batch.records, number)
-        return [Seen(*pair) for pair in zip(drawn, levels(rendered), strict=True)]
+        return [Seen(*pair) for pair in zip(drawn, levels(rendered, view), strict=True)]
 
     def original(self, image: int, boxes: Sequence[Box], name: str = "image") -> Tile:
         """An image with crops drawn in."""

@@ -57,7 +57,7 @@ def _filled(look: Look, made: Task, patch: int) -> list[Filled]:
     outputs = objective.predict(made)
     losses, values = by_record(objective, outputs, made, TERM), outputs["values"].float()
     pictures = [
-        levels(fill_in(made["pixels"], made["visible"], made["hidden"], each, patch))
+        levels(fill_in(made["pixels"], made["visible"], made["hidden"], each, patch), look.view)
         for each in (values, torch.zeros_like(values))
     ]
     return [Filled(*each) for each in zip(*pictures, losses, strict=True)]

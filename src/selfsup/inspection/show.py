@@ -32,7 +32,6 @@ from selfsup.models.directories import find_model
 from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import CONFIG
 from selfsup.models.vision import Block, VisionTransformer
-from selfsup.views import MEAN, STD
 
 HEIGHT, LOW = 150, 90  # of an image on the sheet, and of one among many
 ENLARGED = 2  # times the size of training: crops have shown the network parts of images as large as that
@@ -87,7 +86,7 @@ def show(
     sources = open_images([Path(images)] if isinstance(images, str | Path) else images)
     patches = round((size or ENLARGED * model.size) / network.config.patch)
     insights = [
-        look_into(network, Path(sources.place(index)).name, sources.pixels(index), max(1, patches), pooling)
+        look_into(model, Path(sources.place(index)).name, sources.pixels(index), max(1, patches))
         for index in range(len(sources))
     ]
     if (find_model(run) / CONFIG).exists():
@@ -98,22 +97,23 @@ def show(
 
 
 @torch.inference_mode()
-def look_into(network: VisionTransformer, name: str, pixels: Pixels, short: int, pooling: Pooling) -> Insight:
-    """What a network makes of an image (H, W, 3) that is cut into `short` patches along its short side.
+def look_into(model: ImageModel, name: str, pixels: Pixels, short: int) -> Insight:
+    """What a vision transformer makes of an image (H, W, 3) that is cut into `short` patches along its short side.
 
     Raises:
         UserError: these are too many patches.
     """
-    config = network.config
-    sides = pixels.shape[:2]
+    network, pooling, seen = cast(VisionTransformer, model.backbone), model.features.pooling, model.preprocessing
+    config, sides = network.config, pixels.shape[:2]
     rows, columns = (max(1, round(short * side / min(sides))) for side in sides)
     if rows * columns > MOST_PATCHES:
         raise UserError(
             f"{name} would be cut into {rows} by {columns} patches, and no more than {MOST_PATCHES:,} can be shown; "
             "give a smaller --size."
         )
-    resized = Image.fromarray(pixels).resize((columns * config.patch, rows * config.patch), Image.Resampling.BILINEAR)
-    mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
+    way = Image.Resampling.BICUBIC if seen.bicubic else Image.Resampling.BILINEAR
+    resized = Image.fromarray(pixels).resize((columns * config.patch, rows * config.patch), way)
+    mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (seen.mean, seen.std))
     given = (torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255 - mean) / std
     caught: list[tuple[Tensor, Placement]] = []
     hook = network.layer[-1].register_forward_pre_hook(lambda _, inputs: caught.append(inputs))

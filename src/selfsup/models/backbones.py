@@ -32,7 +32,6 @@ from selfsup.models.directories import (
     read_safetensors,
     read_weights,
     whole,
-    write_json,
 )
 from selfsup.models.features import Features
 from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
@@ -40,10 +39,11 @@ from selfsup.models.kinds import PREPROCESSOR
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.parity import Difference, exactness, max_difference, noise
+from selfsup.models.preprocessors import read_preprocessing, write_preprocessing
 from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionTransformer
-from selfsup.models.vision_layouts import PREPROCESSING, preprocessor, read_vision, save_vision
-from selfsup.views import MEAN, STD
+from selfsup.models.vision_layouts import read_vision, save_vision
+from selfsup.views import Preprocessing
 
 TIMM = "timm:"
 ARGUMENTS = {"img_size", "dynamic_img_size"}  # that networks of timm are given here
@@ -183,26 +183,38 @@ def _build_timm(timm: Any, source: TimmNetwork, size: int) -> AdaptedBackbone:
 
 @dataclass(frozen=True)
 class SavedBackbone:
-    """What a directory of `save_backbone` holds: the network, what the vector of an image is, the side of images."""
+    """What a directory of `save_backbone` holds: the network, what the vector of an image is, how one is prepared."""
 
+    directory: Path
     backbone: AnyBackbone
     features: Features
-    size: int
+    preprocessing: Preprocessing
+
+    @property
+    def size(self) -> int:
+        """Of the images that it sees."""
+        return self.preprocessing.size
 
 
 def save_backbone(
-    directory: Path, backbone: AnyBackbone, features: Features, card: Callable[[str], str], origin: Path | None = None
+    directory: Path,
+    backbone: AnyBackbone,
+    features: Features,
+    card: Callable[[str], str],
+    preprocessing: Preprocessing | None = None,
+    origin: Path | None = None,
 ) -> float | None:
     """Write a directory that `open_backbone` opens and, where it is known there, transformers or timm.
 
     As `save_vision`, which does it for a vision transformer; of timm's networks max |Δ| is against timm.
     """
     if isinstance(backbone, VisionTransformer):
-        return save_vision(directory, backbone, features, card, origin)
+        return save_vision(directory, backbone, features, card, preprocessing, origin)
+    seen = preprocessing or Preprocessing.plain(backbone.size)
     difference, statement = None, f"weights by the names of {_class(backbone.network)}, which opens them"
     with new_model(directory) as temporary:
-        write_network(temporary, _config(backbone), backbone.network.state_dict())
-        write_json(temporary / PREPROCESSOR, preprocessor(backbone.size))
+        write_network(temporary, _config(backbone, seen), backbone.network.state_dict())
+        write_preprocessing(temporary, seen)
         features.write(temporary)
         if backbone.timm is not None:
             source, device = backbone.timm.of_vectors(), next(backbone.eval().parameters()).device
@@ -224,18 +236,19 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBack
     saved = read_config(directory)
     if not saved.keys() & {"architecture", "class"}:
         vision = read_vision(directory)
-        return SavedBackbone(vision.model(), vision.features, vision.config.size)
-    size = PREPROCESSING.read(read_json(directory / PREPROCESSOR), directory / PREPROCESSOR).size
+        return SavedBackbone(directory, vision.model(), vision.features, vision.preprocessing)
+    read_json(directory / PREPROCESSOR)  # which must be there
+    preprocessing = read_preprocessing(directory)
     weights = read_weights(directory)
     if "architecture" in saved:
-        backbone = _reopen_timm(saved, size, weights, directory)
+        backbone = _reopen_timm(saved, preprocessing.size, weights, directory)
     else:
-        backbone = _given(module, saved["class"], size, directory)
+        backbone = _given(module, saved["class"], preprocessing.size, directory)
     try:
         backbone.network.load_state_dict(weights)
     except RuntimeError as error:
         raise damaged(f"{directory} does not fit its network ({error})") from None
-    return SavedBackbone(backbone, read_features(directory), size)
+    return SavedBackbone(directory, backbone, read_features(directory), preprocessing)
 
 
 def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path) -> AdaptedBackbone:
@@ -270,7 +283,7 @@ def _given(module: nn.Module | None, name: str, size: int, directory: Path) -> A
     return backbone
 
 
-def _config(backbone: AdaptedBackbone) -> dict[str, Any]:
+def _config(backbone: AdaptedBackbone, seen: Preprocessing) -> dict[str, Any]:
     """What config.json says: of a network of timm's, what timm's own files say."""
     if backbone.timm is None:
         return {"class": _class(backbone.network), "num_features": backbone.dimension}
@@ -281,7 +294,7 @@ def _config(backbone: AdaptedBackbone) -> dict[str, Any]:
         "num_features": backbone.dimension,
         "model_args": backbone.timm.arguments,  # num_classes is said above; twice is too often for transformers
         "pretrained_cfg": {
-            **timm_preprocessing(backbone.size),
+            **timm_preprocessing(seen),
             "num_classes": 0,
             "fixed_input_size": known.get("fixed_input_size", False),
             "first_conv": known.get("first_conv"),
@@ -290,15 +303,16 @@ def _config(backbone: AdaptedBackbone) -> dict[str, Any]:
     }
 
 
-def timm_preprocessing(size: int) -> dict[str, Any]:
-    """How an image becomes pixels, in timm's terms: as `vision_layouts.preprocessor`."""
+def timm_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """How an image becomes pixels, in timm's terms."""
+    size, resized = preprocessing.size, preprocessing.resized
     return {
         "input_size": [CHANNELS, size, size],
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": list(MEAN),
-        "std": list(STD),
+        "interpolation": "bicubic" if preprocessing.bicubic else "bilinear",
+        "crop_pct": size / resized,
+        "crop_mode": "squash" if preprocessing.square else "center",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
     }
 
 

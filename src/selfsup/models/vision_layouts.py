@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.models.directories import MOST_SIDE, read_config, read_json, write_json
+from selfsup.models.directories import MOST_SIDE, read_config
 from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import built, new_model, write_card
-from selfsup.models.kinds import PREPROCESSOR, VISION
+from selfsup.models.kinds import VISION
 from selfsup.models.layouts import FP32, Layout, at
 from selfsup.models.parity import exactness, max_difference, network_difference
+from selfsup.models.preprocessors import read_preprocessing, write_preprocessing
 from selfsup.models.sentence_transformers import read_features
 from selfsup.models.vision import CHANNELS, VisionConfig, VisionTransformer
-from selfsup.views import MEAN, STD
+from selfsup.views import Preprocessing
 
 QKV = ("query", "key", "value")
 SIZES = {  # of a ViT-B, which is what files that do not say a size mean
@@ -231,38 +231,15 @@ MASK = "embeddings.mask_token"
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes pixels: its short side is resized to `size`, the middle cropped, and normalised."""
-
-    size: int
-
-
-PREPROCESSING = Layout(
-    Preprocessing,
-    name="models of images",
-    places={"size": at("crop_size.height", "crop_size.width", "size.shortest_edge", most=MOST_SIDE)},
-    fixed={"image_mean": list(MEAN), "image_std": list(STD)},
-    written={
-        "image_processor_type": "ViTImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "resample": 2,  # Pillow's number for bilinear
-        "do_center_crop": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-    },
-)
-
-
-@dataclass(frozen=True)
 class SavedVision:
-    """What a directory holds: the weights by the names of `VisionTransformer`, and what the vector of an image is."""
+    """What a directory holds: the weights by the names of `VisionTransformer`, what the vector of an image is, and how
+    an image is prepared."""
 
     directory: Path
     config: VisionConfig
     weights: dict[str, Tensor]
     features: Features
+    preprocessing: Preprocessing
 
     def model(self) -> VisionTransformer:
         """The network, in fp32; raises UserError where the weights do not fit the config."""
@@ -274,44 +251,43 @@ def save_vision(
     model: VisionTransformer,
     features: Features,
     card: Callable[[str], str],
+    preprocessing: Preprocessing | None = None,
     origin: Path | None = None,
 ) -> float | None:
     """Write a directory that `AutoModel` and `AutoImageProcessor` open with the same numbers, wholly or not at all;
     weights are fp32. `card` makes README.md of a statement of how exact that is. What the model directory `origin`,
-    that it was started from, has beside the network is kept. Raises UserError where the directory exists already;
-    returns max |Δ| against stock transformers, as `network_difference`."""
+    that it was started from, has beside the network is kept. Without `preprocessing`, images are prepared as they are
+    for fresh networks. Raises UserError where the directory exists already; returns max |Δ| against stock
+    transformers, as `network_difference`."""
     with new_model(directory) as temporary:
-        write_vision(temporary, model, origin)
+        write_vision(temporary, model, preprocessing, origin)
         features.write(temporary)
         difference = network_difference(temporary, model)
         write_card(temporary, card(exactness(difference)))
     return max_difference(difference)
 
 
-def write_vision(directory: Path, model: VisionTransformer, origin: Path | None = None) -> None:
+def write_vision(
+    directory: Path, model: VisionTransformer, preprocessing: Preprocessing | None = None, origin: Path | None = None
+) -> None:
     """Write what `AutoModel` and `AutoImageProcessor` open, and nothing else, into a directory that exists."""
     config = model.config
     layout = (GATED if config.gated else LAYOUTS)[config.layout]
-    layout.save(directory, config, model, ARCHITECTURES[config.layout] if origin is None else None, origin=origin)
-    write_json(directory / PREPROCESSOR, preprocessor(config.size))
-
-
-def preprocessor(size: int) -> dict[str, Any]:
-    """How an image becomes pixels, as a ViTImageProcessor: short side to `size`, centre crop, normalisation."""
-    return PREPROCESSING.write(Preprocessing(size))
+    architecture = ARCHITECTURES[config.layout] if origin is None else None
+    layout.save(directory, config, model, architecture, origin=origin)
+    write_preprocessing(directory, preprocessing or Preprocessing.plain(config.size), origin)
 
 
 def read_vision(directory: Path) -> SavedVision:
     """What a directory of `save_vision` holds, or any of transformers in one of `LAYOUTS`. Raises UserError where it
     holds another architecture or a variant of these with different arithmetic, or is broken."""
     opened = _layout(directory).opened(directory)
-    if (path := directory / PREPROCESSOR).exists():  # images are normalised in one way here
-        PREPROCESSING.require(read_json(path), path)
     weights = {name.removeprefix("model."): tensor for name, tensor in opened.whole.items()}
     config = replace(opened.config, mask_token=MASK in weights)
     own = (directory / FEATURES).exists()
     features = read_features(directory, config.poolings) if own else Features(config.summary)
-    return SavedVision(directory, config, weights, features)
+    preprocessing = read_preprocessing(directory, config.layout, config.size)
+    return SavedVision(directory, config, weights, features, preprocessing)
 
 
 def _layout(directory: Path) -> Layout[VisionConfig]:

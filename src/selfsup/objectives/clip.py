@@ -49,7 +49,7 @@ from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
 from selfsup.objectives.two_views import require_several
 from selfsup.report import Progress
 from selfsup.seeding import generator
-from selfsup.views import View, centred, render
+from selfsup.views import Preprocessing, View, centred, render
 
 if TYPE_CHECKING:
     from selfsup.inference.clip import PairModel
@@ -102,6 +102,7 @@ class CLIP(Objective):
         hidden: what is hidden of captions in training; None for nothing.
         simclr: the same images told apart by two views of each (Mu et al. 2022, "SLIP", section 3), and the weight of
             it in the loss; its network is the image tower's.
+        preprocessing: of whole images in evaluation; by default that of networks which start anew.
     """
 
     separable: ClassVar[bool] = False
@@ -117,10 +118,12 @@ class CLIP(Objective):
         rates: Mapping[str, float],
         hidden: HiddenTokens | None = None,
         simclr: tuple[SimCLR, float] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
         self.image, self.text, self.factors = image, text, rates
         self.view, self.loss, self.hidden = view, loss, hidden
+        self.preprocessing = preprocessing or Preprocessing.plain(view.size)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
         self.weights = {"temperature": 0.0, "modality_gap": 0.0}
@@ -138,7 +141,7 @@ class CLIP(Objective):
         tokens, lengths, keys = drawn_captions(batch)
         if self.hidden is not None and self.training:
             tokens = self.hidden(tokens, batch)
-        views = partial(centred, pixels, sizes, self.view.size)
+        views = partial(centred, pixels, sizes, self.preprocessing)
         if self.training:
             views = partial(render, pixels, sizes, self.view, batch.seed, batch.epochs, batch.records, VIEW)
         made: dict[str, Callable[[], Tensor]] = {"views": views}
@@ -373,8 +376,8 @@ class CLIPRecipe(ImageRecipe):
             if options.freeze == name:
                 tower.freeze()
         hidden = self.text.hiding(settings["clip.hidden_tokens"])
-        view = View(settings["data.size"], (settings["clip.crop"], 1.0), flip=0.0)
-        simclr = build_simclr(settings, image.network, self.pooling) if options.simclr else None
+        view = self.seen(View(settings["data.size"], (settings["clip.crop"], 1.0), flip=0.0))
+        simclr = build_simclr(settings, image.network, self.pooling, self.seen) if options.simclr else None
         return CLIP(
             image,
             text,
@@ -385,6 +388,7 @@ class CLIPRecipe(ImageRecipe):
             {IMAGE: settings["clip.image_rate"], TEXT: settings["clip.text_rate"]},
             hidden if hidden.share else None,
             None if simclr is None else (simclr, options.simclr),
+            self.network.preprocessing,
         )
 
     def _image_network(self) -> tuple[AnyBackbone, SharedProjection]:

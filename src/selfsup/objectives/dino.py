@@ -372,9 +372,9 @@ class DINORecipe(ImageRecipe):
         ).initialise(generator(self.settings["train.seed"], "head"))
         whole, part = SCALES[size < SMALL]
         crops = Crops(
-            dino_global(size, whole),
-            dino_second(size, whole),
-            dino_local(self.settings["dino.local_size"], part),
+            self.seen(dino_global(size, whole)),
+            self.seen(dino_second(size, whole)),
+            self.seen(dino_local(self.settings["dino.local_size"], part)),
             self.settings["dino.local_crops"],
         )
         teaching = Teaching(

@@ -27,6 +27,7 @@ from selfsup.objectives.recipe import Effort
 from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
 from selfsup.objectives.starting import make_absolute, require_image_model, take_shape, tower_directory
 from selfsup.seeding import generator, seeded
+from selfsup.views import Preprocessing
 
 PATCHES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side of images, which patch
 ROUND, ROUND_FROM = 32, 64  # what sides are multiples of for networks of others, from which side on
@@ -55,6 +56,11 @@ class ImageNetwork(ABC):
     def origin(self) -> SavedVision | None:
         """The model to start from, where one is named."""
         return None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for it."""
+        return Preprocessing.plain(self.settings["data.size"])
 
     @abstractmethod
     def settle_size(self, side: int) -> None:
@@ -133,6 +139,11 @@ class OwnVision(ImageNetwork):
         directory = tower_directory(place, IMAGE)
         require_image_model(directory, self.settings["objective"])
         return read_vision(directory)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        size, origin = self.settings["data.size"], self.origin
+        return Preprocessing.plain(size) if origin is None else origin.preprocessing.at(size)
 
     def settle_size(self, side: int) -> None:
         settings, origin = self.settings, self.origin

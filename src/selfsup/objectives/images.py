@@ -19,7 +19,7 @@ from selfsup.objectives.image_networks import ImageNetwork, OwnVision, vision_ne
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.sizes import power_of_two, settle_rates
 from selfsup.report import Progress
-from selfsup.views import centred
+from selfsup.views import View, centred
 
 if TYPE_CHECKING:
     from selfsup.data.images import ImageRecords, Images
@@ -176,6 +176,10 @@ class ImageRecipe(Recipe):
         measured = self.pictures(spread_evenly(held_out, records))
         return (self.pictures(spread_evenly(trained, BANK)), measured) if by_class else (measured, None)
 
+    def seen(self, view: View) -> View:
+        """A view as the network sees it."""
+        return view.prepared(self.network.preprocessing)
+
     def pictures(self, indices: npt.NDArray[np.int64]) -> Pictures:
         """Images of these numbers, for a model in use."""
         from selfsup.inference.pictures import Pictures
@@ -185,7 +189,7 @@ class ImageRecipe(Recipe):
     # -- what is left --------------------------------------------------------------------------------------
 
     def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
-        pixels = centred(data["pixels"], data["sizes"], self.settings["data.size"])
+        pixels = centred(data["pixels"], data["sizes"], self.network.preprocessing)
         vectors: Tensor = encoder.embed(pixels, self.pooling)
         return vectors
 
@@ -196,12 +200,14 @@ class ImageRecipe(Recipe):
         from selfsup.inference.vision import ImageModel
 
         features = self.definition(objective)
-        return ImageModel(self.encoder(objective), features, self.settings["data.size"])
+        return ImageModel(self.encoder(objective), features, self.network.preprocessing)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
         features, described = self.definition(objective), self.model_card(summary)
-        summary["max_difference"] = save_backbone(directory, self.encoder(objective), features, described)
+        encoder, network = self.encoder(objective), self.network
+        kept = None if network.origin is None else network.origin.directory
+        summary["max_difference"] = save_backbone(directory, encoder, features, described, network.preprocessing, kept)
 
     def model_card(self, summary: dict[str, Any]) -> Callable[[str], str]:
         """The model card, for a statement of how exact the layout is."""

@@ -174,7 +174,7 @@ class MAERecipe(ImageRecipe):
         decoder.initialise(generator(self.settings["train.seed"], "decoder"))
         if self.origin_decoder is not None:
             decoder.load_state_dict(self.origin_decoder.state_dict())
-        return MAE(self.network.build(), decoder, mae_view(self.settings["data.size"]))
+        return MAE(self.network.build(), decoder, self.seen(mae_view(self.settings["data.size"])))
 
     def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(MAE, objective).encoder

@@ -6,6 +6,7 @@ L = − Σ_i log ( exp(cos(z_i, z_j(i)) / τ) / Σ_{k ≠ i} exp(cos(z_i, z_k) /
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, ClassVar, cast
 
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ class SimCLRRecipe(ImageRecipe):
         settle_simclr(self.settings)
 
     def build(self) -> SimCLR:
-        return build_simclr(self.settings, self.network.build(), self.pooling)
+        return build_simclr(self.settings, self.network.build(), self.pooling, self.seen)
 
     def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(SimCLR, objective).network
@@ -100,10 +101,10 @@ def settle_simclr(settings: Settings) -> None:
     settings.settle("simclr.crop", fitting_crop(settings), "image size")
 
 
-def build_simclr(settings: Settings, network: AnyBackbone, pooling: Pooling) -> SimCLR:
-    """The objective on a network, as its settings say."""
+def build_simclr(settings: Settings, network: AnyBackbone, pooling: Pooling, seen: Callable[[View], View]) -> SimCLR:
+    """The objective on a network, as its settings say; `seen` makes of a view what that network sees."""
     options = settings.section("simclr", SimCLRSettings)
     with seeded(settings["train.seed"], "head"):
         head = ProjectionHead(network.dimension, options.projection)
-    view = simclr_view(settings["data.size"], (settings["simclr.crop"], 1.0))
+    view = seen(simclr_view(settings["data.size"], (settings["simclr.crop"], 1.0)))
     return SimCLR(network, head, view, pooling, settings["simclr.temperature"])

@@ -102,7 +102,7 @@ class VICRegRecipe(ImageRecipe):
         with seeded(self.settings["train.seed"], "head"):
             layers = [nn.Linear(network.dimension, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
             expander = nn.Sequential(*layers, nn.Linear(width, width, bias=False))  # no term sees a shift
-        view = simclr_view(self.settings["data.size"], (self.settings["vicreg.crop"], 1.0))
+        view = self.seen(simclr_view(self.settings["data.size"], (self.settings["vicreg.crop"], 1.0)))
         weights = {name: getattr(options, name) for name in ("invariance", "variance", "covariance")}
         return VICReg(network, expander, view, self.pooling, weights)
 

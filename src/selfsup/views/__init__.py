@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from selfsup.views.kinds import View, dino_global, dino_local, dino_second, mae_view, simclr_view
 from selfsup.views.masking import block_patches, random_patches
-from selfsup.views.rendering import MEAN, STD, centred, render, render_several
+from selfsup.views.preprocessing import MEAN, STD, Preprocessing
+from selfsup.views.rendering import centred, render, render_several
 
 __all__ = [
     "MEAN",
     "STD",
+    "Preprocessing",
     "View",
     "block_patches",
     "centred",

@@ -47,8 +47,10 @@ def random_boxes(draws: Tensor, sizes: Tensor, scale: tuple[float, float], ratio
     return torch.cat((start, extent), 1).long()
 
 
-def cropping(pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int) -> Callable[[slice], Tensor]:
-    """What makes any part of n crops, resized to squares as Pillow's antialiased bilinear resize does it.
+def cropping(
+    pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size: int, bicubic: bool = False
+) -> Callable[[slice], Tensor]:
+    """What makes any part of n crops, resized to squares as Pillow's antialiased bilinear or bicubic resize does it.
 
     Args:
         pixels: (N, 3, H, W) uint8.
@@ -62,40 +64,50 @@ def cropping(pixels: Tensor, chosen: Tensor, boxes: Tensor, mirror: Tensor, size
     """
     if pixels.device.type == "cpu" and size >= LARGE:
         each = list(zip(chosen.tolist(), boxes.tolist(), mirror.tolist(), strict=True))
-        return lambda part: _one_by_one(pixels, each[part], size)
+        return lambda part: _one_by_one(pixels, each[part], size, "bicubic" if bicubic else "bilinear")
     top, left, height, width = boxes.unbind(1)
-    rows = Line.of(top, height, top, top + height, pixels.shape[2], size)
-    columns = Line.of(left, width, left, left + width, pixels.shape[3], size, mirror)
+    rows = Line.of(top, height, top, top + height, pixels.shape[2], size, bicubic)
+    columns = Line.of(left, width, left, left + width, pixels.shape[3], size, bicubic, mirror)
     return lambda part: resample(pixels, chosen[part], rows[part], columns[part])
 
 
-def _one_by_one(pixels: Tensor, each: list[tuple[int, list[int], bool]], size: int) -> Tensor:
+def _one_by_one(pixels: Tensor, each: list[tuple[int, list[int], bool]], size: int, mode: str) -> Tensor:
     images = torch.empty(len(each), 3, size, size)
     for image, (source, (top, left, height, width), mirrored) in zip(images, each, strict=True):
         part = pixels[source, :, top : top + height, left : left + width]
-        resized = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+        resized = F.interpolate(part[None], (size, size), mode=mode, antialias=True)[0]
         image.copy_(resized.flip(2) if mirrored else resized)
     return images.div_(255)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Where the pixels of lines and the outputs that they are resampled to stand, in widths of the triangle filter.
+    """Where the pixels of lines and the outputs that they are resampled to stand, in widths of the filter, a bilinear
+    one of which is zero from 1 on, a bicubic one from 2 on.
 
     Attributes:
         pixels: (n, L) float32, infinite where a pixel is not looked at.
         outputs: (n, S) float32.
         first, last: (n, blocks) the pixels first ≤ i < last are all that BLOCK successive outputs may have a part of.
+        bicubic: which filter it is.
     """
 
     pixels: Tensor
     outputs: Tensor
     first: Tensor
     last: Tensor
+    bicubic: bool
 
     @staticmethod
     def of(
-        start: Tensor, extent: Tensor, low: Tensor, high: Tensor, length: int, size: int, mirror: Tensor | None = None
+        start: Tensor,
+        extent: Tensor,
+        low: Tensor,
+        high: Tensor,
+        length: int,
+        size: int,
+        bicubic: bool = False,
+        mirror: Tensor | None = None,
     ) -> Line:
         """Lines of `length` pixels, resampled to `size` outputs.
 
@@ -113,15 +125,17 @@ class Line:
         centres = start + outputs * step
         one = centres[:, ::BLOCK]  # the outermost outputs of each block, in either order
         other = torch.cat((centres[:, BLOCK - 1 :: BLOCK], centres[:, -1:]), 1)[:, : one.shape[1]]
-        first = (torch.minimum(one, other) - width).floor().clamp(low, high - 1)
-        last = (torch.maximum(one, other) + width).ceil().clamp(low + 1, high)
+        reach = 2 * width if bicubic else width
+        first = (torch.minimum(one, other) - reach).floor().clamp(low, high - 1)
+        last = (torch.maximum(one, other) + reach).ceil().clamp(low + 1, high)
         places = torch.arange(length, device=step.device)
         seen = (places >= low) & (places < high)
         pixels = torch.where(seen, (places + 0.5) / width, math.inf)
-        return Line(pixels.float(), (centres / width).float(), first.long(), last.long())
+        return Line(pixels.float(), (centres / width).float(), first.long(), last.long(), bicubic)
 
     def __getitem__(self, images: slice) -> Line:
-        return Line(self.pixels[images], self.outputs[images], self.first[images], self.last[images])
+        first, last = self.first[images], self.last[images]
+        return Line(self.pixels[images], self.outputs[images], first, last, self.bicubic)
 
     def blocks(self) -> tuple[slice, list[tuple[slice, slice]]]:
         """The pixels that any output may have a part of; and for successive outputs, those of them that they may."""
@@ -134,11 +148,18 @@ class Line:
         return slice(low, high), [(slice(i * BLOCK, (i + 1) * BLOCK), slice(a - low, b - low)) for i, (a, b) in spans]
 
     def weights(self, seen: slice) -> Tensor:
-        """How much of each pixel that is seen is in each output, (n, S, pixels), as in Pillow's antialiased bilinear
-        resize: max(0, 1 − distance), divided by the sum over all pixels."""
-        distances = self.pixels[:, None, seen] - self.outputs[:, :, None]
-        triangles = distances.abs_().neg_().add_(1).clamp_(min=0)
-        return triangles.div_(triangles.sum(2, keepdim=True))
+        """How much of each pixel that is seen is in each output, (n, S, pixels), as in Pillow's antialiased resize: the
+        filter at their distance, divided by the sum over all pixels."""
+        distances = (self.pixels[:, None, seen] - self.outputs[:, :, None]).abs_()
+        shares = _cubic(distances) if self.bicubic else distances.neg_().add_(1).clamp_(min=0)
+        return shares.div_(shares.sum(2, keepdim=True))
+
+
+def _cubic(distances: Tensor) -> Tensor:
+    """Keys' cubic filter with a = −1/2 (1981, "Cubic convolution interpolation for digital image processing")."""
+    d = distances.clamp_(max=2)
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((2.5 - 0.5 * d) * d - 4) * d + 2
+    return torch.where(d < 1, near, far)
 
 
 def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tensor:
@@ -162,11 +183,13 @@ def resample(pixels: Tensor, chosen: Tensor, rows: Line, columns: Line) -> Tenso
     for to, span in across:
         lines = part[..., span].float().view(count, channels * height, -1)
         torch.bmm(lines, weights[:, to, span].mT, out=narrow[:, :, to])
+    if columns.bicubic:  # may overshoot; Pillow cuts that off after either side
+        narrow.clamp_(0, 1)
     weights = of_channels(rows.weights(high), channels)
     lines, images = narrow.view(-1, height, size), narrow.new_empty(count, channels, size, size)
     for to, span in down:
         torch.bmm(weights[:, to, span], lines[:, span], out=images.view(-1, size, size)[:, to])
-    return images
+    return images.clamp_(0, 1) if rows.bicubic else images
 
 
 def of_channels(matrices: Tensor, channels: int) -> Tensor:

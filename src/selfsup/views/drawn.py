@@ -12,7 +12,8 @@ from torch import Tensor
 from selfsup.seeding import uniform
 from selfsup.views.crops import random_boxes
 from selfsup.views.kinds import View
-from selfsup.views.rendering import BLUR, CROP, FLIP, GREY, JITTER, MEAN, SIGMA, SOLARIZE, STD
+from selfsup.views.preprocessing import Preprocessing
+from selfsup.views.rendering import BLUR, CROP, FLIP, GREY, JITTER, SIGMA, SOLARIZE
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def draw_views(
     ]
 
 
-def levels(pixels: Tensor) -> npt.NDArray[np.uint8]:
+def levels(pixels: Tensor, seen: View | Preprocessing) -> npt.NDArray[np.uint8]:
     """What a network is given, (n, 3, H, W), as pictures again: (n, H, W, 3)."""
-    mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (MEAN, STD))
+    mean, std = (torch.tensor(moments).view(3, 1, 1) for moments in (seen.mean, seen.std))
     scaled = (pixels.float().cpu() * std + mean) * 255
     return scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from selfsup.views.preprocessing import MEAN, STD, Colour, Preprocessing
 
 SMALL = 64  # px: below, views are not blurred and keep more of their colours, as recipes for CIFAR do
 
@@ -21,6 +23,7 @@ class View:
         grey: probability that it becomes grey.
         blur: probability that it is blurred, by a Gaussian whose deviation in pixels is drawn from `sigma`.
         solarize: probability that values above a half are inverted.
+        bicubic, mean, std: how crops are resized, and values normalised: see `Preprocessing`.
     """
 
     size: int
@@ -36,6 +39,14 @@ class View:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    bicubic: bool = False
+    mean: Colour = MEAN
+    std: Colour = STD
+
+    def prepared(self, preprocessing: Preprocessing) -> View:
+        """The same for a network that brings a way of its own in which images are prepared."""
+        how = preprocessing
+        return replace(self, bicubic=how.bicubic, mean=how.mean, std=how.std)
 
 
 def simclr_view(size: int, scale: tuple[float, float] = (0.08, 1.0)) -> View:

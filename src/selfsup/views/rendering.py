@@ -20,8 +20,7 @@ from selfsup.views.blurring import blur, gaussian, reach
 from selfsup.views.colours import HUE, jitter, jitter_parameters, luminance, solarize
 from selfsup.views.crops import CROP_DRAWS, Line, cropping, random_boxes, resample
 from selfsup.views.kinds import View
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained networks have them
+from selfsup.views.preprocessing import Preprocessing
 
 CACHE, MEMORY = 2**18, 2**28  # values of images that are worked on at a time: per thread of a CPU, on a GPU
 
@@ -41,7 +40,7 @@ def render(
         number: which view of the record it is; views of different numbers are drawn independently.
 
     Returns:
-        (n, 3, S, S) float32 on the device of the pixels, normalised with MEAN and STD.
+        (n, 3, S, S) float32 on the device of the pixels, normalised.
     """
     return render_several(pixels, sizes, view, seed, epochs, records, (number,))[:, 0]
 
@@ -70,7 +69,7 @@ def render_several(
     places, back, drawn = (_moved(array, pixels.device) for array in (order, np.argsort(order) % step, draws))
     source = places // len(numbers)
     boxes = random_boxes(drawn[:, CROP], sizes[source], view.scale, view.ratio)
-    cropped = cropping(pixels, source, boxes, drawn[:, FLIP] < view.flip, view.size)
+    cropped = cropping(pixels, source, boxes, drawn[:, FLIP] < view.flip, view.size, view.bicubic)
     strengths = (view.brightness, view.contrast, view.saturation, view.hue)
     blends, shifts = jitter_parameters(drawn[:, KEYS], drawn[:, AMOUNTS], strengths)
     kinds = np.argsort(draws[:, KEYS][:, :HUE])
@@ -88,35 +87,37 @@ def render_several(
             near = kernels[part, : reach(view.size, sigma[part].max()) + 1]
             images = _changed(images, blurred[part], blur, near)
             images = _changed(images, inverted[part], solarize)
-            torch.index_select(_normalised(images), 0, back[part], out=out[part])
+            torch.index_select(_normalised(images, view), 0, back[part], out=out[part])
     return out.view(len(pixels), len(numbers), *out.shape[1:])
 
 
-def centred(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
-    """The middle of each image, for evaluation: the short side resized to `size`, the long one cropped.
+def centred(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The middle of each image, for evaluation: resized and cropped as it is said.
 
-    Both are rounded as `ViTImageProcessor` of transformers does it.
+    Sides and crops are rounded as the image processors of transformers do it.
 
     Args:
         pixels: (n, 3, H, W) uint8, each image at the top left; what stands in the rest is never looked at.
         sizes: (n, 2) int64 height and width of each image.
 
     Returns:
-        (n, 3, size, size) float32 on the device of the pixels, normalised with MEAN and STD.
+        (n, 3, S, S) float32 on the device of the pixels, normalised.
     """
-    resized = size * sizes // sizes.amin(1, keepdim=True)
+    size, short = preprocessing.size, preprocessing.resized
+    resized = torch.full_like(sizes, short) if preprocessing.square else short * sizes // sizes.amin(1, keepdim=True)
     step = sizes.double() / resized
     start, extent = ((resized - size) / 2).floor() * step, size * step
     none = torch.zeros_like(sizes)
     rows, columns = (
-        Line.of(start[:, d], extent[:, d], none[:, d], sizes[:, d], pixels.shape[2 + d], size) for d in (0, 1)
+        Line.of(start[:, d], extent[:, d], none[:, d], sizes[:, d], pixels.shape[2 + d], size, preprocessing.bicubic)
+        for d in (0, 1)
     )
     everyone = torch.arange(len(pixels), device=pixels.device)
     out = pixels.new_empty((len(pixels), 3, size, size), dtype=torch.float32)
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for part in _parts(len(pixels), _together(pixels, size)):
             images = resample(pixels, everyone[part], rows[part], columns[part])
-            out[part] = _normalised(images)
+            out[part] = _normalised(images, preprocessing)
     return out
 
 
@@ -159,9 +160,9 @@ def _grey(images: Tensor) -> Tensor:
     return luminance(images)[:, None].expand_as(images).contiguous()
 
 
-def _normalised(images: Tensor) -> Tensor:
+def _normalised(images: Tensor, seen: View | Preprocessing) -> Tensor:
     """(x − mean) / std of each channel of (n, 3, S, S); in place, in the cache, from where a copy is fast."""
-    for channel, mean, std in zip(images.unbind(1), MEAN, STD, strict=True):
+    for channel, mean, std in zip(images.unbind(1), seen.mean, seen.std, strict=True):
         torch.add(images.new_full((), -mean / std), channel, alpha=1 / std, out=channel)
     return images
 
