@@ -58,7 +58,7 @@ NOWHERE = {
 }
 DECODER = r"a run of causal-lm or a dense decoder \(qwen3, .*\)"
 ENCODER = "a run of masked-lm or simcse, or an encoder of type modernbert, bert, .*"
-VISION = "starts from a vision transformer; give a run of dino, simclr, mae or clip, or a DINOv3 ViT"
+VISION = "starts from a vision transformer; give a run of dino, simclr, mae or clip, or one of dinov3_vit, dinov2"
 SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     (
         ("causal-lm",), "model.init", {
@@ -87,7 +87,7 @@ SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
         IMAGES, "model.init", {
             "bert": f"a text encoder of type 'bert', and OBJECTIVE {VISION}",
             "decoder": "a decoder of type 'qwen3'",
-            "timm": r"vision transformer \(a network of timm is trained anew: model=timm:NAME\)",
+            "timm": r"vision transformer \(this one goes by model=timm:resnet18@.*timm\)",
             **NOWHERE,
         },
     ),

@@ -19,10 +19,11 @@ from torch import Tensor
 from selfsup.errors import UserError
 from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file, save_tensors, separate
-from selfsup.models.backbones import SavedBackbone, TimmNetwork, import_timm, timm_difference, timm_preprocessing
+from selfsup.models.backbones import SavedBackbone, timm_difference
 from selfsup.models.features import Features
 from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference
+from selfsup.models.timm_networks import TimmNetwork, import_timm, timm_preprocessing
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
 ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"  # whose arguments of size are all given anew

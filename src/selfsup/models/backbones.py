@@ -13,7 +13,6 @@ transformers by `AutoModel`; a module from Python must be built anew before it i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.directories import (
-    MOST_SIDE,
-    WEIGHTS,
-    damaged,
-    read_config,
-    read_json,
-    read_safetensors,
-    read_weights,
-    whole,
-)
+from selfsup.models.directories import WEIGHTS, damaged, read_config, read_json, read_safetensors, read_weights
 from selfsup.models.features import Features
 from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
 from selfsup.models.kinds import PREPROCESSOR
@@ -41,25 +31,20 @@ from selfsup.models.packing import Pooling
 from selfsup.models.parity import Difference, exactness, max_difference, noise
 from selfsup.models.preprocessors import read_preprocessing, write_preprocessing
 from selfsup.models.sentence_transformers import read_features
+from selfsup.models.timm_networks import (
+    TIMM,
+    TimmNetwork,
+    TimmStart,
+    import_timm,
+    known_arguments,
+    require_known,
+    timm_preprocessing,
+)
 from selfsup.models.vision import CHANNELS, VisionTransformer
 from selfsup.models.vision_layouts import read_vision, save_vision
 from selfsup.views import Preprocessing
 
-TIMM = "timm:"
-ARGUMENTS = {"img_size", "dynamic_img_size"}  # that networks of timm are given here
 Extract = Callable[[Any, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class TimmNetwork:
-    """What timm builds a network from: its name there, and the arguments that are not that name's own."""
-
-    name: str
-    arguments: dict[str, Any]
-
-    def of_vectors(self) -> TimmNetwork:
-        """Without its classifier."""
-        return TimmNetwork(self.name, {"num_classes": 0, **self.arguments})
 
 
 class AdaptedBackbone(nn.Module):
@@ -144,38 +129,31 @@ def hide_nothing(network: AnyBackbone) -> None:
         network.embeddings.mask_token.requires_grad_(False)
 
 
-def open_timm(name: str, size: int) -> AdaptedBackbone:
-    """A network of timm with fresh weights (from torch's global generator), `timm:resnet50`, without its classifier.
-    Raises UserError where timm cannot be imported, knows no such network, or has it for other sizes only."""
-    timm, known = import_timm(name), name.removeprefix(TIMM)
-    if not timm.is_model(known):
-        close = difflib.get_close_matches(known, timm.list_models(), 1, 0.5)
-        hint = f"did you mean {TIMM}{close[0]}?" if close else "timm.list_models() lists what there is."
-        if Path(known).exists():
-            hint = f"to start from a directory of a vision transformer, give --init {known}."
-        raise UserError(f"timm has no network '{known}'; {hint}")
+def open_timm(name: str, size: int, start: TimmStart | None = None) -> AdaptedBackbone:
+    """A network of timm, `timm:resnet50`, without its classifier, with fresh weights (from torch's global generator) or
+    those to start from. Raises UserError where timm cannot be imported, knows no such network, has it for other sizes
+    only, or the weights are not its own."""
+    timm, known = import_timm(name), name.removeprefix(TIMM).partition("@")[0]
+    require_known(timm, known)
+    if start is not None:
+        with torch.device("meta"):
+            require_fit(timm.create_model(known, num_classes=0, **start.network.arguments), start.weights, start.place)
     if not getattr(timm.get_pretrained_cfg(known), "fixed_input_size", False):
-        return _build_timm(timm, TimmNetwork(known, {}), size)
+        return _build_timm(timm, TimmNetwork(known, {}), size, start)
     try:
-        return _build_timm(timm, TimmNetwork(known, {"img_size": size, "dynamic_img_size": True}), size)
+        return _build_timm(timm, TimmNetwork(known, {"img_size": size, "dynamic_img_size": True}), size, start)
     except TypeError:  # it has no way to take crops of other sizes too
-        return _build_timm(timm, TimmNetwork(known, {"img_size": size}), size)
+        return _build_timm(timm, TimmNetwork(known, {"img_size": size}), size, start)
 
 
-def import_timm(name: str) -> Any:
-    """The module timm; raises UserError where it cannot be imported."""
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:  # RuntimeError: of a torchvision that does not fit torch
-        raise UserError(
-            f"{name} needs timm, which cannot be imported ({error}); pip install timm, and the torchvision that fits "
-            "torch."
-        ) from None
-    return timm
-
-
-def _build_timm(timm: Any, source: TimmNetwork, size: int) -> AdaptedBackbone:
-    return AdaptedBackbone(timm.create_model(source.name, num_classes=0, **source.arguments), size, timm=source)
+def _build_timm(timm: Any, source: TimmNetwork, size: int, start: TimmStart | None = None) -> AdaptedBackbone:
+    """timm itself brings learnt positions to another size."""
+    weights = {} if start is None else {"state_dict": dict(start.weights), "source": ""}
+    given = {"pretrained": start is not None, "pretrained_cfg_overlay": weights}
+    network = timm.create_model(source.name, num_classes=0, **source.arguments, **given)
+    kept = {key: value for key, value in network.pretrained_cfg.items() if key != "state_dict"}
+    network.pretrained_cfg = network.default_cfg = kept
+    return AdaptedBackbone(network, size, timm=source)
 
 
 # -- directories ---------------------------------------------------------------------------------------------
@@ -252,16 +230,8 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBack
 
 
 def _reopen_timm(saved: dict[str, Any], size: int, weights: dict[str, Tensor], directory: Path) -> AdaptedBackbone:
-    timm, given = import_timm(str(directory)), saved.get("model_args")
-    name, given = str(saved["architecture"]), given if isinstance(given, dict) else {}
-    arguments = {key: value for key, value in given.items() if key != "num_classes"}
-    sizes = all(type(value) is bool or whole(value, most=MOST_SIDE) for value in arguments.values())
-    if not (sizes and arguments.keys() <= ARGUMENTS and timm.is_model(name)):
-        # A name may be of the hub, an argument a file.
-        raise UserError(
-            f"{directory} holds a network of timm that selfsup did not save ({name}, {', '.join(arguments)}); only "
-            f"timm's own names with {' and '.join(sorted(ARGUMENTS))} can be loaded"
-        )
+    timm, name = import_timm(str(directory)), str(saved["architecture"])
+    arguments = known_arguments(timm, saved, directory)
     try:
         with torch.device("meta"):
             planned = timm.create_model(name, num_classes=0, **arguments)
@@ -300,19 +270,6 @@ def _config(backbone: AdaptedBackbone, seen: Preprocessing) -> dict[str, Any]:
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
         },
-    }
-
-
-def timm_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """How an image becomes pixels, in timm's terms."""
-    size, resized = preprocessing.size, preprocessing.resized
-    return {
-        "input_size": [CHANNELS, size, size],
-        "interpolation": "bicubic" if preprocessing.bicubic else "bilinear",
-        "crop_pct": size / resized,
-        "crop_mode": "squash" if preprocessing.square else "center",
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
     }
 
 

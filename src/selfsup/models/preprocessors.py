@@ -16,6 +16,7 @@ from selfsup.errors import UserError
 from selfsup.models.directories import MOST_SIDE, broken, number, read_json, shown, whole, write_json
 from selfsup.models.kinds import PREPROCESSOR
 from selfsup.views import MEAN, STD, Preprocessing
+from selfsup.views.preprocessing import Colour
 
 PROCESSOR, PART = "processor_config.json", "image_processor"
 LEVELS = 255
@@ -135,7 +136,7 @@ def _read(said: Mapping[str, Any], path: Path) -> Preprocessing:
     size = _side(said["crop_size"], "crop_size", path)[0] if crops else resized
     if not (square or crops) or size > resized:
         raise UserError(f"{path} does not make images of {size} × {size} pixels; give a model whose images are square")
-    colours = (_colour(said[key], key, path) for key in ("image_mean", "image_std")) if normalises else UNCHANGED
+    colours = (read_colour(said[key], key, path) for key in ("image_mean", "image_std")) if normalises else UNCHANGED
     return Preprocessing(size, resized, square, FILTERS[said["resample"]], *colours)
 
 
@@ -163,9 +164,10 @@ def _side(value: Any, key: str, path: Path) -> tuple[int, bool]:
     return side, "height" in sides
 
 
-def _colour(value: Any, key: str, path: Path) -> tuple[float, float, float]:
+def read_colour(value: Any, key: str, path: Path) -> Colour:
+    """A number for each channel; raises UserError where there is no such."""
     values = tuple(value) if isinstance(value, list | tuple) else ()
-    least = 1e-6 if key == "image_std" else -1e30
+    least = 1e-6 if key.endswith("std") else -1e30
     if len(values) != 3 or not all(number(one, least) for one in values):
         raise broken(path, key, value)
     return float(values[0]), float(values[1]), float(values[2])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -358,6 +358,22 @@ class VisionTransformer(TensorModule):
         scales = {"lambda1": self.config.layer_scale}
         fill(self, generator, scales, dict.fromkeys(TABLES, TOKEN_SCALE))
         return self
+
+    def resize(self, size: int) -> VisionTransformer:
+        """Make it one of images of `size` × `size` pixels: learnt positions become those between the ones it has;
+        returns self."""
+        if self.embeddings.position_embeddings is not None:
+            places = self.embeddings.places(self.config.grid(size, size)).detach()
+            self.embeddings.position_embeddings = nn.Parameter(places.clone())
+        self.config = self.embeddings.config = replace(self.config, size=size)
+        return self
+
+    def give_mask_token(self, generator: torch.Generator) -> None:
+        """A fresh vector that stands for hidden patches, where it has none."""
+        if self.embeddings.mask_token is None:
+            fresh = torch.empty(1, 1, self.config.width).normal_(0.0, TOKEN_SCALE, generator=generator)
+            self.embeddings.mask_token = nn.Parameter(fresh)
+            self.config = self.embeddings.config = replace(self.config, mask_token=True)
 
     def forward(self, pixels: Tensor, hidden: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Hidden states, (B, prefix + P, width): class token, registers, patches by row; after the last norm, unless

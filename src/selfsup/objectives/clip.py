@@ -364,7 +364,7 @@ class CLIPRecipe(ImageRecipe):
 
     @property
     def pooling(self) -> Pooling:
-        return self.options.pooling or "mean"
+        return self.options.pooling or super().pooling
 
     # -- the objective -------------------------------------------------------------------------------------
 

@@ -353,7 +353,7 @@ class DINORecipe(ImageRecipe):
 
     @property
     def pooling(self) -> Pooling:
-        return "cls"
+        return self.network.summary
 
     @property
     def views(self) -> float:  # type: ignore[override]
@@ -363,6 +363,8 @@ class DINORecipe(ImageRecipe):
 
     def build(self) -> DINO:
         options, size, network = self.options, self.settings["data.size"], self.network.build()
+        if self.settings["dino.ibot"]:
+            cast(VisionTransformer, network).give_mask_token(generator(self.settings["train.seed"], "mask token"))
         head = Head(
             network.dimension,
             self.settings["dino.hidden"],

@@ -17,10 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selfsup.config import Settings, nearest
 from selfsup.errors import UserError
-from selfsup.models.backbones import TIMM, AdaptedBackbone, AnyBackbone, adapt, open_timm
+from selfsup.models.backbones import AdaptedBackbone, AnyBackbone, adapt, open_timm
 from selfsup.models.counting import sketched
 from selfsup.models.kinds import IMAGE
+from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
+from selfsup.models.timm_networks import TIMM, TimmStart
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.models.vision_layouts import SavedVision, read_vision
 from selfsup.objectives.recipe import Effort
@@ -53,6 +55,11 @@ class ImageNetwork(ABC):
         """What it is called in messages."""
 
     @property
+    def layout(self) -> str:
+        """What the model that is left is called elsewhere."""
+        return self.named
+
+    @property
     def origin(self) -> SavedVision | None:
         """The model to start from, where one is named."""
         return None
@@ -61,6 +68,16 @@ class ImageNetwork(ABC):
     def preprocessing(self) -> Preprocessing:
         """How images are prepared for it."""
         return Preprocessing.plain(self.settings["data.size"])
+
+    @property
+    def pooling(self) -> Pooling:
+        """How it makes one vector of an image, where an objective is trained on any: as what it was started from."""
+        return "mean" if self.origin is None else self.origin.features.pooling
+
+    @property
+    def summary(self) -> Pooling:
+        """What of it says most of a whole image."""
+        return "cls"
 
     @abstractmethod
     def settle_size(self, side: int) -> None:
@@ -116,7 +133,7 @@ class ImageNetwork(ABC):
 
 
 class OwnVision(ImageNetwork):
-    """A vision transformer in the layout of DINOv3."""
+    """A vision transformer: a fresh one is in the layout of DINOv3, one to start from in any that is known."""
 
     shape: ClassVar[tuple[str, ...]] = ("layers", "width", "heads", "mlp", "registers", "patch")
     names = (*shape, "init", "lora", "lora_alpha", "lora_targets")
@@ -147,14 +164,17 @@ class OwnVision(ImageNetwork):
 
     def settle_size(self, side: int) -> None:
         settings, origin = self.settings, self.origin
-        side = min(side, LARGEST if origin is None else origin.config.size)
+        known = LARGEST if origin is None else origin.preprocessing.size
+        side = min(side, known)
         if origin is None:
             settings.settle("model.patch", next(patch for most, patch in PATCHES if side <= most), "image size")
         else:
             settings.settle("model.patch", origin.config.patch, "init")
+        if origin is not None and origin.config.learnt_positions:
+            settings.settle("data.size", known, "init")  # what each position was learnt for
         patch = settings["model.patch"]
         settings.settle("data.size", max(patch, side // patch * patch), "image size")
-        if settings["data.size"] % patch:
+        if settings["data.size"] % patch and settings["data.size"] != known:
             raise UserError(
                 f"data.size {settings['data.size']} is no multiple of model.patch {patch}; give one that is."
             )
@@ -184,7 +204,8 @@ class OwnVision(ImageNetwork):
         """Its shape; raises a UserError where there is no such."""
         size = self.settings["data.size"]
         if self.origin is not None:
-            return replace(self.origin.config, size=size)
+            kept = size == self.origin.preprocessing.size  # learnt positions may be of images of other sizes
+            return self.origin.config if kept else replace(self.origin.config, size=size)
         try:
             return VisionConfig(size=size, **{name: self.settings[f"model.{name}"] for name in self.shape})
         except ValueError as error:
@@ -192,8 +213,16 @@ class OwnVision(ImageNetwork):
 
     def build(self) -> VisionTransformer:
         if self.origin is not None:
-            return replace(self.origin, config=self.config).model()
+            return self.origin.model().resize(self.config.size)
         return VisionTransformer(self.config).initialise(generator(self.settings["train.seed"], "weights"))
+
+    @property
+    def layout(self) -> str:
+        return f"{self.config.layout} of transformers"
+
+    @property
+    def summary(self) -> Pooling:
+        return self.config.summary
 
     @property
     def patches(self) -> int:
@@ -214,9 +243,20 @@ class OwnVision(ImageNetwork):
             f"{config.heads} heads, patches of {config.patch} pixels"
         )
 
+    def facts(self) -> dict[str, str]:
+        """Of one to start from: how images are prepared as it brings it, and whether its positions are others now."""
+        if self.origin is None:
+            return {}
+        side, before = self.config.size, self.origin.config.size
+        placed = f"; positions learnt at {before} × {before} pixels interpolated for {side} × {side}"
+        resized = self.config.learnt_positions and side != before
+        told = f"{self.preprocessing.words}; vectors by {self.pooling}{placed if resized else ''}"
+        return {"brought along": told} if self.config.layout != VisionConfig.layout else {}
+
 
 class ForeignVision(ImageNetwork):
-    """A network of timm (`model=timm:NAME`), trained anew, or one from Python, trained on as it is given.
+    """A network of timm, trained anew (`model=timm:NAME`) or from weights (`model=timm:NAME@PLACE`), or one from
+    Python, trained on as it is given.
 
     Args:
         module: the one from Python.
@@ -227,6 +267,9 @@ class ForeignVision(ImageNetwork):
     def __init__(self, settings: Settings, module: nn.Module | None) -> None:
         super().__init__(settings)
         self.module = module
+        self.start = None if module is not None else TimmStart.named(settings["model.preset"])
+        if self.start is not None:
+            settings.change("model.preset", self.start.preset, settings.origin("model.preset"))
         self._given = {} if module is None else {n: t.clone() for n, t in module.state_dict().items()}
 
     @property
@@ -239,9 +282,15 @@ class ForeignVision(ImageNetwork):
             settings.settle("data.size", own, "network")
             if settings["data.size"] != own:
                 raise UserError(f"The network sees images of {own} pixels, so leave data.size out.")
+        if self.start is not None:
+            settings.settle("data.size", self.start.preprocessing.size, "weights")
         side = min(side, LARGEST)
         rounded = side // ROUND * ROUND if side >= ROUND_FROM else side  # which patches and strides divide
         settings.settle("data.size", rounded, "image size")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return super().preprocessing if self.start is None else self.start.preprocessing.at(self.settings["data.size"])
 
     @property
     def _own_size(self) -> int | None:
@@ -259,7 +308,7 @@ class ForeignVision(ImageNetwork):
             self.module.load_state_dict(self._given)  # as it was given, whatever the calibration did to it
             return adapt(self.module, settings["data.size"])
         with seeded(settings["train.seed"], "weights"):
-            return open_timm(settings["model.preset"], settings["data.size"])
+            return open_timm(settings["model.preset"], settings["data.size"], self.start)
 
     @cached_property
     def flops(self) -> float:
@@ -282,6 +331,13 @@ class ForeignVision(ImageNetwork):
 
     def describe(self) -> str:
         return f"{self.parameters:,} parameters in {self.settings['model.preset']}"
+
+    def facts(self) -> dict[str, str]:
+        """With what is known of weights to start from."""
+        if self.start is None:
+            return super().facts()
+        left = f"; left out: {', '.join(self.start.left_out)}" if self.start.left_out else ""
+        return super().facts() | {"brought along": f"weights of {self.start.place}{left}; {self.preprocessing.words}"}
 
 
 def vision_network(settings: Settings, module: nn.Module | None) -> ImageNetwork:

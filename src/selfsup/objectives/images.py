@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card, data_name, measured
+from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Objective
 from selfsup.objectives.image_networks import ImageNetwork, OwnVision, vision_network
 from selfsup.objectives.recipe import Effort, Recipe
@@ -78,6 +79,10 @@ class ImageRecipe(Recipe):
 
     def fingerprint(self) -> str:
         return self.images.fingerprint()
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.network.pooling
 
     def counts(self) -> dict[str, int]:
         return {"documents": len(self.images), "duplicates": self.images.duplicates}
@@ -212,7 +217,7 @@ class ImageRecipe(Recipe):
     def model_card(self, summary: dict[str, Any]) -> Callable[[str], str]:
         """The model card, for a statement of how exact the layout is."""
         settings, own = self.settings, isinstance(self.network, OwnVision)
-        size, layout = settings["data.size"], "DINOv3 ViT" if own else settings["model.preset"]
+        size, layout = settings["data.size"], self.network.layout
         return lambda exactness: card(
             f"A vision model trained on {data_name(settings['data.source'])}",
             f"{self.network.describe()}, trained by {settings['objective']} with selfsup: {summary['steps']:,} steps "

@@ -19,6 +19,7 @@ from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.counting import matrix_parameters, sketched
+from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import (
     HEAD_DIM,
     PixelDecoder,
@@ -175,6 +176,11 @@ class MAERecipe(ImageRecipe):
         if self.origin_decoder is not None:
             decoder.load_state_dict(self.origin_decoder.state_dict())
         return MAE(self.network.build(), decoder, self.seen(mae_view(self.settings["data.size"])))
+
+    @property
+    def pooling(self) -> Pooling:
+        """Nothing is asked of the class token."""
+        return "mean"
 
     def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(MAE, objective).encoder
