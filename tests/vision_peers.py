@@ -72,6 +72,9 @@ def timm_in_transformers(patch: pytest.MonkeyPatch) -> Any:
     backends = transformers.utils.import_utils.BACKENDS_MAPPING
     patch.setitem(backends, "timm", (there, backends["timm"][1]))
     patch.setattr(transformers.utils, "is_timm_available", there)
+    wrapper = importlib.import_module("transformers.models.timm_wrapper.configuration_timm_wrapper")
+    for name in ("ImageNetInfo", "infer_imagenet_subset"):  # where it was imported before timm was there
+        patch.setattr(wrapper, name, getattr(sys.modules["timm.data"], name), raising=False)
     return transformers
 
 

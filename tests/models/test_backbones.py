@@ -204,11 +204,11 @@ def test_a_network_of_timm_opens_again_here_and_there(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architecture": "hf-hub:someone/resnet18"}, "that selfsup did not save"),
-        ({"architecture": "local-dir:/elsewhere"}, "that selfsup did not save"),
-        ({"model_args": {"checkpoint_path": "weights.pth"}}, "that selfsup did not save"),
-        ({"model_args": {"pretrained": True}}, "that selfsup did not save"),
-        ({"model_args": {"img_size": 10**9}}, "that selfsup did not save"),
+        ({"architecture": "hf-hub:someone/resnet18"}, "that is built otherwise than here"),
+        ({"architecture": "local-dir:/elsewhere"}, "that is built otherwise than here"),
+        ({"model_args": {"checkpoint_path": "weights.pth"}}, "that is built otherwise than here"),
+        ({"model_args": {"pretrained": True}}, "that is built otherwise than here"),
+        ({"model_args": {"img_size": 10**9}}, "that is built otherwise than here"),
         ({"architecture": "vit_giant_patch14_224"}, "does not fit its config.json"),
     ],
 )
