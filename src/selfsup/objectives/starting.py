@@ -23,9 +23,8 @@ def require_image_model(directory: Path, objective: str) -> None:
     """Raise a UserError where a directory holds none whose weights an objective of images starts from (--init)."""
     saved = read_config(directory)
     if saved.get("model_type") not in SEEING:
-        anew = (
-            f" (a network of timm: model=timm:{saved['architecture']}@{directory})" if "architecture" in saved else ""
-        )
+        timm = saved.get("architecture")
+        anew = f" (this one goes by model=timm:{timm}@{directory})" if timm else ""
         raise UserError(
             f"{directory} holds {described(directory)}, and {objective} starts from a vision transformer{anew}; give "
             f"a run of dino, simclr, mae or clip, or one of {', '.join(SEEING)}."
