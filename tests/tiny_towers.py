@@ -9,7 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
@@ -32,6 +34,7 @@ VISION = {
     "num_attention_heads": 2,
 }
 SHORT, LONG, EMPTY = "A red Drawing, of a thing!", "the cat in the photo of noise " * 4, ""
+TEXTS = [SHORT, LONG, EMPTY, "Cat", "42 % of the ☂ umbrellas\n"]
 
 
 def save_towers(directory: Path, kind: str, seed: int = 0) -> Path:
@@ -108,6 +111,24 @@ def tokenised(directory: Path, texts: list[str]) -> dict[str, torch.Tensor]:
     how = {"padding": padding, "truncation": True, "max_length": WINDOW, "return_tensors": "pt"}
     tokens = tokenizer(texts, **how)
     return dict(tokens) if padding is True else {"input_ids": tokens["input_ids"]}
+
+
+def pictures(*shapes: tuple[int, int]) -> list[Image.Image]:
+    """Smooth ones, by default of the size that is seen, so that none is resized."""
+    random, shapes = np.random.default_rng(0), shapes or ((SIZE, SIZE),) * 3
+    dots = [Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in shapes]
+    return [one.resize(shape, Image.Resampling.BICUBIC) for one, shape in zip(dots, shapes, strict=True)]
+
+
+def share(found: Any, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest number."""
+    return float((torch.as_tensor(found) - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def asked(directory: Path) -> Any:
+    """What transformers makes of the pictures and texts, by the directory's own tokenizer and image processor."""
+    return open_towers(directory)(pixel_values=prepared(directory, pictures()), **tokenised(directory, TEXTS))
 
 
 # -- tokenizers ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from looking import Told, printed
 from PIL import Image
 from sklearn.decomposition import PCA
+from tiny_clip import save_tiny_clip
 from torch import Tensor, nn
 
 import selfsup
@@ -208,3 +209,10 @@ def test_command(run: Run, drawings: Path, tmp_path: Path, selfsup_command: obje
     assert answer.code == 2
     assert "exists already" in answer.error
     assert selfsup.show(run.directory, drawings / "000.png").to_png() == picture.read_bytes()
+
+
+def test_of_two_towers_that_of_images_is_shown(tmp_path: Path) -> None:
+    towers, photo = save_tiny_clip(tmp_path / "towers"), tmp_path / "photo.png"
+    Image.fromarray(drawing(3, 24)).save(photo)
+    found, alone = show(towers, photo), show(towers / "image", photo)
+    np.testing.assert_array_equal(features(found), features(alone))

@@ -148,10 +148,13 @@ def test_a_frozen_tower_leaves_as_it_came(
 
 
 def test_a_clip_run_goes_on_with_its_projections(train_pairs: TrainPairs, captioned: Path, tmp_path: Path) -> None:
-    first = train_pairs(tmp_path / "first")
-    places = {"model.init": str(first.directory), "text.init": str(first.directory)}
-    recipe = settled(captioned, model={}, text={}, **places, **{"data.vocabulary": None})
+    first = train_pairs(tmp_path / "first", **{"clip.loss": "sigmoid"})
+    recipe = settled(captioned, model={}, text={}, init=str(first.directory), **{"data.vocabulary": None})
     built = recipe.build()
+    assert (built.loss, recipe.settings["text.init"]) == ("sigmoid", str(first.directory))
+    similarity = selfsup.load(first.directory).similarity
+    assert built.similarity.scale == pytest.approx(similarity.scale)
+    assert built.similarity.bias == pytest.approx(similarity.bias)
     for tower in ("image", "text"):
         features = read_features(first.model_directory / tower)
         assert torch.equal(getattr(built, tower).projection.weight, features.weight)
@@ -273,12 +276,6 @@ def test_what_an_earlier_tower_decides_is_not_decided_again(
     ):
         with pytest.raises(UserError, match=message):
             train_pairs(tmp_path / "run", **{**start, **more})
-
-
-def test_a_clip_run_is_no_image_tower_alone(train_pairs: TrainPairs, tmp_path: Path) -> None:
-    first = train_pairs(tmp_path / "first")
-    with pytest.raises(UserError, match="holds two towers"):
-        train_pairs(tmp_path / "second", model={}, **{"model.init": str(first.directory)})
 
 
 def test_simclr_needs_a_tower_that_learns(towers: dict[str, Run], train_pairs: TrainPairs, tmp_path: Path) -> None:

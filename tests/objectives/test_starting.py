@@ -9,12 +9,15 @@ from typing import Any
 
 import foreign
 import pytest
+import torch
 from tiny_clip import save_tiny_clip
 from tiny_encoder import save_tiny
 from tiny_vision import save_tiny_vision
 
 import selfsup
 from selfsup.errors import UserError
+from selfsup.objectives import find_recipe
+from selfsup.objectives.recipe import Effort
 
 TIMM = {"architecture": "resnet18", "model_args": {}, "pretrained_cfg": {}}
 TEXT, IMAGES = ("causal-lm", "masked-lm", "simcse"), ("simclr", "dino", "mae")
@@ -145,3 +148,21 @@ def test_a_directory_is_no_name_of_timms(monkeypatch: pytest.MonkeyPatch, tmp_pa
         open_timm(f"timm:{tmp_path}", 32)
     with pytest.raises(UserError, match="did you mean timm:resnet18"):
         open_timm("timm:resnet19", 32)
+
+
+@pytest.mark.parametrize("objective", IMAGES)
+def test_what_trials_train_is_not_what_is_started_from(
+    objective: str, directories: dict[str, Path], drawings: Path
+) -> None:
+    """Steps are timed on a model that is thrown away; its weights must not be those that the next one begins with."""
+    recipe = find_recipe(objective)
+    settings = recipe.resolve(("test", {"data": str(drawings), "init": str(directories["vision"]), "steps": 2}))
+    made = recipe(settings)
+    made.open(lambda done, total: None)
+    made.settle(Effort(steps=2))
+    first = made.build()
+    before = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.build().state_dict().items())

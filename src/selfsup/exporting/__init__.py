@@ -77,12 +77,17 @@ def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transf
 
 
 def open_image_model(source: Path, to: str) -> SavedBackbone:
-    """The vision model of a run or directory, for a target that takes no other. Raises UserError where it holds another
-    one; which targets take that is said."""
-    from selfsup.models.backbones import open_backbone
-    from selfsup.models.kinds import described, reads, two_towers
+    """The vision model of a run or directory, for a target that takes no other; of two towers in one directory that of
+    images. Raises UserError where it holds another one; which targets take that is said."""
+    from selfsup.models.backbones import SavedBackbone, open_backbone
+    from selfsup.models.kinds import described, in_one, reads, two_towers
+    from selfsup.models.tower_layouts import read_towers
 
     directory = find_model(source)
+    if in_one(directory):
+        log.warning("%s holds two towers; that of images is exported.", source)
+        image = read_towers(directory).image
+        return SavedBackbone(directory, image.model(), image.features, image.preprocessing)
     what = f"{source} holds {described(directory)}, and export to {to} is for image models"
     if two_towers(directory):
         raise UserError(f"{what}; export its image tower, {directory / 'image'}.")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from selfsup.errors import UserError
 from selfsup.exporting import Written
+from selfsup.exporting.transformers import copy_model
 from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
@@ -28,7 +29,7 @@ from selfsup.inference.vision import ImageModel
 from selfsup.models.cards import card
 from selfsup.models.directories import find_model
 from selfsup.models.huggingface import CARD, write_card
-from selfsup.models.kinds import IMAGE, TEXT
+from selfsup.models.kinds import IMAGE, TEXT, in_one
 from selfsup.models.parity import Difference, quiet_transformers
 from selfsup.models.sentence_transformers import write_image_input, write_modules, write_router, write_text_input
 from selfsup.models.vision import VisionTransformer
@@ -44,16 +45,23 @@ def write(source: Path, directory: Path) -> Written:
     towers: dict[str, Tower]  # by the directory that each is given: by what it takes, or the one there is
     towers = {IMAGE: opened.image, TEXT: opened.text} if isinstance(opened, PairModel) else {"": opened}
     with whole_directory(directory) as temporary:
-        for name, tower in towers.items():
-            (temporary / name).mkdir(exist_ok=True)
-            _write_tower(temporary / name, tower)
-        if len(towers) > 1:
-            shutil.copy(model / "config.json", temporary)
-            write_router(temporary, list(towers))
+        if in_one(model):  # which it opens as it is
+            copy_model(model, temporary, directory)
+        else:
+            _write_towers(temporary, model, towers)
         compared = compare(temporary, list(towers.values()))
         write_card(temporary, told(model, list(towers.values()), compared))
     opens_with = f"sentence_transformers.SentenceTransformer({str(directory)!r})"
     return opens_with, None if compared is None else compared.difference
+
+
+def _write_towers(directory: Path, model: Path, towers: dict[str, Tower]) -> None:
+    for name, tower in towers.items():
+        (directory / name).mkdir(exist_ok=True)
+        _write_tower(directory / name, tower)
+    if len(towers) > 1:
+        shutil.copy(model / "config.json", directory)
+        write_router(directory, list(towers))
 
 
 def _write_tower(directory: Path, tower: Tower) -> None:
@@ -109,8 +117,10 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
 
 def _samples(tower: Tower) -> list[Any]:
     if isinstance(tower, ImageModel):
-        return [*pictures(tower.size, 1)]
-    return [*SAMPLES, LONG, *written_out(tower.tokenizer)]
+        square = (tower.size, tower.size)
+        return [one for one in pictures(tower.size, 1) if one.size == square or not tower.preprocessing.square]
+    framed = tower.tokenizer.marks.mask is None  # by files of others, to which special tokens in a text are those
+    return [*SAMPLES, LONG, *([] if framed else written_out(tower.tokenizer))]
 
 
 def pictures(size: int, scale: float) -> list[Image.Image]:
@@ -156,11 +166,7 @@ def _facts(towers: Sequence[Tower]) -> dict[str, str]:
 
 
 def _pooled(tower: Tower) -> str:
-    if isinstance(tower, EncoderModel):
-        first, mean = "first token", "the mean of its last hidden states"
-    else:
-        first, mean = "class token", "the mean of the last hidden states of its patches"
-    return mean if tower.features.pooling == "mean" else f"the last hidden state of its {first}"
+    return (OF_TEXTS if isinstance(tower, EncoderModel) else OF_IMAGES)[tower.features.pooling]
 
 
 def _parity(compared: Compared | None) -> dict[str, str]:
@@ -184,6 +190,16 @@ def _body(path: Path) -> str:
     return text.split("---\n", 2)[2].strip() if text.startswith("---\n") else text.strip()
 
 
+OF_TEXTS = {
+    "mean": "the mean of its last hidden states",
+    "cls": "the last hidden state of its first token",
+    "last": "the last hidden state of its last token",
+}
+OF_IMAGES = {
+    "mean": "the mean of the last hidden states of its patches",
+    "cls": "the last hidden state of its class token",
+    "attention": "what a query that was learnt for it makes of the last hidden states of its patches",
+}
 TEXTS = """\
 from sentence_transformers import SentenceTransformer
 

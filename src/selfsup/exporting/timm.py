@@ -21,6 +21,7 @@ from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import SavedBackbone, timm_difference
 from selfsup.models.features import Features
+from selfsup.models.kinds import VISION
 from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference
 from selfsup.models.timm_networks import TimmNetwork, import_timm, timm_preprocessing
@@ -67,6 +68,7 @@ def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, T
     """The name and arguments that timm builds the network from, and its weights."""
     backbone, features = opened.backbone, opened.features
     if isinstance(backbone, VisionTransformer):
+        _require_known(backbone.config)
         weights = timm_weights(backbone) | _classifier("head", features)
         return ARCHITECTURE, timm_arguments(backbone.config, features), weights
     network, own = backbone.network, backbone.timm
@@ -82,6 +84,14 @@ def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, T
     weights = {name: w.float() if w.is_floating_point() else w for name, w in separate(network).items()}
     arguments = {**own.arguments, "num_classes": _classes(features)}
     return own.name, arguments, weights | _classifier(str(classifier), features)
+
+
+def _require_known(config: VisionConfig) -> None:
+    """Raise a UserError where timm's architecture is another one than that of a vision transformer here."""
+    if config.layout != VISION or config.gated:
+        raise UserError(
+            f"To timm go plain DINOv3 ViTs, and this is a {config.layout}; export it to transformers or onnx."
+        )
 
 
 def timm_weights(model: VisionTransformer) -> dict[str, Tensor]:

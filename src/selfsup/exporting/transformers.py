@@ -36,14 +36,20 @@ def write(source: Path, directory: Path) -> Written:
             f"{source} holds two towers, which transformers opens one by one; export {model / IMAGE} or {model / TEXT}."
         )
     architectures = config.get("architectures") or ["AutoModel"]
-    require_whole(model)
-    if model.resolve() in directory.resolve().parents:
-        raise UserError(f"{directory} lies in {model}, which is to be copied; give another --out.")
     with whole_directory(directory) as temporary:
-        shutil.copytree(model, temporary, dirs_exist_ok=True)
+        copy_model(model, temporary, directory)
         difference = _compare(temporary)
     opens_with = f"transformers.{architectures[0]}.from_pretrained({str(directory)!r})"
     return opens_with, difference
+
+
+def copy_model(model: Path, temporary: Path, directory: Path) -> None:
+    """All files of a model directory into one that exists and is to become `directory`; raises a UserError where that
+    lies in the former, or where something of the model lies elsewhere."""
+    require_whole(model)
+    if model.resolve() in directory.resolve().parents:
+        raise UserError(f"{directory} lies in {model}, which is to be copied; give another --out.")
+    shutil.copytree(model, temporary, dirs_exist_ok=True)
 
 
 def _compare(directory: Path) -> Difference | None:

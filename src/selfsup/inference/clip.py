@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 from selfsup.data.images.sources import holds_images
-from selfsup.inference.base import EmbeddingModel, Reading
-from selfsup.inference.encoder import EncoderModel
+from selfsup.inference.base import EmbeddingModel, Reading, require_room
+from selfsup.inference.encoder import EncoderModel, encoder_tokenizer
 from selfsup.inference.items import Vectors, digest, shifted, silent
 from selfsup.inference.pictures import Picture, Pictures
 from selfsup.inference.texts import Text, Texts
 from selfsup.inference.vision import ImageModel
 from selfsup.models.clip import Similarity, read_clip
 from selfsup.models.directories import damaged
-from selfsup.models.kinds import IMAGE, TEXT
+from selfsup.models.kinds import IMAGE, TEXT, in_one
+from selfsup.models.tower_layouts import read_towers
 from selfsup.report import Progress
 
 
@@ -36,7 +37,9 @@ class PairModel(EmbeddingModel):
 
     @classmethod
     def _open(cls, directory: Path) -> Self:
-        """From a directory of `selfsup.models.clip.save_clip`."""
+        """From a directory of `selfsup.models.clip.save_clip`, or of transformers' classes of two towers."""
+        if in_one(directory):
+            return cls._of_one(directory)
         space = read_clip(directory)
         image, text = ImageModel.load(directory / IMAGE), EncoderModel.load(directory / TEXT)
         for tower in (image, text):
@@ -46,6 +49,15 @@ class PairModel(EmbeddingModel):
                     f"{tower.dimension}"
                 )
         return cls(image, text, space)
+
+    @classmethod
+    def _of_one(cls, directory: Path) -> Self:
+        saved = read_towers(directory)
+        image = ImageModel(saved.image.model(), saved.image.features, saved.image.preprocessing)
+        tokenizer = encoder_tokenizer(directory, saved.text.config)
+        require_room(tokenizer, saved.text.config.vocabulary, directory, "text tower")
+        saved.require_end(tokenizer, tokenizer.vocabulary)
+        return cls(image, EncoderModel(saved.text.encoder(), tokenizer, saved.text.features), saved.similarity)
 
     @property
     def dimension(self) -> int:

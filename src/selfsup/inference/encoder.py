@@ -23,7 +23,7 @@ from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
 from selfsup.models.directories import read_config
-from selfsup.models.encoder import TextEncoder
+from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.encoder_layouts import read_encoder, write_encoder
 from selfsup.models.features import Features
 from selfsup.models.layouts import Unfit
@@ -32,7 +32,7 @@ from selfsup.models.sentence_transformers import read_features
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
-    from selfsup.models.adapters import AnyEncoder, AnyMaskedLM
+    from selfsup.models.adapters import AdaptedConfig, AnyEncoder, AnyMaskedLM
 
 TOKENS = 2048  # that are encoded at once: on a CPU, what comes of them still lies near the processor
 
@@ -70,7 +70,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     def _open(cls, directory: Path) -> Self:
         """In a layout that is known, or, by transformers, in that of another encoder."""
         encoder, masked = _opened(directory)
-        tokenizer = load_tokenizer(directory, "encoder")
+        tokenizer = encoder_tokenizer(directory, encoder.config)
         require_room(tokenizer, encoder.config.vocabulary, directory, "encoder")
         features = read_features(directory)
         features.require_width(encoder.config.width, directory)
@@ -200,7 +200,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
 def _opened(directory: Path) -> tuple[AnyEncoder, AnyMaskedLM | None]:
     """The encoder of a directory, and the same with its head of masked LM, where it has one."""
-    if read_config(directory).get("model_type") in kinds.ENCODERS:
+    if read_config(directory).get("model_type") in (*kinds.ENCODERS, *kinds.TEXT_TOWERS):
         try:
             saved = read_encoder(directory)
             masked = saved.masked() if saved.head else None
@@ -210,6 +210,15 @@ def _opened(directory: Path) -> tuple[AnyEncoder, AnyMaskedLM | None]:
     from selfsup.models.adapters import open_encoder
 
     return open_encoder(directory)
+
+
+def encoder_tokenizer(directory: Path, config: EncoderConfig | AdaptedConfig) -> TextTokenizer:
+    """The tokenizer of an encoder's directory, which puts around texts what the encoder was trained with."""
+    if not (isinstance(config, EncoderConfig) and config.layout in kinds.TEXT_TOWERS):
+        return load_tokenizer(directory, "encoder")
+    tokenizer = load_tokenizer(directory, "tower")
+    tokenizer.fixed = config.window if config.padded else 0
+    return tokenizer
 
 
 def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:

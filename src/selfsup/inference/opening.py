@@ -59,8 +59,17 @@ def load_as(path: str | Path, kind: type[M]) -> M:
         return model
     towers = (getattr(model, name, None) for name in TOWERS)
     named = next((name for name, tower in zip(TOWERS, towers, strict=True) if isinstance(tower, kind)), None)
-    of_two = f", such as its {named} tower {find_model(path) / named}" if named else ""
+    tower = find_model(path) / (named or "")
+    of_two = f", such as its {named} tower {tower}" if named and tower.is_dir() else ""
     raise UserError(f"{path} holds {model.kind}; give the run of {kind.kind}{of_two}.")
+
+
+def load_image_model(path: str | Path) -> ImageModel:
+    """As `load_as`, of one that sees, or of two towers that of images."""
+    from selfsup.inference.clip import PairModel
+    from selfsup.inference.vision import ImageModel
+
+    return load_as(path, PairModel).image if two_towers(find_model(path)) else load_as(path, ImageModel)
 
 
 def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:

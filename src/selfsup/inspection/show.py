@@ -21,7 +21,7 @@ from selfsup.arguments import checked
 from selfsup.data.images import open_images
 from selfsup.errors import UserError
 from selfsup.files import require_free
-from selfsup.inference.opening import load_as
+from selfsup.inference.opening import load_image_model
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
 from selfsup.inference.vision import ImageModel
 from selfsup.inspection.base import Inspection
@@ -64,7 +64,7 @@ class Insight:
 def show(
     run: str | Path, images: object, *, out: str | Path | None = None, size: int | None = None, seed: int = 0
 ) -> Inspection:
-    """Look at images through the vision transformer of a run or model directory.
+    """Look at images through the vision transformer of a run or model directory; of two towers, that of images.
 
     Args:
         images: the path of one, or a list of paths, PIL images or uint8 arrays; colours are shared by all of them.
@@ -76,7 +76,7 @@ def show(
         UserError: no such model or image; a network without patches; a size that makes too many patches.
     """
     require_free(out)
-    model = load_as(run, ImageModel)
+    model = load_image_model(run)
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
         raise UserError(

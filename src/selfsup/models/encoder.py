@@ -57,6 +57,7 @@ class EncoderConfig:
         gated: whether the feed-forward is activation(a) · b of two maps, or activation(a).
         head_activation: of the head of masked LM.
         causal: whether positions see what comes before them only.
+        padded: whether texts are padded to the window, and their positions see the padding.
     """
 
     vocabulary: int
@@ -84,6 +85,7 @@ class EncoderConfig:
     activation: str = "gelu"
     head_activation: str = "gelu"
     causal: bool = False
+    padded: bool = False
 
     def __post_init__(self) -> None:
         if not self.positions and self.width % (2 * self.heads):

@@ -179,6 +179,63 @@ DISTILBERT = replace(
     spare=(*BESIDE, "pre_classifier."),
     given={**POST_NORM, "norm_eps": 1e-12},
 )
+CLIP_TEXT = Layout(
+    EncoderConfig,
+    name="text models of CLIP",
+    model_type="clip_text_model",
+    places={  # those of the first CLIP where files do not say
+        "vocabulary": at("vocab_size", default=49408),
+        "layers": at("num_hidden_layers", default=12),
+        "width": at("hidden_size", default=512),
+        "heads": at("num_attention_heads", default=8),
+        "mlp": at("intermediate_size", default=2048),
+        "positions": at("max_position_embeddings", default=77),
+        "norm_eps": at("layer_norm_eps", default=1e-5),
+        "activation": at("hidden_act", default="quick_gelu", words=NAMED),
+    },
+    names={
+        "embeddings.tok_embeddings": "embeddings.token_embedding",
+        "embeddings.position_embeddings": "embeddings.position_embedding",
+        "layers.*.attn.Wo": "encoder.layers.*.self_attn.out_proj",
+        "layers.*.attn_norm": "encoder.layers.*.layer_norm1",
+        "layers.*.mlp.Wi": "encoder.layers.*.mlp.fc1",
+        "layers.*.mlp.Wo": "encoder.layers.*.mlp.fc2",
+        "layers.*.mlp_norm": "encoder.layers.*.layer_norm2",
+        "final_norm": "final_layer_norm",
+    },
+    parts={
+        f"layers.*.attn.Wqkv.{kind}": tuple(f"encoder.layers.*.self_attn.{part}_proj.{kind}" for part in "qkv")
+        for kind in ("weight", "bias")
+    },
+    prefix="text_model.",
+    spare=("text_projection.", "embeddings.position_ids"),
+    given={
+        "window": MOST,
+        "tied": True,
+        "global_every": 1,
+        "embedding_norm": False,
+        "biases": True,
+        "gated": False,
+        "causal": True,
+    },
+)
+SIGLIP_TEXT = replace(
+    CLIP_TEXT,
+    name="text models of SigLIP",
+    model_type="siglip_text_model",
+    places={
+        **CLIP_TEXT.places,
+        "vocabulary": at("vocab_size", default=32000),
+        "width": at("hidden_size", default=768),
+        "heads": at("num_attention_heads", default=12),
+        "mlp": at("intermediate_size", default=3072),
+        "positions": at("max_position_embeddings", default=64),
+        "norm_eps": at("layer_norm_eps", default=1e-6),
+        "activation": at("hidden_act", default="gelu_pytorch_tanh", words=NAMED),
+    },
+    spare=("head.", "embeddings.position_ids"),
+    given={**CLIP_TEXT.given, "causal": False, "padded": True},
+)
 LAYOUTS: Mapping[str, Layout[EncoderConfig]] = {
     str(layout.model_type): layout
     for layout in (
@@ -188,6 +245,8 @@ LAYOUTS: Mapping[str, Layout[EncoderConfig]] = {
         replace(ROBERTA, model_type="xlm-roberta"),
         replace(ROBERTA, model_type="camembert"),
         DISTILBERT,
+        CLIP_TEXT,
+        SIGLIP_TEXT,
     )
 }
 STEMS = {
@@ -197,6 +256,8 @@ STEMS = {
     "xlm-roberta": "XLMRoberta",
     "camembert": "Camembert",
     "distilbert": "DistilBert",
+    "clip_text_model": "CLIPText",
+    "siglip_text_model": "SiglipText",
 }  # of the names of classes
 FILLING = ("ForMaskedLM", "ForPreTraining")  # ends of those that have a head of masked LM
 # How names begin, those of an encoder also where a part of a layer is known by no name here, and so to be refused.

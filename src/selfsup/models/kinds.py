@@ -22,13 +22,20 @@ SEEING = (
     "clip_vision_model",
 )
 IMAGE, TEXT = "image", "text"  # directories of the towers
+PAIRS = ("clip", "siglip", "siglip2")  # of others, two towers in one directory
+TEXT_TOWERS = ("clip_text_model", "siglip_text_model")  # text encoders that read texts as their tokenizer frames them
 PREPROCESSOR = "preprocessor_config.json"  # how images are prepared
 HEADS_THAT_WRITE = ("ForCausalLM", "LMHeadModel")
 
 
 def two_towers(directory: Path) -> bool:
-    """Whether a directory holds two, each in a directory of its own."""
-    return read_config(directory).get("model_type") == TOWERS
+    """Whether a directory holds two, each in a directory of its own or both in one."""
+    return read_config(directory).get("model_type") in (TOWERS, *PAIRS)
+
+
+def in_one(directory: Path) -> bool:
+    """Whether it holds two whose files are the same."""
+    return read_config(directory).get("model_type") in PAIRS
 
 
 def sees(directory: Path) -> bool:
@@ -39,7 +46,7 @@ def sees(directory: Path) -> bool:
 def reads(directory: Path) -> bool:
     """Whether it holds a model of texts alone."""
     known = read_config(directory).get("model_type")
-    return known is not None and known != TOWERS and not sees(directory)
+    return known is not None and known not in (TOWERS, *PAIRS) and not sees(directory)
 
 
 def writes(directory: Path) -> bool:

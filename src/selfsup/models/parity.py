@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.models.decoder import Decoder
+from selfsup.models.directories import read_config
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.vision import CHANNELS, VisionTransformer
 
 NativeNetwork = Decoder | TextEncoder | MaskedLanguageModel | VisionTransformer
 # What opens a network in transformers, where it has a head.
 AUTO_CLASSES = {Decoder: "AutoModelForCausalLM", MaskedLanguageModel: "AutoModelForMaskedLM"}
+UNLISTED = {"siglip_text_model": "SiglipTextModel"}  # what opens types that `AutoModel` does not know
 POSITIONS = 64  # that logits are compared at
 # Of the length of a vector: what the order of additions may move it by. fp32 has 6e-8, networks and whitening multiply
 # it to 1e-5 at most; a difference in what is computed is 1e-2 and more.
@@ -110,7 +112,8 @@ def open_with_transformers(kind: str, directory: Path) -> Any:
     except ImportError:
         return None
     with quiet_transformers():
-        opened = getattr(transformers, kind).from_pretrained
+        known = UNLISTED.get(str(read_config(directory).get("model_type")), kind)
+        opened = getattr(transformers, known).from_pretrained
         return opened(directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
 
 

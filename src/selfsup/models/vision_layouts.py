@@ -12,7 +12,7 @@ from selfsup.errors import UserError
 from selfsup.models.directories import MOST_SIDE, read_config
 from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import built, new_model, write_card
-from selfsup.models.kinds import VISION
+from selfsup.models.kinds import VISION, in_one
 from selfsup.models.layouts import FP32, Layout, at
 from selfsup.models.parity import exactness, max_difference, network_difference
 from selfsup.models.preprocessors import read_preprocessing, write_preprocessing
@@ -273,8 +273,8 @@ def write_vision(
     """Write what `AutoModel` and `AutoImageProcessor` open, and nothing else, into a directory that exists."""
     config = model.config
     layout = (GATED if config.gated else LAYOUTS)[config.layout]
-    architecture = ARCHITECTURES[config.layout] if origin is None else None
-    layout.save(directory, config, model, architecture, origin=origin)
+    beside = None if origin is None or in_one(origin) else origin  # a tower of two in one directory leaves alone
+    layout.save(directory, config, model, ARCHITECTURES[config.layout] if beside is None else None, origin=beside)
     write_preprocessing(directory, preprocessing or Preprocessing.plain(config.size), origin)
 
 

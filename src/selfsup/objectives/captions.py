@@ -18,14 +18,16 @@ from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.data.tokenizer_training import train_tokenizer, vocabulary_size
 from selfsup.data.tokenizers import Kind, TextTokenizer
 from selfsup.errors import UserError
+from selfsup.inference.encoder import encoder_tokenizer
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.encoder_layouts import SavedEncoder, read_encoder
 from selfsup.models.features import Features
-from selfsup.models.kinds import TEXT
+from selfsup.models.kinds import TEXT, TEXT_TOWERS, in_one
 from selfsup.models.sentence_transformers import read_features
+from selfsup.models.tower_layouts import read_towers
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.starting import make_absolute, tower_directory
 from selfsup.objectives.text_networks import fitting_preset, require_texts, take_preset
@@ -97,25 +99,31 @@ class TextSide:
         if place is None:
             return None
         directory = tower_directory(place, TEXT)
-        require_texts(directory)
+        if not in_one(directory):
+            require_texts(directory)
         return directory
 
     @cached_property
     def origin(self) -> SavedEncoder | AdaptedEncoder | None:
-        """What that directory holds: an encoder of ModernBERT's layout, or one that transformers opens.
+        """What that directory holds: an encoder of ModernBERT's layout, the text tower of a model beside images, or one
+        that transformers opens.
 
         Raises:
             UserError: there is none.
         """
         if self.directory is None:
             return None
-        if read_config(self.directory).get("model_type") == "modernbert":
+        if in_one(self.directory):
+            return read_towers(self.directory).text
+        if read_config(self.directory).get("model_type") in ("modernbert", *TEXT_TOWERS):
             return read_encoder(self.directory)
         return open_encoder(self.directory)[0]
 
     @property
     def features(self) -> Features:
         """What the vector of a text was to the encoder that is started from."""
+        if isinstance(self.origin, SavedEncoder):
+            return self.origin.features
         return Features() if self.directory is None else read_features(self.directory)
 
     def open(self, captions: Sequence[str]) -> None:
@@ -128,7 +136,7 @@ class TextSide:
         if settings.origin("data.tokenizer") == "default":
             settings.change("data.tokenizer", "wordpiece", "recipe")
         spec = settings["data.tokenizer"]
-        given = open_tokenizer(spec, "encoder")
+        given = self._brought or open_tokenizer(spec, "encoder")
         if given is not None and settings["data.vocabulary"] is not None:
             raise UserError(f"The tokenizer of {spec} has a size of its own, so leave data.vocabulary out.")
         if given is not None and self.directory is None:
@@ -142,6 +150,18 @@ class TextSide:
                 "an encoder such as a run of masked-lm."
             )
 
+    @property
+    def _brought(self) -> TextTokenizer | None:
+        """That of the encoder to start from, as it reads texts."""
+        if not isinstance(self.origin, SavedEncoder) or self.directory is None:
+            return None
+        return encoder_tokenizer(self.directory, self.origin.config)
+
+    @property
+    def hides(self) -> bool:
+        """Whether tokens are hidden in training unless it is said: an encoder that never saw any hidden is spared."""
+        return self.origin is None or self.tokenizer.mask is not None
+
     def _train_tokenizer(self, kind: Kind, captions: Sequence[str]) -> TextTokenizer:
         size = self.settings["data.vocabulary"]
         if size is None and kind in ("bpe", "wordpiece"):
@@ -152,8 +172,8 @@ class TextSide:
         """Tokens are hidden as an encoder that is started from knows it, by the mask; to a fresh one they are shown as
         unknown, where the tokenizer has a token for that, so that it learns what to make of words it never saw."""
         tokenizer = self.tokenizer
-        marks = [tokenizer.unknown, tokenizer.mask]
-        shown = next((mark for mark in (marks[::-1] if self.origin else marks) if mark is not None), None)
+        marks = [mark for mark in (tokenizer.unknown, tokenizer.mask) if mark not in (None, tokenizer.end)]
+        shown = next(iter(marks[::-1] if self.origin else marks), None)
         if shown is None and share:
             raise UserError(
                 f"The tokenizer of {self.directory} has no token for what is hidden; leave captions as they are: "
@@ -166,13 +186,7 @@ class TextSide:
     def settle(self, effort: Effort) -> None:
         """Shape of the encoder and the longest caption; raises UserError where they do not fit together."""
         settings, origin = self.settings, self.origin
-        longest = LONGEST if origin is None else min(LONGEST, origin.config.window)
-        settings.settle("data.window", longest, "recipe" if origin is None else "init")
-        if isinstance(origin, AdaptedEncoder) and settings["data.window"] > origin.config.window:
-            raise UserError(
-                f"{settings['text.init']} reads at most {origin.config.window} tokens, so data.window cannot be "
-                f"{settings['data.window']}; give less."
-            )
+        self._settle_window()
         if origin is not None:
             self._keep_shape(origin)
             return
@@ -181,6 +195,26 @@ class TextSide:
             tokens = max(1, self._bytes // BYTES_PER_TOKEN)
             settings.change("text.preset", fitting_preset(effort, tokens), effort.origin)
         take_preset(settings, "text")
+
+    def _settle_window(self) -> None:
+        """The longest caption, in tokens; raises a UserError where the encoder does not read captions so long, or none
+        but those that are padded to another length."""
+        settings, origin = self.settings, self.origin
+        own = None if origin is None else origin.config.window
+        padded = isinstance(origin, SavedEncoder) and origin.config.padded
+        longest = own if padded else min(LONGEST, own or LONGEST)
+        settings.settle("data.window", longest, "recipe" if origin is None else "init")
+        asked = settings["data.window"]
+        if padded and asked != own:
+            raise UserError(
+                f"{settings['text.init']} reads texts that are padded to {own} tokens, so data.window is not {asked}; "
+                "leave it out."
+            )
+        grows = isinstance(origin, SavedEncoder) and not origin.config.positions
+        if own is not None and asked > own and not grows:
+            raise UserError(
+                f"{settings['text.init']} reads at most {own} tokens, so data.window cannot be {asked}; give less."
+            )
 
     def _keep_shape(self, origin: SavedEncoder | AdaptedEncoder) -> None:
         settings, place = self.settings, self.settings["text.init"]
@@ -196,7 +230,8 @@ class TextSide:
         if isinstance(origin, AdaptedEncoder) and settings["text.dropout"] is not None:
             raise UserError(f"{place} brings its own dropout, so leave text.dropout out.")
         if isinstance(origin, SavedEncoder):
-            settings.settle("text.dropout", DROPOUT, "recipe")
+            beside_images = origin.config.layout in TEXT_TOWERS  # whose training had none
+            settings.settle("text.dropout", 0.0 if beside_images else DROPOUT, "recipe")
 
     @property
     def width(self) -> int:

@@ -30,12 +30,13 @@ from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.cards import card, data_name, measured
-from selfsup.models.clip import Loss, Similarity
+from selfsup.models.clip import Loss, Similarity, read_clip
 from selfsup.models.directories import find_model
 from selfsup.models.features import Features
-from selfsup.models.kinds import IMAGE, TEXT
+from selfsup.models.kinds import IMAGE, TEXT, in_one, two_towers
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
+from selfsup.models.tower_layouts import SavedTowers, read_towers
 from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.captions import HiddenTokens, TextSettings, TextSide, drawn_captions
 from selfsup.objectives.checks.contrastive import small_batch
@@ -45,6 +46,7 @@ from selfsup.objectives.losses import info_nce, sigmoid_pairs
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import SimCLR, SimCLRSettings, build_simclr, settle_simclr
 from selfsup.objectives.sizes import STARTED, settle_rates
+from selfsup.objectives.starting import make_absolute
 from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
 from selfsup.objectives.two_views import require_several
 from selfsup.report import Progress
@@ -75,7 +77,7 @@ class CLIPSettings(Section):
     )
     captions: Names = Field((), description="their columns; found by themselves where none is named")
     dimension: Count | None = Field(None, description="of the space that images and texts share")
-    pooling: Literal["mean", "cls"] | None = Field(None, description="how an image becomes one vector")
+    pooling: Literal["mean", "cls", "attention"] | None = Field(None, description="how an image becomes one vector")
     temperature: Annotated[Real, Field(ge=0.01, le=1)] | None = Field(
         None, description="at first; it is learnt, between .01 and 1"
     )
@@ -125,6 +127,7 @@ class CLIP(Objective):
         self.view, self.loss, self.hidden = view, loss, hidden
         self.preprocessing = preprocessing or Preprocessing.plain(view.size)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.most = max(math.log(LARGEST_SCALE), -math.log(temperature))
         self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
         self.weights = {"temperature": 0.0, "modality_gap": 0.0}
         self.simclr = None
@@ -181,8 +184,8 @@ class CLIP(Objective):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """The temperature stays where logits cannot drown all but the nearest."""
-        self.log_scale.clamp_(0.0, math.log(LARGEST_SCALE))
+        """The temperature stays where logits cannot drown all but the nearest; a lower one than that may not fall."""
+        self.log_scale.clamp_(0.0, self.most)
 
     def gradient_groups(self) -> Mapping[str, nn.Module]:
         return {IMAGE: self.image, TEXT: self.text}
@@ -268,7 +271,7 @@ class CLIPRecipe(ImageRecipe):
 
     def open(self, progress: Progress) -> None:
         """With the captions comes their tokenizer, trained on those of the training part where none is named."""
-        self._require_one_tower()
+        self._start_both_towers()
         data = self.settings.config.data
         self.images = open_pairs(
             self.source if self.source is not None else data.source,
@@ -281,15 +284,33 @@ class CLIPRecipe(ImageRecipe):
         trained, _ = self.parts()
         self.text.open(captions_of(self.images).take(trained).texts())
 
-    def _require_one_tower(self) -> None:
-        """Raise a UserError where two towers are named for the one of images."""
+    def _start_both_towers(self) -> None:
+        """A model of two towers that is named for the one of images starts the other one too, unless it is named."""
         place = self.settings["model.init"]
-        if place is None or not (find_model(place) / IMAGE).is_dir() or self.settings["text.init"] is not None:
-            return
-        raise UserError(
-            f"{place} holds two towers, and --init starts that of images; give --text-init {place} too, or the "
-            f"directory of the one ({find_model(place) / IMAGE})."
-        )
+        if place is not None and self.settings["text.init"] is None and two_towers(find_model(place)):
+            self.settings.change("text.init", place, self.settings.origin("model.init"))
+        for key in ("model.init", "text.init"):
+            make_absolute(self.settings, key)
+
+    @cached_property
+    def both(self) -> Similarity | SavedTowers | None:
+        """The model of two towers that both start from, where one is named for both: how it compares them, and, of one
+        in a single directory, all that it holds."""
+        place = self.settings["model.init"]
+        if place is None or place != self.settings["text.init"] or not two_towers(directory := find_model(place)):
+            return None
+        return read_towers(directory) if in_one(directory) else read_clip(directory)
+
+    @property
+    def known(self) -> Similarity | None:
+        """How vectors were compared in the model of two towers that both start from."""
+        return self.both.similarity if isinstance(self.both, SavedTowers) else self.both
+
+    @property
+    def original(self) -> SavedTowers | None:
+        """The directory of both towers into whose class the model goes back, which has no place for another loss."""
+        there = isinstance(self.both, SavedTowers) and self.both.similarity.loss == self.options.loss
+        return self.both if there else None  # type: ignore[return-value]
 
     def fingerprint(self) -> str:
         parts = self.images.fingerprint(), self.text.tokenizer.fingerprint
@@ -316,6 +337,8 @@ class CLIPRecipe(ImageRecipe):
             settings.settle("clip.pooling", "mean", "recipe")
         else:
             settings.settle("clip.pooling", origin.features.pooling, "init")
+        if self.known is not None and settings.origin("clip.loss") == "default":
+            settings.change("clip.loss", self.known.loss, "init")
         self.text.settle(effort)
         self.settle_size()
         self.network.settle_shape(effort, self.views * len(self.images))
@@ -327,21 +350,47 @@ class CLIPRecipe(ImageRecipe):
         if settings.origin("evaluate.protocols") == "default" and self._can_be_mistaken():
             settings.change("evaluate.protocols", ("retrieval",), "recipe")
         settings.settle("clip.crop", CROP, "recipe")
-        settings.settle("clip.hidden_tokens", HIDDEN_TOKENS, "recipe")
-        settings.settle("clip.temperature", TEMPERATURES[self.options.loss], "recipe")
-        settings.settle("clip.dimension", min(DIMENSION, self.network.width, self.text.width), "size")
+        settings.settle("clip.hidden_tokens", HIDDEN_TOKENS if self.text.hides else 0.0, "recipe")
+        if self.known is None:
+            settings.settle("clip.temperature", TEMPERATURES[self.options.loss], "recipe")
+        self.settle_dimension()
         if self.options.simclr:
             settle_simclr(settings)
 
+    def settle_size(self) -> None:
+        """Both towers of one model see images as they did; one alone takes smaller ones too."""
+        if isinstance(self.both, SavedTowers):
+            size = self.both.image.config.size
+            self.settings.settle("data.size", size, "init")
+            self._require_own("data.size", size)
+        super().settle_size()
+
+    def settle_dimension(self) -> None:
+        """Of the shared space."""
+        settings, width = self.settings, min(self.network.width, self.text.width)
+        if isinstance(self.both, SavedTowers):
+            dimension = self.both.text.features.dimension(self.text.width)
+            settings.settle("clip.dimension", dimension, "init")
+            self._require_own("clip.dimension", dimension)
+        settings.settle("clip.dimension", min(DIMENSION, width), "size")
+
+    def _require_own(self, key: str, own: int) -> None:
+        """Raise a UserError where the settings ask for another number than a model of two towers has."""
+        if self.settings[key] != own:
+            raise UserError(
+                f"{self.settings['model.init']} has {key} {own}, so it is not {self.settings[key]}; leave it out."
+            )
+
     def settle_rates(self) -> None:
-        """Of what starts from nothing; the towers have factors of their own."""
-        settle_rates(self.settings, (self.network.width + self.text.width) // 2, ADAMW_LR, started=False)
+        """Of what starts from nothing, where the towers have factors of their own; of all where all was started."""
+        width = (self.network.width + self.text.width) // 2
+        settle_rates(self.settings, width, ADAMW_LR, started=self.known is not None)
 
     def settle_towers(self) -> None:
         """How fast each is trained; raises a UserError where one is to stay as it is that knows nothing."""
         self._refuse_idle_towers()
         for tower, place in (("image", self.settings["model.init"]), ("text", self.settings["text.init"])):
-            rate, origin = (1.0, "recipe") if place is None else (STARTED, "init")
+            rate, origin = (1.0, "recipe") if place is None or self.known is not None else (STARTED, "init")
             self.settings.settle(f"clip.{tower}_rate", rate, origin)
 
     def _can_be_mistaken(self) -> bool:
@@ -383,25 +432,43 @@ class CLIPRecipe(ImageRecipe):
             text,
             view,
             options.loss,
-            settings["clip.temperature"],
-            -math.log(settings["train.batch"] - 1),  # as many pairs are wrong as that for one that is right
+            self.temperature,
+            self.bias,
             {IMAGE: settings["clip.image_rate"], TEXT: settings["clip.text_rate"]},
             hidden if hidden.share else None,
             None if simclr is None else (simclr, options.simclr),
             self.network.preprocessing,
         )
 
-    def _image_network(self) -> tuple[AnyBackbone, SharedProjection]:
+    @property
+    def temperature(self) -> float:
+        """At first."""
+        if self.known is not None and self.settings["clip.temperature"] is None:
+            return 1 / self.known.scale
+        return float(self.settings["clip.temperature"])
+
+    @property
+    def bias(self) -> float:
+        """At first: as many pairs are wrong as the others of a batch for one that is right."""
+        if self.known is not None and self.known.loss == "sigmoid":
+            return self.known.bias
+        return -math.log(self.settings["train.batch"] - 1)
+
+    def _image_network(self) -> tuple[AnyBackbone, SharedProjection | None]:
         network, origin = self.network.build(), self.network.origin
         known = Features() if origin is None else origin.features
         return network, self._projection(IMAGE, network.dimension, known)
 
-    def _text_network(self) -> tuple[AnyEncoder, SharedProjection]:
+    def _text_network(self) -> tuple[AnyEncoder, SharedProjection | None]:
         return self.text.build(), self._projection(TEXT, self.text.width, self.text.features)
 
-    def _projection(self, tower: str, width: int, known: Features) -> SharedProjection:
+    def _projection(self, tower: str, width: int, known: Features) -> SharedProjection | None:
+        kept = self.original is not None  # as there is a place for it
+        if kept and known.weight is None:
+            return None
         draws = generator(self.settings["train.seed"], f"{tower} projection")
-        return SharedProjection(width, self.settings["clip.dimension"]).initialise(draws, known)
+        biased = not kept or known.bias is not None
+        return SharedProjection(width, self.settings["clip.dimension"], biased).initialise(draws, known)
 
     def encoder(self, objective: Objective) -> AnyBackbone:
         return cast(CLIP, objective).image.network
@@ -429,7 +496,7 @@ class CLIPRecipe(ImageRecipe):
                 f"{settings['data.window']} lose their end, {settings['clip.hidden_tokens']:.0%} of the tokens hidden",
                 "text": self.text.describe(),
                 "space": f"{options.dimension} dimensions ({settings.origin('clip.dimension')}), {options.loss} loss, "
-                f"temperature {options.temperature:g} at first{frozen}",
+                f"temperature {self.temperature:g} at first{frozen}",
                 "view": f"of {settings['clip.crop']:.0%} to 100% of an image ({settings.origin('clip.crop')})",
             }
             | self._started()
@@ -437,6 +504,8 @@ class CLIPRecipe(ImageRecipe):
 
     def _started(self) -> dict[str, str]:
         """Where towers are started from."""
+        if self.known is not None:
+            return {"start": f"both towers of {self.settings['model.init']}, their maps, and how they are compared"}
         places = {IMAGE: self.settings["model.init"], TEXT: self.settings["text.init"]}
         told = [
             f"{tower} tower of {place} at {self.settings[f'clip.{tower}_rate']:g} times the rates"
@@ -477,11 +546,14 @@ class CLIPRecipe(ImageRecipe):
         return CaptionedPictures(self.images, self.settings["data.size"], indices)
 
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
-        """Both towers as model directories of their own, side by side, and how their vectors are compared."""
+        """Both towers as model directories of their own, side by side, and how their vectors are compared; or in one,
+        of the class that they came from."""
         from selfsup.models.clip import save_clip
+        from selfsup.models.tower_layouts import save_towers
 
         clip = cast(CLIP, objective)
-        summary["max_difference"] = save_clip(
+        save: Any = save_clip if self.original is None else partial(save_towers, origin=self.original)
+        summary["max_difference"] = save(
             directory,
             clip.image.network,
             clip.image.features,
@@ -492,6 +564,16 @@ class CLIPRecipe(ImageRecipe):
             lambda differences: self._pair_card(summary, differences),
         )
 
+    @property
+    def _layout(self) -> str:
+        """In words."""
+        if self.original is not None:
+            return f"in one directory, of the class that {Path(self.settings['model.init']).name} is of"
+        return (
+            "image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that was named), "
+            "each with features.json, the map into the shared space"
+        )
+
     def _pair_card(self, summary: dict[str, Any], differences: dict[str, float | None]) -> str:
         told = "; ".join(f"{tower} {_shown(value)}" for tower, value in differences.items())
         return card(
@@ -500,9 +582,7 @@ class CLIPRecipe(ImageRecipe):
             f"{summary['steps']:,} steps.",
             {
                 "Validation loss": measured(summary),
-                "Towers": "image/ (DINOv3 ViT, or the network that was named) and text/ (ModernBERT, or the one that "
-                "was named), each with features.json, the map into the shared space; against stock transformers, in "
-                f"fp32: {told}",
+                "Towers": f"{self._layout}; against stock transformers, in fp32: {told}",
             },
             USAGE,
             task="zero-shot-image-classification",

@@ -19,10 +19,11 @@ from selfsup.config import Settings, nearest
 from selfsup.errors import UserError
 from selfsup.models.backbones import AdaptedBackbone, AnyBackbone, adapt, open_timm
 from selfsup.models.counting import sketched
-from selfsup.models.kinds import IMAGE
+from selfsup.models.kinds import IMAGE, in_one
 from selfsup.models.packing import Pooling
 from selfsup.models.presets import VISION
 from selfsup.models.timm_networks import TIMM, TimmStart
+from selfsup.models.tower_layouts import read_towers
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.models.vision_layouts import SavedVision, read_vision
 from selfsup.objectives.recipe import Effort
@@ -154,6 +155,8 @@ class OwnVision(ImageNetwork):
         if place is None:
             return None
         directory = tower_directory(place, IMAGE)
+        if in_one(directory):
+            return read_towers(directory).image
         require_image_model(directory, self.settings["objective"])
         return read_vision(directory)
 
@@ -213,7 +216,8 @@ class OwnVision(ImageNetwork):
 
     def build(self) -> VisionTransformer:
         if self.origin is not None:
-            return self.origin.model().resize(self.config.size)
+            opened = self.origin.model().resize(self.config.size)
+            return copy.deepcopy(opened)  # for training writes into its memory, the calibration's too
         return VisionTransformer(self.config).initialise(generator(self.settings["train.seed"], "weights"))
 
     @property

@@ -28,7 +28,7 @@ from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncod
 from selfsup.models.encoder_layouts import STEMS, SavedEncoder, read_encoder, save_encoder
 from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import DECODERS, ENCODERS, TEXT, reads, two_towers, writes
+from selfsup.models.kinds import DECODERS, ENCODERS, TEXT, TEXT_TOWERS, in_one, reads, two_towers, writes
 from selfsup.models.kinds import described as kind_of
 from selfsup.models.layouts import Unfit
 from selfsup.models.parity import network_difference
@@ -465,6 +465,8 @@ def require_text_model(directory: Path, objective: str, family: Family) -> None:
         return
     if not reads(directory):
         advice = f"give {_text_tower(directory, family) or 'one'}"
+    elif read_config(directory).get("model_type") in TEXT_TOWERS:
+        advice = "clip goes on with that (--text-init)"
     elif writes(directory) == (family == "decoder"):
         advice = f"leave --init out and give model=hf:{directory}"
     else:
@@ -481,5 +483,5 @@ def require_texts(directory: Path, family: Family = "encoder") -> None:
 
 def _text_tower(directory: Path, family: Family) -> str | None:
     """Which is an encoder."""
-    there = family == "encoder" and two_towers(directory)
+    there = family == "encoder" and two_towers(directory) and not in_one(directory)
     return f"its text tower, {directory / TEXT}" if there else None

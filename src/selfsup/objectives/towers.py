@@ -15,12 +15,12 @@ from selfsup.models.packing import Pooling, embed, flattened
 
 
 class SharedProjection(nn.Module):
-    """W x + b in fp32: what an encoder makes of an image or text, put into the space that both share."""
+    """W x + b in fp32, or W x: what an encoder makes of an image or text, put into the space that both share."""
 
-    def __init__(self, width: int, dimension: int) -> None:
+    def __init__(self, width: int, dimension: int, biased: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dimension, width))
-        self.bias = nn.Parameter(torch.zeros(dimension))
+        self.bias = nn.Parameter(torch.zeros(dimension)) if biased else None
 
     @torch.no_grad()
     def initialise(self, draws: torch.Generator, features: Features) -> SharedProjection:
@@ -33,18 +33,25 @@ class SharedProjection(nn.Module):
         if features.weight is not None and len(mapped) == dimension:
             directions = torch.eye(dimension)
         self.weight.copy_(directions @ mapped)
-        self.bias.copy_(directions @ shift)
+        if self.bias is not None:
+            self.bias.copy_(directions @ shift)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
+    def features(self, pooling: Pooling) -> Features:
+        """What the vector of an image or text is in the shared space."""
+        weight = self.weight.detach().cpu().clone()
+        return Features(pooling, weight, None if self.bias is None else self.bias.detach().cpu().clone())
+
 
 class Tower(nn.Module):
-    """An encoder of images or of texts, and the way from its vectors into the shared space."""
+    """An encoder of images or of texts, and the way from its vectors into the shared space; None where they are of that
+    space themselves."""
 
-    def __init__(self, network: nn.Module, projection: SharedProjection, pooling: Pooling) -> None:
+    def __init__(self, network: nn.Module, projection: SharedProjection | None, pooling: Pooling) -> None:
         super().__init__()
         self.network = network
         self.projection = projection
@@ -65,8 +72,11 @@ class Tower(nn.Module):
     @property
     def features(self) -> Features:
         """What the vector of an image or text is, in the shared space."""
-        weight, bias = (tensor.detach().cpu() for tensor in (self.projection.weight, self.projection.bias))
-        return Features(self.pooling, weight.clone(), bias.clone())
+        return Features(self.pooling) if self.projection is None else self.projection.features(self.pooling)
+
+    def shared(self, vectors: Tensor) -> Tensor:
+        """What the encoder made (B, width), in the shared space (B, dimension)."""
+        return vectors if self.projection is None else cast(Tensor, self.projection(vectors))
 
 
 class ImageTower(Tower):
@@ -74,7 +84,7 @@ class ImageTower(Tower):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, dimension)."""
-        return cast(Tensor, self.projection(self.network.embed(pixels, self.pooling)))
+        return self.shared(self.network.embed(pixels, self.pooling))
 
 
 class TextTower(Tower):
@@ -82,5 +92,4 @@ class TextTower(Tower):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Padded captions (B, T) of `lengths` (B,) tokens to (B, dimension)."""
-        vectors = embed(self.network, flattened(tokens, lengths), lengths, self.pooling)
-        return cast(Tensor, self.projection(vectors))
+        return self.shared(embed(self.network, flattened(tokens, lengths), lengths, self.pooling))
