@@ -43,6 +43,12 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 12}
 MSCALE = YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "mscale": 0.8, "mscale_all_dim": 0.4, "truncate": False}
+FAR = {
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    }
+}
 # By a name: a configuration of transformers, and what it has of its own.
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -64,8 +70,17 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
         "SmolLM3",
         {"no_rope_layers": [1, 0, 0, 1], "use_sliding_window": True, "sliding_window": 6, **BIASED},
     ),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma 3": (
+        "Gemma3Text",
+        {"head_dim": 16, "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 40, **FAR},
+    ),
 }
 EACH = pytest.mark.parametrize("name", MADE)
+
+
+def class_of(name: str) -> str:
+    return f"{MADE[name][0].removesuffix('Text')}ForCausalLM"
 
 
 @torch.no_grad()
@@ -74,7 +89,7 @@ def make(name: str, directory: Path, **more: Any) -> Path:
     family, own = MADE[name]
     config = getattr(transformers, f"{family}Config")(**(SHAPE | {"pad_token_id": 0} | own | more))
     torch.manual_seed(0)
-    network = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+    network = getattr(transformers, class_of(name))(config)
     for parameter in network.parameters():
         parameter.add_(
             torch.randn(parameter.shape), alpha=0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5
@@ -155,6 +170,8 @@ TRAINED = {
     "qwen2, sliding, yarn": "qwen3",
     "qwen3, biases, yarn": "qwen3",
     "smollm3, sliding, biases": "qwen3",
+    "gemma": "gemma",
+    "gemma 3": "gemma",
 }
 MOVING = {"optim.matrices": "adamw", "optim.lr": 1e-2, "optim.adamw_lr": 1e-2, "steps": 10}
 
@@ -206,7 +223,7 @@ def test_what_is_trained_on_opens_as_what_it_was(name: str, runs: Callable[[str]
     assert apart(ours(load_decoder(after)), theirs(after)) < 1e-5
     assert run.summary["max_difference"] < 1e-3
     assert apart(theirs(after), theirs(before)) > 1e-3
-    assert type(transformers.AutoModelForCausalLM.from_pretrained(after)).__name__ == f"{MADE[name][0]}ForCausalLM"
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(after)).__name__ == class_of(name)
 
 
 @EACH_TRAINED

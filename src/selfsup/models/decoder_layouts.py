@@ -86,6 +86,16 @@ def _late(said: Said, layer: int) -> bool:
     return layer >= said.size("max_window_layers", 28, least=0)
 
 
+def _local_theta(said: Said) -> float:
+    rope = said.part("rope_parameters").part(SLIDING)
+    rope.word("rope_type", ("default",), "default")
+    return rope.number("rope_theta", said.number("rope_local_base_freq", 1e4))
+
+
+def _score_scale(said: Said) -> float:
+    return said.number("query_pre_attn_scalar", 256.0) ** -0.5
+
+
 def _without_positions(said: Said) -> tuple[int, ...]:
     layers, interval = said.size("num_hidden_layers"), said.size("no_rope_layer_interval", 4)
     turned = said.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
@@ -96,6 +106,7 @@ def _without_positions(said: Said) -> tuple[int, ...]:
 
 # -- the layouts -------------------------------------------------------------------------------------------
 
+TANH = "gelu_pytorch_tanh"
 ACTIVATIONS = {name: name for name in GATES}
 SHAPE = {
     "vocabulary": at("vocab_size"),
@@ -109,14 +120,12 @@ SIZES: dict[str, Fact] = {"kv_heads": _kv_heads, "head_dim": _head_dim}
 WHOLLY = {"rope_parameters.partial_rotary_factor": 1.0, "partial_rotary_factor": 1.0}
 
 
-def _layout(
-    name: str, model_type: str, tied: bool = False, act: str = "hidden_act", **more: Any
-) -> Layout[DecoderConfig]:
+def _layout(name: str, model_type: str, tied: bool = False, **more: Any) -> Layout[DecoderConfig]:
     """One with Llama's names of keys; `more` is what it has of its own."""
     own = {
         "tied": at("tie_word_embeddings", default=tied),
         "norm_eps": at("rms_norm_eps", default=1e-6),
-        "activation": at(act, default="silu", words=ACTIVATIONS),
+        "activation": at("hidden_act", default="silu", words=ACTIVATIONS),
     }
     places = {**SHAPE, **own, **more.pop("places", {})}
     facts = {**SIZES, **_turned(), **more.pop("facts", {})}
@@ -125,11 +134,31 @@ def _layout(
     )
 
 
+def _gemma(model_type: str, act: str, **more: Any) -> Layout[DecoderConfig]:
+    """One of Gemma, whose norms have gains beside 1, and whose embeddings grow with the width."""
+    places = {
+        "activation": at(act, default=TANH, words={TANH: TANH, "gelu": TANH}),  # the latter meant it as well
+        **ATTENTION,
+    }
+    facts = {"embedding_scale": lambda said: said.size("hidden_size") ** 0.5, **more.pop("facts", {})}
+    given = {"gain_offset": 1.0, **more.pop("given", {})}
+    one_way = {"use_bidirectional_attention": False}
+    return _layout("Gemma models", model_type, True, places=places, facts=facts, given=given, refused=one_way, **more)
+
+
 def _biases(*fields: str, key: str = "attention_bias") -> dict[str, Place]:
     return {name: at(key, default=False) for name in fields}
 
 
 ATTENTION = _biases("qkv_bias", "output_bias")
+SANDWICH = {  # Gemma 2's and 3's names of four norms
+    f"model.layers.*.{ours}": f"model.layers.*.{theirs}"
+    for ours, theirs in (
+        ("attention_norm", "post_attention_layernorm"),
+        ("post_attention_layernorm", "pre_feedforward_layernorm"),
+        ("mlp_norm", "post_feedforward_layernorm"),
+    )
+}
 QWEN3 = Layout(
     DecoderConfig,
     name="dense Qwen3 models",
@@ -176,6 +205,19 @@ LAYOUTS: Mapping[str, Layout[DecoderConfig]] = {
             given={"qk_norm": False},
             places={**ATTENTION, **_biases("mlp_bias", key="mlp_bias")},
             facts={**_turned(2e6), "still": _without_positions, **_sliding(lambda said, layer: False, _asked)},
+        ),
+        _gemma("gemma", "hidden_act", given={"qk_norm": False}),
+        _gemma(
+            "gemma3_text",
+            "hidden_activation",
+            given={"post_norms": True},
+            names=SANDWICH,
+            facts={
+                **_turned(1e6),
+                **_sliding(lambda said, layer: (layer + 1) % said.size("sliding_window_pattern", 6) > 0),
+                "local_theta": _local_theta,
+                "score_scale": _score_scale,
+            },
         ),
     )
 }
