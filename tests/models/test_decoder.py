@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfsup.models.attention import DENSE_WINDOW, Runs, attention, causal_mask, split
 from selfsup.models.counting import parameter_count, sketched
-from selfsup.models.decoder import Decoder, DecoderConfig, KeyValueCache
+from selfsup.models.decoder import Decoder, DecoderConfig, KeyValueCache, Rotation
 from selfsup.models.presets import PRESETS
 
 SMALL = DecoderConfig(vocabulary=50, layers=2, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48, window=16, tied=False)
@@ -31,7 +31,27 @@ def lively(config: DecoderConfig, seed: int = 0) -> Decoder:
     return decoder
 
 
-DECODERS = [lively(SMALL), lively(GROUPED)]
+# With layers that see the last positions alone, turn in their own way or not at all; and with all that others have.
+SLIDING = dataclasses.replace(GROUPED, sliding=3, local=(0,), local_theta=300.0, still=(1,))
+OTHER = dataclasses.replace(
+    GROUPED,
+    qk_norm=False,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    activation="gelu",
+    gain_offset=1.0,
+    post_norms=True,
+    embedding_scale=5.0,
+    score_cap=1.5,
+    logit_cap=2.0,
+    score_scale=0.2,
+    rotation=Rotation((1.0, 2.0, 4.0, 8.0), 1.2),
+    sliding=4,
+    local=(1,),
+)
+ALL_SEEING = [lively(SMALL), lively(GROUPED)]
+DECODERS = [*ALL_SEEING, lively(SLIDING), lively(OTHER)]
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -113,6 +133,19 @@ def test_documents_do_not_see_each_other(documents: list[list[int]], data: st.Da
     torch.testing.assert_close(hidden[inside], alone[0], atol=1e-5, rtol=1e-4)
 
 
+@settings(deadline=None, max_examples=20)
+@given(tokens=TOKENS, data=st.data(), reach=st.integers(1, 6))
+def test_a_local_layer_sees_its_last_positions_alone(tokens: list[int], data: st.DataObject, reach: int) -> None:
+    """Of one layer, so that nothing older reaches a position through another."""
+    decoder = lively(dataclasses.replace(SLIDING, layers=1, still=(), sliding=reach))
+    place = data.draw(st.integers(0, len(tokens) - 1))
+    changed = [*tokens[:place], (tokens[place] + 1) % 50, *tokens[place + 1 :]]
+    with torch.no_grad():
+        before, after = decoder(torch.tensor([tokens])), decoder(torch.tensor([changed]))
+    moved = (before != after).any(-1)[0].tolist()
+    assert moved == [place <= position < place + reach for position in range(len(tokens))]
+
+
 def test_documents_are_causal_inside() -> None:
     documents = torch.tensor([[0, 0, 0, 1, 1, 1]])
     tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
@@ -147,7 +180,7 @@ def test_cached_decoding_equals_the_whole_forward(tokens: list[int], data: st.Da
 
 
 @settings(deadline=None, max_examples=10)
-@given(sizes=st.lists(st.integers(1, 16), min_size=4, max_size=8), decoder=st.sampled_from(DECODERS))
+@given(sizes=st.lists(st.integers(1, 16), min_size=4, max_size=8), decoder=st.sampled_from(ALL_SEEING))
 def test_beyond_the_window_a_position_sees_the_last_window(sizes: list[int], decoder: Decoder) -> None:
     """Held against a plain banded forward over everything, in one layer after the other."""
     length, window = sum(sizes), decoder.config.window

@@ -20,6 +20,8 @@ from selfsup.inference.generate import LanguageModel
 from selfsup.models.decoder import Decoder
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder
 from selfsup.models.kinds import DECODERS
+from selfsup.models.layouts import renamed
+from selfsup.models.losses import cap_of, linear_cross_entropy
 from selfsup.run import Run
 
 LENGTH = 40
@@ -71,6 +73,12 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
         {"no_rope_layers": [1, 0, 0, 1], "use_sliding_window": True, "sliding_window": 6, **BIASED},
     ),
     "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma 2": (
+        "Gemma2",
+        {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 40, "attn_logit_softcapping": 2.0}
+        | {"final_logit_softcapping": 3.0},
+    ),
+    "gemma 2, no caps": ("Gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 8}),
     "gemma 3": (
         "Gemma3Text",
         {"head_dim": 16, "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 40, **FAR},
@@ -110,7 +118,8 @@ def decoders(directories: dict[str, Path]) -> dict[str, Decoder]:
 
 
 def tokens(rows: int = 2) -> Tensor:
-    return torch.randint(60, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
+    """Without that of padding, which transformers trains no embedding of."""
+    return torch.randint(1, 60, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -145,6 +154,25 @@ def test_it_is_opened_with_the_same_numbers(
 
 
 @EACH
+def test_its_gradient_is_that_of_transformers(
+    name: str, directories: dict[str, Path], decoders: dict[str, Decoder]
+) -> None:
+    """Of the loss that is trained on."""
+    row, decoder = tokens(), decoders[name]
+    network = transformers.AutoModelForCausalLM.from_pretrained(directories[name], dtype=torch.float32)
+    logits = network(row[:, :-1]).logits.flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, row[:, 1:].flatten(), reduction="sum").backward()
+    hidden = decoder(row[:, :-1]).flatten(0, 1)
+    linear_cross_entropy(hidden, decoder.output_weight, row[:, 1:].flatten(), cap_of(decoder)).backward()
+    expected = {key: p.grad for key, p in network.named_parameters()}
+    names = LAYOUTS[decoder.config.layout].names
+    for key, gradient in renamed({key: p.grad for key, p in decoder.named_parameters()}, names).items():
+        # Where nothing is turned, the softmax takes back what a bias of keys adds: its gradient is rounding.
+        assert (gradient - expected[key]).norm() < 1e-4 * expected[key].norm() + 1e-4, key
+    decoder.zero_grad()
+
+
+@EACH
 @torch.inference_mode()
 def test_token_by_token_it_has_the_same_numbers(name: str, decoders: dict[str, Decoder]) -> None:
     """With the weights that are packed, from a prompt on, beside padding, and beyond the window."""
@@ -171,6 +199,7 @@ TRAINED = {
     "qwen3, biases, yarn": "qwen3",
     "smollm3, sliding, biases": "qwen3",
     "gemma": "gemma",
+    "gemma 2": "gemma",
     "gemma 3": "gemma",
 }
 MOVING = {"optim.matrices": "adamw", "optim.lr": 1e-2, "optim.adamw_lr": 1e-2, "steps": 10}

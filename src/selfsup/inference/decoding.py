@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.adapters import AdaptedDecoder
+from selfsup.models.attention import capped_attention
 from selfsup.models.decoder import Block, Decoder, KeyValueCache, Sight
 from selfsup.models.kernels import GATES
+from selfsup.models.losses import capped
 from selfsup.models.transformer import RMSNorm
 
 
@@ -79,7 +81,7 @@ class Decoding:
         """Logits (B, vocabulary) of what follows `tokens` (B, T), in the precision of the weights."""
         for part in torch.split(tokens, self.config.window, 1):
             x = self._read(part, cache)
-        return torch.mm(self._normal(x), self.head).to(x.dtype)
+        return capped(torch.mm(self._normal(x), self.head).to(x.dtype), self.config.logit_cap)
 
     def _read(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """The last hidden states (B, width) of tokens (B, T), at most a window of them."""
@@ -135,6 +137,8 @@ class Decoding:
 
     def _weighed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         count, grouped = q.shape[2], self.config.heads != self.config.kv_heads
+        if self.config.score_cap is not None:
+            return capped_attention(q, k, v, mask, self.config.score_cap, 1.0).flatten(0, 1)
         causal = mask is None and count > 1
         seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=1.0, enable_gqa=grouped)
         return seen.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -22,7 +22,7 @@ from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder, read_ends
 from selfsup.models.directories import read_config
 from selfsup.models.layouts import Unfit
-from selfsup.models.losses import target_losses
+from selfsup.models.losses import cap_of, target_losses
 
 PRECISIONS = ("auto", "fp32", "bf16")
 TOGETHER = 64  # prompts that are gone on from at once
@@ -146,7 +146,7 @@ class LanguageModel(Model):
             read = decoder  # whose windows do not see each other
         parts = (torch.split(part, decoder.config.window, 1) for part in (row[:, :-1], row[:, 1:]))
         losses = [
-            target_losses(read(inputs)[0], decoder.output_weight, targets[0])
+            target_losses(read(inputs)[0], decoder.output_weight, targets[0], cap_of(decoder))
             for inputs, targets in zip(*parts, strict=True)
         ]
         return torch.cat(losses)

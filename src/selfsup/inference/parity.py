@@ -20,6 +20,7 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.generate import LanguageModel
 from selfsup.models.encoder import TextEncoder
+from selfsup.models.losses import cap_of, capped
 from selfsup.models.packing import embed
 from selfsup.models.parity import Difference, exactness, open_with_transformers, quiet_transformers
 
@@ -137,7 +138,7 @@ class _Decoders:
         weight = decoder.output_weight
         rows = [tokenizer.opened(ids)[: self.length] for ids in tokenizer.encode_batch(texts)]
         last = [decoder(torch.tensor([row], device=weight.device))[0, -1] for row in rows]
-        return F.linear(torch.stack(last), weight).float().cpu()
+        return capped(F.linear(torch.stack(last), weight), cap_of(decoder)).float().cpu()
 
 
 class _Encoders:

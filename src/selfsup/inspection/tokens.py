@@ -35,7 +35,7 @@ from selfsup.inspection.blocks import (
 from selfsup.inspection.texts import fitting_window, opened
 from selfsup.models.attention import document_mask
 from selfsup.models.encoder import EncoderConfig
-from selfsup.models.losses import IGNORE
+from selfsup.models.losses import IGNORE, cap_of, capped
 from selfsup.objectives.base import Task
 from selfsup.objectives.texts import TextRecipe
 
@@ -313,7 +313,8 @@ def _predictions(window: Window, subject: Subject, task: Task) -> Predictions:
 def _guesses(subject: Subject, task: Task) -> dict[int, list[Guess]]:
     """What the model holds for likeliest, by the position of each hidden token of the first window."""
     objective = subject.objective.eval()
-    logits = (objective.predict(task)["hidden"][0] @ objective.model.output_weight.T).float()
+    logits = objective.predict(task)["hidden"][0] @ objective.model.output_weight.T
+    logits = capped(logits, cap_of(objective.model)).float()
     best = logits.softmax(-1).topk(min(GUESSES, logits.shape[-1]))
     named = map(subject.tokenizer.tokens, best.indices.tolist())
     made = [list(map(Guess, *each)) for each in zip(named, best.values.tolist(), strict=True)]

@@ -119,6 +119,20 @@ def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(seen, 2)
 
 
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: float, scale: float) -> Tensor:
+    """As `attention` of scores s = q kᵀ · scale that are capped: softmax(cap · tanh(s / cap) + mask) v; heads one after
+    the other, for their memory. Without a mask and with T > 1, position t sees 0..t."""
+    if mask is None and q.shape[2] > 1:
+        mask = _causal_mask(q)
+    group, seen = q.shape[1] // k.shape[1], []
+    for head in range(q.shape[1]):
+        scores = torch.tanh(q[:, head] @ k[:, head // group].mT * (scale / cap)) * cap
+        scores = scores if mask is None else scores + mask.view(-1, *mask.shape[-2:])
+        p = torch.softmax(scores, -1, torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+        seen.append(p @ v[:, head // group])
+    return torch.cat(seen, -1)
+
+
 DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md)
 
 

@@ -17,9 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.attention import Placement, Runs, additive, attention, causal_mask, document_mask, split
+from selfsup.models.attention import (
+    Placement,
+    Runs,
+    additive,
+    attention,
+    capped_attention,
+    causal_mask,
+    document_mask,
+    split,
+)
 from selfsup.models.counting import flops_per_token, matrix_parameters
 from selfsup.models.kernels import GATES, gated, rotary_tables
+from selfsup.models.losses import capped
 from selfsup.models.transformer import Embedding, Linear, RMSNorm, TensorModule, compute_dtype, fill, through
 
 
@@ -60,6 +70,7 @@ class DecoderConfig:
         gain_offset: what is added to the weights of a norm.
         post_norms: whether what attention and the feed-forward part add is normalised too.
         embedding_scale: by which embeddings are multiplied.
+        score_cap, logit_cap: the bounds between which scores of attention, and logits, are bent by a tanh.
         score_scale: by which the product of a query and a key is multiplied; None for 1 / sqrt(head_dim).
         rotation: of all layers, or of those that are not local.
         sliding, local: how many positions the layers of these numbers see, themselves included; others see all.
@@ -87,6 +98,8 @@ class DecoderConfig:
     gain_offset: float = 0.0
     post_norms: bool = False
     embedding_scale: float = 1.0
+    score_cap: float | None = None
+    logit_cap: float | None = None
     score_scale: float | None = None
     rotation: Rotation = UNSCALED
     sliding: int | None = None
@@ -203,7 +216,7 @@ class KeyValueCache:
 class Attention(TensorModule):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.kv_heads = config.kv_heads
+        self.kv_heads, self.score_cap = config.kv_heads, config.score_cap
         self.q_proj = Linear(config.width, config.heads * config.head_dim, config.qkv_bias)
         self.k_proj = Linear(config.width, config.kv_heads * config.head_dim, config.qkv_bias)
         self.v_proj = Linear(config.width, config.kv_heads * config.head_dim, config.qkv_bias)
@@ -215,7 +228,10 @@ class Attention(TensorModule):
         q, k, v = _turned(q, self.q_norm, placement), _turned(k, self.k_norm, placement), split(v, self.kv_heads)
         if cache is not None:
             k, v = cache.extend(layer, k, v, placement.reach)
-        seen = attention(q, k, v, placement.mask, causal=placement.mask is None and x.shape[1] > 1)
+        if self.score_cap is None:
+            seen = attention(q, k, v, placement.mask, causal=placement.mask is None and x.shape[1] > 1)
+        else:
+            seen = capped_attention(q, k, v, placement.mask, self.score_cap, q.shape[-1] ** -0.5)  # type: ignore[arg-type]
         return through(seen, self.o_proj)[0]
 
 
@@ -289,6 +305,15 @@ class Decoder(TensorModule):
         """The matrix (vocabulary, width) whose product with a hidden state gives the logits."""
         return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
+    @property
+    def logit_cap(self) -> float | None:
+        """What logits are capped by: see `losses.capped`."""
+        return self.config.logit_cap
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (…, vocabulary) of hidden states (…, width)."""
+        return capped(F.linear(hidden, self.output_weight), self.logit_cap)
+
     def flops(self, window: int) -> float:
         """Operations of forward and backward per token in windows of `window` tokens; the head counts."""
         config = self.config
@@ -336,19 +361,25 @@ class Decoder(TensorModule):
             tables = self.config.tables(sight, positions, dtype)
             if cache is not None:
                 return Placement(*tables, cache.mask(count, sight.reach), sight.reach)
-            return Placement(*tables, _mask(tokens, documents, sight.reach, dtype), sight.reach)
+            mask = _mask(tokens, documents, sight.reach, dtype, whole=self.config.score_cap is not None)
+            return Placement(*tables, mask, sight.reach)
 
         known = {sight: place(sight) for sight in set(sights)}
         return [known[sight] for sight in sights]
 
     def logits(self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, vocabulary); training scores the hidden states in chunks instead."""
-        return F.linear(self(tokens, documents, cache), self.output_weight)
+        return self.head(self(tokens, documents, cache))
 
 
-def _mask(tokens: Tensor, documents: Tensor | None, reach: int | None, dtype: torch.dtype) -> Tensor | Runs | None:
-    """What positions see of their documents, of the last `reach` positions of these; None for plain causal."""
+def _mask(
+    tokens: Tensor, documents: Tensor | None, reach: int | None, dtype: torch.dtype, whole: bool
+) -> Tensor | Runs | None:
+    """What positions see of their documents, of the last `reach` positions of these; None for plain causal. A mask is
+    never `Runs` where it is to be `whole`."""
     if reach is None or reach >= tokens.shape[1]:
-        return None if documents is None else causal_mask(documents, dtype)
+        if documents is None or whole:
+            return None if documents is None else document_mask(documents, dtype, causal=True)
+        return causal_mask(documents, dtype)
     documents = torch.zeros_like(tokens[:1]) if documents is None else documents
     return document_mask(documents, dtype, causal=True, reach=reach)

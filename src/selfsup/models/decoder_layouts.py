@@ -92,6 +92,16 @@ def _local_theta(said: Said) -> float:
     return rope.number("rope_theta", said.number("rope_local_base_freq", 1e4))
 
 
+def _cap(key: str, default: float | None) -> Fact:
+    """None where null is said."""
+
+    def cap(said: Said) -> float | None:
+        none = said.content.get(key, default) is None
+        return None if none else said.number(key, default)
+
+    return cap
+
+
 def _score_scale(said: Said) -> float:
     return said.number("query_pre_attn_scalar", 256.0) ** -0.5
 
@@ -208,6 +218,18 @@ LAYOUTS: Mapping[str, Layout[DecoderConfig]] = {
         ),
         _gemma("gemma", "hidden_act", given={"qk_norm": False}),
         _gemma(
+            "gemma2",
+            "hidden_activation",
+            given={"qk_norm": False, "post_norms": True},
+            names=SANDWICH,
+            facts={
+                **_sliding(lambda said, layer: layer % 2 == 0),
+                "score_scale": _score_scale,
+                "score_cap": _cap("attn_logit_softcapping", 50.0),
+                "logit_cap": _cap("final_logit_softcapping", 30.0),
+            },
+        ),
+        _gemma(
             "gemma3_text",
             "hidden_activation",
             given={"post_norms": True},
@@ -216,6 +238,7 @@ LAYOUTS: Mapping[str, Layout[DecoderConfig]] = {
                 **_turned(1e6),
                 **_sliding(lambda said, layer: (layer + 1) % said.size("sliding_window_pattern", 6) > 0),
                 "local_theta": _local_theta,
+                "logit_cap": _cap("final_logit_softcapping", None),
                 "score_scale": _score_scale,
             },
         ),

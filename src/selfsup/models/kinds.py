@@ -7,7 +7,16 @@ from pathlib import Path
 from selfsup.models.directories import read_config
 
 # What config.json calls the models whose arithmetic stands here.
-DECODERS = ("qwen3", "qwen2", "llama", "mistral", "smollm3", "gemma", "gemma3_text")  # the first is that of new ones
+DECODERS = (
+    "qwen3",
+    "qwen2",
+    "llama",
+    "mistral",
+    "smollm3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+)  # the first is that of new ones
 ENCODERS = ("modernbert", "bert", "roberta", "xlm-roberta", "camembert", "distilbert")  # likewise
 VISION, TOWERS = "dinov3_vit", "selfsup-clip"
 # And those of vision transformers of others, whose arithmetic stands here too.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.models.decoder import Decoder
@@ -185,7 +184,7 @@ def _inputs(model: NativeNetwork, tokens: Tensor | None) -> list[Tensor]:
 
 def _outputs(model: NativeNetwork, shown: Tensor) -> Tensor:
     if isinstance(model, Decoder):
-        return F.linear(model(shown)[:, -POSITIONS:], model.output_weight)
+        return model.head(model(shown)[:, -POSITIONS:])
     if isinstance(model, MaskedLanguageModel):
         positions = torch.arange(shown.shape[1], device=shown.device).expand_as(shown)
         return model(shown, positions) @ model.output_weight.T

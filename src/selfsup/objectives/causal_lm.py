@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfsup.data.records import Batch, Records
 from selfsup.models.decoder import Decoder
-from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
+from selfsup.models.losses import IGNORE, cap_of, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.text_networks import GivenDecoder
@@ -85,13 +85,13 @@ class CausalLM(Objective):
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
         hidden = outputs["hidden"].flatten(0, 1)
         weight: Tensor = self.model.output_weight  # type: ignore[assignment]
-        return {"cross_entropy": linear_cross_entropy(hidden, weight, task["targets"].flatten())}
+        return {"cross_entropy": linear_cross_entropy(hidden, weight, task["targets"].flatten(), cap_of(self.model))}
 
     @torch.inference_mode()
     def losses(self, task: Task) -> Tensor:
         """The loss of each target in nats, (B, T); 0 where a target is ignored."""
         weight: Tensor = self.model.output_weight  # type: ignore[assignment]
-        return target_losses(self.predict(task)["hidden"], weight, task["targets"])
+        return target_losses(self.predict(task)["hidden"], weight, task["targets"], cap_of(self.model))
 
     def vectors(self) -> list[nn.Parameter]:
         """Embeddings and the output head."""
