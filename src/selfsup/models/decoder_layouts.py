@@ -4,6 +4,7 @@ read."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def _cap(key: str, default: float | None) -> Fact:
 
 
 def _score_scale(said: Said) -> float:
-    return said.number("query_pre_attn_scalar", 256.0) ** -0.5
+    return 1 / math.sqrt(said.number("query_pre_attn_scalar", 256.0))
 
 
 def _without_positions(said: Said) -> tuple[int, ...]:
@@ -150,7 +151,7 @@ def _gemma(model_type: str, act: str, **more: Any) -> Layout[DecoderConfig]:
         "activation": at(act, default=TANH, words={TANH: TANH, "gelu": TANH}),  # the latter meant it as well
         **ATTENTION,
     }
-    facts = {"embedding_scale": lambda said: said.size("hidden_size") ** 0.5, **more.pop("facts", {})}
+    facts = {"embedding_scale": lambda said: math.sqrt(said.size("hidden_size")), **more.pop("facts", {})}
     given = {"gain_offset": 1.0, **more.pop("given", {})}
     one_way = {"use_bidirectional_attention": False}
     return _layout("Gemma models", model_type, True, places=places, facts=facts, given=given, refused=one_way, **more)
