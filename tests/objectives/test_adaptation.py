@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import foreign
 import peft
 import pytest
 import torch
@@ -231,7 +232,7 @@ def test_an_adapter_opens_in_peft_and_is_the_merged_model(adapted: Trained, trai
     run, base = adapted(objective), trained(objective).model_directory
     assert json.loads((run.directory / "adapter" / "adapter_config.json").read_text())[
         "base_model_name_or_path"
-    ] == str(base.parent)
+    ] == str(base)
     merged, before = outputs(opens(run.model_directory)), outputs(opens(base))
     found = outputs(peft.PeftModel.from_pretrained(opens(base), run.directory / "adapter"))
     assert (merged - before).abs().max() > 1e-3
@@ -488,3 +489,27 @@ def test_averages_that_are_refused(corpus: Path, trained: Trained, given: dict[s
     how = {**settings(trained("causal-lm").directory), "optim.wise_ft": True, **given}
     with pytest.raises(UserError, match=said):
         plan("causal-lm", data=corpus, **how)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "objective", "opens"),
+    [
+        (foreign.llama, None, "causal-lm", "AutoModelForCausalLM"),
+        (foreign.bert, "BertForMaskedLM", "masked-lm", "AutoModelForMaskedLM"),
+        (foreign.bert, "BertModel", "simcse", "AutoModel"),
+        (foreign.roberta, "RobertaForMaskedLM", "simcse", "AutoModel"),
+    ],
+)
+def test_an_adapter_has_the_names_of_the_layout(
+    corpus: Path, tmp_path: Path, make: Any, kind: str | None, objective: str, opens: str
+) -> None:
+    """Of matrices that are one here and several there, too."""
+    base = make(tmp_path / "base", *([kind] if kind else []))
+    run = selfsup.train(
+        objective, data=corpus, out=tmp_path / "run", reporter=Reporter(False), **settings(base, **LORA)
+    )
+    opened = getattr(transformers, opens).from_pretrained
+    merged, before = outputs(opened(run.model_directory)), outputs(opened(base))
+    adapter = peft.PeftModel.from_pretrained(opened(base), run.directory / "adapter")
+    assert (merged - before).abs().max() > 1e-4
+    assert_alike(outputs(adapter), merged, 1e-5)

@@ -215,6 +215,10 @@ class Layout(Generic[C]):
     def _spare(self, name: str) -> bool:
         return name.startswith(self.spare) or name.removeprefix(self.prefix).startswith(self.spare)
 
+    def theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a network by the names that they have in the class which opens it alone, or with its head."""
+        return self._theirs(weights, False)
+
     def _theirs(self, weights: Mapping[str, Tensor], prefixed: bool) -> dict[str, Tensor]:
         """Weights of a network by the names there; with the prefix where a head stands beside it, or where asked."""
         headed = bool(self.inner) and any(name.startswith(self.inner) for name in weights)

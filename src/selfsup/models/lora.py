@@ -3,9 +3,10 @@ own: chosen, drawn and written by peft, computed by `selfsup.models.kernels`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,10 +14,12 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from selfsup.files import save_tensors, whole_directory
+from selfsup.models import decoder_layouts, encoder_layouts, vision_layouts
 from selfsup.models.kernels import LowRank, affine
+from selfsup.models.layouts import Layout
 from selfsup.models.transformer import Linear, Stacked
+from selfsup.models.vision import VisionConfig
 
-Renaming = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 NAME = "default"  # of the adapter, which peft drops where it writes
 
 
@@ -77,15 +80,21 @@ def merged(network: nn.Module) -> Iterator[None]:
             network.set_submodule(name, layer)
 
 
-def save(network: nn.Module, directory: Path, base: str, renamed: Renaming) -> None:
+def _layout(config: Any) -> Layout[Any]:
+    """How the model directories of a network are written."""
+    if isinstance(config, VisionConfig):
+        return (vision_layouts.GATED if config.gated else vision_layouts.LAYOUTS)[config.layout]
+    return {**decoder_layouts.LAYOUTS, **encoder_layouts.LAYOUTS}[config.layout]
+
+
+def save(network: nn.Module, directory: Path, base: str) -> None:
     """Write the adapters of a network as peft reads them, wholly or not at all; raises FileExistsError where there is
     something already.
 
     Args:
-        base: the directory of the model without them.
-        renamed: weights of the network, by their names here, as those of the model in that directory.
+        base: the directory of the model without them, by whose names they are written.
     """
-    adapted = layers(network)
+    adapted, renamed = layers(network), _layout(network.config).theirs
     places = {name: f"{name}.weight" for name in adapted}
     ups = renamed({places[name]: layer.lora_B[NAME].weight.detach() for name, layer in adapted.items()})
     numbers = {places[name]: torch.full((layer.out_features, 1), n) for n, (name, layer) in enumerate(adapted.items())}

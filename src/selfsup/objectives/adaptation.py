@@ -14,6 +14,7 @@ from torch import nn
 
 from selfsup.config import Settings
 from selfsup.errors import UserError
+from selfsup.models.directories import find_model
 from selfsup.models.transformer import Linear
 from selfsup.objectives.averaging import Averages
 from selfsup.objectives.base import Objective
@@ -167,7 +168,7 @@ class Adaptation:
         kept = dict(self.bodies)  # of student and teacher the latter
         for key, name in kept.items():
             place = directory if len(kept) == 1 else directory / name.partition(".")[0]
-            save(objective.get_submodule(name), place, self.settings[key], dict)
+            save(objective.get_submodule(name), place, str(find_model(self.settings[key])))
 
 
 def _fits(name: str, pattern: str) -> bool:
