@@ -14,7 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import TINY, Trained, assert_alike
+from conftest import TINY, TINY_PAIRS, TINY_VISION, Trained, assert_alike
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -513,3 +513,69 @@ def test_an_adapter_has_the_names_of_the_layout(
     adapter = peft.PeftModel.from_pretrained(opened(base), run.directory / "adapter")
     assert (merged - before).abs().max() > 1e-4
     assert_alike(outputs(adapter), merged, 1e-5)
+
+
+# -- networks that see ---------------------------------------------------------------------------------------
+
+SEEING = ("simclr", "mae", "dino", "vicreg")
+
+
+@pytest.fixture(scope="module")
+def look_on(drawings: Path, trained: Trained) -> Train:
+    """As `go_on`, from the finished run of MAE."""
+
+    def start(out: Path, /, objective: str, **given: Any) -> selfsup.Run:
+        how = {key: value for key, value in TINY_VISION.items() if key != "model"}
+        start = trained("mae").directory
+        how = {**how, **QUICK, "data": drawings, "init": start, "reporter": Reporter(False), **given}
+        return selfsup.train(objective, out=out, **how)
+
+    return start
+
+
+@torch.no_grad()
+def seen(network: Any) -> Tensor:
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    states: Tensor = network.eval()(pixel_values=pixels).last_hidden_state
+    return states
+
+
+@pytest.mark.parametrize("objective", SEEING)
+def test_an_adapter_of_a_network_that_sees(look_on: Train, trained: Trained, tmp_path: Path, objective: str) -> None:
+    run, base = look_on(tmp_path / "run", objective, **LORA), trained("mae").model_directory
+    opens = transformers.AutoModel.from_pretrained
+    merged, before = seen(opens(run.model_directory)), seen(opens(base))
+    adapter = peft.PeftModel.from_pretrained(opens(base), run.directory / "adapter")
+    assert (merged - before).abs().max() > 1e-4
+    assert_alike(seen(adapter), merged, 1e-5)
+    start, end = weights(trained("mae")), weights(run)
+    changed = {name for name in end if not torch.equal(start[name], end[name])}
+    assert changed == {name for name in end if name.endswith("_proj.weight")}
+
+
+@pytest.mark.parametrize("objective", ["simclr", "dino"])
+def test_networks_that_see_freeze_and_are_pulled(
+    look_on: Train, resume: Train, trained: Trained, tmp_path: Path, objective: str
+) -> None:
+    given = {"model.freeze": "embeddings", "optim.l2_sp": 0.5, "optim.wise_ft": True}
+    require_same_bits(look_on, resume, tmp_path, objective, **given)
+    start, end = weights(trained("mae")), load_file(tmp_path / "cut" / "model" / "model.safetensors")
+    same = {name for name in start if torch.equal(start[name], end[name])}
+    assert same >= {name for name in start if name.startswith("embeddings")}
+
+
+def test_what_two_towers_start_from_goes_on(captioned: Path, trained: Trained, tmp_path: Path) -> None:
+    """Each tower has an adapter of its own, and its projection is trained beside it."""
+    how = {key: value for key, value in TINY_PAIRS.items() if key not in ("model", "text", "data.vocabulary")}
+    starts = {"init": trained("mae").directory, "text_init": trained("simcse").directory}
+    given = {**how, **QUICK, **LORA, **starts, "data": captioned, "reporter": Reporter(False)}
+    run = selfsup.train(out=tmp_path / "run", **given)
+    names = moments(run)
+    assert {name.split(".")[0] for name in names if ".lora_A." in name} == {"image", "text"}
+    assert all(".lora_" in name for name in names if ".network." in name)
+    assert any(name.startswith("image.projection") for name in names)
+    opens = transformers.AutoModel.from_pretrained
+    adapter = peft.PeftModel.from_pretrained(opens(trained("mae").model_directory), run.directory / "adapter" / "image")
+    assert_alike(seen(adapter), seen(opens(run.model_directory / "image")), 1e-5)
+    text = peft.PeftModel.from_pretrained(opens(trained("simcse").model_directory), run.directory / "adapter" / "text")
+    assert_alike(outputs(text), outputs(opens(run.model_directory / "text")), 1e-5)

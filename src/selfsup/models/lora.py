@@ -80,11 +80,30 @@ def merged(network: nn.Module) -> Iterator[None]:
             network.set_submodule(name, layer)
 
 
+# What a block is called in classes of transformers that see, where their files have other names for it.
+BLOCKS = {
+    "dinov3_vit": "model.layer.*",
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), "encoder.layer.*"),
+    **dict.fromkeys(("vit", "deit", "vit_mae"), "layers.*"),
+}
+
+
+def _seeing(config: VisionConfig) -> Layout[VisionConfig]:
+    block, own = BLOCKS.get(config.layout), "dinov3_vit"
+    if block is None:
+        return vision_layouts.LAYOUTS[config.layout]
+    plain = {"layer.*.mlp.up_proj": f"{block}.mlp.fc1", "layer.*.mlp.down_proj": f"{block}.mlp.fc2"}
+    names = {**({} if config.gated or config.layout == own else plain), "layer.*": block}
+    parts = {"layer.*.mlp.gate_up.weight": tuple(f"{block}.mlp.{part}_proj.weight" for part in ("gate", "up"))}
+    return Layout(VisionConfig, {}, names=names, parts=parts)
+
+
 def _layout(config: Any) -> Layout[Any]:
-    """How the model directories of a network are written."""
+    """How the matrices of a network are called in the class of transformers that opens it."""
     if isinstance(config, VisionConfig):
-        return (vision_layouts.GATED if config.gated else vision_layouts.LAYOUTS)[config.layout]
-    return {**decoder_layouts.LAYOUTS, **encoder_layouts.LAYOUTS}[config.layout]
+        return _seeing(config)
+    known: dict[str, Layout[Any]] = {**decoder_layouts.LAYOUTS, **encoder_layouts.LAYOUTS}
+    return known[config.layout]
 
 
 def save(network: nn.Module, directory: Path, base: str) -> None:

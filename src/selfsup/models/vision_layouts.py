@@ -242,8 +242,9 @@ class SavedVision:
     preprocessing: Preprocessing
 
     def model(self) -> VisionTransformer:
-        """The network, in fp32; raises UserError where the weights do not fit the config."""
-        return built(VisionTransformer, self.config, self.weights, self.directory)
+        """The network, in fp32 and in memory of its own; raises UserError where the weights do not fit the config."""
+        weights = {name: tensor.clone() for name, tensor in self.weights.items()}
+        return built(VisionTransformer, self.config, weights, self.directory)
 
 
 def save_vision(
