@@ -193,7 +193,7 @@ class Small(nn.Module):
 
 def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ImageModel(adapt(Small(), 16), Features("mean"), Preprocessing.plain(16))
-    monkeypatch.setattr("selfsup.inspection.show.load_as", lambda run, kind: model)
+    monkeypatch.setattr("selfsup.inspection.show.load_image_model", lambda run: model)
     with pytest.raises(UserError, match=r"runs/r50 .* \(Small\), whose patches cannot be shown"):
         show("runs/r50", [drawing(0, 20)])
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from selfsup.errors import UserError
 from selfsup.exporting import Written
-from selfsup.exporting.transformers import copy_model
+from selfsup.exporting.transformers import copied
 from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
@@ -44,10 +44,9 @@ def write(source: Path, directory: Path) -> Written:
     model, opened = find_model(source), load_encoder(source)
     towers: dict[str, Tower]  # by the directory that each is given: by what it takes, or the one there is
     towers = {IMAGE: opened.image, TEXT: opened.text} if isinstance(opened, PairModel) else {"": opened}
-    with whole_directory(directory) as temporary:
-        if in_one(model):  # which it opens as it is
-            copy_model(model, temporary, directory)
-        else:
+    whole = copied(model, directory) if in_one(model) else whole_directory(directory)  # the former it opens as it is
+    with whole as temporary:
+        if not in_one(model):
             _write_towers(temporary, model, towers)
         compared = compare(temporary, list(towers.values()))
         write_card(temporary, told(model, list(towers.values()), compared))

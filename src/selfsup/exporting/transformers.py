@@ -6,6 +6,8 @@ Where the run had no time to compare its model with stock transformers, or did n
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from selfsup.errors import UserError
@@ -36,20 +38,22 @@ def write(source: Path, directory: Path) -> Written:
             f"{source} holds two towers, which transformers opens one by one; export {model / IMAGE} or {model / TEXT}."
         )
     architectures = config.get("architectures") or ["AutoModel"]
-    with whole_directory(directory) as temporary:
-        copy_model(model, temporary, directory)
+    with copied(model, directory) as temporary:
         difference = _compare(temporary)
     opens_with = f"transformers.{architectures[0]}.from_pretrained({str(directory)!r})"
     return opens_with, difference
 
 
-def copy_model(model: Path, temporary: Path, directory: Path) -> None:
-    """All files of a model directory into one that exists and is to become `directory`; raises a UserError where that
-    lies in the former, or where something of the model lies elsewhere."""
+@contextmanager
+def copied(model: Path, directory: Path) -> Iterator[Path]:
+    """A place with all files of a model directory that becomes `directory` when the block ends, wholly or not at all.
+    Raises a UserError where that lies in the former, or where something of the model lies elsewhere."""
     require_whole(model)
     if model.resolve() in directory.resolve().parents:
         raise UserError(f"{directory} lies in {model}, which is to be copied; give another --out.")
-    shutil.copytree(model, temporary, dirs_exist_ok=True)
+    with whole_directory(directory) as temporary:
+        shutil.copytree(model, temporary, dirs_exist_ok=True)
+        yield temporary
 
 
 def _compare(directory: Path) -> Difference | None:
