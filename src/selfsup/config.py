@@ -140,6 +140,9 @@ class OptimConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] | None = said(None, "decoupled; off for vectors")
+    layer_decay: Annotated[Real, Field(gt=0, le=1)] = said(
+        1.0, "rates of each layer of started weights, as a share of those of the layer above it"
+    )
     l2_sp: Rate | None = said(None, "pull to the weights that a run starts from, in place of weight decay (L2-SP)")
     wise_ft: bool = said(False, "leave an average of start and end, mixed by held-out losses (WiSE-FT)")
     clip: Rate = said(1.0, "largest norm of the gradient")

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -183,6 +184,7 @@ class Optimizer:
 
     Args:
         started: the parameters that were started from weights.
+        factors: of the learning rates of some of them, beside those of the objective.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class Optimizer:
         config: OptimConfig,
         dtype: torch.dtype = torch.bfloat16,
         started: Iterable[nn.Parameter] = (),
+        factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
     ) -> None:
         if config.lr is None or config.adamw_lr is None or config.weight_decay is None:
             raise ValueError("learning rates and weight decay must be settled before the optimizer is built")
@@ -203,7 +206,8 @@ class Optimizer:
         rates = {id(parameter): rate for parameter, rate in objective.rates().items()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter in self.names:
-            place = rates.get(id(parameter), 1.0), parameter not in self.starts
+            rate = rates.get(id(parameter), 1.0) * factors.get(parameter, 1.0)
+            place = rate, parameter not in self.starts
             groups.setdefault(place, []).append(parameter)
         self.parts = [
             part

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfsup.budget import FEWEST_STEPS, FINAL_SHARE, FORWARD_SHARE, Clock
-from selfsup.config import Settings
+from selfsup.config import OptimConfig, Settings
 from selfsup.data.loader import Loader
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
@@ -38,6 +38,7 @@ EVALUATION_BATCHES = 4  # micro-batches that are evaluated at once: nothing is k
 COMPARED = (2, 10)
 FORGOTTEN = 5.0  # times that the weights' average over past updates is renewed within a run
 MOST_WEIGHT_DECAY = 1.0
+MOMENTS_KNOWN = 20  # steps, 1 / (1 − β₂)
 CALIBRATION_SECONDS = 0.8
 CALIBRATION_SHARE = 0.02  # of a budget, at most
 WORTH_COMPILING = 7200.0  # seconds of a run
@@ -102,7 +103,8 @@ def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan,
     rate = machine.flops * UTILISATION * processes.size
     spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
     spend = processes.share(spend)  # each process has a clock of its own, and all must settle the same
-    recipe.settle(Effort(train.steps, train.epochs, spend))
+    memory = processes.share(float(free_memory(machine.device)))
+    recipe.settle(Effort(train.steps, train.epochs, spend, memory))
     processes.wait()  # what that prepares may take longer than a collective waits
     if settings["train.batch"] > len(recipe.train):
         raise UserError(
@@ -112,7 +114,7 @@ def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan,
     _settle_steps(recipe)
     _settle_micro_batch(recipe, machine, processes)
     step_seconds = _settle_compile_and_time(recipe, machine, processes)
-    steps = processes.share(train.steps or _steps_in(settings, clock, step_seconds))
+    steps = processes.share(train.steps or _steps_in(settings, clock, step_seconds, _looks_share(recipe)))
     _settle_intervals(recipe, steps)
     return _summarise(recipe, machine, clock, steps, step_seconds), machine
 
@@ -204,7 +206,13 @@ def _saved(objective: Objective, batch: Batch, machine: Machine) -> int:
 def _trial_optimizer(objective: Objective, recipe: Recipe, machine: Machine) -> Optimizer:
     """An optimizer for trials: the weight decay follows from the number of steps, which they are to find."""
     config = recipe.settings.config.optim.model_copy(update={"weight_decay": 0.0})
-    return Optimizer(objective, config, machine.dtype, recipe.adaptation.started(objective))
+    return optimizer_of(recipe, objective, config, machine)
+
+
+def optimizer_of(recipe: Recipe, objective: Objective, config: OptimConfig, machine: Machine) -> Optimizer:
+    """What trains an objective of a recipe."""
+    adaptation = recipe.adaptation
+    return Optimizer(objective, config, machine.dtype, adaptation.started(objective), adaptation.factors(objective))
 
 
 def loader_of(recipe: Recipe, processes: Processes, workers: int) -> Loader:
@@ -234,7 +242,8 @@ def _time_step(recipe: Recipe, machine: Machine, processes: Processes) -> float:
     raise AssertionError("the steps of a loader do not end")
 
 
-def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:
+def _steps_in(settings: Settings, clock: Clock, step_seconds: float, looks: float) -> int:
+    """Steps that fit into the budget beside looks that take such a share of it."""
     left = settings["train.budget"] - clock.elapsed()
     if left + clock.before < FEWEST_STEPS * step_seconds:
         raise UserError(
@@ -242,7 +251,12 @@ def _steps_in(settings: Settings, clock: Clock, step_seconds: float) -> int:
             f"{duration(clock.elapsed() - clock.before)} and a step takes {duration(step_seconds)}; "
             "give a larger --budget or a smaller model."
         )
-    return max(FEWEST_STEPS, int(left * (1 - EVALUATION_SHARE) / step_seconds))
+    return max(FEWEST_STEPS, int(left * (1 - looks) / step_seconds))
+
+
+def _looks_share(recipe: Recipe) -> float:
+    """Of a run's time, for its looks: of one that starts from weights also for two at these."""
+    return EVALUATION_SHARE * (2 if recipe.started else 1)
 
 
 def weight_decay(lr: float, steps: float) -> float:
@@ -258,7 +272,10 @@ def _settle_intervals(recipe: Recipe, steps: int) -> None:
     """Weight decay, warm-up, log lines, looks at the validation part and checkpoints, in steps."""
     settings, origin = recipe.settings, "length of the run"
     settings.settle("optim.weight_decay", weight_decay(settings["optim.lr"], steps), origin)
-    settings.settle("optim.warmup", min(max(steps // 50, 1), 1000), origin)
+    warmup = min(max(steps // 50, 1), 1000)
+    if recipe.settings.origin("optim.matrices") == "init":  # until the second moments are known, which begin at zero
+        warmup = max(warmup, min(steps // 10, MOMENTS_KNOWN))
+    settings.settle("optim.warmup", warmup, origin)
     settings.settle("train.log_every", max(1, steps // 200), origin)
     budget = settings["train.budget"]
     looks = LOOKS if budget is None else max(1, min(LOOKS, int(budget / SECONDS_PER_LOOK)))
@@ -283,7 +300,7 @@ def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_
     settings, train = recipe.settings, recipe.settings.config.train
     objective = recipe.begin()
     records = steps * (train.batch or 1)
-    work = steps * step_seconds * (1 + EVALUATION_SHARE)
+    work = steps * step_seconds * (1 + _looks_share(recipe))
     seconds = (clock.elapsed() + work * DRIFT[0], clock.elapsed() + work * DRIFT[1] + 10)
     if train.budget is not None:
         budget = max(train.budget, seconds[0])

@@ -116,6 +116,7 @@ class TrainLine(Line):
 class LookLine(Line):
     """One that a look at the held-out part left."""
 
+    step: Count  # 0 for a look at what the run starts from
     split: Literal["validation"]
 
 

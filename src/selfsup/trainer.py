@@ -27,8 +27,8 @@ from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
 from selfsup.objectives.averaging import MIXES, Averages, Tried, choose
 from selfsup.objectives.recipe import Recipe
-from selfsup.optim import Decay, Optimizer, Schedule, misshapen
-from selfsup.planning import loader_of, ready
+from selfsup.optim import Decay, Schedule, misshapen
+from selfsup.planning import loader_of, optimizer_of, ready
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.run_files import STATE, explain
@@ -58,13 +58,12 @@ class Trainer:
         self.team, self.processes, self.reporter, self.clock = team, team.processes, team.reporter, team.clock
         settings, processes = self.settings, self.processes
         self.objective = ready(recipe, machine)
-        self.optimizer = Optimizer(
-            self.objective, settings.config.optim, machine.dtype, recipe.adaptation.started(self.objective)
-        )
+        self.optimizer = optimizer_of(recipe, self.objective, settings.config.optim, machine)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.best: dict[str, float] | None = None
+        self.starts: dict[int, dict[str, Any]] = {}  # what the start was, by the records that were looked at
         self.saved: int | None = None
         self.pace: list[float] = []  # seconds of the latest steps
         self.waited = 0.0  # seconds for records, since the last line of metrics
@@ -134,10 +133,25 @@ class Trainer:
         self.estimate = estimate
         try:
             with interruptions() as interrupted:
+                self._look_at_start()
                 self._make_steps(interrupted)
                 return self._finish(interrupted)
         finally:
             self.checkpoints.close()
+
+    def _look_at_start(self) -> None:
+        """Score what a run starts from, before its first step, by the records of the looks and of the last one; once,
+        whatever becomes of the process."""
+        if self.processes.leads:
+            lines = (line for line in self.run.metrics() if (line["step"], line["split"]) == (0, "validation"))
+            self.starts = {line["records"]: line for line in lines}
+        self.starts = self.processes.share(self.starts)
+        if self.step or not self.recipe.started:
+            return
+        for key in ("evaluate.records", "evaluate.final_records"):
+            if (records := self.settings[key]) not in self.starts:
+                with self._merged():
+                    self.starts[records] = self._evaluate(records)
 
     def _make_steps(self, interrupted: list[int]) -> None:
         loader = loader_of(self.recipe, self.processes, self.settings["data.workers"])
@@ -339,13 +353,19 @@ class Trainer:
                 figures |= self._measure(records)
         self.processes.wait()  # protocols may take longer than a collective waits
         self.objective.train()
-        if sound and (self.best is None or figures["loss"] < self.best["loss"]):
+        if sound and self.step and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
+        start = self.starts.get(records, {})
+        beside = {"start_loss": start["loss"]} if start else {}
         if self.processes.leads:
-            self.run.log({**self._stamp("validation"), "records": records, **figures})
+            self.run.log({**self._stamp("validation"), "records": records, **figures, **beside})
             if sample is not None:
                 self.run.write_sample(self.step, sample)
-        told = (f"{k} {v:.4f}" for k, v in figures.items() if k == "loss" or v != figures["loss"])
+        told = (
+            f"{k} {v:.4f}" + (f" (start {start[k]:.4f})" if k in start else "")
+            for k, v in figures.items()
+            if k == "loss" or v != figures["loss"]
+        )
         self.reporter.say("  ".join([f"step {self.step:,}", *told]))  # without the terms that only repeat it
         return figures
 
@@ -450,9 +470,11 @@ class Trainer:
         self._diagnose()
         self.checkpoints.wait()
         units = self.step * self.settings["train.batch"] * self.recipe.units_per_record
+        start = self.starts.get(records or 0, {})
         summary = {
             "objective": self.settings["objective"],
             **figures,
+            **{f"start_{name}": start[name] for name in figures if name in start},
             **averaged,
             "chance": self._chance_of_looks(records),
             "best": self.best,

@@ -25,6 +25,7 @@ from selfsup.checks import (
     problem,
     warning,
 )
+from selfsup.objectives import declared
 
 CONTRASTIVE_TOO = LOWER_RATES + "; a contrastive loss wants a larger --batch too"
 
@@ -142,7 +143,7 @@ FEWEST_LOOKS = 4  # that show how crooked they are
 )
 def validation_rising(history: History) -> Symptom | None:
     """The held-out loss rises while training goes on: the model learns its data by heart."""
-    looks = comparable_looks(history).at_least(FEWEST_LOOKS)
+    looks = comparable_looks(history).after(0).at_least(FEWEST_LOOKS)
     losses, steps = looks.values, looks.steps
     lowest = int(losses.argmin())
     scale = learnt(history, losses)[lowest]
@@ -152,6 +153,32 @@ def validation_rising(history: History) -> Symptom | None:
         return None
     figures = {"loss": losses[-1], "lowest": losses[lowest], "then": steps[lowest]}
     return Symptom(rise / scale, max(RISE, RISE_NOISE * noise / scale), steps[-1], figures)
+
+
+# Looks are at the same records as the one before the first step; warming a rate up anew costs for a while what its
+# decay wins back (Gupta et al. 2023, figure 2), so that a run is judged from its half on, and by two looks.
+ABOVE_BEGINNING = 1.002  # times the loss of the start
+JUDGED = 0.5  # of the run
+
+
+@warning(
+    seen="the held-out loss is {loss:.4f} at step {step:,}, above the {start:.4f} of the weights that it started from",
+    why="the same records cost less before the first step: what the run adds is worth less than what it forgets",
+    remedy=LOWER_RATES + "; or hold on to the start: optim.l2_sp=0.01, optim.wise_ft=true, data.replay=OLD:0.2",
+)
+def below_start(history: History) -> Symptom | None:
+    """What a run makes of the weights that it started from is worse than these."""
+    looks = comparable_looks(history)
+    if looks.steps[0] != 0:
+        raise NotMade("the run does not start from weights, or was not looked at before its first step")
+    if not declared(history.settings["objective"]).losses_compare:
+        raise NotMade("the loss is measured against what the run makes itself")
+    history.require_steps(JUDGED * history.steps, "it beside its start")
+    start, latest = looks.values[0], looks.after(0).at_least(RISING_LOOKS).values[-RISING_LOOKS:]
+    if latest.min() <= ABOVE_BEGINNING * start:
+        return None
+    figures = {"loss": latest[-1], "start": start}
+    return Symptom(latest.min() / start, ABOVE_BEGINNING, looks.steps[-1], figures)
 
 
 # Norms of sound runs lie within 6 times the median of the ten before them, and that with 40 predictions a step; only
@@ -343,6 +370,7 @@ CHECKS = (
     clumps,
     many_skipped,
     some_skipped,
+    below_start,
     validation_rising,
     above_start,
     loss_spikes,

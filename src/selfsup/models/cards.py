@@ -35,5 +35,8 @@ def data_name(source: str) -> str:
 
 
 def measured(summary: Mapping[str, Any], unit: str = "") -> str:
-    """The validation loss in a summary, for a card."""
-    return f"{summary['loss']:.4f}{unit} on the held-out part" if "loss" in summary else "not measured"
+    """The validation loss in a summary, for a card, and that of what the run started from."""
+    if "loss" not in summary:
+        return "not measured"
+    start = f"; {summary['start_loss']:.4f} before the first step" if "start_loss" in summary else ""
+    return f"{summary['loss']:.4f}{unit} on the held-out part{start}"

@@ -4,6 +4,7 @@ how far it may go."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -68,6 +69,21 @@ class Adaptation:
     def started(self, objective: Objective) -> list[nn.Parameter]:
         """The parameters that were started from weights."""
         return [parameter for _, parameter in self._named(objective)]
+
+    def factors(self, objective: Objective) -> dict[nn.Parameter, float]:
+        """Of the learning rates of started parameters: the layer decay to the power of the layers above theirs (Bao et
+        al. 2022, "BEiT", section 3.2). Embeddings lie below the first layer, what follows the last one is as high as
+        it can be."""
+        decay = self.settings["optim.layer_decay"]
+        found: dict[nn.Parameter, float] = {}
+        for _, body in self.bodies if decay < 1 else ():
+            named = dict(objective.get_submodule(body).named_parameters())
+            places = {name: _layer(name) for name in named}
+            last = max((place for place in places.values() if place is not None), default=0)
+            for name, parameter in named.items():
+                place = places[name]
+                found[parameter] = decay ** (0 if place is None else last + 1 - place)
+        return found
 
     def averages(self, objective: Objective, start: Objective) -> Averages:
         """What lies between an objective as it began and as it is; the latter is changed."""
@@ -169,6 +185,17 @@ class Adaptation:
         for key, name in kept.items():
             place = directory if len(kept) == 1 else directory / name.partition(".")[0]
             save(objective.get_submodule(name), place, str(find_model(self.settings[key])))
+
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.")
+BELOW = re.compile(r"embed|token|patch|posit")  # in the names of what stands below all layers
+
+
+def _layer(name: str) -> int | None:
+    """Which layer a parameter belongs to by its name, counted from 1; 0 below all layers, None above them."""
+    if found := LAYER.search(name):
+        return int(found[1]) + 1
+    return 0 if BELOW.search(name) else None
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -45,8 +45,8 @@ from selfsup.objectives.images import ADAMW_LR, ImageRecipe
 from selfsup.objectives.losses import info_nce, sigmoid_pairs
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simclr import SimCLR, SimCLRSettings, build_simclr, settle_simclr
-from selfsup.objectives.sizes import STARTED, settle_rates
-from selfsup.objectives.starting import make_absolute
+from selfsup.objectives.sizes import STARTED, settle_layer_decay, settle_rates, unresolved
+from selfsup.objectives.starting import make_absolute, trained_by_muon
 from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
 from selfsup.objectives.two_views import require_several
 from selfsup.report import Progress
@@ -383,8 +383,13 @@ class CLIPRecipe(ImageRecipe):
 
     def settle_rates(self) -> None:
         """Of what starts from nothing, where the towers have factors of their own; of all where all was started."""
+        settings, places = self.settings, [self.settings[key] for key in ("model.init", "text.init")]
+        strange = [place for place in places if place is not None and not trained_by_muon(place)]
+        if strange and settings.origin("optim.matrices") == "default" and unresolved(settings):
+            settings.change("optim.matrices", "adamw", "init")
+        settle_layer_decay(settings, places[0] is not None)
         width = (self.network.width + self.text.width) // 2
-        settle_rates(self.settings, width, ADAMW_LR, started=self.known is not None)
+        settle_rates(settings, width, ADAMW_LR, started=self.known is not None)
 
     def settle_towers(self) -> None:
         """How fast each is trained; raises a UserError where one is to stay as it is that knows nothing."""

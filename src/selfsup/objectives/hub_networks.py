@@ -29,17 +29,12 @@ from selfsup.models.features import Features
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.recipe import Effort
+from selfsup.objectives.sizes import settle_going_on
 from selfsup.objectives.text_networks import HUB, Card, TextNetwork, require_texts
 from selfsup.seeding import seeded
 
 if TYPE_CHECKING:
     from selfsup.inference.parity import Parity
-
-# What continued pretraining is done with: weights that AdamW made are trained on by AdamW (Liu et al. 2025, "Muon is
-# Scalable for LLM Training", section 3.5), at a rate that does not undo them (Gururangan et al. 2020, table 13: 1e-4
-# at batch 2,048; Gao et al. 2021: 3e-5 at 64).
-LR = 5e-5
-WEIGHT_DECAY = 0.01
 
 
 class HubNetwork(TextNetwork):
@@ -99,20 +94,24 @@ class HubNetwork(TextNetwork):
             )
 
     @property
+    def started(self) -> bool:
+        return True
+
+    @property
+    def width(self) -> int:
+        return self.look.config.width
+
+    @property
     def longest(self) -> int:
         return self.look.config.window
 
-    @property
+    @cached_property
     def blocks(self) -> float:
-        return float(sum(parameter.numel() for parameter in self.look.parameters()))
+        """With embeddings; weights that serve twice are counted once, which is no longer known of the `look`."""
+        return float(sum(parameter.numel() for parameter in self.part(self.opened()).parameters()))
 
     def settle_rates(self, adamw_lr: float) -> None:
-        settings = self.settings
-        if settings.origin("optim.matrices") == "default":
-            settings.change("optim.matrices", "adamw", "recipe")
-        settings.settle("optim.lr", LR, "recipe")
-        settings.settle("optim.adamw_lr", LR, "recipe")
-        settings.settle("optim.weight_decay", WEIGHT_DECAY, "recipe")
+        settle_going_on(self.settings, self.width)
 
     def describe(self) -> str:
         return f"{self.blocks:,.0f} parameters in {self.look.opened.name}"

@@ -18,7 +18,7 @@ from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Objective
 from selfsup.objectives.image_networks import ImageNetwork, OwnVision, vision_network
 from selfsup.objectives.recipe import Effort, Recipe
-from selfsup.objectives.sizes import power_of_two, settle_rates
+from selfsup.objectives.sizes import power_of_two, settle_layer_decay, settle_rates
 from selfsup.report import Progress
 from selfsup.views import View, centred
 
@@ -145,7 +145,9 @@ class ImageRecipe(Recipe):
     def settle_rates(self) -> None:
         """Learning rates, by the width of the network."""
         settings = self.settings
-        settle_rates(settings, self.network.width, ADAMW_LR, self.network.origin is not None)
+        started = self.network.origin is not None
+        settle_layer_decay(settings, started)
+        settle_rates(settings, self.network.width, ADAMW_LR, started)
 
     def flops_per_record(self) -> float:
         return float(self.views * self.network.flops)

@@ -36,11 +36,13 @@ DATA = ("source", "column", "split", "validation", "failures", "workers")  # set
 
 @dataclass(frozen=True)
 class Effort:
-    """What a run may spend: passes, steps, or floating-point operations (the budget at a measured rate)."""
+    """What a run may spend: passes, steps, or floating-point operations (the budget at a measured rate);
+    and the memory that there is."""
 
     steps: int | None = None
     epochs: float | None = None
     flops: float | None = None
+    memory: float | None = None  # bytes that are free for it, where that is known
 
     def parameters(self, tokens_per_parameter: float, tokens: int) -> float:
         """The model size whose training sees `tokens_per_parameter` tokens per parameter, of a corpus of `tokens`."""
@@ -185,6 +187,11 @@ class Recipe(ABC):
     @abstractmethod
     def flops_per_record(self) -> float:
         """Floating-point operations of forward and backward."""
+
+    @property
+    def started(self) -> bool:
+        """Whether it starts from weights that know something already."""
+        return bool(self.adaptation.bodies)
 
     @property
     def units_per_record(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from selfsup.config import Settings
+from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.models.directories import find_model, read_config
@@ -29,6 +30,16 @@ def require_image_model(directory: Path, objective: str) -> None:
             f"{directory} holds {described(directory)}, and {objective} starts from a vision transformer{anew}; give "
             f"a run of dino, simclr, mae or clip, or one of {', '.join(SEEING)}."
         )
+
+
+def trained_by_muon(place: str | Path) -> bool:
+    """Whether a model to start from is that of a run whose matrices Muon trained, as the run's configuration says."""
+    directory = find_model(place)
+    for above in directory.parents[:2]:  # a tower lies one deeper
+        with suppress(UserError):
+            optim = read_yaml(above / "config.yaml").get("optim")
+            return isinstance(optim, Mapping) and optim.get("matrices") == "muon"
+    return False
 
 
 def make_absolute(settings: Settings, key: str) -> None:

@@ -84,9 +84,25 @@ class TextNetwork(ABC):
         """Fill the gaps of its shape, for a corpus of so many tokens."""
 
     @property
+    def started(self) -> bool:
+        """Whether it starts from weights."""
+        return False
+
+    @property
     def longest(self) -> int:
         """Tokens that a window may hold."""
         return LONGEST
+
+    @property
+    def activations(self) -> float:
+        """Bytes that are kept of a token for the gradient, about: of a transformer whose maps have 12 · width² numbers
+        in a layer, some 20 · width numbers in fp32."""
+        return 4 * 20 / 12 * self.blocks / self.width
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers of a hidden state."""
 
     @property
     @abstractmethod
@@ -200,8 +216,20 @@ class OwnNetwork(TextNetwork, Generic[Config]):
     def blocks(self) -> float:
         return float(12 * self.get("layers") * self.get("width") ** 2)
 
+    @property
+    def started(self) -> bool:
+        return self.origin is not None
+
+    @property
+    def width(self) -> int:
+        return int(self.get("width"))
+
+    @property
+    def longest(self) -> int:
+        return LONGEST if self.origin is None else int(self.origin.config.window)
+
     def settle_rates(self, adamw_lr: float) -> None:
-        settle_rates(self.settings, self.get("width"), adamw_lr, self.origin is not None)
+        settle_rates(self.settings, self.width, adamw_lr, self.started)
 
     def shaped(self, kind: type[Config], **more: Any) -> Config:
         """Its shape; raises a UserError where there is no such."""
@@ -399,9 +427,13 @@ class GivenDecoder(TextNetwork):
     def blocks(self) -> float:
         return float(sum(parameter.numel() for parameter in self.network.parameters()))
 
+    @property
+    def width(self) -> int:
+        """That of the middle of the presets: what that of another network means is not known here."""
+        return MIDDLE
+
     def settle_rates(self, adamw_lr: float) -> None:
-        """Of the middle of the presets: what the width of another network means is not known here."""
-        settle_rates(self.settings, MIDDLE, adamw_lr, started=False)
+        settle_rates(self.settings, self.width, adamw_lr, started=False)
 
     def build(self, draws: torch.Generator) -> nn.Module:
         self.network.load_state_dict(self.start)  # as it was given, whatever the calibration did to it

@@ -43,6 +43,9 @@ TOKENS_PER_STEP = (1024, 4096)
 STEPS = (500, 1500)
 WINDOWS_PER_STEP = 16  # at least
 WINDOWS = 16  # in the training part, at least
+# With weights to start from: so many windows in a step, at least, of so many tokens; half of the memory is for them.
+WINDOWS_STARTED, SHORTEST_STARTED, LONGEST_STARTED = 2, 128, 1024
+ACTIVATIONS_SHARE = 0.5
 FOUND = "data"  # where a setting comes from that the data themselves say
 
 
@@ -139,11 +142,22 @@ class TextRecipe(Recipe):
                 f"The training part of {self.text.name} has {tokens} tokens, too few to train on (fewer than "
                 f"{WINDOWS * self.shortest}): give more text."
             )
+        most = self._going_on(effort) if self.network.started else self._fresh(effort)
+        window = min(int(most), tokens // WINDOWS, self.network.longest)
+        self.settings.settle("data.window", power_of_two(window), "size and data")
+
+    def _fresh(self, effort: Effort) -> float:
+        """Tokens of a window for a network that is to learn how texts begin."""
         blocks = self.network.blocks
         window = 256 if blocks < 20e6 else 512 if blocks < 150e6 else 1024
-        most = self._tokens_per_step(effort) / WINDOWS_PER_STEP
-        window = min(window, tokens // WINDOWS, int(most), self.network.longest)
-        self.settings.settle("data.window", power_of_two(window), "size and data")
+        return min(window, self._tokens_per_step(effort) / WINDOWS_PER_STEP)
+
+    def _going_on(self, effort: Effort) -> float:
+        """Of one that knows long texts: in short windows it would forget them, and a step needs no variety to tell it
+        what words there are. As long as memory allows, where that is known."""
+        window = min(LONGEST_STARTED, self._tokens_per_step(effort) / WINDOWS_STARTED)
+        room = math.inf if effort.memory is None else effort.memory * ACTIVATIONS_SHARE
+        return max(min(window, room / self.network.activations), SHORTEST_STARTED)
 
     @abstractmethod
     def objective_on(self, network: nn.Module) -> Objective:
@@ -174,6 +188,10 @@ class TextRecipe(Recipe):
         seen = effort.tokens(self.network.blocks, self.corpus.facts.training_tokens)
         (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
         return min(max(seen / many, min(max(seen / few, smallest), usual)), LONGEST)
+
+    @property
+    def started(self) -> bool:
+        return self.network.started
 
     @property
     def units_per_record(self) -> int:
