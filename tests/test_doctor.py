@@ -106,6 +106,13 @@ def looks(change: Callable[[dict[str, Any]], dict[str, Any]], after: int = 0) ->
     return altered(sound(), "validation", change, after)
 
 
+def from_weights(loss: float) -> History:
+    """One whose held-out loss is 3.0 at every look, and this before the first step."""
+    history = looks(lambda line: {"loss": 3.0})
+    first = next(line for line in history.lines if line["split"] == "validation")
+    return replace(history, lines=[{**first, "step": 0, "time": 0.0, "loss": loss}, *history.lines])
+
+
 def setting(key: str, value: Any) -> History:
     history = sound()
     history.settings.change(key, value, "test")
@@ -183,6 +190,9 @@ AILMENTS = {
         200,
         0.25,
         "--steps 120",
+    ),
+    "below-start": Ailment(
+        lambda: from_weights(2.8), lambda: from_weights(2.995), "warning", 200, 3.0 / 2.8, "optim.wise_ft=true"
     ),
     "above-start": Ailment(
         lambda: train(at(6, "loss", 5.0)), lambda: train(at(6, "loss", 4.1)), "warning", 6, 1.25, "optim.lr"

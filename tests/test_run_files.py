@@ -33,7 +33,7 @@ WRONG: dict[str, list[Any]] = {
         {"steps": 12, "best": []}, {"steps": 12, "wall_seconds": {}}, {"steps": 12, "skipped_steps": None},
     ],
     "metrics.jsonl": [
-        {}, {**LOOK, "step": None}, {**LOOK, "step": 0}, {**LOOK, "split": "test"}, {**LOOK, "loss": "low"},
+        {}, {**LOOK, "step": None}, {**LOOK, "step": -1}, {**LOOK, "split": "test"}, {**LOOK, "loss": "low"},
         {**STEP, "grad_norm": []}, {k: v for k, v in STEP.items() if k != "grad_norm"}, {**STEP, "tokens": "many"},
         {**LOOK, "time": None}, {**LOOK, "loss": 10**400},
     ],
