@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from selfsup.models.qwen3 import save_model
 from test_protocols import FITTING
 from tiny_clip import save_tiny_clip
 from tiny_vision import save_photos, save_tiny_vision
@@ -26,6 +25,7 @@ from selfsup.evaluation import PROTOCOLS, TEXT_ENCODERS, evaluate
 from selfsup.evaluation.base import Resampling
 from selfsup.evaluation.gains import Gain, Gains, verdict
 from selfsup.models.decoder import Decoder, DecoderConfig
+from selfsup.models.decoder_layouts import save_model
 from selfsup.report import Reporter
 
 NEW = [f"the {animal} sat on the {place}." for animal in ("cat", "dog", "hen") for place in ("mat", "bed", "sofa")] * 12
