@@ -66,6 +66,11 @@ class ImageNetwork(ABC):
         return None
 
     @property
+    def started(self) -> bool:
+        """Whether it starts from weights."""
+        return self.origin is not None
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """How images are prepared for it."""
         return Preprocessing.plain(self.settings["data.size"])
@@ -279,6 +284,10 @@ class ForeignVision(ImageNetwork):
     @property
     def named(self) -> str:
         return str(self.settings["model.preset"]) if self.module is None else type(self.module).__name__
+
+    @property
+    def started(self) -> bool:
+        return self.start is not None
 
     def settle_size(self, side: int) -> None:
         settings, own = self.settings, self._own_size

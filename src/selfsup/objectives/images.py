@@ -88,6 +88,10 @@ class ImageRecipe(Recipe):
         return {"documents": len(self.images), "duplicates": self.images.duplicates}
 
     @property
+    def started(self) -> bool:
+        return self.network.started or super().started
+
+    @property
     def side(self) -> int:
         """The median of the images' short sides."""
         return int(np.median(self.images.sizes.min(1)))
@@ -145,9 +149,8 @@ class ImageRecipe(Recipe):
     def settle_rates(self) -> None:
         """Learning rates, by the width of the network."""
         settings = self.settings
-        started = self.network.origin is not None
-        settle_layer_decay(settings, started)
-        settle_rates(settings, self.network.width, ADAMW_LR, started)
+        settle_layer_decay(settings, self.network.origin is not None)
+        settle_rates(settings, self.network.width, ADAMW_LR, self.network.started)
 
     def flops_per_record(self) -> float:
         return float(self.views * self.network.flops)

@@ -32,8 +32,10 @@ def require_image_model(directory: Path, objective: str) -> None:
         )
 
 
-def trained_by_muon(place: str | Path) -> bool:
+def trained_by_muon(place: str | Path | None) -> bool:
     """Whether a model to start from is that of a run whose matrices Muon trained, as the run's configuration says."""
+    if place is None:  # weights of another library
+        return False
     directory = find_model(place)
     for above in directory.parents[:2]:  # a tower lies one deeper
         with suppress(UserError):
