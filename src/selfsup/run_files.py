@@ -59,9 +59,10 @@ class Plan(Keys):
 
 
 class Environment(Keys):
-    """environment.json: what a figure needs beside it, the plan, and what the data were."""
+    """environment.json: what a figure needs beside it, the plan, and what data and start were."""
 
     data: str | None = None
+    start: str | None = None
     plan: Plan | None = None
     sources: dict[str, str] = Field(default_factory=dict)
     counts: dict[str, Count] = Field(default_factory=dict)

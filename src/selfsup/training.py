@@ -186,7 +186,7 @@ def _start(given: Given, team: Team, held: ExitStack) -> Run:
 
 def _write_down(run: Run, recipe: Recipe, made: Plan, where: Mapping[str, Any]) -> None:
     """Keep what the run is, before its first step."""
-    data = {"data": recipe.fingerprint(), "counts": recipe.counts()}
+    data = {"data": recipe.fingerprint(), "counts": recipe.counts(), "start": recipe.adaptation.fingerprint()}
     plan = {"plan": made.to_json(), "sources": recipe.settings.sources}
     with writable(run.directory, "make room there, or give another --out."):
         run.write_environment({**where, **data, **plan})
@@ -289,7 +289,7 @@ def _resume(directory: str | Path, given: Given, team: Team, held: ExitStack) ->
     if "data.workers" in changes:
         settings.change("data.workers", changes["data.workers"], given.origin)
     recipe = _recipe(settings, given)
-    machine = _open_again(run, environment.get("data"), recipe, team)
+    machine = _open_again(run, environment, recipe, team)
     before = None
     with run.resumable():
         if length:
@@ -352,12 +352,17 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
     return begun
 
 
-def _open_again(run: Run, recorded: str | None, recipe: Recipe, team: Team) -> Machine:
-    """Open the data of a run again, and make sure that it is the same data."""
+def _open_again(run: Run, recorded: Mapping[str, Any], recipe: Recipe, team: Team) -> Machine:
+    """Open the data of a run again, and make sure that it is the same data, and the same start."""
     machine = find_machine(recipe.settings, team.processes)
     _open(recipe, team)
     recipe.settle(Effort())
-    if recorded != recipe.fingerprint():
+    if recorded.get("start") != recipe.adaptation.fingerprint():
+        raise UserError(
+            f"The weights that {run.directory} starts from ({recipe.settings['model.init']}) have changed since it "
+            f"began, so it cannot be resumed; restore them, or {run.start_another}."
+        )
+    if recorded.get("data") != recipe.fingerprint():
         raise UserError(
             f"The data of {run.directory} ({recipe.settings['data.source']}) has changed since the run began, so it "
             f"cannot be resumed; restore it, or {run.start_another}."

@@ -21,6 +21,7 @@ from torch import Tensor
 import selfsup
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
+from selfsup.files import save_tensors
 from selfsup.objectives.averaging import Tried, choose
 from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.recipe import Effort
@@ -84,7 +85,10 @@ def test_what_is_frozen_keeps_its_bits_and_is_in_no_optimizer(go_on: Train, trai
     assert still == expected
     assert moments(run) == {f"model.{name}" for name in start.keys() - expected}
     trained_now, stays = (sum(t.numel() for n, t in start.items() if (n in expected) is kept) for kept in (False, True))
-    assert run.plan()["facts"]["trained"] == f"{trained_now:,} parameters; {stays:,} stay as they are"
+    assert run.plan()["facts"]["trained"] == (
+        f"{trained_now:,} parameters; {stays:,} stay as they are "
+        "(model.freeze=embed_tokens,self_attn.[qk]_proj,model.norm)"
+    )
 
 
 @pytest.mark.parametrize("objective", ["masked-lm", "simcse"])
@@ -125,7 +129,7 @@ def prepared(trained: Trained, corpus: Path, key: str, value: str) -> CausalLM:
         ("embed_token", "nearest are embed_tokens"),
         ("layers.7", "nearest are layers.0"),
         ("self_attn.q_prj", "self_attn.q_proj"),
-        ("*", "leaves nothing to train"),
+        ("*", "nothing is left to train"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_refused(corpus: Path, trained: Trained, pattern: str, said: str) -> None:
@@ -312,7 +316,7 @@ def test_rates_of_an_adapter(adapted: Trained, corpus: Path, trained: Trained) -
         ({"model.lora_alpha": 4}, "give their rank by model.lora"),
         ({"model.lora": 4, "model.lora_targets": "query"}, "model.lora_targets names 'query'"),
         ({"model.lora": 4, "model.lora_targets": "lm_head"}, "model.lora_targets names 'lm_head'"),
-        ({"model.lora": 4, "model.freeze": "layers"}, "nothing to train"),
+        ({"model.lora": 4, "model.freeze": "layers"}, "nothing is left to train"),
     ],
 )
 def test_adapters_that_are_refused(corpus: Path, trained: Trained, given: dict[str, Any], said: str) -> None:
@@ -579,3 +583,17 @@ def test_what_two_towers_start_from_goes_on(captioned: Path, trained: Trained, t
     assert_alike(seen(adapter), seen(opens(run.model_directory / "image")), 1e-5)
     text = peft.PeftModel.from_pretrained(opens(trained("simcse").model_directory), run.directory / "adapter" / "text")
     assert_alike(outputs(text), outputs(opens(run.model_directory / "text")), 1e-5)
+
+
+def test_a_start_that_changed_is_not_gone_on_from(
+    go_on: Train, resume: Train, trained: Trained, corpus: Path, tmp_path: Path
+) -> None:
+    """Where the run needs it again."""
+    base = shutil.copytree(trained("causal-lm").model_directory, tmp_path / "base")
+    run = go_on(tmp_path / "run", **LORA, init=base)
+    free = go_on(tmp_path / "free", init=base)
+    changed = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
+    save_tensors(changed, base / "model.safetensors")
+    with pytest.raises(UserError, match=r"weights that .* starts from .* have changed"):
+        resume(run.directory, steps=6)
+    resume(free.directory, steps=6)

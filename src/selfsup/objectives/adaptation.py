@@ -4,6 +4,7 @@ how far it may go."""
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,14 @@ from torch import nn
 
 from selfsup.config import Settings
 from selfsup.errors import UserError
+from selfsup.files import checksum
 from selfsup.models.directories import find_model
+from selfsup.models.kinds import IMAGE, TEXT
 from selfsup.models.transformer import Linear
+from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.averaging import Averages
 from selfsup.objectives.base import Objective
+from selfsup.objectives.starting import tower_directory
 from selfsup.seeding import seeded
 
 LR = 2e-4  # of adapters, by AdamW without weight decay (Dettmers et al. 2023, "QLoRA", table 9: up to 13B)
@@ -93,6 +98,14 @@ class Adaptation:
         """The parameters that were started from weights, each with its name in its body."""
         return [named for _, name in self.bodies for named in objective.get_submodule(name).named_parameters()]
 
+    def fingerprint(self) -> str | None:
+        """Of the weights to start from, where more than the first step depends on them."""
+        if not (self.rank or self.settings["optim.l2_sp"] or self.settings["optim.wise_ft"]):
+            return None
+        places = [find_model(self.settings[key]) for key in dict(self.bodies)]
+        sums = [checksum(file) for place in places for file in sorted(place.rglob("*.safetensors"))]
+        return hashlib.blake2b("".join(sums).encode(), digest_size=16).hexdigest()
+
     # -- what is trained -----------------------------------------------------------------------------------
 
     def apply(self, objective: Objective) -> None:
@@ -102,7 +115,7 @@ class Adaptation:
         if self.rank is not None:
             self._inject(objective, self.rank)
         if not any(parameter.requires_grad for parameter in objective.parameters()) and self.changes:
-            raise UserError(f"{' and '.join(self.changes)} leave nothing to train; name fewer parameters.")
+            raise UserError(f"With {' and '.join(self.changes)} nothing is left to train; name fewer parameters.")
 
     @property
     def changes(self) -> list[str]:
@@ -184,7 +197,9 @@ class Adaptation:
         kept = dict(self.bodies)  # of student and teacher the latter
         for key, name in kept.items():
             place = directory if len(kept) == 1 else directory / name.partition(".")[0]
-            save(objective.get_submodule(name), place, str(find_model(self.settings[key])))
+            body = objective.get_submodule(name)
+            tower = IMAGE if isinstance(body, VisionTransformer) else TEXT
+            save(body, place, str(tower_directory(self.settings[key], tower)))
 
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.")

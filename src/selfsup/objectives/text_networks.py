@@ -272,9 +272,12 @@ class OwnDecoder(OwnNetwork[DecoderConfig]):
         return self.shaped(DecoderConfig)
 
     def build(self, draws: torch.Generator) -> Decoder:
-        decoder = Decoder(self.config).initialise(draws)
-        if self.origin is not None:
-            decoder.load_state_dict(self.origin.state_dict())
+        if self.origin is None:
+            return Decoder(self.config).initialise(draws)
+        still = self.get("lora") is not None  # weights that nothing changes need no memory of their own
+        with torch.device("meta" if still else "cpu"):
+            decoder = Decoder(self.config)
+        decoder.load_state_dict(self.origin.state_dict(), assign=still)
         return decoder
 
     def flops(self, window: float, predicted: float = 1.0) -> float:
