@@ -169,9 +169,10 @@ def siglip_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks, **how)
 
 
-def gemma_tokenizer() -> Any:
-    """Gemma's: merges across spaces that are written `▁`, unknown characters as bytes; `<eos>` ends, `<pad>` pads."""
-    from transformers import GemmaTokenizer
+def gemma_tokenizer(lowering: bool = False, side: str | None = "right") -> Any:
+    """Gemma's: merges across spaces that are written `▁`, unknown characters as bytes; `<eos>` ends, `<pad>` pads. Or
+    the same in lower case, as SigLIP 2 has it in newer files."""
+    from transformers import GemmaTokenizer, Siglip2Tokenizer
 
     names = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     names += [chr(code) for code in range(ord("!"), ord("~") + 1)]
@@ -179,9 +180,9 @@ def gemma_tokenizer() -> Any:
     merges = _merges(WORDS)
     for left, right in merges:
         vocabulary.setdefault(left + right, len(vocabulary))
-    how = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"}
-    how |= {"model_input_names": ["input_ids"], "model_max_length": WINDOW}
-    return GemmaTokenizer(vocab=vocabulary, merges=merges, **how)
+    how: dict[str, Any] = {"add_bos_token": False, "add_eos_token": True, "model_max_length": WINDOW}
+    how |= {"model_input_names": ["input_ids"], **({} if side is None else {"padding_side": side})}
+    return (Siglip2Tokenizer if lowering else GemmaTokenizer)(vocab=vocabulary, merges=merges, **how)
 
 
 def _merges(words: tuple[str, ...], ending: str = "") -> list[tuple[str, str]]:

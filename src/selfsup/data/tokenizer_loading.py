@@ -7,7 +7,7 @@ import json
 from collections.abc import Container
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from selfsup.data import tokenizers
 from selfsup.data.tokenizers import END, KINDS, MARKS, Family, Marks, TextTokenizer, library_at_work
@@ -22,6 +22,7 @@ KNOWN = {
     "mask_token": ("[MASK]", "<mask>"),
     "pad_token": ("[PAD]", "<pad>"),
 }
+LOWERING = ("Siglip2Tokenizer",)  # classes of transformers that read texts in lower case, whatever tokenizer.json says
 MOST_IDS = 1 << 22
 # What a directory may hold of its tokenizer.
 BESIDE = (
@@ -71,11 +72,19 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
         raise UserError(f"{file} has a token of number {highest:,}; numbers below {MOST_IDS:,} can be read.")
     named = _numbered_tokens(file.parent, tokenizer) | tokenizers.named_tokens(files)
     with library_at_work(f"{file} is no tokenizer that the tokenizers library can use"):
+        if family == "tower" and tokenizers.json_object(files, tokenizers.CONFIG).get("tokenizer_class") in LOWERING:
+            _lower(tokenizer)
         marks = _find_marks(tokenizer, vocabulary, named, family)
         if marks is None:
             config = "name it as eos_token in a tokenizer_config.json beside it"
             raise UserError(f"{file} has no end-of-text token: {config}.")
         return TextTokenizer(tokenizer, marks, files, framed=family == "tower")
+
+
+def _lower(tokenizer: Tokenizer) -> None:
+    """Have texts read in lower case."""
+    others = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
 
 def _find_marks(

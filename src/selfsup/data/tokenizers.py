@@ -89,6 +89,9 @@ _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 CONFIG = "tokenizer_config.json"
 NAMING = ("special_tokens_map.json", CONFIG)  # files that name special tokens, the later with the last word
 
+# Classes of transformers that pad before a text unless their file says otherwise.
+PADDING_BEFORE = ("GemmaTokenizer", "GemmaTokenizerFast", "Siglip2Tokenizer")
+
 Ids = npt.NDArray[Any]
 T = TypeVar("T")
 
@@ -228,7 +231,14 @@ class TextTokenizer:
         """The ids of a text between start and end token, as an encoder reads it, padded where that is `fixed`."""
         framed = np.concatenate([self.prefix, np.asarray(ids), self.suffix]).astype(self.dtype)
         padding = max(0, self.fixed - len(framed))
-        return np.pad(framed, (0, padding), constant_values=self.pad or 0)
+        return np.pad(framed, (padding, 0) if self._pads_before else (0, padding), constant_values=self.pad or 0)
+
+    @cached_property
+    def _pads_before(self) -> bool:
+        """Whether padding stands before a text: as its files say, else as their class in transformers has it."""
+        said = json_object(self.files, CONFIG)
+        usual = "left" if said.get("tokenizer_class") in PADDING_BEFORE else "right"
+        return bool(said.get("padding_side", usual) == "left")
 
     def pieces(self, document: str) -> list[str]:
         """A long document in pieces whose encodings, joined, are the document's; see `cut`. It stays whole where the
