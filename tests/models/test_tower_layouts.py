@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_towers import KINDS, SIZE, TEXTS, WINDOW, asked, pictures, prepared, save_towers, share
+from tiny_towers import KINDS, SIZE, TEXTS, WINDOW, asked, pictures, prepared, save_towers, share, tokenised
 
 import selfsup
 from selfsup.errors import UserError
@@ -97,6 +97,24 @@ def test_a_tower_that_is_said_twice_is_as_the_second_says(copy: Callable[[str], 
     (directory / "config.json").write_text(json.dumps(content))
     found = selfsup.load(directory).embed(TEXTS, precision="fp32")
     assert share(found, asked(directory).text_model_output.pooler_output) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_text_tower_alone_gives_what_its_class_pools(kind: str, copy: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of CLIP; SigLIP's goes through the map of the whole model, which is none of the tower's here."""
+    import transformers
+
+    directory, alone = copy(kind), tmp_path / "alone"
+    name = "CLIPTextModel" if kind == "clip" else "SiglipTextModel"
+    network = getattr(transformers, name).from_pretrained(directory).eval()
+    network.save_pretrained(alone)
+    for file in directory.glob("tokenizer*"):
+        shutil.copy(file, alone)
+    with torch.no_grad():
+        states = network(**tokenised(directory, TEXTS)).last_hidden_state
+    found = selfsup.load(alone).embed(TEXTS, precision="fp32")
+    ends = [-1] * len(TEXTS) if kind == "siglip" else [row.argmax() for row in tokenised(directory, TEXTS)["input_ids"]]
+    assert share(found, torch.stack([row[end] for row, end in zip(states, ends, strict=True)])) < 1e-5
 
 
 # -- written back --------------------------------------------------------------------------------------------

@@ -20,8 +20,19 @@ from typing import Any
 
 from selfsup.errors import UserError
 from selfsup.files import read_bytes
-from selfsup.models.directories import CONFIG, WEIGHTS, broken, inside, number, read_json, read_json_list, write_json
+from selfsup.models.directories import (
+    CONFIG,
+    WEIGHTS,
+    broken,
+    inside,
+    number,
+    read_config,
+    read_json,
+    read_json_list,
+    write_json,
+)
 from selfsup.models.features import FEATURES, Features, read_map, read_own, write_map
+from selfsup.models.kinds import TEXT_TOWERS
 from selfsup.models.layouts import Layout, at
 from selfsup.models.packing import POOLINGS, Pooling
 
@@ -150,11 +161,14 @@ def write_router(directory: Path, routes: Sequence[str]) -> None:
 
 
 def read_features(directory: Path, poolings: Sequence[Pooling] = POOLINGS) -> Features:
-    """The feature definition of a directory, its own or that of sentence-transformers; the mean where it has none.
-    Raises UserError where it is damaged, or pools in none of the ways that its network knows."""
+    """The feature definition of a directory, its own or that of sentence-transformers; where it has none, the mean, of
+    a text tower of CLIP or SigLIP its last token. Raises UserError where it is damaged, or pools in none of the ways
+    that its network knows."""
     if (directory / FEATURES).exists():
         return read_own(directory, poolings)
-    return _read_modules(directory) if (directory / MODULES).exists() else Features()
+    if (directory / MODULES).exists():
+        return _read_modules(directory)
+    return Features("last" if read_config(directory).get("model_type") in TEXT_TOWERS else "mean")
 
 
 def _read_modules(directory: Path) -> Features:
