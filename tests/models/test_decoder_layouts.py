@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from safetensors.torch import load_file
 from styles import STYLES
 from torch import Tensor
 
+import selfsup
 from selfsup.inference.decoding import Decoding
 from selfsup.inference.generate import LanguageModel
 from selfsup.models.decoder import Decoder
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder
 from selfsup.models.kinds import DECODERS
 from selfsup.models.layouts import renamed
-from selfsup.models.losses import cap_of, linear_cross_entropy
+from selfsup.models.losses import cap_of, linear_cross_entropy, token_losses
 from selfsup.run import Run
 
 LENGTH = 40
@@ -277,3 +279,25 @@ def test_it_writes_what_transformers_writes(name: str, runs: Callable[[str], tup
         ids = torch.tensor([model.tokenizer.opened(model.tokenizer.encode(prompt))])
         out = network.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
         assert written.strip() == tokenizer.decode(out, skip_special_tokens=True).strip()
+
+
+@EACH_TRAINED
+def test_one_can_look_at_what_it_was_trained_on(name: str, runs: Callable[[str], tuple[Path, Run]]) -> None:
+    """Which was read with the tokenizer that came with its weights."""
+    found = selfsup.inspect(run=runs(name)[1].directory)
+    assert found.sections
+
+
+@EACH_TRAINED
+def test_it_is_measured_and_handed_on(name: str, runs: Callable[[str], tuple[Path, Run]], tmp_path: Path) -> None:
+    """Documents of one row do not see each other: the figure is that of a plain loop over them."""
+    run, texts = runs(name)[1], ["the cat sat by the sea", "dog", "the hen ran"]
+    network = transformers.AutoModelForCausalLM.from_pretrained(run.model_directory)
+    tokenizer = LanguageModel.load(run.directory / "model").tokenizer
+    rows = [torch.tensor([[*tokenizer.opened(ids), tokenizer.end]]) for ids in tokenizer.encode_batch(texts)]
+    with torch.no_grad():
+        losses = [token_losses(network(row).logits[0, :-1], row[0, 1:]) for row in rows]
+    score = selfsup.evaluate(run, data=[{"text": text} for text in texts], protocol="perplexity")
+    assert math.log(score.value) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
+    exported = selfsup.export(run, out=tmp_path / "copy", to="transformers")
+    assert class_of(name) in exported.opens_with

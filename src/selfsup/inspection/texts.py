@@ -18,11 +18,14 @@ from selfsup.run import Run
 WINDOW = 256  # tokens, where neither the user nor a run says how many
 
 
-def opened(request: Request, tokenizer: TextTokenizer | None) -> tuple[TextRecipe, str]:
+def opened(
+    request: Request, tokenizer: TextTokenizer | None, brought: TextTokenizer | None = None
+) -> tuple[TextRecipe, str]:
     """A recipe and the name of its corpus: the text or the data of a request, else those of its run, else the example.
 
     Args:
         tokenizer: that of the model of a run.
+        brought: that with which the weights of a run came, whose own data were read with it.
 
     Raises:
         UserError: there is nothing to look at.
@@ -31,8 +34,8 @@ def opened(request: Request, tokenizer: TextTokenizer | None) -> tuple[TextRecip
     if request.run is not None:
         _forget_found(settings, request.run)
     recipe = cast(TextRecipe, composed(request))
-    if not own:
-        recipe.tokenizer = tokenizer or request.tokenizer
+    if (given := brought if own else tokenizer or request.tokenizer) is not None:
+        recipe.tokenizer = given
     if request.text is not None:
         _open_text(recipe, request.text)
         return recipe, "the text"

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfsup.config import Settings
 from selfsup.data.records import Batch
+from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
@@ -37,6 +39,7 @@ from selfsup.models.attention import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE, cap_of, capped
 from selfsup.objectives.base import Task
+from selfsup.objectives.text_networks import HUB
 from selfsup.objectives.texts import TextRecipe
 
 START, END = "<start>", "<end>"
@@ -130,13 +133,22 @@ def _open(request: Request) -> Subject:
         reach = encoder.native.config.local_window
         if network is None:
             raise UserError(f"{request.run} has no head that predicts hidden tokens; give a run of masked-lm.")
+    brought = None
     if network is not None:  # whatever its training began with
+        brought = _brought(request.settings, family)
         request.settings.change("model.preset", "auto", "run")
         request.settings.change("model.init", None, "run")
-    recipe, source = opened(request, tokenizer)
+    recipe, source = opened(request, tokenizer, brought)
     _cut(recipe, fitting_window(request, trained), request.text is not None)
     chance = None if network is None else recipe.chance(1)
     return Subject(source, recipe, recipe.objective_on(network), chance, reach // 2)
+
+
+def _brought(settings: Settings, family: Family) -> TextTokenizer | None:
+    """The tokenizer with which the weights of a run came."""
+    if settings["model.init"] is None and not str(settings["model.preset"]).startswith(HUB):
+        return None
+    return open_tokenizer(settings["data.tokenizer"], family)
 
 
 def _cut(recipe: TextRecipe, window: int, text: bool) -> None:
