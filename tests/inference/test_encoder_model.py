@@ -18,7 +18,7 @@ from selfsup.inference.opening import load, load_as, load_encoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel
 from selfsup.models.encoder_layouts import save_encoder
 from selfsup.models.features import Features
-from selfsup.models.packing import POOLINGS, Pooling
+from selfsup.models.packing import POOLINGS, Pooling, lay
 
 TEXT = "The old man sat by the sea and smoked his pipe, while seven dogs slept under a tree. "
 WINDOW = 24
@@ -76,7 +76,8 @@ def test_vectors_do_not_depend_on_company_or_batches(monkeypatch: pytest.MonkeyP
     order = np.random.default_rng(0).permutation(len(TEXTS))
     shuffled = MODEL.embed([TEXTS[place] for place in order], precision="fp32")
     np.testing.assert_allclose(shuffled, together[order], atol=1e-5)
-    monkeypatch.setattr(module, "TOKENS", 30)
+    monkeypatch.setattr(module, "PLACES", 30)
+    monkeypatch.setattr(module, "ROOM", 8)
     done: list[tuple[int, int]] = []
     small = MODEL.embed(TEXTS, precision="fp32", progress=lambda *counts: done.append(counts))
     np.testing.assert_allclose(small, together, atol=1e-5)
@@ -96,15 +97,21 @@ def test_of_no_text_there_are_no_vectors() -> None:
     assert MODEL.truncated == 0
 
 
-def test_batches_hold_every_text_once_and_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOKENS", 50)
-    lengths = np.random.default_rng(0).integers(1, 70, 200)
-    texts = [np.zeros(length, np.uint16) for length in lengths]
-    batches = list(by_length(texts))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
-    assert all(lengths[batch].sum() <= 50 or len(batch) == 1 for batch in batches)
-    sizes = lengths[np.concatenate(batches)]
-    assert (np.diff(sizes) <= 0).all()
+@pytest.mark.parametrize("longest", [9, 30, 70, 300])
+def test_texts_fill_rows_of_one_length(longest: int) -> None:
+    """Every text once; as many rows as have their places, of little else than texts, but for the last of them."""
+    lengths = np.random.default_rng(0).integers(1, longest, 3000)
+    batches = list(by_length([np.zeros(length, np.uint16) for length in lengths]))
+    order = np.concatenate([numbers for numbers, _ in batches])
+    assert sorted(order.tolist()) == list(range(3000))
+    assert (np.diff(lengths[order]) <= 0).all()
+    laid = [lay(torch.from_numpy(lengths[numbers]), room).documents for numbers, room in batches]
+    for (numbers, room), documents in zip(batches, laid, strict=True):
+        assert room >= lengths[numbers].max()
+        assert documents.shape[1] == room
+        assert documents.numel() <= module.PLACES
+    full = torch.cat([documents.flatten() for documents in laid[:-1]])
+    assert (full < 0).float().mean() < 0.15
 
 
 # -- hidden words --------------------------------------------------------------------------------------------
@@ -148,7 +155,7 @@ def test_pseudo_losses_hide_each_token_alone(directory: Path, monkeypatch: pytes
                 logits = theirs(torch.tensor([shown])).logits[0, place + 1]
             expected.append(-float(logits.log_softmax(-1)[token]))
     np.testing.assert_allclose(MODEL.pseudo_losses(TEXT), expected, atol=1e-4, rtol=1e-4)
-    monkeypatch.setattr(module, "TOKENS", 40)
+    monkeypatch.setattr(module, "PLACES", 40)
     np.testing.assert_allclose(MODEL.pseudo_losses(TEXT), expected, atol=1e-4, rtol=1e-4)
     assert MODEL.pseudo_losses("").shape == (0,)
 

@@ -27,14 +27,15 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.encoder_layouts import read_encoder, write_encoder
 from selfsup.models.features import Features
 from selfsup.models.layouts import Unfit
-from selfsup.models.packing import embed
+from selfsup.models.packing import MULTIPLE, embed, pack, rounded
 from selfsup.models.sentence_transformers import read_features
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
     from selfsup.models.adapters import AdaptedConfig, AnyEncoder, AnyMaskedLM
 
-TOKENS = 2048  # that are encoded at once: on a CPU, what comes of them still lies near the processor
+PLACES = 4096  # of tokens that are encoded at once
+ROOM = 96  # of them in a row of short texts, about
 
 log = logging.getLogger(__name__)
 
@@ -134,12 +135,12 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         autocast = Machine(self.device, self.precision, 0.0).autocast
         vectors = np.empty((len(framed), self.dimension), np.float32)
         done = 0
-        for numbers in by_length(framed):
+        for numbers, room in by_length(framed):
             rows = [framed[number] for number in numbers]
             tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(self.device)
             lengths = torch.tensor([len(row) for row in rows], device=self.device)
             with autocast():
-                found = embed(self.network, tokens, lengths, self.features.pooling)
+                found = embed(self.network, tokens, lengths, self.features.pooling, room)
             vectors[numbers] = self.features.map(found).cpu().numpy()
             done += len(numbers)
             progress(done, len(framed))
@@ -183,7 +184,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         framed = torch.from_numpy(self.tokenizer.frame(ids).astype(np.int64))
         places = torch.arange(1, len(ids) + 1)[:, None]
         parts = []
-        for chosen in torch.split(places, max(1, TOKENS // len(framed))):
+        for chosen in torch.split(places, max(1, PLACES // len(framed))):
             rows = framed.expand(len(chosen), -1).scatter(1, chosen, int(self.tokenizer.mask or 0))
             logits = self._logits(rows, chosen)[:, 0].float().cpu()
             parts.append(F.cross_entropy(logits, framed[chosen[:, 0]], reduction="none"))
@@ -221,13 +222,22 @@ def encoder_tokenizer(directory: Path, config: EncoderConfig | AdaptedConfig) ->
     return tokenizer
 
 
-def by_length(framed: Sequence[Ids]) -> Iterator[npt.NDArray[np.int64]]:
-    """The numbers of the texts in batches of at most `TOKENS` tokens, the longest first."""
+def by_length(framed: Sequence[Ids]) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """The numbers of the texts, the longest first, as many at once as fill `PLACES` in rows, and the room of a row.
+
+    Short ones lie several in a row, of which they leave little empty.
+    """
     lengths = np.array([len(row) for row in framed], np.int64)
     order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    start = before = 0
+    start = 0
     while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(ends, before + TOKENS, side="right")))
-        yield order[start:stop]
-        start, before = stop, int(ends[stop - 1])
+        longest = int(lengths[order[start]])
+        room = rounded(longest * max(1, ROOM // longest))
+        count = max(1, PLACES // room)
+        count -= count % MULTIPLE if count > MULTIPLE else 0
+        ends = np.cumsum(lengths[order[start : start + PLACES]])
+        many = int(np.searchsorted(ends, count * room, side="right"))
+        rows, _, _ = pack(lengths[order[start : start + many]].tolist(), room)
+        stop = start + next((place for place, row in enumerate(rows) if row == count), many)
+        yield order[start:stop], room
+        start = stop

@@ -43,12 +43,13 @@ def pack(lengths: Sequence[int], room: int) -> tuple[list[int], list[int], int]:
     return rows, offsets, count
 
 
-def lay(lengths: Tensor) -> Rows:
-    """Where each of n sequences of these lengths (n,) comes to lie."""
+def lay(lengths: Tensor, room: int = 0) -> Rows:
+    """Where each of n sequences of these lengths (n,) comes to lie: several in rows of so much `room`, or as long as
+    the longest where that is more."""
     sizes = lengths.tolist()
-    room = _rounded(max(sizes)) if len(sizes) > 1 else sizes[0]
+    room = max(room, rounded(max(sizes))) if len(sizes) > 1 else sizes[0]
     rows, offsets, used = pack(sizes, room)
-    count = _rounded(used)
+    count = rounded(used)
     first = torch.tensor(rows, device=lengths.device) * room + torch.tensor(offsets, device=lengths.device)
     numbers = torch.repeat_interleave(torch.arange(len(sizes), device=lengths.device), lengths)
     begins = lengths.cumsum(0) - lengths  # of each sequence among all tokens
@@ -58,7 +59,7 @@ def lay(lengths: Tensor) -> Rows:
     return Rows(documents.view(count, room), places, first)
 
 
-def _rounded(count: int) -> int:
+def rounded(count: int) -> int:
     """Up to a multiple of `MULTIPLE`; fewer than that stay as they are."""
     return count if count < MULTIPLE else -(-count // MULTIPLE) * MULTIPLE
 
@@ -68,14 +69,15 @@ def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
     return tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
 
 
-def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling, room: int = 0) -> Tensor:
     """One vector per text, (n, width) in fp32 or wider: the mean of its hidden states, or that of its first token, or
     of its last one.
 
     The encoder makes hidden states (B, T, width) of tokens and document numbers (B, T); `tokens` (tokens in all,) are
-    the texts one after the other, each with its start and end token, of `lengths` (n,).
+    the texts one after the other, each with its start and end token, of `lengths` (n,), laid into rows of at least
+    so much `room`.
     """
-    rows = lay(lengths)
+    rows = lay(lengths, room)
     laid = tokens.new_zeros(rows.documents.shape)
     laid.view(-1)[rows.places] = tokens
     hidden: Tensor = encoder(laid, None if len(lengths) == 1 else rows.documents).flatten(0, 1)
