@@ -501,6 +501,7 @@ def test_averages_that_are_refused(corpus: Path, trained: Trained, given: dict[s
         (foreign.llama, None, "causal-lm", "AutoModelForCausalLM"),
         (foreign.bert, "BertForMaskedLM", "masked-lm", "AutoModelForMaskedLM"),
         (foreign.bert, "BertModel", "simcse", "AutoModel"),
+        (foreign.bert, "BertModel", "masked-lm", "AutoModel"),
         (foreign.roberta, "RobertaForMaskedLM", "simcse", "AutoModel"),
     ],
 )
@@ -597,3 +598,12 @@ def test_a_start_that_changed_is_not_gone_on_from(
     with pytest.raises(UserError, match=r"weights that .* starts from .* have changed"):
         resume(run.directory, steps=6)
     resume(free.directory, steps=6)
+
+
+def test_a_new_head_on_weights_is_trained_beside_an_adapter(corpus: Path, tmp_path: Path) -> None:
+    base = foreign.bert(tmp_path / "base", "BertModel")
+    how = settings(base, **LORA, **{"optim.wise_ft": True})
+    run = selfsup.train("masked-lm", data=corpus, out=tmp_path / "run", reporter=Reporter(False), **how)
+    names = moments(run)
+    assert any(name.startswith("model.head.") for name in names)
+    assert all(".lora_" in name for name in names if name.startswith("model.model."))

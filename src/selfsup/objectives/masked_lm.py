@@ -232,6 +232,12 @@ class MaskedLMRecipe(TextRecipe):
     def build(self) -> MaskedLM:
         return self.objective_on(self.network.build_masked(generator(self.settings["train.seed"], "weights")))
 
+    def begin(self) -> Objective:
+        origin = self.network.origin if isinstance(self.network, OwnEncoder) else None
+        if origin is not None and not origin.head:  # the one on it is new
+            self.adaptation.bodies = [("model.init", "model.model")]
+        return super().begin()
+
     def objective_on(self, network: Any) -> MaskedLM:
         masking = Masking(self.corpus.tokenizer, self.options.unit)
         return MaskedLM(network, masking, self.options.rate, self.options.evaluation_rate)
