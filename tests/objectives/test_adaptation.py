@@ -16,6 +16,7 @@ import torch
 import transformers
 from conftest import TINY, TINY_PAIRS, TINY_VISION, Trained, assert_alike
 from safetensors.torch import load_file
+from seeing_peers import SIZE, save_peer
 from torch import Tensor
 
 import selfsup
@@ -540,7 +541,8 @@ def look_on(drawings: Path, trained: Trained) -> Train:
 
 @torch.no_grad()
 def seen(network: Any) -> Tensor:
-    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    side = network.config.image_size
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     states: Tensor = network.eval()(pixel_values=pixels).last_hidden_state
     return states
 
@@ -607,3 +609,14 @@ def test_a_new_head_on_weights_is_trained_beside_an_adapter(corpus: Path, tmp_pa
     names = moments(run)
     assert any(name.startswith("model.head.") for name in names)
     assert all(".lora_" in name for name in names if name.startswith("model.model."))
+
+
+@pytest.mark.parametrize("peer", ["dinov3-gated", "dinov2", "dinov2-swiglu", "vit-classifier", "siglip", "clip"])
+def test_an_adapter_has_the_names_of_classes_that_see(look_on: Train, tmp_path: Path, peer: str) -> None:
+    base = save_peer(peer, tmp_path / "base")
+    run = look_on(tmp_path / "run", "simclr", **LORA, **{"init": base, "data.size": SIZE})
+    opens = transformers.AutoModel.from_pretrained
+    merged, before = seen(opens(run.model_directory)), seen(opens(base))
+    adapter = peft.PeftModel.from_pretrained(opens(base), run.directory / "adapter")
+    assert (merged - before).abs().max() > 1e-4
+    assert_alike(seen(adapter), merged, 1e-5)
