@@ -71,7 +71,7 @@ def _write_tower(directory: Path, tower: Tower) -> None:
         width = tower.encoder.config.width
     elif isinstance(tower.backbone, VisionTransformer):
         write_vision(directory, tower.backbone, tower.preprocessing, tower.directory)
-        write_image_input(directory, tower.features.pooling)
+        write_image_input(directory, tower.backbone.config, tower.features.pooling)
         width = tower.backbone.config.width
     else:
         raise UserError(
@@ -116,8 +116,8 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
 
 def _samples(tower: Tower) -> list[Any]:
     if isinstance(tower, ImageModel):
-        square = (tower.size, tower.size)
-        return [one for one in pictures(tower.size, 1) if one.size == square or not tower.preprocessing.square]
+        first, *others, last = pictures(tower.preprocessing.resized, 1)
+        return [first, *([] if tower.preprocessing.square else others), last]  # none is resized
     framed = tower.tokenizer.marks.mask is None  # by files of others, to which special tokens in a text are those
     return [*SAMPLES, LONG, *([] if framed else written_out(tower.tokenizer))]
 

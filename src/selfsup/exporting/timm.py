@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import SavedBackbone, timm_difference
 from selfsup.models.features import Features
-from selfsup.models.kinds import VISION
 from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference
 from selfsup.models.timm_networks import TimmNetwork, import_timm, timm_preprocessing
@@ -88,16 +88,19 @@ def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, T
 
 def _require_known(config: VisionConfig) -> None:
     """Raise a UserError where timm's architecture is another one than that of a vision transformer here."""
-    if config.layout != VISION or config.gated:
+    shape = (config.size, config.patch, config.layers, config.width, config.heads, config.mlp, config.registers)
+    plain = VisionConfig(*shape, config.layer_scale, config.rope_theta, config.norm_eps)
+    if replace(config, mask_token=True) != plain:
         raise UserError(
-            f"To timm go plain DINOv3 ViTs, and this is a {config.layout}; export it to transformers or onnx."
+            f"To timm go plain DINOv3 ViTs, and this is a {config.layout} of other parts; export it to transformers or "
+            "onnx."
         )
 
 
 def timm_weights(model: VisionTransformer) -> dict[str, Tensor]:
     """The weights of a vision transformer by the names of timm's Eva, but for the mask token, which it has not."""
     weights = {name: tensor.float() for name, tensor in separate(model).items()}
-    del weights["embeddings.mask_token"]
+    weights.pop("embeddings.mask_token", None)
     if not model.config.registers:
         del weights["embeddings.register_tokens"]
     for layer in range(model.config.layers):

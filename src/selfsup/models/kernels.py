@@ -210,8 +210,8 @@ REGISTER = 32  # numbers of bf16 in a vector register: shorter rows are worked o
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q kᵀ / sqrt(dim) + mask) v by plain products.
 
-    q, k, v (B, heads, T, dim), the mask (T, T) or one that expands to (B, heads, T, T). Scores have the dtype of q;
-    their softmax is computed in fp32 (or that of q, if wider).
+    q (B, heads, T, dim), k and v (B, heads, S, dim), the mask (T, S) or one that expands to (B, heads, T, S).
+    Scores have the dtype of q; their softmax is computed in fp32 (or that of q, if wider).
     """
     return applied(_DenseAttention, q, k, v, mask)
 
@@ -251,7 +251,7 @@ class _DenseAttention(torch.autograd.Function):
         zero = q.new_zeros(())
         dq = torch.baddbmm(zero, ds, k, alpha=ctx.scale)
         dk = torch.baddbmm(zero, ds.mT, q, alpha=ctx.scale)
-        return dq.view(shape), dk.view(shape), dv.view(shape), None
+        return dq.view(shape), *(d.view(*shape[:2], *d.shape[1:]) for d in (dk, dv)), None  # there may be more of these
 
 
 def _short(rows: Tensor) -> bool:

@@ -35,6 +35,7 @@ from selfsup.models.features import FEATURES, Features, read_map, read_own, writ
 from selfsup.models.kinds import TEXT_TOWERS
 from selfsup.models.layouts import Layout, at
 from selfsup.models.packing import POOLINGS, Pooling
+from selfsup.models.vision import VisionConfig
 
 LINEAR = "linear."  # what the names of a map begin with
 MODULES = "modules.json"
@@ -49,7 +50,12 @@ POOLING_KEYS: dict[str, Pooling] = {
 }
 MOST_FILE = 1 << 30  # bytes of a file of a step
 SHORTEST = 3  # tokens that a text encoder may read: one between two that mark the ends
-BACKBONE = "DINOv3ViTBackbone"  # whose feature maps are the normalised states of the patches alone
+BACKBONES = {  # of models of these types, whose feature maps are the normalised states of the patches alone
+    "dinov3_vit": "DINOv3ViTBackbone",
+    "dinov2": "Dinov2Backbone",
+    "dinov2_with_registers": "Dinov2WithRegistersBackbone",
+}
+HIDING = ("vit_mae",)  # types of models whose class hides patches by chance whenever it is used
 
 
 @dataclass(frozen=True)
@@ -103,17 +109,26 @@ def write_text_input(directory: Path, window: int) -> None:
     write_json(directory / LENGTH, {"max_seq_length": window, "do_lower_case": False})
 
 
-def write_image_input(directory: Path, pooling: Pooling) -> None:
+def write_image_input(directory: Path, config: VisionConfig, pooling: Pooling) -> None:
     """Say of a vision transformer what is pooled of an image: all its last hidden states, or those of the patches.
 
     The latter are what transformers' backbone of the same weights gives. To name that class, and to have it opened,
-    takes the one task of sentence-transformers that goes by the name of the class.
+    takes the one task of sentence-transformers that goes by the name of the class. Raises UserError where its class
+    gives no states to make the vectors of.
     """
     task: str = "feature-extraction"
     taken: list[str | int] = ["last_hidden_state"]
-    if pooling == "mean":
+    patches = pooling == "mean" and config.prefix > 0
+    unfit = config.pooled_norm or pooling not in POOLINGS or config.layout in HIDING
+    if unfit or (patches and config.layout not in BACKBONES):
+        raise UserError(
+            f"sentence-transformers pools hidden states, and those of {config.layout} do not give its vectors "
+            f"({pooling}); export it --to transformers or --to onnx."
+        )
+    if patches:
         task, taken = "retrieval", ["feature_maps", 0]
-        write_json(directory / CONFIG, read_json(directory / CONFIG) | {"architectures": [BACKBONE]})
+        named = {"architectures": [BACKBONES[config.layout]]}
+        write_json(directory / CONFIG, read_json(directory / CONFIG) | named)
     image = {"image": {"method": "forward", "method_output_name": taken}}
     content = {"transformer_task": task, "modality_config": image, "module_output_name": "token_embeddings"}
     write_json(directory / LENGTH, content)
