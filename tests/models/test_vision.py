@@ -132,6 +132,88 @@ def test_hidden_patches_influence_nothing(data: st.DataObject) -> None:
             assert torch.equal(model(pixels, visible=seen), model(changed, visible=seen))
 
 
+LEARNT = dataclasses.replace(CONFIG, layers=1, registers=None, learnt_positions=True, scaled=False, key_bias=True)
+OTHERS = {
+    "vit": LEARNT,
+    "deit": dataclasses.replace(LEARNT, distilled=True),
+    "dinov2": dataclasses.replace(LEARNT, registers=2, antialias=True, scaled=True, gated=True),
+    "siglip": dataclasses.replace(LEARNT, class_token=False, attention_pooling=True, activation="gelu_pytorch_tanh"),
+    "clip": dataclasses.replace(LEARNT, pre_norm=True, pooled_norm=True, patch_bias=False, activation="quick_gelu"),
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_hidden_patches_influence_nothing_whatever_the_layout(data: st.DataObject) -> None:
+    """Neither hidden states nor any vector of the image, at sizes between which positions are interpolated too."""
+    config = OTHERS[data.draw(st.sampled_from(list(OTHERS)))]
+    rows, columns = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    hidden = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)))
+    pixels = noise(1, 3, rows * 8, columns * 8, seed=data.draw(st.integers(0, 9)))
+    under = hidden.view(1, 1, rows, columns).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    changed, model = torch.where(under, noise(*pixels.shape, seed=77), pixels), lively(config)
+    with torch.no_grad():
+        one, other = (model(given, hidden[None]) for given in (pixels, changed))
+        assert torch.equal(one, other)
+        for pooling in config.poolings:
+            assert torch.equal(model.pool(one, pooling), model.pool(other, pooling))
+        if not hidden.all():
+            seen = (~hidden).nonzero().T
+            assert torch.equal(model(pixels, visible=seen), model(changed, visible=seen))
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_visible_patches_keep_learnt_positions_whatever_the_layout(name: str) -> None:
+    config, pixels = OTHERS[name], noise(2, 3, 16, 40)
+    model, order = lively(config), torch.stack([torch.randperm(10), torch.randperm(10)])
+    with torch.no_grad():
+        full, shuffled = model(pixels), model(pixels, visible=order)
+    before, width = config.prefix, config.width
+    found, expected = shuffled[:, before:], full[:, before:].gather(1, order[..., None].expand(-1, -1, width))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shuffled[:, :before], full[:, :before], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_parts_of_other_layouts_are_trained_in_bf16_as_in_fp32(name: str) -> None:
+    model, pixels = lively(OTHERS[name]), noise(3, 3, 32, 32)
+    hidden = noise(3, 16, seed=1) < 0
+
+    def gradients() -> list[Tensor]:
+        states = model(pixels, hidden)
+        whole = model.pool(states, model.config.summary)
+        assert whole.dtype == torch.float32
+        return list(torch.autograd.grad(whole.square().sum() + states.float().square().sum(), list(model.parameters())))
+
+    exact = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = gradients()
+    for (part, parameter), a, b in zip(model.named_parameters(), exact, narrow, strict=True):
+        assert b.dtype == parameter.dtype
+        if not part.endswith("k_proj.bias"):  # which changes nothing, so that its gradient is rounding
+            assert float((a - b).norm()) <= 0.1 * float(a.norm()), part
+
+
+def test_what_is_left_beyond_whole_patches_is_not_looked_at() -> None:
+    model, pixels = lively(dataclasses.replace(LEARNT, size=38)), noise(1, 3, 38, 38)
+    changed = pixels.clone()
+    changed[:, :, 32:], changed[:, :, :, 32:] = 7.0, 7.0
+    with torch.no_grad():
+        assert torch.equal(model(pixels), model(changed))
+
+
+def test_a_mask_token_is_given_once() -> None:
+    model = lively(dataclasses.replace(LEARNT, mask_token=False))
+    assert model.embeddings.mask_token is None
+    model.give_mask_token(torch.Generator().manual_seed(0))
+    token = model.embeddings.mask_token
+    assert token is not None
+    assert model.config.mask_token
+    model.give_mask_token(torch.Generator().manual_seed(1))
+    assert model.embeddings.mask_token is token
+    assert any(parameter is token for parameter in model.vectors())
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12))
 def test_visible_patches_are_a_set_at_their_own_positions(seed: int, count: int) -> None:

@@ -21,6 +21,7 @@ from selfsup.models.backbones import AdaptedBackbone, AnyBackbone, adapt, open_t
 from selfsup.models.counting import sketched
 from selfsup.models.kinds import IMAGE, in_one
 from selfsup.models.packing import Pooling
+from selfsup.models.parity import exactness, network_difference
 from selfsup.models.presets import VISION
 from selfsup.models.timm_networks import TIMM, TimmStart
 from selfsup.models.tower_layouts import read_towers
@@ -253,14 +254,20 @@ class OwnVision(ImageNetwork):
         )
 
     def facts(self) -> dict[str, str]:
-        """Of one to start from: how images are prepared as it brings it, and whether its positions are others now."""
-        if self.origin is None:
+        """Of one to start from that is of another layout: how near its own class is, how images are prepared as it
+        brings it, and whether its positions are others now."""
+        if self.origin is None or self.config.layout == VisionConfig.layout:
             return {}
         side, before = self.config.size, self.origin.config.size
         placed = f"; positions learnt at {before} × {before} pixels interpolated for {side} × {side}"
-        resized = self.config.learnt_positions and side != before
-        told = f"{self.preprocessing.words}; vectors by {self.pooling}{placed if resized else ''}"
-        return {"brought along": told} if self.config.layout != VisionConfig.layout else {}
+        told = self.preprocessing.words + (placed if side != before else "")
+        return {"start": f"{self.layout}; {self._exactness}", "brought along": told}
+
+    @cached_property
+    def _exactness(self) -> str:
+        """What a comparison of the model to start from with its own class finds."""
+        assert self.origin is not None
+        return exactness(network_difference(self.origin.directory, self.origin.model()))
 
 
 class ForeignVision(ImageNetwork):
