@@ -15,6 +15,7 @@ from conftest import assert_alike
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from seeing_peers import save_peer
 from torch import Tensor, nn
 
 import selfsup
@@ -22,7 +23,9 @@ from selfsup.errors import UserError
 from selfsup.exporting.timm import timm_arguments
 from selfsup.models.backbones import adapt, open_timm, save_backbone
 from selfsup.models.features import Features
+from selfsup.models.packing import Pooling
 from selfsup.models.vision import VisionConfig, VisionTransformer
+from selfsup.models.vision_layouts import read_vision
 
 CONFIG = VisionConfig(size=32, patch=8, layers=2, width=48, heads=3, mlp=80, rope_theta=60.0)
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -241,3 +244,52 @@ def test_a_module_from_python_is_named(target: str, tmp_path: Path) -> None:
     directory = save(tmp_path / "model", adapt(Maps(), 32), Features())
     with pytest.raises(UserError, match=r"holds the weights of test_vision_exports.Maps, a network from Python"):
         selfsup.export(directory, out=tmp_path / "x", to=target)
+
+
+# -- vision transformers of other layouts --------------------------------------------------------------------
+
+
+def test_onnx_interpolates_positions_as_the_model_does(tmp_path: Path) -> None:
+    """Smoothed where they are made fewer."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    directory = save_peer("dinov2-registers", tmp_path / "model")
+    exported = selfsup.export(directory, out=tmp_path / "model.onnx", to="onnx")
+    assert exported.max_share is not None
+    assert exported.max_share < SHARE
+    opened = read_vision(directory)
+    model, session = opened.model().eval(), onnxruntime.InferenceSession(exported.directory)
+    for shape in ((2, 3, 16, 24), (1, 3, 32, 32), (1, 3, 72, 40)):
+        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        features, states = session.run(None, {"pixels": pixels.numpy()})
+        with torch.no_grad():
+            assert_alike(states, model(pixels))
+            assert_alike(features, model.embed(pixels, opened.features.pooling))
+    said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert (said["image_mean"], said["resample"]) == (list(opened.preprocessing.mean), 3)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("dinov2", "mean"), ("deit", "cls"), ("siglip-headless", "mean")])
+def test_sentence_transformers_makes_the_same_vectors(name: str, pooling: Pooling, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    directory = save_peer(name, tmp_path / "model")
+    Features(pooling).write(directory)
+    exported = selfsup.export(directory, out=tmp_path / "exported", to="sentence-transformers")
+    assert exported.max_share is not None
+    assert exported.max_share < SHARE
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("clip", "sentence-transformers", r"clip_vision_model do not give its vectors \(cls\); export it --to transf"),
+        ("siglip", "sentence-transformers", r"siglip_vision_model do not give its vectors \(attention\)"),
+        ("vit-mae", "sentence-transformers", "those of vit_mae do not give"),
+        ("vit", "timm", "plain DINOv3 ViTs, and this is a vit of other parts"),
+        ("dinov3-bare", "timm", "plain DINOv3 ViTs, and this is a dinov3_vit of other parts"),
+    ],
+)
+def test_what_other_layouts_have_no_place_in_is_refused(name: str, to: str, message: str, tmp_path: Path) -> None:
+    directory = save_peer(name, tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        selfsup.export(directory, out=tmp_path / "exported", to=to)
+    assert not (tmp_path / "exported").exists()
