@@ -251,3 +251,21 @@ def test_others_layouts_open_and_are_saved_back(name: str, peer: Callable[[str],
     assert {key for key in there.keys() - changed if there[key].numel()} == {
         key for key in there if key.startswith(beside)
     }
+
+
+def test_what_is_left_names_no_code(peer: Callable[[str], Path], tmp_path: Path) -> None:
+    origin = Path(shutil.copytree(peer("vit"), tmp_path / "origin"))
+    edit(origin / "config.json", auto_map={"AutoModel": "mine.Model"})
+    edit(origin / "preprocessor_config.json", auto_map={"AutoImageProcessor": "mine.Processor"})
+    opened = read_vision(origin)
+    save_vision(tmp_path / "model", opened.model(), opened.features, card, opened.preprocessing, origin)
+    for name in ("config.json", "preprocessor_config.json"):
+        assert "mine" not in (tmp_path / "model" / name).read_text()
+
+
+def test_a_tensor_that_the_network_has_not_is_refused(peer: Callable[[str], Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(peer("clip-projection"), tmp_path / "model"))
+    weights = load_file(place / "model.safetensors")
+    save_file(weights | {"vision_model.encoder.layers.0.adapter.weight": torch.ones(2)}, place / "model.safetensors")
+    with pytest.raises(UserError, match=r"adapter\.weight should be absent and is 2"):
+        read_vision(place).model()

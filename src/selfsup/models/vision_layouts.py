@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.models.directories import MOST_SIDE, read_config
+from selfsup.models.directories import MOST_SIDE, forget_code, read_config
 from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import built, new_model, write_card
 from selfsup.models.kinds import VISION, in_one
@@ -277,6 +277,7 @@ def write_vision(
     beside = None if origin is None or in_one(origin) else origin  # a tower of two in one directory leaves alone
     layout.save(directory, config, model, ARCHITECTURES[config.layout] if beside is None else None, origin=beside)
     write_preprocessing(directory, preprocessing or Preprocessing.plain(config.size), origin)
+    forget_code(directory)
 
 
 def read_vision(directory: Path) -> SavedVision:
