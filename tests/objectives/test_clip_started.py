@@ -81,6 +81,7 @@ def test_all_of_it_starts_from_there(kind: str, directories: dict[str, Path], ca
     assert model.similarity.bias == pytest.approx(original.similarity.bias)
     settings = recipe.settings
     assert settings["text.init"] == str(directories[kind])
+    assert [key for key, _ in recipe.adaptation.bodies] == ["model.init", "text.init"]
     assert (settings["data.size"], settings["data.window"]) == (SIZE, WINDOW)
     assert (settings["clip.hidden_tokens"], settings["text.dropout"]) == (0.0, 0.0)
     fresh = settled(directories[kind], captioned, init=None)

@@ -260,6 +260,7 @@ class CLIPRecipe(ImageRecipe):
         super().compose()
         self.options = self.settings.section("clip", CLIPSettings)
         self.text = TextSide(self.settings)
+        self._start_both_towers()
 
     def reads(self) -> set[str]:
         unread = {"model.whiten"}
@@ -271,7 +272,6 @@ class CLIPRecipe(ImageRecipe):
 
     def open(self, progress: Progress) -> None:
         """With the captions comes their tokenizer, trained on those of the training part where none is named."""
-        self._start_both_towers()
         data = self.settings.config.data
         self.images = open_pairs(
             self.source if self.source is not None else data.source,
