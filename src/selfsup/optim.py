@@ -235,7 +235,7 @@ class Optimizer:
         """What is moved goes back a little of its way from the start."""
         moving = [p for p in part.parameters if p in self.starts and p.grad is not None]
         if moving:
-            share = part.lr * multiplier * self.l2_sp
+            share = min(1.0, part.lr * multiplier * self.l2_sp)
             torch._foreach_lerp_(list[Tensor](moving), [self.starts[p] for p in moving], share)
 
     def clear(self) -> None:

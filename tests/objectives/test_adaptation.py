@@ -17,6 +17,7 @@ import transformers
 from conftest import TINY, TINY_PAIRS, TINY_VISION, Trained, assert_alike
 from safetensors.torch import load_file
 from seeing_peers import SIZE, save_peer
+from tiny_towers import save_towers
 from torch import Tensor
 
 import selfsup
@@ -620,3 +621,18 @@ def test_an_adapter_has_the_names_of_classes_that_see(look_on: Train, tmp_path: 
     adapter = peft.PeftModel.from_pretrained(opens(base), run.directory / "adapter")
     assert (merged - before).abs().max() > 1e-4
     assert_alike(seen(adapter), merged, 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("clip", "CLIP"), ("siglip2", "Siglip")])
+def test_two_towers_of_others_have_an_adapter_each(captioned: Path, tmp_path: Path, kind: str, classes: str) -> None:
+    base = save_towers(tmp_path / "base", kind)
+    lengths = {k: v for k, v in TINY_PAIRS.items() if k.partition(".")[0] in ("train", "evaluate", "checkpoint")}
+    how = {**lengths, **QUICK, **LORA, "batch": 8, "precision": "fp32", "init": base}
+    run = selfsup.train("clip", data=captioned, out=tmp_path / "run", reporter=Reporter(False), **how)
+    for tower, name in (("image", "VisionModel"), ("text", "TextModel")):
+        opens = getattr(transformers, classes + name).from_pretrained
+        adapter = peft.PeftModel.from_pretrained(opens(base), run.directory / "adapter" / tower)
+        look = seen if tower == "image" else outputs
+        merged = look(opens(run.model_directory))
+        assert (merged - look(opens(base))).abs().max() > 1e-4
+        assert_alike(look(adapter), merged, 1e-5)

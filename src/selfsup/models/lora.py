@@ -102,7 +102,8 @@ def _layout(config: Any) -> Layout[Any]:
     """How the matrices of a network are called in the class of transformers that opens it."""
     if isinstance(config, VisionConfig):
         return _seeing(config)
-    known: dict[str, Layout[Any]] = {**decoder_layouts.LAYOUTS, **encoder_layouts.LAYOUTS}
+    towers = {str(layout.model_type): layout for layout in (encoder_layouts.CLIP_TEXT, encoder_layouts.SIGLIP_TEXT)}
+    known: dict[str, Layout[Any]] = {**decoder_layouts.LAYOUTS, **encoder_layouts.LAYOUTS, **towers}
     return known[config.layout]
 
 

@@ -41,9 +41,8 @@ class Adaptation:
     """
 
     def __init__(self, settings: Settings, bodies: Sequence[tuple[str, str]]) -> None:
-        self.settings = settings
+        self.settings, self.candidates = settings, bodies
         self.rank: int | None = settings["model.lora"]
-        self.bodies = [(key, name) for key, name in bodies if settings[key] is not None]
         self._require_start("model.lora", "adapts the weights")
         self._require_start("optim.l2_sp", "pulls to the weights")
         self._require_start("optim.wise_ft", "averages with the weights")
@@ -53,6 +52,11 @@ class Adaptation:
             self._settle_lora(self.rank)
         elif settings["model.lora_alpha"] is not None or settings["model.lora_targets"]:
             raise UserError("model.lora_alpha and model.lora_targets are of adapters; give their rank by model.lora.")
+
+    @property
+    def bodies(self) -> list[tuple[str, str]]:
+        """Those whose weights are started from others."""
+        return [(key, name) for key, name in self.candidates if self.settings[key] is not None]
 
     def _require_start(self, key: str, what: str) -> None:
         if self.settings[key] and not self.bodies:

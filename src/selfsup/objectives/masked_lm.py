@@ -235,7 +235,7 @@ class MaskedLMRecipe(TextRecipe):
     def begin(self) -> Objective:
         origin = self.network.origin if isinstance(self.network, OwnEncoder) else None
         if origin is not None and not origin.head:  # the one on it is new
-            self.adaptation.bodies = [("model.init", "model.model")]
+            self.adaptation.candidates = (("model.init", "model.model"),)
         return super().begin()
 
     def objective_on(self, network: Any) -> MaskedLM:
