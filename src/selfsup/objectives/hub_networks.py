@@ -29,7 +29,7 @@ from selfsup.models.features import Features
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.sentence_transformers import read_features
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.sizes import settle_going_on
+from selfsup.objectives.sizes import settle_rates
 from selfsup.objectives.text_networks import HUB, Card, TextNetwork, require_texts
 from selfsup.seeding import seeded
 
@@ -111,7 +111,7 @@ class HubNetwork(TextNetwork):
         return float(sum(parameter.numel() for parameter in self.part(self.opened()).parameters()))
 
     def settle_rates(self, adamw_lr: float) -> None:
-        settle_going_on(self.settings, self.width)
+        settle_rates(self.settings, self.width, adamw_lr, started=True)
 
     def describe(self) -> str:
         return f"{self.blocks:,.0f} parameters in {self.look.opened.name}"
