@@ -294,7 +294,7 @@ def test_it_is_measured_and_handed_on(name: str, runs: Callable[[str], tuple[Pat
     run, texts = runs(name)[1], ["the cat sat by the sea", "dog", "the hen ran"]
     network = transformers.AutoModelForCausalLM.from_pretrained(run.model_directory)
     tokenizer = LanguageModel.load(run.directory / "model").tokenizer
-    rows = [torch.tensor([[tokenizer.start, *ids, tokenizer.end]]) for ids in tokenizer.encode_batch(texts)]
+    rows = [torch.tensor([[tokenizer.start, *ids.tolist(), tokenizer.end]]) for ids in tokenizer.encode_batch(texts)]
     with torch.no_grad():
         losses = [token_losses(network(row).logits[0, :-1], row[0, 1:]) for row in rows]
     score = selfsup.evaluate(run, data=[{"text": text} for text in texts], protocol="perplexity")
