@@ -17,8 +17,10 @@ from styles import STYLES
 from torch import Tensor
 
 import selfsup
+from selfsup.errors import UserError
 from selfsup.inference.decoding import Decoding
 from selfsup.inference.generate import LanguageModel
+from selfsup.models.adapters import AdaptedDecoder
 from selfsup.models.decoder import Decoder
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder
 from selfsup.models.kinds import DECODERS
@@ -301,3 +303,18 @@ def test_it_is_measured_and_handed_on(name: str, runs: Callable[[str], tuple[Pat
     assert math.log(score.value) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
     exported = selfsup.export(run, out=tmp_path / "copy", to="transformers")
     assert class_of(name) in exported.opens_with
+
+
+def test_what_is_none_here_is_left_to_transformers(tmp_path: Path) -> None:
+    """Positions whose speeds depend on the length of the text: only to start from it is refused."""
+    directory = with_tokenizer("llama 3", tmp_path / "long")
+    longrope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 24}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0}
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"rope_parameters": longrope | factors}))
+    model = LanguageModel.load(directory)
+    assert isinstance(model.decoder, AdaptedDecoder)
+    assert model.generate("the cat", tokens=5, temperature=0) == model.generate("the cat", tokens=5, temperature=0)
+    assert selfsup.evaluate(directory, data=[{"text": "the cat sat"}], protocol="perplexity").n == 4
+    with pytest.raises(UserError, match=r"rope_type = 'longrope'; only models with default or .* model=hf:"):
+        selfsup.plan("causal-lm", init=str(directory), data=[{"text": "the cat sat"}])
