@@ -425,7 +425,8 @@ class Trainer:
         tried = [self._tried(averages, share) for share in MIXES]
         chosen = choose(tried)
         averages.mix(chosen.share)
-        self.reporter.say(f"Start and end averaged (WiSE-FT), held-out losses: {'; '.join(mix.told for mix in tried)}.")
+        told = "; ".join(mix.told for mix in dict.fromkeys((tried[0], chosen, tried[-1])))
+        self.reporter.say(f"Averages of start and end (WiSE-FT), held-out losses: {told}.")
         self.reporter.say(f"The model is {chosen.share:.0%} of the end and {1 - chosen.share:.0%} of the start.")
         averaged = {"wise_ft": {"share": chosen.share, "tried": [mix._asdict() for mix in tried]}}
         if self.processes.leads and averaged not in self.run.journal():

@@ -423,6 +423,7 @@ def test_replay_that_is_refused(
         ([3.0, 2.0, 1.0], None, 1.0),
         ([3.0, 1.0, 2.0], None, 0.5),
         ([3.0, 2.0, 1.0], [5.0, 5.0, 5.1], 0.5),
+        ([3.0, 2.0, 1.0], [5.0, 5.0, 5.04], 1.0),
         ([3.0, 2.0, 1.0], [5.0, 4.0, 4.9], 1.0),
         ([1.0, 2.0, 3.0], [5.0, 4.0, 4.9], 0.0),
         ([3.0, 2.0, 2.0], None, 0.5),
@@ -439,9 +440,9 @@ def test_the_mix_is_the_best_that_forgets_nothing(
 
 
 def averaged(go_on: Train, out: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[selfsup.Run, float]:
-    """A run whose mix is a quarter of its end, whatever the losses say, and that."""
-    monkeypatch.setattr("selfsup.trainer.choose", lambda tried: tried[1])
-    return go_on(out, **{"optim.wise_ft": True, **given}), 0.25
+    """A run whose mix is a fifth of its end, whatever the losses say, and that."""
+    monkeypatch.setattr("selfsup.trainer.choose", lambda tried: tried[2])
+    return go_on(out, **{"optim.wise_ft": True, **given}), 0.2
 
 
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["all", "adapter"])
@@ -456,10 +457,10 @@ def test_the_model_is_the_mix(
     assert any(not torch.equal(found[name], last[name]) for name in found)
     told = run.summary["wise_ft"]
     assert told["share"] == share
-    assert [mix["share"] for mix in told["tried"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [mix["share"] for mix in told["tried"]] == [n / 10 for n in range(11)]
     assert {"wise_ft": told} in run.journal()
-    assert run.summary["loss"] == pytest.approx(told["tried"][1]["loss"], rel=1e-6)
-    assert run.summary["replay_loss"] == pytest.approx(told["tried"][1]["replay_loss"], rel=1e-6)
+    assert run.summary["loss"] == pytest.approx(told["tried"][2]["loss"], rel=1e-6)
+    assert run.summary["replay_loss"] == pytest.approx(told["tried"][2]["replay_loss"], rel=1e-6)
     assert told["tried"][-1]["loss"] == pytest.approx(end.summary["loss"], rel=1e-6)
     if lora:
         opens = transformers.AutoModelForCausalLM.from_pretrained
@@ -636,3 +637,11 @@ def test_two_towers_of_others_have_an_adapter_each(captioned: Path, tmp_path: Pa
         merged = look(opens(run.model_directory))
         assert (merged - look(opens(base))).abs().max() > 1e-4
         assert_alike(look(adapter), merged, 1e-5)
+
+
+def test_a_path_to_replay_is_kept_from_anywhere(
+    corpus: Path, general: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(general.parent)
+    how = settings(trained("causal-lm").directory, **{"data.replay": "general.jsonl:0.1"})
+    assert plan("causal-lm", data=corpus, **how)[1]["data.replay"] == f"{general}:0.1"

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the end that are tried
+MIXES = tuple(tenth / 10 for tenth in range(11))  # shares of the end that are tried
+FORGOTTEN = 0.01  # of the start's loss on what is replayed, that a mix may be worse by
 
 
 class Tried(NamedTuple):
@@ -28,10 +29,11 @@ class Tried(NamedTuple):
 
 
 def choose(tried: Sequence[Tried]) -> Tried:
-    """Of mixes that begin with the start itself: the one with the lowest loss on the new data, among those that are not
-    worse than the start on what is replayed; of equals the one nearest to the start."""
+    """Of mixes that begin with the start itself: the one with the lowest loss on the new data, among those whose loss
+    on what is replayed is at most a hundredth above the start's; of equals the one nearest to the start."""
     start = tried[0].replay_loss
-    allowed = [mix for mix in tried if mix.replay_loss is None or start is None or mix.replay_loss <= start]
+    most = math.inf if start is None else start + FORGOTTEN * abs(start)
+    allowed = [mix for mix in tried if mix.replay_loss is None or mix.replay_loss <= most]
     return min([mix for mix in allowed if math.isfinite(mix.loss)] or [tried[0]], key=lambda mix: mix.loss)
 
 
