@@ -21,8 +21,15 @@ SHAPE: dict[str, Any] = {
 }
 SLIM: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "activation": "relu"}
 ROBERTA = {**SHAPE, "max_position_embeddings": 66, "type_vocab_size": 1, "hidden_act": "gelu"}
+MODERN: dict[str, Any] = {
+    **{key: SHAPE[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")},
+    "max_position_embeddings": 64,
+    "local_attention": 8,
+    "global_attn_every_n_layers": 2,
+}
 # By their names here: the class, its configuration, whether the tokenizer is RoBERTa's.
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "modernbert": ("ModernBertForMaskedLM", MODERN),
     "bert": ("BertForMaskedLM", SHAPE | {"max_position_embeddings": 64}),
     "bert with two heads": ("BertForPreTraining", SHAPE | {"max_position_embeddings": 64, "hidden_act": "relu"}),
     "bert without a head": ("BertModel", SHAPE | {"max_position_embeddings": 64, "type_vocab_size": 3}),

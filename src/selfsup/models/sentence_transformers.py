@@ -13,13 +13,13 @@ are read here too.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.files import read_bytes
 from selfsup.models.directories import (
     CONFIG,
     WEIGHTS,
@@ -48,7 +48,6 @@ POOLING_KEYS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
-MOST_FILE = 1 << 30  # bytes of a file of a step
 SHORTEST = 3  # tokens that a text encoder may read: one between two that mark the ends
 BACKBONES = {  # of models of these types, whose feature maps are the normalised states of the patches alone
     "dinov3_vit": "DINOv3ViTBackbone",
@@ -155,8 +154,8 @@ def keep_modules(origin: Path, directory: Path, features: Features, width: int, 
 def _copy(origin: Path, directory: Path, name: str) -> None:
     """A file of an origin, where it is there."""
     if inside(origin, name).is_file():
-        (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_bytes(read_bytes(origin / name, MOST_FILE))
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin / name, directory / name)
 
 
 def write_router(directory: Path, routes: Sequence[str]) -> None:

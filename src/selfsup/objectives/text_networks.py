@@ -343,8 +343,10 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
 
     @property
     def of_others(self) -> bool:
-        """Whether it starts from an encoder that selfsup did not write."""
-        return self.directory is not None and not (self.directory / FEATURES).exists()
+        """Whether it starts from an encoder that others made, whatever was done with it since."""
+        if self.directory is None or self.origin is None:
+            return False
+        return self.origin.config.layout != EncoderConfig.layout or not (self.directory / FEATURES).exists()
 
     @property
     def features(self) -> Features:
