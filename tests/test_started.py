@@ -16,6 +16,7 @@ from tiny_vision import save_photos, save_tiny_vision
 import selfsup
 from selfsup.config import Settings
 from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.errors import UserError
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.decoder_layouts import save_model
 from selfsup.objectives import find_recipe
@@ -243,3 +244,50 @@ def test_tied_weights_of_other_libraries_are_counted_once(tmp_path: Path) -> Non
     count = sum(parameter.numel() for parameter in network.parameters())
     assert planned.parameters == count
     assert planned.facts["model"].startswith(f"{count:,} parameters")
+
+
+# -- heads first ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heads_first(tmp_path_factory: pytest.TempPathFactory) -> GoOn:
+    place = tmp_path_factory.mktemp("heads")
+    start, photos = save_tiny_vision(place / "start"), save_photos(place / "photos", 20)
+    how = {key: value for key, value in TINY_VISION.items() if key not in (*OWN, "data.size", "steps")}
+
+    def go(name: str, **more: Any) -> Run:
+        given = {"data": str(photos), "init": str(start), "reporter": Reporter(False), "optim.warmup": 2, **how, **more}
+        return selfsup.train("simclr", out=place / name, **{"optim.heads_first": 6, "steps": 8, **given})
+
+    return go
+
+
+def body(run: Run, step: int) -> dict[str, torch.Tensor]:
+    found = run.checkpoints().newest(step)
+    assert found is not None
+    assert found.step == step
+    return found.tensors["model"]
+
+
+def test_fresh_heads_are_trained_alone_at_first_and_resumed_so(heads_first: GoOn, tmp_path: Path) -> None:
+    run = heads_first("run", **{"checkpoint.keep": 9})
+    third, sixth, end = (body(run, step) for step in (3, 6, 8))
+    bodies = {name for name in end if name.startswith("network.")}
+    assert all(third[name].equal(sixth[name]) for name in bodies)
+    assert any(not sixth[name].equal(end[name]) for name in bodies)
+    assert any(not third[name].equal(sixth[name]) for name in end.keys() - bodies)
+    for kept in (3, 6):
+        cut = Run(shutil.copytree(run.directory, tmp_path / f"cut-{kept}"))
+        for step in cut.checkpoints().steps():
+            if step > kept:
+                shutil.rmtree(cut.checkpoints_directory / f"step-{step:09d}")
+        (cut.directory / "summary.json").unlink()
+        again = body(selfsup.train(resume=cut.directory, reporter=Reporter(False)), 8)
+        assert all(tensor.equal(end[name]) for name, tensor in again.items())
+
+
+def test_heads_first_needs_heads_and_a_start(stranger: Path) -> None:
+    with pytest.raises(UserError, match="there are no fresh heads"):
+        selfsup.plan("causal-lm", data=TEXT, **given(init=str(stranger), **{"optim.heads_first": 2}))
+    with pytest.raises(UserError, match="rests the weights that a run starts from, and there are none"):
+        selfsup.plan("causal-lm", data=TEXT, steps=4, **{"optim.heads_first": 2})

@@ -143,6 +143,7 @@ class OptimConfig(Section):
     layer_decay: Annotated[Real, Field(gt=0, le=1)] = said(
         1.0, "rates of each layer of started weights, as a share of those of the layer above it"
     )
+    heads_first: Natural = said(0, "steps at first in which started weights rest, so that fresh heads come to fit them")
     l2_sp: Rate | None = said(None, "pull to the weights that a run starts from, in place of weight decay (L2-SP)")
     wise_ft: bool = said(False, "leave an average of start and end, mixed by held-out losses (WiSE-FT)")
     clip: Rate = said(1.0, "largest norm of the gradient")

@@ -81,7 +81,9 @@ class Plan:
             **self.facts,
             "size": f"preset {settings['model.preset']}{why('model.preset')}",
             "recipe": f"{optim.matrices} at {optim.lr:g}{why('optim.lr')}, AdamW at {optim.adamw_lr:g}"
-            f"{why('optim.adamw_lr')}, warm-up {optim.warmup} steps, decay over the last {optim.decay:.0%}",
+            f"{why('optim.adamw_lr')}, warm-up {optim.warmup} steps, decay over the last {optim.decay:.0%}"
+            + (f", each layer at {optim.layer_decay:g} of the one above it" if optim.layer_decay < 1 else "")
+            + (f", fresh heads alone for {optim.heads_first} steps" if optim.heads_first else ""),
             "batch": f"{train.batch} records{why('train.batch')}, {train.micro_batch} at once"
             f"{why('train.micro_batch')}, {train.precision}{why('train.precision')} on {train.device}",
             "steps": f"{about}{self.steps:,}{why(f'train.{length}')}: {self.records:,} records, "
@@ -180,6 +182,7 @@ def _fitting_micro_batch(recipe: Recipe, machine: Machine, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
     objective = recipe.begin().to(machine.device)
     _trial_optimizer(objective, recipe, machine)  # says so where there is nothing to train
+    recipe.adaptation.resting(objective)  # or where heads are to be trained alone, and there are none
     loader = Loader(recipe.train, recipe.settings["train.seed"], 1, 1, 0)
     few, more = (_saved(objective, loader.read(range(n)).to(machine.device), machine) for n in COMPARED)
     record = max(1, (more - few) // (COMPARED[1] - COMPARED[0]))

@@ -59,6 +59,7 @@ class Trainer:
         settings, processes = self.settings, self.processes
         self.objective = ready(recipe, machine)
         self.optimizer = optimizer_of(recipe, self.objective, settings.config.optim, machine)
+        self.resting = recipe.adaptation.resting(self.objective)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = self.skipped = self.skipped_in_a_row = 0
@@ -203,6 +204,8 @@ class Trainer:
 
     def _update(self, batches: list[Any]) -> None:
         start = time.perf_counter()
+        for parameter in self.resting:
+            parameter.requires_grad_(self.step >= self.settings["optim.heads_first"])
         figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
         figures |= self._group_norms()
         norm = self.optimizer.clip(self.settings["optim.clip"])

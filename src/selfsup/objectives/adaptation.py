@@ -46,6 +46,7 @@ class Adaptation:
         self._require_start("model.lora", "adapts the weights")
         self._require_start("optim.l2_sp", "pulls to the weights")
         self._require_start("optim.wise_ft", "averages with the weights")
+        self._require_start("optim.heads_first", "rests the weights")
         if settings["optim.wise_ft"] and not settings["data.validation"]:
             raise UserError("optim.wise_ft chooses by held-out records; give data.validation a share, or leave it out.")
         if self.rank is not None:
@@ -120,6 +121,16 @@ class Adaptation:
             self._inject(objective, self.rank)
         if not any(parameter.requires_grad for parameter in objective.parameters()) and self.changes:
             raise UserError(f"With {' and '.join(self.changes)} nothing is left to train; name fewer parameters.")
+
+    def resting(self, objective: Objective) -> list[nn.Parameter]:
+        """The trained parameters that rest in the first steps (Kumar et al. 2022, "Fine-tuning can distort pretrained
+        features and underperform out-of-distribution", section 3.3). Raises UserError where nothing else is trained."""
+        if not self.settings["optim.heads_first"]:
+            return []
+        rests = {parameter for parameter in self.started(objective) if parameter.requires_grad}
+        if not any(p.requires_grad and p not in rests for p in objective.parameters()):
+            raise UserError("optim.heads_first rests all that is trained: there are no fresh heads; leave it out.")
+        return list(rests)
 
     @property
     def changes(self) -> list[str]:
