@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Train
+from conftest import TINY_PAIRS, Train
 from safetensors.torch import load_file
 from seeing_peers import PATCH, SIZE, save_peer, states_of
+from tiny_towers import save_towers
 
 import selfsup
 from selfsup.errors import UserError
 from selfsup.models.features import Features
 from selfsup.models.vision_layouts import read_vision
+from selfsup.report import Reporter
 
 TWO_VIEWS = ("dinov3-gated", "dinov2-registers", "vit", "deit", "siglip", "clip-projection")
 CROPS = ("dinov2-swiglu", "vit-classifier", "siglip-headless", "clip")
@@ -145,3 +147,24 @@ def test_a_vector_that_a_network_does_not_make_is_refused(peer: Callable[[str], 
     (place / "features.json").write_text(json.dumps({"pooling": "cls", "mapped": False}))
     with pytest.raises(UserError, match="has pooling 'cls'; it is one of attention, mean"):
         read_vision(place)
+
+
+def test_a_tower_of_two_in_one_directory_goes_on_alone(train_vision: Train, tmp_path: Path) -> None:
+    origin = save_towers(tmp_path / "clip", "clip")
+    run = train_vision(tmp_path / "run", "simclr", init=origin, **{**SHORT, "steps": 2})
+    assert parity(run.directory / "model", (SIZE, SIZE), (SIZE, 24)) < 1e-5
+    left = read_vision(run.directory / "model")
+    assert left.config.layout == "clip_vision_model"
+    assert left.preprocessing.mean[0] == pytest.approx(0.48145466)
+
+
+def test_the_tower_of_images_keeps_what_it_brought_beside_a_new_one_of_texts(
+    captioned: Path, peer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    given = {**TINY_PAIRS, "model": {}, "data.size": None, "steps": 2, "reporter": Reporter(False)}
+    run = selfsup.train(data=captioned, out=tmp_path / "run", init=peer("siglip"), **given)
+    image = run.directory / "model" / "image"
+    assert parity(image, (SIZE, SIZE)) < 1e-5
+    said = [(place / "preprocessor_config.json").read_bytes() for place in (peer("siglip"), image)]
+    assert said[0] == said[1]
+    assert read_vision(image).features.pooling == "attention"

@@ -27,6 +27,7 @@ from selfsup.models.huggingface import Tokenizer, new_model, write_card
 from selfsup.models.kinds import IMAGE, TEXT, TOWERS
 from selfsup.models.layouts import Layout, at
 from selfsup.models.parity import exactness, max_difference, network_difference
+from selfsup.views import Preprocessing
 
 Loss = Literal["softmax", "sigmoid"]
 
@@ -82,20 +83,24 @@ def save_clip(
     text_features: Features,
     similarity: Similarity,
     card: Callable[[dict[str, float | None]], str],
+    preprocessing: Preprocessing | None = None,
+    origin: Path | None = None,
 ) -> dict[str, float | None]:
     """Write a directory that `read_clip` reads and each of whose towers opens by itself, wholly or not at all.
 
     The features of each tower map its pooled states into the shared space; a ValueError is raised where these are of
     different dimensions, a UserError where the directory exists already. `card` makes README.md of what is returned:
     max |Δ| of the hidden states in fp32 against the library whose layout each tower has, `image` and `text`, None where
-    that is unchecked.
+    that is unchecked. `preprocessing` and `origin` are of the tower of images: see `backbones.save_backbone`.
     """
     dimension = image_features.dimension(image.dimension)
     if text_features.dimension(text.config.width) != dimension:
         raise ValueError("both towers map into one space")
     with new_model(directory) as temporary:
         found = {
-            IMAGE: save_backbone(temporary / IMAGE, image, image_features, partial(_tower_card, IMAGE)),
+            IMAGE: save_backbone(
+                temporary / IMAGE, image, image_features, partial(_tower_card, IMAGE), preprocessing, origin
+            ),
             TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
         }
         space = SharedSpace(similarity.loss, similarity.scale, similarity.bias, dimension)

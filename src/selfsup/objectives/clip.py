@@ -557,7 +557,9 @@ class CLIPRecipe(ImageRecipe):
         from selfsup.models.tower_layouts import save_towers
 
         clip = cast(CLIP, objective)
-        save: Any = save_clip if self.original is None else partial(save_towers, origin=self.original)
+        save: Any = partial(save_clip, **self.network.brought)
+        if self.original is not None:
+            save = partial(save_towers, origin=self.original)
         summary["max_difference"] = save(
             directory,
             clip.image.network,

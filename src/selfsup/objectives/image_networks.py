@@ -8,7 +8,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import nn
@@ -37,6 +38,13 @@ PATCHES = ((48, 4), (96, 8), (math.inf, 16))  # up to which side of images, whic
 ROUND, ROUND_FROM = 32, 64  # what sides are multiples of for networks of others, from which side on
 LARGEST = 224  # side of what a network sees, unless it is said
 REGISTERS = 4
+
+
+class Brought(TypedDict):
+    """How images are prepared for a network, and the directory that it was started from."""
+
+    preprocessing: Preprocessing
+    origin: Path | None
 
 
 class ImageNetwork(ABC):
@@ -75,6 +83,12 @@ class ImageNetwork(ABC):
     def preprocessing(self) -> Preprocessing:
         """How images are prepared for it."""
         return Preprocessing.plain(self.settings["data.size"])
+
+    @property
+    def brought(self) -> Brought:
+        """What goes along with it when it is saved."""
+        kept = None if self.origin is None else self.origin.directory
+        return {"preprocessing": self.preprocessing, "origin": kept}
 
     @property
     def pooling(self) -> Pooling:
@@ -267,6 +281,8 @@ class OwnVision(ImageNetwork):
     def _exactness(self) -> str:
         """What a comparison of the model to start from with its own class finds."""
         assert self.origin is not None
+        if in_one(self.origin.directory):
+            return f"a tower of {self.origin.directory}"
         return exactness(network_difference(self.origin.directory, self.origin.model()))
 
 

@@ -215,9 +215,8 @@ class ImageRecipe(Recipe):
     def save(self, objective: Objective, directory: Path, summary: dict[str, Any]) -> None:
         """The network, how an image is prepared for it and what its vector is, as a directory that opens elsewhere."""
         features, described = self.definition(objective), self.model_card(summary)
-        encoder, network = self.encoder(objective), self.network
-        kept = None if network.origin is None else network.origin.directory
-        summary["max_difference"] = save_backbone(directory, encoder, features, described, network.preprocessing, kept)
+        encoder, brought = self.encoder(objective), self.network.brought
+        summary["max_difference"] = save_backbone(directory, encoder, features, described, **brought)
 
     def model_card(self, summary: dict[str, Any]) -> Callable[[str], str]:
         """The model card, for a statement of how exact the layout is."""
