@@ -27,7 +27,7 @@ from selfsup.objectives.starting import tower_directory
 from selfsup.seeding import seeded
 
 LR = 2e-4  # of adapters, by AdamW without weight decay (Dettmers et al. 2023, "QLoRA", table 9: up to 13B)
-ALPHA = 2.0  # times the rank (Biderman et al. 2024, "LoRA learns less and forgets less", section 6)
+ALPHA = 2.0  # times the rank (Biderman et al. 2024, "LoRA learns less and forgets less", arXiv:2405.09673)
 
 
 class Adaptation:
