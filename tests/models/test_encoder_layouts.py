@@ -22,8 +22,9 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load
 from selfsup.models.adapters import AdaptedEncoder
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder
-from selfsup.models.encoder_layouts import read_encoder, save_encoder
+from selfsup.models.encoder_layouts import LAYOUTS, STEMS, read_encoder, save_encoder
 from selfsup.models.features import Features
+from selfsup.models.kinds import ENCODERS, TEXT_TOWERS
 from selfsup.models.layouts import Unfit
 from selfsup.models.parity import network_difference as parity
 from selfsup.models.sentence_transformers import read_features
@@ -457,3 +458,10 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Path) -> None:
     assert big.vocabulary > UNTIED.vocabulary
     big.save(copy)
     assert_refused(copy, f"has {big.vocabulary} tokens and the encoder {UNTIED.vocabulary}")
+
+
+def test_every_type_that_is_known_has_a_layout_and_a_class() -> None:
+    assert {*ENCODERS, *TEXT_TOWERS} == LAYOUTS.keys()
+    assert set(ENCODERS) <= STEMS.keys()
+    for name in ENCODERS:
+        assert hasattr(transformers, f"{STEMS[name]}ForMaskedLM")
