@@ -142,7 +142,12 @@ def test_a_run_goes_on_with_the_same_bits(
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_vector_that_a_network_does_not_make_is_refused(peer: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_vector_that_a_network_does_not_make_is_refused(
+    captioned: Path, peer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    given = {**TINY_PAIRS, "model": {}, "data.size": None, "clip.pooling": "cls", "reporter": Reporter(False)}
+    with pytest.raises(UserError, match=r"clip\.pooling=cls is no way .*; give one of attention, mean"):
+        selfsup.train(data=captioned, out=tmp_path / "run", init=peer("siglip"), **given)
     place = Path(shutil.copytree(peer("siglip"), tmp_path / "model"))
     (place / "features.json").write_text(json.dumps({"pooling": "cls", "mapped": False}))
     with pytest.raises(UserError, match="has pooling 'cls'; it is one of attention, mean"):

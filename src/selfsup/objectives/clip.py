@@ -342,6 +342,11 @@ class CLIPRecipe(ImageRecipe):
         self.text.settle(effort)
         self.settle_size()
         self.network.settle_shape(effort, self.views * len(self.images))
+        if self.pooling not in self.network.poolings:
+            raise UserError(
+                f"clip.pooling={self.pooling} is no way in which {self.network.named} makes a vector of an image; give "
+                f"one of {', '.join(self.network.poolings)}."
+            )
         self.cut()
         self.settle_batch(effort)
         self.settle_rates()

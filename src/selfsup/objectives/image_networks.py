@@ -100,6 +100,11 @@ class ImageNetwork(ABC):
         """What of it says most of a whole image."""
         return "cls"
 
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The ways in which it can make one vector of an image; one that pools by itself does whatever is said."""
+        return ("cls", "mean")
+
     @abstractmethod
     def settle_size(self, side: int) -> None:
         """What it sees, `data.size` pixels, of images with a short side of so many."""
@@ -247,6 +252,10 @@ class OwnVision(ImageNetwork):
     @property
     def summary(self) -> Pooling:
         return self.config.summary
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        return self.config.poolings
 
     @property
     def patches(self) -> int:
