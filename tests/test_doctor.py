@@ -401,6 +401,10 @@ def test_both_bounds_of_the_temperature() -> None:
     assert (finding.check, finding.severity) == ("temperature-bound", "problem")
     assert "optim.lr=0.0033" in finding.remedy
     assert found(train(lambda line: {"temperature": 0.9 * FLAT}, after=150)) == []
+    started = train(lambda line: {"temperature": 0.01}, after=150)
+    for key in ("model.init", "text.init"):  # of a model of two towers, which may have had it so
+        started.settings.change(key, "siglip", "test")
+    assert "temperature-bound" not in {finding.check for finding in found(started)}
 
 
 def test_a_gap_is_not_judged_as_a_run_begins() -> None:

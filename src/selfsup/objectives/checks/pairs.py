@@ -79,7 +79,10 @@ def temperature_flat(history: History) -> Symptom | None:
     "steps",
 )
 def temperature_sharp(history: History) -> Symptom | None:
-    """The temperature is as low as it may be."""
+    """The temperature is as low as it may be, and was not so in a model that both towers were started from."""
+    place = history.settings["model.init"]
+    if place is not None and place == history.settings["text.init"]:
+        raise NotMade("the model that the towers start from brings its own")
     value, threshold = history.level("temperature"), SHARPEST * BY_THE_BOUND
     return Symptom(value, threshold) if value <= threshold else None
 
