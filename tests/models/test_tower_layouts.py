@@ -115,6 +115,8 @@ def test_a_text_tower_alone_gives_what_its_class_pools(kind: str, copy: Callable
     found = selfsup.load(alone).embed(TEXTS, precision="fp32")
     ends = [-1] * len(TEXTS) if kind == "siglip" else [row.argmax() for row in tokenised(directory, TEXTS)["input_ids"]]
     assert share(found, torch.stack([row[end] for row, end in zip(states, ends, strict=True)])) < 1e-5
+    with pytest.raises(UserError, match="no head that predicts hidden tokens"):
+        selfsup.load(alone).fill("a [MASK]")
 
 
 # -- written back --------------------------------------------------------------------------------------------
@@ -210,6 +212,7 @@ def changed(directory: Path, **config: Any) -> Path:
         ("clip", {"text_config__hidden_size": 20}, "holds no text_projection.weight from the 20 numbers"),
         ("clip", {"text_config__num_attention_heads": 3}, "width .16. must be a multiple of heads"),
         ("clip", {"vision_config__num_channels": 1}, "vision_config.num_channels = 1"),
+        ("siglip", {"vision_config__vision_use_head": False}, "vision_config.vision_use_head = False"),
         ("siglip", {"text_config__max_position_embeddings": "x"}, "text_config.max_position_embeddings"),
     ],
 )

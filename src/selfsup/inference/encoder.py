@@ -146,9 +146,17 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
             progress(done, len(framed))
         return vectors
 
+    @property
+    def head(self) -> AnyMaskedLM:
+        """The encoder with its head of masked LM; raises a UserError where it has none."""
+        if self.masked is None:
+            raise UserError("The model has no head that predicts hidden tokens; give a run of masked-lm.")
+        return self.masked
+
     def fill(self, text: str, top: int = 5) -> list[list[Candidate]]:
         """The likeliest tokens in each place of the text that says [MASK], likeliest first. Raises UserError where
         the model has no head for it, the text hides nothing, or is longer than the window."""
+        _ = self.head  # without which nothing can be hidden, whatever the text says
         ids = self.tokenizer.frame(self.tokenizer.encode_marked(text))
         places = np.flatnonzero(ids == self.tokenizer.mask)
         if not len(places):
@@ -193,10 +201,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     @torch.inference_mode()
     def _logits(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Logits (B, K, vocabulary) at places (B, K) of tokens (B, T)."""
-        if self.masked is None:
-            raise UserError("The model has no head that predicts hidden tokens; give a run of masked-lm.")
-        hidden: Tensor = self.masked(tokens.to(self.device), places.to(self.device))
-        return hidden @ self.masked.output_weight.T
+        hidden: Tensor = self.head(tokens.to(self.device), places.to(self.device))
+        return hidden @ self.head.output_weight.T
 
 
 def _opened(directory: Path) -> tuple[AnyEncoder, AnyMaskedLM | None]:

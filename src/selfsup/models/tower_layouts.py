@@ -108,7 +108,7 @@ LAYOUTS: Mapping[str, TowerLayout] = {
         TowerLayout(
             "siglip",
             "sigmoid",
-            _within(SIGLIP_IMAGE, OBJECTS[IMAGE]),
+            _within(replace(SIGLIP_IMAGE, fixed={**SIGLIP_IMAGE.fixed, "vision_use_head": True}), OBJECTS[IMAGE]),
             _within(SIGLIP_TEXT, OBJECTS[TEXT]),
             {TEXT: "text_model.head"},
             ends=False,
@@ -138,7 +138,7 @@ class SavedTowers:
     def require_end(self, tokenizer: Tokenizer, vocabulary: int) -> None:
         """Raise a UserError where transformers finds the end of a text elsewhere than a tokenizer of so many ids puts
         it: at a number in the config, which in old files is always 2 and means the largest number in the text."""
-        said = self.content.get(OBJECTS[TEXT], {}).get("eos_token_id", DEFAULT_END)
+        said = (self.content.get(OBJECTS[TEXT]) or {}).get("eos_token_id", DEFAULT_END)
         end = vocabulary - 1 if said == LEGACY_END else said
         if self.layout.ends and tokenizer.end != end:
             raise damaged(

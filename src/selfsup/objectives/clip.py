@@ -365,7 +365,7 @@ class CLIPRecipe(ImageRecipe):
     def settle_size(self) -> None:
         """Both towers of one model see images as they did; one alone takes smaller ones too."""
         if isinstance(self.both, SavedTowers):
-            size = self.both.image.config.size
+            size = self.both.image.preprocessing.size
             self.settings.settle("data.size", size, "init")
             self._require_own("data.size", size)
         super().settle_size()
