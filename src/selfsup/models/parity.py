@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 
 from selfsup.models.decoder import Decoder
-from selfsup.models.directories import read_config
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.vision import CHANNELS, VisionTransformer
 
 NativeNetwork = Decoder | TextEncoder | MaskedLanguageModel | VisionTransformer
 # What opens a network in transformers, where it has a head.
 AUTO_CLASSES = {Decoder: "AutoModelForCausalLM", MaskedLanguageModel: "AutoModelForMaskedLM"}
-UNLISTED = {"siglip_text_model": "SiglipTextModel"}  # what opens types that `AutoModel` does not know
+# What opens a tower of two, alone or in the directory of both.
+TOWER_CLASSES = {
+    "clip_vision_model": "CLIPVisionModel",
+    "clip_text_model": "CLIPTextModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip_text_model": "SiglipTextModel",
+}
 POSITIONS = 64  # that logits are compared at
 # Of the length of a vector: what the order of additions may move it by. fp32 has 6e-8, networks and whitening multiply
 # it to 1e-5 at most; a difference in what is computed is 1e-2 and more.
@@ -111,8 +116,7 @@ def open_with_transformers(kind: str, directory: Path) -> Any:
     except ImportError:
         return None
     with quiet_transformers():
-        known = UNLISTED.get(str(read_config(directory).get("model_type")), kind)
-        opened = getattr(transformers, known).from_pretrained
+        opened = getattr(transformers, kind).from_pretrained
         return opened(directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
 
 
@@ -146,7 +150,8 @@ def network_difference(directory: Path, model: NativeNetwork, tokens: Tensor | N
 
     None where transformers is not installed, or where nothing is to be compared.
     """
-    network = open_with_transformers(AUTO_CLASSES.get(type(model), "AutoModel"), directory)
+    usual = AUTO_CLASSES.get(type(model), "AutoModel")
+    network = open_with_transformers(TOWER_CLASSES.get(model.config.layout, usual), directory)
     if network is None:
         return None
     device, kept = next(model.eval().parameters()).device, {}
