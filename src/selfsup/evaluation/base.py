@@ -113,7 +113,6 @@ class Measurement:
         """
         distinct = distinct_items(items)
         self.model.to(find_device(self.device))
-        self.progress(0, len(distinct))  # from where the time that is left is reckoned
         read, vectors = self.model.embed_items(list(distinct.values()), self.precision, self.progress)
         self.truncated += self.model.truncated
         self.used.add(self.model.precision)

@@ -135,6 +135,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         autocast = Machine(self.device, self.precision, 0.0).autocast
         vectors = np.empty((len(framed), self.dimension), np.float32)
         done = 0
+        progress(0, len(framed))  # from where the time that is left is reckoned
         for numbers, room in by_length(framed):
             rows = [framed[number] for number in numbers]
             tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(self.device)

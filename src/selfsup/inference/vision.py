@@ -92,6 +92,7 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
         vectors = np.full((len(images), self.dimension), np.nan, np.float32)
         self.unread = []
         done = 0
+        progress(0, len(images))
         for pixels in self._read(images):
             readable = [place for place, one in enumerate(pixels) if one is not None]
             self.unread += [done + place for place, one in enumerate(pixels) if one is None]
