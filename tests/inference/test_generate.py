@@ -414,6 +414,7 @@ def test_networks_of_others_write_too(
         ids = torch.tensor([theirs.tokenizer.opened(theirs.tokenizer.encode(prompt))])
         out = network.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
         assert text == theirs.tokenizer.decode([token for token in out if token not in theirs.ends])
+    assert all(theirs.generate(prompts, tokens=5, precision="bf16"))
     together = theirs.generate(prompts, tokens=20, seed=3)
     assert together[1] == theirs.generate(["", "", "a"], tokens=20, seed=3)[1]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -198,10 +199,13 @@ class Reading:
     makes no difference, else all of its window anew for each token.
 
     Where a window is full, its last half is the beginning of another one.
+
+    Args:
+        autocast: makes what the network computes within narrow, or not.
     """
 
-    def __init__(self, decoder: AdaptedDecoder) -> None:
-        self.decoder, self.window = decoder, decoder.config.window
+    def __init__(self, decoder: AdaptedDecoder, autocast: Callable[[], AbstractContextManager[object]]) -> None:
+        self.decoder, self.window, self.autocast = decoder, decoder.config.window, autocast
         self.tokens = torch.empty(1, 0, dtype=torch.long, device=decoder.output_weight.device)
         self.past: Any = None
 
@@ -211,8 +215,10 @@ class Reading:
         self.tokens = torch.cat((self.tokens, tokens), 1)
         if self.tokens.shape[1] > self.window:
             self.tokens, self.past = self.tokens[:, -max(1, self.window // 2) :], None
-        if not self.decoder.remembers:
-            hidden = self.decoder(self.tokens)
-        else:
-            hidden, self.past = self.decoder.going_on(self.tokens if self.past is None else tokens, self.past)
-        return F.linear(hidden[:, -1], self.decoder.output_weight)
+        remembers = self.decoder.remembers
+        with self.autocast():
+            if not remembers:
+                hidden = self.decoder(self.tokens)
+            else:
+                hidden, self.past = self.decoder.going_on(self.tokens if self.past is None else tokens, self.past)
+            return F.linear(hidden[:, -1], self.decoder.output_weight).float()

@@ -16,7 +16,7 @@ from selfsup.errors import UserError
 from selfsup.inference.base import Model, require_room
 from selfsup.inference.decoding import Decoding, Reading
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
-from selfsup.machine import find_precision
+from selfsup.machine import Machine, find_precision
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder, read_ends
@@ -74,8 +74,8 @@ class LanguageModel(Model):
         `stream(number, piece)` receives each prompt's text piece by piece as it is written; the pieces join to
         what is returned. Beyond the trained window the oldest tokens go out of sight (see KeyValueCache).
         `precision` is that of the products of matrices: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware
-        multiplies it natively. The same call writes the same text; in bf16, rounding may let it differ from what fp32
-        writes, or the same prompt among others.
+        multiplies it natively and the network is one of selfsup's. The same call writes the same text; in bf16, rounding
+        may let it differ from what fp32 writes, or the same prompt among others.
         Raises UserError for an argument out of range.
         """
         how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
@@ -186,7 +186,8 @@ class LanguageModel(Model):
         """What makes of the next tokens (B, T) of some texts the logits (B, vocabulary) of what follows; `length` are
         the tokens that it is to read in all."""
         if isinstance(self.decoder, AdaptedDecoder):
-            return Reading(self.decoder)
+            given = "fp32" if precision == "auto" else precision  # autocast narrows all weights for each token
+            return Reading(self.decoder, Machine(self.decoder.output_weight.device, given, 0.0).autocast)
         decode = self._packed(self.decoder, precision)
         cache = decode.cache(len(padding), length, padding)
         return lambda tokens: decode(tokens, cache)
