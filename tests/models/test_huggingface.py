@@ -194,6 +194,7 @@ def test_a_tied_matrix_may_be_stored_twice(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "linear", "factor": -4}}, "broken"),
         ({"rope_parameters": {"rope_type": ["linear"]}}, "rope_type = \\['linear'\\]"),
         ({"rope_parameters": [1]}, "broken"),
+        ({"head_dim": 1 << 20, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "heads of 1,048,576"),
         ({"quantization_config": {}}, "quantised"),
         ({"hidden_size": 64}, "should be"),
         ({"num_hidden_layers": 3}, "is absent"),

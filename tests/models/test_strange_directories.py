@@ -181,9 +181,12 @@ SIZES = {
         "bos_token_id": ([10**9], "bos_token_id is"),
     },
     "llama": {
-        "num_hidden_layers": (10**6, "num_hidden_layers is 1000000"),
-        "hidden_size": (1 << 20, "numbers, and there are"),
-        "num_key_value_heads": (1 << 20, "transformers cannot open|numbers, and there are"),
+        "num_hidden_layers": (1 << 21, "num_hidden_layers is 2097152"),
+        "hidden_size": (1 << 20, "does not fit its config.json"),
+        "num_key_value_heads": (1 << 20, "must be a multiple of kv_heads"),
+        "head_dim": (1 << 20, "does not fit its config.json|absurd sizes"),
+        "rope_scaling": ({"type": "linear", "factor": 1e40}, "factor is 1e"),
+        "rope_parameters": ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "lacks 'original_max_position"),
     },
 }  # fmt: skip
 PROMISED = [(kind, key, *found) for kind, sizes in SIZES.items() for key, found in sizes.items()]

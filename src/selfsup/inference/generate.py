@@ -74,8 +74,8 @@ class LanguageModel(Model):
         `stream(number, piece)` receives each prompt's text piece by piece as it is written; the pieces join to
         what is returned. Beyond the trained window the oldest tokens go out of sight (see KeyValueCache).
         `precision` is that of the products of matrices: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware
-        multiplies it natively and the network is one of selfsup's. The same call writes the same text; in bf16, rounding
-        may let it differ from what fp32 writes, or the same prompt among others.
+        multiplies it natively and the network is one of selfsup's. The same call writes the same text; in bf16,
+        rounding may let it differ from what fp32 writes, or the same prompt among others.
         Raises UserError for an argument out of range.
         """
         how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.models.decoder import Decoder, DecoderConfig, Rotation
-from selfsup.models.directories import CONFIG, listed, read_json
+from selfsup.models.directories import CONFIG, damaged, listed, read_json
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card
 from selfsup.models.kernels import GATES
 from selfsup.models.kinds import DECODERS
@@ -20,6 +20,7 @@ from selfsup.models.rope_scalings import SCALINGS
 GENERATION = "generation_config.json"
 ARCHITECTURE = "Qwen3ForCausalLM"  # of new decoders
 WINDOW = 4096  # of layers with a short sight, where a file does not say
+MOST_LAYERS, MOST_DIM = 1 << 20, 1 << 16  # for whose numbers there may be lists
 FULL, SLIDING = "full_attention", "sliding_attention"
 Fact = Callable[[Said], Any]
 
@@ -51,8 +52,11 @@ def _turned(theta: float = 1e4) -> dict[str, Fact]:
     def rotation(said: Said) -> Rotation:
         rope = _rope(said)
         name = rope.word("rope_type", SCALINGS, rope.get("type") or "default")
+        dim, scaled = _head_dim(said), SCALINGS[name]
+        if dim > MOST_DIM and name != "default":
+            raise damaged(f"{said.path} is broken (heads of {dim:,} numbers)")
         try:
-            return SCALINGS[name](rope, _head_dim(said), rope_theta(said))
+            return scaled(rope, dim, rope_theta(said))
         except (ArithmeticError, ValueError):  # of numbers that do not fit together
             raise rope.broken("rope_type") from None
 
@@ -121,7 +125,7 @@ TANH = "gelu_pytorch_tanh"
 ACTIVATIONS = {name: name for name in GATES}
 SHAPE = {
     "vocabulary": at("vocab_size"),
-    "layers": at("num_hidden_layers"),
+    "layers": at("num_hidden_layers", most=MOST_LAYERS),
     "width": at("hidden_size"),
     "heads": at("num_attention_heads"),
     "mlp": at("intermediate_size"),
