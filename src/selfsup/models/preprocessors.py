@@ -156,12 +156,10 @@ def _side(value: Any, key: str, path: Path) -> tuple[int, bool]:
     """A side, and whether it is that of a square, of a size: {"height", "width"}, {"shortest_edge"}, or one number."""
     sides = value if isinstance(value, dict) else {"height": value, "width": value}
     sides = {name: side for name, side in sides.items() if side is not None}
-    if not (sides.keys() in ({"height", "width"}, {"shortest_edge"}) and len(set(sides.values())) == 1):
+    known = sides.keys() in ({"height", "width"}, {"shortest_edge"})
+    if not known or not all(whole(side, most=MOST_SIDE) for side in sides.values()) or len(set(sides.values())) > 1:
         raise broken(path, key, value)
-    side = next(iter(sides.values()))
-    if not whole(side, most=MOST_SIDE):
-        raise broken(path, key, value)
-    return side, "height" in sides
+    return next(iter(sides.values())), "height" in sides
 
 
 def read_colour(value: Any, key: str, path: Path) -> Colour:
