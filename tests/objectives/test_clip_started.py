@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,11 @@ def test_all_of_it_starts_from_there(kind: str, directories: dict[str, Path], ca
     for rate in ("optim.lr", "optim.adamw_lr"):  # of projections and scale too, as all of them know something
         assert settings[rate] <= 0.2 * fresh.settings[rate]
     assert settings["clip.image_rate"] == settings["clip.text_rate"] == 1.0
+    name, start = "clip" if "clip" in kind.split("-") else "siglip", recipe.facts()["start"]
+    assert start.startswith(f"both towers of {directories[kind]}, their maps, and how they are compared; images: ")
+    exact = re.findall(rf"{name}_(?:vision|text)_model of transformers; max \|Δ\| = (\S+)", start)
+    assert len(exact) == 2
+    assert max(map(float, exact)) < 1e-5
 
 
 def test_a_scale_above_the_largest_may_stay(directories: dict[str, Path], captioned: Path) -> None:

@@ -32,10 +32,12 @@ from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.clip import Loss, Similarity, read_clip
 from selfsup.models.directories import find_model
+from selfsup.models.encoder_layouts import SavedEncoder
 from selfsup.models.features import Features
-from selfsup.models.kinds import IMAGE, TEXT, in_one, two_towers
+from selfsup.models.kinds import IMAGE, TEXT, TEXT_TOWERS, in_one, two_towers
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
+from selfsup.models.parity import exactness, network_difference
 from selfsup.models.tower_layouts import SavedTowers, read_towers
 from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.captions import HiddenTokens, TextSettings, TextSide, drawn_captions
@@ -498,8 +500,9 @@ class CLIPRecipe(ImageRecipe):
         settings, options, counts = self.settings, self.options, self.counts()
         frozen = "" if options.freeze is None else f"; the {options.freeze} tower's network stays as it is"
         captions = cast("PairRecords", self.train)
+        of_images = super().facts()
         return (
-            super().facts()
+            of_images
             | {
                 "captions": f"{counts['captions']:,}, {counts['duplicate_captions']:,} of them like an earlier one, "
                 f"{captions.mean_length:.1f} tokens in the mean, {captions.truncated:,} longer than "
@@ -509,20 +512,32 @@ class CLIPRecipe(ImageRecipe):
                 f"temperature {self.temperature:g} at first{frozen}",
                 "view": f"of {settings['clip.crop']:.0%} to 100% of an image ({settings.origin('clip.crop')})",
             }
-            | self._started()
+            | self._started(of_images.get("start"))
         )
 
-    def _started(self) -> dict[str, str]:
-        """Where towers are started from."""
+    def _started(self, of_images: str | None) -> dict[str, str]:
+        """Where towers are started from; of layouts of others, how exact they are, which is said of images already."""
+        exact = {"images": of_images, "texts": self._text_exactness}
+        also = "".join(f"; {what}: {said}" for what, said in exact.items() if said is not None)
         if self.known is not None:
-            return {"start": f"both towers of {self.settings['model.init']}, their maps, and how they are compared"}
+            whole = f"both towers of {self.settings['model.init']}, their maps, and how they are compared"
+            return {"start": whole + also}
         places = {IMAGE: self.settings["model.init"], TEXT: self.settings["text.init"]}
         told = [
             f"{tower} tower of {place} at {self.settings[f'clip.{tower}_rate']:g} times the rates"
             for tower, place in places.items()
             if place is not None
         ]
-        return {"start": ", ".join(told)} if told else {}
+        return {"start": ", ".join(told) + also} if told else {}
+
+    @cached_property
+    def _text_exactness(self) -> str | None:
+        """Of a text tower of CLIP or SigLIP that is started from."""
+        origin = self.text.origin
+        if not isinstance(origin, SavedEncoder) or origin.config.layout not in TEXT_TOWERS:
+            return None
+        difference = network_difference(origin.directory, origin.encoder())
+        return f"{origin.config.layout} of transformers; {exactness(difference)}"
 
     def chance(self, records: int) -> float:
         """With that of SimCLR, where it is a term."""

@@ -290,8 +290,6 @@ class OwnVision(ImageNetwork):
     def _exactness(self) -> str:
         """What a comparison of the model to start from with its own class finds."""
         assert self.origin is not None
-        if in_one(self.origin.directory):
-            return f"a tower of {self.origin.directory}"
         return exactness(network_difference(self.origin.directory, self.origin.model()))
 
 
