@@ -8,6 +8,7 @@ zero is unclear.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class Gains:
         console.print(Text.assemble((self.protocol, "bold"), f", {self.gains[0].before.unit}"))
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
         table.add_column("source", overflow="fold")
-        for title in (*self.models, "difference", f"{CONFIDENCE} % between", ""):
+        for title in (*self.models, f"difference, {CONFIDENCE} % interval", ""):
             table.add_column(Text(title), justify="right", overflow="fold")
         for gain in self.gains:
             table.add_row(*_cells(gain))
@@ -145,8 +146,9 @@ class Gains:
 
 def _cells(gain: Gain) -> list[Text]:
     low, high = gain.interval
-    figures = (f"{gain.before.value:.4f}", f"{gain.after.value:.4f}", f"{gain.difference:+.4f}")
-    told = (gain.source, *figures, f"{low:+.4f} and {high:+.4f}")
+    name = os.path.basename(gain.source) if os.path.exists(gain.source) else gain.source
+    difference = f"{gain.difference:+.4f} ({low:+.4f} to {high:+.4f})"
+    told = (name or gain.source, f"{gain.before.value:.4f}", f"{gain.after.value:.4f}", difference)
     return [*map(Text, told), Text(gain.verdict, STYLES.get(gain.verdict, "dim"))]
 
 
