@@ -146,6 +146,7 @@ def test_it_is_written_back_as_it_was_and_other_sizes_in_it(name: str, tmp_path:
         ({"size": {"shortest_edge": 32, "longest_edge": 64}}, r"is broken \(size is"),
         ({"size": {"height": 32, "width": 48}}, r"is broken \(size is"),
         ({"size": 10**9}, r"is broken \(size is"),
+        ({"size": {"height": [32], "width": [32]}}, r"is broken \(size is"),
         ({"size": "large"}, r"is broken \(size is"),
         ({"image_mean": 0.5}, r"is broken \(image_mean is 0.5\)"),
         ({"image_mean": [0.5, 0.5]}, r"is broken \(image_mean is"),

@@ -112,6 +112,7 @@ def test_training_starts_from_it_and_leaves_a_directory_of_timm(
         ({"model_args": {"checkpoint_path": "x"}}, "is built otherwise than here"),
         ({"pretrained_cfg": {"crop_mode": "border"}}, "has crop_mode = 'border'; only center and squash"),
         ({"pretrained_cfg": {"interpolation": "lanczos"}}, "has interpolation = 'lanczos'; only bilinear and bicubic"),
+        ({"pretrained_cfg": {"interpolation": ["bicubic"]}}, r"has interpolation = \['bicubic'\]"),
         ({"pretrained_cfg": {"crop_pct": 0}}, r"is broken \(crop_pct is 0\)"),
         ({"pretrained_cfg": {"input_size": [3, 160, 96]}}, "of images of 160 × 96 pixels"),
         ({"pretrained_cfg": {"input_size": 160}}, r"is broken \(input_size is 160\)"),

@@ -132,7 +132,7 @@ def _way(published: dict[str, Any], path: Path) -> Preprocessing:
     if not isinstance(crop, float | int) or not 0 < crop <= 1:
         raise broken(path, "crop_pct", crop)
     for key, value, known in (("crop_mode", mode or CENTER, MODES), ("interpolation", way, FILTERS)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise UserError(f"{path} has {key} = {shown(value)}; only {' and '.join(known)} can be loaded")
     colours = (read_colour(published.get(key), key, path) for key in ("mean", "std"))
     resized, square = math.floor(sizes[1] / crop), MODES[str(mode or CENTER)]
