@@ -311,8 +311,8 @@ class CLIPRecipe(ImageRecipe):
     @property
     def original(self) -> SavedTowers | None:
         """The directory of both towers into whose class the model goes back, which has no place for another loss."""
-        there = isinstance(self.both, SavedTowers) and self.both.similarity.loss == self.options.loss
-        return self.both if there else None  # type: ignore[return-value]
+        both = self.both
+        return both if isinstance(both, SavedTowers) and both.similarity.loss == self.options.loss else None
 
     def fingerprint(self) -> str:
         parts = self.images.fingerprint(), self.text.tokenizer.fingerprint
