@@ -338,10 +338,6 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         return STEMS[EncoderConfig.layout if self.origin is None else self.origin.config.layout]
 
     @property
-    def longest(self) -> int:
-        return (self.origin and self.origin.config.longest) or super().longest
-
-    @property
     def of_others(self) -> bool:
         """Whether it starts from an encoder that others made, whatever was done with it since."""
         if self.directory is None or self.origin is None:
@@ -355,10 +351,10 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
     def settle(self, effort: Effort, tokens: int) -> None:
         """Raises a UserError where windows are longer than it has positions for."""
         super().settle(effort, tokens)
-        if (self.settings["data.window"] or 0) > self.longest:
+        most, window = None if self.origin is None else self.origin.config.longest, self.settings["data.window"]
+        if most is not None and (window or 0) > most:
             raise UserError(
-                f"{self.get('init')} reads at most {self.longest} tokens, so data.window cannot be "
-                f"{self.settings['data.window']}; give {self.longest} or less."
+                f"{self.get('init')} reads at most {most} tokens, so data.window cannot be {window}; give {most} or less."
             )
         self.settings.settle("model.dropout", self.dropout, "recipe")
         self.settings.settle("model.whiten", not self.of_others, "init" if self.of_others else "recipe")
