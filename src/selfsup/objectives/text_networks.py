@@ -354,7 +354,8 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         most, window = None if self.origin is None else self.origin.config.longest, self.settings["data.window"]
         if most is not None and (window or 0) > most:
             raise UserError(
-                f"{self.get('init')} reads at most {most} tokens, so data.window cannot be {window}; give {most} or less."
+                f"{self.get('init')} reads at most {most} tokens, so data.window cannot be {window}; "
+                f"give {most} or less."
             )
         self.settings.settle("model.dropout", self.dropout, "recipe")
         self.settings.settle("model.whiten", not self.of_others, "init" if self.of_others else "recipe")
