@@ -120,7 +120,7 @@ def _save_text(
         return None
     save_encoder(directory, text, tokenizer, features, "")
     difference = network_difference(directory, text)
-    write_card(directory, _tower_card(TEXT, f"ModernBERT's; {exactness(difference)}"))
+    write_card(directory, _tower_card(TEXT, f"{text.config.layout} of transformers; {exactness(difference)}"))
     return max_difference(difference)
 
 
