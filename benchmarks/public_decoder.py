@@ -1,8 +1,8 @@
 """A public decoder measured and trained on: selfsup against transformers' plain loop and HF Trainer.
 
-`python -m benchmarks public_decoder MODEL TEXT evaluation [CHARACTERS [ROUNDS]]` and
-`python -m benchmarks public_decoder MODEL TEXT training [STEPS [ROUNDS]]`: the directory of a decoder, and a text; each
-part is short and writes a result of its own.
+`python -m benchmarks public_decoder MODEL TEXT evaluation [CHARACTERS [ROUNDS]]`,
+`python -m benchmarks public_decoder MODEL TEXT training [STEPS [ROUNDS]]` and the same with `lora`: the directory of a
+decoder, and a text; each part is short and writes a result of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, s
 WINDOWS = (2048, 8192)
 CHARACTERS = 80_000  # of the text: more than two of the longer windows
 STEPS, BATCH, WINDOW = 10, 8, 512
+RANK = 16  # of an adapter
 
 
 def evaluation(model: str, text: Path, characters: int = CHARACTERS, rounds: int = 3) -> None:
@@ -44,31 +45,40 @@ def evaluation(model: str, text: Path, characters: int = CHARACTERS, rounds: int
     write("public_decoder_evaluation", what, figures, rows)
 
 
-def ours(model: str, text: Path, steps: int) -> Figures:
+def ours(model: str, text: Path, steps: int, *settings: str) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
-        selfsup(
+        summary = selfsup(
             "train", "causal-lm", "--init", model, "--data", str(text), "--steps", str(steps), "--batch", str(BATCH),
             "--out", str(run), "--json", f"data.window={WINDOW}", "train.log_every=1", "train.compile=false",
-            "evaluate.every=1000", "evaluate.records=1", "evaluate.final_records=1", "checkpoint.every=1000",
+            "evaluate.every=1000", "evaluate.records=1", "evaluate.final_records=1", "checkpoint.every=1000", *settings,
         )  # fmt: skip
-        return {"tokens_per_second": BATCH * WINDOW / step_seconds(run)}
+        return {"tokens_per_second": BATCH * WINDOW / step_seconds(run), "peak_memory": summary["peak_memory"]}
 
 
-def training(model: str, text: Path, steps: int = STEPS, rounds: int = 3) -> None:
-    """Tokens per second of steps of the same size."""
+def training(
+    model: str, text: Path, steps: int = STEPS, rounds: int = 3, name: str = "training", rank: int = 0
+) -> None:
+    """Tokens per second of steps of the same size, and the memory that they take."""
     how = ("training", model, str(text), str(WINDOW))
+    more = [str(BATCH), str(steps), str(rank)]
     measured = alternate(
         rounds,
-        selfsup=partial(ours, model, text, steps),
-        trainer_bf16=partial(peer, "hf_decoder", *how, "bf16", str(BATCH), str(steps)),
+        selfsup=partial(ours, model, text, steps, *([f"model.lora={rank}"] if rank else [])),
+        trainer_fp32=partial(peer, "hf_decoder", *how, "fp32", *more),
+        trainer_bf16=partial(peer, "hf_decoder", *how, "bf16", *more),
     )
-    times = show(ratios(measured, "selfsup", "trainer_bf16", "tokens_per_second"))
-    rows = [(f"windows of {WINDOW}, batch {BATCH}: tokens per second, times HF Trainer in bf16", times)]
-    what = "Steps of training a public decoder, beside HF Trainer."
-    write("public_decoder_training", what, {"rounds": measured}, rows)
+    rows = []
+    for figure in ("tokens_per_second", "peak_memory"):
+        for other in ("trainer_fp32", "trainer_bf16"):
+            times = show(ratios(measured, "selfsup", other, figure))
+            peers_name = f"HF Trainer in {other.removeprefix('trainer_')}"
+            rows.append((f"windows of {WINDOW}, batch {BATCH}: {figure.replace('_', ' ')}, times {peers_name}", times))
+    beside = f"an adapter of rank {rank}, beside peft in HF Trainer" if rank else "all weights, beside HF Trainer"
+    write(f"public_decoder_{name}", f"Steps of training a public decoder: {beside}.", {"rounds": measured}, rows)
 
 
 def main(arguments: list[str]) -> None:
     model, text, part, *numbers = arguments
-    {"evaluation": evaluation, "training": training}[part](model, Path(text), *map(int, numbers))
+    lora = partial(training, name="lora", rank=RANK)
+    {"evaluation": evaluation, "training": training, "lora": lora}[part](model, Path(text), *map(int, numbers))

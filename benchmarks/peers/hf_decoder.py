@@ -1,13 +1,15 @@
 """A decoder by transformers, in fp32 or bf16.
 
 `hf_decoder.py evaluation MODEL FILE WINDOW PRECISION` prints tokens per second of a text and its bits per byte, by a
-plain loop over logits; `hf_decoder.py training MODEL FILE WINDOW PRECISION BATCH STEPS` tokens per second of Trainer.
+plain loop over logits; `hf_decoder.py training MODEL FILE WINDOW PRECISION BATCH STEPS [RANK]` tokens per second of
+Trainer and its peak memory, of all weights or of an adapter of peft in the matrices of all blocks.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
 import tempfile
 import time
@@ -56,10 +58,19 @@ def evaluation(directory: str, file: str, window: int, precision: str) -> dict[s
     return {"tokens_per_second": rate, "bits_per_byte": nats / size / math.log(2)}
 
 
-def training(directory: str, file: str, window: int, precision: str, batch: str, steps: str) -> dict[str, float]:
+def adapted(model: torch.nn.Module, rank: int) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def training(
+    directory: str, file: str, window: int, precision: str, batch: str, steps: str, rank: str = "0"
+) -> dict[str, float]:
     ids = torch.tensor(tokens_of(directory, file))
     rows = ids[: len(ids) // window * window].view(-1, window)
     model, clock = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), Clock()
+    model = adapted(model, int(rank)) if int(rank) else model
     with tempfile.TemporaryDirectory() as place:
         arguments = TrainingArguments(
             place, max_steps=int(steps), per_device_train_batch_size=int(batch), learning_rate=5e-5, use_cpu=True,
@@ -69,7 +80,8 @@ def training(directory: str, file: str, window: int, precision: str, batch: str,
         data = [{"input_ids": row, "labels": row} for row in rows]
         Trainer(model, arguments, train_dataset=data, callbacks=[clock]).train()
     seconds = median([b - a for a, b in pairwise(clock.moments)][WARM:])
-    return {"tokens_per_second": int(batch) * window / seconds}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"tokens_per_second": int(batch) * window / seconds, "peak_memory": peak}
 
 
 def main() -> None:
