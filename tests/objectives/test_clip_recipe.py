@@ -138,10 +138,10 @@ def test_a_frozen_tower_leaves_as_it_came(
     run = train_pairs(tmp_path / "run", **init[frozen], **{"clip.freeze": frozen, "optim.lr": 0.05})
     before = load_file(towers[frozen].model_directory / "model.safetensors")
     after = load_file(run.model_directory / frozen / "model.safetensors")
-    shared = {name: name.removeprefix("model.") for name in before if name.removeprefix("model.") in after}
-    assert shared
+    shared = {name: name if name in after else name.removeprefix("model.") for name in before}
+    assert {other for other in shared.values() if "layer" in other} <= after.keys()
     for name, other in shared.items():
-        assert torch.equal(before[name], after[other]), name
+        assert other not in after or torch.equal(before[name], after[other]), name
     other = {"image": "text", "text": "image"}[frozen]
     trained = [line[f"grad_norm_{other}"] for line in run.metrics() if line["split"] == "train"]
     assert min(trained) > 0

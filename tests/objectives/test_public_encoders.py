@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import tiny_encoders
 import torch
 import transformers
-from conftest import Train, assert_alike, tree
+from conftest import TINY_PAIRS, Train, assert_alike, tree
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -23,6 +24,7 @@ from selfsup.errors import UserError
 from selfsup.inference.encoder import EncoderModel
 from selfsup.models.encoder import TextEncoder
 from selfsup.models.encoder_layouts import SavedEncoder, read_encoder
+from selfsup.report import Reporter
 
 EXACT = 1e-5  # of the largest number
 TEXTS = ["the cat ran by the sea", "on day 3 the fox sat by the hill .", "hen"]
@@ -166,6 +168,95 @@ def test_longer_texts_than_it_has_positions_for_are_refused(name: str, go: Go, t
     with pytest.raises(UserError, match=r"reads at most 64 tokens, so data.window cannot be 65; give 64 or less"):
         go(tmp_path / "run", "masked-lm", name, **{"data.window": 65})
     assert selfsup.load(go(tmp_path / "most", "masked-lm", name, **{"data.window": 64, "steps": 1})).window == 64
+
+
+# -- beside images -------------------------------------------------------------------------------------------
+
+TOWERS = ("bert", "roberta", "sentences")
+
+
+@pytest.fixture(scope="module")
+def pair_up(directories: dict[str, Path], captioned: Path) -> Callable[..., selfsup.Run]:
+    """`pair_up(out, name, …)`: ten steps of a text tower from there, beside a fresh one of images."""
+
+    def begin(out: Path, name: str, **given: Any) -> selfsup.Run:
+        own = {"data.vocabulary": None, "optim.adamw_lr": 1e-2, "steps": 10, "evaluate.every": 5}
+        pairs = {key: value for key, value in TINY_PAIRS.items() if key != "text"}
+        start = {"data": str(captioned), "text.init": str(directories[name]), "reporter": Reporter(False)}
+        return selfsup.train(out=out, **{**pairs, **start, **own, **given})
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def paired(pair_up: Callable[..., selfsup.Run], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The run with a class, trained once."""
+    return functools.cache(lambda name: pair_up(tmp_path_factory.mktemp("pairs") / "run", name))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_beside_images_goes_back_into_its_class(
+    name: str, directories: dict[str, Path], paired: Callable[[str], selfsup.Run]
+) -> None:
+    """With what stood beside it, its head too; the map into the shared space stands in files of its own."""
+    origin, kind, run = directories[name], tiny_encoders.CLASSES[name][0], paired(name)
+    made = run.model_directory / "text"
+    hidden, _, report = theirs(made, kind)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert_parity(read_encoder(made), hidden, None)
+    assert run.summary["max_difference"]["text"] < 1e-4
+    before, after = weights(origin), weights(made)
+    assert before.keys() == after.keys()
+    still = {n for n in before if before[n].equal(after[n])}
+    assert {n for n in before if n.startswith(("cls.", "lm_head.", "pooler."))} <= still
+    assert len(still) < len(before) / 2
+    config, said = (json.loads((place / "config.json").read_text()) for place in (made, origin))
+    assert config == said | {"torch_dtype": "float32"}
+    for file in TOKENIZER:
+        assert (made / file).read_bytes() == (origin / file).read_bytes(), file
+    assert f"Layout: {config['model_type']} of transformers; max" in (made / "README.md").read_text()
+    alone, both = selfsup.load(made), selfsup.load(run.directory)
+    assert_alike(alone.embed(TEXTS, precision="fp32"), both.embed(TEXTS, precision="fp32"))
+
+
+def test_a_run_with_a_tower_of_others_resumes_bit_for_bit(
+    pair_up: Callable[..., selfsup.Run], paired: Callable[[str], selfsup.Run], tmp_path: Path
+) -> None:
+    class Crash(Exception):
+        pass
+
+    class CrashAtALook(Reporter):
+        def say(self, text: str) -> None:
+            if text.startswith("step 5 "):
+                raise Crash
+
+    with pytest.raises(Crash):
+        pair_up(tmp_path / "run", "bert", reporter=CrashAtALook(False))
+    run = selfsup.train(resume=tmp_path / "run", reporter=Reporter(False))
+    assert tree(run.model_directory) == tree(paired("bert").model_directory)
+
+
+def test_a_tower_reads_captions_as_long_as_it_has_positions_for(
+    pair_up: Callable[..., selfsup.Run], tmp_path: Path
+) -> None:
+    """Longer ones than a sentence-transformers directory says, where it is asked for."""
+    with pytest.raises(UserError, match=r"reads at most 64 tokens, so data.window cannot be 65; give less"):
+        pair_up(tmp_path / "run", "sentences", **{"data.window": 65})
+    made = pair_up(tmp_path / "most", "sentences", steps=1, **{"data.window": 64}).model_directory
+    assert selfsup.load(made / "text").window == 64
+
+
+def test_a_tower_of_a_variant_is_opened_by_transformers(
+    directories: dict[str, Path], pair_up: Callable[..., selfsup.Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what is said of it names why."""
+    copy = Path(shutil.copytree(directories["bert"], tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"hidden_act": "mish"}))
+    made = pair_up(tmp_path / "run", "bert", steps=1, **{"text.init": str(copy)}).model_directory
+    assert "hidden_act = 'mish'; only models with" in caplog.text
+    assert "Layout: as transformers writes it" in (made / "text" / "README.md").read_text()
 
 
 def _older(name: str) -> str:

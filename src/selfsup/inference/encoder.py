@@ -24,7 +24,7 @@ from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
 from selfsup.models.directories import read_config
 from selfsup.models.encoder import EncoderConfig, TextEncoder
-from selfsup.models.encoder_layouts import read_encoder, write_encoder
+from selfsup.models.encoder_layouts import SavedEncoder, read_encoder, write_encoder
 from selfsup.models.features import Features
 from selfsup.models.layouts import Unfit
 from selfsup.models.packing import MULTIPLE, embed, pack, rounded
@@ -208,16 +208,24 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
 def _opened(directory: Path) -> tuple[AnyEncoder, AnyMaskedLM | None]:
     """The encoder of a directory, and the same with its head of masked LM, where it has one."""
-    if read_config(directory).get("model_type") in (*kinds.ENCODERS, *kinds.TEXT_TOWERS):
-        try:
-            saved = read_encoder(directory)
-            masked = saved.masked() if saved.head else None
-            return masked.model if masked else saved.encoder(), masked
-        except Unfit as error:
-            log.warning("%s. It is opened by transformers.", error)
+    if (saved := native_encoder(directory)) is not None:
+        masked = saved.masked() if saved.head else None
+        return masked.model if masked else saved.encoder(), masked
     from selfsup.models.adapters import open_encoder
 
     return open_encoder(directory)
+
+
+def native_encoder(directory: Path) -> SavedEncoder | None:
+    """What a directory holds, where its arithmetic stands here; None, which is said of a variant of a class that does,
+    where it takes transformers."""
+    if read_config(directory).get("model_type") not in (*kinds.ENCODERS, *kinds.TEXT_TOWERS):
+        return None
+    try:
+        return read_encoder(directory)
+    except Unfit as error:
+        log.warning("%s. It is opened by transformers.", error)
+        return None
 
 
 def encoder_tokenizer(directory: Path, config: EncoderConfig | AdaptedConfig) -> TextTokenizer:

@@ -21,7 +21,7 @@ from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card
 from selfsup.models.directories import CONFIG, damaged, inside, write_json
 from selfsup.models.encoder import TextEncoder
-from selfsup.models.encoder_layouts import save_encoder
+from selfsup.models.encoder_layouts import SavedEncoder, save_encoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, new_model, write_card
 from selfsup.models.kinds import IMAGE, TEXT, TOWERS
@@ -85,13 +85,15 @@ def save_clip(
     card: Callable[[dict[str, float | None]], str],
     preprocessing: Preprocessing | None = None,
     origin: Path | None = None,
+    text_origin: SavedEncoder | None = None,
 ) -> dict[str, float | None]:
     """Write a directory that `read_clip` reads and each of whose towers opens by itself, wholly or not at all.
 
     The features of each tower map its pooled states into the shared space; a ValueError is raised where these are of
     different dimensions, a UserError where the directory exists already. `card` makes README.md of what is returned:
     max |Δ| of the hidden states in fp32 against the library whose layout each tower has, `image` and `text`, None where
-    that is unchecked. `preprocessing` and `origin` are of the tower of images: see `backbones.save_backbone`.
+    that is unchecked. `preprocessing` and `origin` are of the tower of images: see `backbones.save_backbone`. The
+    encoder of texts goes back into the class of `text_origin`, with its head: see `encoder_layouts.save_encoder`.
     """
     dimension = image_features.dimension(image.dimension)
     if text_features.dimension(text.config.width) != dimension:
@@ -101,7 +103,7 @@ def save_clip(
             IMAGE: save_backbone(
                 temporary / IMAGE, image, image_features, partial(_tower_card, IMAGE), preprocessing, origin
             ),
-            TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features),
+            TEXT: _save_text(temporary / TEXT, text, tokenizer, text_features, text_origin),
         }
         space = SharedSpace(similarity.loss, similarity.scale, similarity.bias, dimension)
         write_json(temporary / CONFIG, LAYOUT.write(space))
@@ -110,7 +112,11 @@ def save_clip(
 
 
 def _save_text(
-    directory: Path, text: TextEncoder | AdaptedEncoder, tokenizer: Tokenizer, features: Features
+    directory: Path,
+    text: TextEncoder | AdaptedEncoder,
+    tokenizer: Tokenizer,
+    features: Features,
+    origin: SavedEncoder | None,
 ) -> float | None:
     if isinstance(text, AdaptedEncoder):
         with new_model(directory) as temporary:
@@ -118,7 +124,8 @@ def _save_text(
             features.write(temporary)
             write_card(temporary, _tower_card(TEXT, "as transformers writes it"))
         return None
-    save_encoder(directory, text, tokenizer, features, "")
+    network, place = (text, None) if origin is None else (origin.around(text), origin.directory)
+    save_encoder(directory, network, tokenizer, features, "", place)
     difference = network_difference(directory, text)
     write_card(directory, _tower_card(TEXT, f"{text.config.layout} of transformers; {exactness(difference)}"))
     return max_difference(difference)

@@ -290,6 +290,10 @@ class SavedEncoder:
         named = {INNER + name: tensor for name, tensor in weights.items()}
         return built(MaskedLanguageModel, config, named | self.head, self.directory)
 
+    def around(self, encoder: TextEncoder) -> TextEncoder | MaskedLanguageModel:
+        """An encoder that was trained on from this one, with the head as it stands here, where there is one."""
+        return self.masked(encoder) if self.head else encoder
+
 
 def read_encoder(directory: Path) -> SavedEncoder:
     """What a directory of `save_encoder` holds, or any one of `LAYOUTS` that transformers or sentence-transformers

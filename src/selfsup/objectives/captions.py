@@ -18,12 +18,11 @@ from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.data.tokenizer_training import train_tokenizer, vocabulary_size
 from selfsup.data.tokenizers import Kind, TextTokenizer
 from selfsup.errors import UserError
-from selfsup.inference.encoder import encoder_tokenizer
+from selfsup.inference.encoder import encoder_tokenizer, native_encoder
 from selfsup.models.adapters import AdaptedEncoder, AnyEncoder, open_encoder
 from selfsup.models.counting import parameter_count, sketched
-from selfsup.models.directories import read_config
 from selfsup.models.encoder import EncoderConfig, TextEncoder
-from selfsup.models.encoder_layouts import SavedEncoder, read_encoder
+from selfsup.models.encoder_layouts import SavedEncoder
 from selfsup.models.features import Features
 from selfsup.models.kinds import TEXT, TEXT_TOWERS, in_one
 from selfsup.models.sentence_transformers import read_features
@@ -105,8 +104,8 @@ class TextSide:
 
     @cached_property
     def origin(self) -> SavedEncoder | AdaptedEncoder | None:
-        """What that directory holds: an encoder of ModernBERT's layout, the text tower of a model beside images, or one
-        that transformers opens.
+        """What that directory holds: an encoder whose arithmetic stands here, the text tower of a model beside images,
+        or one that transformers opens.
 
         Raises:
             UserError: there is none.
@@ -115,9 +114,13 @@ class TextSide:
             return None
         if in_one(self.directory):
             return read_towers(self.directory).text
-        if read_config(self.directory).get("model_type") in ("modernbert", *TEXT_TOWERS):
-            return read_encoder(self.directory)
-        return open_encoder(self.directory)[0]
+        return native_encoder(self.directory) or open_encoder(self.directory)[0]
+
+    @property
+    def kept(self) -> SavedEncoder | None:
+        """That encoder, where the tower goes back into the class of its directory."""
+        alone = self.directory is not None and not in_one(self.directory)
+        return self.origin if alone and isinstance(self.origin, SavedEncoder) else None
 
     @property
     def features(self) -> Features:
@@ -210,10 +213,10 @@ class TextSide:
                 f"{settings['text.init']} reads texts that are padded to {own} tokens, so data.window is not {asked}; "
                 "leave it out."
             )
-        grows = isinstance(origin, SavedEncoder) and not origin.config.positions
-        if own is not None and asked > own and not grows:
+        most = origin.config.longest if isinstance(origin, SavedEncoder) else own
+        if most is not None and asked > most:
             raise UserError(
-                f"{settings['text.init']} reads at most {own} tokens, so data.window cannot be {asked}; give less."
+                f"{settings['text.init']} reads at most {most} tokens, so data.window cannot be {asked}; give less."
             )
 
     def _keep_shape(self, origin: SavedEncoder | AdaptedEncoder) -> None:

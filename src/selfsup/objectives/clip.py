@@ -32,9 +32,10 @@ from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.clip import Loss, Similarity, read_clip
 from selfsup.models.directories import find_model
+from selfsup.models.encoder import EncoderConfig
 from selfsup.models.encoder_layouts import SavedEncoder
 from selfsup.models.features import Features
-from selfsup.models.kinds import IMAGE, TEXT, TEXT_TOWERS, in_one, two_towers
+from selfsup.models.kinds import IMAGE, TEXT, in_one, two_towers
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.parity import exactness, network_difference
@@ -532,9 +533,9 @@ class CLIPRecipe(ImageRecipe):
 
     @cached_property
     def _text_exactness(self) -> str | None:
-        """Of a text tower of CLIP or SigLIP that is started from."""
+        """Of a text encoder of another layout than that of new ones."""
         origin = self.text.origin
-        if not isinstance(origin, SavedEncoder) or origin.config.layout not in TEXT_TOWERS:
+        if not isinstance(origin, SavedEncoder) or origin.config.layout == EncoderConfig.layout:
             return None
         difference = network_difference(origin.directory, origin.encoder())
         return f"{origin.config.layout} of transformers; {exactness(difference)}"
@@ -577,7 +578,7 @@ class CLIPRecipe(ImageRecipe):
         from selfsup.models.tower_layouts import save_towers
 
         clip = cast(CLIP, objective)
-        save: Any = partial(save_clip, **self.network.brought)
+        save: Any = partial(save_clip, **self.network.brought, text_origin=self.text.kept)
         if self.original is not None:
             save = partial(save_towers, origin=self.original)
         summary["max_difference"] = save(

@@ -400,9 +400,9 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
     def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
         from selfsup.inference.parity import compare, fact
 
-        network, origin = model.masked or model.encoder, self.origin
-        if model.masked is None and origin is not None and origin.head:
-            network = origin.masked(model.encoder)
+        network = model.masked or model.encoder
+        if model.masked is None and self.origin is not None:
+            network = self.origin.around(model.encoder)
         save_encoder(directory, network, self.tokenizer, model.features, card(fact(None)), self.directory)
         beginning = stream[: min(PARITY_TOKENS, self.tokenizer.room(self.longest))]
         tokens = torch.from_numpy(self.tokenizer.frame(beginning).astype("int64"))[None]
