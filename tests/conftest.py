@@ -22,6 +22,7 @@ import selfsup
 from selfsup import cli, planning
 from selfsup.budget import Clock
 from selfsup.config import SHORT
+from selfsup.errors import Interrupted
 from selfsup.report import Reporter
 from selfsup.trainer import Trainer
 
@@ -72,6 +73,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests come first: workers take file by file, and none is to begin such a one at the end."""
     long = {item.path for item in items if item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """A signal that is meant for the tests (of `timeout`, say) may meet a training, which takes it for its own: it ends
+    them all the same. A test that sends one expects what comes of it."""
+    if call.excinfo is not None and call.excinfo.errisinstance(Interrupted):
+        node.session.shouldstop = "a signal from outside stopped a training"
 
 
 @pytest.fixture(scope="session", autouse=True)
