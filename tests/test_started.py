@@ -217,10 +217,13 @@ def test_the_start_is_measured_once(kept: int | None, whole: Run, tmp_path: Path
 
 
 def test_it_is_said_on_the_terminal(go_on: GoOn, capsys: pytest.CaptureFixture[str]) -> None:
-    go_on("told", reporter=Reporter())
-    told = capsys.readouterr().err
-    assert "step 0  loss " in told
-    assert "(start " in told
+    """In one line: the one that the last look is compared with; metrics hold that of the other looks too."""
+    run = go_on("told", reporter=Reporter(), **{"evaluate.final_records": 12})
+    lines = capsys.readouterr().err.splitlines()
+    loss = f"{run.summary['start_loss']:.4f}"
+    (start,) = (line for line in lines if line.startswith("step 0 "))
+    assert start.startswith(f"step 0  loss {loss} ")
+    assert [line for line in lines if line.startswith("step ")][-1].find(f"(start {loss})") > 0
 
 
 # -- what there is, counted once -----------------------------------------------------------------------------

@@ -142,17 +142,18 @@ class Trainer:
 
     def _look_at_start(self) -> None:
         """Score what a run starts from, before its first step, by the records of the looks and of the last one; once,
-        whatever becomes of the process."""
+        whatever becomes of the process. What is told is what the last look is compared with."""
         if self.processes.leads:
             lines = (line for line in self.run.metrics() if (line["step"], line["split"]) == (0, "validation"))
             self.starts = {line["records"]: line for line in lines}
         self.starts = self.processes.share(self.starts)
         if self.step or not self.recipe.started:
             return
-        for key in ("evaluate.records", "evaluate.final_records"):
-            if (records := self.settings[key]) not in self.starts:
+        final = self.settings["evaluate.final_records"]
+        for records in (self.settings["evaluate.records"], final):
+            if records not in self.starts:
                 with self._merged():
-                    self.starts[records] = self._evaluate(records)
+                    self.starts[records] = self._evaluate(records) if records == final else self._look(records)
 
     def _make_steps(self, interrupted: list[int]) -> None:
         loader = loader_of(self.recipe, self.processes, self.settings["data.workers"])
@@ -343,6 +344,19 @@ class Trainer:
         return self.recipe.adaptation.merged(self.objective)
 
     def _evaluate(self, records: int | None) -> dict[str, float]:
+        """Look, and tell the user."""
+        figures = self._look(records)
+        start = self.starts.get(records or 0, {})
+        told = [
+            f"{k} {v:.4f}" + (f" (start {start[k]:.4f})" if k in start else "")
+            for k, v in figures.items()
+            if k == "loss" or v != figures["loss"]  # without the terms that only repeat it
+        ]
+        if told:
+            self.reporter.say("  ".join([f"step {self.step:,}", *told]))
+        return figures
+
+    def _look(self, records: int | None) -> dict[str, float]:
         """Score held-out records, log it, leave a sample; {} where nothing is held out."""
         if self.recipe.validation is None or records is None:
             return {}
@@ -364,12 +378,6 @@ class Trainer:
             self.run.log({**self._stamp("validation"), "records": records, **figures, **beside})
             if sample is not None:
                 self.run.write_sample(self.step, sample)
-        told = (
-            f"{k} {v:.4f}" + (f" (start {start[k]:.4f})" if k in start else "")
-            for k, v in figures.items()
-            if k == "loss" or v != figures["loss"]
-        )
-        self.reporter.say("  ".join([f"step {self.step:,}", *told]))  # without the terms that only repeat it
         return figures
 
     def _losses(self, source: Records, records: int) -> dict[str, float]:
