@@ -358,9 +358,10 @@ def _open_again(run: Run, recorded: Mapping[str, Any], recipe: Recipe, team: Tea
     _open(recipe, team)
     recipe.settle(Effort())
     if recorded.get("start") != recipe.adaptation.fingerprint():
+        places = ", ".join(str(recipe.settings[key]) for key in dict(recipe.adaptation.bodies))
         raise UserError(
-            f"The weights that {run.directory} starts from ({recipe.settings['model.init']}) have changed since it "
-            f"began, so it cannot be resumed; restore them, or {run.start_another}."
+            f"The weights that {run.directory} starts from ({places}) have changed since it began, so it cannot be "
+            f"resumed; restore them, or {run.start_another}."
         )
     if recorded.get("data") != recipe.fingerprint():
         raise UserError(

@@ -326,6 +326,34 @@ def test_adapters_that_are_refused(corpus: Path, trained: Trained, given: dict[s
         plan("causal-lm", data=corpus, **{**settings(trained("causal-lm").directory), **given})
 
 
+class Own(CausalLM):
+    """An objective from Python."""
+
+
+@pytest.mark.parametrize("key", ["model.lora", "optim.l2_sp", "optim.wise_ft", "optim.heads_first"])
+@pytest.mark.parametrize(
+    ("objective", "how"),
+    [
+        ("causal-lm", {"model": "hf:anywhere"}),
+        ("masked-lm", {"model": "hf:anywhere"}),
+        ("dino", {"model": "timm:resnet18"}),
+        ("simclr", {"model": torch.nn.Linear(2, 2)}),
+        (Own, {}),
+    ],
+)
+def test_networks_that_are_brought_along_are_not_adapted(objective: Any, how: dict[str, Any], key: str) -> None:
+    """By whatever name they come; the sentence says which ones are."""
+    with pytest.raises(UserError, match=rf"{key} .* opens itself \(--init DIR\).*hf:DIR.* leave {key} out\.$"):
+        plan(objective, **how, **{key: 1})
+
+
+def test_of_two_towers_the_one_that_can_be_started_is_named() -> None:
+    with pytest.raises(UserError, match="name them by --text-init, or leave"):
+        plan("clip", model="timm:resnet18", **{"optim.l2_sp": 1.0})
+    with pytest.raises(UserError, match="name them by --init or --text-init, or leave"):
+        plan("clip", **{"optim.l2_sp": 1.0})
+
+
 def test_an_extended_run_keeps_its_first_adapter(go_on: Train, resume: Train, tmp_path: Path) -> None:
     run = go_on(tmp_path / "run", **LORA)
     first = (run.directory / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -588,6 +616,22 @@ def test_what_two_towers_start_from_goes_on(captioned: Path, trained: Trained, t
     assert_alike(seen(adapter), seen(opens(run.model_directory / "image")), 1e-5)
     text = peft.PeftModel.from_pretrained(opens(trained("simcse").model_directory), run.directory / "adapter" / "text")
     assert_alike(outputs(text), outputs(opens(run.model_directory / "text")), 1e-5)
+
+
+def test_beside_a_tower_that_is_brought_along_the_other_one_is_adapted(
+    captioned: Path, trained: Trained, tmp_path: Path
+) -> None:
+    how = {key: value for key, value in TINY_PAIRS.items() if key not in ("model", "text", "data.vocabulary")}
+    image = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 32))
+    given = {**how, **QUICK, **LORA, "model": image, "text_init": trained("simcse").directory}
+    run = selfsup.train(out=tmp_path / "run", **given, data=captioned, reporter=Reporter(False))
+    names = moments(run)
+    assert all(".lora_" in name for name in names if name.startswith("text.network."))
+    assert any(name.startswith("image.network.") for name in names)
+    assert not any(".lora_" in name for name in names if name.startswith("image."))
+    text = transformers.AutoModel.from_pretrained(trained("simcse").model_directory)
+    adapter = peft.PeftModel.from_pretrained(text, run.directory / "adapter")
+    assert_alike(outputs(adapter), outputs(transformers.AutoModel.from_pretrained(run.model_directory / "text")), 1e-5)
 
 
 def test_a_start_that_changed_is_not_gone_on_from(

@@ -34,10 +34,10 @@ class Adaptation:
     """What the settings say of it.
 
     Args:
-        bodies: see `Recipe`.
+        bodies: see `Recipe`; those that the settings can start.
 
     Raises:
-        UserError: something is asked for that needs weights to start from, and there are none.
+        UserError: something is asked for that needs weights to start from, and there are none, or can be none.
     """
 
     def __init__(self, settings: Settings, bodies: Sequence[tuple[str, str]]) -> None:
@@ -60,10 +60,18 @@ class Adaptation:
         return [(key, name) for key, name in self.candidates if self.settings[key] is not None]
 
     def _require_start(self, key: str, what: str) -> None:
-        if self.settings[key] and not self.bodies:
+        if not self.settings[key] or self.bodies:
+            return
+        if not self.candidates:
             raise UserError(
-                f"{key} {what} that a run starts from, and there are none; name them by --init, or leave it out."
+                f"{key} {what} of networks that selfsup opens itself (--init DIR), not of those that come by "
+                f"model=hf:DIR, by model=timm:NAME or from Python; start by --init, or leave {key} out."
             )
+        options = (f"--{key.removeprefix('model.').replace('.', '-')}" for key, _ in self.candidates)
+        named = " or ".join(dict.fromkeys(options))
+        raise UserError(
+            f"{key} {what} that a run starts from, and there are none; name them by {named}, or leave it out."
+        )
 
     def _settle_lora(self, rank: int) -> None:
         """An adapter is small and starts at zero: its rates are not those of the weights that it adapts."""

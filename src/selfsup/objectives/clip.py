@@ -269,7 +269,8 @@ class CLIPRecipe(ImageRecipe):
         unread = {"model.whiten"}
         if not self.options.simclr:
             unread |= {key for key in super().reads() if key.startswith("simclr.")}
-        return super().reads() - unread | {"data.tokenizer", "data.vocabulary", "data.window"}
+        adapters = {"model.lora", "model.lora_alpha", "model.lora_targets"}  # of either tower
+        return super().reads() - unread | adapters | {"data.tokenizer", "data.vocabulary", "data.window"}
 
     # -- data ----------------------------------------------------------------------------------------------
 

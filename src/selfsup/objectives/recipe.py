@@ -105,8 +105,9 @@ class Recipe(ABC):
     def __init__(self, settings: Settings, source: object | None = None, module: nn.Module | None = None) -> None:
         self.settings, self.source, self.module = settings, source, module
         self.compose()
-        settings.keep(self.reads())
-        self.adaptation = Adaptation(settings, self.bodies)
+        read = self.reads()
+        self.adaptation = Adaptation(settings, [(key, name) for key, name in self.bodies if key in read])
+        settings.keep(read)
 
     @classmethod
     def sections(cls) -> dict[str, type[Section]]:
