@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentence_transformers
+import tiny_encoders
 import transformers
 from closeness import SHARE, assert_same_vectors
 from conftest import Answer, Train, Trained, assert_alike, tree
@@ -24,6 +25,7 @@ from selfsup.errors import UserError
 from selfsup.exporting import sentence_transformers as target
 from selfsup.inference.encoder import EncoderModel
 from selfsup.models.features import Features
+from selfsup.models.sentence_transformers import LENGTH
 
 TEXTS = ["The cat ran.", "Day 3 by the sea, and by the hill, and by the sea.", "hen", ""]
 
@@ -113,6 +115,55 @@ def test_a_text_tower_goes_with_its_projection(tmp_path: Path) -> None:
     assert opened.dimension == DIMENSION
     theirs = SentenceTransformer(str(exported.directory), device="cpu")
     assert_same_vectors(theirs.encode(["a red cat"]), opened.embed(["a red cat"], "fp32"))
+
+
+def test_a_sentence_encoder_of_others_stays_what_it_is(tmp_path: Path) -> None:
+    """Of the same steps and prompts, one put before every text among them; the card says what selfsup leaves out."""
+    origin = tiny_encoders.save("sentences", tmp_path / "origin")
+    edit(origin / "config_sentence_transformers.json", default_prompt_name="query")
+    exported = selfsup.export(origin, out=tmp_path / "st")
+    assert exported.max_share is not None
+    assert exported.max_share < SHARE
+    for file in ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+        assert (exported.directory / file).read_bytes() == (origin / file).read_bytes(), file
+    before, after = (json.loads((place / LENGTH).read_text()) for place in (origin, exported.directory))
+    assert before == after
+    assert_same_vectors(their_vectors(exported.directory), their_vectors(origin))
+    assert_same_vectors(vectors(exported.directory), vectors(origin))
+    card = (exported.directory / "README.md").read_text()
+    assert "normalised by a last step, which selfsup leaves out" in card
+    assert "the default prompt, which selfsup leaves out" in card
+
+
+def test_of_what_is_said_of_its_texts_only_length_and_case_are_taken(tmp_path: Path) -> None:
+    """Other arguments are those of a class, and might make it open what nobody asked for."""
+    origin = tiny_encoders.save("sentences", tmp_path / "origin")
+    edit(origin / LENGTH, do_lower_case=True, model_args={"trust_remote_code": True})
+    exported = selfsup.export(origin, out=tmp_path / "st").directory
+    assert json.loads((exported / LENGTH).read_text()) == {"max_seq_length": 24, "do_lower_case": True}
+
+
+def test_prompts_that_cannot_be_are_told_in_a_sentence(tmp_path: Path) -> None:
+    origin = tiny_encoders.save("sentences", tmp_path / "origin")
+    edit(origin / "config_sentence_transformers.json", default_prompt_name="none")
+    with pytest.raises(UserError, match="origin: Default prompt name 'none' not found") as caught:
+        selfsup.export(origin, out=tmp_path / "st")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "st").exists()
+
+
+def test_steps_that_are_not_those_of_the_vectors_are_made_anew(tmp_path: Path) -> None:
+    """Where features.json says what a vector is; so are those with a step of a class of its own."""
+    origin = tiny_encoders.save("sentences", tmp_path / "origin")
+    steps = json.loads((origin / "modules.json").read_text())
+    for pooling, more in (("mean", []), ("cls", [{"path": "3_Own", "type": "own.Step"}])):
+        Features(pooling).write(origin)
+        (origin / "modules.json").write_text(json.dumps(steps + more))
+        exported = selfsup.export(origin, out=tmp_path / pooling)
+        kinds = [type(step).__name__ for step in SentenceTransformer(str(exported.directory))]
+        assert kinds == ["Transformer", "Pooling", "Normalize"]
+        assert exported.max_share is not None
+        assert exported.max_share < SHARE
 
 
 def test_without_sentence_transformers_the_card_says_unchecked(

@@ -82,6 +82,12 @@ def theirs(directory: Path, kind: str) -> tuple[Tensor, Tensor | None, dict[str,
     return made.hidden_states[-1], logits, report
 
 
+def normalised(model: EncoderModel) -> np.ndarray:
+    """Vectors of texts as a directory with a last step that normalises gives them."""
+    found = model.embed(TEXTS, precision="fp32")
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
 @torch.no_grad()
 def assert_parity(saved: SavedEncoder, hidden: Tensor, logits: Tensor | None) -> None:
     assert_close(saved.encoder().eval()(TOKENS), hidden)
@@ -149,18 +155,26 @@ def test_a_sentence_encoder_stays_one(directories: dict[str, Path], run: Callabl
         model, theirs = selfsup.load(one.directory), SentenceTransformer(str(one.model_directory))
         assert isinstance(model, EncoderModel)
         assert (model.pooling, model.window, theirs.prompts["query"]) == ("cls", 24, "find: ")
-        expected = theirs.encode(TEXTS, show_progress_bar=False)
-        found = model.embed(TEXTS, precision="fp32")
-        assert_alike(found / np.linalg.norm(found, axis=1, keepdims=True), expected)
+        assert_alike(normalised(model), theirs.encode(TEXTS, show_progress_bar=False))
 
 
 def test_a_sentence_encoder_that_is_made_another_one_says_so(go: Go, tmp_path: Path) -> None:
     given = {"simcse.pooling": "mean", "model.whiten": True, "data.window": 32, "steps": 1}
     made = go(tmp_path / "run", "simcse", "sentences", **given).model_directory
     theirs = SentenceTransformer(str(made))
-    assert [type(step).__name__ for step in theirs] == ["Transformer", "Pooling", "Dense"]
+    assert [type(step).__name__ for step in theirs] == ["Transformer", "Pooling", "Dense", "Normalize"]
     assert (theirs.max_seq_length, theirs.prompts["query"]) == (32, "find: ")
-    assert_alike(selfsup.load(made).embed(TEXTS, precision="fp32"), theirs.encode(TEXTS, show_progress_bar=False))
+    assert_alike(normalised(selfsup.load(made)), theirs.encode(TEXTS, show_progress_bar=False))
+
+
+def test_a_sentence_encoder_that_transformers_opens_stays_one(
+    train: Train, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    origin = directories["sentences"]
+    given = {"model": f"hf:{origin}", "tokenizer": str(origin), "data.window": 24, "steps": 1}
+    made = train(tmp_path / "run", "masked-lm", **given).model_directory
+    for file in STEPS:
+        assert (made / file).read_bytes() == (origin / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
@@ -218,6 +232,20 @@ def test_a_tower_beside_images_goes_back_into_its_class(
     assert f"Layout: {config['model_type']} of transformers; max" in (made / "README.md").read_text()
     alone, both = selfsup.load(made), selfsup.load(run.directory)
     assert_alike(alone.embed(TEXTS, precision="fp32"), both.embed(TEXTS, precision="fp32"))
+
+
+def test_a_tower_of_a_sentence_encoder_stays_one(paired: Callable[[str], selfsup.Run], tmp_path: Path) -> None:
+    """With its map into the shared space; the whole is exported with it."""
+    run = paired("sentences")
+    theirs = SentenceTransformer(str(run.model_directory / "text"))
+    assert [type(step).__name__ for step in theirs] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert theirs.prompts["query"] == "find: "
+    assert_alike(normalised(selfsup.load(run.directory)), theirs.encode(TEXTS, show_progress_bar=False))
+    exported = selfsup.export(run.directory, out=tmp_path / "both")
+    assert exported.max_share is not None
+    assert exported.max_share < EXACT
+    both = SentenceTransformer(str(tmp_path / "both"))
+    assert_alike(both.encode(TEXTS, show_progress_bar=False), theirs.encode(TEXTS, show_progress_bar=False))
 
 
 def test_a_run_with_a_tower_of_others_resumes_bit_for_bit(

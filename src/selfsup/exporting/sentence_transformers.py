@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from selfsup.errors import UserError
@@ -26,12 +27,22 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
+from selfsup.models.adapters import transformers_at_work
 from selfsup.models.cards import card
 from selfsup.models.directories import find_model
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT, in_one
-from selfsup.models.parity import Difference, quiet_transformers
-from selfsup.models.sentence_transformers import write_image_input, write_modules, write_router, write_text_input
+from selfsup.models.parity import Difference
+from selfsup.models.sentence_transformers import (
+    MODULES,
+    default_prompt,
+    keep_modules,
+    normalizes,
+    write_image_input,
+    write_modules,
+    write_router,
+    write_text_input,
+)
 from selfsup.models.vision import VisionTransformer
 from selfsup.models.vision_layouts import write_vision
 
@@ -67,8 +78,10 @@ def _write_tower(directory: Path, tower: Tower) -> None:
     """Into a directory that exists: an encoder, and what makes of it a sentence-transformers directory by itself."""
     if isinstance(tower, EncoderModel):
         tower.write(directory)
-        write_text_input(directory, tower.window)
         width = tower.encoder.config.width
+        if tower.directory is not None:
+            keep_modules(tower.directory, directory, tower.features, width, tower.window)
+        write_text_input(directory, tower.window)
     elif isinstance(tower.backbone, VisionTransformer):
         write_vision(directory, tower.backbone, tower.preprocessing, tower.directory)
         write_image_input(directory, tower.backbone.config, tower.features.pooling)
@@ -79,7 +92,8 @@ def _write_tower(directory: Path, tower: Tower) -> None:
             "none; give a run of selfsup's own vision transformer."
         )
     tower.features.write(directory)
-    write_modules(directory, tower.features, width)
+    if not (directory / MODULES).exists():
+        write_modules(directory, tower.features, width)
 
 
 @dataclass(frozen=True)
@@ -99,12 +113,14 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         return None
-    with quiet_transformers():
+    with transformers_at_work(str(towers[0].directory or directory)):  # whose steps and prompts these are
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True, trust_remote_code=False)
 
     def differ(tower: Tower, samples: Sequence[Any]) -> Difference:
-        found = theirs.encode(list(samples), show_progress_bar=False)
-        return Difference.between(torch.from_numpy(found), torch.from_numpy(tower.embed(samples, precision="fp32")))
+        prompt = "" if isinstance(tower, EncoderModel) else None  # none, whatever is the default
+        found = torch.from_numpy(theirs.encode(list(samples), show_progress_bar=False, prompt=prompt))
+        ours = torch.from_numpy(tower.embed(samples, precision="fp32"))
+        return Difference.between(found, F.normalize(ours, dim=1) if _normalized(tower) else ours)
 
     differences, resized = [], None
     for tower in towers:
@@ -112,6 +128,11 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
         if isinstance(tower, ImageModel):
             resized = differ(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5)).share
     return Compared(Difference.largest(differences), resized)
+
+
+def _normalized(tower: Tower) -> bool:
+    """Whether a step of what is written normalises its vectors, as it did where the tower was opened."""
+    return isinstance(tower, EncoderModel) and tower.directory is not None and normalizes(tower.directory)
 
 
 def _samples(tower: Tower) -> list[Any]:
@@ -155,10 +176,12 @@ def _facts(towers: Sequence[Tower]) -> dict[str, str]:
         kind = "texts" if isinstance(tower, EncoderModel) else "images"
         mapped = ", mapped linearly" if tower.features.weight is not None else ""
         facts[f"Vectors of {kind}"] = (
-            f"{tower.dimension} numbers; {_pooled(tower)}{mapped}; not normalised (compare them by their cosine)"
+            f"{tower.dimension} numbers; {_pooled(tower)}{mapped}; {NORMALIZED if _normalized(tower) else BARE}"
         )
         if isinstance(tower, EncoderModel):
             facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
+            if tower.directory is not None and default_prompt(tower.directory) is not None:
+                facts["Before every text"] = "the default prompt, which selfsup leaves out"
         else:
             facts["Images"] = tower.preprocessing.words
     return facts | ({"One call": "is of images or of texts, not of both"} if len(towers) > 1 else {})
@@ -189,6 +212,8 @@ def _body(path: Path) -> str:
     return text.split("---\n", 2)[2].strip() if text.startswith("---\n") else text.strip()
 
 
+BARE = "not normalised (compare them by their cosine)"
+NORMALIZED = "normalised by a last step, which selfsup leaves out"
 OF_TEXTS = {
     "mean": "the mean of its last hidden states",
     "cls": "the last hidden state of its first token",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ MODULES = "modules.json"
 ROUTER = "router_config.json"
 SETTINGS = "config_sentence_transformers.json"
 TYPE = "sentence_transformers.models."
+NORMALIZE = "Normalize"
 LENGTH = "sentence_bert_config.json"
 POOLING_KEYS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
@@ -74,10 +76,11 @@ DENSE = Layout(
 )
 
 
-def write_modules(directory: Path, features: Features, width: int) -> None:
+def write_modules(directory: Path, features: Features, width: int, normalized: bool = False) -> None:
     """Beside the files of a model, how its hidden states of `width` numbers become a vector.
 
-    No step normalises the vectors, for ours are not; the cosine that compares them does not need it.
+    A step normalises the vectors only of a model that was made so, for ours are not; the cosine that compares them does
+    not need it.
     """
     pooling, dense = directory / "1_Pooling", directory / "2_Dense"
     kinds = {"": "Transformer", pooling.name: "Pooling"}
@@ -87,6 +90,8 @@ def write_modules(directory: Path, features: Features, width: int) -> None:
         dense.mkdir()
         write_json(dense / CONFIG, DENSE.write(Dense(inputs, outputs, features.bias is not None)))
         write_map(dense / WEIGHTS, features.weight, features.bias, LINEAR)
+    if normalized:
+        kinds[f"{len(kinds)}_{NORMALIZE}"] = NORMALIZE
     chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
     pooling.mkdir()
     write_json(pooling / CONFIG, {"word_embedding_dimension": width, **chosen})
@@ -104,8 +109,13 @@ def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
 
 
 def write_text_input(directory: Path, window: int) -> None:
-    """Say of a text encoder how many tokens of a text it reads."""
-    write_json(directory / LENGTH, {"max_seq_length": window, "do_lower_case": False})
+    """Say of a text encoder how many tokens of a text it reads, and whether in lower case, as is said of it there.
+
+    Other arguments of its class are left out.
+    """
+    said = read_json(directory / LENGTH) if (directory / LENGTH).exists() else {}
+    lowered = said.get("do_lower_case") is True
+    write_json(directory / LENGTH, {"max_seq_length": window, "do_lower_case": lowered})
 
 
 def write_image_input(directory: Path, config: VisionConfig, pooling: Pooling) -> None:
@@ -138,17 +148,36 @@ def keep_modules(origin: Path, directory: Path, features: Features, width: int, 
     of this layout: the same steps with the same settings and prompts, or others where `features` are others now."""
     if not (origin / MODULES).exists():
         return
-    if features == read_features(origin):
+    if _holds(origin, features):
         paths = [str(module.get("path")) for module in read_json_list(origin / MODULES)]
         for name in (MODULES, *(f"{path}/{file}" for path in paths if path for file in (CONFIG, WEIGHTS))):
             _copy(origin, directory, name)
     else:
-        write_modules(directory, features, width)
+        write_modules(directory, features, width, normalizes(origin))
     for name in (SETTINGS, LENGTH):
         _copy(origin, directory, name)
     if text_window(origin, window) < window:
         said = read_json(directory / LENGTH) if (directory / LENGTH).exists() else {}
         write_json(directory / LENGTH, said | {"max_seq_length": window})
+
+
+def _holds(directory: Path, features: Features) -> bool:
+    """Whether the steps of a directory of this layout are known, and give the vectors that a definition says."""
+    with suppress(UserError):
+        return features == _read_modules(directory)
+    return False
+
+
+def normalizes(directory: Path) -> bool:
+    """Whether the last step of a directory of this layout normalises the vectors."""
+    steps = read_json_list(directory / MODULES) if (directory / MODULES).exists() else []
+    return any(str(step.get("type")).rpartition(".")[2] == NORMALIZE for step in steps)
+
+
+def default_prompt(directory: Path) -> str | None:
+    """The name of what is put before every text, where a directory of this layout has such."""
+    said = read_json(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
+    return said.get("default_prompt_name")
 
 
 def _copy(origin: Path, directory: Path, name: str) -> None:
@@ -202,7 +231,7 @@ def _read_modules(directory: Path) -> Features:
         elif kind == "Dense" and not maps:
             DENSE.require(read_json(place / CONFIG), place / CONFIG)
             maps = [place / WEIGHTS]
-        elif kind not in ("Transformer", "Normalize"):
+        elif kind not in ("Transformer", NORMALIZE):
             raise UserError(
                 f"{directory} has a step {kind!r} behind its encoder; only pooling and a linear map can be loaded"
             )

@@ -27,7 +27,7 @@ from selfsup.models.adapters import (
 from selfsup.models.directories import find_model
 from selfsup.models.features import Features
 from selfsup.models.huggingface import CARD, write_card
-from selfsup.models.sentence_transformers import read_features
+from selfsup.models.sentence_transformers import keep_modules, read_features, text_window
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.sizes import settle_rates
 from selfsup.objectives.text_networks import HUB, Card, TextNetwork, require_texts
@@ -195,6 +195,8 @@ class HubEncoder(HubNetwork):
 
     def write(self, directory: Path, model: Any) -> None:
         model.encoder.opened.save(directory, self.tokenizer, fills=model.masked is not None)
+        window = text_window(self.directory, model.encoder.config.window)
+        keep_modules(self.directory, directory, model.features, self.width, window)
         model.features.write(directory)
 
 
