@@ -689,3 +689,22 @@ def test_a_path_to_replay_is_kept_from_anywhere(
     monkeypatch.chdir(general.parent)
     how = settings(trained("causal-lm").directory, **{"data.replay": "general.jsonl:0.1"})
     assert plan("causal-lm", data=corpus, **how)[1]["data.replay"] == f"{general}:0.1"
+
+
+# -- looked at -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [*CLASSES, "mae", "simclr", "dino", "vicreg", "clip"])
+def test_a_run_with_an_adapter_is_inspected(
+    adapted: Trained, look_on: Train, captioned: Path, trained: Trained, tmp_path: Path, objective: str
+) -> None:
+    """Its network has the adapter in it."""
+    if objective in CLASSES:
+        run = adapted(objective)
+    elif objective == "clip":
+        how = {key: value for key, value in TINY_PAIRS.items() if key not in ("model", "text", "data.vocabulary")}
+        given = {**how, **QUICK, **LORA, "text_init": trained("simcse").directory, "reporter": Reporter(False)}
+        run = selfsup.train(out=tmp_path / "run", data=captioned, model=TINY_VISION["model"], **given)
+    else:
+        run = look_on(tmp_path / "run", objective, **LORA)
+    assert str(run.directory) in str(selfsup.inspect(run=run.directory))

@@ -161,7 +161,7 @@ def look_at(request: Request, most: int) -> Look:
 def first_of(recipe: ImageRecipe, request: Request, count: int, most: int) -> Look:
     """The images that a training takes first, at most so many."""
     run = None if request.run is None else str(request.run)
-    return Look(recipe, recipe.build(), first_batch(recipe, count), run, most)
+    return Look(recipe, recipe.begin(), first_batch(recipe, count), run, most)
 
 
 def opened(request: Request) -> ImageRecipe:

@@ -21,7 +21,7 @@ RECORDS = 24  # that are looked at
 def inspect_task(request: Request) -> Inspection:
     """The first records that a training takes, as they are hidden, and what is scored."""
     recipe = _opened(request)
-    batch, objective = first_batch(recipe, RECORDS), recipe.build()
+    batch, objective = first_batch(recipe, RECORDS), recipe.begin()
     task = objective.hide(batch)
     measured = {name: _measure(each, task) for name, each in networks(objective, request.run)}
     chance = recipe.chance(len(batch))

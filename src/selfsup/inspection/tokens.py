@@ -38,6 +38,7 @@ from selfsup.inspection.texts import fitting_window, opened
 from selfsup.models.attention import document_mask
 from selfsup.models.encoder import EncoderConfig
 from selfsup.models.losses import IGNORE, cap_of, capped
+from selfsup.objectives.adaptation import forget_start
 from selfsup.objectives.base import Task
 from selfsup.objectives.text_networks import HUB
 from selfsup.objectives.texts import TextRecipe
@@ -137,7 +138,7 @@ def _open(request: Request) -> Subject:
     if network is not None:  # whatever its training began with
         brought = _brought(request.settings, family)
         request.settings.change("model.preset", "auto", "run")
-        request.settings.change("model.init", None, "run")
+        forget_start(request.settings)
     recipe, source = opened(request, tokenizer, brought)
     _cut(recipe, fitting_window(request, trained), request.text is not None)
     chance = None if network is None else recipe.chance(1)

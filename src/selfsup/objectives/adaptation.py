@@ -26,6 +26,15 @@ from selfsup.objectives.base import Objective
 from selfsup.objectives.starting import tower_directory
 from selfsup.seeding import seeded
 
+# Settings that mean something to weights that are started from alone: what each does with these.
+OF_A_START = {
+    "model.lora": "adapts the weights",
+    "optim.l2_sp": "pulls to the weights",
+    "optim.wise_ft": "averages with the weights",
+    "optim.heads_first": "rests the weights",
+}
+OF_ADAPTERS = ("model.lora_alpha", "model.lora_targets")
+
 LR = 2e-4  # of adapters, by AdamW without weight decay (Dettmers et al. 2023, "QLoRA", table 9: up to 13B)
 ALPHA = 2.0  # times the rank (Biderman et al. 2024, "LoRA learns less and forgets less", arXiv:2405.09673)
 
@@ -43,10 +52,8 @@ class Adaptation:
     def __init__(self, settings: Settings, bodies: Sequence[tuple[str, str]]) -> None:
         self.settings, self.candidates = settings, bodies
         self.rank: int | None = settings["model.lora"]
-        self._require_start("model.lora", "adapts the weights")
-        self._require_start("optim.l2_sp", "pulls to the weights")
-        self._require_start("optim.wise_ft", "averages with the weights")
-        self._require_start("optim.heads_first", "rests the weights")
+        for key, what in OF_A_START.items():
+            self._require_start(key, what)
         if settings["optim.wise_ft"] and not settings["data.validation"]:
             raise UserError("optim.wise_ft chooses by held-out records; give data.validation a share, or leave it out.")
         if self.rank is not None:
@@ -223,6 +230,14 @@ class Adaptation:
             body = objective.get_submodule(name)
             tower = IMAGE if isinstance(body, VisionTransformer) else TEXT
             save(body, place, str(tower_directory(self.settings[key], tower)))
+
+
+def forget_start(settings: Settings) -> None:
+    """Settings of a run, of a network that is there whatever it started from."""
+    settings.change("model.init", None, "run")
+    for key in (*OF_A_START, *OF_ADAPTERS):
+        section, name = key.split(".")
+        settings.change(key, type(getattr(settings.config, section)).model_fields[name].default, "run")
 
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.")
