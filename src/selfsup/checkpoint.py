@@ -7,19 +7,21 @@ does not wait for the disk, and takes its name when all of it is on the disk.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -34,11 +36,29 @@ FILES = ("model.safetensors", "optimizer.safetensors", STATE, MANIFEST)  # all t
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One moment of a run: its tensors by file (`model`, `optimizer`) and a JSON-like state."""
+    """One moment of a run: its tensors by file (`model`, `optimizer`) and a JSON-like state.
+
+    The model goes without weights that stay as they were started where the state has their digest, `still`.
+    """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+    def model(self, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's tensors; those that it goes without are taken from the start, where they are the same bits."""
+        found = self.tensors.get("model", {})
+        rest = {name: tensor for name, tensor in start.items() if name not in found}
+        return found | rest if rest and digest(rest) == self.state.get("still") else found
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names and bits."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        whole.update(name.encode())
+        whole.update(tensors[name].detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 class Checkpoints:

@@ -167,6 +167,7 @@ class State(Keys):
     best: Best | None
     elapsed: Real
     optimizer: Count | None = None  # how many tensors it had
+    still: str | None = None  # digest of the weights that it goes without
 
 
 ENVIRONMENT, SUMMARY, STATE = TypeAdapter(Environment), TypeAdapter(Summary), TypeAdapter(State)

@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.budget import Budget, Clock
-from selfsup.checkpoint import Checkpoint
+from selfsup.checkpoint import Checkpoint, digest
 from selfsup.config import Settings
 from selfsup.data.loader import in_order
 from selfsup.data.records import Records
@@ -60,6 +61,7 @@ class Trainer:
         self.objective = ready(recipe, machine)
         self.optimizer = optimizer_of(recipe, self.objective, settings.config.optim, machine)
         self.resting = recipe.adaptation.resting(self.objective)
+        self.still = recipe.adaptation.still(self.objective)
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = self.skipped = self.skipped_in_a_row = 0
@@ -82,8 +84,8 @@ class Trainer:
             STATE.validate_python(checkpoint.state)
         except ValueError as error:
             return f"state.json, {explain(error)}"
-        tensors = checkpoint.tensors.get("model", {})
-        if problem := misshapen(tensors, self.objective.state_dict()):
+        expected = self.objective.state_dict()
+        if problem := misshapen(checkpoint.model(expected), expected):
             return f"its model, {problem}"
         moments = checkpoint.tensors.get("optimizer", {})
         if len(moments) != checkpoint.state.get("optimizer", len(moments)):
@@ -93,7 +95,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand exactly where a checkpoint stood."""
-        self.objective.load_state_dict(checkpoint.tensors["model"])
+        self.objective.load_state_dict(checkpoint.model(self.objective.state_dict()))
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
         state = checkpoint.state
         self.step = self.saved = checkpoint.step
@@ -107,20 +109,29 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step or not self.processes.leads:
             return
-        moments = self.optimizer.state()
+        moments, model = self.optimizer.state(), self.objective.state_dict()
+        for name in self.still:
+            del model[name]
         state = {
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "best": self.best,
             "elapsed": self.clock.elapsed(),
             "optimizer": len(moments),
+            "still": self._digest_of_still,
         }
         marked = {int(self.best["step"])} if self.best else set()
         if self.schedule.start is not None:
             marked.add(self.schedule.start)
-        tensors = {"model": self.objective.state_dict(), "optimizer": moments}
+        tensors = {"model": model, "optimizer": moments}
         self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
         self.saved = self.step
+
+    @cached_property
+    def _digest_of_still(self) -> str | None:
+        """Of the weights that checkpoints go without: they are at every step what they are at the first one."""
+        model = self.objective.state_dict()
+        return digest({name: model[name] for name in self.still}) if self.still else None
 
     # -- the loop ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from tiny_towers import save_towers
 from torch import Tensor
 
 import selfsup
+from selfsup.checkpoint import Checkpoint
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
@@ -288,9 +289,47 @@ def test_step_of_an_adapter_is_that_of_peft(trained: Trained, corpus: Path) -> N
         assert_alike(gradient.flatten(), expected[name].flatten(), 1e-5)
 
 
-@pytest.mark.parametrize("objective", ["causal-lm", "simcse"])
+@pytest.mark.parametrize("objective", CLASSES)
 def test_a_run_with_an_adapter_resumes_bit_for_bit(go_on: Train, resume: Train, tmp_path: Path, objective: str) -> None:
     require_same_bits(go_on, resume, tmp_path, objective, **LORA, **{"optim.l2_sp": 0.5})
+
+
+def test_heads_that_come_first_beside_an_adapter_resume_bit_for_bit(
+    go_on: Train, resume: Train, tmp_path: Path
+) -> None:
+    """The adapter rests when the first checkpoint is made, and is in it."""
+    require_same_bits(go_on, resume, tmp_path, "simcse", **LORA, **{"optim.heads_first": 3})
+
+
+def test_checkpoints_go_without_weights_that_stay(
+    go_on: Train, resume: Train, trained: Trained, tmp_path: Path
+) -> None:
+    """They are read again from the start; a checkpoint that has them all is taken as well."""
+    whole, cut = (go_on(tmp_path / name, **LORA) for name in ("whole", "cut"))
+    shutil.rmtree(cut.checkpoints_directory / "step-000000004")
+    (cut.directory / "summary.json").unlink()
+    lean = cut.checkpoints().load(2)
+    assert all(".lora_" in name for name in lean.tensors["model"])
+    shutil.rmtree(cut.checkpoints_directory / "step-000000002")
+    recipe = CausalLMRecipe(cut.settings())
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort())
+    state = {key: value for key, value in lean.state.items() if key != "still"}
+    tensors = {**lean.tensors, "model": lean.model(recipe.begin().state_dict())}
+    checkpoints = cut.checkpoints()
+    checkpoints.save(Checkpoint(2, tensors, state))
+    checkpoints.close()
+    found, expected = weights(resume(cut.directory)), weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_an_adapter_is_not_looked_at_on_other_weights(look_on: Train, trained: Trained, tmp_path: Path) -> None:
+    base = shutil.copytree(trained("mae").model_directory, tmp_path / "base")
+    run = look_on(tmp_path / "run", "simclr", **LORA, init=base)
+    changed = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
+    save_tensors(changed, base / "model.safetensors")
+    with pytest.raises(UserError, match="starts from have changed"):
+        selfsup.inspect(run=run.directory)
 
 
 def test_an_adapter_of_some_matrices(go_on: Train, trained: Trained, tmp_path: Path) -> None:
@@ -588,6 +627,13 @@ def test_an_adapter_of_a_network_that_sees(look_on: Train, trained: Trained, tmp
     start, end = weights(trained("mae")), weights(run)
     changed = {name for name in end if not torch.equal(start[name], end[name])}
     assert changed == {name for name in end if name.endswith("_proj.weight")}
+
+
+@pytest.mark.parametrize("objective", ["simclr", "dino"])
+def test_networks_that_see_resume_bit_for_bit_with_an_adapter(
+    look_on: Train, resume: Train, tmp_path: Path, objective: str
+) -> None:
+    require_same_bits(look_on, resume, tmp_path, objective, **LORA)
 
 
 @pytest.mark.parametrize("objective", ["simclr", "dino"])

@@ -24,12 +24,16 @@ def trained(objective: Objective, run: str | Path) -> Objective:
     """An objective with the weights of a run's newest checkpoint.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the weights that it starts from are others now.
     """
     checkpoint = Run(run).checkpoints().newest()
     if checkpoint is None:
         raise UserError(f"{run} has no checkpoint yet, so there is nothing it makes of the task; train it first.")
-    objective.load_state_dict(checkpoint.tensors["model"])
+    start = objective.state_dict()
+    model = checkpoint.model(start)
+    if start.keys() - model.keys() and checkpoint.state.get("still"):
+        raise UserError(f"The weights that {run} starts from have changed since it began; restore them to look at it.")
+    objective.load_state_dict(model)
     return objective.eval()
 
 

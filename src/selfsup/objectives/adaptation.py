@@ -154,6 +154,21 @@ class Adaptation:
         frozen = self.settings["model.freeze"]
         return [*lora, f"model.freeze={','.join(frozen)}"] if frozen else lora
 
+    def still(self, objective: Objective) -> set[str]:
+        """Names in its state of what stays as it was started beside adapters: whoever starts again has it again. A
+        network of which nothing is trained may follow one of which something is, and is none of these."""
+        bodies = self.bodies if self.rank is not None else []
+        networks = {
+            name: list(objective.get_submodule(name).named_parameters(remove_duplicate=False)) for _, name in bodies
+        }
+        return {
+            f"{body}.{name}"
+            for body, named in networks.items()
+            if any(parameter.requires_grad for _, parameter in named)
+            for name, parameter in named
+            if not parameter.requires_grad
+        }
+
     def _freeze(self, objective: Objective) -> None:
         named = dict(objective.named_parameters())
         for pattern in self.settings["model.freeze"]:
