@@ -57,7 +57,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     whole = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         whole.update(name.encode())
-        whole.update(tensors[name].detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy())
+        whole.update(tensors[name].detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
