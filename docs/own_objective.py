@@ -23,9 +23,7 @@ class Denoise(selfsup.Objective):
         clean = batch.data["x"]
         noise = torch.stack(
             [
-                torch.randn(
-                    clean.shape[1:], generator=generator(batch.seed, "noise", int(epoch), int(record))
-                )
+                torch.randn(clean.shape[1:], generator=generator(batch.seed, "noise", int(epoch), int(record)))
                 for epoch, record in zip(batch.epochs, batch.records, strict=True)
             ]
         )

@@ -105,7 +105,7 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["classify", t.run, "--probe", here / "probe", "--data", t.data], kind in ENCODERS
     yield ["generate", t.run, "The", "--tokens", 3], kind == DECODER
     yield ["fill", t.run, "The [MASK] thing"], (kind, t.unit) == (TEXTS, "tokens")
-    yield ["show", t.run, "--image", photo, "--out", here / "seen.png"], kind == IMAGES
+    yield ["show", t.run, "--image", photo, "--out", here / "seen.png"], kind in (IMAGES, PAIRS)
     yield ["zero-shot", t.run, photo, "--labels", *CLASSES], kind == PAIRS
     for target in TARGETS:
         yield ["export", t.run, "--to", target, "--out", here / target], kind in TAKEN_BY[target]

@@ -131,8 +131,7 @@ def test_no_command_runs_what_a_model_directory_holds(
         plant(place, mark)
     answer = command(words, directory)
     assert not mark.exists()
-    assert answer.code == 2 * words.startswith("inspect masked-lm"), answer
-    assert answer.code == 0 or "into which one cannot look" in answer.error
+    assert answer.code == 0, answer
 
 
 @pytest.mark.usefixtures("answering")

@@ -77,7 +77,7 @@ def test_neither_batches_nor_order_change_a_vector() -> None:
     seen: list[tuple[int, int]] = []
     together = model().embed(PICTURES, "fp32", lambda done, total: seen.append((done, total)))
     assert (together.shape, together.dtype) == ((12, WIDTH), np.float32)
-    assert seen == [(5, 12), (10, 12), (12, 12)]
+    assert seen == [(0, 12), (5, 12), (10, 12), (12, 12)]
     alone = np.concatenate([model().embed([pixels]) for pixels in PICTURES])
     assert_alike(together, alone)
     assert_alike(model().embed(PICTURES[::-1], "fp32"), together[::-1])

@@ -162,7 +162,7 @@ def test_images_and_texts_mixed(model: PairModel) -> None:
     assert (found.shape, found.dtype) == ((6, DIMENSION), np.float32)
     assert_alike(found[[1, 3, 4]], model.image.embed(pictures, "fp32"))
     assert_alike(found[[0, 2, 5]], model.text.embed(TEXTS, "fp32"))
-    assert seen == [(3, 6), (6, 6)]
+    assert seen == [(0, 6), (3, 6), (3, 6), (6, 6)]
     assert model.embed([]).shape == (0, DIMENSION)
 
 

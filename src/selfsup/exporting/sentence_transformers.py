@@ -29,7 +29,7 @@ from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.adapters import transformers_at_work
 from selfsup.models.cards import card
-from selfsup.models.directories import find_model
+from selfsup.models.directories import find_model, forget_code
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT, in_one
 from selfsup.models.parity import Difference
@@ -57,7 +57,9 @@ def write(source: Path, directory: Path) -> Written:
     towers = {IMAGE: opened.image, TEXT: opened.text} if isinstance(opened, PairModel) else {"": opened}
     whole = copied(model, directory) if in_one(model) else whole_directory(directory)  # the former it opens as it is
     with whole as temporary:
-        if not in_one(model):
+        if in_one(model):
+            forget_code(temporary)
+        else:
             _write_towers(temporary, model, towers)
         compared = compare(temporary, list(towers.values()))
         write_card(temporary, told(model, list(towers.values()), compared))

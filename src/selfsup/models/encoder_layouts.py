@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.models.directories import MOST, read_config
+from selfsup.models.directories import MOST, forget_code, read_config
 from selfsup.models.encoder import GLOBAL, LOCAL, EncoderConfig, MaskedLanguageModel, TextEncoder
 from selfsup.models.features import Features
 from selfsup.models.huggingface import Tokenizer, built, new_model, write_card
@@ -380,6 +380,7 @@ def write_encoder(
     layout.save(directory, kept, model, _class(config.layout, fills, origin), ids, origin)
     grown = origin is None or config.window > before.window
     tokenizer.save(directory, config.window if grown else None, marked)
+    forget_code(directory)
 
 
 def _class(layout: str, fills: bool, origin: Path | None) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, whole_directory
-from selfsup.models.directories import CONFIG, WEIGHTS, damaged, write_json
+from selfsup.models.directories import CONFIG, WEIGHTS, damaged, forget_code, write_json
 
 CARD = "README.md"
 
@@ -35,12 +35,13 @@ class Tokenizer(Protocol):
 
 @contextmanager
 def new_model(directory: Path) -> Iterator[Path]:
-    """A place whose files become a model directory when the block ends, wholly or not at all. Raises UserError where
-    the directory exists already."""
+    """A place whose files become a model directory when the block ends, wholly or not at all, and name no code. Raises
+    UserError where the directory exists already."""
     if directory.exists():
         raise UserError(f"{directory} exists already; move it away or save the model elsewhere")
     with whole_directory(directory) as temporary:
         yield temporary
+        forget_code(temporary)
 
 
 def write_network(directory: Path, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfsup.errors import UserError
 from selfsup.models.directories import (
@@ -36,7 +36,9 @@ from selfsup.models.features import FEATURES, Features, read_map, read_own, writ
 from selfsup.models.kinds import TEXT_TOWERS
 from selfsup.models.layouts import Layout, at
 from selfsup.models.packing import POOLINGS, Pooling
-from selfsup.models.vision import VisionConfig
+
+if TYPE_CHECKING:
+    from selfsup.models.vision import VisionConfig
 
 LINEAR = "linear."  # what the names of a map begin with
 MODULES = "modules.json"
