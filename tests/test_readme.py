@@ -15,11 +15,14 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
+import foreign
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
 from PIL import Image
+from seeing_peers import save_peer
+from tiny_towers import save_towers
 
 from selfsup.cli import app
 from selfsup.cli.options import split_words
@@ -27,6 +30,11 @@ from selfsup.cli.options import split_words
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "own_objective.py"
 SHORTER = {
+    "--out runs/ours --budget 1h": "--out runs/ours --steps 3 --batch 4",
+    "--out runs/lora": "--out runs/lora --steps 3 --batch 4",
+    "--out runs/domain": "--out runs/domain --steps 3 --batch 4",
+    "--out runs/photos": "--out runs/photos --steps 3 --batch 8",
+    "--out runs/pairs": "--out runs/pairs --steps 3 --batch 8",
     "--out runs/clip --budget 30m": "--out runs/clip --steps 3 --batch 8 model.preset=vit-atto text.preset=0.1m",
     "--out runs/lit": "--out runs/lit --steps 3 --batch 8",
     "--out runs/bert --budget 20m": "--out runs/bert --steps 8 model.preset=0.1m",
@@ -91,6 +99,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(emoji[:40]), place / "heldout.parquet")
     for name in ("query.jpg", "cat.jpg"):
         shutil.copy(place / "photos" / "0" / "0.jpg", place / name)
+    for name in ("reports", "mine"):
+        shutil.copytree(place / "books", place / name)
+    (place / "wikitext.txt").write_text(text[-20_000:])
+    return place
+
+
+@pytest.fixture(scope="module")
+def published(place: Path) -> Path:
+    """The same with what README calls public models: small ones of their classes."""
+    foreign.llama(place / "smollm2")
+    foreign.bert(place / "bert")
+    save_peer("dinov2", place / "dinov2")
+    save_towers(place / "siglip", "siglip")
     return place
 
 
@@ -113,7 +134,8 @@ def test_every_command_is_understood() -> None:
 
 
 @pytest.mark.long
-def test_commands(place: Path) -> None:
+def test_commands(published: Path) -> None:
+    place = published
     for command in commands():
         if command.endswith("--resume runs/c"):  # README resumes what was interrupted; here it had time to finish
             continue
