@@ -29,16 +29,20 @@ KINDS = ("weight", "bias")
 NAMED = {name: name for name in ACTIVATIONS}
 OLDER = {".gamma": ".weight", ".beta": ".bias"}  # how names of norms ended in the first BERTs
 
+SIZES = {
+    "vocabulary": at("vocab_size"),
+    "layers": at("num_hidden_layers"),
+    "width": at("hidden_size"),
+    "heads": at("num_attention_heads"),
+    "mlp": at("intermediate_size"),
+}
+
 MODERNBERT = Layout(
     EncoderConfig,
     name="ModernBERT encoders",
     model_type="modernbert",
     places={
-        "vocabulary": at("vocab_size"),
-        "layers": at("num_hidden_layers"),
-        "width": at("hidden_size"),
-        "heads": at("num_attention_heads"),
-        "mlp": at("intermediate_size"),
+        **SIZES,
         "window": at("max_position_embeddings"),
         "tied": at("tie_word_embeddings", default=True),
         "bias": at("decoder_bias", default=True),
@@ -87,11 +91,7 @@ BERT = Layout(
     name="BERT encoders",
     model_type="bert",
     places={
-        "vocabulary": at("vocab_size"),
-        "layers": at("num_hidden_layers"),
-        "width": at("hidden_size"),
-        "heads": at("num_attention_heads"),
-        "mlp": at("intermediate_size"),
+        **SIZES,
         "positions": at("max_position_embeddings", default=512),
         "token_types": at("type_vocab_size", default=2),
         "norm_eps": at("layer_norm_eps", default=1e-12),
