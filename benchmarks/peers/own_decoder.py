@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import selfsup
@@ -16,9 +15,8 @@ from selfsup.evaluation.base import Measurement
 
 def evaluation(directory: str, file: str, window: int, precision: str) -> dict[str, float | str]:
     model = selfsup.load(directory)
-    model.decoder.config = replace(model.decoder.config, window=window)
     start = time.perf_counter()
-    score = measure(Measurement(Path(directory), model, file, precision=precision), "bits-per-byte")
+    score = measure(Measurement(Path(directory), model, file, precision=precision, window=window), "bits-per-byte")
     rate = score.n / (time.perf_counter() - start)
     return {"tokens_per_second": rate, "bits_per_byte": score.value, "precision": score.precision}
 

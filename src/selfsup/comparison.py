@@ -214,6 +214,7 @@ def compare(
     device: str = "auto",
     precision: str = "auto",
     records: int | None = None,
+    window: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     running: Callable[[str], None] | None = None,
@@ -235,7 +236,8 @@ def compare(
     require_free(plot)
     how: dict[str, Any] = {
         "column": column, "label": label, "templates": templates, "captions": captions, "failures": failures,
-        "device": device, "precision": precision, "records": records, "seed": seed,
+        "device": device, "precision": precision, "records": records, "window": window,
+        "seed": seed,
     }  # fmt: skip
     if protocol is None:
         _require_nothing({"data": data, "also": also, **how})

@@ -73,6 +73,18 @@ def test_windows_are_sampled(protocol: str, decoder: Path) -> None:
     require_sample(lambda **given: evaluate(decoder, data=LONG, protocol=protocol, **given), 5)
 
 
+@pytest.mark.parametrize("protocol", LANGUAGE_MODELS)
+def test_windows_are_as_long_as_is_asked_for(protocol: str, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, short = (evaluate(decoder, data=LONG, protocol=protocol, window=window) for window in (None, 16))
+    assert (whole.details["window"], short.details["window"]) == (WINDOW, 16)
+    assert short.n == whole.n
+    assert short.value != whole.value
+    with pytest.raises(UserError, match=f"reads at most {WINDOW} tokens, so --window cannot be 65"):
+        evaluate(decoder, data=LONG, protocol=protocol, window=WINDOW + 1)
+    monkeypatch.setattr("selfsup.evaluation.language.LONGEST_WINDOW", 16)
+    assert evaluate(decoder, data=LONG, protocol=protocol) == short
+
+
 @pytest.mark.parametrize("protocol", TEXT_ENCODERS)
 def test_records_of_texts_are_sampled(protocol: str, words: None) -> None:
     if protocol == "pseudo-perplexity":  # whose records there are all alike

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from selfsup.inference.decoding import Decoding
+from selfsup.inference import decoding
+from selfsup.inference.decoding import Decoding, PackedMap, prepared
 from selfsup.models.decoder import Decoder, DecoderConfig, KeyValueCache
 
 
@@ -45,3 +47,34 @@ def test_the_decoder_is_left_as_it_was() -> None:
     decode = Decoding(decoder, torch.float64)
     decode(torch.zeros(1, 1, dtype=torch.long), decode.cache(1, 4))
     assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@torch.inference_mode()
+def test_prepared_maps(dtype: torch.dtype, biased: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either form a map is that of torch, of a matrix that is a view too."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(48, 2 * 70, generator=generator).to(dtype)[:, ::2]
+    bias = torch.randn(48, generator=generator).to(dtype) if biased else None
+    x = torch.randn(rows, 70, generator=generator).to(dtype)
+    close = {"rtol": 0.02, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-4}
+    for large in (0, 48 * 70 + 1):
+        monkeypatch.setattr(decoding, "LARGE", large)
+        made = prepared(matrix, bias)
+        if large:
+            assert not isinstance(made, PackedMap)
+        torch.testing.assert_close(made(x), F.linear(x, matrix, bias), **close)
+
+
+@torch.inference_mode()
+def test_a_decoder_of_packed_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = lively(2, tied=False).float()
+    tokens = torch.randint(30, (2, 5), generator=torch.Generator().manual_seed(1))
+    plain = Decoding(decoder, torch.float32)
+    monkeypatch.setattr(decoding, "LARGE", 0)
+    packed = Decoding(decoder, torch.float32)
+    torch.testing.assert_close(
+        packed(tokens, packed.cache(2, 8)), plain(tokens, plain.cache(2, 8)), rtol=1e-4, atol=1e-4
+    )

@@ -36,6 +36,9 @@ Seed = Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn"
 Records = Annotated[
     int | None, typer.Option(help="measure on so many records, drawn by the seed; of decoders, windows of text", min=1)
 ]
+Window = Annotated[
+    int | None, typer.Option(help="of decoders, tokens of a window; by default the model's, at most 8,192", min=1)
+]
 Failures = Annotated[
     float,
     typer.Option(

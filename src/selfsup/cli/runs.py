@@ -21,6 +21,7 @@ from selfsup.cli.options import (
     Seed,
     SeveralValues,
     Templates,
+    Window,
     Words,
     command,
     free_name,
@@ -115,6 +116,7 @@ def compare(
     device: Device = "auto",
     precision: Precision = "auto",
     records: Records = None,
+    window: Window = None,
     seed: Seed = 0,
 ) -> None:
     """Set runs side by side: curves, final figures, and where their configurations differ. By a protocol: what a model

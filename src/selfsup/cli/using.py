@@ -22,6 +22,7 @@ from selfsup.cli.options import (
     SeveralValues,
     Source,
     Templates,
+    Window,
     app,
     command,
     free_name,
@@ -161,6 +162,7 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = "auto",
     records: Records = None,
+    window: Window = None,
     seed: Seed = 0,
 ) -> None:
     """Measure a model by a named protocol, on a run's held-out part or on other data."""

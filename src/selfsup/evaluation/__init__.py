@@ -31,8 +31,8 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS = {
-    "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,), better="lower"),
-    "perplexity": Protocol("perplexity:perplexity", (DECODER,), better="lower"),
+    "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,), ("window",), better="lower"),
+    "perplexity": Protocol("perplexity:perplexity", (DECODER,), ("window",), better="lower"),
     "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions",)),
     "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates")),
     "sts": Protocol("sts:measure", (TEXTS, PAIRS)),
@@ -75,6 +75,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     records: int | None = None,
+    window: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     running: Callable[[str], None] | None = None,
@@ -95,6 +96,8 @@ def evaluate(
         precision: fp32, bf16 (matrix products in bf16, all sums and losses in fp32), or auto: bf16 where the hardware
             multiplies it natively. The score says which it was; fp32 depends on the hardware by rounding alone.
         records: how many are measured on, drawn by the seed alone (of decoders, windows of text); None is all.
+        window: for `bits-per-byte` and `perplexity`, the tokens of a window; by default as many as the model reads, at
+            most 8,192.
         seed: of the bootstrap behind the interval, and of what a protocol draws.
         progress: called with the predictions or records done so far, and all of them.
         running: called with what the figure is so far, by protocols whose figure is a mean.
@@ -105,14 +108,14 @@ def evaluate(
     require_known(protocol)
     if column is not None and data is None:
         raise UserError("--column names a column of --data; give both, or none.")
-    given = {"test": test, "label": label, "templates": templates, "captions": captions or None}
+    given = {"test": test, "label": label, "templates": templates, "captions": captions or None, "window": window}
     for name, value in given.items():
         if value is not None and name not in PROTOCOLS[protocol].options:
             raise UserError(f"{protocol} has no use for --{name}; leave it out, or take {', '.join(_taking(name))}.")
     directory = run.directory if isinstance(run, Run) else expanded(run)
     measurement = Measurement(
         directory, load(directory), data, column, device, seed, progress or silent, test, label, templates,
-        captions, failures, precision, records, running or unsaid,
+        captions, failures, precision, records, window, running or unsaid,
     )  # fmt: skip
     return measure(measurement, protocol)
 

@@ -46,8 +46,8 @@ class Measurement:
     Attributes:
         directory: a run directory, or a model directory in Hugging Face's layout.
         model: what was opened there; a protocol is only asked about models that it is defined for.
-        data, column, device, seed, progress, test, label, templates, captions, failures, precision, records, running:
-            as `selfsup.evaluate` takes them.
+        data, column, device, seed, progress, test, label, templates, captions, failures, precision, records, window,
+            running: as `selfsup.evaluate` takes them.
         sources, truncated: what was opened so far, and how many texts of it were longer than the window.
         drawn: of each source that was sampled, the records that were drawn and those that there are.
         used: the precisions that were computed in.
@@ -67,6 +67,7 @@ class Measurement:
     failures: float = 1.0
     precision: str = "fp32"
     records: int | None = None
+    window: int | None = None
     running: Callable[[str], None] = unsaid
     sources: list[Counted] = field(default_factory=list)
     truncated: int = 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Measurement, Resampling, Score
-from selfsup.evaluation.language import byte_blocks, lost_bytes, open_subject, token_losses
+from selfsup.evaluation.language import byte_blocks, lost_bytes, open_subject, token_losses, window_of
 from selfsup.inference.items import digest
 
 
@@ -46,4 +46,5 @@ def bits_per_byte(measurement: Measurement) -> Score:
         n=len(size),
         chance=math.log2(model.tokenizer.vocabulary) * len(size) / float(size.sum()),
         data=text.name,
+        details={"window": window_of(measurement)},
     )

@@ -1,9 +1,9 @@
 """What the protocols of language models share: the data as one stream, and the loss of each of its tokens.
 
-All data is measured on, each target once, in windows of the length that the model was trained on. A document is
-opened by the start token, which is given, and closed by the end-of-text token, which is predicted and counts. A
-window that begins inside a document begins with the token before it; documents do not see each other: the task
-is the one of training.
+All data is measured on, each target once, in windows as long as the model reads, but of `LONGEST_WINDOW` tokens at most
+where no length is asked for: the time of a window grows with its square. A document is opened by the start token, which
+is given, and closed by the end-of-text token, which is predicted and counts. A window that begins inside a document
+begins with the token before it; documents do not see each other: the task is the one of training.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from selfsup.objectives.texts import TextRecipe
 from selfsup.run import Run
 
 TOKENS = 8192  # predicted at once
+LONGEST_WINDOW = 8192  # where none is asked for
 BEGINNINGS = (32, 256)  # tokens of the first window that are measured ahead: what takes less than a second
 BLOCK_TOKENS, BLOCK_BYTES = 2048, 8192  # in a unit that is resampled, at most
 FEWEST_BLOCKS = 32  # that an interval is taken from
@@ -128,6 +129,14 @@ class Losses(NamedTuple):
     nats: npt.NDArray[np.float64]
 
 
+def window_of(measurement: Measurement) -> int:
+    """The tokens of a window; raises a UserError where more are asked for than the model reads."""
+    most, asked = measurement.model.decoder.config.window, measurement.window
+    if asked is not None and asked > most:
+        raise UserError(f"{measurement.directory} reads at most {most} tokens, so --window cannot be {asked}.")
+    return int(asked or min(most, LONGEST_WINDOW))
+
+
 def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement, sizes: Numbers, told: str) -> Losses:
     """The loss of each target of a text, or of those in the windows that are drawn, given what came before it in its
     window and document.
@@ -138,7 +147,7 @@ def token_losses(model: LanguageModel, text: Predicted, measurement: Measurement
     """
     tokenizer, decoder = model.tokenizer, model.decoder.to(find_device(measurement.device))
     objective = CausalLM(decoder, tokenizer.start, tokenizer.end).eval()
-    windows = Windows(text.tokens, min(decoder.config.window, len(text.tokens) - 1), tokenizer.end)
+    windows = Windows(text.tokens, min(window_of(measurement), len(text.tokens) - 1), tokenizer.end)
     chosen = measurement.chosen(len(windows))
     total = len(chosen) * windows.window - int(windows.read(chosen[-1:])["first"])
     measurement.progress(0, total)

@@ -23,7 +23,7 @@ from collections.abc import Hashable
 import numpy as np
 
 from selfsup.evaluation.base import Measurement, Numbers, Resampling, Score
-from selfsup.evaluation.language import open_subject, token_blocks, token_losses
+from selfsup.evaluation.language import open_subject, token_blocks, token_losses, window_of
 from selfsup.inference.items import digest
 from selfsup.machine import find_device
 
@@ -35,7 +35,8 @@ def perplexity(measurement: Measurement) -> Score:
     found = token_losses(model, text, measurement, each, "{:.3f} nats per token")
     blocks = token_blocks(len(found.nats))
     of = digest(found.targets.tobytes())
-    return _score(measurement, np.bincount(blocks, found.nats), np.bincount(blocks), of, text.name)
+    nats, tokens = np.bincount(blocks, found.nats), np.bincount(blocks)
+    return _score(measurement, nats, tokens, of, text.name, window=window_of(measurement))
 
 
 def pseudo_perplexity(measurement: Measurement) -> Score:
