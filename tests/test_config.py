@@ -125,7 +125,7 @@ LEGAL = {key: legal(key) for key in KEYS}
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    objective = draw(st.sampled_from(["causal-lm", "masked-lm", "simcse", "clip"]))
+    objective = draw(st.sampled_from(["causal-lm", "masked-lm", "simcse", "pairs", "clip"]))
     chosen = draw(st.lists(st.sampled_from(keys_of(objective)), unique=True, max_size=12))
     lengths = [key for key in chosen if key in LENGTHS]
     return {key: draw(LEGAL[key]) for key in chosen if key not in lengths[1:]} | {"objective": objective}
@@ -213,7 +213,7 @@ def comments(text: str) -> Iterator[tuple[str, str]]:
             yield (f"{section}.{key}" if line.startswith(" ") else key), comment.strip()
 
 
-@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse", "pairs"])
 def test_the_yaml_says_of_every_value_where_it_came_from(objective: str) -> None:
     """And nothing of what another objective has."""
     given_there = {"model": {"layers": 2}, "objective": objective}

@@ -30,14 +30,14 @@ from selfsup.errors import UserError
 from selfsup.objectives import RECIPES, find_recipe
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLMRecipe
-from selfsup.objectives.checks.contrastive import dropout_off, small_batch
+from selfsup.objectives.checks.contrastive import alike_pairs, dropout_off, small_batch
 from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.checks.pairs import FLAT, PAIRS, SHARPEST
 from selfsup.objectives.clip import LARGEST_SCALE, CLIPRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
 
-EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, *DISTILLATION, *PAIRS)
+EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS)
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
 LN_K = math.log(PROTOTYPES)
@@ -82,7 +82,8 @@ def sound(seed: int = 0) -> History:
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1, "simcse.deletion": 0.0}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
-        "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100},
+        "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100}
+        | {"pairs": 1000, "alike_pairs": 100},
     }
     return History(Path("runs/x"), Settings(("test", values), sections=SECTIONS), environment, lines)
 
@@ -291,6 +292,9 @@ AILMENTS = {
         0,
         0.75,
         "clip.captions",
+    ),
+    "alike-pairs": Ailment(
+        lambda: counted(600, "alike_pairs"), lambda: counted(250, "alike_pairs"), "warning", 0, 0.6, "pairs.query"
     ),
     "vanishing-tower": Ailment(
         lambda: train(lambda line: {"grad_norm_text": 0.001 * line["grad_norm_image"]}, after=150),

@@ -29,6 +29,7 @@ from selfsup.objectives.clip import CLIPRecipe
 from selfsup.objectives.dino import DINORecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
+from selfsup.objectives.pairs import PairsRecipe
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.simclr import SimCLRRecipe
 from selfsup.objectives.simcse import SimCSERecipe
@@ -94,6 +95,16 @@ CURVES = {
         },
         (2.99, 0.1),
         2.6,
+    ),
+    "pairs": Curve(
+        PairsRecipe,
+        {
+            "train": {"batch": 32, "micro_batch": 8},
+            "evaluate": {"batch": 16},
+            "pairs": {"temperature": 0.2, "from": "crops", "dimensions": [16]},
+        },
+        (6.7, 0.2),  # a little less than twice ln 32, of whole vectors and of cut ones
+        6.4,
     ),
     "simclr": Curve(
         SimCLRRecipe,

@@ -12,7 +12,7 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
@@ -92,6 +92,16 @@ S = TypeVar("S", bound=Section)
 def said(default: Any, description: str) -> Any:
     """A setting with its default and what it is, as the command line's help says it."""
     return Field(default, description=description)
+
+
+def with_setting(name: str, kind: Any, setting: Any) -> Callable[[type[S]], type[S]]:
+    """Give a section a setting whose name Python keeps for itself, such as `from`; it is read by its dotted key."""
+
+    def given(section: type[S]) -> type[S]:
+        field: dict[str, Any] = {name: (kind, setting)}
+        return create_model(section.__name__, __base__=section, __module__=section.__module__, **field)
+
+    return given
 
 
 class DataConfig(Section):

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from suite import RECORDS, Case
 from torch import Tensor, nn
 
+from selfsup.data.pair_records import Framing, Segments, TextPairs, TwoCrops, neighbours
 from selfsup.data.passages import Passages
 from selfsup.data.records import Batch
 from selfsup.data.sentences import Sentences
 from selfsup.data.text import Windows
+from selfsup.data.text_pairs import TextGroups
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.models.clip import Loss
 from selfsup.models.decoder import Decoder, DecoderConfig
@@ -30,6 +32,7 @@ from selfsup.objectives.dino import DINO, Crops
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
+from selfsup.objectives.pairs import Pairs
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import SentenceHead, SimCSE
 from selfsup.objectives.teaching import Head, Network, Teaching
@@ -155,6 +158,49 @@ def uniform_over_others(task: Task) -> dict[str, float]:
     keys = task["keys"]
     others = (keys[:, None] != keys).sum(1) + 1
     return {"info_nce": float(others.double().log().mean())}
+
+
+# -- pairs of texts ------------------------------------------------------------------------------------------
+
+
+FRAMINGS = Framing(TOKENIZER, "", PASSAGE), Framing(TOKENIZER, "a", PASSAGE)
+
+
+def documents(counts: list[int], lengths: tuple[int, int]) -> TextGroups:
+    """Groups of so many texts of so many tokens, whose kinds change slowly; some are there several times."""
+    random = np.random.default_rng(6)
+    kinds = np.arange(len(TOKENIZER.special), TOKENIZER.vocabulary)
+    texts = [random.choice(np.roll(kinds, n // 3)[:2], random.integers(*lengths)) for n in range(sum(counts))]
+    for place, original in {9: 4, 17: 4, 21: 0, 5: 6}.items():
+        texts[place] = texts[original]
+    return TextGroups(np.concatenate(texts), np.array(list(map(len, texts))), np.array(counts))
+
+
+def adjacent() -> TextPairs:
+    """Of two documents of which each sentence is a passage."""
+    return neighbours(documents([RECORDS // 2 + 1] * 2, (7, 15)), FRAMINGS)
+
+
+def segments() -> Segments:
+    return Segments(documents([1] * RECORDS, (2, 20)), 20)
+
+
+def pairs(seed: int, dropout: float = 0.0, crops: bool = False) -> Pairs:
+    """At a higher temperature than the recipe's; its vectors can be cut, or not."""
+    texts, dimensions = (TwoCrops(FRAMINGS), ()) if crops else (None, (5, 12))
+    objective = Pairs(TextEncoder(encoder_config(dropout)), "mean", 0.5, texts, dimensions).double()
+    initialise(objective, generator(seed, "weights"))
+    return shaken(objective, seed)
+
+
+def undecided_texts(task: Task) -> dict[str, float]:
+    """The mean over both directions: what is equal, or of one place, is no other."""
+    query, passage, places = task["query_keys"], task["passage_keys"], task["places"]
+    same = (query[:, None] == query) | (passage[:, None] == passage)
+    same |= (places[:, None] == places).any(-1) | (query[:, None] == passage)
+    others = [(~same).sum(dim) + 1 for dim in (1, 0)]
+    loss = float(torch.stack(others).double().log().mean())
+    return {term: loss for term in task.counts if term != "found"} | {"found": 1.0}
 
 
 # -- images --------------------------------------------------------------------------------------------------
@@ -398,6 +444,8 @@ CASES = {
         Case("cached-causal-lm", windows, cached_causal_lm, uniform_over_tokens, random=False),
         Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3)),
+        Case("pairs", adjacent, pairs, undecided_texts, lambda seed: pairs(seed, 0.3), random=False),
+        Case("crops", segments, lambda seed: pairs(seed, crops=True), undecided_texts),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
         Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(

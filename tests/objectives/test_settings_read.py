@@ -15,6 +15,8 @@ from selfsup.objectives.vicreg import VICRegRecipe
 FOREIGN: list[tuple[str, dict[str, Any], str]] = [
     ("simcse", {"model": "hf:somewhere", "data.size": 32}, "data.size"),
     ("simcse", {"model": "hf:somewhere", "model.registers": 2}, "model.registers"),
+    ("pairs", {"model": "hf:somewhere", "model.layers": 2}, "model.layers"),
+    ("pairs", {"data.size": 32}, "data.size"),
     ("masked-lm", {"model": "hf:somewhere", "model.layers": 2}, "model.layers"),
     ("causal-lm", {"model": "hf:somewhere", "model.init": "there"}, "model.init"),
     ("causal-lm", {"model.dropout": 0.1}, "model.dropout"),

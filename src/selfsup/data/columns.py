@@ -21,6 +21,17 @@ CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "txt", "alt_text", "alt", "description", "descriptions"),
     *("sentence", "sentences", "title", "name", "prompt"),
 )
+# Columns of which each row is a pair of texts that belong together.
+PAIR_COLUMNS = (
+    *(("query", "passage"), ("query", "document"), ("query", "positive"), ("anchor", "positive")),
+    *(("question", "answer"), ("question", "passage"), ("question", "context")),
+    *(("title", "body"), ("title", "text"), ("title", "abstract"), ("title", "content"), ("title", "article")),
+    *(("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2")),
+    *(("source", "target"), ("sentence", "translation"), ("summary", "document"), ("docstring", "code")),
+)
+TITLE_COLUMNS = ("title", "heading", "headline", "subject")
+# Columns that say of a pair whether it belongs together; where there is one, not all of them need do so.
+JUDGEMENT_COLUMNS = ("score", "label", "labels", "similarity", "is_duplicate", "gold_label")
 NAME_IT = "name the column to read (--column NAME or data.column=NAME)"
 
 # One ASCII word that holds more than letters: an id, address, number, hash, date, name of a file; and base64 in lines.
@@ -50,8 +61,8 @@ def text_column(part: Part, wanted: str | None) -> str:
         require_column(part.name, columns, wanted)
         return wanted
     texts = texts_of(rows)
-    if usual := _usual(TEXT_COLUMNS, texts):
-        return usual[0]
+    if named := usual(TEXT_COLUMNS, texts):
+        return named[0]
     if not texts:
         raise Damaged(f"{part.name} has no text column, only {_listed(columns, rows)}: {NAME_IT}.")
     prose = {name: values for name, values in texts.items() if _mostly(is_prose, values)}
@@ -134,10 +145,19 @@ def _image_column(where: str, sample: Sample) -> str:
 def _caption_columns(sample: Sample, taken: Sequence[str | None], wanted: Sequence[str] | None) -> Sequence[str]:
     if wanted is None or wanted:
         return wanted or ()
-    return _usual(CAPTION_COLUMNS, [name for name in sample.texts if name not in taken])[:1]
+    return usual(CAPTION_COLUMNS, [name for name in sample.texts if name not in taken])[:1]
 
 
-def _usual(usual: Sequence[str], columns: Iterable[str]) -> list[str]:
+def pair_columns(columns: Sequence[str], rows: Sequence[Values]) -> list[tuple[str, str]]:
+    """The pairs of columns with usual names; of records of a text in two languages, the paths to both."""
+    pairs = [(usual((one,), columns), usual((other,), columns)) for one, other in PAIR_COLUMNS]
+    found = [(one[0], other[0]) for one, other in pairs if one and other]
+    nested = [path for path, value in paths_of(rows[0]) if "." in path and isinstance(value, str)] if rows else []
+    languages = [path for path in nested if path.startswith("translation.")]
+    return found + ([(languages[0], languages[1])] if len(languages) == 2 else [])
+
+
+def usual(usual: Sequence[str], columns: Iterable[str]) -> list[str]:
     """The columns with a usual name, in any case, the likeliest first."""
     named = {name.lower(): name for name in columns}
     return [named[name] for name in usual if name in named]

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ from selfsup.report import Progress
 
 FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries
 BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 bytes per token)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def prepare_text(
     """
     if not 0 <= validation < 1:
         raise UserError(f"The validation share must be at least 0 and below 1, not {validation:g}.")
-    given = _given(tokenizer, family, vocabulary)
+    given = given_tokenizer(tokenizer, family, vocabulary)
     text = open_text(source, failures=failures)
     identity = given.fingerprint if given else (tokenizer, family)
     choices = (FORMAT, text.fingerprint(), identity, vocabulary, validation, failures)
@@ -135,7 +137,7 @@ def prepare_text(
 
 def corpus_in_memory(text: Table, tokenizer: str | TextTokenizer, vocabulary: int | None, family: Family) -> TextCorpus:
     """All of a small source as the training part, prepared as by `prepare_text` and kept nowhere."""
-    given, scan = _given(tokenizer, family, vocabulary), _scan(text, lambda done, total: None)
+    given, scan = given_tokenizer(tokenizer, family, vocabulary), _scan(text, lambda done, total: None)
     size = int(scan.sizes.sum())
     cut = given or train_tokenizer(cast(Kind, tokenizer), text.documents(), vocabulary, size, family)
     stream = _Stream(cut)
@@ -143,7 +145,9 @@ def corpus_in_memory(text: Table, tokenizer: str | TextTokenizer, vocabulary: in
     return TextCorpus(cut, tokens, None, _facts(text, scan, stream, _Stream(cut)), text.fingerprint())
 
 
-def _given(tokenizer: str | Path | TextTokenizer, family: Family, vocabulary: int | None) -> TextTokenizer | None:
+def given_tokenizer(
+    tokenizer: str | Path | TextTokenizer, family: Family, vocabulary: int | None
+) -> TextTokenizer | None:
     """The tokenizer that is given; None for one that is trained here, which alone has a size to choose."""
     given = open_tokenizer(tokenizer, family)
     if given and vocabulary is not None:
@@ -219,7 +223,7 @@ class _Stream:
         sizes = tokenizer.token_bytes()
         between = np.array(tokenizer.between, tokenizer.dtype)
         yield self._counted(np.array([opening], tokenizer.dtype))
-        for batch in _batches(tokenizer, documents):
+        for batch in batches_of(tokenizer, documents):
             runs = []
             encoded = tokenizer.encode_batch([piece for piece, _ in batch])
             for ids, (piece, opens) in zip(encoded, batch, strict=True):
@@ -267,8 +271,7 @@ def _build(
     if validation:
         opening = training.last if parts.continued else tokenizer.start
         _write(directory / "validation.bin", held_out.chunks(parts.validation(), opening))
-    content = json.dumps({"facts": asdict(_facts(text, scan, training, held_out))}, indent=2)
-    (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
+    write_facts(directory, _facts(text, scan, training, held_out))
 
 
 def _facts(text: Table, scan: _Scan, training: _Stream, held_out: _Stream) -> TextFacts:
@@ -312,17 +315,22 @@ def _split(text: Table, scan: _Scan, validation: float) -> _Parts:
     chosen = hold_out(scan.hashes, validation)
 
     def part(wanted: bool) -> Iterator[str]:
-        read = -1
-        for read, document in enumerate(text.documents()):
-            if read == len(chosen):
-                break
-            if chosen[read] == wanted:
-                yield document
-        if read + 1 != len(chosen):
-            raise UserError(f"{text.name} changed while it was read: start again when it is complete.")
+        return part_of(text.documents(), chosen == wanted, text.name)
 
     train_bytes = int(scan.sizes[~chosen].sum())
     return _Parts(lambda: part(False), lambda: part(True), train_bytes, continued=False)
+
+
+def part_of(items: Iterable[T], chosen: npt.NDArray[np.bool_], name: str) -> Iterator[T]:
+    """The items of a source that are chosen; raises a UserError where there are not as many as when it was scanned."""
+    read = -1
+    for read, item in enumerate(items):
+        if read == len(chosen):
+            break
+        if chosen[read]:
+            yield item
+    if read + 1 != len(chosen):
+        raise UserError(f"{name} changed while it was read: start again when it is complete.")
 
 
 def _split_one(text: Table, scan: _Scan, validation: float) -> _Parts:
@@ -334,7 +342,7 @@ def _split_one(text: Table, scan: _Scan, validation: float) -> _Parts:
     return _Parts(lambda: heads, lambda: [tail], copies * len(heads[0].encode()), continued=True)
 
 
-def _batches(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+def batches_of(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
     """Pieces of documents, each with whether it opens one, in batches of about `BATCH` characters."""
     batch: list[tuple[str, bool]] = []
     size = 0
@@ -359,17 +367,24 @@ def _write(path: Path, stream: Iterator[Ids]) -> None:
 
 
 def _open(entry: Path, tokenizer: TextTokenizer) -> TextCorpus:
-    recorded = json.loads((entry / "facts.json").read_text(encoding="utf-8"))["facts"]
-    skipped = recorded.pop("skipped")
-    lists = {name: tuple(skipped.get(name, ())) for name in ("names", "left_out")}
-    facts = TextFacts(**recorded, skipped=Skipped(**skipped | lists))
-
     def stream(name: str) -> Ids | None:
         file = entry / name
         return np.memmap(file, tokenizer.dtype, mode="r") if file.exists() else None
 
     train, validation = cast(Ids, stream("train.bin")), stream("validation.bin")
-    return TextCorpus(tokenizer, train, validation, facts, fingerprint=entry.name)
+    return TextCorpus(tokenizer, train, validation, read_facts(entry), fingerprint=entry.name)
+
+
+def write_facts(directory: Path, facts: TextFacts) -> None:
+    content = json.dumps({"facts": asdict(facts)}, indent=2)
+    (directory / "facts.json").write_text(content + "\n", encoding="utf-8")
+
+
+def read_facts(entry: Path) -> TextFacts:
+    recorded = json.loads((entry / "facts.json").read_text(encoding="utf-8"))["facts"]
+    skipped = recorded.pop("skipped")
+    lists = {name: tuple(skipped.get(name, ())) for name in ("names", "left_out")}
+    return TextFacts(**recorded, skipped=Skipped(**skipped | lists))
 
 
 # -- windows -------------------------------------------------------------------------------------------------

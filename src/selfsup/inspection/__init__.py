@@ -32,6 +32,7 @@ __all__ = ["INSPECTORS", "Inspection", "inspect"]
 INSPECTORS = {
     "tokens": "selfsup.inspection.tokens:inspect_tokens",
     "sentences": "selfsup.inspection.sentences:inspect_sentences",
+    "text_pairs": "selfsup.inspection.text_pairs:inspect_text_pairs",
     "views": "selfsup.inspection.views:inspect_views",
     "crops": "selfsup.inspection.crops:inspect_crops",
     "patches": "selfsup.inspection.patches:inspect_patches",

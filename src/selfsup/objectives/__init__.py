@@ -16,6 +16,7 @@ RECIPES = {
     "causal-lm": "selfsup.objectives.causal_lm:CausalLMRecipe",
     "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
+    "pairs": "selfsup.objectives.pairs:PairsRecipe",
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
     "vicreg": "selfsup.objectives.vicreg:VICRegRecipe",
     "dino": "selfsup.objectives.dino:DINORecipe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,13 @@ ROWS = 1024  # of similarities that stand in memory at once
 
 
 def info_nce(
-    queries: Tensor, keys: Tensor, identities: Tensor, scale: float | Tensor, collectives: Collectives
+    queries: Tensor,
+    keys: Tensor,
+    identities: Tensor,
+    scale: float | Tensor,
+    collectives: Collectives,
+    key_identities: Tensor | None = None,
+    negatives: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Σ_i −log softmax_j(scale · queries_i · keys_j)[i], the keys of all processes (van den Oord et al. 2018, eq. 4).
 
@@ -23,24 +29,40 @@ def info_nce(
         queries, keys: (n, dim), normalised; row i of both belongs together.
         identities: (n,) or (n, kinds); other keys that share one with a query are left out of its sum, for they are no
             negatives.
+        key_identities: those of the keys, where they are others than the queries'.
+        negatives: further keys (m, dim), which are no query's own, and their identities.
 
     Returns:
         The sum over the queries of this process, a scalar with gradient; in fp32, or wider.
     """
     own = _own_rows(len(keys), keys.device, collectives)
-    return _contrast(queries, keys, identities, own, scale, collectives)
+    theirs = identities if key_identities is None else key_identities
+    parts = [(keys, theirs)] + ([] if negatives is None else [negatives])
+    everyone = [torch.cat([collectives.gather(each) for each in column]) for column in zip(*parts, strict=True)]
+    return _contrast(queries, identities, own, everyone, scale)
+
+
+@torch.no_grad()
+def found(
+    queries: Tensor, keys: Tensor, identities: Tensor, key_identities: Tensor, collectives: Collectives
+) -> Tensor:
+    """How many queries have no other key nearer than their own, a scalar; arguments as of `info_nce`."""
+    all_keys, everyones = collectives.gather(keys.detach()), collectives.gather(key_identities)
+    own = _own_rows(len(keys), keys.device, collectives)
+    count = torch.zeros((), dtype=queries.dtype, device=queries.device)
+    for rows, kinds, mine in zip(*(torch.split(each, ROWS) for each in (queries, identities, own)), strict=True):
+        similar = rows @ all_keys.T
+        others = similar.masked_fill(_others_alike(kinds, everyones, mine), -torch.inf)
+        count += (others.max(1).values <= similar.gather(1, mine[:, None])[:, 0]).sum()
+    return count
 
 
 def _contrast(
-    queries: Tensor,
-    keys: Tensor,
-    identities: Tensor,
-    positives: Tensor,
-    scale: float | Tensor,
-    collectives: Collectives,
+    queries: Tensor, identities: Tensor, positives: Tensor, everyone: Sequence[Tensor], scale: float | Tensor
 ) -> Tensor:
-    """Σ −log softmax of each query's (n, dim) similarities with the keys of all at its positive (n,)."""
-    all_keys, all_identities = collectives.gather(keys), collectives.gather(identities)
+    """Σ −log softmax of each query's (n, dim) similarities with the keys of all (N, dim) at its positive (n,); beside
+    the keys stand their identities."""
+    all_keys, all_identities = everyone
 
     def loss(queries: Tensor, identities: Tensor, positives: Tensor) -> Tensor:
         similar = scale * queries @ all_keys.T
@@ -114,4 +136,5 @@ def nt_xent(first: Tensor, second: Tensor, identities: Tensor, scale: float, col
     """
     views, owners = torch.cat((first, second)), torch.cat((identities, identities))
     others = _own_rows(len(views), views.device, collectives).roll(len(first))
-    return _contrast(views, views, owners, others, scale, collectives)
+    everyone = collectives.gather(views), collectives.gather(owners)
+    return _contrast(views, owners, others, everyone, scale)

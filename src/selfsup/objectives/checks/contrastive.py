@@ -32,3 +32,21 @@ def small_batch(history: History) -> Symptom | None:
     if batch >= FEWEST_RECORDS:
         return None
     return Symptom(batch, FEWEST_RECORDS, step=0, figures={"others": batch - 1})
+
+
+MOST_ALIKE = 0.3  # as of captions: at most seven in ten of the texts can then be told from all others
+
+
+@warning(
+    seen="{alike:,} of {pairs:,} pairs ({value:.0%}) share a text with an earlier one",
+    why="what shares a text is no negative, so batches teach less than they hold; and texts that nearly equal each "
+    "other, which comes with them, are pushed apart all the same",
+    remedy="leave copies out of data.source ({source}), or name columns whose texts differ (pairs.query, "
+    "pairs.passage), and train anew",
+)
+def alike_pairs(history: History) -> Symptom | None:
+    """Pairs with a text of an earlier pair, which say little of who belongs to whom."""
+    pairs, alike = history.count("pairs"), history.count("alike_pairs")
+    share = alike / max(pairs, 1)
+    figures = {"pairs": pairs, "alike": alike, "source": history.settings["data.source"]}
+    return Symptom(share, MOST_ALIKE, 0, figures) if share > MOST_ALIKE else None
