@@ -55,13 +55,17 @@ class WordVectors(OneNetwork[torch.nn.Embedding], EmbeddingModel):
 
     @torch.no_grad()
     def embed(
-        self, texts: Sequence[str], precision: str = "auto", progress: Callable[[int, int], None] | None = None
+        self,
+        texts: Sequence[str],
+        precision: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+        prompt: str | None = None,
     ) -> npt.NDArray[np.float32]:
         self.embedded += len(texts)
         features = torch.zeros(len(texts), self.dimension)
         for number, text in enumerate(texts):
             words = [zlib.crc32(word.encode()) % WORDS for word in text.lower().split()]
-            features[number] = self.network(torch.tensor(words)).mean(0)
+            features[number] = self.features.map(self.network(torch.tensor(words)).mean(0)[None])[0]
             if progress is not None:
                 progress(number + 1, len(texts))
         return features.numpy()

@@ -118,9 +118,8 @@ def test_a_text_tower_goes_with_its_projection(tmp_path: Path) -> None:
 
 
 def test_a_sentence_encoder_of_others_stays_what_it_is(tmp_path: Path) -> None:
-    """Of the same steps and prompts, one put before every text among them; the card says what selfsup leaves out."""
+    """Of the same steps and prompts; the card says what selfsup leaves out, and what stands before a query."""
     origin = tiny_encoders.save("sentences", tmp_path / "origin")
-    edit(origin / "config_sentence_transformers.json", default_prompt_name="query")
     exported = selfsup.export(origin, out=tmp_path / "st")
     assert exported.max_share is not None
     assert exported.max_share < SHARE
@@ -132,7 +131,8 @@ def test_a_sentence_encoder_of_others_stays_what_it_is(tmp_path: Path) -> None:
     assert_same_vectors(vectors(exported.directory), vectors(origin))
     card = (exported.directory / "README.md").read_text()
     assert "normalised by a last step, which selfsup leaves out" in card
-    assert "the default prompt, which selfsup leaves out" in card
+    assert '- Before a query: "find: "' in card
+    assert "Before a document" not in card
 
 
 def test_of_what_is_said_of_its_texts_only_length_and_case_are_taken(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_of_what_is_said_of_its_texts_only_length_and_case_are_taken(tmp_path: P
 def test_prompts_that_cannot_be_are_told_in_a_sentence(tmp_path: Path) -> None:
     origin = tiny_encoders.save("sentences", tmp_path / "origin")
     edit(origin / "config_sentence_transformers.json", default_prompt_name="none")
-    with pytest.raises(UserError, match="origin: Default prompt name 'none' not found") as caught:
+    with pytest.raises(UserError, match="names the default prompt 'none', which is not among its prompts") as caught:
         selfsup.export(origin, out=tmp_path / "st")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "st").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,8 @@ from selfsup.errors import UserError
 from selfsup.files import save_tensors
 from selfsup.models.features import Features, whitening
 from selfsup.models.sentence_transformers import read_features
+
+PROMPTED = Features(prompts={"query": "find: ", "other": "so: "}, default_prompt="other")
 
 
 def correlated(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -61,8 +66,65 @@ def test_files(tmp_path: Path) -> None:
     for features in (Features(), Features("cls"), Features("mean", weight, bias)):
         features.write(tmp_path)
         assert read_features(tmp_path) == features
+    for features in (PROMPTED, Features(dimensions=(2, 4)), Features("mean", weight, bias, kept=2)):
+        features.write(tmp_path)
+        assert read_features(tmp_path) == features
+        assert features != features.bare
     assert Features() != Features("cls")
     assert Features("mean", weight, bias) != Features("mean", weight, bias + 1e-3)
+
+
+def test_of_a_vector_the_first_numbers_are_kept() -> None:
+    pooled, (weight, bias) = torch.from_numpy(correlated(100, 4)), whitening(correlated(100, 4))
+    for whole in (Features(), Features("mean", weight, bias), Features("mean", weight)):
+        assert replace(whole, kept=3).map(pooled).equal(whole.map(pooled)[:, :3])
+        assert replace(whole, kept=9).map(pooled).equal(whole.map(pooled))
+        assert [replace(whole, kept=kept).dimension(4) for kept in (None, 3, 9)] == [4, 3, 4]
+
+
+def test_a_fingerprint_is_of_what_changes_a_vector() -> None:
+    """That of a definition without prompts is what it was before there were any."""
+    assert Features().fingerprint == hashlib.blake2b(b"mean--", digest_size=16).hexdigest()
+    others = [
+        PROMPTED,
+        replace(PROMPTED, default_prompt=None),
+        replace(PROMPTED, prompts={"query": "find: "}, default_prompt=None),
+        Features(kept=2),
+        Features(kept=3),
+    ]
+    assert len({features.fingerprint for features in (Features(), *others)}) == 6
+    assert Features(dimensions=(2,)).fingerprint == Features().fingerprint
+
+
+def test_the_prompt_of_a_text() -> None:
+    """By its name; without one, or where there is none for queries or documents, the default one."""
+    names = (None, "query", "document", "other")
+    assert [PROMPTED.prompt(name) for name in names] == ["so: ", "find: ", "so: ", "so: "]
+    plain = replace(PROMPTED, default_prompt=None)
+    assert [plain.prompt(name) for name in names] == ["", "find: ", "", "so: "]
+    passages = Features(prompts={"passage": "p: ", "corpus": "c: "})
+    assert [passages.prompt(name) for name in names[:3]] == ["", "", "p: "]
+    with pytest.raises(UserError, match="The model has no prompt 'qeury'; it knows query, other, document"):
+        PROMPTED.prompt("qeury")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"prompts": ["find: "]}, "prompts is"),
+        ({"prompts": {"query": 3}}, "prompts is"),
+        ({"prompts": {"query": "q"}, "default_prompt": "no"}, "names the default prompt 'no'"),
+        ({"default_prompt": "no"}, "names the default prompt 'no'"),
+        ({"dimensions": 3}, "dimensions is 3"),
+        ({"dimensions": [0]}, r"dimensions is \[0\]"),
+        ({"kept": -1}, "kept is -1"),
+        ({"kept": True}, "kept is True"),
+    ],
+)
+def test_what_is_no_prompt_or_dimension_is_refused(said: dict[str, object], told: str, tmp_path: Path) -> None:
+    (tmp_path / "features.json").write_text(json.dumps({"pooling": "mean", **said}))
+    with pytest.raises(UserError, match=told):
+        read_features(tmp_path)
 
 
 def test_a_map_into_another_dimension(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ Failures = Annotated[
 ]
 Label = Annotated[str | None, typer.Option(help="the column of the class")]
 Id = Annotated[str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")]
+Dimension = Annotated[int | None, typer.Option(help="keep the first so many numbers of each vector", min=1)]
 Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Templates = Annotated[

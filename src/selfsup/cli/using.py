@@ -13,6 +13,7 @@ from selfsup.cli.options import (
     Column,
     Data,
     Device,
+    Dimension,
     Encoder,
     Failures,
     Label,
@@ -164,6 +165,7 @@ def evaluate(
     records: Records = None,
     window: Window = None,
     seed: Seed = 0,
+    dimension: Dimension = None,
 ) -> None:
     """Measure a model by a named protocol, on a run's held-out part or on other data."""
     from selfsup.report import to_stdout
@@ -244,6 +246,7 @@ def export(
     to: Annotated[
         str, typer.Option(help="sentence-transformers, transformers, timm, or onnx")
     ] = "sentence-transformers",
+    dimension: Dimension = None,
 ) -> None:
     """Write a model in the layout of another library."""
     if exported.max_difference is not None:

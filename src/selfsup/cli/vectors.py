@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from selfsup.cli.options import Chunk, Column, Device, Encoder, Failures, Id, Source, command
+from selfsup.cli.options import Chunk, Column, Device, Dimension, Encoder, Failures, Id, Source, command
 from selfsup.report import say
 
 Library = Annotated[Path, typer.Argument(help="a library that `selfsup index` made")]
@@ -27,6 +27,7 @@ def embed(
     batch: Chunk = 4096,
     failures: Failures = 1.0,
     device: Device = "auto",
+    dimension: Dimension = None,
 ) -> None:
     """Turn every text or image of a source into a vector, in a parquet file; the same command goes on after a crash."""
     from selfsup.report import Reporter
@@ -45,6 +46,7 @@ def index(
     batch: Chunk = 4096,
     failures: Failures = 1.0,
     device: Device = "auto",
+    dimension: Dimension = None,
 ) -> None:
     """Make a searchable library of a source, or add and update in one."""
     from selfsup.report import Reporter

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from selfsup.arguments import checked
 from selfsup.config import nearest
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Measurement, Score, unsaid
 from selfsup.files import expanded
+from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.items import silent
-from selfsup.inference.opening import load
+from selfsup.inference.opening import cut, load
 from selfsup.report import Progress
 from selfsup.run import Run
 
 DECODER, TEXTS, IMAGES, PAIRS = "a decoder", "a text encoder", "an image encoder", "an image-text model"
 EMBEDDERS = (TEXTS, IMAGES, PAIRS)
+CUT = ("dimension",)  # of protocols that measure vectors, and have no other options
 
 
 class Protocol(NamedTuple):
@@ -33,16 +36,16 @@ class Protocol(NamedTuple):
 PROTOCOLS = {
     "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,), ("window",), better="lower"),
     "perplexity": Protocol("perplexity:perplexity", (DECODER,), ("window",), better="lower"),
-    "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions",)),
-    "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates")),
-    "sts": Protocol("sts:measure", (TEXTS, PAIRS)),
-    "linear": Protocol("linear:measure", EMBEDDERS, ("label", "test")),
-    "knn-20": Protocol("knn:knn_20", EMBEDDERS, ("label", "test")),
-    "knn-200": Protocol("knn:knn_200", EMBEDDERS, ("label", "test")),
-    "rankme": Protocol("rankme:measure", EMBEDDERS),
-    "alpha-req": Protocol("alpha_req:measure", EMBEDDERS, better=None),
-    "uniformity": Protocol("uniformity:measure", EMBEDDERS, better="lower"),
-    "alignment": Protocol("alignment:measure", EMBEDDERS, better="lower"),
+    "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions", "dimension")),
+    "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates", "dimension")),
+    "sts": Protocol("sts:measure", (TEXTS, PAIRS), CUT),
+    "linear": Protocol("linear:measure", EMBEDDERS, ("label", "test", "dimension")),
+    "knn-20": Protocol("knn:knn_20", EMBEDDERS, ("label", "test", "dimension")),
+    "knn-200": Protocol("knn:knn_200", EMBEDDERS, ("label", "test", "dimension")),
+    "rankme": Protocol("rankme:measure", EMBEDDERS, CUT),
+    "alpha-req": Protocol("alpha_req:measure", EMBEDDERS, CUT, better=None),
+    "uniformity": Protocol("uniformity:measure", EMBEDDERS, CUT, better="lower"),
+    "alignment": Protocol("alignment:measure", EMBEDDERS, CUT, better="lower"),
     "pseudo-perplexity": Protocol("perplexity:pseudo_perplexity", (TEXTS,), better="lower"),
 }
 
@@ -77,6 +80,7 @@ def evaluate(
     records: int | None = None,
     window: int | None = None,
     seed: int = 0,
+    dimension: int | None = None,
     progress: Progress | None = None,
     running: Callable[[str], None] | None = None,
 ) -> Score:
@@ -99,6 +103,7 @@ def evaluate(
         window: for `bits-per-byte` and `perplexity`, the tokens of a window; by default as many as the model reads, at
             most 8,192.
         seed: of the bootstrap behind the interval, and of what a protocol draws.
+        dimension: of models that embed, measure the first so many numbers of each vector.
         progress: called with the predictions or records done so far, and all of them.
         running: called with what the figure is so far, by protocols whose figure is a mean.
 
@@ -108,16 +113,28 @@ def evaluate(
     require_known(protocol)
     if column is not None and data is None:
         raise UserError("--column names a column of --data; give both, or none.")
-    given = {"test": test, "label": label, "templates": templates, "captions": captions or None, "window": window}
+    given = {
+        "test": test,
+        "label": label,
+        "templates": templates,
+        "captions": captions or None,
+        "window": window,
+        "dimension": dimension,
+    }
     for name, value in given.items():
         if value is not None and name not in PROTOCOLS[protocol].options:
             raise UserError(f"{protocol} has no use for --{name}; leave it out, or take {', '.join(_taking(name))}.")
     directory = run.directory if isinstance(run, Run) else expanded(run)
+    model = load(directory)
+    if dimension is not None:
+        require_fitting(directory, model, protocol)
+        cut(cast(EmbeddingModel, model), dimension)
     measurement = Measurement(
-        directory, load(directory), data, column, device, seed, progress or silent, test, label, templates,
+        directory, model, data, column, device, seed, progress or silent, test, label, templates,
         captions, failures, precision, records, window, running or unsaid,
     )  # fmt: skip
-    return measure(measurement, protocol)
+    score = measure(measurement, protocol)
+    return score if dimension is None else replace(score, details=score.details | {"dimension": dimension})
 
 
 def measure(measurement: Measurement, protocol: str) -> Score:

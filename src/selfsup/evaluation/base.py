@@ -107,14 +107,15 @@ class Measurement:
         self.used.add(precision)
         return Machine(device, precision, 0.0).autocast()
 
-    def embed(self, items: Sequence[Item]) -> tuple[Chosen, Vectors]:
+    def embed(self, items: Sequence[Item], prompt: str | None = None) -> tuple[Chosen, Vectors]:
         """Which of the items (n,) can be read, and the model's vectors (m, dimension) of these.
 
-        What occurs twice is embedded once. Raises UserError where a vector is not finite.
+        Texts stand behind the prompt that is named, see `selfsup.models.features.Features.prompt`. What occurs twice is
+        embedded once. Raises UserError where a vector is not finite.
         """
         distinct = distinct_items(items)
         self.model.to(find_device(self.device))
-        read, vectors = self.model.embed_items(list(distinct.values()), self.precision, self.progress)
+        read, vectors = self.model.embed_items(list(distinct.values()), self.precision, self.progress, prompt)
         self.truncated += self.model.truncated
         self.used.add(self.model.precision)
         places = {identity: place for place, identity in enumerate(itertools.compress(distinct, read))}

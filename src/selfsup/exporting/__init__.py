@@ -47,25 +47,30 @@ class Exported:
 
 
 @checked
-def export(run: str | Path | Run, *, out: str | Path, to: str = "sentence-transformers") -> Exported:
+def export(
+    run: str | Path | Run, *, out: str | Path, to: str = "sentence-transformers", dimension: int | None = None
+) -> Exported:
     """Write the model of a run in the layout of another library.
 
     Args:
         run: a run, its directory, or a model directory in Hugging Face's layout.
         out: the directory to write (of onnx and timm: the file), which must not exist; it appears wholly or not at all.
         to: a name of `TARGETS`; the module of each says what it writes.
+        dimension: of a model of texts, for sentence-transformers: keep the first so many numbers of each vector.
 
     Raises:
-        UserError: no such target, no model, one that the target does not take, or `out` exists.
+        UserError: no such target, no model, one that the target does not take, no such dimension, or `out` exists.
     """
     if to not in TARGETS:
         raise UserError(f"There is no export to '{to}'{nearest(to, list(TARGETS))}")
+    if dimension is not None and to != "sentence-transformers":
+        raise UserError(f"--dimension is for --to sentence-transformers, not for {to}; leave it out.")
     source = run.directory if isinstance(run, Run) else expanded(run)
     directory = expanded(out)
     require_free(directory)
     module, _, name = TARGETS[to].partition(":")
-    write: Callable[[Path, Path], Written] = getattr(import_module(module), name)
-    opens_with, difference = write(source, directory)
+    write: Callable[..., Written] = getattr(import_module(module), name)
+    opens_with, difference = write(source, directory, **({} if dimension is None else {"dimension": dimension}))
     if difference is None:
         return Exported(directory, to, opens_with, None)
     if not difference.is_rounding:

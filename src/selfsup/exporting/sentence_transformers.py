@@ -7,6 +7,7 @@ directories of their own, and what sends images to the one and texts to the othe
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +25,18 @@ from selfsup.exporting.transformers import copied
 from selfsup.files import whole_directory
 from selfsup.inference.clip import PairModel
 from selfsup.inference.encoder import EncoderModel
-from selfsup.inference.opening import load_encoder
+from selfsup.inference.opening import cut, load_encoder
 from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.adapters import transformers_at_work
 from selfsup.models.cards import card
 from selfsup.models.directories import find_model, forget_code
+from selfsup.models.features import DOCUMENT, QUERY
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT, in_one
 from selfsup.models.parity import Difference
 from selfsup.models.sentence_transformers import (
     MODULES,
-    default_prompt,
     keep_modules,
     normalizes,
     write_image_input,
@@ -49,10 +50,14 @@ from selfsup.models.vision_layouts import write_vision
 Tower = EncoderModel | ImageModel
 
 
-def write(source: Path, directory: Path) -> Written:
-    """Write the encoder of `source`, or both towers, to `directory`. Raises UserError where it holds none, or one
-    that is no network of transformers."""
+def write(source: Path, directory: Path, dimension: int | None = None) -> Written:
+    """Write the encoder of `source`, or both towers, to `directory`, or of one of texts what keeps of each vector the
+    first `dimension` numbers (`truncate_dim` there). Raises UserError where it holds none, or one that is no network of
+    transformers."""
     model, opened = find_model(source), load_encoder(source)
+    if dimension is not None and not isinstance(opened, EncoderModel):
+        raise UserError(f"{source} holds {opened.kind}, and --dimension is for a text encoder; leave it out.")
+    cut(opened, dimension)
     towers: dict[str, Tower]  # by the directory that each is given: by what it takes, or the one there is
     towers = {IMAGE: opened.image, TEXT: opened.text} if isinstance(opened, PairModel) else {"": opened}
     whole = copied(model, directory) if in_one(model) else whole_directory(directory)  # the former it opens as it is
@@ -115,18 +120,22 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         return None
-    with transformers_at_work(str(towers[0].directory or directory)):  # whose steps and prompts these are
+    with transformers_at_work(str(towers[0].directory or directory)):  # whose steps these are
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True, trust_remote_code=False)
 
-    def differ(tower: Tower, samples: Sequence[Any]) -> Difference:
-        prompt = "" if isinstance(tower, EncoderModel) else None  # none, whatever is the default
-        found = torch.from_numpy(theirs.encode(list(samples), show_progress_bar=False, prompt=prompt))
-        ours = torch.from_numpy(tower.embed(samples, precision="fp32"))
-        return Difference.between(found, F.normalize(ours, dim=1) if _normalized(tower) else ours)
+    encoders = {None: theirs.encode, QUERY: theirs.encode_query, DOCUMENT: theirs.encode_document}
+
+    def differ(tower: Tower, samples: Sequence[Any], prompt: str | None = None) -> Difference:
+        found = torch.from_numpy(encoders[prompt](list(samples), show_progress_bar=False))
+        ours = torch.from_numpy(tower.embed(samples, precision="fp32", prompt=prompt))
+        if _normalized(tower):  # there before they are cut
+            found, ours = F.normalize(found, dim=1), F.normalize(ours, dim=1)
+        return Difference.between(found, ours)
 
     differences, resized = [], None
     for tower in towers:
-        differences.append(differ(tower, _samples(tower)))
+        prompts = encoders if len(towers) == 1 and tower.features.prompts else (None,)
+        differences += [differ(tower, _samples(tower), prompt) for prompt in prompts]
         if isinstance(tower, ImageModel):
             resized = differ(tower, pictures(tower.size, 1.7) + pictures(tower.size, 5)).share
     return Compared(Difference.largest(differences), resized)
@@ -182,11 +191,20 @@ def _facts(towers: Sequence[Tower]) -> dict[str, str]:
         )
         if isinstance(tower, EncoderModel):
             facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
-            if tower.directory is not None and default_prompt(tower.directory) is not None:
-                facts["Before every text"] = "the default prompt, which selfsup leaves out"
+            facts |= _prompts(tower)
         else:
             facts["Images"] = tower.preprocessing.words
     return facts | ({"One call": "is of images or of texts, not of both"} if len(towers) > 1 else {})
+
+
+def _prompts(tower: EncoderModel) -> dict[str, str]:
+    """What is put before texts, for a card, and to which numbers vectors were trained to be cut."""
+    features = tower.features
+    ends = {"a query": QUERY, "a document": DOCUMENT, "any other text": None}
+    put = {f"Before {end}": features.prompt(name) for end, name in ends.items()}
+    told = {before: json.dumps(text, ensure_ascii=False) for before, text in put.items() if text}
+    trained = ", ".join(map(str, features.dimensions))
+    return told | ({"Vectors may be cut to": f"{trained} numbers (`truncate_dim`)"} if trained else {})
 
 
 def _pooled(tower: Tower) -> str:

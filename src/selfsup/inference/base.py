@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
 
@@ -18,7 +19,7 @@ from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.items import Collection, Item, Vectors, digest, silent
 from selfsup.machine import find_device
-from selfsup.models.features import Features, fingerprint
+from selfsup.models.features import QUERY, Features, fingerprint
 from selfsup.report import Progress
 
 N = TypeVar("N", bound=nn.Module)
@@ -80,6 +81,15 @@ class EmbeddingModel(Model):
 
     @property
     @abstractmethod
+    def dimensions(self) -> tuple[int, ...]:
+        """Numbers that a vector was trained to be cut to; none where that is not known."""
+
+    @abstractmethod
+    def cut(self, dimension: int) -> None:
+        """Keep of each vector the first numbers alone, so many of them, from now on."""
+
+    @property
+    @abstractmethod
     def pooling(self) -> str:
         """How hidden states become a vector, in a word."""
 
@@ -99,15 +109,18 @@ class EmbeddingModel(Model):
         none that this model reads."""
 
     @abstractmethod
-    def embed(self, contents: Sequence[Any], precision: str = "auto", progress: Progress = silent) -> Vectors:
-        """(n, dimension), not normalised; NaN for what cannot be read."""
+    def embed(
+        self, contents: Sequence[Any], precision: str = "auto", progress: Progress = silent, prompt: str | None = None
+    ) -> Vectors:
+        """(n, dimension), not normalised; NaN for what cannot be read. `prompt` names what is put before each text, see
+        `Features.prompt`; before an image nothing can be put."""
 
     def embed_items(
-        self, items: Sequence[Item], precision: str = "auto", progress: Progress = silent
+        self, items: Sequence[Item], precision: str = "auto", progress: Progress = silent, prompt: str | None = None
     ) -> tuple[npt.NDArray[np.bool_], Vectors]:
         """Which of the items (n,) can be read, and the vectors of these, (m, dimension). Raises UserError where a
         vector holds a number that is not finite."""
-        vectors = self.embed([item.content for item in items], precision=precision, progress=progress)
+        vectors = self.embed([item.content for item in items], precision=precision, progress=progress, prompt=prompt)
         read = np.ones(len(items), bool)
         read[self.unread] = False
         if not np.isfinite(vectors[read]).all():
@@ -118,11 +131,12 @@ class EmbeddingModel(Model):
         return read, vectors[read]
 
     def query(self, item: Item) -> Vectors:
-        """The vector (dimension,) of an item to look for. Raises UserError where the model reads no such item."""
+        """The vector (dimension,) of an item to look for, a text behind the prompt of queries. Raises UserError where
+        the model reads no such item."""
         if not isinstance(item, self.embeds):
             others = " or ".join(kind.asked for kind in self.embeds)
             raise UserError(f"{self.path} holds {self.kind}, which reads no {item.noun}; give {others}.")
-        _, vectors = self.embed_items([item])
+        _, vectors = self.embed_items([item], prompt=QUERY)
         if not len(vectors):
             raise UserError(f"{item.source} cannot be read; give another one.")
         return np.asarray(vectors[0])
@@ -158,6 +172,13 @@ class OneNetwork(ABC, Generic[N]):
     @property
     def dimension(self) -> int:
         return self.features.dimension(self.width)
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        return self.features.dimensions
+
+    def cut(self, dimension: int) -> None:
+        self.features = replace(self.features, kept=dimension)
 
     @property
     def pooling(self) -> str:

@@ -64,6 +64,14 @@ class PairModel(EmbeddingModel):
         return self.image.dimension
 
     @property
+    def dimensions(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.image.dimensions} & {*self.text.dimensions}))
+
+    def cut(self, dimension: int) -> None:
+        for tower in (self.image, self.text):
+            tower.cut(dimension)
+
+    @property
     def pooling(self) -> str:
         return f"{self.image.pooling} of images, {self.text.pooling} of texts"
 
@@ -85,7 +93,9 @@ class PairModel(EmbeddingModel):
             return self.image.read(source, column, **how)
         return self.text.read(source, column, **how)
 
-    def embed(self, contents: Sequence[Any], precision: str = "auto", progress: Progress = silent) -> Vectors:
+    def embed(
+        self, contents: Sequence[Any], precision: str = "auto", progress: Progress = silent, prompt: str | None = None
+    ) -> Vectors:
         """The vector of each image or text, (n, dimension), not normalised; NaN for an image that cannot be read.
 
         Strings are texts; anything else is an image, see `ImageModel.embed`, and these come first.
@@ -99,7 +109,7 @@ class PairModel(EmbeddingModel):
             if not places:
                 continue
             within = shifted(progress, done, len(contents))
-            vectors[places] = tower.embed([contents[place] for place in places], precision, within)
+            vectors[places] = tower.embed([contents[place] for place in places], precision, within, prompt)
             self.truncated += tower.truncated
             self.precision = tower.precision if self.precision in ("", tower.precision) else "bf16 and fp32"
             self.unread += [places[number] for number in tower.unread]

@@ -31,6 +31,7 @@ from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.items import CHUNK, Collection, Item, LeftOut, chunks, digest, shifted, silent, survey
 from selfsup.inference.opening import open_embedder
+from selfsup.models.features import DOCUMENT
 from selfsup.report import Progress
 
 METADATA = b"selfsup"  # key of the JSON object in the schema's metadata
@@ -75,6 +76,7 @@ def embed(
     batch: int = CHUNK,
     failures: float = 1.0,
     device: str = "auto",
+    dimension: int | None = None,
     progress: Progress | None = None,
 ) -> Embeddings:
     """Embed every record of a source into a parquet file with the columns id, text (source, of images) and vector.
@@ -93,6 +95,7 @@ def embed(
         batch: records that are embedded together, and kept together when interrupted.
         failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
             counted, however many there are, as long as one can be read.
+        dimension: keep the first so many numbers of each vector.
         progress: called with the records embedded so far, and all of them (None while they are being counted).
 
     Raises:
@@ -103,7 +106,7 @@ def embed(
         raise UserError(f"{out} is no name of a file; give another --out.")
     work = out.with_name(f"{out.name}.partial")
     _require_free(out, work)
-    model = open_embedder(run, device)
+    model = open_embedder(run, device, dimension)
     collection = model.read(data, column, failures=failures, progress=progress)
     total, fingerprint = survey(collection.items(id_column), id_column, progress)
     read = {"data": collection.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
@@ -260,7 +263,7 @@ def _write_chunk(work: Path, number: int, table: pa.Table) -> Path:
 def _chunk(items: list[Item], model: EmbeddingModel, schema: pa.Schema, progress: Progress) -> pa.Table:
     """What can be read of some items, with its vectors; what cannot be, and what was truncated, in the metadata."""
     kind = schema.field("vector").type.value_type.to_pandas_dtype()
-    read, vectors = model.embed_items(items, progress=progress)
+    read, vectors = model.embed_items(items, progress=progress, prompt=DOCUMENT)
     with np.errstate(over="ignore"):
         numbers = vectors.astype(kind).reshape(-1)
     if not np.isfinite(numbers).all():

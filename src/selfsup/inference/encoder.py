@@ -120,15 +120,18 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
             self.network.opened.save(directory, self.tokenizer, heads=False)
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str], precision: str = "auto", progress: Progress = silent) -> Vectors:
+    def embed(
+        self, texts: Sequence[str], precision: str = "auto", progress: Progress = silent, prompt: str | None = None
+    ) -> Vectors:
         """The vector of each text, (n, dimension), not normalised.
 
-        Texts are taken in the order of their lengths, several to a row, so that nothing is computed on padding. A text
-        that is longer than the window loses its end (`truncated` counts them). `progress` receives the number of texts
-        done and in all.
+        Before each text stands the prompt that is named: `query` for what is looked for, `document` for what is looked
+        through; without a name the model's default one, if it has any. Texts are taken in the order of their lengths,
+        several to a row, so that nothing is computed on padding. A text that is longer than the window loses its end
+        (`truncated` counts them). `progress` receives the number of texts done and in all.
         """
-        room = self.tokenizer.room(self.window)
-        ids = self.tokenizer.encode_batch(list(texts))
+        room, before = self.tokenizer.room(self.window), self.features.prompt(prompt)
+        ids = self.tokenizer.encode_batch([before + text for text in texts])
         self.truncated = sum(len(row) > room for row in ids)
         framed = [self.tokenizer.frame(row[:room]) for row in ids]
         self.precision = find_precision(precision, self.device)

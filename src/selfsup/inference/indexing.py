@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from selfsup.arguments import checked
+from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
 from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, digest, shifted, silent, survey
 from selfsup.inference.library import Library
 from selfsup.inference.opening import open_embedder
+from selfsup.models.features import DOCUMENT
 from selfsup.report import Progress
 
 
@@ -67,6 +69,7 @@ def index(
     batch: int = CHUNK,
     failures: float = 1.0,
     device: str = "auto",
+    dimension: int | None = None,
     progress: Progress | None = None,
 ) -> Indexed:
     """Bring a library up to date with a source: add new records, replace changed ones, leave the others.
@@ -79,19 +82,20 @@ def index(
         run, data, column, id_column, failures, progress: as those of `selfsup.embed`; the library remembers the run.
         out: the library, a directory whose name ends in `.lance`.
         batch: records that are embedded and put together.
+        dimension: keep the first so many numbers of each vector; a library that is there goes on with its own.
 
     Raises:
-        UserError: no such model, data or column; an id occurs twice; the library was made by another model, or a
-            column of it holds another kind of value.
+        UserError: no such model, data or column; an id occurs twice; the library was made by another model or with
+            another dimension, or a column of it holds another kind of value.
     """
     path, progress = expanded(out), progress or silent
     there = Library.open(path) if Library.exists(path) else None
     if there is None:
         Library.require_free(path)
-    model = open_embedder(run, device)
-    described = model.description()
+    model = open_embedder(run, device, _dimension(there, dimension))
     if there is not None:
-        there.require_model(described)
+        there.admit(model)
+    described = model.description()
     collection = model.read(data, column, failures=failures, progress=progress)
     kinds = Kinds()
     total, _ = survey(kinds.watch(collection.items(id_column, with_values=True)), id_column, progress)
@@ -107,6 +111,18 @@ def index(
         path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
         kinds.noted(LeftOut.of([collection], update.truncated), columns), library.description.get("index"),
     )  # fmt: skip
+
+
+def _dimension(library: Library | None, dimension: int | None) -> int | None:
+    """The dimension that is asked for; raises a UserError where a library that is there has another one."""
+    if library is None:
+        return dimension
+    if dimension in (None, library.dimension):
+        return None  # which the library knows
+    raise UserError(
+        f"{library.path} holds vectors of {library.dimension} numbers, so --dimension cannot be {dimension}; leave it "
+        "out, or make a new library."
+    )
 
 
 class _Update:
@@ -137,7 +153,7 @@ class _Update:
         old, new = list(itertools.compress(items, held)), list(itertools.compress(items, map(not_, held)))
         parts = []
         if new:
-            read, vectors = self._model.embed_items(new, progress=progress)
+            read, vectors = self._model.embed_items(new, progress=progress, prompt=DOCUMENT)
             self.unread += len(new) - len(vectors)
             self.truncated += self._model.truncated
             new = list(itertools.compress(new, read))

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from selfsup.errors import UserError
 from selfsup.files import LOCK, held
+from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.items import Vectors
 from selfsup.inference.recorded import record, verify
 from selfsup.seeding import derive
@@ -129,6 +130,18 @@ class Library:
     def description(self) -> dict[str, Any]:
         """What `describe` stored."""
         return _description(self._table.schema)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return int(self.description["dimension"])
+
+    def admit(self, model: EmbeddingModel) -> None:
+        """Keep of a model's vectors as many numbers as those of the library have. Raises UserError where it was made by
+        another model."""
+        if model.dimension > self.dimension:
+            model.cut(self.dimension)
+        self.require_model(model.description())
 
     def require_model(self, described: Mapping[str, Any]) -> None:
         """Raise a UserError where the library was made by another model than one of a description."""

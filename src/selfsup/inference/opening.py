@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from selfsup.inference.vision import ImageModel
 
     AnyModel: TypeAlias = LanguageModel | EncoderModel | ImageModel | PairModel
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Model)
 TOWERS = ("image", "text")  # attributes of a model of two, and directories in its own
@@ -80,8 +83,32 @@ def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:
     raise UserError(f"{path} holds {model.kind}, which makes no vectors; give the run of an encoder.")
 
 
-def open_embedder(path: str | Path, device: str = "auto") -> EmbeddingModel:
-    """As `load_encoder`, where it is to compute; raises UserError where there is no such device, too."""
+def open_embedder(path: str | Path, device: str = "auto", dimension: int | None = None) -> EmbeddingModel:
+    """As `load_encoder`, where it is to compute, and its vectors cut as `cut` does; raises UserError where there is no
+    such device, too."""
     model = load_encoder(path)
+    cut(model, dimension)
     model.to(find_device(device))
     return model
+
+
+def cut(model: EmbeddingModel, dimension: int | None) -> None:
+    """Keep of a model's vectors the first numbers alone, so many as are asked for. Where it does not say that it was
+    trained for that, this is said. Raises UserError where there are not so many, or it was trained to be cut
+    elsewhere."""
+    if dimension is None or dimension == model.dimension:
+        return
+    trained, own = ", ".join(map(str, model.dimensions)), model.dimension
+    if not 1 <= dimension <= own:
+        raise UserError(f"The vectors of {model.path} have {own} numbers, so --dimension cannot be {dimension}.")
+    if trained and dimension not in model.dimensions:
+        raise UserError(
+            f"{model.path} was trained to be cut to {trained} numbers, so --dimension cannot be {dimension}; give one "
+            "of these."
+        )
+    if not trained:
+        log.warning(
+            "%s does not say that its vectors were trained to be cut; the first %d of their %d numbers may tell much "
+            "less than all.", model.path, dimension, own
+        )  # fmt: skip
+    model.cut(dimension)

@@ -56,7 +56,7 @@ class Searcher:
                 f"{self.library.description['pooling']}, fingerprint {self.library.description['model_fingerprint']})."
             )
         self._model = open_embedder(place, device)
-        self.library.require_model(self._model.description())
+        self.library.admit(self._model)
 
     @checked
     def __call__(

@@ -80,7 +80,9 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
         return open_pictures(source, self.size, column, **how)
 
     @torch.inference_mode()
-    def embed(self, images: Sequence[Any], precision: str = "auto", progress: Progress = silent) -> Vectors:
+    def embed(
+        self, images: Sequence[Any], precision: str = "auto", progress: Progress = silent, prompt: str | None = None
+    ) -> Vectors:
         """The vector of each image, (n, dimension), not normalised; NaN for one that cannot be read.
 
         Args:
@@ -88,6 +90,7 @@ class ImageModel(OneNetwork[AnyBackbone], EmbeddingModel):
             precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively and the vectors stay
                 close. That is tried on the first of several batches: its vectors in bf16 must on average be no
                 farther from those in fp32 than `TOLERANCE` times the mean distance of these from their centre.
+            prompt: of texts, and so nothing here.
         """
         vectors = np.full((len(images), self.dimension), np.nan, np.float32)
         self.unread = []

@@ -1,14 +1,16 @@
 """What the vector of a text or image is: its last hidden states, pooled, then mapped. Saved with each model.
 
-DIR/features.json          the pooling, and whether a map follows it
+DIR/features.json          the pooling, and whether a map follows it; of texts what is put before them (`prompts`,
+                           `default_prompt`); the numbers of a vector that are kept (`kept`), where not all are, and the
+                           `dimensions` that it was trained to be cut to, where it was
 DIR/features.safetensors   the map: `weight` (dimension, width) and, where it has one, `bias` (dimension,)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.models.directories import damaged, read_json, read_safetensors, write_json
+from selfsup.models.directories import broken, damaged, read_json, read_safetensors, whole, write_json
 from selfsup.models.huggingface import write_weights
 from selfsup.models.packing import POOLINGS, Pooling
 
 FEATURES, MAP = "features.json", "features.safetensors"
+QUERY, DOCUMENT = "query", "document"  # the prompts of what is looked for, and of what is looked through
+NAMES = {QUERY: (QUERY,), DOCUMENT: (DOCUMENT, "passage", "corpus")}  # what either is called, likeliest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,22 +36,57 @@ class Features:
 
     Pooling "mean" is over all tokens of a text or the patches of an image, "cls" its first or its class token, "last"
     the last token of a text, "attention" what a vision transformer with a query for it makes of all.
+
+    Attributes:
+        prompts: by name, what is put before a text, as in sentence-transformers: `query` before what is looked for,
+            `document` before what is looked through, others for other ends.
+        default_prompt: the name of the one that is put before a text of which nothing else is said.
+        dimensions: numbers that a vector was trained to be cut to, those behind them left out (Kusupati et al. 2022,
+            "Matryoshka Representation Learning").
+        kept: the numbers of a vector that are kept, the first ones; None for all.
     """
 
     pooling: Pooling = "mean"
     weight: Tensor | None = None
     bias: Tensor | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    dimensions: tuple[int, ...] = ()
+    kept: int | None = None
 
     def map(self, pooled: Tensor) -> Tensor:
         """The vectors (n, dimension) of what was pooled to (n, width)."""
         if self.weight is None:
-            return pooled
+            return pooled[:, : self.kept]
         bias = None if self.bias is None else self.bias.to(pooled)
-        return F.linear(pooled, self.weight.to(pooled), bias)
+        return F.linear(pooled, self.weight.to(pooled), bias)[:, : self.kept]
 
     def dimension(self, width: int) -> int:
         """Numbers in the vector of what has hidden states of a width."""
-        return width if self.weight is None else len(self.weight)
+        made = width if self.weight is None else len(self.weight)
+        return made if self.kept is None else min(made, self.kept)
+
+    def prompt(self, name: str | None) -> str:
+        """What is put before a text: the prompt of a name or, without one, the default one, if any.
+
+        A model that has none for queries, or for documents, puts its default one before these. Raises UserError where
+        there is no prompt of another name.
+        """
+        known = dict.fromkeys([*self.prompts, *NAMES])
+        if name is not None and name not in known:
+            raise UserError(f"The model has no prompt {name!r}; it knows {', '.join(known)}.")
+        names = () if name is None else NAMES.get(name, (name,))
+        found = next((own for own in names if own in self.prompts), self.default_prompt)
+        return "" if found is None else self.prompts[found]
+
+    @property
+    def bare(self) -> Features:
+        """The pooling and the map alone."""
+        return Features(self.pooling, self.weight, self.bias)
+
+    def prompted_as(self, other: Features) -> Features:
+        """The same with the prompts of another definition."""
+        return replace(self, prompts=other.prompts, default_prompt=other.default_prompt)
 
     def require_width(self, width: int, directory: Path) -> None:
         """Raise a UserError where a directory's map is of hidden states of another width than its network's."""
@@ -61,17 +100,29 @@ class Features:
         digest = hashlib.blake2b(self.pooling.encode(), digest_size=16)
         for tensor in (self.weight, self.bias):
             digest.update(b"-" if tensor is None else tensor.float().cpu().numpy().tobytes())
+        if self.prompts or self.kept is not None:  # else as it was when there were none
+            more = (sorted(self.prompts.items()), self.default_prompt, self.kept)
+            digest.update(repr(more).encode(errors="surrogatepass"))
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Features) and self.fingerprint == other.fingerprint
+        if not isinstance(other, Features):
+            return NotImplemented
+        return (self.fingerprint, self.dimensions) == (other.fingerprint, other.dimensions)
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
     def write(self, directory: Path) -> None:
         """Put the definition into a directory that exists."""
-        write_json(directory / FEATURES, {"pooling": self.pooling, "mapped": self.weight is not None})
+        more = {
+            "prompts": dict(self.prompts),
+            "default_prompt": self.default_prompt,
+            "dimensions": list(self.dimensions),
+            "kept": self.kept,
+        }
+        told = {key: value for key, value in more.items() if value}
+        write_json(directory / FEATURES, {"pooling": self.pooling, "mapped": self.weight is not None, **told})
         if self.weight is not None:
             write_map(directory / MAP, self.weight, self.bias)
 
@@ -92,7 +143,36 @@ def read_own(directory: Path, poolings: Sequence[Pooling] = POOLINGS) -> Feature
     pooling: Any = saved.get("pooling")
     if pooling not in poolings:
         raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(poolings)}")
-    return Features(pooling, *read_map(directory / MAP)) if saved.get("mapped") else Features(pooling)
+    mapped = read_map(directory / MAP) if saved.get("mapped") else (None, None)
+    dimensions = saved.get("dimensions", [])
+    if not isinstance(dimensions, list) or not all(map(whole, dimensions)):
+        raise broken(directory / FEATURES, "dimensions", dimensions)
+    return Features(
+        pooling,
+        *mapped,
+        *read_prompts(saved, "default_prompt", directory / FEATURES),
+        tuple(dimensions),
+        read_kept(saved, "kept", directory / FEATURES),
+    )
+
+
+def read_prompts(saved: Mapping[str, Any], default: str, path: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts that a file says, and which of them is the default one by the key `default`; without one, empty
+    prompts are none. Raises UserError where it says what is none."""
+    prompts, name = saved.get("prompts") or {}, saved.get(default)
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise broken(path, "prompts", prompts)
+    if name is not None and not (isinstance(name, str) and isinstance(prompts.get(name), str)):
+        raise UserError(f"{path} names the default prompt {name!r}, which is not among its prompts; correct it.")
+    return {key: text for key, text in prompts.items() if text or (text is not None and name is not None)}, name
+
+
+def read_kept(saved: Mapping[str, Any], key: str, path: Path) -> int | None:
+    """How many numbers of a vector are kept, as a file says by a key; raises UserError where that is no number."""
+    kept: int | None = saved.get(key)
+    if kept is not None and not whole(kept):
+        raise broken(path, key, kept)
+    return kept
 
 
 def write_map(path: Path, weight: Tensor, bias: Tensor | None, prefix: str = "") -> None:

@@ -4,7 +4,7 @@ DIR/modules.json                        the steps from a text or an image to its
 DIR/1_Pooling/config.json               how hidden states become one vector
 DIR/2_Dense/                            the linear map that follows, where there is one
 DIR/sentence_bert_config.json           tokens that are read of a text, or what is taken of a vision transformer
-DIR/config_sentence_transformers.json   how two vectors are compared
+DIR/config_sentence_transformers.json   how two vectors are compared, what is put before texts, which numbers are kept
 DIR/router_config.json                  of several models, each in a directory of this layout: what goes to which
 
 That of texts is written as every version since 2 reads it, images need version 6; it writes other names itself, which
@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from selfsup.models.directories import (
     read_json_list,
     write_json,
 )
-from selfsup.models.features import FEATURES, Features, read_map, read_own, write_map
+from selfsup.models.features import FEATURES, NAMES, Features, read_kept, read_map, read_own, read_prompts, write_map
 from selfsup.models.kinds import TEXT_TOWERS
 from selfsup.models.layouts import Layout, at
 from selfsup.models.packing import POOLINGS, Pooling
@@ -97,17 +97,34 @@ def write_modules(directory: Path, features: Features, width: int, normalized: b
     chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
     pooling.mkdir()
     write_json(pooling / CONFIG, {"word_embedding_dimension": width, **chosen})
-    _write_steps(directory, kinds)
+    _write_steps(directory, kinds, features)
 
 
-def _write_steps(directory: Path, kinds: dict[str, str]) -> None:
+def _write_steps(directory: Path, kinds: dict[str, str], features: Features) -> None:
     steps = [
         {"idx": number, "name": str(number), "path": path, "type": TYPE + kind}
         for number, (path, kind) in enumerate(kinds.items())
     ]
     write_json(directory / MODULES, steps)
-    compared: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(directory / SETTINGS, compared)
+    _write_settings(directory, features)
+
+
+def _write_settings(directory: Path, features: Features) -> None:
+    """How two vectors are compared, and of a definition its prompts and what it keeps; what else is said there stays.
+
+    `encode_query` and `encode_document` take no default prompt, and know documents by one name only: what selfsup puts
+    before these is named so.
+    """
+    path = directory / SETTINGS
+    said = read_json(path) if path.exists() else {"similarity_fn_name": "cosine"}
+    named = {name: text for name in NAMES if (text := features.prompt(name))}
+    wanted = replace(features, prompts={**features.prompts, **named}, dimensions=())
+    if path.exists() and _with_settings(directory, features.bare) == wanted:
+        return
+    kept = {} if wanted.kept is None else {"truncate_dim": wanted.kept}
+    said.pop("truncate_dim", None)
+    prompts = {"prompts": dict(wanted.prompts), "default_prompt_name": wanted.default_prompt}
+    write_json(path, said | prompts | kept)
 
 
 def write_text_input(directory: Path, window: int) -> None:
@@ -158,6 +175,7 @@ def keep_modules(origin: Path, directory: Path, features: Features, width: int, 
         write_modules(directory, features, width, normalizes(origin))
     for name in (SETTINGS, LENGTH):
         _copy(origin, directory, name)
+    _write_settings(directory, features)
     if text_window(origin, window) < window:
         said = read_json(directory / LENGTH) if (directory / LENGTH).exists() else {}
         write_json(directory / LENGTH, said | {"max_seq_length": window})
@@ -166,7 +184,7 @@ def keep_modules(origin: Path, directory: Path, features: Features, width: int, 
 def _holds(directory: Path, features: Features) -> bool:
     """Whether the steps of a directory of this layout are known, and give the vectors that a definition says."""
     with suppress(UserError):
-        return features == _read_modules(directory)
+        return features.bare == _read_modules(directory)
     return False
 
 
@@ -174,12 +192,6 @@ def normalizes(directory: Path) -> bool:
     """Whether the last step of a directory of this layout normalises the vectors."""
     steps = read_json_list(directory / MODULES) if (directory / MODULES).exists() else []
     return any(str(step.get("type")).rpartition(".")[2] == NORMALIZE for step in steps)
-
-
-def default_prompt(directory: Path) -> str | None:
-    """The name of what is put before every text, where a directory of this layout has such."""
-    said = read_json(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
-    return said.get("default_prompt_name")
 
 
 def _copy(origin: Path, directory: Path, name: str) -> None:
@@ -202,18 +214,31 @@ def write_router(directory: Path, routes: Sequence[str]) -> None:
         structure[route] = list(kinds)
     parameters = {"default_route": None, "allow_empty_key": False}
     write_json(directory / ROUTER, {"types": types, "structure": structure, "parameters": parameters})
-    _write_steps(directory, {"": "Router"})
+    _write_steps(directory, {"": "Router"}, Features())
 
 
 def read_features(directory: Path, poolings: Sequence[Pooling] = POOLINGS) -> Features:
-    """The feature definition of a directory, its own or that of sentence-transformers; where it has none, the mean, of
-    a text tower of CLIP or SigLIP its last token. Raises UserError where it is damaged, or pools in none of the ways
-    that its network knows."""
+    """The feature definition of a directory, its own or that of sentence-transformers, which also says what the own
+    one leaves open; where it has none, the mean, of a text tower of CLIP or SigLIP its last token. Raises UserError
+    where it is damaged, or pools in none of the ways that its network knows."""
+    steps = (directory / MODULES).exists()
     if (directory / FEATURES).exists():
-        return read_own(directory, poolings)
-    if (directory / MODULES).exists():
-        return _read_modules(directory)
+        own = read_own(directory, poolings)
+        return _with_settings(directory, own) if steps else own
+    if steps:
+        return _with_settings(directory, _read_modules(directory))
     return Features("last" if read_config(directory).get("model_type") in TEXT_TOWERS else "mean")
+
+
+def _with_settings(directory: Path, features: Features) -> Features:
+    """A definition with the prompts and the numbers to keep that a directory of this layout says, where it says none
+    itself. Raises UserError where they are broken."""
+    path = directory / SETTINGS
+    said = read_json(path) if path.exists() else {}
+    prompts, default = read_prompts(said, "default_prompt_name", path)
+    if prompts and not features.prompts:
+        features = replace(features, prompts=prompts, default_prompt=default)
+    return features if features.kept else replace(features, kept=read_kept(said, "truncate_dim", path))
 
 
 def _read_modules(directory: Path) -> Features:
@@ -229,7 +254,13 @@ def _read_modules(directory: Path) -> Features:
             )
         place = inside(directory, str(module.get("path")))
         if kind == "Pooling":
-            pooling = _mode(read_json(place / CONFIG))
+            saved = read_json(place / CONFIG)
+            if saved.get("include_prompt") is False and _with_settings(directory, Features()).prompts:
+                raise UserError(
+                    f"{directory} pools without the tokens of its prompts (include_prompt in {place / CONFIG}), which "
+                    "is not done here; give a model that pools all tokens"
+                )
+            pooling = _mode(saved)
         elif kind == "Dense" and not maps:
             DENSE.require(read_json(place / CONFIG), place / CONFIG)
             maps = [place / WEIGHTS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -245,9 +246,11 @@ class TextRecipe(Recipe):
         summary.update({"max_difference": None} if found is None else found.summary())
 
     def definition(self, objective: Objective) -> Features:
-        """That of an encoder of others goes on with its map, where it is pooled so and not whitened."""
+        """That of an encoder of others goes on with its map, where it is pooled so and not whitened, and with its
+        prompts."""
         found, before = super().definition(objective), self.network.features
-        return before if found == Features(before.pooling) else found
+        goes_on = found == Features(before.pooling)
+        return replace(before, dimensions=()) if goes_on else found.prompted_as(before)
 
     def model_card(self, summary: dict[str, Any]) -> Card:
         """The model card: what it is, how it was trained, how well it does, how exact the layout is."""
