@@ -103,12 +103,13 @@ def test_a_prompt_counts_towards_the_window(tmp_path: Path) -> None:
 def test_what_is_indexed_and_what_is_looked_for_have_prompts_of_their_own(tmp_path: Path) -> None:
     model = public(tmp_path / "model", prompts={"query": QUERY, "document": PASSAGE})
     texts = [text for text in TEXTS if text]
-    selfsup.index(model, texts, tmp_path / "texts.lance")
+    told = selfsup.index(model, texts, tmp_path / "texts.lance").rows()
+    assert told["prompt"] == f"{PASSAGE!r} before each text"
     hits = {hit.text: hit.score for hit in selfsup.search(tmp_path / "texts.lance", "hen")}
     expected = ours(model, "document", texts) @ ours(model, "query", ["hen"])[0]
     np.testing.assert_allclose([hits[text] for text in texts], expected, atol=1e-4)
     assert abs(expected[2] - 1) > 0.01  # which it is between a text and itself
-    selfsup.embed(model, texts, tmp_path / "texts.parquet")
+    assert selfsup.embed(model, texts, tmp_path / "texts.parquet").rows()["prompt"] == told["prompt"]
     vectors = np.stack(pq.read_table(tmp_path / "texts.parquet").column("vector").to_pylist())
     np.testing.assert_allclose(vectors, load_as(model, EncoderModel).embed(texts, prompt="document"), atol=1e-4)
     (model / SETTINGS).write_text(json.dumps({"prompts": {"query": QUERY, "document": OTHER}}))

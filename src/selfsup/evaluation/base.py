@@ -51,6 +51,7 @@ class Measurement:
         sources, truncated: what was opened so far, and how many texts of it were longer than the window.
         drawn: of each source that was sampled, the records that were drawn and those that there are.
         used: the precisions that were computed in.
+        notes: what else is to be told.
     """
 
     directory: Path
@@ -73,6 +74,7 @@ class Measurement:
     truncated: int = 0
     drawn: list[tuple[int, int]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def need_data(self) -> object:
         """The data; raises UserError where none is named."""
@@ -118,6 +120,7 @@ class Measurement:
         read, vectors = self.model.embed_items(list(distinct.values()), self.precision, self.progress, prompt)
         self.truncated += self.model.truncated
         self.used.add(self.model.precision)
+        self.notes |= self.model.notes(prompt)
         places = {identity: place for place, identity in enumerate(itertools.compress(distinct, read))}
         found = [places.get(item.identity) for item in items]
         return np.array([place is not None for place in found]), vectors[[p for p in found if p is not None]]
@@ -137,7 +140,7 @@ class Measurement:
 
     def left_out(self) -> LeftOut:
         """What of the sources is not, or not wholly, in the figure."""
-        return LeftOut.of(self.sources, self.truncated)
+        return LeftOut.of(self.sources, self.truncated).beside(self.notes)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,10 @@ class EmbeddingModel(Model):
             raise UserError(f"{item.source} cannot be read; give another one.")
         return np.asarray(vectors[0])
 
+    @abstractmethod
+    def notes(self, prompt: str | None) -> dict[str, str]:
+        """What to tell of what is put before each text, by the name of a prompt."""
+
     def description(self) -> dict[str, Any]:
         """What is stored beside the vectors."""
         return {
@@ -179,6 +183,10 @@ class OneNetwork(ABC, Generic[N]):
 
     def cut(self, dimension: int) -> None:
         self.features = replace(self.features, kept=dimension)
+
+    def notes(self, prompt: str | None) -> dict[str, str]:
+        put = self.features.prompt(prompt)
+        return {"prompt": f"{put!r} before each text"} if put else {}
 
     @property
     def pooling(self) -> str:

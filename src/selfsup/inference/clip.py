@@ -71,6 +71,9 @@ class PairModel(EmbeddingModel):
         for tower in (self.image, self.text):
             tower.cut(dimension)
 
+    def notes(self, prompt: str | None) -> dict[str, str]:
+        return self.text.notes(prompt)
+
     @property
     def pooling(self) -> str:
         return f"{self.image.pooling} of images, {self.text.pooling} of texts"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from typing import Any
 
@@ -81,8 +81,7 @@ class Kinds:
         stored = [name if name == c.name else f"{name} as {c.name}" for name, c in columns.items()]
         bare = [name for name in self.named if name not in columns]
         told = {"stored": ", ".join(stored), "not stored": ", ".join(bare)}
-        notes = {name: text for name, text in told.items() if text}
-        return replace(left_out, reading=left_out.reading | notes)
+        return left_out.beside({name: text for name, text in told.items() if text})
 
 
 def kind_of(value: object) -> pa.DataType | None:

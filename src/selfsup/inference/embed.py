@@ -129,7 +129,7 @@ def _make(
     """Make the chunks that a plan lacks in `work`, and the file of them: the same one for every plan that is equal,
     whatever the model and the data are called."""
     # Before images are decoded: what then fails is noted with its chunk.
-    left_out, seen = LeftOut.of([collection]), collection.skipped.seen
+    left_out, seen = LeftOut.of([collection]).beside(model.notes(DOCUMENT)), collection.skipped.seen
     _require_agreement(work, plan)
     write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
     schema = _schema(collection.kind.shown, model.dimension, plan["half"])

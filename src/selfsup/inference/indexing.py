@@ -109,7 +109,8 @@ def index(
         library.settle()
     return Indexed(
         path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
-        kinds.noted(LeftOut.of([collection], update.truncated), columns), library.description.get("index"),
+        kinds.noted(LeftOut.of([collection], update.truncated), columns).beside(model.notes(DOCUMENT)),
+        library.description.get("index"),
     )  # fmt: skip
 
 

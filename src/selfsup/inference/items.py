@@ -11,7 +11,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -175,6 +175,10 @@ class LeftOut:
             replaced_bytes=sum(skipped.replaced_bytes for skipped in counted),
             skipped_names=tuple(names[:NAMED]),
         )
+
+    def beside(self, notes: Mapping[str, str]) -> LeftOut:
+        """The same with more to tell of how it was read."""
+        return replace(self, reading={**self.reading, **notes})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"skipped_names": list(self.skipped_names)}
