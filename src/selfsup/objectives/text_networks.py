@@ -132,7 +132,8 @@ class TextNetwork(ABC):
 
     @property
     def features(self) -> Features:
-        """What the vector of a text is to an encoder of others that is started from, and so to what comes of it."""
+        """What the vector of a text is to an encoder of others that is started from, and so to what comes of it; of one
+        of selfsup's the prompts alone go on."""
         return Features()
 
     def card_facts(self) -> dict[str, str]:
@@ -346,7 +347,9 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
 
     @property
     def features(self) -> Features:
-        return self.origin.features if self.origin is not None and self.of_others else super().features
+        if self.origin is None:
+            return super().features
+        return self.origin.features if self.of_others else super().features.prompted_as(self.origin.features)
 
     def settle(self, effort: Effort, tokens: int) -> None:
         """Raises a UserError where windows are longer than it has positions for."""
