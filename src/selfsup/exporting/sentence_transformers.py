@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ def compare(directory: Path, towers: Sequence[Tower]) -> Compared | None:
     with transformers_at_work(str(towers[0].directory or directory)):  # whose steps these are
         theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True, trust_remote_code=False)
 
+    encoders: dict[str | None, Callable[..., Any]]  # by the prompt that each takes
     encoders = {None: theirs.encode, QUERY: theirs.encode_query, DOCUMENT: theirs.encode_document}
 
     def differ(tower: Tower, samples: Sequence[Any], prompt: str | None = None) -> Difference:

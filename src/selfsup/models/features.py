@@ -143,17 +143,13 @@ def read_own(directory: Path, poolings: Sequence[Pooling] = POOLINGS) -> Feature
     pooling: Any = saved.get("pooling")
     if pooling not in poolings:
         raise UserError(f"{directory / FEATURES} has pooling {pooling!r}; it is one of {', '.join(poolings)}")
-    mapped = read_map(directory / MAP) if saved.get("mapped") else (None, None)
+    weight, bias = read_map(directory / MAP) if saved.get("mapped") else (None, None)
     dimensions = saved.get("dimensions", [])
     if not isinstance(dimensions, list) or not all(map(whole, dimensions)):
         raise broken(directory / FEATURES, "dimensions", dimensions)
-    return Features(
-        pooling,
-        *mapped,
-        *read_prompts(saved, "default_prompt", directory / FEATURES),
-        tuple(dimensions),
-        read_kept(saved, "kept", directory / FEATURES),
-    )
+    prompts, default = read_prompts(saved, "default_prompt", directory / FEATURES)
+    kept = read_kept(saved, "kept", directory / FEATURES)
+    return Features(pooling, weight, bias, prompts, default, tuple(dimensions), kept)
 
 
 def read_prompts(saved: Mapping[str, Any], default: str, path: Path) -> tuple[dict[str, str], str | None]:
