@@ -164,6 +164,11 @@ class Table:
         """All readable documents with at least one character that is not white space."""
         return (text for text, _ in self.texts())
 
+    def grouped(self) -> Iterator[tuple[str, str]]:
+        """All documents, each with the text that its group goes by, which is its own: those of one group fall on one
+        side of a split, and are one to a teacher."""
+        return ((document, document) for document in self.documents())
+
     def rows(
         self, columns: Sequence[str] | None = None, optional: Sequence[str] | None = (), check: Check | None = None
     ) -> Iterator[Row]:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
+
+
+def hash_of(text: str) -> int:
+    """What decides on which side a text falls: 64 bits of its BLAKE2b hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def hold_out(hashes: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:

@@ -22,7 +22,7 @@ import torch
 
 from selfsup.data.cache import kept
 from selfsup.data.sources import Table, open_text
-from selfsup.data.split import hold_out
+from selfsup.data.split import hash_of, hold_out
 from selfsup.data.tally import Skipped
 from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
 from selfsup.data.tokenizer_training import train_tokenizer
@@ -178,9 +178,11 @@ def encode_documents(source: object, tokenizer: TextTokenizer) -> EncodedText:
 
 @dataclass(frozen=True)
 class _Scan:
-    """One pass over the documents: hashes uint64 (documents,) and bytes int64 (documents,)."""
+    """One pass over the documents: hashes uint64 (documents,), those of what their groups go by, and bytes int64
+    (documents,)."""
 
     hashes: npt.NDArray[np.uint64]
+    groups: npt.NDArray[np.uint64]
     sizes: npt.NDArray[np.int64]
     characters: int
 
@@ -297,22 +299,23 @@ def _facts(text: Table, scan: _Scan, training: _Stream, held_out: _Stream) -> Te
 
 
 def _scan(text: Table, progress: Progress) -> _Scan:
-    hashes, sizes = array("Q"), array("q")
+    hashes, groups, sizes = array("Q"), array("Q"), array("q")
     characters = done = 0
-    for document in text.documents():
-        data = document.encode()
-        hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
-        sizes.append(len(data))
+    for document, group in text.grouped():
+        hashes.append(hash_of(document))
+        groups.append(hashes[-1] if group is document else hash_of(group))
+        sizes.append(len(document.encode()))
         characters += len(document)
-        done += len(data)
+        done += sizes[-1]
         progress(done, None)
-    return _Scan(np.frombuffer(hashes, np.uint64), np.frombuffer(sizes, np.int64), characters)
+    own, asked = np.frombuffer(hashes, np.uint64), np.frombuffer(groups, np.uint64)
+    return _Scan(own, asked, np.frombuffer(sizes, np.int64), characters)
 
 
 def _split(text: Table, scan: _Scan, validation: float) -> _Parts:
     if validation and scan.distinct == 1:
         return _split_one(text, scan, validation)
-    chosen = hold_out(scan.hashes, validation)
+    chosen = hold_out(scan.groups, validation)
 
     def part(wanted: bool) -> Iterator[str]:
         return part_of(text.documents(), chosen == wanted, text.name)
