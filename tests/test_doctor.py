@@ -33,11 +33,12 @@ from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.checks.contrastive import alike_pairs, dropout_off, small_batch
 from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.checks.pairs import FLAT, PAIRS, SHARPEST
+from selfsup.objectives.checks.teachers import cut_texts
 from selfsup.objectives.clip import LARGEST_SCALE, CLIPRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
 
-EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS)
+EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS, cut_texts)
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
 LN_K = math.log(PROTOTYPES)
@@ -80,10 +81,12 @@ def sound(seed: int = 0) -> History:
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1, "simcse.deletion": 0.0}
+    values |= {"data.window": 64}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
         "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100}
-        | {"pairs": 1000, "alike_pairs": 100},
+        | {"pairs": 1000, "alike_pairs": 100}
+        | {"texts": 1000, "cut": 50},
     }
     return History(Path("runs/x"), Settings(("test", values), sections=SECTIONS), environment, lines)
 
@@ -296,6 +299,7 @@ AILMENTS = {
     "alike-pairs": Ailment(
         lambda: counted(600, "alike_pairs"), lambda: counted(250, "alike_pairs"), "warning", 0, 0.6, "pairs.query"
     ),
+    "cut-texts": Ailment(lambda: counted(200, "cut"), lambda: counted(90, "cut"), "warning", 0, 0.2, "data.window=128"),
     "vanishing-tower": Ailment(
         lambda: train(lambda line: {"grad_norm_text": 0.001 * line["grad_norm_image"]}, after=150),
         lambda: train(lambda line: {"grad_norm_text": 0.05 * line["grad_norm_image"]}, after=150),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tiny_encoder import save_tiny
 
 from selfsup.budget import Clock
 from selfsup.distributed import Processes
@@ -27,6 +28,7 @@ from selfsup.machine import Machine
 from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.clip import CLIPRecipe
 from selfsup.objectives.dino import DINORecipe
+from selfsup.objectives.distill import DistillRecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.objectives.pairs import PairsRecipe
@@ -106,6 +108,12 @@ CURVES = {
         (6.7, 0.2),  # a little less than twice ln 32, of whole vectors and of cut ones
         6.4,
     ),
+    "distill": Curve(
+        DistillRecipe,
+        {"train": {"batch": 32, "micro_batch": 8}, "evaluate": {"batch": 16}},
+        (1.33, 0.1),  # a fresh student says nearly the mean, and the lines of this batch lie farther from it than most
+        1.05,
+    ),
     "simclr": Curve(
         SimCLRRecipe,
         IMAGES,
@@ -172,6 +180,8 @@ def curve(name: str, directory: Path) -> dict[str, list[float]]:
         section: SETTINGS.get(section, {}) | chosen.settings.get(section, {})
         for section in {*SETTINGS, *chosen.settings}
     }
+    if chosen.recipe is DistillRecipe:
+        sections["distill"] = {"teacher": str(save_tiny(directory.parent / "teacher", kind="characters"))}
     settings = chosen.recipe.resolve(("golden", sections))
     recipe = chosen.recipe(settings)
     recipe.save = recipe.sample = lambda *_: None  # type: ignore[assignment,method-assign]  # figures only

@@ -13,6 +13,7 @@ import pytest
 import typer.main
 from conftest import TINY, TINY_PAIRS, TINY_VISION, Answer
 from drawings import write_drawings
+from tiny_encoder import save_tiny
 
 import selfsup
 from selfsup import cli
@@ -65,6 +66,8 @@ def case(request: pytest.FixtureRequest, sources: dict[str, Path], tmp_path_fact
     unit = find_recipe(objective).unit
     tiny = TINY_PAIRS if "text" in find_recipe(objective).sections() else TINY_VISION if unit == "images" else TINY
     own = {"pairs.from": "crops"} if objective == "pairs" else {}  # which the shortest texts have too
+    if objective == "distill":
+        own = {"teacher": save_tiny(place / "teacher")}
     settings = {**tiny, **FEW, **own, "objective": objective}
     data = sources["images" if unit == "images" else "texts"]
     run = selfsup.train(settings.pop("objective"), data=data, out=place / "run", reporter=Reporter(False), **settings)

@@ -22,6 +22,7 @@ import foreign
 import pytest
 import torch
 from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer, Train, steps_take, tree
+from tiny_encoder import save_tiny
 
 import selfsup
 from selfsup import checkpoint, cli, files, planning, stopping
@@ -253,8 +254,12 @@ VISION: dict[str, dict[str, Any]] = {
 
 @pytest.mark.long
 def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
+    taught = {"teacher": str(save_tiny(tmp_path / "teacher")), "model.dropout": 0.1, "train.micro_batch": 3}
     check_kills(
-        {name: settings_of(tmp_path, corpus, objective=name, **more) for name, more in ENCODERS.items()},
+        {
+            name: settings_of(tmp_path, corpus, objective=name, **more)
+            for name, more in {**ENCODERS, "distill": taught}.items()
+        },
         resume,
         tmp_path,
     )

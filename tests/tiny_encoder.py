@@ -14,8 +14,8 @@ WORDS = VOCABULARY.split()
 WIDTH, WINDOW = 32, 16
 
 
-def save_tiny(directory, seed=0, pooling="mean"):
-    tokenizer = train_tokenizer("words", [VOCABULARY] * 2, size=64, family="encoder")
+def save_tiny(directory, seed=0, pooling="mean", kind="words"):
+    tokenizer = train_tokenizer(kind, [VOCABULARY] * 2, size=64 if kind == "words" else None, family="encoder")
     config = EncoderConfig(
         vocabulary=tokenizer.vocabulary, layers=1, width=WIDTH, heads=2, mlp=64, window=WINDOW, tied=True
     )

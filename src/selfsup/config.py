@@ -199,6 +199,17 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
 
+class DistillConfig(Section):
+    """What all recipes set that learn what a teacher says; each adds its own."""
+
+    teacher: str | None = said(None, "a run or model directory whose answers are learnt")
+    kind: str | None = said(None, "what the teacher is, which decides what of its answers is learnt")
+    fingerprint: str | None = said(None, "of the teacher, so that no other one takes its place")
+
+
+# Sections of one objective alone, some of whose settings have short names.
+OF_ONE: dict[str, type[Section]] = {"text": ModelConfig, "distill": DistillConfig}
+
 # What everyone sets has a short name: a flag on the command line, a keyword in Python.
 SHORT = {
     "data": "data.source",
@@ -215,6 +226,7 @@ SHORT = {
     "init": "model.init",
     "image_init": "model.init",
     "text_init": "text.init",
+    "teacher": "distill.teacher",
 }
 SECTIONS = {name for name, field in Config.model_fields.items() if field.default_factory is not None}
 CHOSEN = ("data", "model")  # sections of which each objective reads only a part
@@ -407,7 +419,7 @@ def described(key: str) -> str:
     *path, name = key.split(".")
     section: Any = Config
     for part in path:
-        section = section.model_fields[part].annotation
+        section = OF_ONE.get(part) or section.model_fields[part].annotation
     return str(section.model_fields[name].description or "")
 
 

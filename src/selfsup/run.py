@@ -157,7 +157,7 @@ class Run:
         config, environment = self.config(), self.environment()
         named = str(config.get("objective", DEFAULT))
         if recipe is None and not named.startswith("python:"):
-            recipe = find_recipe(named)
+            recipe = find_recipe(named, config)
         if recipe is None:
             shared = {key: value for key, value in config.items() if key in Config.model_fields}
             settings = Settings((str(self.config_file), shared))

@@ -18,7 +18,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.files import expanded, writable
 from selfsup.machine import Machine, describe
-from selfsup.objectives import find_recipe, python_name, resolve
+from selfsup.objectives import python_name, recipe_of, resolve
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.planning import Plan, find_machine, make_plan
@@ -149,7 +149,7 @@ def _recipe(settings: Settings, given: Given) -> Recipe:
         from selfsup.objectives.custom import CustomRecipe
 
         return CustomRecipe(settings, source, module, given.objective)
-    recipe = find_recipe(settings["objective"])
+    recipe = recipe_of(settings)
     if module is not None and not recipe.takes_modules:
         raise UserError(
             f"{settings['objective']} takes no network from Python; name one that transformers opens by model=hf:DIR."

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from suite import RECORDS, Case
 from torch import Tensor, nn
 
+from selfsup.data.answers import Answered
 from selfsup.data.pair_records import Framing, Segments, TextPairs, TwoCrops, neighbours
 from selfsup.data.passages import Passages
 from selfsup.data.records import Batch
@@ -29,6 +30,7 @@ from selfsup.objectives.captions import HiddenTokens
 from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.clip import CLIP
 from selfsup.objectives.dino import DINO, Crops
+from selfsup.objectives.distill import Distill, Map
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
@@ -201,6 +203,29 @@ def undecided_texts(task: Task) -> dict[str, float]:
     others = [(~same).sum(dim) + 1 for dim in (1, 0)]
     loss = float(torch.stack(others).double().log().mean())
     return {term: loss for term in task.counts if term != "found"} | {"found": 1.0}
+
+
+# -- distillation --------------------------------------------------------------------------------------------
+
+
+def answered() -> Answered:
+    """Sentences with the answers of a teacher to them; those to equal sentences are equal."""
+    own = sentences()
+    answers = np.random.default_rng(9).normal(size=(RECORDS, 5)).astype(np.float32)
+    keys = own.read(np.arange(RECORDS))["keys"].numpy()
+    _, numbers = np.unique(keys, return_inverse=True)
+    return Answered(own, answers, numbers)
+
+
+def distill(seed: int, dropout: float = 0.0) -> Distill:
+    encoder = TextEncoder(encoder_config(dropout)).initialise(generator(seed, "weights"))
+    map = Map(encoder.config.width, [0.1, -0.2, 0.3, 0.0, 0.5], 0.7).initialise(generator(seed, "map"))
+    return shaken(Distill(encoder, map, "mean", {"mse": 2.0, "cosine": 0.5}).double(), seed)
+
+
+def answers_of_nothing(task: Task) -> dict[str, float]:
+    """Vectors of zeros, whose cosine with anything is 0."""
+    return {"mse": float(task["answers"].double().square().mean()), "cosine": 1.0}
 
 
 # -- images --------------------------------------------------------------------------------------------------
@@ -446,6 +471,7 @@ CASES = {
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3)),
         Case("pairs", adjacent, pairs, undecided_texts, lambda seed: pairs(seed, 0.3), random=False),
         Case("crops", segments, lambda seed: pairs(seed, crops=True), undecided_texts),
+        Case("distill", answered, distill, answers_of_nothing, lambda seed: distill(seed, 0.3), random=False),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
         Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(

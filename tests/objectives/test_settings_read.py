@@ -26,6 +26,8 @@ FOREIGN: list[tuple[str, dict[str, Any], str]] = [
     ("mae", {"data.window": 64}, "data.window"),
     ("simclr", {"model": "timm:resnet18", "model.patch": 4}, "model.patch"),
     ("vicreg", {"model.tied": True}, "model.tied"),
+    ("distill", {"model.whiten": True}, "model.whiten"),
+    ("distill", {"data.replay": "old/:0.1"}, "data.replay"),
     ("clip", {"model.whiten": True}, "model.whiten"),
     ("clip", {"simclr.projection": 64}, "simclr.projection"),
 ]

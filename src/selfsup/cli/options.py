@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from selfsup.config import SHORT, Config, described, flatten, known_keys, nearest, parse_overrides
+from selfsup.config import OF_ONE, SHORT, Config, described, flatten, known_keys, nearest, parse_overrides
 from selfsup.errors import UserError
 from selfsup.report import leads, print_json
 
@@ -143,9 +143,9 @@ def _parameter(name: str, annotation: object, default: object) -> Parameter:
 
 def _help(name: str) -> str:
     """What the schema says of a setting by its short name."""
-    section, key = SHORT[name].split(".")
-    if section not in Config.model_fields:  # of one objective
-        return f"{described(f'model.{key}')}, of {section}"
+    section = SHORT[name].split(".")[0]
+    if section in OF_ONE:
+        return f"{described(SHORT[name])}, of {section}"
     first = next(short for short, key in SHORT.items() if key == SHORT[name])
     return described(SHORT[name]) if first == name else f"the same as --{first.replace('_', '-')}"
 

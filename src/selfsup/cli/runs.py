@@ -48,10 +48,10 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
-    from selfsup.objectives import find_recipe
+    from selfsup.objectives import recipe_of
 
     summary, resolved = run.summary, run.settings()
-    recipe = find_recipe(resolved["objective"])(resolved)
+    recipe = recipe_of(resolved)(resolved)
     samples = sorted(run.samples.glob("*.txt"))
     if samples:
         say(f"\n{recipe.sample_title}:\n\n{samples[-1].read_text(encoding='utf-8').strip()}\n")
@@ -77,7 +77,7 @@ def plan(planned: Any, words: Words = None, config: ConfigFile = None, **setting
     Reporter(to=sys.stdout).table(made.rows(resolved))
 
 
-@command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer"))
+@command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer", "teacher"))
 def inspect(
     inspection: Any,
     words: Words = None,

@@ -85,7 +85,7 @@ def doctor(run: str | Path | Run) -> Diagnosis:
     opened = run if isinstance(run, Run) else Run.open(run)
     history = history_of(opened)
     objective = history.settings["objective"]
-    checks = all_checks(declared(objective).checks)
+    checks = all_checks(declared(objective, history.settings.values()).checks)
     findings, not_made = examine(history, checks)
     made = [name for name in dict.fromkeys(check.name for check in checks) if name not in not_made]
     if find_declared(objective) is None:

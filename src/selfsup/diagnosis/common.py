@@ -171,7 +171,7 @@ def below_start(history: History) -> Symptom | None:
     looks = comparable_looks(history)
     if looks.steps[0] != 0:  # it starts from nothing
         return None
-    if not declared(history.settings["objective"]).losses_compare:
+    if not declared(history.settings["objective"], history.settings.values()).losses_compare:
         raise NotMade("the loss is measured against what the run makes itself")
     history.require_steps(JUDGED * history.steps, "it beside its start")
     start, latest = looks.values[0], looks.after(0).at_least(RISING_LOOKS).values[-RISING_LOOKS:]

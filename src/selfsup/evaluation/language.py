@@ -26,7 +26,7 @@ from selfsup.evaluation.base import Measurement, Numbers, Places
 from selfsup.inference.generate import LanguageModel
 from selfsup.machine import find_device
 from selfsup.models.losses import IGNORE
-from selfsup.objectives import find_recipe
+from selfsup.objectives import recipe_of
 from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.texts import TextRecipe
 from selfsup.run import Run
@@ -102,7 +102,7 @@ def open_corpus(run: Run) -> TextCorpus:
         raise UserError(
             f"{run.directory} was trained on data given from Python, which it does not hold; name data with --data."
         )
-    recipe = find_recipe(settings["objective"])(settings)
+    recipe = recipe_of(settings)(settings)
     if not isinstance(recipe, TextRecipe):
         raise UserError(
             f"{run.directory} was trained by {settings['objective']}, which is no language model's objective; "

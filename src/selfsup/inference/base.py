@@ -56,6 +56,11 @@ class Model(ABC):
     def to(self, device: torch.device) -> None:
         """Move it to where it is to compute."""
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """32 hex digits that change with anything that may change what it says."""
+
 
 class EmbeddingModel(Model):
     """A model that turns what it reads into vectors.
@@ -97,11 +102,6 @@ class EmbeddingModel(Model):
     @abstractmethod
     def device(self) -> torch.device:
         """Where it computes."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """32 hex digits that change with anything that may change a vector."""
 
     @abstractmethod
     def read(self, source: object, column: str | None = None, **how: Unpack[Reading]) -> Collection:

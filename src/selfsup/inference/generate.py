@@ -15,12 +15,14 @@ from selfsup.data.tokenizers import TextStream, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference.base import Model, require_room
 from selfsup.inference.decoding import Decoding, Reading
+from selfsup.inference.items import digest
 from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
 from selfsup.machine import Machine, find_precision
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
 from selfsup.models.decoder_layouts import LAYOUTS, load_decoder, read_ends
 from selfsup.models.directories import read_config
+from selfsup.models.features import Features, fingerprint
 from selfsup.models.layouts import Unfit
 from selfsup.models.losses import cap_of, target_losses
 
@@ -50,6 +52,10 @@ class LanguageModel(Model):
 
     def to(self, device: torch.device) -> None:
         self.decoder.to(device)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(f"{fingerprint(self.decoder, Features())} {self.tokenizer.fingerprint}".encode())
 
     def generate(
         self,

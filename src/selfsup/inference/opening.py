@@ -37,22 +37,27 @@ def load(path: str | Path) -> AnyModel:
 
 
 def open_model(directory: Path) -> AnyModel:
-    """What a model directory holds, by what its files say; only the module of that kind is imported."""
+    """What a model directory holds."""
+    return model_class(directory).load(directory)
+
+
+def model_class(directory: Path) -> type[AnyModel]:
+    """The class of what a model directory holds, by what its files say; only the module of that kind is imported."""
     if two_towers(directory):
         from selfsup.inference.clip import PairModel
 
-        return PairModel.load(directory)
+        return PairModel
     if sees(directory):
         from selfsup.inference.vision import ImageModel
 
-        return ImageModel.load(directory)
+        return ImageModel
     if writes(directory):
         from selfsup.inference.generate import LanguageModel
 
-        return LanguageModel.load(directory)
+        return LanguageModel
     from selfsup.inference.encoder import EncoderModel
 
-    return EncoderModel.load(directory)
+    return EncoderModel
 
 
 def load_as(path: str | Path, kind: type[M]) -> M:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from selfsup.arguments import checked
-from selfsup.config import Config, Settings
+from selfsup.config import Config, Settings, flatten
 from selfsup.errors import UserError
 from selfsup.files import require_free
 from selfsup.inspection.base import Inspection, Request
@@ -33,6 +33,7 @@ INSPECTORS = {
     "tokens": "selfsup.inspection.tokens:inspect_tokens",
     "sentences": "selfsup.inspection.sentences:inspect_sentences",
     "text_pairs": "selfsup.inspection.text_pairs:inspect_text_pairs",
+    "answers": "selfsup.inspection.answers:inspect_answers",
     "views": "selfsup.inspection.views:inspect_views",
     "crops": "selfsup.inspection.crops:inspect_crops",
     "patches": "selfsup.inspection.patches:inspect_patches",
@@ -84,7 +85,8 @@ def inspect(
     given = settings if module is model else settings | {"model": model}
     config = {} if run is None or not Run(run).exists else Run(run).config()
     objective = objective or settings.get("objective") or config.get("objective") or DEFAULT
-    kind = find_recipe(objective) if isinstance(objective, str) else objective
+    asked = dict(flatten(config)) | dict(flatten(given))
+    kind = find_recipe(objective, asked) if isinstance(objective, str) else objective
     resolved = _resolved(kind, (str(run), config), ("given", given))
     if run is None and isinstance(tokenizer, str | Path):
         resolved.change("data.tokenizer", str(tokenizer), "given")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from selfsup.config import SECTIONS, Section, Settings, flatten, nearest, shown
@@ -22,17 +23,19 @@ RECIPES = {
     "dino": "selfsup.objectives.dino:DINORecipe",
     "mae": "selfsup.objectives.mae:MAERecipe",
     "clip": "selfsup.objectives.clip:CLIPRecipe",
+    "distill": "selfsup.objectives.distill:DistillRecipe",
 }
 DEFAULT = "causal-lm"
 # Sections of the settings that one objective alone reads.
 OWNERS = {**{name.replace("-", "_"): name for name in RECIPES}, "text": "clip"}
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def find_recipe(name: str) -> type[Recipe]:
-    """The recipe of an objective.
+def find_recipe(name: str, values: Mapping[str, Any] = NOTHING) -> type[Recipe]:
+    """The recipe of an objective, of several the one that its settings ask for: `values`, nested or by dotted keys.
 
     Raises:
-        UserError: there is no objective of that name.
+        UserError: there is no objective of that name; what its settings name to choose by is none.
     """
     if name.startswith("python:"):
         raise UserError(f"The objective {name} is no part of selfsup; go on from Python and pass it to selfsup.train.")
@@ -42,7 +45,12 @@ def find_recipe(name: str) -> type[Recipe]:
         raise UserError(f"There is no objective {shown(name)}{nearest(name, list(RECIPES))}")
     module, _, attribute = RECIPES[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
-    return recipe
+    return recipe.fitting(dict(flatten(values)))
+
+
+def recipe_of(settings: Settings) -> type[Recipe]:
+    """The recipe of the objective that settings name, as they ask for it; raises what `find_recipe` does."""
+    return find_recipe(settings["objective"], settings.values())
 
 
 def resolve(*layers: tuple[str, Mapping[str, Any]]) -> Settings:
@@ -55,7 +63,8 @@ def resolve(*layers: tuple[str, Mapping[str, Any]]) -> Settings:
     objective = str(named[-1] if named else DEFAULT)
     if objective.startswith("python:"):  # whose sections are known to its class alone
         return Settings(*layers)
-    sections = find_recipe(objective).sections()
+    given = {key: value for _, layer in layers for key, value in flatten(layer)}
+    sections = find_recipe(objective, given).sections()
     names: set[str] = {*OWNERS, *sections}
     for _, layer in layers:
         for key, _ in flatten(layer, sections=names | set(SECTIONS)):
@@ -75,20 +84,21 @@ def python_name(kind: type) -> str:
     return f"python:{kind.__module__}.{kind.__qualname__}"
 
 
-def find_declared(name: str) -> type[Recipe] | type[Objective] | None:
-    """The class that says what an objective is; None where there is none, or it comes from Python and is not loaded."""
+def find_declared(name: str, values: Mapping[str, Any] = NOTHING) -> type[Recipe] | type[Objective] | None:
+    """The class that says what an objective is, with such settings; None where there is none, or it comes from Python
+    and is not loaded."""
     loaded: dict[str, type[Recipe] | type[Objective]] = {python_name(kind): kind for kind in _below(Recipe, Objective)}
     if name in loaded:
         return loaded[name]
     try:
-        return find_recipe(name)
+        return find_recipe(name, values)
     except UserError:
         return None
 
 
-def declared(name: str) -> type[Recipe] | type[Objective]:
+def declared(name: str, values: Mapping[str, Any] = NOTHING) -> type[Recipe] | type[Objective]:
     """The same, with the defaults of one that is not known."""
-    return find_declared(name) or Recipe
+    return find_declared(name, values) or Recipe
 
 
 def _below(*kinds: Any) -> Iterator[Any]:

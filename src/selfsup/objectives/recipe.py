@@ -115,6 +115,11 @@ class Recipe(ABC):
         return {} if cls.section is None else {cls.name.replace("-", "_"): cls.section}
 
     @classmethod
+    def fitting(cls, values: Mapping[str, Any]) -> type[Recipe]:
+        """The recipe that settings ask for by their dotted keys: this one, unless the objective has several."""
+        return cls
+
+    @classmethod
     def resolve(cls, *layers: tuple[str, Mapping[str, Any]]) -> Settings:
         """Layers of values as the settings of this recipe, see `Settings`."""
         return Settings(*layers, sections=cls.sections())

@@ -1,0 +1,71 @@
+"""Teachers: which recipe learns what one says, how it is opened, and how a run knows it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+from selfsup.config import Settings
+from selfsup.errors import UserError
+from selfsup.inference.base import Model
+from selfsup.inference.opening import model_class
+from selfsup.machine import find_device, find_precision
+from selfsup.models.directories import find_model
+from selfsup.objectives.recipe import Recipe
+from selfsup.objectives.starting import make_absolute
+
+M = TypeVar("M", bound=Model)
+
+# By what the teacher is, in the words of `Model.kind`: the recipe that learns from it.
+STUDENTS = {"a text encoder": "selfsup.objectives.distill:DistillRecipe"}
+
+
+def student_of(values: Mapping[str, Any], default: type[Recipe]) -> type[Recipe]:
+    """The recipe that learns from the teacher that settings name by their dotted keys: by what it is as they say, or
+    else by what its directory holds; `default` where they name none.
+
+    Raises:
+        UserError: there is no teacher there, or one of a kind that nothing here learns from.
+    """
+    place, kind = values.get("distill.teacher"), values.get("distill.kind")
+    if kind is None and isinstance(place, str):
+        kind = model_class(find_model(place)).kind
+    if not isinstance(kind, str):  # none, or what the schema refuses
+        return default
+    if kind not in STUDENTS:
+        raise UserError(f"{place} holds {kind}, and distill learns from {' or '.join(STUDENTS)}; give one.")
+    module, _, attribute = STUDENTS[kind].partition(":")
+    recipe: type[Recipe] = getattr(import_module(module), attribute)
+    return recipe
+
+
+def open_teacher(settings: Settings, load: Callable[[str], M]) -> M:
+    """The teacher that settings name, where the run computes. Its place, what it is and its fingerprint stand in the
+    settings then.
+
+    Args:
+        load: opens a model of the kind that is learnt from, as `selfsup.inference.opening` has them.
+
+    Raises:
+        UserError: none is named, or there is none of that kind; it is not the one that the settings were made with.
+    """
+    if settings["distill.teacher"] is None:
+        raise UserError("distill learns what a teacher says; name the run or model directory of one by --teacher.")
+    make_absolute(settings, "distill.teacher")
+    place, known = settings["distill.teacher"], settings["distill.fingerprint"]
+    teacher = load(place)
+    if known not in (None, teacher.fingerprint):
+        raise UserError(
+            f"The teacher {place} is not the one whose answers are learnt here (its fingerprint is "
+            f"{teacher.fingerprint}, not {known}); restore it, or learn from it anew with distill.fingerprint=null."
+        )
+    settings.settle("distill.kind", teacher.kind, "teacher")
+    settings.settle("distill.fingerprint", teacher.fingerprint, "teacher")
+    teacher.to(find_device(settings["train.device"]))
+    return teacher
+
+
+def precision_of(settings: Settings) -> str:
+    """In which a teacher computes: that of the run."""
+    return find_precision(settings["train.precision"], find_device(settings["train.device"]))
