@@ -108,6 +108,17 @@ def _foreign(name: str) -> Callable[[Path], object]:
     return make
 
 
+def _table(name: str) -> Callable[[Path], object]:
+    """Of token vectors."""
+
+    def make(path: Path) -> object:
+        import tiny_tables
+
+        return getattr(tiny_tables, name)(path)
+
+    return make
+
+
 def _with_decoder(path: Path) -> None:
     """An image encoder beside a decoder that fills in pixels."""
     from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, save_decoder
@@ -127,6 +138,8 @@ MODELS = {
     "vision": _vision,
     "towers": _towers,
     "sentence-transformer": _sentence_transformer,
+    "table": _table("public"),
+    "model2vec": _table("model2vec"),
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import foreign
 import numpy as np
 import pytest
+import tiny_tables
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_clip import save_tiny_clip
@@ -72,6 +73,8 @@ MAKE: dict[str, Callable[[Path], Path]] = {
     "bert": foreign.bert,
     "electra": foreign.electra,
     "llama": foreign.llama,
+    "table": lambda directory: tiny_tables.public(directory, ""),
+    "model2vec": tiny_tables.model2vec,
 }
 
 
@@ -268,7 +271,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "infinite": _set(float("inf")),
 }  # fmt: skip
 WEIGHTS = [
-    *((kind, "model.safetensors") for kind in ("decoder", "encoder", "pixels", "bert", "llama")),
+    *((kind, "model.safetensors") for kind in ("decoder", "encoder", "pixels", "bert", "llama", "table", "model2vec")),
     *(("sentences", "2_Dense/model.safetensors"), ("pixels", "decoder.safetensors")),
     *(("towers", "image/features.safetensors"), ("towers", "text/model.safetensors")),
 ]

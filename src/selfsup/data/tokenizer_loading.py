@@ -65,6 +65,7 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
     files = _read_files(file)
     with library_at_work(f"{file} is no tokenizer that the tokenizers library opens"):
         tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    cut = tokenizer.truncation or {}
     tokenizer.no_truncation()
     tokenizer.no_padding()  # which may be to any length
     vocabulary = tokenizer.get_vocab()
@@ -78,7 +79,9 @@ def load_tokenizer(path: Path, family: Family = "decoder") -> TextTokenizer:
         if marks is None:
             config = "name it as eos_token in a tokenizer_config.json beside it"
             raise UserError(f"{file} has no end-of-text token: {config}.")
-        return TextTokenizer(tokenizer, marks, files, framed=family == "tower")
+        opened = TextTokenizer(tokenizer, marks, files, framed=family in ("tower", "table"))
+    opened.longest = cut.get("max_length")
+    return opened
 
 
 def _lower(tokenizer: Tokenizer) -> None:
@@ -96,6 +99,8 @@ def _find_marks(
         candidates = [*(named[role] for role in roles if role in named), *KNOWN.get(roles[0], ())]
         return next((token for token in candidates if token in vocabulary), None)
 
+    if family == "table":
+        return MARKS["table"]
     unknown = _unknown_token(tokenizer)
     if family != "encoder":
         end = find("eos_token", "bos_token")

@@ -39,10 +39,11 @@ UNKNOWN = "<|unk|>"
 
 @dataclass(frozen=True)
 class Marks:
-    """The special tokens of a tokenizer, by the part they play; only an encoder's has one for what is hidden."""
+    """The special tokens of a tokenizer, by the part they play; only an encoder's has one for what is hidden, and that
+    of a table none at all."""
 
-    start: str
-    end: str
+    start: str | None
+    end: str | None
     unknown: str | None = None
     mask: str | None = None
     pad: str | None = None
@@ -59,11 +60,13 @@ class Marks:
         return {role: token for role, token in ({start: self.start, end: self.end} | others).items() if token}
 
 
-Family = Literal["decoder", "encoder", "tower"]  # the last: of texts beside images, as its files say it reads them
+# A tower: of texts beside images, as its files say it reads them. A table: of token vectors, nothing but its tokens.
+Family = Literal["decoder", "encoder", "tower", "table"]
 MARKS: dict[Family, Marks] = {
     "decoder": Marks(END, END, UNKNOWN, pad=END),
     "encoder": Marks("[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"),
     "tower": Marks(END, END, UNKNOWN, pad=END),
+    "table": Marks(None, None),
 }
 
 Kind = Literal["bpe", "characters", "words", "wordpiece"]
@@ -114,6 +117,7 @@ class TextTokenizer:
             nothing, where there are such.
         prefix, suffix: ids of what whoever opens the saved tokenizer finds before and behind a text.
         fixed: tokens that each text is padded to, for a network that sees its padding; 0 where none is.
+        longest: tokens of a text after which its files cut it, which is left to the model; None where they do not.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class TextTokenizer:
         self.prefix = found[0] if files and decodes else [self.start]
         self.suffix = found[1] if framed else [] if decodes else [self.end]
         self.fixed = 0
+        self.longest: int | None = None
         wanted = (self.prefix, self.suffix)
         if found != wanted or files is None:
             tokenizer.post_processor = _template(tokenizer, *wanted)
@@ -203,6 +208,8 @@ class TextTokenizer:
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def _replace_ends(self, ids: Ids) -> None:
+        if self.marks.end is None:
+            return
         false_ends = (ids == self.end) | (ids == self.start)
         if false_ends.any():
             if self.unknown in (None, self.end, self.start):
@@ -211,6 +218,20 @@ class TextTokenizer:
                     "end-of-text token: take it out of the data or choose another tokenizer."
                 )
             ids[false_ends] = self.unknown
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether a text can be cut at every space without a change of its ids: what is done to a character depends on
+        its word, and no token of a user's own is looked for across words."""
+        structure = self._structure
+        normalizer, splitting = structure["normalizer"], structure["pre_tokenizer"] or {}
+        first = (splitting.get("pretokenizers") or [splitting])[0].get("type")
+        return (
+            (normalizer is None or normalizer["type"] == "BertNormalizer")
+            and first in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+            and structure["model"]["type"] in ("WordPiece", "WordLevel")
+            and all(token["special"] for token in structure["added_tokens"])
+        )
 
     def encode_marked(self, text: str) -> Ids:
         """The ids of a text in which special tokens, such as [MASK], are what they say; none is added."""

@@ -30,13 +30,12 @@ from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.adapters import transformers_at_work
 from selfsup.models.cards import card
-from selfsup.models.directories import find_model, forget_code
+from selfsup.models.directories import MODULES, find_model, forget_code
 from selfsup.models.features import DOCUMENT, QUERY
 from selfsup.models.huggingface import CARD, write_card
 from selfsup.models.kinds import IMAGE, TEXT, in_one
 from selfsup.models.parity import Difference
 from selfsup.models.sentence_transformers import (
-    MODULES,
     keep_modules,
     normalizes,
     write_image_input,
@@ -44,6 +43,7 @@ from selfsup.models.sentence_transformers import (
     write_router,
     write_text_input,
 )
+from selfsup.models.static import UNLIMITED, StaticEncoder
 from selfsup.models.vision import VisionTransformer
 from selfsup.models.vision_layouts import write_vision
 
@@ -85,6 +85,8 @@ def _write_tower(directory: Path, tower: Tower) -> None:
     """Into a directory that exists: an encoder, and what makes of it a sentence-transformers directory by itself."""
     if isinstance(tower, EncoderModel):
         tower.write(directory)
+        if isinstance(tower.network, StaticEncoder):  # with its steps
+            return
         width = tower.encoder.config.width
         if tower.directory is not None:
             keep_modules(tower.directory, directory, tower.features, width, tower.window)
@@ -169,13 +171,13 @@ def pictures(size: int, scale: float) -> list[Image.Image]:
 
 def told(model: Path, towers: Sequence[Tower], compared: Compared | None) -> str:
     """The card of a model directory, with what is said of its towers as a sentence-transformers directory."""
-    kinds = {type(tower) for tower in towers}
-    task = "sentence-similarity" if EncoderModel in kinds else "image-feature-extraction"
+    texts = any(isinstance(tower, EncoderModel) for tower in towers)
+    task = "sentence-similarity" if texts else "image-feature-extraction"
     return card(
         "",
         f"{_body(model / CARD)}\n\n## As a sentence-transformers model",
         _facts(towers) | _parity(compared),
-        PAIRS if len(kinds) > 1 else TEXTS if EncoderModel in kinds else IMAGES,
+        PAIRS if len(towers) > 1 else TEXTS if texts else IMAGES,
         library="sentence-transformers",
         task=task,
         tags=["sentence-transformers", "feature-extraction", task],
@@ -191,7 +193,8 @@ def _facts(towers: Sequence[Tower]) -> dict[str, str]:
             f"{tower.dimension} numbers; {_pooled(tower)}{mapped}; {NORMALIZED if _normalized(tower) else BARE}"
         )
         if isinstance(tower, EncoderModel):
-            facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
+            if tower.window < UNLIMITED:
+                facts["Longest text"] = f"{tower.window} tokens; longer ones lose their end"
             facts |= _prompts(tower)
         else:
             facts["Images"] = tower.preprocessing.words
@@ -209,6 +212,8 @@ def _prompts(tower: EncoderModel) -> dict[str, str]:
 
 
 def _pooled(tower: Tower) -> str:
+    if isinstance(tower.network, StaticEncoder):
+        return "the mean of the vectors of its tokens"
     return (OF_TEXTS if isinstance(tower, EncoderModel) else OF_IMAGES)[tower.features.pooling]
 
 

@@ -20,7 +20,7 @@ from selfsup.inference.parity import compare, fact
 from selfsup.inference.vision import ImageModel
 from selfsup.models.directories import find_model, read_config, require_whole
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import IMAGE, TEXT, TOWERS, described
+from selfsup.models.kinds import IMAGE, TEXT, TOWERS, described, static
 from selfsup.models.parity import Difference, NativeNetwork, exactness, network_difference
 
 
@@ -28,6 +28,11 @@ def write(source: Path, directory: Path) -> Written:
     """Copy the model directory of `source` to `directory`."""
     model = find_model(source)
     config = read_config(model)
+    if static(model):
+        raise UserError(
+            f"{source} holds {described(model)}, which transformers does not know; export it "
+            "--to sentence-transformers."
+        )
     if not config.keys() & {"model_type", "architecture"}:  # the latter is of timm's, which transformers wraps
         raise UserError(
             f"{source} holds {described(model)}, which transformers does not know; it opens with "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.data.words import WordIds
 from selfsup.errors import UserError
 from selfsup.inference.base import EmbeddingModel, OneNetwork, Reading, require_room
 from selfsup.inference.items import Vectors, silent
+from selfsup.inference.static import AT_ONCE, look_up, open_table
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
@@ -28,11 +31,13 @@ from selfsup.models.encoder_layouts import SavedEncoder, read_encoder, write_enc
 from selfsup.models.features import Features
 from selfsup.models.layouts import Unfit
 from selfsup.models.packing import MULTIPLE, embed, pack, rounded
-from selfsup.models.sentence_transformers import read_features
+from selfsup.models.sentence_transformers import normalizes, read_features
+from selfsup.models.static import StaticEncoder
+from selfsup.models.static_files import write_static
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
-    from selfsup.models.adapters import AdaptedConfig, AnyEncoder, AnyMaskedLM
+    from selfsup.models.adapters import AdaptedConfig, AdaptedEncoder, AnyEncoder, AnyMaskedLM
 
 PLACES = 4096  # of tokens that are encoded at once
 ROOM = 96  # of them in a row of short texts, about
@@ -70,8 +75,7 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     @classmethod
     def _open(cls, directory: Path) -> Self:
         """In a layout that is known, or, by transformers, in that of another encoder."""
-        encoder, masked = _opened(directory)
-        tokenizer = encoder_tokenizer(directory, encoder.config)
+        encoder, tokenizer, masked = _opened(directory)
         require_room(tokenizer, encoder.config.vocabulary, directory, "encoder")
         features = read_features(directory)
         features.require_width(encoder.config.width, directory)
@@ -89,6 +93,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         if isinstance(self.network, TextEncoder):
             return self.network
         why = "into which one cannot look here; give one such as a ModernBERT or a BERT"
+        if isinstance(self.network, StaticEncoder):
+            raise UserError(f"{self.path} holds a table of token vectors, {why}.")
         raise self.network.opened.refused(why)
 
     @property
@@ -114,12 +120,14 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
-        if isinstance(self.network, TextEncoder):
+        if isinstance(self.network, StaticEncoder):
+            normalized = self.directory is not None and normalizes(self.directory)
+            write_static(directory, self.network.embedding.weight, self.tokenizer, self.features, normalized)
+        elif isinstance(self.network, TextEncoder):
             write_encoder(directory, self.network, self.tokenizer, self.directory)
         else:
             self.network.opened.save(directory, self.tokenizer, heads=False)
 
-    @torch.inference_mode()
     def embed(
         self, texts: Sequence[str], precision: str = "auto", progress: Progress = silent, prompt: str | None = None
     ) -> Vectors:
@@ -130,10 +138,34 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         several to a row, so that nothing is computed on padding. A text that is longer than the window loses its end
         (`truncated` counts them). `progress` receives the number of texts done and in all.
         """
-        room, before = self.tokenizer.room(self.window), self.features.prompt(prompt)
-        ids = self.tokenizer.encode_batch([before + text for text in texts])
+        before = self.features.prompt(prompt)
+        texts = [before + text for text in texts] if before else list(texts)
+        if isinstance(self.network, StaticEncoder):
+            return self._looked_up(self.network, texts, progress)
+        room, ids = self.tokenizer.room(self.window), self.tokenizer.encode_batch(texts)
         self.truncated = sum(len(row) > room for row in ids)
-        framed = [self.tokenizer.frame(row[:room]) for row in ids]
+        return self.embed_framed([self.tokenizer.frame(row[:room]) for row in ids], precision, progress)
+
+    @torch.inference_mode()
+    def _looked_up(self, table: StaticEncoder, texts: list[str], progress: Progress) -> Vectors:
+        """The same of a table of token vectors: in fp32, and nothing stands around a text."""
+        self.precision, self.truncated = "fp32", 0
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        progress(0, len(texts))
+        for start in range(0, len(texts), AT_ONCE):
+            found, cut = look_up(table, self._words, texts[start : start + AT_ONCE])
+            vectors[start : start + len(found)] = self.features.map(found).cpu().numpy()
+            self.truncated += cut
+            progress(start + len(found), len(texts))
+        return vectors
+
+    @cached_property
+    def _words(self) -> WordIds:
+        return WordIds(self.tokenizer)
+
+    @torch.inference_mode()
+    def embed_framed(self, framed: Sequence[Ids], precision: str = "auto", progress: Progress = silent) -> Vectors:
+        """The same of texts that are tokens already, within the window, with what stands around them."""
         self.precision = find_precision(precision, self.device)
         autocast = Machine(self.device, self.precision, 0.0).autocast
         vectors = np.empty((len(framed), self.dimension), np.float32)
@@ -209,8 +241,15 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
         return hidden @ self.head.output_weight.T
 
 
-def _opened(directory: Path) -> tuple[AnyEncoder, AnyMaskedLM | None]:
-    """The encoder of a directory, and the same with its head of masked LM, where it has one."""
+def _opened(directory: Path) -> tuple[AnyEncoder, TextTokenizer, AnyMaskedLM | None]:
+    """The encoder of a directory with its tokenizer, and the same with its head of masked LM, where it has one."""
+    if kinds.static(directory):
+        return *open_table(directory), None
+    encoder, masked = _opened_network(directory)
+    return encoder, encoder_tokenizer(directory, encoder.config), masked
+
+
+def _opened_network(directory: Path) -> tuple[TextEncoder | AdaptedEncoder, AnyMaskedLM | None]:
     if (saved := native_encoder(directory)) is not None:
         masked = saved.masked() if saved.head else None
         return masked.model if masked else saved.encoder(), masked

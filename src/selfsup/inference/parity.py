@@ -93,7 +93,7 @@ def compare(directory: Path, model: LanguageModel | EncoderModel, difference: Di
     with quiet_transformers():
         plain = [differ(SAMPLES), differ([LONG, SAMPLES[0]]), differ(written, split_special_tokens=True)]
         plain += [] if difference is None else [difference]
-        return Parity(Difference.largest(plain), differ(written), model.tokenizer.marks.end)
+        return Parity(Difference.largest(plain), differ(written), str(model.tokenizer.marks.end))
 
 
 def _open_tokenizer(directory: Path) -> Any:

@@ -36,6 +36,7 @@ from selfsup.models.huggingface import Tokenizer
 from selfsup.models.layouts import Layout, at
 from selfsup.models.parity import quiet_transformers
 from selfsup.models.sentence_transformers import text_window
+from selfsup.models.static import StaticEncoder
 from selfsup.models.transformer import compute_dtype
 
 UNLIMITED = 1 << 20  # tokens
@@ -368,7 +369,7 @@ class AdaptedDecoder(AdaptedTextNetwork):
             raise self.opened.refused("which sees what comes after a token; train it by masked-lm")
 
 
-AnyEncoder = TextEncoder | AdaptedEncoder
+AnyEncoder = TextEncoder | AdaptedEncoder | StaticEncoder
 AnyMaskedLM = MaskedLanguageModel | AdaptedMaskedLM
 
 

@@ -29,6 +29,9 @@ NAMING = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processo
 OPENED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+MODULES = "modules.json"  # of sentence-transformers: the steps from a text or an image to its vector
+# What names a table of token vectors: the first of the steps, and model2vec's type of model.
+TABLE_STEP, TABLE_TYPE = "StaticEmbedding", "model2vec"
 # Keys of a part of a network that timm is to build, or fetch.
 TIMM = ("architecture", "backbone", "use_timm_backbone")
 MOST_JSON = 32 << 20  # bytes of a file
@@ -56,26 +59,40 @@ def find_model(path: str | Path) -> Path:
         return directory / RUN_MODEL
     if not os.path.lexists(directory):
         raise UserError(f"There is no {path}; give the directory of a run or of a model.")
-    if not (directory / CONFIG).is_file():
+    if not (directory / CONFIG).is_file() and table_place(directory) is None:
         raise UserError(f"{path} is neither a run nor a model directory (no {RUN_CONFIG} or {CONFIG} in it).")
     return directory
+
+
+def table_place(directory: Path) -> Path | None:
+    """Where a directory holds a table of token vectors in place of a network, which needs no config.json: beside the
+    tokenizer that sentence-transformers or model2vec put there. None where it holds another model."""
+    if (directory / MODULES).is_file():
+        first = next(iter(read_json_list(inside(directory, MODULES))), {})
+        if str(first.get("type")).rpartition(".")[2] == TABLE_STEP:
+            return inside(directory, str(first.get("path")))
+    if (directory / CONFIG).is_file() and read_json(directory / CONFIG).get("model_type") == TABLE_TYPE:
+        return directory
+    return None
 
 
 # -- what a directory asks for -------------------------------------------------------------------------------
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """What the config.json of a model directory says. Python code that it names is passed over, and that is said.
+    """What the config.json of a model directory says, nothing where a table of token vectors has none. Python code that
+    it names is passed over, and that is said.
 
-    Raises UserError where there is none, or more would have to be opened than it holds: it is an adapter of another
-    model, names kernels, weights or networks that lie elsewhere, or has links that lead out of it.
+    Raises UserError where another model has none, or more would have to be opened than it holds: it is an adapter of
+    another model, names kernels, weights or networks that lie elsewhere, or has links that lead out of it.
     """
     for path in sorted(directory.glob("*")):
         if path.suffix in OPENED:
             inside(directory, path.name)
     if (directory / ADAPTER).exists():
         raise UserError(f"{directory} holds an adapter of another model; merge the two and give what comes of it.")
-    config, names = read_json(directory / CONFIG), "architectures"
+    bare = not (directory / CONFIG).exists() and table_place(directory) is not None
+    config, names = {} if bare else read_json(directory / CONFIG), "architectures"
     if not isinstance(config.get("model_type"), str | None):
         raise broken(directory / CONFIG, "model_type", config["model_type"])
     said = [] if config.get(names) is None else config[names]

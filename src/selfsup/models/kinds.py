@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfsup.models.directories import read_config
+from selfsup.models.directories import read_config, table_place
 
 # What config.json calls the models whose arithmetic stands here.
 DECODERS = (
@@ -54,8 +54,15 @@ def sees(directory: Path) -> bool:
 
 def reads(directory: Path) -> bool:
     """Whether it holds a model of texts alone."""
+    if static(directory):
+        return True
     known = read_config(directory).get("model_type")
     return known is not None and known not in (TOWERS, *PAIRS) and not sees(directory)
+
+
+def static(directory: Path) -> bool:
+    """Whether it holds a table of token vectors in place of a network."""
+    return table_place(directory) is not None
 
 
 def writes(directory: Path) -> bool:
@@ -70,6 +77,8 @@ def described(directory: Path) -> str:
     saved = read_config(directory)
     if two_towers(directory):
         return "two towers"
+    if static(directory):
+        return "a table of token vectors"
     if "architecture" in saved:
         return f"timm's {saved['architecture']}"
     if "class" in saved:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from selfsup.models.static import StaticEncoder
+
 Pooling = Literal["mean", "cls", "last", "attention"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")  # of texts; the other one is of networks that see
 BLOCK = 256  # texts whose vectors are made at once
@@ -75,8 +77,10 @@ def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling,
 
     The encoder makes hidden states (B, T, width) of tokens and document numbers (B, T); `tokens` (tokens in all,) are
     the texts one after the other, each with its start and end token, of `lengths` (n,), laid into rows of at least
-    so much `room`.
+    so much `room`. A table of token vectors leaves out those two tokens, and needs no rows.
     """
+    if isinstance(encoder, StaticEncoder):
+        return encoder.pooled(tokens, lengths)
     rows = lay(lengths, room)
     laid = tokens.new_zeros(rows.documents.shape)
     laid.view(-1)[rows.places] = tokens

@@ -5,6 +5,7 @@ DIR/1_Pooling/config.json               how hidden states become one vector
 DIR/2_Dense/                            the linear map that follows, where there is one
 DIR/sentence_bert_config.json           tokens that are read of a text, or what is taken of a vision transformer
 DIR/config_sentence_transformers.json   how two vectors are compared, what is put before texts, which numbers are kept
+DIR/0_StaticEmbedding/                  in place of a network a table of token vectors, also in DIR itself
 DIR/router_config.json                  of several models, each in a directory of this layout: what goes to which
 
 That of texts is written as every version since 2 reads it, images need version 6; it writes other names itself, which
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from selfsup.errors import UserError
 from selfsup.models.directories import (
     CONFIG,
+    MODULES,
+    TABLE_STEP,
     WEIGHTS,
     broken,
     inside,
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from selfsup.models.vision import VisionConfig
 
 LINEAR = "linear."  # what the names of a map begin with
-MODULES = "modules.json"
 ROUTER = "router_config.json"
 SETTINGS = "config_sentence_transformers.json"
 TYPE = "sentence_transformers.models."
@@ -84,20 +86,33 @@ def write_modules(directory: Path, features: Features, width: int, normalized: b
     A step normalises the vectors only of a model that was made so, for ours are not; the cosine that compares them does
     not need it.
     """
-    pooling, dense = directory / "1_Pooling", directory / "2_Dense"
+    pooling = directory / "1_Pooling"
     kinds = {"": "Transformer", pooling.name: "Pooling"}
+    chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
+    pooling.mkdir()
+    write_json(pooling / CONFIG, {"word_embedding_dimension": width, **chosen})
+    _write_steps(directory, kinds | _write_last(directory, features, normalized, len(kinds)), features)
+
+
+def write_table_steps(directory: Path, features: Features, normalized: bool = False) -> None:
+    """The same beside a table of token vectors, which is the first step."""
+    _write_steps(directory, {"": TABLE_STEP} | _write_last(directory, features, normalized, 1), features)
+
+
+def _write_last(directory: Path, features: Features, normalized: bool, number: int) -> dict[str, str]:
+    """The steps behind the pooling, from that number on: where there is one a map, which is written, and where it is
+    asked for one that normalises."""
+    kinds = {}
     if features.weight is not None:
+        dense = directory / f"{number}_Dense"
         kinds[dense.name] = "Dense"
         outputs, inputs = features.weight.shape
         dense.mkdir()
         write_json(dense / CONFIG, DENSE.write(Dense(inputs, outputs, features.bias is not None)))
         write_map(dense / WEIGHTS, features.weight, features.bias, LINEAR)
     if normalized:
-        kinds[f"{len(kinds)}_{NORMALIZE}"] = NORMALIZE
-    chosen = {key: mode == features.pooling for key, mode in POOLING_KEYS.items()}
-    pooling.mkdir()
-    write_json(pooling / CONFIG, {"word_embedding_dimension": width, **chosen})
-    _write_steps(directory, kinds, features)
+        kinds[f"{number + len(kinds)}_{NORMALIZE}"] = NORMALIZE
+    return kinds
 
 
 def _write_steps(directory: Path, kinds: dict[str, str], features: Features) -> None:
@@ -264,7 +279,7 @@ def _read_modules(directory: Path) -> Features:
         elif kind == "Dense" and not maps:
             DENSE.require(read_json(place / CONFIG), place / CONFIG)
             maps = [place / WEIGHTS]
-        elif kind not in ("Transformer", NORMALIZE):
+        elif kind not in ("Transformer", TABLE_STEP, NORMALIZE):
             raise UserError(
                 f"{directory} has a step {kind!r} behind its encoder; only pooling and a linear map can be loaded"
             )
