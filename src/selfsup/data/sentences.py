@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from selfsup.errors import UserError
 
 RULE = 1  # of splitting; another one makes other sentences of the same documents
 
+_BLANK_LINES = re.compile(r"\n\s*\n")
 _LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines takes other signs for ends, such as U+2028
 
 # What may end a sentence: its mark, quotes and brackets that close behind it, and white space; or a full-width mark.
@@ -55,21 +57,34 @@ def open_sentences(
 
 
 def split_sentences(document: str) -> Iterator[str]:
-    """The sentences of a document, white space within them reduced to single spaces.
+    """The sentences of a document (`sentence_spans`), white space within them reduced to single spaces."""
+    return (" ".join(document[start:end].split()) for start, end in sentence_spans(document))
+
+
+def sentence_spans(document: str) -> Iterator[tuple[int, int]]:
+    """The sentences of a document as [start, end) of characters, in order; between them lies white space alone.
 
     A blank line ends a sentence. Else one ends behind `.`, `!`, `?` or `…` (and what closes there: quotes, brackets)
     before white space and a word that does not begin with a small letter, but not behind an abbreviation such as
     `Mr.` or an initial; a full-width mark ends one by itself.
     """
-    for paragraph in re.split(r"\n\s*\n", document):
-        text = " ".join(paragraph.split())
-        start = 0
-        for end in _END.finditer(text):
-            if end.end() < len(text) and _ends_here(text, start, end):
-                yield text[start : end.end()].strip()
+    for start, last in stretches(document, _BLANK_LINES, 0, len(document)):
+        for end in _END.finditer(document, start, last):
+            if end.end() < last and _ends_here(document, start, end):
+                yield start, start + len(document[start : end.end()].rstrip())
                 start = end.end()
-        if rest := text[start:].strip():
-            yield rest
+        yield start, last
+
+
+def stretches(text: str, between: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What stands between the matches of a pattern in text[start:end], as [start, end) of characters, without the white
+    space around it; what is blank is left out."""
+    for match in itertools.chain(between.finditer(text, start, end), [None]):
+        stretch = text[start : match.start() if match else end]
+        if core := stretch.strip():
+            first = start + len(stretch) - len(stretch.lstrip())
+            yield first, first + len(core)
+        start = match.end() if match else end
 
 
 def _ends_here(text: str, start: int, end: re.Match[str]) -> bool:

@@ -233,6 +233,13 @@ class TextTokenizer:
             and all(token["special"] for token in structure["added_tokens"])
         )
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text stands in it, as [start, end) of characters; a character that takes several
+        tokens is where each of them stands."""
+        with library_at_work("The tokenizer cannot encode a text"):
+            encoding = interruptible(self._tokenizer.encode, text, add_special_tokens=False)
+        return list(encoding.offsets)
+
     def encode_marked(self, text: str) -> Ids:
         """The ids of a text in which special tokens, such as [MASK], are what they say; none is added."""
         _require_texts([text])
