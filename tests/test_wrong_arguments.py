@@ -93,6 +93,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
 }
 NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
+NUMBERS |= {"--overlap", "--passages", "--per-document"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
 
@@ -213,6 +214,9 @@ WRONG_TYPES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("column", "id_column", "label", "protocol", "to", "device", "query", "text"), (3, b"x", ["x"])),
     **dict.fromkeys(("batch", "top", "size"), (0, 2.5, "4", True)),
     "failures": (-0.1, 1.5, "0.5", True, None),
+    "passages": (0, 2.5, "some", True, ["auto"]),
+    "overlap": (-1, 0.5, True, "x"),
+    "per_document": (0, 1.5, "1"),
     "seed": (0.5, "1", None),
 }  # fmt: skip
 

@@ -28,8 +28,16 @@ def _count(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
+def _natural(value: object) -> bool:
+    return (value == 0 and _whole(value)) or _count(value)
+
+
 def _share(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 <= float(value) <= 1
+
+
+def _size(value: object) -> bool:
+    return value in ("auto", "none") or _count(int(value) if isinstance(value, str) and value.isdecimal() else value)
 
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -37,7 +45,11 @@ KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(
         ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query"), (_text, "a text")
     ),
-    **dict.fromkeys(("batch", "top", "size", "window", "records"), (_count, "a whole number of 1 or more")),
+    **dict.fromkeys(
+        ("batch", "top", "size", "window", "records", "per_document"), (_count, "a whole number of 1 or more")
+    ),
+    "passages": (_size, "auto, none or a whole number of 1 or more"),
+    "overlap": (_natural, "a whole number of 0 or more"),
     "seed": (_whole, "a whole number"),
     "precision": (PRECISIONS.__contains__, "auto, fp32 or bf16"),
     "failures": (_share, "a share from 0 to 1"),

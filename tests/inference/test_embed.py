@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.items import LeftOut
 from selfsup.inference.texts import Text
 
+embed = partial(selfsup.embed, passages="none")  # a row for each record; passages have tests of their own
 RECORDS = 23
 BATCH = 5
 
@@ -48,7 +50,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(model, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "embeddings.parquet"
-    selfsup.embed(model, data, out, batch=BATCH)
+    embed(model, data, out, batch=BATCH)
     return out
 
 
@@ -88,7 +90,7 @@ def test_what_is_told(model, tmp_path):
     lines = ["{broken", *(json.dumps({"text": t}) for t in ("a", " ", "the " * 20)), *['{"text": "b"}'] * 200]
     source = tmp_path / "a.jsonl"
     source.write_text("\n".join(lines))
-    made = selfsup.embed(model, source, tmp_path / "out.parquet")
+    made = embed(model, source, tmp_path / "out.parquet")
     left_out = made.left_out
     assert (made.records, left_out.truncated, left_out.skipped, left_out.empty) == (202, 1, 1, 1)
     told = made.rows()
@@ -97,7 +99,7 @@ def test_what_is_told(model, tmp_path):
 
 
 def test_half_precision(model, data, whole, tmp_path):
-    selfsup.embed(model, data, tmp_path / "half.parquet", half=True)
+    embed(model, data, tmp_path / "half.parquet", half=True)
     table = pq.read_table(tmp_path / "half.parquet")
     assert table.schema.field("vector").type == pa.list_(pa.float16(), WIDTH)
     np.testing.assert_allclose(vectors(table), vectors(pq.read_table(whole)), rtol=2e-2, atol=2e-2)
@@ -106,19 +108,19 @@ def test_half_precision(model, data, whole, tmp_path):
 def test_vectors_that_half_precision_cannot_hold(model, tmp_path, monkeypatch):
     found = EncoderModel.embed
     monkeypatch.setattr(EncoderModel, "embed", lambda *a, **k: found(*a, **k) * 1e6)
-    refused(lambda: selfsup.embed(model, ["a"], tmp_path / "a.parquet", half=True), "--half")
-    selfsup.embed(model, ["a"], tmp_path / "b.parquet")
+    refused(lambda: embed(model, ["a"], tmp_path / "a.parquet", half=True), "--half")
+    embed(model, ["a"], tmp_path / "b.parquet")
     monkeypatch.setattr(EncoderModel, "embed", lambda *a, **k: found(*a, **k) * np.nan)
-    refused(lambda: selfsup.embed(model, ["a"], tmp_path / "a.parquet"), "not finite")
+    refused(lambda: embed(model, ["a"], tmp_path / "a.parquet"), "not finite")
     assert not (tmp_path / "a.parquet").exists()
 
 
 def test_ids_of_a_column(model, data, tmp_path):
-    selfsup.embed(model, data, tmp_path / "a.parquet", id_column="key", column="content")
+    embed(model, data, tmp_path / "a.parquet", id_column="key", column="content")
     assert pq.read_table(tmp_path / "a.parquet").column("id").to_pylist() == [f"k{i}" for i in range(RECORDS)]
     twice = [{"n": 1, "text": "a"}, {"n": 2, "text": "b"}, {"n": 1, "text": "c"}]
-    refused(lambda: selfsup.embed(model, twice, tmp_path / "b.parquet", id_column="n"), "'1' occurs twice", "record 3")
-    refused(lambda: selfsup.embed(model, data, tmp_path / "b.parquet", id_column="keys"), "keys")
+    refused(lambda: embed(model, twice, tmp_path / "b.parquet", id_column="n"), "'1' occurs twice", "record 3")
+    refused(lambda: embed(model, data, tmp_path / "b.parquet", id_column="keys"), "keys")
     assert not (tmp_path / "b.parquet.partial").exists()
 
 
@@ -130,7 +132,7 @@ def test_ids_are_places_wherever_a_command_runs(model, tmp_path, monkeypatch):
 
     def ids(source):
         out = tmp_path / "out.parquet"
-        selfsup.embed(model, source, out)
+        embed(model, source, out)
         found = pq.read_table(out).column("id").to_pylist()
         out.unlink()
         return found
@@ -141,12 +143,11 @@ def test_ids_are_places_wherever_a_command_runs(model, tmp_path, monkeypatch):
     assert ids(["a storm", "b"]) == ["document 1", "document 2"]
 
 
-def test_chunks_are_bounded_by_their_characters(monkeypatch):
+def test_chunks_are_bounded_by_their_characters():
     made = [Text(str(i), "x" * size, "", {}) for i, size in enumerate([3, 3, 3, 20, 3, 1])]
-    monkeypatch.setattr(items, "CHARACTERS", 8)
-    sizes = [[len(item.text) for item in chunk] for chunk in items.chunks(iter(made), 3)]
+    sizes = [[len(item.text) for item in chunk] for chunk in items.chunks(iter(made), 3, 8)]
     assert sizes == [[3, 3], [3], [20], [3, 1]]
-    assert [len(chunk) for chunk in items.chunks(iter(made[:3] * 2), 2)] == [2, 2, 2]
+    assert [len(chunk) for chunk in items.chunks(iter(made[:3] * 2), 2, 8)] == [2, 2, 2]
 
 
 # -- interruptions --
@@ -184,18 +185,18 @@ def test_killed_at_every_moment(model, data, whole, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             left = count_down(patch, moment)
             try:
-                selfsup.embed(model, data, out, batch=BATCH)
+                embed(model, data, out, batch=BATCH)
             except Killed:
                 moments += 1
         if left[0] > 0:
             break
         if out.exists():
-            refused(lambda out=out: selfsup.embed(model, data, out, batch=BATCH), "exists already")
+            refused(lambda out=out: embed(model, data, out, batch=BATCH), "exists already")
         else:
             calls = []
             with monkeypatch.context() as patch:
                 patch.setattr(EncoderModel, "embed", spy(EncoderModel.embed, calls))
-                selfsup.embed(model, data, out, batch=BATCH)
+                embed(model, data, out, batch=BATCH)
             assert len(calls) <= 5
         assert out.read_bytes() == whole.read_bytes()
         assert [path.name for path in out.parent.iterdir()] == [out.name]
@@ -235,12 +236,13 @@ cli.main()
 def test_a_process_that_is_killed_loses_one_chunk(model, data, whole, tmp_path):
     out = tmp_path / "embeddings.parquet"
     words = ["embed", str(model), "--data", str(data), "--out", str(out), "--batch", str(BATCH)]
+    words += ["--passages", "none"]
     died = subprocess.run([sys.executable, "-c", DYING, *words], capture_output=True)
     assert died.returncode == -signal.SIGKILL
     assert not out.exists()
     assert sorted(finished(tmp_path / "embeddings.parquet.partial")) == [0, 1]
     seen = []
-    selfsup.embed(model, data, out, batch=BATCH, progress=lambda done, total: seen.append((done, total)))
+    embed(model, data, out, batch=BATCH, progress=lambda done, total: seen.append((done, total)))
     assert out.read_bytes() == whole.read_bytes()
     assert seen[0][0] == 2 * BATCH
     assert seen[-1] == (RECORDS, RECORDS)
@@ -252,7 +254,7 @@ def test_what_was_begun_otherwise_is_not_mixed(model, data, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         count_down(patch, 6)
         with pytest.raises(Killed):
-            selfsup.embed(model, data, out, batch=BATCH)
+            embed(model, data, out, batch=BATCH)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out.parquet.partial").iterdir()}
     assert 0 in finished(tmp_path / "out.parquet.partial")
     other = save_tiny(tmp_path / "other", seed=1)
@@ -264,28 +266,28 @@ def test_what_was_begun_otherwise_is_not_mixed(model, data, tmp_path, monkeypatc
         ((model, data, out), {"half": True}),
         ((model, data, out), {"id_column": "key"}),
     ):
-        refused(lambda a=arguments, w=words: selfsup.embed(*a, batch=BATCH, **w), "begun with another")
-    refused(lambda: selfsup.embed(model, data, out, batch=3), "another batch")
+        refused(lambda a=arguments, w=words: embed(*a, batch=BATCH, **w), "begun with another")
+    refused(lambda: embed(model, data, out, batch=3), "another batch")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out.parquet.partial").iterdir()}
 
 
 def test_two_processes_do_not_share_one_output(model, data, tmp_path):
     out = tmp_path / "out.parquet"
     with module._held(tmp_path / "out.parquet.partial", out):
-        refused(lambda: selfsup.embed(model, data, out), "another process")
-    selfsup.embed(model, data, out)
+        refused(lambda: embed(model, data, out), "another process")
+    embed(model, data, out)
 
 
 def test_nothing_is_overwritten(model, data, tmp_path):
     out = tmp_path / "out.parquet"
     out.write_text("mine")
-    refused(lambda: selfsup.embed(model, data, out), "exists already")
+    refused(lambda: embed(model, data, out), "exists already")
     work = tmp_path / "out.parquet.partial"
     work.mkdir()
     (work / "mine.txt").write_text("mine")
-    refused(lambda: selfsup.embed(model, data, out), "exists already")
+    refused(lambda: embed(model, data, out), "exists already")
     out.unlink()
-    refused(lambda: selfsup.embed(model, data, out), "mine.txt")
+    refused(lambda: embed(model, data, out), "mine.txt")
     assert (work / "mine.txt").read_text() == "mine"
 
 
@@ -300,7 +302,7 @@ def test_a_users_file_among_the_chunks_stays(model, data, tmp_path, monkeypatch)
         return join(*arguments)
 
     monkeypatch.setattr(module, "_join", interfere)
-    selfsup.embed(model, data, out)
+    embed(model, data, out)
     assert {path.name: path.read_text() for path in work.iterdir()} == {"mine.parquet": "mine", ".mine": "mine"}
 
 
@@ -316,7 +318,7 @@ def test_a_source_that_changes_meanwhile(model, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(module, "survey", then_changed)
-    refused(lambda: selfsup.embed(model, source, tmp_path / "out.parquet"), "holds no text")
+    refused(lambda: embed(model, source, tmp_path / "out.parquet"), "holds no text")
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -325,17 +327,17 @@ def test_a_source_that_changes_meanwhile(model, tmp_path, monkeypatch):
 
 def test_errors(model, data, finished, tmp_path):
     out = tmp_path / "out.parquet"
-    refused(lambda: selfsup.embed(tmp_path, data, out), "neither a run nor a model")
-    refused(lambda: selfsup.embed(finished.directory, data, out), "decoder")
-    refused(lambda: selfsup.embed(model, tmp_path / "nothing", out), "no file or folder")
-    refused(lambda: selfsup.embed(model, data, out, batch=0), "batch is 0")
-    refused(lambda: selfsup.embed(model, [" "], out), "holds no text")
+    refused(lambda: embed(tmp_path, data, out), "neither a run nor a model")
+    refused(lambda: embed(finished.directory, data, out), "decoder")
+    refused(lambda: embed(model, tmp_path / "nothing", out), "no file or folder")
+    refused(lambda: embed(model, data, out, batch=0), "batch is 0")
+    refused(lambda: embed(model, [" "], out), "holds no text")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_command(model, data, tmp_path, selfsup_command):
-    out = tmp_path / "out.parquet"
-    answer = selfsup_command("embed", model, "--data", data, "--out", out, "--id", "key", "--half", "--json")
+    out, whole = tmp_path / "out.parquet", ("--passages", "none")
+    answer = selfsup_command("embed", model, "--data", data, "--out", out, "--id", "key", "--half", "--json", *whole)
     assert answer.code == 0, answer
     made = json.loads(answer.out)
     assert made == {
@@ -347,5 +349,5 @@ def test_the_command(model, data, tmp_path, selfsup_command):
     again = selfsup_command("embed", model, "--data", data, "--out", out)
     assert again.code == 2
     assert again.error == f"selfsup: {out} exists already; give another --out.\n"
-    told = selfsup_command("embed", model, "--data", data, "--out", tmp_path / "b.parquet")
+    told = selfsup_command("embed", model, "--data", data, "--out", tmp_path / "b.parquet", *whole)
     assert "23 vectors of 32 numbers" in " ".join(told.out.split())

@@ -214,7 +214,7 @@ def test_texts_that_are_not_read_wholly_are_counted(models: dict[str, Path], tmp
     (folder / "latin.txt").write_bytes("Der Bär hört schöne Töne, und alle anderen lauschen. ".encode("latin-1") * 3)
     (folder / "long.txt").write_text("the sea " * 40)
     (folder / "picture.txt").write_bytes(bytes(range(256)) * 4)
-    made = selfsup.embed(models["texts"], folder, tmp_path / "x.parquet")
+    made = selfsup.embed(models["texts"], folder, tmp_path / "x.parquet", passages="none")
     assert (made.records, made.left_out.skipped, made.left_out.replaced_bytes) == (2, 1, 12)
     assert made.left_out.truncated == 2
     assert evaluate(models["texts"], data=folder, protocol="rankme").left_out == made.left_out

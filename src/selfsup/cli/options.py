@@ -51,6 +51,18 @@ Label = Annotated[str | None, typer.Option(help="the column of the class")]
 Id = Annotated[str | None, typer.Option("--id", help="the column of ids; without it a record goes by its place")]
 Dimension = Annotated[int | None, typer.Option(help="keep the first so many numbers of each vector", min=1)]
 Chunk = Annotated[int, typer.Option("--batch", help="records embedded, and kept when interrupted, together")]
+Passages = Annotated[
+    str | None,
+    typer.Option(
+        help="of long texts: auto cuts them into passages of as many tokens as the model reads, a number into passages "
+        "of at most so many; none embeds their beginning",
+        metavar="auto|none|TOKENS",
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(help="most tokens that two passages share, in whole sentences; an eighth of a passage without", min=0),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Templates = Annotated[
     list[str] | None, typer.Option(help="texts around the name of a class, {} in its place; by default the name alone")

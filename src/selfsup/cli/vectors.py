@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from selfsup.cli.options import Chunk, Column, Device, Dimension, Encoder, Failures, Id, Source, command
+from selfsup.cli.options import (
+    Chunk,
+    Column,
+    Device,
+    Dimension,
+    Encoder,
+    Failures,
+    Id,
+    Overlap,
+    Passages,
+    Source,
+    command,
+)
 from selfsup.report import say
 
 Library = Annotated[Path, typer.Argument(help="a library that `selfsup index` made")]
@@ -24,12 +36,15 @@ def embed(
     half: Annotated[bool, typer.Option("--half", help="store float16")] = False,
     id_column: Id = None,
     column: Column = None,
+    passages: Passages = None,
+    overlap: Overlap = None,
     batch: Chunk = 4096,
     failures: Failures = 1.0,
     device: Device = "auto",
     dimension: Dimension = None,
 ) -> None:
-    """Turn every text or image of a source into a vector, in a parquet file; the same command goes on after a crash."""
+    """Turn every text or image of a source into a vector, long texts into one for each passage, in a parquet file; the
+    same command goes on after a crash."""
     from selfsup.report import Reporter
 
     Reporter(to=sys.stdout).table(made.rows())
@@ -43,6 +58,8 @@ def index(
     out: Annotated[Path, typer.Option(help="the library to make or bring up to date: NAME.lance")],
     id_column: Id = None,
     column: Column = None,
+    passages: Passages = None,
+    overlap: Overlap = None,
     batch: Chunk = 4096,
     failures: Failures = 1.0,
     device: Device = "auto",
@@ -58,8 +75,10 @@ def index(
     "selfsup.inference.search",
     to_json=lambda left, given: {"library": str(given["library"]), "deleted": len(set(given["ids"])), "records": left},
 )
-def delete(left: int, library: Library, ids: Annotated[list[str], typer.Argument(help="of records to remove")]) -> None:
-    """Remove records from a library by id."""
+def delete(
+    left: int, library: Library, ids: Annotated[list[str], typer.Argument(help="of records or documents to remove")]
+) -> None:
+    """Remove records from a library by id; of a document all its passages."""
     say(f"{len(set(ids)):,} deleted, {left:,} left in {library}.")
 
 
@@ -76,6 +95,12 @@ def search(
     image: Annotated[Path | None, typer.Option(help="in their place: an image to look for")] = None,
     top: Annotated[int, typer.Option(help="hits to show")] = 10,
     where: Annotated[str | None, typer.Option(help='a condition on the columns in SQL, such as "year > 1990"')] = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="look for the words themselves too, and join both by their ranks")
+    ] = False,
+    per_document: Annotated[
+        int, typer.Option(help="most passages of one document, as long as others fill the list", min=1)
+    ] = 1,
     model: Annotated[Path | None, typer.Option(help="where the library's model is now, if it moved")] = None,
     device: Device = "auto",
 ) -> None:

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, LeftOut
-from selfsup.inference.library import OWN
 
 INTEGER, REAL = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?\d+\.\d+([eE][-+]?\d+)?")
 # What LanceDB adds to what it finds.
@@ -59,13 +58,14 @@ class Kinds:
                     self.seen.setdefault(name, set()).add(kind)
             yield item
 
-    def columns(self, there: Mapping[str, pa.DataType]) -> dict[str, Column]:
+    def columns(self, there: Mapping[str, pa.DataType], own: Iterable[str]) -> dict[str, Column]:
         """Where each column of the source goes, beside or into the columns that a library has already.
 
-        A name becomes one that SQL takes without quotes and that no other column has, upper and lower case alike.
+        A name becomes one that SQL takes without quotes and that no other column has, nor the library's `own`, upper
+        and lower case alike.
         """
         known = {name.lower(): name for name in there}
-        taken = {*OWN, *ADDED}
+        taken = {*own, *ADDED}
         columns = {}
         for name, kinds in self.seen.items():
             fit = re.sub(r"\W|^(?=\d)|^$", "_", name)

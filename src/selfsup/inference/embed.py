@@ -29,8 +29,9 @@ from selfsup.data.tally import NAMED, Skipped, refusal
 from selfsup.errors import UserError
 from selfsup.files import expanded, held, sync, whole_file, write_atomically
 from selfsup.inference.base import EmbeddingModel
-from selfsup.inference.items import CHUNK, Collection, Item, LeftOut, chunks, digest, shifted, silent, survey
+from selfsup.inference.items import CHUNK, Item, LeftOut, Listed, chunks, digest, shifted, silent, survey
 from selfsup.inference.opening import open_embedder
+from selfsup.inference.passages import Size, cutter_for, described, listed
 from selfsup.models.features import DOCUMENT
 from selfsup.report import Progress
 
@@ -41,6 +42,8 @@ PLAN = "plan.json"
 CHUNK_FILE = re.compile(r"\d{9}\.[0-9a-f]{32}\.parquet")
 # All that an embedding leaves beside its output, whole or half written.
 OURS = re.compile(rf"{CHUNK_FILE.pattern}|plan\.json|\.(lock|joined|plan\.json\..*|\d{{9}}\..*)")
+
+KINDS = {"document": pa.string(), "start": pa.int64(), "end": pa.int64()}  # of columns that are no vector; else text
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ def embed(
     *,
     column: str | None = None,
     id_column: str | None = None,
+    passages: Size = "auto",
+    overlap: int | None = None,
     half: bool = False,
     batch: int = CHUNK,
     failures: float = 1.0,
@@ -81,7 +86,9 @@ def embed(
 ) -> Embeddings:
     """Embed every record of a source into a parquet file with the columns id, text (source, of images) and vector.
 
-    A vector is a fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
+    A text that is longer than the model's window becomes several passages, each a row of its own; beside it stand the
+    id of its document, and where it starts and ends there in characters (document, start, end). A vector is a
+    fixed-size list of float32, not normalised. The schema's metadata holds, under `selfsup`, a JSON
     object with the model, its fingerprint, pooling and dimension, the data, the fingerprint of its ids and contents,
     and what was left out. The same call after an interruption goes on where it stood.
 
@@ -91,6 +98,10 @@ def embed(
         out: the file to write; it must not exist.
         column, id_column: of the content, found by itself where it is None; of ids, each of which may occur once, where
             None takes the place of a record.
+        passages: of texts: auto, passages of as many tokens as the model reads, or of at most so many; `none` embeds
+            one vector for each record, that of its beginning.
+        overlap: most tokens that a passage shares with the one before, in whole sentences; an eighth of a passage where
+            it is None.
         half: store float16.
         batch: records that are embedded together, and kept together when interrupted.
         failures: the share of bad records, from 0 to 1, above which reading stops; with 1 they are left out and
@@ -108,20 +119,22 @@ def embed(
     _require_free(out, work)
     model = open_embedder(run, device, dimension)
     collection = model.read(data, column, failures=failures, progress=progress)
-    total, fingerprint = survey(collection.items(id_column), id_column, progress)
-    read = {"data": collection.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
-    plan = model.description() | read | {"half": half, "batch": batch, "records": total}
+    cutter = cutter_for(model, collection, passages, overlap)
+    source = listed(collection, cutter)
+    total, fingerprint = survey(source.items(id_column), progress)
+    read = {"data": source.name, "data_fingerprint": fingerprint, "column": column, "id": id_column}
+    made = {"passages": described(cutter), "half": half, "batch": batch, "records": total}
     with _held(work, out):
-        made = _make(work, out, model, collection, plan, failures, progress)
+        embeddings = _make(work, out, model, source, model.description() | read | made, failures, progress)
     _remove(work)
-    return made
+    return embeddings
 
 
 def _make(
     work: Path,
     out: Path,
     model: EmbeddingModel,
-    collection: Collection,
+    source: Listed,
     plan: dict[str, Any],
     failures: float,
     progress: Progress,
@@ -129,17 +142,17 @@ def _make(
     """Make the chunks that a plan lacks in `work`, and the file of them: the same one for every plan that is equal,
     whatever the model and the data are called."""
     # Before images are decoded: what then fails is noted with its chunk.
-    left_out, seen = LeftOut.of([collection]).beside(model.notes(DOCUMENT)), collection.skipped.seen
+    left_out, seen = LeftOut.of([source]).beside(model.notes(DOCUMENT)), source.skipped.seen
     _require_agreement(work, plan)
     write_atomically(work / PLAN, json.dumps(plan, ensure_ascii=False))
-    schema = _schema(collection.kind.shown, model.dimension, plan["half"])
-    parts, total = chunks(collection.items(plan["id"]), plan["batch"]), plan["records"]
+    schema = _schema(source.kind, model.dimension, plan["half"])
+    parts, total = chunks(source.items(plan["id"]), plan["batch"]), plan["records"]
     files, done = _make_chunks(work, parts, model, schema, partial(shifted, progress, total=total))
     if done != total:
-        raise UserError(f"{collection.name} has changed while it was being embedded; run the same command again.")
+        raise UserError(f"{source.name} has changed while it was being embedded; run the same command again.")
     left_out = _with_chunks(left_out, files)
     if 0 < seen == left_out.skipped:
-        raise refusal(collection.name, Skipped(seen, seen, left_out.skipped_names), failures)
+        raise refusal(source.name, Skipped(seen, seen, left_out.skipped_names), failures)
     written = _join(files, work, out, schema, plan | left_out.to_json())
     return Embeddings(out, written, model.dimension, left_out)
 
@@ -230,10 +243,10 @@ def _chunk_name(number: int, content: bytes) -> str:
     return f"{number:09d}.{digest(content)}.parquet"
 
 
-def _schema(shown: str, dimension: int, half: bool) -> pa.Schema:
+def _schema(kind: type[Item], dimension: int, half: bool) -> pa.Schema:
     vector = pa.list_(pa.float16() if half else pa.float32(), dimension)
-    columns = {"id": pa.string(), shown: pa.string(), "vector": vector}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+    columns = {name: KINDS.get(name, pa.string()) for name in ("id", kind.shown, *kind.placed)} | {"vector": vector}
+    return pa.schema([pa.field(name, column, nullable=False) for name, column in columns.items()])
 
 
 def _make_chunks(
@@ -270,10 +283,10 @@ def _chunk(items: list[Item], model: EmbeddingModel, schema: pa.Schema, progress
         raise UserError(f"The vectors of {model.path} do not fit half precision; leave out --half.")
     column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), model.dimension)
     there = list(itertools.compress(items, read))
-    columns = [[item.id for item in there], [getattr(item, item.shown) for item in there], column]
+    columns = [[getattr(item, name) for item in there] for name in schema.names[:-1]]
     unread = [f"{item.source}: it cannot be decoded" for item in itertools.compress(items, ~read)]
     counted = schema.with_metadata({TRUNCATED: str(model.truncated), UNREAD: json.dumps(unread, ensure_ascii=False)})
-    return pa.table(columns, schema=counted)
+    return pa.table([*columns, column], schema=counted)
 
 
 def _with_chunks(left_out: LeftOut, files: Sequence[Path]) -> LeftOut:

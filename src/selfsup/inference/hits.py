@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+LINES = 3  # of a passage
+INDENT = 7  # of its text, which stands behind the score
+
+
 @dataclass(frozen=True)
 class Hit:
     """A record that was found."""
 
-    score: float  # cosine similarity with the query, from −1 to 1
+    score: float  # cosine similarity with the query, from −1 to 1; of a hybrid search the sum of reciprocal ranks
     id: str
     text: str  # what it says; empty for an image
     source: str  # where the record stands
     values: dict[str, Any]  # its other columns
+    document: str | None = None  # of a library of passages: the id of the document that the text is a part of, …
+    start: int | None = None  # … document[start:end] …
+    end: int | None = None  # … in characters
+    ranks: dict[str, int | None] | None = None  # of a hybrid search: its place by `vectors` and by `words`
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,12 +76,48 @@ def _best_start(text: str, query: str, width: int) -> int:
 
 
 def show(hits: Sequence[Hit], query: str, console: Console) -> None:
+    """Each hit around the words of the query: those of whole records in a line, passages of documents in a few."""
+    if not hits:
+        console.print("Nothing found.")
+    elif any(hit.document not in (None, hit.id) for hit in hits):
+        _show_passages(hits, query, console)
+    else:
+        _show_records(hits, query, console)
+
+
+def _show_passages(hits: Sequence[Hit], query: str, console: Console) -> None:
+    """A line with score and source, and `LINES` of the text."""
+    from rich.padding import Padding
+
+    from selfsup.report import Text, printable
+
+    width = max(20, console.width - INDENT)
+    for hit in hits:
+        place = ending(printable(short(hit.source)), max(20, width - len(_ranks(hit))))
+        console.print(Text(f"{hit.score:.3f}  "), Text(place, "bold"), Text(_ranks(hit), "dim"), sep="")
+        text = _marked(snippet(printable(hit.text), query, LINES * width - width // 4), query)
+        console.print(Padding(text, (0, 0, 1, INDENT)))
+
+
+def _ranks(hit: Hit) -> str:
+    """The places of a hybrid hit, where there are any, in words."""
+    named = (f"{name} {rank or '–'}" for name, rank in (hit.ranks or {}).items())
+    return f"  ({', '.join(named)})" if hit.ranks else ""
+
+
+def _marked(text: str, query: str) -> Any:
+    """A text with the words of the query made bold."""
+    from selfsup.report import Text
+
+    line = Text(text)
+    line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
+    return line
+
+
+def _show_records(hits: Sequence[Hit], query: str, console: Console) -> None:
     """Score, snippet and source of each hit, one line each."""
     from selfsup.report import Text, printable
 
-    if not hits:
-        console.print("Nothing found.")
-        return
     sources = [printable(short(hit.source)) for hit in hits]
     worded = any(hit.text for hit in hits)
     aside = min(max(map(len, sources)), console.width // 3 if worded else console.width - 9)
@@ -84,8 +128,7 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
         table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
     table.add_column("source", no_wrap=True, width=aside, style="dim" if worded else None)
     for hit, source in zip(hits, sources, strict=True):
-        line = Text(snippet(printable(hit.text), query, width))
-        line.highlight_words(re.findall(r"\w+", query), "bold", case_sensitive=False)
+        line = _marked(snippet(printable(hit.text), query, width), query)
         table.add_row(f"{hit.score:.3f}", *([line] if worded else []), Text(ending(source, aside)))
     console.print(table)
 

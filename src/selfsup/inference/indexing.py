@@ -1,8 +1,8 @@
 """A searchable library of a source: made, and kept up to date.
 
-Whole records are indexed; a text that is longer than the model's window is found by its beginning, and counted. A
-record's content is compared by hash with the one in the library, so only what is new or has changed is embedded.
-Contents and vectors are streamed; the ids of the library, with their hashes, stand in memory.
+A text that is longer than the model's window is indexed in passages, each a record. A record's content is compared by
+hash with those in the library, so only what is new or has changed is embedded. Contents and vectors are streamed; the
+ids of the library, with their hashes, stand in memory.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import not_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfsup.arguments import checked
+from selfsup.data.cutting import Cutter
 from selfsup.errors import UserError
 from selfsup.files import expanded
 from selfsup.inference.base import EmbeddingModel
 from selfsup.inference.columns import Column, Kinds
-from selfsup.inference.items import CHUNK, Item, LeftOut, chunks, digest, shifted, silent, survey
+from selfsup.inference.items import CHUNK, Collection, Item, LeftOut, Vectors, chunks, digest, shifted, silent, survey
 from selfsup.inference.library import Library
 from selfsup.inference.opening import open_embedder
+from selfsup.inference.passages import Passage, Size, cutter_for, described, listed
+from selfsup.inference.texts import Text
 from selfsup.models.features import DOCUMENT
 from selfsup.report import Progress
 
@@ -37,7 +39,8 @@ class Indexed:
     added: int  # of the source, as are the next three
     updated: int
     unchanged: int
-    embedded: int  # those added and updated that had a new content
+    removed: int  # passages that the former version of a document had
+    embedded: int  # contents that were not in the library
     left_out: LeftOut  # what of the source is not in the library, or not wholly, as embedded ones that were truncated
     index: dict[str, Any] | None  # LanceDB's, with its measured `recall@10`; None where the search is exact
 
@@ -48,6 +51,7 @@ class Indexed:
     def rows(self) -> dict[str, str]:
         """What to tell of it, and what there is of each."""
         changes = f"{self.added:,} added, {self.updated:,} updated, {self.unchanged:,} unchanged"
+        changes += f", {self.removed:,} of former versions removed" if self.removed else ""
         told = {"library": f"{self.library}, {self.records:,} records: {changes}"}
         told["search"] = "exact"
         if self.index is not None:
@@ -66,6 +70,8 @@ def index(
     *,
     column: str | None = None,
     id_column: str | None = None,
+    passages: Size | None = None,
+    overlap: int | None = None,
     batch: int = CHUNK,
     failures: float = 1.0,
     device: str = "auto",
@@ -74,19 +80,22 @@ def index(
 ) -> Indexed:
     """Bring a library up to date with a source: add new records, replace changed ones, leave the others.
 
-    Records of the library that the source does not hold stay. An interrupted call is made again and goes on: what
-    was put stays put. The other columns of the source are stored too, numbers as numbers (also where a CSV file
-    writes them), names made fit for SQL, so that `search` can filter by them; columns of bytes are left out.
+    Long texts are cut into passages as by `selfsup.embed`. Of a document that has changed, those passages that it no
+    longer has are removed, at the end. Documents and records that the source does not hold stay. An interrupted call is
+    made again and goes on: what was put stays put. The other columns of the source are stored too, numbers as numbers
+    (also where a CSV file writes them), names made fit for SQL, so that `search` can filter by them; columns of bytes
+    are left out.
 
     Args:
         run, data, column, id_column, failures, progress: as those of `selfsup.embed`; the library remembers the run.
         out: the library, a directory whose name ends in `.lance`.
+        passages, overlap: as those of `selfsup.embed`; None is as the library has it, or auto for a new one.
         batch: records that are embedded and put together.
         dimension: keep the first so many numbers of each vector; a library that is there goes on with its own.
 
     Raises:
-        UserError: no such model, data or column; an id occurs twice; the library was made by another model or with
-            another dimension, or a column of it holds another kind of value.
+        UserError: no such model, data or column; an id occurs twice; the library was made by another model, with
+            another dimension or of other passages, or a column of it holds another kind of value.
     """
     path, progress = expanded(out), progress or silent
     there = Library.open(path) if Library.exists(path) else None
@@ -95,21 +104,26 @@ def index(
     model = open_embedder(run, device, _dimension(there, dimension))
     if there is not None:
         there.admit(model)
-    described = model.description()
+    description = model.description()
     collection = model.read(data, column, failures=failures, progress=progress)
+    cutter = _cutter(there, model, collection, passages, overlap)
+    description |= {"passages": described(cutter)}
+    source = listed(collection, cutter)
     kinds = Kinds()
-    total, _ = survey(kinds.watch(collection.items(id_column, with_values=True)), id_column, progress)
-    with Library.held(path, described) as library:
-        library.require_model(described)
-        columns = kinds.columns(library.kinds)
+    total, _ = survey(kinds.watch(source.items(id_column, with_values=True)), progress)
+    with Library.held(path, description) as library:
+        library.require_model(description)
+        library.require_passages(description["passages"])
+        columns = kinds.columns(library.kinds, library.own)
         library.widen({c.name: c.kind for c in columns.values() if c.name not in library.kinds})
         update = _Update(library, model, columns)
-        for items in chunks(update.changed(collection.items(id_column, with_values=True)), batch):
+        for items in chunks(update.changed(source.items(id_column, with_values=True)), batch):
             update.put(items, shifted(progress, update.done, total))
-        library.settle()
+        removed = update.tidy()
+        library.settle(worded=issubclass(source.kind, Text))
     return Indexed(
-        path, library.count(), update.added, update.updated, update.unchanged, update.embedded,
-        kinds.noted(LeftOut.of([collection], update.truncated), columns).beside(model.notes(DOCUMENT)),
+        path, library.count(), update.added, update.updated, update.unchanged, removed, update.embedded,
+        kinds.noted(LeftOut.of([source], update.truncated), columns).beside(model.notes(DOCUMENT)),
         library.description.get("index"),
     )  # fmt: skip
 
@@ -126,6 +140,21 @@ def _dimension(library: Library | None, dimension: int | None) -> int | None:
     )
 
 
+def _cutter(
+    library: Library | None, model: EmbeddingModel, collection: Collection, passages: Size | None, overlap: int | None
+) -> Cutter | None:
+    """What cuts documents as is asked for, else as a library that is there has it; raises a UserError where it was cut
+    otherwise."""
+    if library is None:
+        return cutter_for(model, collection, passages or "auto", overlap)
+    if passages is None and overlap is None:
+        made = library.passages or {}
+        return cutter_for(model, collection, made.get("tokens", "none"), made.get("overlap"))
+    cutter = cutter_for(model, collection, passages or "auto", overlap)
+    library.require_passages(described(cutter))
+    return cutter
+
+
 class _Update:
     """The difference between a source and a library, put into the library."""
 
@@ -135,6 +164,9 @@ class _Update:
         self._model = model
         self._columns = columns
         self._known = library.hashes()
+        self._holders = {content: key for key, (content, _) in self._known.items()}
+        self._former = library.documents()
+        self._gone: set[str] = set()
 
     @property
     def done(self) -> int:
@@ -143,42 +175,62 @@ class _Update:
     def changed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those that the library does not hold, or not like this."""
         for item in items:
+            if isinstance(item, Passage):
+                self._gone |= self._former.pop(item.document, set())
+                self._gone.discard(item.id)
             if self._known.get(item.id) == (_content_hash(item), _values_hash(item)):
                 self.unchanged += 1
             else:
                 yield item
 
     def put(self, items: list[Item], progress: Progress) -> None:
-        """Add or replace; only a content that the library does not hold is embedded."""
-        held = [self._known.get(item.id, ("", ""))[0] == _content_hash(item) for item in items]
-        old, new = list(itertools.compress(items, held)), list(itertools.compress(items, map(not_, held)))
-        parts = []
-        if new:
-            read, vectors = self._model.embed_items(new, progress=progress, prompt=DOCUMENT)
-            self.unread += len(new) - len(vectors)
-            self.truncated += self._model.truncated
-            new = list(itertools.compress(new, read))
-            parts.append(vectors)
-        if old:
-            parts.append(self._library.vectors([item.id for item in old]))
-        if new or old:
-            self._library.put(self._rows(new + old), np.concatenate(parts))
-        added = sum(item.id not in self._known for item in new)
+        """Add or replace; only a content of which the library holds no vector is embedded, and only once."""
+        contents = [_content_hash(item) for item in items]
+        new = {content: item for content, item in zip(contents, items, strict=True) if self._holder(content) is None}
+        found = self._embedded(new, progress) | self._held(dict.fromkeys(contents).keys() - new.keys())
+        kept = [number for number, content in enumerate(contents) if content in found]
+        self.unread += len(items) - len(kept)
+        items, contents = [items[number] for number in kept], [contents[number] for number in kept]
+        if items:
+            self._library.put(self._rows(items), np.stack([found[content] for content in contents]))
+        added = sum(item.id not in self._known for item in items)
         self.added += added
-        self.updated += len(new) + len(old) - added
-        self.embedded += len(new)
+        self.updated += len(items) - added
+        for item, content in zip(items, contents, strict=True):
+            self._known[item.id] = (content, _values_hash(item))
+            self._holders[content] = item.id
+
+    def tidy(self) -> int:
+        """Remove what was a passage of a document and is none any more; how many."""
+        self._library.remove(sorted(self._gone))
+        return len(self._gone)
+
+    def _holder(self, content: str) -> str | None:
+        """The id of a record with a content, which its vector stands beside."""
+        key = self._holders.get(content)
+        return key if key is not None and self._known[key][0] == content else None
+
+    def _embedded(self, new: Mapping[str, Item], progress: Progress) -> dict[str, Vectors]:
+        """The vectors of what can be read of new contents."""
+        if not new:
+            return {}
+        read, vectors = self._model.embed_items(list(new.values()), progress=progress, prompt=DOCUMENT)
+        self.truncated += self._model.truncated
+        self.embedded += len(vectors)
+        return dict(zip(itertools.compress(new, read), vectors, strict=True))
+
+    def _held(self, contents: Iterable[str]) -> dict[str, Vectors]:
+        """The vectors of contents that the library holds."""
+        holders = {content: self._holder(content) or "" for content in contents}
+        return dict(zip(holders, self._library.vectors(list(holders.values())), strict=True)) if holders else {}
 
     def _rows(self, items: list[Item]) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {name: [None] * len(items) for name in self._library.kinds}
         for name, column in self._columns.items():
             rows[column.name] = [column.convert(item.values.get(name), item.source) for item in items]
-        return rows | {
-            "id": [item.id for item in items],
-            "text": [item.text for item in items],
-            "source": [item.source for item in items],
-            "content_hash": [_content_hash(item) for item in items],
-            "values_hash": [_values_hash(item) for item in items],
-        }
+        named = {name: [getattr(item, name) for item in items] for name in ("id", "text", "source", *items[0].placed)}
+        hashes = {"content_hash": [_content_hash(item) for item in items]}
+        return rows | named | hashes | {"values_hash": [_values_hash(item) for item in items]}
 
 
 def _content_hash(item: Item) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from selfsup.data.tally import NAMED, Skipped
-from selfsup.errors import UserError
 from selfsup.report import Progress
 
 Vectors = npt.NDArray[np.floating]
@@ -36,6 +35,7 @@ class Item(ABC):
     noun: ClassVar[str]  # what messages call it
     asked: ClassVar[str]  # how a search is asked by one
     shown: ClassVar[str]  # the column that stands beside its vector, and the attribute that it holds
+    placed: ClassVar[tuple[str, ...]] = ()  # likewise those that say where it stands in its document
 
     id: str  # the value of the id column, else the place of the record
     content: Any  # what the model embeds
@@ -78,14 +78,18 @@ class Counted(Protocol):
         """Blank ones."""
 
 
-class Collection(Counted, Protocol):
-    """A source as a model reads it, again with each pass."""
+class Listed(Counted, Protocol):
+    """A source as items, again with each pass."""
 
     kind: ClassVar[type[Item]]  # what its items are
     name: str
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
-        """All that can be read, in a fixed order."""
+        """All that can be read, in a fixed order. Raises UserError where a value of the id column occurs twice."""
+
+
+class Collection(Listed, Protocol):
+    """A source as a model reads it."""
 
     def labelled(self) -> Iterator[tuple[Item, Label]]:
         """The same, each with its class; raises UserError where there are no classes."""
@@ -115,12 +119,12 @@ def absolute(where: str, file: str) -> str:
     return os.path.abspath(where) if os.path.isfile(file) else where
 
 
-def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
-    """Consecutive items, at most so many together and at most `CHARACTERS` of text (but at least one)."""
+def chunks(items: Iterator[Item], most: int, characters: int = CHARACTERS) -> Iterator[list[Item]]:
+    """Consecutive items, at most so many together and at most so many characters of text (but at least one)."""
     chunk: list[Item] = []
     size = 0
     for item in items:
-        if chunk and (len(chunk) == most or size + len(item.text) > CHARACTERS):
+        if chunk and (len(chunk) == most or size + len(item.text) > characters):
             yield chunk
             chunk, size = [], 0
         chunk.append(item)
@@ -129,20 +133,11 @@ def chunks(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def survey(items: Iterator[Item], id_column: str | None, progress: Progress) -> tuple[int, str]:
-    """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and contents.
-    Raises UserError where an id occurs twice."""
+def survey(items: Iterator[Item], progress: Progress) -> tuple[int, str]:
+    """Read a source once before work on it begins: the number of its items, and a fingerprint of ids and contents."""
     count = 0
-    ids: set[str] = set()
     hashed = hashlib.blake2b(digest_size=16)
     for count, item in enumerate(items, 1):
-        if id_column is not None:  # places differ by themselves
-            if item.id in ids:
-                raise UserError(
-                    f"The {id_column} {item.id!r} occurs twice ({item.source} is the second): "
-                    "give a column of ids that differ, or none to go by the place of each record."
-                )
-            ids.add(item.id)
         for value in (item.id.encode(), item.identity):
             hashed.update(f"{len(value)} ".encode() + value)
         if count % 1000 == 0:

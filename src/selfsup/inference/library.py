@@ -28,6 +28,7 @@ from selfsup.seeding import derive
 BEGUN = {"_transactions", "_versions", LOCK}  # what may lie in a directory before a table is in it
 KEY = "selfsup"  # of the JSON object in the metadata
 OWN = ("id", "text", "source", "vector", "content_hash", "values_hash")  # the columns of every library
+PLACED = {"document": pa.string(), "start": pa.int64(), "end": pa.int64()}  # of one of passages: where a record stands
 
 # An exact search reads every vector: 0.08 s for 50,000 of 384 numbers on two cores, and in proportion for more.
 EXACT_ROWS = 50_000
@@ -36,6 +37,8 @@ EXACT_ROWS = 50_000
 # every neighbour that the exact search finds (recall@10 0.99 without).
 CANDIDATES = 3
 CELLS = 20  # that a query looks into
+SEGMENTS = "icu"  # words by the rules of Unicode, with dictionaries for scripts that put no spaces between them
+AT_ONCE = 1000  # ids in one condition
 
 # What LanceDB raises, Arrow where it reads the answers, and (no Exception) its Rust where it panics.
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, pa.ArrowException)
@@ -92,6 +95,8 @@ class Library:
         numbers = pa.list_(pa.float32(), description["dimension"])
         vector = pa.field("vector", numbers, False, _metadata(description))
         fields = [vector if name == "vector" else pa.field(name, pa.string(), False) for name in OWN]
+        if description.get("passages"):
+            fields += [pa.field(name, kind, False) for name, kind in PLACED.items()]
         with _speaking(path):
             return cls(path, _database(path).create_table(_name(path), schema=pa.schema(fields)))
 
@@ -152,6 +157,28 @@ class Library:
                 "cannot be compared; give the one that made it, or make a new library."
             )
 
+    @property
+    def passages(self) -> dict[str, int] | None:
+        """How its documents were cut; None where they are whole."""
+        return self.description.get("passages")
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The columns that do not come from the data."""
+        return (*OWN, *PLACED) if self.passages else OWN
+
+    def require_passages(self, passages: Mapping[str, int] | None) -> None:
+        """Raise a UserError where its documents were cut otherwise."""
+        made, wanted = (
+            "whole documents" if cut is None else "passages of {tokens} tokens that share {overlap}".format(**cut)
+            for cut in (self.passages, passages)
+        )
+        if made != wanted:
+            raise UserError(
+                f"{self.path} was made of {made}, not of {wanted}; leave out --passages and --overlap, or make a new "
+                "library."
+            )
+
     @_told
     def describe(self, description: Mapping[str, Any]) -> None:
         """Replace it."""
@@ -160,7 +187,7 @@ class Library:
     @property
     def kinds(self) -> dict[str, pa.DataType]:
         """The type of each column that came from the data."""
-        return {field.name: field.type for field in self._table.schema if field.name not in OWN}
+        return {field.name: field.type for field in self._table.schema if field.name not in self.own}
 
     @_told
     def widen(self, kinds: Mapping[str, pa.DataType]) -> None:
@@ -176,9 +203,21 @@ class Library:
     @_told
     def hashes(self) -> dict[str, tuple[str, str]]:
         """By id: the hash of the content, the hash of the other columns."""
-        found = self._table.search().select(["id", "content_hash", "values_hash"]).to_arrow()
-        columns = [found.column(name).to_pylist() for name in ("id", "content_hash", "values_hash")]
-        return {key: (content, values) for key, content, values in zip(*columns, strict=True)}
+        keys, contents, values = self._read("id", "content_hash", "values_hash")
+        return dict(zip(keys, zip(contents, values, strict=True), strict=True))
+
+    @_told
+    def documents(self) -> dict[str, set[str]]:
+        """The ids of the records of each document; of a library of whole ones none."""
+        found: dict[str, set[str]] = {}
+        if self.passages:
+            for document, key in zip(*self._read("document", "id"), strict=True):
+                found.setdefault(document, set()).add(key)
+        return found
+
+    def _read(self, *names: str) -> list[list[str]]:
+        found = self._table.search().select(list(names)).to_arrow()
+        return [found.column(name).to_pylist() for name in names]
 
     @_told
     def vectors(self, ids: Sequence[str]) -> Vectors:
@@ -198,34 +237,54 @@ class Library:
 
     @_told
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove records. Raises UserError where there is no such record, and removes none then."""
+        """Remove records, of a document all. Raises UserError where there is no such record, and removes none then."""
         if not ids:
             return
-        known = [key for key in ids if not SURROGATE.search(key)]  # what is no valid text is no id
-        found = self._table.search().where(_among(known or [""])).select(["id"]).limit(len(ids)).to_arrow()
-        if missing := set(ids) - set(found.column("id").to_pylist()):
+        known = [key for key in ids if not SURROGATE.search(key)] or [""]  # what is no valid text is no id
+        names = ["id", "document"] if self.passages else ["id"]
+        condition = " OR ".join(_among(known, name) for name in names)
+        found = self._table.search().where(condition).select(names).to_arrow()
+        if missing := set(ids).difference(*(found.column(name).to_pylist() for name in names)):
             raise UserError(f"{self.path} holds no record with the id {min(missing)!r}; nothing was deleted.")
-        self._table.delete(_among(ids))
+        self._table.delete(condition)
+
+    @_told
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove records, each by its own id."""
+        for start in range(0, len(ids), AT_ONCE):
+            self._table.delete(_among(ids[start : start + AT_ONCE]))
 
     # -- how it is searched --
 
     @_told
-    def settle(self) -> None:
-        """Bring the files in order, and index the vectors where there are many and not all were indexed yet."""
+    def settle(self, worded: bool) -> None:
+        """Bring the files in order, index the words of what has any, and the vectors where there are many and not all
+        were indexed yet."""
         rows = self.count()
         stale = rows >= EXACT_ROWS and not self._is_indexed(rows)
-        self._table.optimize()
-        if not stale:
-            return
+        self._table.optimize()  # which adds new records to the indices that are there
+        if worded and rows and self._index("text") is None:
+            self._index_words()
+        if stale:
+            self._index_vectors(rows)
+
+    def _index_words(self) -> None:
+        from lancedb.index import FTS
+
+        config = FTS(base_tokenizer=SEGMENTS, stem=False, remove_stop_words=False)  # of no one language
+        self._table.create_index("text", config=config)
+        self._table.wait_for_index([self._index("text")])
+
+    def _index_vectors(self, rows: int) -> None:
         from lancedb.index import IvfSq
 
         self._table.create_index("vector", config=IvfSq(distance_type="cosine"), replace=True)
-        self._table.wait_for_index([self._index()])
+        self._table.wait_for_index([self._index("vector")])
         measured = {"index": "IVF_SQ", "recall@10": self._recall(), "queries": QUERIES, "rows": rows}
         self.describe(self.description | {"index": measured})
 
     def _is_indexed(self, rows: int) -> bool:
-        index = self._index()
+        index = self._index("vector")
         if index is None or self.description.get("index", {}).get("rows") != rows:
             return False
         return bool(self._table.index_stats(index).num_unindexed_rows == 0)
@@ -234,8 +293,27 @@ class Library:
     def search(self, vector: Vectors, top: int, where: str | None = None) -> list[dict[str, Any]]:
         """The nearest records by cosine distance (`_distance`), nearest first, without their vectors. Raises UserError
         where `where` is no condition on the columns."""
+        return self._found(self._nearest(vector, top, exact=False), "_distance", where)
+
+    @_told
+    def worded(self, words: str, top: int, where: str | None = None) -> list[dict[str, Any]]:
+        """The records that hold any of some words, those first that match best by BM25 (`_score`), by id where they
+        match alike. Whatever stands in a query is words, never syntax. Raises UserError where the words were never
+        indexed, and as `search` does."""
+        from lancedb.query import MatchQuery
+
+        if self._index("text") is None:
+            raise UserError(
+                f"{self.path} has no index of its words; give the `selfsup index` that made it again, which adds one."
+            )
+        match: Any = MatchQuery  # whose other fields have defaults that its types do not know
+        query = self._table.search(match(words, "text"), query_type="fts").limit(top)
+        return sorted(self._found(query, "_score", where), key=lambda row: (-row["_score"], row["id"]))
+
+    def _found(self, query: Any, figure: str, where: str | None) -> list[dict[str, Any]]:
+        """What a query finds under a condition, without vectors."""
         names = [name for name in self._table.schema.names if name not in OWN[3:]]
-        query = self._nearest(vector, top, exact=False).select([*names, "_distance"])
+        query = query.select([*names, figure])
         if where is None:
             return list(query.to_list())
         from selfsup.inference.conditions import enclosed
@@ -252,8 +330,8 @@ class Library:
         query = self._table.search(vector, vector_column_name="vector").distance_type("cosine").limit(top)
         return query.bypass_vector_index() if exact else query.nprobes(CELLS).refine_factor(CANDIDATES)
 
-    def _index(self) -> str | None:
-        names = [index.name for index in self._table.list_indices() if index.columns == ["vector"]]
+    def _index(self, column: str) -> str | None:
+        names = [index.name for index in self._table.list_indices() if index.columns == [column]]
         return names[0] if names else None
 
     def _recall(self) -> float:
@@ -283,11 +361,20 @@ def _is_ours(schema: pa.Schema) -> bool:
         vectors = pa.list_(pa.float32(), description["dimension"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return False
-    if not isinstance(description.get("index", {}), dict):
+    passages = description.get("passages")
+    if not isinstance(description.get("index", {}), dict) or not (passages is None or _is_cut(passages, columns)):
         return False
     facts = [description.get(key) for key in ("model", "model_fingerprint", "pooling")]
     texts = [columns.get(name) == pa.string() for name in OWN if name != "vector"]
     return all(texts) and columns["vector"] == vectors and all(isinstance(fact, str) for fact in facts)
+
+
+def _is_cut(passages: object, columns: Mapping[str, pa.DataType]) -> bool:
+    """Whether a table of passages says how they were cut, and has their columns."""
+    if not isinstance(passages, dict) or passages.keys() != {"tokens", "overlap"}:
+        return False
+    numbers = all(isinstance(number, int) for number in passages.values())
+    return numbers and all(columns.get(name) == kind for name, kind in PLACED.items())
 
 
 def _metadata(description: Mapping[str, Any]) -> dict[str, str]:
@@ -346,8 +433,8 @@ def _reason(error: BaseException) -> str:
     return _shortened(text.removeprefix("Invalid input, ").removeprefix("lance error: ").rstrip("."))
 
 
-def _among(ids: Sequence[str]) -> str:
-    return "id IN ({})".format(", ".join("'{}'".format(key.replace("'", "''")) for key in ids))
+def _among(values: Sequence[str], name: str = "id") -> str:
+    return "{} IN ({})".format(name, ", ".join("'{}'".format(value.replace("'", "''")) for value in values))
 
 
 def _matrix(table: pa.Table) -> Vectors:

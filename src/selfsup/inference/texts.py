@@ -87,10 +87,20 @@ class Texts:
         return self._table.empty
 
     def items(self, id_column: str | None = None, with_values: bool = False) -> Iterator[Item]:
-        """The records that hold a text, in order; raises what `Table.texts` raises."""
+        """The records that hold a text, in order. Raises what `Table.texts` raises, and UserError where an id occurs
+        twice."""
         needed = [] if id_column is None else [id_column]
+        ids: set[str] = set()
         for text, row in self._table.texts(needed, None if with_values else ()):
-            yield _item(text, row, id_column)
+            item = _item(text, row, id_column)
+            if id_column is not None:  # places differ by themselves
+                if item.id in ids:
+                    raise UserError(
+                        f"The {id_column} {item.id!r} occurs twice ({item.source} is the second): "
+                        "give a column of ids that differ, or none to go by the place of each record."
+                    )
+                ids.add(item.id)
+            yield item
 
     def labelled(self) -> Iterator[tuple[Item, Label]]:
         """The same, each with its class. Raises UserError where there is no column of classes, or it holds nothing
