@@ -271,14 +271,14 @@ class Trainer:
         due = self._due("train.log_every") or not math.isfinite(norm) or self.step == 1
         if not due and not self.reporter.console.is_terminal:
             return
-        loss = float(figures["loss"])
-        records = self.settings["train.batch"]
+        means = {name: float(value) for name, value in figures.items()}
+        loss, records = means["loss"], self.settings["train.batch"]
         rate = records / median(self.pace)
         units = self.recipe.units_per_record
         line = {
             **self._stamp("train"),
-            **{name: float(value) for name, value in figures.items()},
-            **self.recipe.figures(loss, "train"),
+            **means,
+            **self.recipe.figures(means, "train"),
             "lr": self.optimizer.lr if multiplier else 0.0,
             "grad_norm": norm,
             self.recipe.unit: self.step * records * units,
@@ -375,7 +375,7 @@ class Trainer:
         sound = math.isfinite(figures["loss"])
         with self.budget.timed("sample"):
             sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
-        figures |= self.recipe.figures(figures["loss"], "validation")
+        figures |= self.recipe.figures(figures, "validation")
         if sound and self.processes.leads:
             with self.budget.timed("measures"):
                 figures |= self._measure(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, cast
@@ -141,7 +142,7 @@ def _open(request: Request) -> Subject:
         forget_start(request.settings)
     recipe, source = opened(request, tokenizer, brought)
     _cut(recipe, fitting_window(request, trained), request.text is not None)
-    chance = None if network is None else recipe.chance(1)
+    chance = None if network is None else math.log(recipe.corpus.tokenizer.vocabulary)
     return Subject(source, recipe, recipe.objective_on(network), chance, reach // 2)
 
 

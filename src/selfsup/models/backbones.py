@@ -95,6 +95,16 @@ class AdaptedBackbone(nn.Module):
 AnyBackbone = VisionTransformer | AdaptedBackbone
 
 
+def see(network: AnyBackbone, pixels: Tensor, pooling: Pooling, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One vector of each image, (B, dimension) in fp32 or wider, and its patches (B, P, dimension), `hidden` (B, P) of
+    them hidden; of a network that pools by itself no patches, (B, 0, dimension)."""
+    if not isinstance(network, VisionTransformer):
+        vectors = network.embed(pixels, pooling)
+        return vectors, vectors[:, None][:, :0]
+    states = network(pixels, hidden)
+    return network.pool(states, pooling), states[:, network.config.prefix :]
+
+
 def _vectors(module: nn.Module, extract: Extract | None, pixels: Tensor) -> Tensor:
     found = module(pixels) if extract is None else extract(module, pixels)
     if isinstance(found, Tensor) and found.is_floating_point() and found.shape[0] == pixels.shape[0]:

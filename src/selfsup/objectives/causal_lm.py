@@ -6,17 +6,21 @@ L = − Σ_t log p(x_t | x_<t)      inputs are the targets shifted right behind 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol, cast
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
+from selfsup.data.tokenizers import Family
 from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, cap_of, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import GivenDecoder
+from selfsup.objectives.text_networks import GivenDecoder, TextNetwork
 from selfsup.objectives.texts import TextRecipe, decoder_network
 from selfsup.seeding import generator
 
@@ -77,10 +81,7 @@ class CausalLM(Objective):
         )
 
     def predict(self, task: Task) -> Outputs:
-        documents: Tensor | None = task["documents"]
-        if not _several(task["documents"]):
-            documents = None  # the plain causal mask says the same, and costs less
-        return {"hidden": self.model(task["inputs"], documents)}
+        return {"hidden": self.model(task["inputs"], apart(task))}
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
         hidden = outputs["hidden"].flatten(0, 1)
@@ -99,34 +100,31 @@ class CausalLM(Objective):
         return [*super().vectors(), *([head] if isinstance(head, nn.Parameter) else [])]
 
 
-def _several(documents: Tensor) -> bool:
-    """Whether any window holds positions of more than one document."""
-    return bool((documents[:, -1] != documents[:, 0]).any())
+def apart(task: Task) -> Tensor | None:
+    """The document of each position (B, T), where a window holds positions of several; else None: the plain causal mask
+    says the same, and costs less."""
+    documents = task["documents"]
+    return documents if bool((documents[:, -1] != documents[:, 0]).any()) else None
 
 
-class CausalLMRecipe(TextRecipe):
-    """From a text source to a decoder that writes."""
+class Writing:
+    """What recipes of decoders share, beside what they share with all recipes of texts: windows of a stream of tokens,
+    and a model that writes."""
 
-    name = "causal-lm"
-    bodies = (("model.init", "model"),)
-    family = "decoder"
-    inspector = "tokens"
-    idea = "every token is predicted from the tokens before it"
-    sample_title = "What it writes"
-    loss_unit = "nats per token"
-    method = "causal language modelling"
-    usage = USAGE
-    takes_modules = True
+    bodies: ClassVar[tuple[tuple[str, str], ...]] = (("model.init", "model"),)
+    family: ClassVar[Family] = "decoder"
+    inspector: ClassVar[str] = "tokens"
+    sample_title: ClassVar[str] = "What it writes"
+    loss_unit: ClassVar[str | None] = "nats per token"
+    usage: ClassVar[str] = USAGE
+    takes_modules: ClassVar[bool] = True
+    settings: Settings
+    module: nn.Module | None
+    network: TextNetwork
+    corpus: TextCorpus
 
     def compose(self) -> None:
         self.network = decoder_network(self.settings, self.module)
-
-    def settle(self, effort: Effort) -> None:
-        self.settle_network(effort)
-        self.settle_window(effort)
-        self.cut()
-        self.settle_batch(effort)
-        self.network.settle_rates(ADAMW_LR)
 
     def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
         from selfsup.data.text import Windows
@@ -135,21 +133,21 @@ class CausalLMRecipe(TextRecipe):
         train = Windows(corpus.train, window, end)
         return train, None if held_out is None else Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
 
+    @abstractmethod
+    def objective_on(self, network: nn.Module) -> CausalLM:
+        """The objective on a decoder."""
+
     def build(self) -> CausalLM:
         return self.objective_on(self.network.build(generator(self.settings["train.seed"], "weights")))
 
-    def objective_on(self, network: nn.Module) -> CausalLM:
-        tokenizer = self.corpus.tokenizer
-        return CausalLM(network, tokenizer.start, tokenizer.end)
-
-    def figures(self, loss: float, part: str) -> dict[str, float]:
+    def figures(self, means: Mapping[str, float], part: str) -> dict[str, float]:
         """bits_per_byte, where the tokens hold every byte of the text."""
         kind = "training" if part == "train" else "validation"
         documents, tokens, size, lossless = (
             getattr(self.corpus.facts, f"{kind}_{name}") for name in ("documents", "tokens", "bytes", "lossless")
         )
         given = 1 if len(self.corpus.tokenizer.between) == 1 else documents  # tokens that nothing predicts
-        return {"bits_per_byte": loss * (tokens - given) / size / math.log(2)} if lossless else {}
+        return {"bits_per_byte": means["cross_entropy"] * (tokens - given) / size / math.log(2)} if lossless else {}
 
     def model(self, objective: Objective) -> LanguageModel:
         from selfsup.inference.generate import LanguageModel
@@ -172,3 +170,22 @@ class CausalLMRecipe(TextRecipe):
         if not self._writes:
             return None
         return str(self.model(objective).generate("", tokens=SAMPLE_TOKENS, temperature=0.8, precision="fp32"))
+
+
+class CausalLMRecipe(Writing, TextRecipe):
+    """From a text source to a decoder that writes."""
+
+    name = "causal-lm"
+    idea = "every token is predicted from the tokens before it"
+    method = "causal language modelling"
+
+    def settle(self, effort: Effort) -> None:
+        self.settle_network(effort)
+        self.settle_window(effort)
+        self.cut()
+        self.settle_batch(effort)
+        self.network.settle_rates(ADAMW_LR)
+
+    def objective_on(self, network: nn.Module) -> CausalLM:
+        tokenizer = self.corpus.tokenizer
+        return CausalLM(network, tokenizer.start, tokenizer.end)

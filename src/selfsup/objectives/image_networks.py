@@ -356,10 +356,7 @@ class ForeignVision(ImageNetwork):
     @cached_property
     def flops(self) -> float:
         """The forward pass is counted, the backward pass taken for twice as much."""
-        size = self.settings["data.size"]
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            self._copy().embed(torch.zeros(1, 3, size, size), "mean")
-        return float(3 * counter.get_total_flops())
+        return 3 * forward_flops(self._copy(), self.settings["data.size"])
 
     def _copy(self) -> Any:
         """Of the network, which may be the one that is in training."""
@@ -381,6 +378,14 @@ class ForeignVision(ImageNetwork):
             return super().facts()
         left = f"; left out: {', '.join(self.start.left_out)}" if self.start.left_out else ""
         return super().facts() | {"brought along": f"weights of {self.start.place}{left}; {self.preprocessing.words}"}
+
+
+def forward_flops(network: AnyBackbone, size: int) -> float:
+    """Floating-point operations of a network for an image of `size` × `size` pixels on the way there, counted."""
+    pixels = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        network.embed(pixels, "mean")
+    return float(counter.get_total_flops())
 
 
 def vision_network(settings: Settings, module: nn.Module | None) -> ImageNetwork:

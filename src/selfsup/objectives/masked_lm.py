@@ -6,6 +6,7 @@ L = − Σ_{t hidden} log p(x_t | the tokens that are shown)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
@@ -246,8 +247,8 @@ class MaskedLMRecipe(TextRecipe):
         window = self.settings["data.window"]
         return float(self.network.flops(window, self.options.rate) * window)
 
-    def figures(self, loss: float, part: str) -> dict[str, float]:
-        return {"bits_per_hidden_token": loss / math.log(2)}
+    def figures(self, means: Mapping[str, float], part: str) -> dict[str, float]:
+        return {"bits_per_hidden_token": means["loss"] / math.log(2)}
 
     def encoder(self, objective: Objective) -> nn.Module:
         return cast(MaskedLM, objective).model.model

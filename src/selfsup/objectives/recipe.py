@@ -208,8 +208,8 @@ class Recipe(ABC):
         """The loss of a model that knows nothing, of so many records in a batch; None where that is not known."""
         return None
 
-    def figures(self, loss: float, part: str) -> dict[str, float]:
-        """What a loss means in other units, on the part `train` or `validation`."""
+    def figures(self, means: Mapping[str, float], part: str) -> dict[str, float]:
+        """What the loss and its terms mean in other units, on the part `train` or `validation`."""
         return {}
 
     def sample(self, objective: Objective) -> str | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.models.backbones import AnyBackbone
+from selfsup.models.backbones import AnyBackbone, see
 from selfsup.models.losses import at_least_single
 from selfsup.models.vision import VisionTransformer
 
@@ -67,13 +67,10 @@ class Network(nn.Module):
         Of a network without a class token, or with a norm of its own for it, that is what says most of a whole image;
         one that gives one vector per image has that for a class token, and no patches: (B, 0, width).
         """
-        if not isinstance(self.backbone, VisionTransformer):
-            vectors = self.backbone.embed(pixels, "cls")
-            return vectors, vectors[:, None][:, :0]
-        states = self.backbone(pixels, hidden)
-        config = self.backbone.config
-        whole = self.backbone.pool(states, config.summary).to(states.dtype)
-        return whole, states[:, config.prefix :]
+        network = self.backbone
+        summary = network.config.summary if isinstance(network, VisionTransformer) else "cls"
+        vectors, patches = see(network, pixels, summary, hidden)
+        return vectors.to(patches.dtype), patches
 
 
 @dataclass(frozen=True)
