@@ -33,12 +33,15 @@ from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.checks.contrastive import alike_pairs, dropout_off, small_batch
 from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.checks.pairs import FLAT, PAIRS, SHARPEST
-from selfsup.objectives.checks.teachers import cut_texts
+from selfsup.objectives.checks.teachers import cut_texts, teacher_outdone
 from selfsup.objectives.clip import LARGEST_SCALE, CLIPRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
 
-EVERY_CHECK: tuple[Check, ...] = (*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS, cut_texts)
+EVERY_CHECK: tuple[Check, ...] = (
+    *(*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS),
+    *(cut_texts, teacher_outdone),
+)
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
 LN_K = math.log(PROTOTYPES)
@@ -77,6 +80,7 @@ def sound(seed: int = 0) -> History:
                 common
                 | {"split": "validation", "records": 100, "loss": level + 0.1 + 0.005 * draws.normal()}
                 | {"feature_std": 0.4, "rankme": 30.0, "uniformity": -0.6}
+                | {"cross_entropy": 3.0, "teacher_cross_entropy": 2.5}
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
@@ -300,6 +304,14 @@ AILMENTS = {
         lambda: counted(600, "alike_pairs"), lambda: counted(250, "alike_pairs"), "warning", 0, 0.6, "pairs.query"
     ),
     "cut-texts": Ailment(lambda: counted(200, "cut"), lambda: counted(90, "cut"), "warning", 0, 0.2, "data.window=128"),
+    "teacher-outdone": Ailment(
+        lambda: looks(lambda line: {"teacher_cross_entropy": 4.0}),
+        lambda: looks(lambda line: {"teacher_cross_entropy": 3.02}),
+        "warning",
+        200,
+        0.75,
+        "distill.hard=0.5",
+    ),
     "vanishing-tower": Ailment(
         lambda: train(lambda line: {"grad_norm_text": 0.001 * line["grad_norm_image"]}, after=150),
         lambda: train(lambda line: {"grad_norm_text": 0.05 * line["grad_norm_image"]}, after=150),

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tiny_decoder import save_tiny_decoder
 from tiny_encoder import save_tiny
+from tiny_vision import save_tiny_vision
 
 from selfsup.budget import Clock
 from selfsup.distributed import Processes
@@ -29,6 +32,8 @@ from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.clip import CLIPRecipe
 from selfsup.objectives.dino import DINORecipe
 from selfsup.objectives.distill import DistillRecipe
+from selfsup.objectives.distill_images import ImageDistillationRecipe
+from selfsup.objectives.distill_tokens import TokenDistillationRecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.objectives.pairs import PairsRecipe
@@ -59,12 +64,14 @@ class Curve(NamedTuple):
     Attributes:
         first: the loss of its first step, and how far it may lie from that.
         last: above which no loss of its end lies, in training or in validation.
+        teacher: writes the model that it learns from into a directory.
     """
 
     recipe: type[Recipe]
     settings: dict[str, dict[str, Any]]
     first: tuple[float, float]
     last: float
+    teacher: Callable[[Path], Path] | None = None
 
 
 # Instead of the settings of text.
@@ -113,6 +120,21 @@ CURVES = {
         {"train": {"batch": 32, "micro_batch": 8}, "evaluate": {"batch": 16}},
         (1.33, 0.1),  # a fresh student says nearly the mean, and the lines of this batch lie farther from it than most
         1.05,
+        partial(save_tiny, kind="characters"),
+    ),
+    "distill_tokens": Curve(
+        TokenDistillationRecipe,
+        {"model": {"kv_heads": 1, "head_dim": 32}, "distill": {"temperature": 2.0, "hard": 0.2}},
+        (15.72, 0.1),  # (.8 · 2² + .2) ln of the 102 tokens that are printed or end a text
+        15.0,
+        save_tiny_decoder,
+    ),
+    "distill_images": Curve(
+        ImageDistillationRecipe,
+        IMAGES | {"distill": {"patches": 0.5}},
+        (1.37, 0.1),  # of whole images and half of that of patches, beside what the mean costs
+        0.8,
+        save_tiny_vision,
     ),
     "simclr": Curve(
         SimCLRRecipe,
@@ -180,8 +202,11 @@ def curve(name: str, directory: Path) -> dict[str, list[float]]:
         section: SETTINGS.get(section, {}) | chosen.settings.get(section, {})
         for section in {*SETTINGS, *chosen.settings}
     }
-    if chosen.recipe is DistillRecipe:
-        sections["distill"] = {"teacher": str(save_tiny(directory.parent / "teacher", kind="characters"))}
+    if chosen.teacher is not None:
+        place = str(chosen.teacher(directory.with_name(f"{name}-teacher")))
+        sections["distill"] = {**sections.get("distill", {}), "teacher": place}
+    if chosen.recipe is TokenDistillationRecipe:  # whose teacher brings its tokenizer
+        del sections["data"]["tokenizer"]
     settings = chosen.recipe.resolve(("golden", sections))
     recipe = chosen.recipe(settings)
     recipe.save = recipe.sample = lambda *_: None  # type: ignore[assignment,method-assign]  # figures only

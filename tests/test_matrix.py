@@ -13,7 +13,9 @@ import pytest
 import typer.main
 from conftest import TINY, TINY_PAIRS, TINY_VISION, Answer
 from drawings import write_drawings
+from tiny_decoder import save_tiny_decoder
 from tiny_encoder import save_tiny
+from tiny_vision import save_tiny_vision
 
 import selfsup
 from selfsup import cli
@@ -59,16 +61,27 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"texts": place / "texts.jsonl", "pairs": place / "pairs.jsonl", "images": place / "images"}
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+# Of an objective whose recipe depends on its teacher: the teachers, by a name for each case.
+TAUGHT: dict[str, Callable[[Path], Path]] = {
+    "distill": save_tiny,
+    "distill-images": save_tiny_vision,
+    "distill-tokens": save_tiny_decoder,
+}
+
+
+@pytest.fixture(scope="module", params=[*(name for name in RECIPES if name not in TAUGHT), *TAUGHT])
 def case(request: pytest.FixtureRequest, sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
-    objective: str = request.param
-    place = tmp_path_factory.mktemp(objective)
-    unit = find_recipe(objective).unit
-    tiny = TINY_PAIRS if "text" in find_recipe(objective).sections() else TINY_VISION if unit == "images" else TINY
-    own = {"pairs.from": "crops"} if objective == "pairs" else {}  # which the shortest texts have too
-    if objective == "distill":
-        own = {"teacher": save_tiny(place / "teacher")}
+    place = tmp_path_factory.mktemp(request.param)
+    taught = TAUGHT.get(request.param)
+    teacher = {} if taught is None else {"distill.teacher": str(taught(place / "teacher"))}
+    objective: str = request.param if taught is None else "distill"
+    recipe = find_recipe(objective, teacher)
+    tiny = TINY_PAIRS if "text" in recipe.sections() else TINY_VISION if recipe.unit == "images" else TINY
+    own = {"pairs.from": "crops"} if objective == "pairs" else teacher  # which the shortest texts have too
     settings = {**tiny, **FEW, **own, "objective": objective}
+    if recipe.unit == "tokens" and teacher:  # which brings its tokenizer
+        del settings["tokenizer"]
+    unit = recipe.unit
     data = sources["images" if unit == "images" else "texts"]
     run = selfsup.train(settings.pop("objective"), data=data, out=place / "run", reporter=Reporter(False), **settings)
     query = ["--image", str(next(data.rglob("*.png")))] if unit == "images" else ["a red thing"]

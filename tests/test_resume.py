@@ -22,7 +22,9 @@ import foreign
 import pytest
 import torch
 from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer, Train, steps_take, tree
+from tiny_decoder import save_tiny_decoder
 from tiny_encoder import save_tiny
+from tiny_vision import save_tiny_vision
 
 import selfsup
 from selfsup import checkpoint, cli, files, planning, stopping
@@ -275,6 +277,15 @@ PAIRS: dict[str, dict[str, Any]] = {
     "softmax": {"train.micro_batch": 3, "clip.hidden_tokens": 0.2, "text.dropout": 0.1},
     "sigmoid": {"clip.loss": "sigmoid", "clip.simclr": 0.5},
 }
+
+
+@pytest.mark.long
+def test_students_are_killed_and_resumed(corpus: Path, drawings: Path, resume: Train, tmp_path: Path) -> None:
+    """Their teachers are opened again."""
+    decoder, seeing = save_tiny_decoder(tmp_path / "decoder"), save_tiny_vision(tmp_path / "seeing")
+    tokens = settings_of(tmp_path, corpus, objective="distill", teacher=str(decoder), tokenizer=str(decoder))
+    images = {**TINY_VISION, **LONG, "data": str(drawings), "objective": "distill", "teacher": str(seeing)}
+    check_kills({"tokens": tokens, "images": images | {"train.micro_batch": 3}}, resume, tmp_path)
 
 
 @pytest.mark.long

@@ -31,6 +31,8 @@ from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.clip import CLIP
 from selfsup.objectives.dino import DINO, Crops
 from selfsup.objectives.distill import Distill, Map
+from selfsup.objectives.distill_images import ImageDistillation, ImageTeacher, Moments, Target
+from selfsup.objectives.distill_tokens import TokenDistillation
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
@@ -228,6 +230,23 @@ def answers_of_nothing(task: Task) -> dict[str, float]:
     return {"mse": float(task["answers"].double().square().mean()), "cosine": 1.0}
 
 
+TEMPERATURE, HARD = 2.0, 0.3
+
+
+def distill_tokens(seed: int) -> TokenDistillation:
+    """From a narrower teacher."""
+    teacher = Decoder(DecoderConfig(VOCABULARY, 1, 8, 1, 1, 8, 12, WINDOW, False)).double()
+    shaken(teacher.initialise(generator(0, "teacher")), 1)  # as opened: no seed changes it
+    return TokenDistillation(causal_lm(seed).model, teacher, END, END, TEMPERATURE, HARD)
+
+
+def both_uniform(task: Task) -> dict[str, float]:
+    """Student and teacher say that every token is as likely."""
+    nothing = math.log(VOCABULARY)
+    loss = ((1 - HARD) * TEMPERATURE**2 + HARD) * nothing
+    return {"distillation": loss, "divergence": 0.0, "cross_entropy": nothing, "teacher_cross_entropy": nothing}
+
+
 # -- images --------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +268,28 @@ class Pictures:
 def vision_transformer(draws: torch.Generator) -> VisionTransformer:
     config = VisionConfig(size=12, patch=4, layers=2, width=16, heads=2, mlp=24, registers=1)
     return VisionTransformer(config).initialise(draws)
+
+
+# -- distillation of images ----------------------------------------------------------------------------------
+
+
+def distill_images(seed: int) -> ImageDistillation:
+    """From a teacher that sees images larger and cut into more patches."""
+    config = VisionConfig(size=16, patch=4, layers=1, width=12, heads=1, mlp=16, registers=0)
+    random = np.random.default_rng(11)
+    own, each = (torch.from_numpy(random.normal(size=(50, width)).astype(np.float32)) for width in (5, 12))
+    features = Features("mean", torch.from_numpy(random.normal(size=(5, 12)).astype(np.float32)))
+    teacher = ImageTeacher(VisionTransformer(config).initialise(generator(0, "teacher")), features, (3, 3))
+    with seeded(seed, "head"):
+        vectors, patches = Target(16, Moments.of(own)), Target(16, Moments.of(each))
+    views = View(12, (0.5, 1.0)), View(16, (0.5, 1.0))
+    student = vision_transformer(generator(seed, "weights"))
+    return shaken(ImageDistillation(student, teacher, vectors, patches, *views, "cls", 0.7).double(), seed)
+
+
+def the_mean_of_both(task: Task) -> dict[str, float]:
+    """Vectors of zeros have no direction, and are no distance apart."""
+    return {"vectors": 0.9, "patches": 0.9}
 
 
 # -- SimCLR --------------------------------------------------------------------------------------------------
@@ -472,6 +513,17 @@ CASES = {
         Case("pairs", adjacent, pairs, undecided_texts, lambda seed: pairs(seed, 0.3), random=False),
         Case("crops", segments, lambda seed: pairs(seed, crops=True), undecided_texts),
         Case("distill", answered, distill, answers_of_nothing, lambda seed: distill(seed, 0.3), random=False),
+        Case("distill-tokens", windows, distill_tokens, both_uniform, random=False),
+        Case(
+            "distill-images",
+            Pictures,
+            distill_images,
+            the_mean_of_both,
+            still=(
+                "student.embeddings.mask_token",
+                *(f"{part}_map.{name}" for part in ("vector", "patch") for name in ("mean", "deviation")),
+            ),
+        ),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
         Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(

@@ -10,6 +10,7 @@ import pytest
 import selfsup
 from selfsup.errors import UserError
 from selfsup.objectives import RECIPES, find_recipe
+from selfsup.objectives.teachers import STUDENTS
 from selfsup.objectives.vicreg import VICRegRecipe
 
 FOREIGN: list[tuple[str, dict[str, Any], str]] = [
@@ -28,6 +29,9 @@ FOREIGN: list[tuple[str, dict[str, Any], str]] = [
     ("vicreg", {"model.tied": True}, "model.tied"),
     ("distill", {"model.whiten": True}, "model.whiten"),
     ("distill", {"data.replay": "old/:0.1"}, "data.replay"),
+    ("distill", {"distill.kind": "an image encoder", "model.whiten": True}, "model.whiten"),
+    ("distill", {"distill.kind": "an image encoder", "data.window": 64}, "data.window"),
+    ("distill", {"distill.kind": "a decoder", "data.size": 64}, "data.size"),
     ("clip", {"model.whiten": True}, "model.whiten"),
     ("clip", {"simclr.projection": 64}, "simclr.projection"),
 ]
@@ -35,7 +39,7 @@ FOREIGN: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("objective", "given", "key"), FOREIGN)
 def test_what_means_nothing_is_refused(objective: str, given: dict[str, Any], key: str) -> None:
-    kind = find_recipe(objective)
+    kind = find_recipe(objective, given)
     with pytest.raises(UserError, match=rf"^{objective} has no use for {key} here; leave it out\.$"):
         kind(kind.resolve(("test", {"objective": objective, **given})))
 
@@ -47,10 +51,13 @@ def test_what_means_something_beside_another_is_read() -> None:
     assert "projection: 64" in recipe.settings.to_yaml()
 
 
-@pytest.mark.parametrize("objective", RECIPES)
-def test_a_configuration_holds_what_is_read(objective: str) -> None:
-    kind = find_recipe(objective)
-    settings = kind.resolve(("test", {"objective": objective}))
+@pytest.mark.parametrize(
+    ("objective", "given"),
+    [*((name, {}) for name in RECIPES), *(("distill", {"distill.kind": kind}) for kind in STUDENTS)],
+)
+def test_a_configuration_holds_what_is_read(objective: str, given: dict[str, Any]) -> None:
+    kind = find_recipe(objective, given)
+    settings = kind.resolve(("test", {"objective": objective, **given}))
     recipe = kind(settings)
     chosen = [key for key in settings.names() if key.partition(".")[0] in {"data", "model", *kind.sections()}]
     assert set(chosen) == recipe.reads() & set(settings.names())

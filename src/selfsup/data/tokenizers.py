@@ -184,6 +184,12 @@ class TextTokenizer:
         content = f"{' '.join(map(str, between))} {self._tokenizer.to_str()}"
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
+    def agrees(self, other: TextTokenizer) -> bool:
+        """Whether texts have the same ids in another one, and documents the same marks between them."""
+        parts = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+        own, others = ([t.between, *(t._structure[part] for part in parts)] for t in (self, other))
+        return own == others
+
     def encode(self, text: str) -> Ids:
         """The ids of a text, without special tokens."""
         return self.encode_batch([text])[0]

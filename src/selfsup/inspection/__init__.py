@@ -37,6 +37,7 @@ INSPECTORS = {
     "views": "selfsup.inspection.views:inspect_views",
     "crops": "selfsup.inspection.crops:inspect_crops",
     "patches": "selfsup.inspection.patches:inspect_patches",
+    "taught": "selfsup.inspection.taught:inspect_taught",
     "pairs": "selfsup.inspection.pairs:inspect_pairs",
     "task": "selfsup.inspection.task:inspect_task",
 }

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,12 @@ from selfsup.views import View, centred
 
 if TYPE_CHECKING:
     from selfsup.data.images import ImageRecords, Images
+    from selfsup.data.images.answered import AnsweredImages
     from selfsup.data.pairs import PairRecords
     from selfsup.inference.pictures import Pictures
     from selfsup.inference.vision import ImageModel
+
+    AnyImageRecords: TypeAlias = ImageRecords | PairRecords | AnsweredImages
 
 SURPLUS = 1.5  # of the side that a network sees, for the short side that images are kept at: a crop sees a part
 FEWEST_STEPS = 300  # a batch leaves room for
@@ -50,8 +53,8 @@ class ImageRecipe(Recipe):
     views: float = 1.0  # images that the network sees of a record, in units of one of full size
     network: ImageNetwork
     images: Images
-    train: ImageRecords | PairRecords
-    validation: ImageRecords | PairRecords | None = None
+    train: AnyImageRecords
+    validation: AnyImageRecords | None = None
 
     def compose(self) -> None:
         self.network = vision_network(self.settings, self.module)
@@ -120,7 +123,7 @@ class ImageRecipe(Recipe):
 
         return split_images(self.images, self.settings["data.validation"])
 
-    def records_of(self, indices: npt.NDArray[np.int64]) -> ImageRecords | PairRecords:
+    def records_of(self, indices: npt.NDArray[np.int64]) -> AnyImageRecords:
         """Images of these numbers as records."""
         from selfsup.data.images import ImageRecords
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -12,13 +14,19 @@ from selfsup.inference.base import Model
 from selfsup.inference.opening import model_class
 from selfsup.machine import find_device, find_precision
 from selfsup.models.directories import find_model
-from selfsup.objectives.recipe import Recipe
+from selfsup.objectives.recipe import Effort, Recipe
+from selfsup.objectives.sizes import TOKENS_PER_PARAMETER
 from selfsup.objectives.starting import make_absolute
 
 M = TypeVar("M", bound=Model)
 
 # By what the teacher is, in the words of `Model.kind`: the recipe that learns from it.
-STUDENTS = {"a text encoder": "selfsup.objectives.distill:DistillRecipe"}
+STUDENTS = {
+    "a text encoder": "selfsup.objectives.distill:DistillRecipe",
+    "an image encoder": "selfsup.objectives.distill_images:ImageDistillationRecipe",
+    "an image-text model": "selfsup.objectives.distill_images:ImageDistillationRecipe",  # from its tower of images
+    "a decoder": "selfsup.objectives.distill_tokens:TokenDistillationRecipe",
+}
 
 
 def student_of(values: Mapping[str, Any], default: type[Recipe]) -> type[Recipe]:
@@ -64,6 +72,20 @@ def open_teacher(settings: Settings, load: Callable[[str], M]) -> M:
     settings.settle("distill.fingerprint", teacher.fingerprint, "teacher")
     teacher.to(find_device(settings["train.device"]))
     return teacher
+
+
+def beside_teacher(effort: Effort, taught: float) -> Effort:
+    """What is left of operations for a student whose size suits what it can see, where a teacher takes so many
+    (`taught`) for each token or patch.
+
+    Of p parameters it sees r · p tokens, for 6 · p operations each and t of the teacher's: of f operations in all,
+    p = (sqrt(t² + 24 f / r) − t) / 12.
+    """
+    if effort.flops is None:
+        return effort
+    ratio = TOKENS_PER_PARAMETER
+    parameters = (math.sqrt(taught**2 + 24 * effort.flops / ratio) - taught) / 12
+    return replace(effort, flops=6 * ratio * parameters**2)
 
 
 def precision_of(settings: Settings) -> str:
