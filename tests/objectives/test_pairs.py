@@ -247,6 +247,9 @@ def test_a_run_of_two_columns(train: Train, table: Path, tmp_path: Path) -> None
     assert facts["data"].startswith("120 pairs, ")
     assert facts["prompts"] == "query 'day ', passage 'met '"
     assert run.environment()["plan"]["chance"] == pytest.approx(math.log(16))
+    assert model.features.prompts == {"query": "day ", "document": "met "}
+    one, other = model.embed(["cat"], prompt="query"), model.embed(["day cat"])
+    np.testing.assert_allclose(one, other)
     assert run.summary["pairs"] == 12 * 16
     assert run.summary["max_difference"] < 1e-5
     assert {"found", "info_nce", "pairs_per_second"} <= run.metrics()[0].keys()
@@ -292,6 +295,22 @@ def test_vectors_that_can_be_cut(train: Train, table: Path, tmp_path: Path) -> N
     assert run.environment()["plan"]["chance"] == pytest.approx(3 * math.log(16))
     assert isinstance(run.model, EncoderModel)
     assert run.model.features.weight is None
+    assert run.model.dimensions == (8, 16, 32)
+
+
+def test_prompts_of_what_is_started_from_go_on(train: Train, table: Path, tmp_path: Path) -> None:
+    """Until others are given; as they were trained with."""
+    prompts = {"pairs.query_prompt": "day ", "pairs.passage_prompt": "met "}
+    first = train(tmp_path / "first", data=table, **SMALL, **prompts)
+    how = {"data": table, "init": first.directory, "steps": 2, "batch": 8, "reporter": Reporter(False)}
+    going_on = selfsup.train("pairs", out=tmp_path / "on", **how)
+    assert going_on.settings(PairsRecipe)["pairs.query_prompt"] == "day "
+    other = selfsup.train(
+        "pairs", out=tmp_path / "other", **how, **{"pairs.query_prompt": "", "pairs.passage_prompt": "The "}
+    )
+    for run, expected in ((going_on, {"query": "day ", "document": "met "}), (other, {"document": "The "})):
+        assert isinstance(run.model, EncoderModel)
+        assert run.model.features.prompts == expected
 
 
 @pytest.mark.parametrize(

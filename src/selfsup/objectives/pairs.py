@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import torch
@@ -27,6 +29,7 @@ from selfsup.data.records import Batch, Records
 from selfsup.data.text_pairs import Origin, PairCorpus, PairTable, TextGroups, open_text_pairs, prepare_pairs
 from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
+from selfsup.models.features import DOCUMENT, NAMES, QUERY, Features
 from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import alike_pairs, small_batch
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from selfsup.inference.encoder import EncoderModel
     from selfsup.objectives.hub_networks import HubEncoder
 
+PROMPTS = {"pairs.query_prompt": QUERY, "pairs.passage_prompt": DOCUMENT}
 BATCH = 128
 DROPOUT = 0.1
 WINDOW = {"columns": 128, "title": 128, "neighbours": 64, "crops": 128}  # tokens of a text, at most
@@ -179,6 +183,10 @@ class PairsRecipe(TextRecipe):
     # -- data ----------------------------------------------------------------------------------------------
 
     def open(self, progress: Progress) -> None:
+        """What stands before texts is known first: that of the encoder which is started from, unless it is given."""
+        for key, name in PROMPTS.items():
+            if self.settings.origin(key) == "default" and (known := self.network.features.prompt(name)):
+                self.settings.change(key, known, "init")
         super().open(progress)
         for key, value in (("from", self.text.origin), ("query", self.text.query), ("passage", self.text.passage)):
             if value is not None:
@@ -325,6 +333,17 @@ class PairsRecipe(TextRecipe):
         return embed(encoder, flattened(tokens, lengths), lengths, self.pooling)
 
     # -- what is told, and left ----------------------------------------------------------------------------
+
+    def definition(self, objective: Objective) -> Features:
+        """With the prompts and the lengths of vectors that were trained on."""
+        features = super().definition(objective)
+        others = {name: text for name, text in features.prompts.items() if name not in chain(*NAMES.values())}
+        own = dict(zip(PROMPTS.values(), self.prompts, strict=True))
+        default = features.default_prompt if features.default_prompt in others else None
+        told = {name: text for name, text in own.items() if text or default is not None}
+        cuts = self.options.dimensions
+        features = replace(features, prompts=others | told, default_prompt=default, dimensions=cuts)
+        return replace(features, kept=None) if cuts else features
 
     def facts(self) -> dict[str, str]:
         facts, what = self.corpus.facts, "documents" if self.text.of_documents else "pairs"
