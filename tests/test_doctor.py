@@ -33,6 +33,7 @@ from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.checks.contrastive import alike_pairs, dropout_off, small_batch
 from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.checks.pairs import FLAT, PAIRS, SHARPEST
+from selfsup.objectives.checks.rebuilding import unused_vector
 from selfsup.objectives.checks.teachers import cut_texts, teacher_outdone
 from selfsup.objectives.clip import LARGEST_SCALE, CLIPRecipe
 from selfsup.report import Reporter
@@ -40,7 +41,7 @@ from selfsup.run import Run
 
 EVERY_CHECK: tuple[Check, ...] = (
     *(*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS),
-    *(cut_texts, teacher_outdone),
+    *(cut_texts, teacher_outdone, unused_vector),
 )
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
@@ -80,7 +81,7 @@ def sound(seed: int = 0) -> History:
                 common
                 | {"split": "validation", "records": 100, "loss": level + 0.1 + 0.005 * draws.normal()}
                 | {"feature_std": 0.4, "rankme": 30.0, "uniformity": -0.6}
-                | {"cross_entropy": 3.0, "teacher_cross_entropy": 2.5}
+                | {"cross_entropy": 3.0, "teacher_cross_entropy": 2.5, "swapped": 3.5}
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
@@ -243,6 +244,14 @@ AILMENTS = {
     ),
     "small-batch": Ailment(
         lambda: setting("train.batch", 16), lambda: setting("train.batch", 32), "warning", 0, 16.0, "--batch 128"
+    ),
+    "unused-vector": Ailment(
+        lambda: looks(lambda line: {"swapped": 1.001 * line["cross_entropy"]}),
+        lambda: looks(lambda line: {"swapped": 1.02 * line["cross_entropy"]}),
+        "problem",
+        200,
+        0.001,
+        "--steps 800",
     ),
     "uniform-teacher": Ailment(
         lambda: train(lambda line: {"teacher_entropy": 0.99 * LN_K}),
@@ -611,9 +620,9 @@ def findings_in(run: Run) -> list[Finding]:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
-@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse", "tsdae"])
 def test_trainings_that_go_well_have_nothing(train: Train, tmp_path: Path, objective: str, seed: int) -> None:
-    settings = SENTENCES if objective == "simcse" else REAL
+    settings = SENTENCES if objective in ("simcse", "tsdae") else REAL
     run = train(tmp_path / "run", objective, seed=seed, **settings)
     diagnosis = doctor(run)
     assert findings_in(run) == []

@@ -40,6 +40,7 @@ from selfsup.objectives.pairs import PairsRecipe
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.simclr import SimCLRRecipe
 from selfsup.objectives.simcse import SimCSERecipe
+from selfsup.objectives.tsdae import TSDAERecipe
 from selfsup.objectives.vicreg import VICRegRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
@@ -135,6 +136,12 @@ CURVES = {
         (1.37, 0.1),  # of whole images and half of that of patches, beside what the mean costs
         0.8,
         save_tiny_vision,
+    ),
+    "tsdae": Curve(
+        TSDAERecipe,
+        {"model": {"dropout": 0.1, "tied": True}, "train": {"batch": 16, "micro_batch": 8}, "evaluate": {"batch": 8}},
+        (4.248, 0.1),  # as of masked LM
+        3.3,
     ),
     "simclr": Curve(
         SimCLRRecipe,

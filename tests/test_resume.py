@@ -246,6 +246,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "masked-lm": {"model.dropout": 0.1, "masked_lm.unit": "word"},
     "simcse": {"data.window": 40, "batch": 8, "train.micro_batch": 3},  # unequal parts, and dropout
     "pairs": {"data.window": 40, "batch": 8, "train.micro_batch": 3, "pairs.from": "crops", "pairs.dimensions": [8]},
+    "tsdae": {"data.window": 40, "batch": 8, "train.micro_batch": 3},
 }
 VISION: dict[str, dict[str, Any]] = {
     "simclr": {"train.micro_batch": 3},

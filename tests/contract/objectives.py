@@ -24,6 +24,7 @@ from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise
 from selfsup.models.features import Features
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from selfsup.models.sentence_decoder import SentenceDecoder
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.captions import HiddenTokens
@@ -41,6 +42,7 @@ from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import SentenceHead, SimCSE
 from selfsup.objectives.teaching import Head, Network, Teaching
 from selfsup.objectives.towers import ImageTower, SharedProjection, TextTower
+from selfsup.objectives.tsdae import TSDAE, Swapped
 from selfsup.objectives.vicreg import EPS, VICReg
 from selfsup.seeding import derive, generator, seeded
 from selfsup.views import View, dino_global, dino_local, dino_second, mae_view, simclr_view
@@ -245,6 +247,25 @@ def both_uniform(task: Task) -> dict[str, float]:
     nothing = math.log(VOCABULARY)
     loss = ((1 - HARD) * TEMPERATURE**2 + HARD) * nothing
     return {"distillation": loss, "divergence": 0.0, "cross_entropy": nothing, "teacher_cross_entropy": nothing}
+
+
+# -- TSDAE ---------------------------------------------------------------------------------------------------
+
+
+def swapped_sentences() -> Swapped:
+    return Swapped(sentences())
+
+
+def tsdae(seed: int, dropout: float = 0.0) -> TSDAE:
+    draws = generator(seed, "weights")
+    model = MaskedLanguageModel(encoder_config(dropout)).double().initialise(draws)
+    decoder = SentenceDecoder(model.config).double().initialise(draws)
+    return shaken(TSDAE(model, decoder, "cls", deletion=0.4), seed)
+
+
+def uniform_over_next_tokens(task: Task) -> dict[str, float]:
+    """From whichever vector."""
+    return dict.fromkeys(("cross_entropy", "swapped"), math.log(TOKENIZER.vocabulary))
 
 
 # -- images --------------------------------------------------------------------------------------------------
@@ -524,6 +545,7 @@ CASES = {
                 *(f"{part}_map.{name}" for part in ("vector", "patch") for name in ("mean", "deviation")),
             ),
         ),
+        Case("tsdae", swapped_sentences, tsdae, uniform_over_next_tokens, lambda seed: tsdae(seed, 0.3)),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
         Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(

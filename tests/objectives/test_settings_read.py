@@ -19,6 +19,7 @@ FOREIGN: list[tuple[str, dict[str, Any], str]] = [
     ("pairs", {"model": "hf:somewhere", "model.layers": 2}, "model.layers"),
     ("pairs", {"data.size": 32}, "data.size"),
     ("masked-lm", {"model": "hf:somewhere", "model.layers": 2}, "model.layers"),
+    ("tsdae", {"model.kv_heads": 1}, "model.kv_heads"),
     ("causal-lm", {"model": "hf:somewhere", "model.init": "there"}, "model.init"),
     ("causal-lm", {"model.dropout": 0.1}, "model.dropout"),
     ("causal-lm", {"model.whiten": True}, "model.whiten"),

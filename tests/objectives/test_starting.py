@@ -76,7 +76,7 @@ SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
         },
     ),
     (
-        ("masked-lm", "simcse"), "model.init", {
+        ("masked-lm", "simcse", "tsdae"), "model.init", {
             "electra": f"of type 'electra', and OBJECTIVE starts from {ENCODER}; leave --init out and give",
             "llama": f"a decoder of type 'llama', and OBJECTIVE starts from {ENCODER}; causal-lm trains decoders",
             "decoder": "a decoder of type 'qwen3'",

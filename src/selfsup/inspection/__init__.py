@@ -34,6 +34,7 @@ INSPECTORS = {
     "sentences": "selfsup.inspection.sentences:inspect_sentences",
     "text_pairs": "selfsup.inspection.text_pairs:inspect_text_pairs",
     "answers": "selfsup.inspection.answers:inspect_answers",
+    "rebuilding": "selfsup.inspection.rebuilding:inspect_rebuilding",
     "views": "selfsup.inspection.views:inspect_views",
     "crops": "selfsup.inspection.crops:inspect_crops",
     "patches": "selfsup.inspection.patches:inspect_patches",

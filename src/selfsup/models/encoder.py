@@ -11,6 +11,7 @@ stands in `encoder_layouts.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ from selfsup.models.transformer import (
 )
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+Told = Callable[[Tensor], Tensor]  # hidden states (B, T, width) with what a layer is told beside them
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,16 @@ class Block(TensorModule):
         self.mlp_norm = config.norm()
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, placement: Placement) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement, told: Told | None = None) -> Tensor:
+        """`told` stands between attention and feed-forward, where a decoder has its attention to what it decodes."""
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
         dtype = placement.dtype
         if self.post_norm:
             x = self._normal(self.attn_norm, x + self.attn(x.to(dtype), placement), x.dtype)
+            x = x if told is None else told(x)
             return self.mlp_norm(x + self.mlp(x.to(dtype)), x.dtype)
         x = x + self.attn(self._normal(self.attn_norm, x, dtype), placement)
+        x = x if told is None else told(x)
         return x + self.mlp(self.mlp_norm(x, dtype))
 
     @staticmethod
@@ -223,15 +228,25 @@ class TextEncoder(TensorModule):
         `documents` (B, T) numbers the document of each position: positions see their own document only; None means
         one document per row. Under autocast the result has the narrow dtype.
         """
+        return self._states(tokens, documents, self.config.causal, [None] * self.config.layers)
+
+    def decode(self, tokens: Tensor, documents: Tensor | None, told: Sequence[Told]) -> Tensor:
+        """The same of its layers as those of a decoder: positions see those before them alone, and what each layer is
+        `told`."""
+        return self._states(tokens, documents, True, told)
+
+    def _states(self, tokens: Tensor, documents: Tensor | None, causal: bool, told: Sequence[Told | None]) -> Tensor:
         dtype = compute_dtype(self.embeddings.tok_embeddings.weight)
         kinds = [self.config.kind(layer) for layer in range(self.config.layers)]
-        placements = {kind: self._placement(kind, tokens, documents, dtype) for kind in set(kinds)}
+        placements = {kind: self._placement(kind, tokens, documents, causal, dtype) for kind in set(kinds)}
         x = self.embeddings(tokens, documents)
-        for kind, block in zip(kinds, self.layers, strict=True):
-            x = block(x, placements[kind])
+        for kind, block, beside in zip(kinds, self.layers, told, strict=True):
+            x = block(x, placements[kind], beside)
         return x.to(dtype) if self.final_norm is None else self.final_norm(x, dtype)
 
-    def _placement(self, kind: str, tokens: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Placement:
+    def _placement(
+        self, kind: str, tokens: Tensor, documents: Tensor | None, causal: bool, dtype: torch.dtype
+    ) -> Placement:
         config, local = self.config, kind == LOCAL
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         theta = config.local_rope_theta if local else config.rope_theta
@@ -241,7 +256,7 @@ class TextEncoder(TensorModule):
         near = positions[:, None] - positions
         if local and tokens.shape[1] > config.local_window // 2 + 1:
             visible = _both(visible, near.abs() <= config.local_window // 2)
-        if config.causal:
+        if causal:
             visible = _both(visible, near >= 0)
         return Placement(*tables, None if visible is None else additive(visible, dtype))
 
@@ -300,9 +315,13 @@ class MaskedLanguageModel(TensorModule):
         hidden = self.model(tokens, documents)
         first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
         chosen = hidden.flatten(0, 1).index_select(0, (positions + first).flatten())
-        result = self.head(chosen)
-        result = F.pad(result, (0, 1), value=1.0) if self.config.bias else result
-        return result.view(*positions.shape, -1)
+        return self.headed(chosen).view(*positions.shape, -1)
+
+    def headed(self, hidden: Tensor) -> Tensor:
+        """What the output matrix is multiplied with, of hidden states (n, width): (n, width), or one column of ones
+        more for a bias."""
+        result = self.head(hidden)
+        return F.pad(result, (0, 1), value=1.0) if self.config.bias else result
 
 
 def initialise(module: nn.Module, generator: torch.Generator, tied: bool = False) -> None:

@@ -18,6 +18,7 @@ RECIPES = {
     "masked-lm": "selfsup.objectives.masked_lm:MaskedLMRecipe",
     "simcse": "selfsup.objectives.simcse:SimCSERecipe",
     "pairs": "selfsup.objectives.pairs:PairsRecipe",
+    "tsdae": "selfsup.objectives.tsdae:TSDAERecipe",
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
     "vicreg": "selfsup.objectives.vicreg:VICRegRecipe",
     "dino": "selfsup.objectives.dino:DINORecipe",

@@ -97,12 +97,9 @@ class SimCSE(Objective):
 
     def hide(self, batch: Batch) -> Task:
         """What is left of the sentences in each view, padded (B, T), with their lengths (B,), and their keys (B,)."""
-        tokens = batch.data["tokens"]
         views: dict[str, Tensor] = {}
         for view in VIEWS:
-            kept = kept_tokens(batch, self.deletion, view)
-            order = kept.byte().argsort(dim=1, descending=True, stable=True)
-            views |= {view: tokens.gather(1, order), f"{view}_lengths": kept.sum(1)}
+            views[view], views[f"{view}_lengths"] = damaged(batch, self.deletion, view)
         return Task({**views, "keys": batch.data["keys"]}, {"info_nce": torch.tensor(len(batch))})
 
     def predict(self, task: Task) -> Outputs:
@@ -130,6 +127,13 @@ def kept_tokens(batch: Batch, deletion: float, view: str) -> Tensor:
     words = (place > 0) & (place < lengths - 1)
     kept = words & torch.from_numpy(draws >= deletion).to(tokens.device)
     return (place < lengths) & (kept | ~words | ~kept.any(1, keepdim=True))
+
+
+def damaged(batch: Batch, deletion: float, view: str) -> tuple[Tensor, Tensor]:
+    """What is left of the sentences of a batch in a view, padded (B, T), and how many tokens that is (B,)."""
+    kept = kept_tokens(batch, deletion, view)
+    order = kept.byte().argsort(dim=1, descending=True, stable=True)
+    return batch.data["tokens"].gather(1, order), kept.sum(1)
 
 
 class SimCSERecipe(TextRecipe):
