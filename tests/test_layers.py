@@ -27,6 +27,7 @@ LAYERS = (
     ("diagnosis", "evaluation", "planning"),
     ("inspection", "exporting", "comparison", "trainer"),
     ("training",),
+    ("adapting",),
     ("cli",),
     ("launch", "__main__"),
 )

@@ -110,6 +110,7 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["inspect", "--run", t.run, "--png", here / "page.png"], t.unit == "images"
     yield ["train", "--resume", t.run], False  # it is finished
     yield ["train", "--resume", extended, "--steps", 6], True
+    yield ["adapt", t.run, "--data", t.data, "--budget", "1s"], False  # which is no time
     yield ["doctor", t.run], True
     yield ["compare", t.run, extended, "--plot", here / "curves.png"], True
     yield ["compare", t.run, t.run], False

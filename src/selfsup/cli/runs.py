@@ -20,6 +20,7 @@ from selfsup.cli.options import (
     Records,
     Seed,
     SeveralValues,
+    Source,
     Templates,
     Window,
     Words,
@@ -78,6 +79,27 @@ def plan(planned: Any, words: Words = None, config: ConfigFile = None, **setting
 
 
 @command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer", "teacher"))
+@command("selfsup.adapting", always=lambda: {"clock": _of_this_process()["clock"]})
+def adapt(
+    adapted: Any,
+    model: Annotated[Path, typer.Argument(help="a run, or model directory, of any kind")],
+    data: Source,
+    budget: Annotated[str, typer.Option(help="wall time of all of it, such as 30m")] = "30m",
+    out: Annotated[Path | None, typer.Option(help="where all that it makes goes")] = None,
+    column: Column = None,
+    failures: Failures = 0.01,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Make a model better for some data: try what may help, go on with what did, and judge it on data set aside. Or say
+    that it did not get better. The same command goes on after a stop."""
+    from selfsup.report import to_stdout
+
+    adapted.print(to_stdout())
+
+
+@command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer"))
 def inspect(
     inspection: Any,
     words: Words = None,

@@ -39,6 +39,8 @@ PROTOCOLS = {
     "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions", "dimension")),
     "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates", "dimension")),
     "sts": Protocol("sts:measure", (TEXTS, PAIRS), CUT),
+    "structure": Protocol("structure:measure", (TEXTS,), CUT),
+    "instances": Protocol("instances:measure", (IMAGES,), CUT),
     "linear": Protocol("linear:measure", EMBEDDERS, ("label", "test", "dimension")),
     "knn-20": Protocol("knn:knn_20", EMBEDDERS, ("label", "test", "dimension")),
     "knn-200": Protocol("knn:knn_200", EMBEDDERS, ("label", "test", "dimension")),
