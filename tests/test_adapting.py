@@ -90,6 +90,19 @@ def test_lines_that_are_sentences_are_documents_and_few_long_ones_are_cut(tmp_pa
     assert not (tmp_path / "c").exists()
 
 
+def test_columns_that_belong_together_are_kept_beside_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "faq.jsonl"
+    rows_ = [{"question": f"Where is the {n}th ship?", "answer": text, "id": n} for n, text in enumerate(DOCUMENTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_), encoding="utf-8")
+    found = set_aside(str(path), None, 0.01, 0, tmp_path / "data")
+    assert found.pairs.startswith("'question' with 'answer'")
+    lines = (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = {row["answer"]: row["question"] for row in rows_}
+    for row in map(json.loads, lines):
+        assert row == {"text": row["passage"], "query": asked[row["passage"]], "passage": row["passage"]}
+    assert set_aside(str(path), "answer", 0.01, 0, tmp_path / "named").pairs == ""
+
+
 @given(st.text(st.sampled_from("ab \n"), max_size=4000))
 def test_pieces_are_the_whole_document(document: str) -> None:
     found = list(pieces(document))
@@ -105,14 +118,16 @@ def test_candidates_are_objectives_and_say_why_they_do_not_fit(tmp_path: Path) -
     assert {each.objective for each in CANDIDATES} <= set(RECIPES)
     assert len({each.name for each in CANDIDATES}) == len(CANDIDATES)
     place = tiny_encoder.save_tiny(tmp_path / "own")
-    short, long = (Texts("x", 100, 100, length, 10, False, {}, tmp_path) for length in (50, 500))
+    short, long = (Texts("x", 100, 100, length, 10, False, "", {}, tmp_path) for length in (50, 500))
     fits = {
         (each.name, texts.length): each.unfit(Subject(place, TEXTS, texts))
         for each in CANDIDATES
         if each.kind == TEXTS
         for texts in (short, long)
     }
-    assert "little around a hidden word" in str(fits.pop(("masked-lm", 50)))
+    for name in ("masked-lm", "neighbours"):
+        assert "little stands side by side" in str(fits.pop((name, 50)))
+    assert all("no two columns" in str(fits.pop(("columns", length))) for length in (50, 500))
     assert set(fits.values()) == {None}
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(config | {"model_type": "electra"}))
@@ -182,6 +197,8 @@ def test_a_stop_anywhere_goes_on_and_finished_trials_are_not_made_again(
         return train(objective, **given)
 
     monkeypatch.setattr(adapting, "train", counted)
+    fewer = [each for each in CANDIDATES if each.name in ("tsdae", "simcse", "masked-lm")]
+    monkeypatch.setattr(adapting, "CANDIDATES", fewer)
     for words in ("The start", "simcse, for", "masked-lm, for"):
         with pytest.raises(Interrupted, match="Give the same command again"):
             selfsup.adapt(place, **how, reporter=Stopping(words))
@@ -273,7 +290,7 @@ def test_the_command(
     selfsup_command: Callable[..., Answer], data: Path, hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tiny_encoder.save_tiny(tmp_path / "start")
-    monkeypatch.setattr(adapting, "CANDIDATES", CANDIDATES[:1])
+    monkeypatch.setattr(adapting, "CANDIDATES", [each for each in CANDIDATES if each.name == "tsdae"])
     answer = selfsup_command("adapt", place, "--data", data, "--budget", "90s", "--out", tmp_path / "out", "--json")
     assert answer.code == 0, answer
     told = json.loads(answer.out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.adapting.photos import Photos
-from selfsup.adapting.texts import Texts
+from selfsup.adapting.texts import PASSAGES, QUERY, Texts
 from selfsup.evaluation import DECODER, IMAGES, PAIRS, TEXTS
 from selfsup.models import kinds
 from selfsup.models.directories import read_config
@@ -80,11 +80,32 @@ def _needs_adapters(subject: Subject) -> str | None:
 
 def _needs_context(subject: Subject) -> str | None:
     if isinstance(subject.data, Texts) and subject.data.length < LONG:
-        return f"half of the texts have less than {LONG} characters, so there is little around a hidden word"
+        return f"half of the texts have less than {LONG} characters, so that little stands side by side"
     return None
 
 
+def _needs_columns(subject: Subject) -> str | None:
+    paired = isinstance(subject.data, Texts) and subject.data.pairs
+    return None if paired else "no two columns of the data are seen to belong together"
+
+
 CANDIDATES = (
+    Candidate(
+        "columns",
+        "pairs",
+        TEXTS,
+        "the texts of a row find each other",
+        _needs_columns,
+        {"pairs": {"query": QUERY, "passage": PASSAGES}},
+    ),
+    Candidate(
+        "neighbours",
+        "pairs",
+        TEXTS,
+        "passages that stand side by side find each other",
+        _needs_context,
+        {"pairs": {"from": "neighbours"}},
+    ),
     Candidate("tsdae", "tsdae", TEXTS, "a sentence is rebuilt from the vector of what is left of it", _needs_native),
     Candidate("simcse", "simcse", TEXTS, "a sentence finds itself among others"),
     Candidate("masked-lm", "masked-lm", TEXTS, "hidden words are told by those around them", _needs_context),

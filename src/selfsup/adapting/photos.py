@@ -50,8 +50,8 @@ class Photos:
 def open_photos(source: str, how: dict[str, Any], captioned: bool, progress: Progress) -> Photos:
     """Open a source of images. Raises UserError: what `open_images` raises; captions are asked for, and there are
     none."""
-    captions = {"captions": ()} if captioned else {}
-    images = open_images(source, split="training", progress=progress, **captions, **how)
+    captions = () if captioned else None
+    images = open_images(source, split="training", progress=progress, captions=captions, **how)
     if captioned:
         captions_of(images)
     return Photos(source, images, captioned, how)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from selfsup.data.sources import Table, open_text
 from selfsup.data.split import hold_out
+from selfsup.data.text_pairs import PairTable, open_text_pairs
 from selfsup.errors import UserError
-from selfsup.evaluation.structure import passages
+from selfsup.evaluation.structure import PAIR, passages
 from selfsup.files import whole_directory
 from selfsup.seeding import derive
 
@@ -24,6 +25,7 @@ FILES = ("train", "choose", "judge")  # NAME.jsonl: trained on; by which a candi
 HELD_OUT = 0.15  # of the documents, one half to choose by and one to judge by
 FEWEST = 40  # documents: fewer are cut
 PIECE = 1500  # characters of a piece, about
+QUERY, PASSAGES = PAIR  # columns of what belongs together
 MOST = 1 << 30  # characters that are read: more than any budget is enough for
 SENTENCES = 0.6  # of the lines of a file that end as sentences do, from where on each is a text by itself
 ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
@@ -40,6 +42,7 @@ class Texts:
         length: characters of a document, in the median.
         passages: of the held-out documents, those that another one follows.
         cut: whether documents were cut, since there are few.
+        pairs: which columns belong together, in words; empty where none do.
         notes: how the source was read.
         place: the directory of the parts.
     """
@@ -50,13 +53,14 @@ class Texts:
     length: int
     passages: int
     cut: bool
+    pairs: str
     notes: dict[str, str]
     place: Path
 
     @property
     def training(self) -> dict[str, Any]:
         """What a training is given of them."""
-        return {"data": str(self.place / f"{FILES[0]}.jsonl"), "column": "text"}
+        return {"data": str(self.place / f"{FILES[0]}.jsonl")}
 
     def part(self, name: str, model: Any) -> str:
         """What a model is measured on, of one part."""
@@ -68,6 +72,7 @@ class Texts:
         return {
             "data": f"{self.source}: {self.documents:,} {whole}, {self.characters:,} characters, {self.length:,} in "
             f"the median; {HELD_OUT:.0%} of them set aside, half to choose by, half to judge by",
+            **({"pairs": self.pairs} if self.pairs else {}),
             **self.notes,
         }
 
@@ -81,31 +86,46 @@ def set_aside(source: str, column: str | None, failures: float, seed: int, place
         UserError: what `open_text` raises; there is too little text to set any aside.
     """
     if not place.exists():
-        table = open_text(source, column, failures, "training")
-        documents = list(_within(_documents(table)))
-        cut = len(documents) < FEWEST
-        if cut:
-            documents = [piece for document in documents for piece in pieces(document)]
-        if len(documents) < FEWEST:
+        table, rows, cut = _read(source, column, failures)
+        if len(rows) < FEWEST:
             raise UserError(
-                f"{source} has {len(documents)} pieces of text, too few to set some aside and to learn from the "
+                f"{source} has {len(rows)} pieces of text, too few to set some aside and to learn from the "
                 f"others; give {FEWEST} documents, or {FEWEST * PIECE:,} characters."
             )
-        parts = _parts(documents, seed)
-        held_out = [text for text, part in zip(documents, parts, strict=True) if part]
-        lengths = [len(document) for document in documents]
-        followed = sum(max(0, len(passages(text)) - 1) for text in held_out)
-        found = Texts(source, len(documents), sum(lengths), round(median(lengths)), followed, cut, table.notes, place)
+        texts = [row["text"] for row in rows]
+        parts, lengths = _parts(texts, seed), [len(text) for text in texts]
+        followed = sum(max(0, len(passages(text)) - 1) for text, part in zip(texts, parts, strict=True) if part)
+        pairs = table.told() if isinstance(table, PairTable) else ""
+        size = len(texts), sum(lengths), round(median(lengths))
+        found = Texts(source, *size, followed, cut, pairs, table.notes, place)
         with whole_directory(place) as temporary, ExitStack() as files:
             opened = [files.enter_context((temporary / f"{name}.jsonl").open("w", encoding="utf-8")) for name in FILES]
-            for text, part in zip(documents, parts, strict=True):
-                _write(opened[part], {"text": text})
+            for row, part in zip(rows, parts, strict=True):
+                opened[part].write(json.dumps(row, ensure_ascii=False) + "\n")
             (temporary / "found.json").write_text(json.dumps(asdict(found) | {"place": ""}), encoding="utf-8")
     return Texts(**{**json.loads((place / "found.json").read_text(encoding="utf-8")), "place": place})
 
 
-def _write(file: IO[str], row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _read(source: str, column: str | None, failures: float) -> tuple[Table, list[dict[str, str]], bool]:
+    """A source, its documents as rows of what is written, and whether they were cut. Of columns that belong together
+    both texts are kept, as `query` and `passage`."""
+    pairs = _pairs(source, column, failures)
+    if pairs is not None:
+        rows = ({"text": passage, QUERY: query, PASSAGES: passage} for query, passage in pairs.groups())
+        return pairs, list(_within(rows)), False
+    table = open_text(source, column, failures, "training")
+    documents = list(_within({"text": text} for text in _documents(table)))
+    if len(documents) >= FEWEST:
+        return table, documents, False
+    return table, [{"text": piece} for document in documents for piece in pieces(document["text"])], True
+
+
+def _pairs(source: str, column: str | None, failures: float) -> PairTable | None:
+    """The source as pairs of columns, where it is clear which belong together."""
+    with suppress(UserError):  # it is not clear, or not all rows belong together
+        table = open_text_pairs(source, column, failures, "training")
+        return table if table.origin == "columns" else None
+    return None
 
 
 def _parts(documents: list[str], seed: int) -> list[int]:
@@ -133,14 +153,14 @@ def _are_sentences(lines: list[str]) -> bool:
     return len(looked) > 1 and sum(ENDS.search(line) is not None for line in looked) > SENTENCES * len(looked)
 
 
-def _within(documents: Iterator[str]) -> Iterator[str]:
+def _within(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
     """Those that begin within the most that is read."""
     read = 0
-    for document in documents:
+    for row in rows:
         if read >= MOST:
             return
-        read += len(document)
-        yield document
+        read += len(row["text"])
+        yield row
 
 
 def pieces(document: str) -> Iterator[str]:

@@ -91,8 +91,9 @@ def _rebuilt(recipe: TSDAERecipe, objective: TSDAE, batch: Batch) -> list[Rebuil
         data = {name: tensor[one] for name, tensor in batch.data.items()}
         made = objective.hide(Batch(data, batch.seed, batch.epochs[one], batch.records[one]))
         texts = rebuilt_text(objective, made, int(tokenizer.start), int(tokenizer.end))
+        sentence, left, written = (tokenizer.decode(text) for text in texts.values())
         losses = _means(objective, made)
-        found.append(Rebuilt(*map(tokenizer.decode, texts.values()), losses["cross_entropy"], losses["swapped"]))
+        found.append(Rebuilt(sentence, left, written, losses["cross_entropy"], losses["swapped"]))
     return found
 
 

@@ -10,7 +10,7 @@ Records do not meet: no sentence is pushed away from another one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -58,14 +58,13 @@ class TSDAE(Objective):
         deletion: the share of a sentence's tokens that its vector is made without.
     """
 
-    weights: ClassVar[dict[str, float]] = {"swapped": 0.0}
-
     def __init__(self, model: MaskedLanguageModel, decoder: SentenceDecoder, pooling: Pooling, deletion: float) -> None:
         super().__init__()
         self.model = model
         self.decoder = decoder
         self.pooling = pooling
         self.deletion = deletion
+        self.weights = {"swapped": 0.0}  # which is looked at alone
 
     def hide(self, batch: Batch) -> Task:
         """The sentences (B, T), what is left of each (B, T), both padded, and their lengths (B,); where records come
