@@ -78,7 +78,6 @@ def plan(planned: Any, words: Words = None, config: ConfigFile = None, **setting
     Reporter(to=sys.stdout).table(made.rows(resolved))
 
 
-@command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer", "teacher"))
 @command("selfsup.adapting", always=lambda: {"clock": _of_this_process()["clock"]})
 def adapt(
     adapted: Any,
@@ -99,7 +98,7 @@ def adapt(
     adapted.print(to_stdout())
 
 
-@command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer"))
+@command("selfsup.inspection", bar="Reading", flags=("data", "column", "tokenizer", "teacher"))
 def inspect(
     inspection: Any,
     words: Words = None,

@@ -21,11 +21,11 @@ from selfsup.config import Section, Share
 from selfsup.data.loader import in_order
 from selfsup.data.records import Batch, Records
 from selfsup.errors import UserError
+from selfsup.models.directories import MODULES
 from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.losses import linear_cross_entropy
 from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.sentence_decoder import SentenceDecoder
-from selfsup.models.sentence_transformers import MODULES
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.rebuilding import unused_vector
 from selfsup.objectives.recipe import Effort
