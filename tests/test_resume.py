@@ -269,6 +269,13 @@ def test_encoders_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: 
 
 
 @pytest.mark.long
+def test_tables_are_killed_and_resumed(corpus: Path, resume: Train, tmp_path: Path) -> None:
+    teacher = str(save_tiny(tmp_path / "teacher"))
+    given = {"objective": "distill", "teacher": teacher, "model": "static", "tokenizer": teacher}
+    check_kills({"static": settings_of(tmp_path, corpus, **given, **{"train.micro_batch": 3})}, resume, tmp_path)
+
+
+@pytest.mark.long
 def test_vision_is_killed_and_resumed(drawings: Path, resume: Train, tmp_path: Path) -> None:
     common = {**TINY_VISION, **LONG, "data": str(drawings)}
     check_kills({name: {**common, "objective": name, **more} for name, more in VISION.items()}, resume, tmp_path)

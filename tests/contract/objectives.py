@@ -25,6 +25,7 @@ from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncod
 from selfsup.models.features import Features
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.sentence_decoder import SentenceDecoder
+from selfsup.models.static import StaticConfig, StaticEncoder
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.captions import HiddenTokens
@@ -225,6 +226,14 @@ def distill(seed: int, dropout: float = 0.0) -> Distill:
     encoder = TextEncoder(encoder_config(dropout)).initialise(generator(seed, "weights"))
     map = Map(encoder.config.width, [0.1, -0.2, 0.3, 0.0, 0.5], 0.7).initialise(generator(seed, "map"))
     return shaken(Distill(encoder, map, "mean", {"mse": 2.0, "cosine": 0.5}).double(), seed)
+
+
+def distill_table(seed: int) -> Distill:
+    """A table of token vectors, which lies in its teacher's space."""
+    around = (int(TOKENIZER.start), int(TOKENIZER.end))
+    table = StaticEncoder(StaticConfig(TOKENIZER.vocabulary, 5, around=around))
+    nn.init.zeros_(table.embedding.weight)
+    return shaken(Distill(table, nn.Identity(), "mean", {"mse": 2.0, "cosine": 0.5}).double(), seed)
 
 
 def answers_of_nothing(task: Task) -> dict[str, float]:
@@ -546,6 +555,7 @@ CASES = {
             ),
         ),
         Case("tsdae", swapped_sentences, tsdae, uniform_over_next_tokens, lambda seed: tsdae(seed, 0.3)),
+        Case("distill-table", answered, distill_table, answers_of_nothing, random=False),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
         Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(

@@ -39,8 +39,9 @@ from selfsup.models.transformer import TensorModule, unset
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.teachers import cut_texts
 from selfsup.objectives.recipe import Effort, Recipe
+from selfsup.objectives.static import STATIC_BATCH, StaticNetwork
 from selfsup.objectives.teachers import open_teacher, precision_of, student_of
-from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, STATIC, OwnEncoder
 from selfsup.objectives.texts import TextRecipe, encoder_network
 from selfsup.report import Progress
 from selfsup.seeding import generator
@@ -163,7 +164,7 @@ class DistillRecipe(TextRecipe):
     next_command = "selfsup index {run} --data docs/ --out library.lance"
     usage = USAGE
     checks = (cut_texts,)
-    network: OwnEncoder | HubEncoder
+    network: OwnEncoder | HubEncoder | StaticNetwork
     train: Answered
     validation: Answered | None
     answers: Answers | None = None
@@ -174,7 +175,9 @@ class DistillRecipe(TextRecipe):
         return student_of(values, cls)
 
     def compose(self) -> None:
-        self.network = encoder_network(self.settings, "AutoModel", DROPOUT)
+        self.static = self.settings["model.preset"] == STATIC
+        network = StaticNetwork(self.settings) if self.static else encoder_network(self.settings, "AutoModel", DROPOUT)
+        self.network = network
         self.options = self.settings.section("distill", DistillSettings)
         if not (self.options.mse or self.options.cosine):
             raise UserError(
@@ -182,7 +185,7 @@ class DistillRecipe(TextRecipe):
             )
 
     def reads(self) -> set[str]:
-        return super().reads() - {"data.replay", "model.whiten"}
+        return super().reads() - {"data.replay", "model.whiten", *(("distill.pooling",) if self.static else ())}
 
     # -- the data, and what is said of them ----------------------------------------------------------------
 
@@ -191,6 +194,8 @@ class DistillRecipe(TextRecipe):
         teacher = open_teacher(self.settings, partial(load_as, kind=EncoderModel))
         super().open(progress)
         self.answers = self._ask(teacher, progress)
+        if isinstance(self.network, StaticNetwork):
+            self.network.ask(teacher, precision_of(self.settings), self.answers)
         size = sum(parameter.numel() for parameter in teacher.network.parameters())
         self.taught_by = {
             "teacher": f"{teacher.path}, {teacher.kind} of {size:,} parameters ({teacher.fingerprint})",
@@ -229,7 +234,7 @@ class DistillRecipe(TextRecipe):
         if settings.origin("distill.pooling") == "default" and self.start.pooling != self.options.pooling:
             settings.change("distill.pooling", self.start.pooling, "init")
         self.cut()
-        settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
+        settings.settle("train.batch", min(STATIC_BATCH if self.static else BATCH, len(self.train)), "recipe")
         self.network.settle_rates(ENCODER_ADAMW_LR)
 
     def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
@@ -252,17 +257,22 @@ class DistillRecipe(TextRecipe):
     @cached_property
     def start(self) -> Features:
         """What the vector of a text is to the weights that are started from."""
-        directory = self.network.tokenizer_directory()
+        directory = self.network.tokenizer_directory() if self.network.started else None
         return Features() if directory is None else read_features(directory)
 
     def build(self) -> Distill:
-        return self.objective_on(self.network.build(generator(self.settings["train.seed"], "weights")))
+        network = self.network.build(generator(self.settings["train.seed"], "weights"))
+        if isinstance(self.network, StaticNetwork):
+            self.network.fill(network, self.train, self.corpus.train)
+        return self.objective_on(network)
 
     def objective_on(self, network: Any) -> Distill:
         return self.mapped(network, self._first_map(network.config.width))
 
     def _first_map(self, width: int) -> nn.Module:
         """A fresh one, or that of the start, where it leads to as many numbers as the teacher's vectors have."""
+        if isinstance(self.network, StaticNetwork):
+            return self.network.map()
         if not self.network.started or self.start.dimension(width) != self.answered.dimension:
             return self.map_of(width).initialise(generator(self.settings["train.seed"], "map"))
         if self.start.weight is None:

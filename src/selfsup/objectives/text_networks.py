@@ -28,7 +28,7 @@ from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncod
 from selfsup.models.encoder_layouts import STEMS, SavedEncoder, read_encoder, save_encoder
 from selfsup.models.features import FEATURES, Features
 from selfsup.models.huggingface import CARD
-from selfsup.models.kinds import DECODERS, ENCODERS, TEXT, TEXT_TOWERS, in_one, reads, two_towers, writes
+from selfsup.models.kinds import DECODERS, ENCODERS, TEXT, TEXT_TOWERS, in_one, reads, static, two_towers, writes
 from selfsup.models.kinds import described as kind_of
 from selfsup.models.layouts import Unfit
 from selfsup.models.parity import network_difference
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from selfsup.inference.parity import Parity
 
 HUB = "hf:"
+STATIC = "static"  # a table of token vectors in place of a network
 LONGEST = 524288  # tokens of a window, where the network sets no bound
 MIDDLE = 512  # width of the middle of the presets
 PARITY_TOKENS = 64
@@ -54,6 +55,8 @@ class TextNetwork(ABC):
     """What a recipe of texts asks of the network that it trains."""
 
     shape: ClassVar[tuple[str, ...]] = ()  # settings of the model that say how it is built
+    library: ClassVar[str] = "transformers"  # another one that opens what is saved
+    own: ClassVar[bool] = False  # whether its arithmetic is selfsup's, which its card says how to use
     tokenizer: TextTokenizer
 
     def __init__(self, settings: Settings) -> None:
@@ -152,6 +155,7 @@ class TextNetwork(ABC):
 class OwnNetwork(TextNetwork, Generic[Config]):
     """Of a size that suits data and effort, or with the shape and weights of a model that is started from."""
 
+    own = True
     family: ClassVar[Family]
     tied: ClassVar[bool]  # by default, the output matrix and the embeddings
     title: ClassVar[str]  # of its card
@@ -500,7 +504,7 @@ def require_text_model(directory: Path, objective: str, family: Family) -> None:
     kinds, source = TAKEN[family]
     if read_config(directory).get("model_type") in kinds:
         return
-    if not reads(directory):
+    if not reads(directory) or static(directory):
         advice = f"give {_text_tower(directory, family) or 'one'}"
     elif read_config(directory).get("model_type") in TEXT_TOWERS:
         advice = "clip goes on with that (--text-init)"

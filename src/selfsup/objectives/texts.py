@@ -23,11 +23,11 @@ from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.text_networks import (
     HUB,
     LONGEST,
+    STATIC,
     Card,
     GivenDecoder,
     OwnDecoder,
     OwnEncoder,
-    OwnNetwork,
     TextNetwork,
 )
 from selfsup.report import Progress
@@ -257,7 +257,6 @@ class TextRecipe(Recipe):
         told, settings = self.network.card_facts(), self.settings
         bits = f", {summary['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in summary else ""
         tokens = f", {summary['tokens']:,} tokens" if "tokens" in summary else ""
-        own = isinstance(self.network, OwnNetwork)
         features = {"Features": "see features.json"} if self.family == "encoder" else {}
         return lambda exactness: card(
             f"{told['title']} trained on {data_name(settings['data.source'])}",
@@ -268,8 +267,8 @@ class TextRecipe(Recipe):
                 "Layout": f"{told['layout']}; {exactness}",
                 **features,
             },
-            self.usage if own else "",
-            library="transformers",
+            self.usage if self.network.own else "",
+            library=self.network.library,
         )
 
 
@@ -332,6 +331,10 @@ def encoder_network(settings: Settings, kind: str, dropout: float, keeps_head: b
         dropout: by default.
         keeps_head: whether a head of masked LM is trained on.
     """
+    if settings["model.preset"] == STATIC:
+        raise UserError(
+            "model=static is a table of token vectors, which learns from a teacher; train it by distill with --teacher."
+        )
     if not settings["model.preset"].startswith(HUB):
         return OwnEncoder(settings, dropout, keeps_head)
     from selfsup.objectives.hub_networks import HubEncoder
