@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from beir_layout import write_beir
 from conftest import TINY, TINY_PAIRS, TINY_VISION, Answer
 from drawings import write_drawings
 from tiny_decoder import save_tiny_decoder
@@ -45,7 +46,8 @@ class Case:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Texts with classes; pairs of sentences with scores; images with classes and captions."""
+    """Texts with classes; pairs of sentences with scores; documents with judged queries; images with classes and
+    captions."""
     place = tmp_path_factory.mktemp("sources")
     texts = [
         {"text": f"The {colour} thing {n} is on the hill.", "label": colour} for n in range(48) for colour in CLASSES
@@ -58,7 +60,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         directory = write_drawings(place / "images" / colour, 32, 20)
         for number, image in enumerate(sorted(directory.glob("*.png"))):
             image.with_suffix(".txt").write_text(f"a {colour} thing number {number}", encoding="utf-8")
-    return {"texts": place / "texts.jsonl", "pairs": place / "pairs.jsonl", "images": place / "images"}
+    named = {"texts": "texts.jsonl", "pairs": "pairs.jsonl", "images": "images"}
+    return {"judged": write_beir(place / "judged")} | {name: place / file for name, file in named.items()}
 
 
 # Of an objective whose recipe depends on its teacher: the teachers, by a name for each case.
@@ -135,12 +138,14 @@ def evaluations(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object
     fitting = protocols_for(selfsup.load(t.run))
     for protocol in PROTOCOLS:
         sentences = protocol == "sts" or (protocol == "alignment" and t.unit != "images")
+        judged = protocol == "retrieval" and t.kind == TEXTS
+        data = sources["pairs" if sentences else "judged"] if sentences or judged else t.data
         works: bool | None = protocol in fitting
         if protocol == "alpha-req" and works:
             works = EITHER
         if protocol == "pseudo-perplexity":
             works = (t.kind, t.unit) == (TEXTS, "tokens")
-        yield (["evaluate", t.run, "--protocol", protocol, "--data", sources["pairs"] if sentences else t.data], works)
+        yield (["evaluate", t.run, "--protocol", protocol, "--data", data], works)
 
 
 def test_every_command(case: Case, sources: dict[str, Path], selfsup_command: Command) -> None:

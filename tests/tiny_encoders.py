@@ -40,14 +40,41 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBertForMaskedLM", SLIM | {"max_position_embeddings": 64}),
     "sentences": ("BertModel", SHAPE | {"max_position_embeddings": 64}),
 }
+# Of two texts, likewise.
+PAIRED: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertForSequenceClassification", SHAPE | {"max_position_embeddings": 64}),
+    "roberta": ("RobertaForSequenceClassification", ROBERTA),
+    "xlm-roberta": ("XLMRobertaForSequenceClassification", ROBERTA | {"hidden_act": "gelu_fast"}),
+    "camembert": ("CamembertForSequenceClassification", ROBERTA),
+    "distilbert": ("DistilBertForSequenceClassification", SLIM | {"max_position_embeddings": 64}),
+    "modernbert": ("ModernBertForSequenceClassification", MODERN | {"classifier_pooling": "mean"}),
+    "modernbert by its first token": ("ModernBertForSequenceClassification", MODERN | {"classifier_pooling": "cls"}),
+    "electra": ("ElectraForSequenceClassification", SHAPE | {"embedding_size": 16, "max_position_embeddings": 64}),
+}
 STEPS = ("Transformer", "Pooling", "Normalize")
 PROMPTS = {"prompts": {"query": "find: "}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
 
 
 def save(name: str, directory: Path) -> Path:
     """One of `CLASSES`; that of `sentences` as a sentence-transformers directory that pools the first token."""
-    kind, settings = CLASSES[name]
-    tokenizer = foreign.roberta_tokenizer() if "Bert" not in kind else foreign.wordpiece_tokenizer()
+    _save(*CLASSES[name], directory)
+    if name == "sentences":
+        _write_steps(directory)
+    return directory
+
+
+def save_paired(name: str, directory: Path, labels: int = 1) -> Path:
+    """One of `PAIRED`, with so many labels, that reads 48 tokens of a pair."""
+    kind, settings = PAIRED[name]
+    _save(kind, settings | {"num_labels": labels}, directory)
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 48}))
+    return directory
+
+
+def _save(kind: str, settings: dict[str, Any], directory: Path) -> Path:
+    bytewise = kind.startswith(("Roberta", "XLMRoberta", "Camembert"))
+    tokenizer = foreign.roberta_tokenizer() if bytewise else foreign.wordpiece_tokenizer()
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     network = getattr(transformers, kind)
     torch.manual_seed(0)
@@ -57,8 +84,6 @@ def save(name: str, directory: Path) -> Path:
             parameter.normal_(float(parameter.ndim == 1) / 2, 0.3)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    if name == "sentences":
-        _write_steps(directory)
     return directory
 
 

@@ -43,7 +43,8 @@ def _size(value: object) -> bool:
 PRECISIONS = ("auto", "fp32", "bf16")
 KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(
-        ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query"), (_text, "a text")
+        ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query", "split"),
+        (_text, "a text"),
     ),
     **dict.fromkeys(
         ("batch", "top", "size", "window", "records", "per_document"), (_count, "a whole number of 1 or more")

@@ -24,10 +24,12 @@ sys.path.insert(0, str(HERE))
 
 # Inputs of a whole campaign by surface; those that load or train a model take longer.
 COUNTS = {
-    **dict.fromkeys(("settings", "yaml", "texts", "records", "columnar", "images", "lists", "archives"), 2000),
+    **dict.fromkeys(
+        ("settings", "yaml", "texts", "records", "columnar", "images", "lists", "archives", "collections"), 2000
+    ),
     **dict.fromkeys(("tokenizers", "embeddings", "text_cache", "image_cache"), 1000),
     "bombs": 60,
-    **dict.fromkeys(("checkpoints", "run_files", "models", "probes", "libraries"), 800),
+    **dict.fromkeys(("checkpoints", "run_files", "models", "cross_encoders", "probes", "libraries"), 800),
 }
 SLACK = 3  # times the limit of an input that a worker may stay silent: it may have to prepare good inputs first
 

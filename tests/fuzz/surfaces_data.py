@@ -20,11 +20,13 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import yaml
 import zstandard
+from beir_layout import write_beir
 from damage import ODD, of_bytes, of_json, of_json_text
 from PIL import Image
 
 from selfsup.config import known_keys, parse_overrides, read_yaml, with_sections
 from selfsup.data.images import open_images
+from selfsup.data.judged import open_judged
 from selfsup.data.pairs import open_pairs
 from selfsup.data.sources import open_text
 from selfsup.objectives import RECIPES, find_recipe, resolve
@@ -180,6 +182,17 @@ def records(random: Random, place: Path) -> None:
     else:
         table = open_text(path, failures=failures)
         list(table.rows())
+
+
+def collections(random: Random, place: Path) -> None:
+    """Documents, queries and judgements in BEIR's layout, of which one file is damaged."""
+    write_beir(place)
+    file = random.choice(sorted(path for path in place.rglob("*") if path.is_file()))
+    file.write_bytes(of_bytes(file.read_bytes(), random))
+    found = open_judged(place, failures=random.choice((0.01, 1.0)))
+    for entry in (*found.documents(), *found.asked()):
+        entry.text.encode()
+    assert all(np.isfinite(score) for scores in found.judgements().values() for score in scores.values())
 
 
 def _json(rows: list[dict[str, Any]], random: Random, whole: bool) -> bytes:

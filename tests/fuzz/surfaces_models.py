@@ -143,12 +143,15 @@ MODELS = {
 }
 
 
+DAMAGED = (".json", ".safetensors")
+
+
 def models(random: Random, place: Path) -> None:
     """One file of a model directory is damaged, and the model is used for what it is."""
     kind = random.choice(list(MODELS))
     directory = place / "model"
     shutil.copytree(made(kind, MODELS[kind]), directory)
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix in DAMAGED)
     file = random.choice(files)
     if random.random() < 0.05:
         file.unlink()
@@ -159,6 +162,20 @@ def models(random: Random, place: Path) -> None:
     if kind == "pixels":
         selfsup.show(directory, [np.zeros((20, 20, 3), np.uint8)])
     use(selfsup.load(directory))
+
+
+def cross_encoders(random: Random, place: Path) -> None:
+    """The same of one that reads two texts together, here or by transformers."""
+    from tiny_encoders import save_paired
+
+    from selfsup.inference.cross_encoder import CrossEncoderModel
+
+    kind = random.choice(("bert", "roberta", "modernbert", "electra"))
+    shutil.copytree(made(f"paired-{kind}", lambda path: save_paired(kind, path)), place / "model")
+    file = random.choice([path for path in sorted((place / "model").iterdir()) if path.suffix in DAMAGED])
+    damage = of_json_text if file.suffix == ".json" else _safetensors
+    file.write_bytes(damage(file.read_bytes(), random))
+    assert len(CrossEncoderModel.open(place / "model").score(TEXT, [TEXT, "", "a dog"])) == 3
 
 
 def _safetensors(data: bytes, random: Random) -> bytes:

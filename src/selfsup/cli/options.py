@@ -31,7 +31,11 @@ Source = Annotated[str, typer.Option(help=described("data.source"))]
 Column = Annotated[str | None, typer.Option(help=described("data.column"))]
 Device = Annotated[str, typer.Option(help=described("train.device"))]
 Precision = Annotated[str, typer.Option(help=described("train.precision"))]
-Captions = Annotated[list[str] | None, typer.Option(help="the columns of the captions, for retrieval")]
+Captions = Annotated[list[str] | None, typer.Option(help="the columns of the captions, for retrieval of images")]
+Rerank = Annotated[
+    Path | None,
+    typer.Option(help="a cross-encoder that reads the nearest together with the query and orders them anew"),
+]
 Seed = Annotated[int, typer.Option(help="of the bootstrap, and of what is drawn")]
 Records = Annotated[
     int | None, typer.Option(help="measure on so many records, drawn by the seed; of decoders, windows of text", min=1)

@@ -19,6 +19,7 @@ from selfsup.cli.options import (
     Label,
     Precision,
     Records,
+    Rerank,
     Seed,
     SeveralValues,
     Source,
@@ -148,8 +149,8 @@ def evaluate(
         str,
         typer.Option(
             help="of language models: bits-per-byte, perplexity; of encoders: linear, knn-20, knn-200, rankme, "
-            "alpha-req, uniformity, alignment; of those of texts also sts, pseudo-perplexity; of image-text models "
-            "also retrieval, zero-shot, sts"
+            "alpha-req, uniformity, alignment; of those of texts also retrieval, structure, sts, pseudo-perplexity; of "
+            "those of images also instances; of image-text models also retrieval, zero-shot, sts"
         ),
     ] = "bits-per-byte",
     test: Annotated[
@@ -159,6 +160,10 @@ def evaluate(
     label: Label = None,
     templates: Templates = None,
     captions: Captions = None,
+    split: Annotated[
+        str | None, typer.Option(help="whose judgements retrieval of texts reads; test, or the only one, without")
+    ] = None,
+    rerank: Rerank = None,
     failures: Failures = 1.0,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -6,6 +6,7 @@ captions and classes are columns of such rows; which ones is decided in `selfsup
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -172,6 +173,14 @@ def as_text(value: object) -> str | Malformed:
         value = value.decode(errors="surrogateescape")
     value = checked(TEXT, value)
     return value if isinstance(value, str | Malformed) else Malformed(f"the text is a {type(value).__name__}")
+
+
+def as_number(value: object) -> float:
+    """A number, or a word that stands for one (in CSV all values are words); NaN for anything else."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        return math.nan
 
 
 def is_blank(text: str) -> bool:

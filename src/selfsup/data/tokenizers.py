@@ -151,7 +151,8 @@ class TextTokenizer:
         self.vocabulary: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.marks = marks
         self.files = dict(files or {})
-        self._kept = bool(files) and found == wanted and not missing
+        self._frames = bool(files) and found == wanted  # by its own files
+        self._kept = self._frames and not missing
         self._tokenizer = tokenizer
 
     def anew(self) -> TextTokenizer:
@@ -256,6 +257,22 @@ class TextTokenizer:
         finally:
             self._tokenizer.encode_special_tokens = True
         return np.array(encoding.ids, self.dtype)
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[Ids, Ids, bool]]:
+        """Of two texts each: their ids with what its own files put around a pair, of which text each of them is (as 0
+        and 1, where those files say so), and whether a text lost its end. The longer one does where both have no room
+        in `most` tokens."""
+        if not self._frames:
+            raise UserError(
+                f"The tokenizer puts no {self.marks.start} and {self.marks.end} around texts; give another."
+            )
+        self._tokenizer.enable_truncation(most, strategy="longest_first")
+        try:
+            with library_at_work("The tokenizer cannot encode a text"):
+                encodings = self._tokenizer.encode_batch(list(pairs))
+        finally:
+            self._tokenizer.no_truncation()
+        return [(np.array(e.ids), np.array(e.type_ids), bool(e.overflowing)) for e in encodings]
 
     def room(self, window: int) -> int:
         """Ids of a text that have room in a window, beside what stands around them."""

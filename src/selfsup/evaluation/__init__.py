@@ -31,12 +31,24 @@ class Protocol(NamedTuple):
     models: tuple[str, ...]  # their `kind`
     options: tuple[str, ...] = ()
     better: str | None = "higher"  # or lower; None where neither is
+    otherwise: Protocol | None = None  # what goes by the same name for other kinds of models
+
+    def of(self, kind: str) -> Protocol | None:
+        """Its definition for a kind of model, where there is one."""
+        if kind in self.models or self.otherwise is None:
+            return self if kind in self.models else None
+        return self.otherwise.of(kind)
 
 
 PROTOCOLS = {
     "bits-per-byte": Protocol("bits_per_byte:bits_per_byte", (DECODER,), ("window",), better="lower"),
     "perplexity": Protocol("perplexity:perplexity", (DECODER,), ("window",), better="lower"),
-    "retrieval": Protocol("retrieval:measure", (PAIRS,), ("captions", "dimension")),
+    "retrieval": Protocol(
+        "retrieval:measure",
+        (PAIRS,),
+        ("captions", "dimension"),
+        otherwise=Protocol("judged_retrieval:measure", (TEXTS,), ("split", "rerank", "dimension")),
+    ),
     "zero-shot": Protocol("zero_shot:measure", (PAIRS,), ("label", "templates", "dimension")),
     "sts": Protocol("sts:measure", (TEXTS, PAIRS), CUT),
     "structure": Protocol("structure:measure", (TEXTS,), CUT),
@@ -53,11 +65,12 @@ PROTOCOLS = {
 
 
 def _of(kind: str) -> tuple[str, ...]:
-    return tuple(name for name, protocol in PROTOCOLS.items() if kind in protocol.models)
+    return tuple(name for name, protocol in PROTOCOLS.items() if protocol.of(kind))
 
 
 def _taking(option: str) -> tuple[str, ...]:
-    return tuple(name for name, protocol in PROTOCOLS.items() if option in protocol.options)
+    defined = {name: [protocol.of(kind) for kind in (DECODER, *EMBEDDERS)] for name, protocol in PROTOCOLS.items()}
+    return tuple(name for name, of in defined.items() if any(one and option in one.options for one in of))
 
 
 LANGUAGE_MODELS, TEXT_ENCODERS, IMAGE_ENCODERS, PAIR_MODELS = map(_of, (DECODER, TEXTS, IMAGES, PAIRS))
@@ -76,6 +89,8 @@ def evaluate(
     label: str | None = None,
     templates: Sequence[str] | None = None,
     captions: Sequence[str] = (),
+    split: str | None = None,
+    rerank: str | Path | None = None,
     failures: float = 1.0,
     device: str = "auto",
     precision: str = "auto",
@@ -90,13 +105,16 @@ def evaluate(
 
     Args:
         run: a run, its directory, or a model directory in Hugging Face's layout.
-        data: whatever a training takes; all of it is measured on, but where a protocol learns from a part of it.
-            None is the run's own held-out part, for a language model.
+        data: whatever a training takes; all of it is measured on, but where a protocol learns from a part of it. For
+            `retrieval` of texts a folder of documents, queries and judgements, see `selfsup.data.judged`. None is the
+            run's own held-out part, for a language model.
         test: for `linear`, `knn-20` and `knn-200`, what is measured on; then all of `data` is learnt from.
         column: the column of the data that holds the content.
         label: for the same and for `zero-shot`, the column that holds the class.
         templates: for `zero-shot`, texts in which `{}` stands for the name of a class; by default the name alone.
         captions: for `retrieval`, the columns that hold the captions; found by themselves by default.
+        split: for `retrieval` of texts, whose judgements are read, such as dev; by default test, or the only one.
+        rerank: for the same, the directory of a cross-encoder that orders what is nearest to a query anew.
         failures: the share of bad records, from 0 to 1, above which the data is refused; by default they are left out
             and counted, however many there are, as long as one can be read.
         precision: fp32, bf16 (matrix products in bf16, all sums and losses in fp32), or auto: bf16 where the hardware
@@ -122,18 +140,22 @@ def evaluate(
         "captions": captions or None,
         "window": window,
         "dimension": dimension,
+        "split": split,
+        "rerank": rerank,
     }
-    for name, value in given.items():
-        if value is not None and name not in PROTOCOLS[protocol].options:
-            raise UserError(f"{protocol} has no use for --{name}; leave it out, or take {', '.join(_taking(name))}.")
     directory = run.directory if isinstance(run, Run) else expanded(run)
     model = load(directory)
+    defined = require_fitting(directory, model, protocol)
+    for name, value in given.items():
+        if value is not None and name not in defined.options:
+            others = ", ".join(other for other in _taking(name) if other != protocol)
+            advice = f"leave it out, or take {others}" if others else "leave it out"
+            raise UserError(f"{protocol} has no use for --{name}; {advice}.")
     if dimension is not None:
-        require_fitting(directory, model, protocol)
         cut(cast(EmbeddingModel, model), dimension)
     measurement = Measurement(
-        directory, model, data, column, device, seed, progress or silent, test, label, templates,
-        captions, failures, precision, records, window, running or unsaid,
+        directory, model, data, column, device, seed, progress or silent, test, label, templates, captions, failures,
+        precision, records, window, running or unsaid, split, rerank,
     )  # fmt: skip
     score = measure(measurement, protocol)
     return score if dimension is None else replace(score, details=score.details | {"dimension": dimension})
@@ -142,8 +164,8 @@ def evaluate(
 def measure(measurement: Measurement, protocol: str) -> Score:
     """Measure an opened model by a named protocol; raises UserError as `evaluate` does."""
     require_known(protocol)
-    require_fitting(measurement.directory, measurement.model, protocol)
-    module, _, name = PROTOCOLS[protocol].function.partition(":")
+    defined = require_fitting(measurement.directory, measurement.model, protocol)
+    module, _, name = defined.function.partition(":")
     follow: Callable[[Measurement], Score] = getattr(import_module(f"{__name__}.{module}"), name)
     score = follow(measurement)
     return measurement.described(score, protocol)
@@ -155,14 +177,15 @@ def require_known(protocol: str) -> None:
         raise UserError(f"There is no protocol '{protocol}'{nearest(protocol, list(PROTOCOLS))}")
 
 
-def require_fitting(directory: Path, model: Any, protocol: str) -> None:
-    """Raise a UserError where a protocol is not defined for the model of a directory."""
-    fitting = protocols_for(model)
-    if protocol not in fitting:
+def require_fitting(directory: Path, model: Any, protocol: str) -> Protocol:
+    """The definition of a protocol for the model of a directory; raises UserError where it has none."""
+    defined = PROTOCOLS[protocol].of(model.kind)
+    if defined is None:
         raise UserError(
             f"{directory} holds {model.kind}, for which {protocol} is not defined; "
-            f"choose another --protocol: {', '.join(fitting)}."
+            f"choose another --protocol: {', '.join(protocols_for(model))}."
         )
+    return defined
 
 
 def protocols_for(model: Any) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Measurement:
         directory: a run directory, or a model directory in Hugging Face's layout.
         model: what was opened there; a protocol is only asked about models that it is defined for.
         data, column, device, seed, progress, test, label, templates, captions, failures, precision, records, window,
-            running: as `selfsup.evaluate` takes them.
+            running, split, rerank: as `selfsup.evaluate` takes them.
         sources, truncated: what was opened so far, and how many texts of it were longer than the window.
         drawn: of each source that was sampled, the records that were drawn and those that there are.
         used: the precisions that were computed in.
@@ -70,6 +70,8 @@ class Measurement:
     records: int | None = None
     window: int | None = None
     running: Callable[[str], None] = unsaid
+    split: str | None = None
+    rerank: str | Path | None = None
     sources: list[Counted] = field(default_factory=list)
     truncated: int = 0
     drawn: list[tuple[int, int]] = field(default_factory=list)
@@ -109,15 +111,21 @@ class Measurement:
         self.used.add(precision)
         return Machine(device, precision, 0.0).autocast()
 
-    def embed(self, items: Sequence[Item], prompt: str | None = None) -> tuple[Chosen, Vectors]:
+    def embed(
+        self, items: Sequence[Item], prompt: str | None = None, progress: Progress | None = None
+    ) -> tuple[Chosen, Vectors]:
         """Which of the items (n,) can be read, and the model's vectors (m, dimension) of these.
 
         Texts stand behind the prompt that is named, see `selfsup.models.features.Features.prompt`. What occurs twice is
         embedded once. Raises UserError where a vector is not finite.
+
+        Args:
+            progress: called in place of the measurement's own.
         """
         distinct = distinct_items(items)
         self.model.to(find_device(self.device))
-        read, vectors = self.model.embed_items(list(distinct.values()), self.precision, self.progress, prompt)
+        progress = progress or self.progress
+        read, vectors = self.model.embed_items(list(distinct.values()), self.precision, progress, prompt)
         self.truncated += self.model.truncated
         self.used.add(self.model.precision)
         self.notes |= self.model.notes(prompt)

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Chosen, Labels, Measurement, Score
-from selfsup.inference.geometry import Floats
-from selfsup.inference.items import Item, Label, Vectors, distinct_items
+from selfsup.inference.geometry import Floats, normalised
+from selfsup.inference.items import Item, Label, Vectors, distinct_items, shifted
+from selfsup.machine import find_device
 
 TEST = 0.2  # share of the test part where none is named
 
@@ -138,6 +140,20 @@ def _warn_of_copies(items: Sequence[Item], name: str, others: Sequence[Item], te
     shared = {item.identity for item in items} & {item.identity for item in others}
     if shared:
         log.warning("%d records of %s are in %s too, where they tell their class.", len(shared), test, name)
+
+
+class UnitVectors:
+    """The vectors of items, of length 1, that are embedded by and by, so many in all: one progress tells of them."""
+
+    def __init__(self, measurement: Measurement, total: int) -> None:
+        self._measurement, self._total, self._done = measurement, total, 0
+
+    def __call__(self, items: Sequence[Item], prompt: str) -> Tensor:
+        """(n, dimension), where the model computes; before texts stands the prompt of that name."""
+        progress = shifted(self._measurement.progress, self._done, self._total)
+        self._done += len(items)
+        _, vectors = self._measurement.embed(items, prompt, progress)
+        return normalised(vectors).to(find_device(self._measurement.device))
 
 
 def open_vectors(measurement: Measurement) -> tuple[Vectors, str]:

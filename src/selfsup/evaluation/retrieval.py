@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Measurement, Resample, Resampling, Score
+from selfsup.evaluation.ranking import TOLERANCE, Indices, before
 from selfsup.inference.geometry import normalised
 from selfsup.inference.items import Item, Vectors, silent
 from selfsup.inference.pictures import open_captioned
@@ -35,9 +35,6 @@ from selfsup.inference.texts import Text
 from selfsup.machine import find_device
 from selfsup.report import Progress
 
-Indices = npt.NDArray[np.int64]
-
-TOLERANCE = 1e-5  # of cosine similarities: more than fp32 and the company in a batch make of equal ones
 TILE = 4096  # images and texts whose similarities are in memory at once
 AT = (1, 5, 10)
 
@@ -98,10 +95,8 @@ class _Queries:
 
     def count(self, tile: Tensor, queries: slice, candidates: slice) -> None:
         """Add what comes before one's own, of similarities (queries, candidates)."""
-        best, place = self._best[queries, None], self._place[queries, None]
-        earlier = torch.arange(candidates.start, candidates.stop, device=tile.device) < place
-        before = (tile > best + TOLERANCE) | (earlier & (tile >= best - TOLERANCE))
-        self.ranks[queries] += before.sum(1)
+        places = torch.arange(candidates.start, candidates.stop, device=tile.device)
+        self.ranks[queries] += before(tile, self._best[queries, None], places, self._place[queries, None]).sum(1)
 
 
 # -- figures -------------------------------------------------------------------------------------------------

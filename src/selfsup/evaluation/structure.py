@@ -22,7 +22,8 @@ import numpy as np
 from selfsup.data.sources import Table, open_text
 from selfsup.errors import UserError
 from selfsup.evaluation.base import Measurement, Resampling, Score
-from selfsup.evaluation.retrieval import Indices, Relation, ranks, recall
+from selfsup.evaluation.ranking import Indices
+from selfsup.evaluation.retrieval import Relation, ranks, recall
 from selfsup.inference.items import digest
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device

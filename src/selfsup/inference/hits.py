@@ -31,6 +31,7 @@ class Hit:
     start: int | None = None  # … document[start:end] …
     end: int | None = None  # … in characters
     ranks: dict[str, int | None] | None = None  # of a hybrid search: its place by `vectors` and by `words`
+    reranked: float | None = None  # how well it answers the query by a cross-encoder, where one ordered the hits
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

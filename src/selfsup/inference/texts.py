@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
+from selfsup.data.parts import as_number
 from selfsup.errors import UserError
 from selfsup.inference.items import Item, Label, ScoredPairs, absolute
 
@@ -126,7 +127,7 @@ class Texts:
         table = self._table
         self._pair = one, other, similarity = _pair_columns(table)
         rows = list(table.rows((one, other, similarity), check=partial(_no_pair, (one, other), similarity)))
-        scores = np.array([_as_number(row.values[similarity]) for row in rows])
+        scores = np.array([as_number(row.values[similarity]) for row in rows])
         if scores.min() == scores.max():
             raise UserError(
                 f"All {len(rows)} pairs of {table.name} have the same {similarity}, so nothing can follow it; "
@@ -182,7 +183,7 @@ def _no_pair(sentences: Sequence[str], similarity: str, values: Values) -> str |
     for name in sentences:
         if not isinstance(values[name], str) or not str(values[name]).strip():
             return f"the {name} is no text"
-    if not math.isfinite(_as_number(values[similarity])):
+    if not math.isfinite(as_number(values[similarity])):
         return f"the {similarity} is {values[similarity]!r}, and a score is a number"
     return None
 
@@ -208,14 +209,6 @@ def _kind(values: list[object]) -> str | None:
     values = [value for value in values if value is not None and value != "" and value == value]
     if not values:
         return None
-    if all(math.isfinite(_as_number(value)) for value in values):
+    if all(math.isfinite(as_number(value)) for value in values):
         return "number"
     return "text" if all(isinstance(value, str) for value in values) else None
-
-
-def _as_number(value: object) -> float:
-    """A number, or a word that stands for one (in CSV all values are words); NaN for anything else."""
-    try:
-        return float(value) if isinstance(value, int | float | str) else math.nan
-    except ValueError:
-        return math.nan

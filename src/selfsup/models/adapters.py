@@ -46,6 +46,7 @@ MAPPINGS = {
     "AutoModel": "MODEL_MAPPING",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
 }
 SLACK = 1 << 26  # numbers that a network may have beyond twice those of its weights: tables that are computed
 SAFE = [f"*{ending}" for ending in OPENED]  # what is fetched from the hub: nothing that runs
@@ -177,6 +178,11 @@ def open_encoder(directory: Path) -> tuple[AdaptedEncoder, AdaptedMaskedLM | Non
 def open_decoder(directory: Path) -> AdaptedDecoder:
     """The decoder of a directory. Raises UserError where it cannot be opened, or lacks weights."""
     return AdaptedDecoder(_open_whole("AutoModelForCausalLM", directory))
+
+
+def open_cross_encoder(directory: Path) -> AdaptedCrossEncoder:
+    """The cross-encoder of a directory. Raises UserError where it cannot be opened, or lacks weights."""
+    return AdaptedCrossEncoder(_open_whole("AutoModelForSequenceClassification", directory))
 
 
 def _open_whole(kind: str, directory: Path) -> TransformersNetwork:
@@ -367,6 +373,27 @@ class AdaptedDecoder(AdaptedTextNetwork):
         before, after = (self._call(self.network, row)[:, :-1] for row in (tokens, changed))
         if not _close(before, after):
             raise self.opened.refused("which sees what comes after a token; train it by masked-lm")
+
+
+class AdaptedCrossEncoder(nn.Module):
+    """Pairs of texts to scores, as `CrossEncoder`."""
+
+    def __init__(self, opened: TransformersNetwork) -> None:
+        super().__init__()
+        self.opened, self.network = opened, opened.network
+        found, table = self.network.config, _position_table(self.network)
+        first = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+        self.window = (getattr(found, "max_position_embeddings", None) or UNLIMITED) - first
+        self.typed = (getattr(found, "type_vocab_size", None) or 0) > 1
+
+    def forward(self, tokens: Tensor, lengths: Tensor, types: Tensor) -> Tensor:
+        """Scores (B,), fp32, of pairs: tokens (B, T), padded behind `lengths` (B,), and of which text each token is,
+        (B, T)."""
+        held = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        more = {"token_type_ids": types} if self.typed else {}
+        with transformers_at_work(str(self.opened.directory)):
+            scores: Tensor = self.network(input_ids=tokens, attention_mask=held.long(), **more).logits
+        return scores[:, 0].float()
 
 
 AnyEncoder = TextEncoder | AdaptedEncoder | StaticEncoder

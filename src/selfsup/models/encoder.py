@@ -52,7 +52,7 @@ class EncoderConfig:
         layout: the `model_type` of the files it came from, and goes back into.
         positions: rows of a table of learnt positions; 0 where positions are rotary.
         first_position: the row of a document's first token.
-        token_types: rows of a table whose first one is added to every token.
+        token_types: rows of a table of which one, by default the first, is added to every token.
         embedding_norm: whether embeddings are normalised. Then nothing is before the first attention.
         post_norm: whether norms stand behind the sums, and so none behind the last layer.
         biases: whether maps and norms have them.
@@ -189,12 +189,13 @@ class Embeddings(TensorModule):
         self.norm = config.norm() if config.embedding_norm else None
         self.dropout = config.dropout
 
-    def forward(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None, types: Tensor | None = None) -> Tensor:
         x = self.tok_embeddings(tokens)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(self.first + places_within(tokens, documents))
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings.weight[0]
+            table = self.token_type_embeddings
+            x = x + (table.weight[0] if types is None else table(types))
         if self.norm is not None:
             x = self.norm(x, x.dtype)
         return F.dropout(x, self.dropout, self.training)
@@ -222,24 +223,32 @@ class TextEncoder(TensorModule):
         initialise(self, generator, self.config.tied)
         return self
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, width) after the last norm, for tokens (B, T).
 
         `documents` (B, T) numbers the document of each position: positions see their own document only; None means
-        one document per row. Under autocast the result has the narrow dtype.
+        one document per row. `types` (B, T) are the rows of the table of token types, where there is one; None is the
+        first for all. Under autocast the result has the narrow dtype.
         """
-        return self._states(tokens, documents, self.config.causal, [None] * self.config.layers)
+        return self._states(tokens, documents, self.config.causal, [None] * self.config.layers, types)
 
     def decode(self, tokens: Tensor, documents: Tensor | None, told: Sequence[Told]) -> Tensor:
         """The same of its layers as those of a decoder: positions see those before them alone, and what each layer is
         `told`."""
         return self._states(tokens, documents, True, told)
 
-    def _states(self, tokens: Tensor, documents: Tensor | None, causal: bool, told: Sequence[Told | None]) -> Tensor:
+    def _states(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None,
+        causal: bool,
+        told: Sequence[Told | None],
+        types: Tensor | None = None,
+    ) -> Tensor:
         dtype = compute_dtype(self.embeddings.tok_embeddings.weight)
         kinds = [self.config.kind(layer) for layer in range(self.config.layers)]
         placements = {kind: self._placement(kind, tokens, documents, causal, dtype) for kind in set(kinds)}
-        x = self.embeddings(tokens, documents)
+        x = self.embeddings(tokens, documents, types)
         for kind, block, beside in zip(kinds, self.layers, told, strict=True):
             x = block(x, placements[kind], beside)
         return x.to(dtype) if self.final_norm is None else self.final_norm(x, dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,23 @@ def lay(lengths: Tensor, room: int = 0) -> Rows:
 def rounded(count: int) -> int:
     """Up to a multiple of `MULTIPLE`; fewer than that stay as they are."""
     return count if count < MULTIPLE else -(-count // MULTIPLE) * MULTIPLE
+
+
+def side_by_side(lengths: Sequence[int], places: int) -> Iterator[list[int]]:
+    """The numbers of sequences that are padded to one length together, the longest first: as many at once as fill so
+    many places, and at least one."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    start = 0
+    while start < len(order):
+        count = max(1, places // lengths[order[start]])
+        yield order[start : start + count]
+        start += count
+
+
+def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> Tensor:
+    """Rows of whole numbers, int64 (n, T), with that many more behind the shorter ones."""
+    tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
 
 
 def flattened(tokens: Tensor, lengths: Tensor) -> Tensor:
