@@ -109,6 +109,12 @@ def test_embedded_indexed_searched(directories: dict[str, Path], tmp_path: Path)
     assert hits[0].text == "fox"
 
 
+def test_long_texts_stay_whole_unless_they_are_to_be_cut(directories: dict[str, Path], tmp_path: Path) -> None:
+    long = "dog " * 400
+    assert selfsup.embed(directories["public"], [long], tmp_path / "whole.parquet").records == 1
+    assert selfsup.embed(directories["public"], [long], tmp_path / "cut.parquet", passages=50).records >= 8
+
+
 # -- refused -------------------------------------------------------------------------------------------------
 
 

@@ -249,6 +249,13 @@ def _schema(kind: type[Item], dimension: int, half: bool) -> pa.Schema:
     return pa.schema([pa.field(name, column, nullable=False) for name, column in columns.items()])
 
 
+def _stored(schema: pa.Schema) -> dict[str, Any]:
+    """How parquet holds the columns: in numbers of vectors there is nothing to compress, and looking for it takes
+    longer than all else."""
+    packed = {name: "snappy" for name in schema.names if name != "vector"}
+    return {"compression": packed, "use_dictionary": False, "write_statistics": list(packed)}
+
+
 def _make_chunks(
     work: Path, parts: Iterator[list[Item]], model: EmbeddingModel, schema: pa.Schema, within: Callable[[int], Progress]
 ) -> tuple[list[Path], int]:
@@ -266,7 +273,7 @@ def _make_chunks(
 def _write_chunk(work: Path, number: int, table: pa.Table) -> Path:
     """The file of a chunk that was not there."""
     content = io.BytesIO()
-    pq.write_table(table, content)
+    pq.write_table(table, content, **_stored(table.schema))
     file = work / _chunk_name(number, content.getvalue())
     with whole_file(file) as temporary:
         temporary.write_bytes(content.getvalue())
@@ -305,7 +312,7 @@ def _join(files: Sequence[Path], work: Path, out: Path, schema: pa.Schema, descr
     """Write all chunks, in order, into the output, with its description; its rows."""
     described = schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False)})
     joined = work.absolute() / ".joined"  # a relative name with a colon would be taken for an address
-    with pq.ParquetWriter(joined, described) as writer:
+    with pq.ParquetWriter(joined, described, **_stored(described)) as writer:
         for file in files:
             writer.write_table(pq.read_table(file).replace_schema_metadata(described.metadata))
     sync(joined)

@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -116,7 +117,16 @@ def digest(content: bytes) -> str:
 
 def absolute(where: str, file: str) -> str:
     """A place with the absolute path of its file, which is the same wherever a command runs."""
-    return os.path.abspath(where) if os.path.isfile(file) else where
+    path, rest = _path_of(file, os.getcwd()), where.removeprefix(file)
+    if path is None:
+        return where
+    return os.path.abspath(where) if rest == where or os.sep in rest else path + rest
+
+
+@lru_cache(maxsize=1 << 10)
+def _path_of(file: str, here: str) -> str | None:
+    """The absolute path of a file as a command knows it that runs in a directory; None where it is no file."""
+    return os.path.abspath(file) if os.path.isfile(file) else None
 
 
 def chunks(items: Iterator[Item], most: int, characters: int = CHARACTERS) -> Iterator[list[Item]]:

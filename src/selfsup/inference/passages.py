@@ -18,6 +18,7 @@ from selfsup.inference.items import CHUNK, Collection, Item, Listed, digest
 from selfsup.inference.items import chunks as batches
 from selfsup.inference.texts import Text
 from selfsup.models.features import DOCUMENT
+from selfsup.models.static import UNLIMITED
 
 CUT_TOGETHER = 1 << 20  # characters of documents that are cut together, so that short ones are encoded in parallel
 SHARED = 8  # a passage shares this part of its tokens with the one before
@@ -111,9 +112,11 @@ class _Found:
 
 def cutter_for(model: EmbeddingModel, collection: Collection, size: Size, overlap: int | None) -> Cutter | None:
     """What cuts the documents of a collection, of which a model reads so much: None where they stay whole, as they do
-    unless a text encoder reads texts. `size` is in tokens, auto as many as the model reads; `overlap` is an eighth of
-    them where it is None. Raises UserError where the model reads less, or there is nothing to cut."""
-    if size == "none" or not isinstance(model, EncoderModel) or not issubclass(collection.kind, Text):
+    unless a text encoder reads texts, and where it reads any text to its end. `size` is in tokens, auto as many as the
+    model reads; `overlap` is an eighth of them where it is None. Raises UserError where the model reads less, or there
+    is nothing to cut."""
+    endless = size == "auto" and isinstance(model, EncoderModel) and model.window == UNLIMITED
+    if size == "none" or endless or not isinstance(model, EncoderModel) or not issubclass(collection.kind, Text):
         if overlap is not None or size not in ("auto", "none"):
             raise UserError(f"What is read of {collection.name} is embedded whole; leave out --passages and --overlap.")
         return None
