@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Answer, Train, Trained
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoder import VOCABULARY, WIDTH, WORDS, save_tiny
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ class Saying(nn.Module):
         return {"sentence_embedding": features["vectors"]}
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**30))
 def test_terms_are_those_of_sentence_transformers(texts: int, numbers: int, seed: int) -> None:
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
@@ -135,10 +136,10 @@ def test_a_run_leaves_an_encoder_that_answers_as_its_teacher(
     assert "distillation of the vectors of teacher" in (run.model_directory / "README.md").read_text()
     sample = sorted(run.samples.glob("*.txt"))[-1].read_text()
     assert sample.startswith("mean cosine with the teacher's vectors of")
-    settings, plan = run.settings(), run.plan()
-    assert settings["distill.teacher"] == str(teacher)
-    assert settings["distill.kind"] == "a text encoder"
-    assert settings["distill.fingerprint"] == master.fingerprint
+    resolved, plan = run.settings(), run.plan()
+    assert resolved["distill.teacher"] == str(teacher)
+    assert resolved["distill.kind"] == "a text encoder"
+    assert resolved["distill.fingerprint"] == master.fingerprint
     assert plan["facts"]["teacher"].startswith(f"{teacher}, a text encoder of ")
     assert plan["facts"]["answers"].startswith("90 vectors of 32 numbers, fp32")
     assert not [name for name in run.checkpoints().newest().tensors["model"] if "teacher" in name]  # type: ignore[union-attr]
@@ -280,13 +281,21 @@ def test_inspection(train: Train, teacher: Path, lines: Path, tmp_path: Path) ->
 
 
 def test_a_teacher_reads_more_than_words_here_know(tmp_path: Path, train: Train, lines: Path) -> None:
-    """It reads with its own tokenizer, whatever the student's is, and may map its states."""
+    """It reads with its own tokenizer, whatever the student's is, behind its prompt of documents, and may map its
+    states."""
     tokenizer = train_tokenizer("characters", [VOCABULARY], family="encoder")
     config = EncoderConfig(tokenizer.vocabulary, 1, 16, 2, 24, 40, True)
     encoder = TextEncoder(config).initialise(generator(0, "weights"))
     weight = torch.randn(7, 16, generator=generator(1, "map"))
-    save_encoder(tmp_path / "teacher", encoder, tokenizer, Features("mean", weight), "A teacher.")
+    features = Features("mean", weight, prompts={"document": "old "})
+    save_encoder(tmp_path / "teacher", encoder, tokenizer, features, "A teacher.")
     run = taught(train, tmp_path / "run", tmp_path / "teacher", lines, **{"distill.pooling": "last"})
     made = selfsup.load(run)
     assert isinstance(made, EncoderModel)
-    assert (made.dimension, made.features.pooling) == (7, "last")
+    assert (made.dimension, made.features.pooling, dict(made.features.prompts)) == (7, "last", {})
+    recipe, master = DistillRecipe(run.settings()), selfsup.load(tmp_path / "teacher")
+    recipe.open(lambda done, total: None)
+    assert isinstance(master, EncoderModel)
+    np.testing.assert_allclose(
+        recipe.answered.vectors, master.embed([f"old {text}" for text in TEXTS], "fp32"), atol=1e-5
+    )

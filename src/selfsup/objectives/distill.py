@@ -11,7 +11,6 @@ the target goes back to Hinton et al. 2015 ("Distilling the Knowledge in a Neura
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -32,7 +31,7 @@ from selfsup.files import expanded
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as
 from selfsup.models.adapters import AnyEncoder
-from selfsup.models.features import Features
+from selfsup.models.features import DOCUMENT, Features
 from selfsup.models.packing import Pooling, embed, flattened
 from selfsup.models.sentence_transformers import read_features
 from selfsup.models.transformer import TensorModule, unset
@@ -218,7 +217,7 @@ class DistillRecipe(TextRecipe):
         precision, share = precision_of(self.settings), self.settings["data.validation"]
 
         def say(texts: list[str]) -> Vectors:
-            return teacher.embed(texts, precision)
+            return teacher.embed(texts, precision, prompt=DOCUMENT)
 
         return ask(self.text, say, f"{teacher.fingerprint} {precision}", teacher.dimension, share, progress)
 
@@ -273,7 +272,7 @@ class DistillRecipe(TextRecipe):
         """A fresh one, or that of the start, where it leads to as many numbers as the teacher's vectors have."""
         if isinstance(self.network, StaticNetwork):
             return self.network.map()
-        if not self.network.started or self.start.dimension(width) != self.answered.dimension:
+        if not self.network.started or self.start.bare.dimension(width) != self.answered.dimension:
             return self.map_of(width).initialise(generator(self.settings["train.seed"], "map"))
         if self.start.weight is None:
             return nn.Identity()
@@ -360,10 +359,10 @@ class DistillRecipe(TextRecipe):
         return vectors
 
     def definition(self, objective: Objective) -> Features:
-        """Pooled, then mapped into the teacher's space."""
+        """Pooled, then mapped into the teacher's space; behind the prompts of the start."""
         map = cast(Distill, objective).map
         weight, bias = map.folded() if isinstance(map, Map) else (None, None)
-        return replace(self.start, pooling=self.pooling, weight=weight, bias=bias)
+        return Features(self.pooling, weight, bias).prompted_as(self.start)
 
     def model(self, objective: Objective) -> EncoderModel:
         return EncoderModel(cast(Distill, objective).encoder, self.corpus.tokenizer, self.definition(objective))
