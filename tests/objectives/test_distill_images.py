@@ -14,6 +14,7 @@ from conftest import TINY_VISION, Train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_clip import DIMENSION, save_tiny_clip
 from tiny_vision import save_tiny_vision, tiny_vision
 from torch import Tensor, nn
 
@@ -23,9 +24,11 @@ from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.inference.opening import load_image_model
+from selfsup.models.backbones import open_backbone
 from selfsup.models.features import Features
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.models.vision_layouts import save_vision
+from selfsup.objectives import find_recipe
 from selfsup.objectives.distill_images import (
     ImageDistillation,
     ImageDistillationRecipe,
@@ -243,6 +246,25 @@ def test_patches_are_asked_of_where_both_have_any(taught: Path, drawings: Path) 
     asked = recipe(taught, drawings, Colours(), model="auto", **{"distill.patches": 1.0})
     with pytest.raises(UserError, match=r"and Colours has none; leave distill\.patches out"):
         asked.settle(Effort(steps=3))
+
+
+def test_a_network_from_python_comes_to_the_space_of_the_teacher(
+    taught: Path, train_vision: Train, tmp_path: Path
+) -> None:
+    """Its own vector has other numbers."""
+    run = train_vision(tmp_path / "run", "distill", teacher=taught, model=Colours(), steps=3)
+    saved, teacher = open_backbone(run.model_directory, Colours()), load_image_model(taught)
+    assert (saved.backbone.dimension, saved.features.dimension(6)) == (6, teacher.dimension)
+    assert next(line["loss"] for line in run.metrics()) == pytest.approx(run.summary["chance"], rel=0.5)
+
+
+def test_of_two_towers_that_of_images_teaches(drawings: Path, tmp_path: Path) -> None:
+    """Its vectors in the shared space are learnt."""
+    place = save_tiny_clip(tmp_path / "clip")
+    assert find_recipe("distill", {"distill.teacher": str(place)}) is ImageDistillationRecipe
+    made = recipe(place, drawings)
+    made.settle(Effort(steps=3))
+    assert made.definition(made.build()).dimension(32) == made.teacher.dimension == DIMENSION
 
 
 def test_chance_is_what_the_mean_costs(taught: Path, drawings: Path) -> None:
