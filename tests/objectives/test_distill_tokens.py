@@ -290,6 +290,15 @@ def test_bits_are_those_of_the_tokens_that_came(distilled: Run, finished: Run) -
     )
 
 
+def test_a_text_is_looked_at_in_the_tokens_of_the_teacher(distilled: Run, finished: Run) -> None:
+    """A run's losses are those of the tokens that came, beside ln V."""
+    before = selfsup.inspect("distill", text="The cat ran.", teacher=str(finished.directory))
+    after = selfsup.inspect(text="The cat ran.", run=distilled.directory)
+    vocabulary = selfsup.load(finished.directory).tokenizer.vocabulary  # type: ignore[union-attr]
+    assert "12 positions" in before.facts
+    assert f"(chance {math.log(vocabulary):.3f})" in " ".join(after.facts)
+
+
 def recipe(teacher: Path, corpus: Path, **given: Any) -> TokenDistillationRecipe:
     values = {"objective": "distill", "data": str(corpus), "distill.teacher": str(teacher), **given}
     made = TokenDistillationRecipe(TokenDistillationRecipe.resolve(("test", values)))
