@@ -16,6 +16,7 @@ import psutil
 
 from selfsup.config import Settings
 from selfsup.objectives.averaging import MIXES
+from selfsup.objectives.recipe import Renewal
 from selfsup.optim import Decay
 
 FINAL_SHARE = 0.1  # of a run's time, at most, for the last look, at the whole part where that suffices
@@ -79,6 +80,7 @@ class Budget:
         self._steps = 0  # of this session
         self._costs: dict[str, float] = {}  # in steps
         self.writing: float | None = None  # seconds of the last checkpoint
+        self.renewal = Renewal()  # of records, in a run of the planned length
         self._decided = -math.inf
 
     # -- what is measured ----------------------------------------------------------------------------------
@@ -154,13 +156,20 @@ class Budget:
         return rested and moved > ADJUSTED * planned and moved * self.pace > REPLAN_SHARE * self.seconds
 
     def _left(self, step: int) -> float:
-        """Seconds for steps until the end begins, without the looks on the way."""
+        """Seconds for steps until the end begins, without the looks on the way and records that are made anew."""
         last = self._look(self.settings["evaluate.final_records"] or 0) + self._of_records("look", self.mixed)
         last = min(last, FINAL_SHARE * self.seconds)  # on a machine that became slow it has to be shorter
         left = self.seconds - self.clock.elapsed() - last - self._saving()
         every, records = self.settings["evaluate.every"], self.settings["evaluate.records"] or 0
-        looks: int = max(0, (step + int(left / self.pace)) // every - (step - 1) // every)
-        return left - looks * self._look(records)
+        end = step + int(left / self.pace)
+        looks: int = max(0, end // every - (step - 1) // every)
+        renewals = sum(step <= due < end for due in self.renewal.steps)
+        return left - looks * self._look(records) - renewals * self._renewing()
+
+    def _renewing(self) -> float:
+        """Seconds for making records anew; until it is measured, by what could be trained on meanwhile."""
+        steps = self._costs.get("renewal", self.renewal.records / (self.settings["train.batch"] or 1))
+        return steps * self.pace
 
     def last_look(self, records: int) -> int:
         """How many held-out records there is time for in the last look, of those that were planned."""

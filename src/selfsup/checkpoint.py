@@ -31,14 +31,16 @@ from selfsup.files import MANIFEST, damage, remove_made, save_tensors, whole_dir
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{9})")
 STATE = "state.json"
-FILES = ("model.safetensors", "optimizer.safetensors", STATE, MANIFEST)  # all that this program puts into one
+TENSORS = ("model", "optimizer", "renewed")
+FILES = (*(f"{name}.safetensors" for name in TENSORS), STATE, MANIFEST)  # all that this program puts into one
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One moment of a run: its tensors by file (`model`, `optimizer`) and a JSON-like state.
+    """One moment of a run: its tensors by file (`TENSORS`) and a JSON-like state.
 
-    The model goes without weights that stay as they were started where the state has their digest, `still`.
+    The model goes without weights that stay as they were started where the state has their digest, `still`. `renewed`
+    is there where records are made anew by the model (`Recipe.renewed`).
     """
 
     step: int

@@ -116,7 +116,7 @@ def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan,
     _settle_steps(recipe)
     _settle_micro_batch(recipe, machine, processes)
     step_seconds = _settle_compile_and_time(recipe, machine, processes)
-    steps = processes.share(train.steps or _steps_in(settings, clock, step_seconds, _looks_share(recipe)))
+    steps = processes.share(train.steps or _steps_in(recipe, clock, step_seconds))
     _settle_intervals(recipe, steps)
     return _summarise(recipe, machine, clock, steps, step_seconds), machine
 
@@ -245,8 +245,9 @@ def _time_step(recipe: Recipe, machine: Machine, processes: Processes) -> float:
     raise AssertionError("the steps of a loader do not end")
 
 
-def _steps_in(settings: Settings, clock: Clock, step_seconds: float, looks: float) -> int:
-    """Steps that fit into the budget beside looks that take such a share of it."""
+def _steps_in(recipe: Recipe, clock: Clock, step_seconds: float) -> int:
+    """Steps that fit into the budget beside looks, and records that are made anew."""
+    settings, looks = recipe.settings, _looks_share(recipe)
     left = settings["train.budget"] - clock.elapsed()
     if left + clock.before < FEWEST_STEPS * step_seconds:
         raise UserError(
@@ -254,7 +255,14 @@ def _steps_in(settings: Settings, clock: Clock, step_seconds: float, looks: floa
             f"{duration(clock.elapsed() - clock.before)} and a step takes {duration(step_seconds)}; "
             "give a larger --budget or a smaller model."
         )
+    left -= _renewing(recipe, max(1, int(left / step_seconds)), step_seconds)
     return max(FEWEST_STEPS, int(left * (1 - looks) / step_seconds))
+
+
+def _renewing(recipe: Recipe, steps: int, step_seconds: float) -> float:
+    """Seconds for making records anew, in a run of so many steps."""
+    renewal, batch = recipe.renewal(steps), recipe.settings.config.train.batch or 1
+    return len(renewal.steps) * renewal.records / batch * step_seconds
 
 
 def _looks_share(recipe: Recipe) -> float:
@@ -303,7 +311,7 @@ def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_
     settings, train = recipe.settings, recipe.settings.config.train
     objective = recipe.begin()
     records = steps * (train.batch or 1)
-    work = steps * step_seconds * (1 + _looks_share(recipe))
+    work = steps * step_seconds * (1 + _looks_share(recipe)) + _renewing(recipe, steps, step_seconds)
     seconds = (clock.elapsed() + work * DRIFT[0], clock.elapsed() + work * DRIFT[1] + 10)
     if train.budget is not None:
         budget = max(train.budget, seconds[0])
@@ -318,9 +326,11 @@ def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_
         flops=records * recipe.flops_per_record(),
         step_seconds=step_seconds,
         seconds=seconds,
-        peak_memory=peak_memory(machine.device) + (snapshot if machine.device.type == "cpu" else 0),
+        peak_memory=peak_memory(machine.device)
+        + recipe.renewal(steps).memory
+        + (snapshot if machine.device.type == "cpu" else 0),
         matrix_flops=machine.flops,
-        chance=recipe.chance(settings["train.batch"]),
+        chance=recipe.chance_in_training(settings["train.batch"]),
         settings=settings.values(),
         sources=settings.sources,
     )

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
-from selfsup.objectives.base import Objective, Outputs, Task, add_counts, join_tensors
+from selfsup.objectives.base import Autocast, Objective, Outputs, Task, add_counts, join_tensors
 from selfsup.seeding import seeded
-
-Autocast = Callable[[], AbstractContextManager[object]]
 
 
 def gradients(

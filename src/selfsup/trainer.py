@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -17,7 +18,7 @@ from selfsup.budget import Budget, Clock
 from selfsup.checkpoint import Checkpoint, digest
 from selfsup.config import Settings
 from selfsup.data.loader import in_order
-from selfsup.data.records import Records
+from selfsup.data.records import Batch, Records
 from selfsup.diagnosis import Monitor
 from selfsup.distributed import Processes
 from selfsup.errors import Interrupted, UserError
@@ -90,13 +91,16 @@ class Trainer:
         moments = checkpoint.tensors.get("optimizer", {})
         if len(moments) != checkpoint.state.get("optimizer", len(moments)):
             return "its optimizer lacks tensors"
-        problem = self.optimizer.misfit(moments)
-        return None if problem is None else f"its optimizer, {problem}"
+        if problem := self.optimizer.misfit(moments):
+            return f"its optimizer, {problem}"
+        problem = misshapen(checkpoint.tensors.get("renewed", {}), self.recipe.renewed)
+        return None if problem is None else f"its records, {problem}"
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand exactly where a checkpoint stood."""
         self.objective.load_state_dict(checkpoint.model(self.objective.state_dict()))
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
+        self.recipe.renewed.update(checkpoint.tensors.get("renewed", {}))
         state = checkpoint.state
         self.step = self.saved = checkpoint.step
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
@@ -124,6 +128,7 @@ class Trainer:
         if self.schedule.start is not None:
             marked.add(self.schedule.start)
         tensors = {"model": model, "optimizer": moments}
+        tensors |= {"renewed": self.recipe.renewed} if self.recipe.renewed else {}
         self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
         self.saved = self.step
 
@@ -143,6 +148,7 @@ class Trainer:
             Interrupted: Ctrl-C, SIGTERM or SIGHUP; the run is saved. Behind the last look it is finished instead.
         """
         self.estimate = estimate
+        self.budget.renewal = self.recipe.renewal(self.settings["train.steps"] or estimate)
         try:
             with interruptions() as interrupted:
                 self._look_at_start()
@@ -167,15 +173,38 @@ class Trainer:
                     self.starts[records] = self._evaluate(records) if records == final else self._look(records)
 
     def _make_steps(self, interrupted: list[int]) -> None:
-        loader = loader_of(self.recipe, self.processes, self.settings["data.workers"])
-        with closing(loader.steps(self.step)) as batches, self.reporter.bar("training"):
+        with ExitStack() as reading, self.reporter.bar("training"):
+            batches = reading.enter_context(closing(self._batches()))
             while not self._finished():
                 self._look_around(bool(interrupted))
+                if self.step in self.budget.renewal.steps:
+                    reading.close()  # what was read ahead is of records that go
+                    self._renew()
+                    batches = reading.enter_context(closing(self._batches()))
                 began, start = self.clock.elapsed(), time.perf_counter()
                 read = next(batches)
                 self.waited += time.perf_counter() - start
                 self._update([batch.to(self.machine.device) for batch in read])
                 self.budget.stepped(self.clock.elapsed() - began)
+
+    def _batches(self) -> Generator[list[Batch]]:
+        """The micro-batches of each step from here on."""
+        return loader_of(self.recipe, self.processes, self.settings["data.workers"]).steps(self.step)
+
+    def _renew(self) -> None:
+        """Make records anew by the model as it stands. A checkpoint of this step holds the former ones: whoever goes on
+        from there comes by here."""
+        began = time.perf_counter()
+
+        def progress(done: int, total: int | None) -> None:
+            left = (time.perf_counter() - began) * ((total or done) / max(1, done) - 1)
+            self.reporter.advance(done / (total or 1), f"{done:,} of {total:,}, {duration(left)} left")
+
+        with self._merged(), self.budget.timed("renewal"):
+            told = self.recipe.renew(self.objective, self.processes, self.machine.autocast, progress)
+        self.processes.wait()
+        self.objective.train()
+        self.reporter.say(f"step {self.step:,}  {told} ({duration(time.perf_counter() - began)})")
 
     def _finished(self) -> bool:
         self._decide()

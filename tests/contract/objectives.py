@@ -188,6 +188,14 @@ def adjacent() -> TextPairs:
     return neighbours(documents([RECORDS // 2 + 1] * 2, (7, 15)), FRAMINGS)
 
 
+def with_negatives() -> TextPairs:
+    """The same, two passages of other pairs beside each; some are alike to what they stand beside."""
+    records = adjacent()
+    chosen = np.random.default_rng(7).integers(len(records), size=(len(records), 2))
+    records.chosen = {"negatives": torch.from_numpy(chosen.astype(np.int32))}
+    return records
+
+
 def segments() -> Segments:
     return Segments(documents([1] * RECORDS, (2, 20)), 20)
 
@@ -206,6 +214,9 @@ def undecided_texts(task: Task) -> dict[str, float]:
     same = (query[:, None] == query) | (passage[:, None] == passage)
     same |= (places[:, None] == places).any(-1) | (query[:, None] == passage)
     others = [(~same).sum(dim) + 1 for dim in (1, 0)]
+    if "negative_keys" in task.tensors:
+        more = task["negative_keys"].flatten()
+        others[0] += ((query[:, None] != more) & (passage[:, None] != more)).sum(1)
     loss = float(torch.stack(others).double().log().mean())
     return {term: loss for term in task.counts if term != "found"} | {"found": 1.0}
 
@@ -541,6 +552,7 @@ CASES = {
         Case("masked-lm", passages, masked_lm, uniform_over_vocabulary, lambda seed: masked_lm(seed, 0.3)),
         Case("simcse", sentences, simcse, uniform_over_others, lambda seed: simcse(seed, 0.3)),
         Case("pairs", adjacent, pairs, undecided_texts, lambda seed: pairs(seed, 0.3), random=False),
+        Case("pairs-negatives", with_negatives, pairs, undecided_texts, random=False),
         Case("crops", segments, lambda seed: pairs(seed, crops=True), undecided_texts),
         Case("distill", answered, distill, answers_of_nothing, lambda seed: distill(seed, 0.3), random=False),
         Case("distill-tokens", windows, distill_tokens, both_uniform, random=False),

@@ -78,10 +78,15 @@ class TextPairs:
         places: int64 (n, 2); pairs that share one in the same column are no negatives of each other.
         framings: of queries and of passages.
 
-    `truncated` counts the texts that lose their end; `mean_length` is that of both texts, with what stands around them.
+    Attributes:
+        truncated: texts that lose their end.
+        mean_length: of both texts, with what stands around them.
+        chosen: where it holds `negatives`, int32 (n, K), the pairs whose passages are those of each query; they may
+            change between two reads.
     """
 
     def __init__(self, ids: Ids, spans: Numbers, places: Numbers, framings: tuple[Framing, Framing]) -> None:
+        self.chosen: Mapping[str, Tensor] = {}
         self._ids, self._spans, self._places, self.framings = ids, spans, places, framings
         rooms = np.array([framing.room for framing in framings])
         lengths = spans[..., 1] - spans[..., 0]
@@ -99,17 +104,27 @@ class TextPairs:
         Returns:
             for each of `query` and `passage`, `_tokens`: int64 (B, T), padded; `_lengths`: int64 (B,); `_keys`: int64
             (B,), equal for texts of equal tokens on either side (and else, up to a chance of 2^-64, different).
-            `places`: int64 (B, 2), see above.
+            `places`: int64 (B, 2), see above. Where negatives are chosen, the same of `negative` as of `passage`, with
+            (B, K) in place of (B,).
         """
         batch = {"places": torch.from_numpy(self._places[indices])}
-        for side, (name, framing) in enumerate(zip(SIDES, self.framings, strict=True)):
-            starts, stops = self._spans[indices, side].T
-            texts = gathered(self._ids, starts, np.minimum(stops - starts, self._room), self._room)
-            lengths = torch.from_numpy(stops - starts)
-            tokens, framed = framing.framed(texts, torch.zeros_like(lengths), lengths)
-            keys = keys_of(texts.numpy(), np.minimum(stops - starts, self._alike))
-            batch |= {f"{name}_tokens": tokens, f"{name}_lengths": framed, f"{name}_keys": keys}
+        for side, name in enumerate(SIDES):
+            batch |= {f"{name}_{what}": each for what, each in self.texts(side, indices).items()}
+        if (negatives := self.chosen.get("negatives")) is not None:
+            chosen = negatives[torch.from_numpy(np.asarray(indices, np.int64))]
+            texts = self.texts(SIDES.index("passage"), chosen.flatten().numpy())
+            batch |= {f"negative_{what}": each.view(*chosen.shape, *each.shape[1:]) for what, each in texts.items()}
         return batch
+
+    def texts(self, side: int, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Tensor]:
+        """`tokens`, `lengths` and `keys` of one side of pairs by index, see `read`."""
+        framing = self.framings[side]
+        starts, stops = self._spans[indices, side].T
+        texts = gathered(self._ids, starts, np.minimum(stops - starts, self._room), self._room)
+        lengths = torch.from_numpy(stops - starts)
+        tokens, framed = framing.framed(texts, torch.zeros_like(lengths), lengths)
+        keys = keys_of(texts.numpy(), np.minimum(stops - starts, self._alike))
+        return {"tokens": tokens, "lengths": framed, "keys": keys}
 
 
 class Segments:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Protocol, runtime_checkable
@@ -83,6 +84,7 @@ class Joined(Mapping[str, Tensor]):
 
 
 Outputs = dict[str, Tensor]
+Autocast = Callable[[], AbstractContextManager[object]]  # the context of mixed precision
 
 
 class Collectives(Protocol):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from selfsup.config import Count, Rate, Section, Settings, names, said, with_setting
+from selfsup.config import Count, Natural, Rate, Real, Section, Settings, Share, names, said, with_setting
 from selfsup.data.loader import in_order
 from selfsup.data.pair_records import SIDES, AsRead, Framing, Segments, TextPairs, TwoCrops, lead_of, neighbours, paired
 from selfsup.data.records import Batch, Records
@@ -31,10 +31,11 @@ from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.features import DOCUMENT, NAMES, QUERY, Features
 from selfsup.models.packing import Pooling, embed, flattened
-from selfsup.objectives.base import Collectives, Objective, Outputs, Task
+from selfsup.objectives.base import Autocast, Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import alike_pairs, small_batch
 from selfsup.objectives.losses import found, info_nce
-from selfsup.objectives.recipe import Effort
+from selfsup.objectives.mining import Miner, Numbers
+from selfsup.objectives.recipe import Effort, Renewal
 from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder
 from selfsup.objectives.texts import FOUND, TextRecipe, encoder_network
 from selfsup.report import Progress
@@ -51,6 +52,8 @@ BATCH = 128
 DROPOUT = 0.1
 WINDOW = {"columns": 128, "title": 128, "neighbours": 64, "crops": 128}  # tokens of a text, at most
 NEGATIVE = "negative"
+FRESH, STARTED = (0.2, 0.6), (0.0, 0.5)  # when negatives are looked for: not before the model knows what is near
+FIGURES = ("passed_over", "negative_similarity", "own_similarity")  # of a query in the mean, by the last look for them
 SHOWN, NEAREST = 64, 3  # held-out passages among which a sample looks, and that it shows
 LETTERS = 160  # of a text in a sample
 USAGE = """\
@@ -62,7 +65,7 @@ vectors = selfsup.load("path/to/this/directory").embed(["A cat sleeps.", "The do
 
 def numbers(value: object) -> object:
     """One number, or `64,128`, as several."""
-    return (value,) if isinstance(value, int) else names(value)
+    return (value,) if isinstance(value, int | float) else names(value)
 
 
 @with_setting("from", Origin | None, said(None, "columns, title, neighbours or crops: what belongs together"))
@@ -75,6 +78,13 @@ class PairsSettings(Section):
     pooling: Pooling = Field("mean", description="how a text becomes one vector")
     dimensions: Annotated[tuple[Count, ...], BeforeValidator(numbers)] = Field(
         (), description="numbers that vectors can be cut to, such as 64,128; the whole is one of them"
+    )
+    negatives: Natural = Field(0, description="near passages that are not its own, found for each query by the model")
+    mining: Annotated[tuple[Share, ...], BeforeValidator(numbers)] | None = Field(
+        None, description="shares of the run at which they are looked for anew, such as 0,0.5"
+    )
+    hardest: Annotated[Real, Field(gt=0, le=1)] = Field(
+        0.95, description="share of the similarity of a query's own passage from which on a passage is no negative"
     )
 
 
@@ -261,6 +271,7 @@ class PairsRecipe(TextRecipe):
             settings.change("pairs.pooling", self.network.features.pooling, "init")
         self._settle_dimensions()
         self.cut()
+        self._settle_negatives()
         settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
         self.settle_evaluation_batch()
         self.network.settle_rates(ENCODER_ADAMW_LR)
@@ -277,6 +288,28 @@ class PairsRecipe(TextRecipe):
                 f"{self.network.named} maps what it pools, which mixes the numbers that pairs.dimensions would cut; "
                 "leave pairs.dimensions out."
             )
+
+    def _settle_negatives(self) -> None:
+        """Who looks for negatives, and when; raises a UserError where there is nothing to look through."""
+        settings, count = self.settings, self.options.negatives
+        if not count and self.options.mining is not None:
+            raise UserError("pairs.mining says when negatives are looked for, and pairs.negatives is 0; give that too.")
+        if not count:
+            return
+        if not isinstance(self.train, TextPairs):
+            raise UserError("Crops are drawn anew in each epoch, so there are no pairs.negatives; leave it out.")
+        if settings["data.replay"] is not None:
+            raise UserError("What is replayed has no negatives of its own; leave pairs.negatives or data.replay out.")
+        settings.settle("pairs.mining", STARTED if self.started else FRESH, "recipe")
+        self.miner = Miner(self.train)
+        if len(self.miner.firsts) <= count:
+            raise UserError(
+                f"There are {len(self.miner.firsts):,} distinct passages, too few for {count} negatives of each query; "
+                "give more pairs or fewer pairs.negatives."
+            )
+        self.renewed["negatives"] = self.miner.drawn(count, settings["train.seed"])
+        self.renewed["figures"] = torch.zeros(len(FIGURES), dtype=torch.float64)
+        self.train.chosen = self.renewed
 
     def _settle_dimensions(self) -> None:
         """The whole vector is trained beside its cuts; raises a UserError where it is smaller than one of them."""
@@ -299,9 +332,54 @@ class PairsRecipe(TextRecipe):
         options = self.options
         return Pairs(network, options.pooling, options.temperature, self.texts, options.dimensions)
 
+    # -- negatives -----------------------------------------------------------------------------------------
+
+    def renewal(self, steps: int) -> Renewal:
+        """All texts are embedded, and all queries compared with all passages, at shares of the run."""
+        if not self.options.negatives:
+            return Renewal()
+        due = sorted({int(share * steps) for share in self.options.mining or ()})
+        queries, passages, width = len(self.train), len(self.miner.firsts), self.network.width
+        embedded = (queries + passages) * self._flops_per_text / 3  # without the way back, which takes twice as much
+        flops = embedded + 2.0 * queries * passages * width
+        return Renewal(tuple(due), flops / self.flops_per_record(), 4 * width * (queries + passages))
+
+    @torch.no_grad()
+    def renew(self, objective: Objective, collectives: Collectives, autocast: Autocast, progress: Progress) -> str:
+        """Look for the negatives of all pairs anew."""
+        encoder, pairs = self.encoder(objective).eval(), cast(TextPairs, self.train)
+        device = next(encoder.parameters()).device
+
+        def vectors(side: int, numbers: Numbers) -> Tensor:
+            texts = pairs.texts(side, numbers)
+            tokens, lengths = texts["tokens"].to(device), texts["lengths"].to(device)
+            with autocast():
+                found = embed(encoder, flattened(tokens, lengths), lengths, self.pooling)
+            return F.normalize(found, dim=-1)
+
+        found = self.miner.look(vectors, self.options.negatives, self.options.hardest, collectives, progress)
+        self.renewed["negatives"] = self.miner.pairs_of(found, self.renewed["negatives"])
+        self.renewed["figures"] = torch.tensor([found.passed_over / len(pairs), found.found, found.own]).double()
+        return (
+            f"{self.options.negatives} negatives for each of {len(pairs):,} queries, among {len(self.miner.firsts):,} "
+            f"passages: cosine {found.found:.3f} beside {found.own:.3f} of their own; {found.passed_over:,} that are "
+            f"nearer than {self.options.hardest:.0%} of that were passed over"
+        )
+
+    def figures(self, means: Mapping[str, float], part: str) -> dict[str, float]:
+        """In training, what the last look for negatives found."""
+        known = part == "train" and bool(self.renewed) and bool(self.renewed["figures"].any())
+        return dict(zip(FIGURES, self.renewed["figures"].tolist(), strict=True)) if known else {}
+
+    # -- the objective, counted ------------------------------------------------------------------------------
+
     def flops_per_record(self) -> float:
-        """Of both texts, of mean length."""
-        return float(2 * self.mean_length * self.network.flops(self.mean_length, predicted=0.0))
+        """Of both texts and of negatives, of mean length."""
+        return (len(SIDES) + self.options.negatives) * self._flops_per_text
+
+    @property
+    def _flops_per_text(self) -> float:
+        return float(self.mean_length * self.network.flops(self.mean_length, predicted=0.0))
 
     @property
     def mean_length(self) -> float:
@@ -316,6 +394,11 @@ class PairsRecipe(TextRecipe):
 
     def chance(self, records: int) -> float:
         return max(1, len(self.options.dimensions)) * math.log(records)
+
+    def chance_in_training(self, records: int) -> float:
+        """With the negatives of all queries of the batch, among which only queries look."""
+        among = records * (1 + self.options.negatives)
+        return max(1, len(self.options.dimensions)) * (math.log(among) + math.log(records)) / 2
 
     @property
     def pooling(self) -> Pooling:
@@ -361,7 +444,17 @@ class PairsRecipe(TextRecipe):
             }
             | prompts
             | ({"dimensions": f"vectors of {cuts} numbers, each trained by itself"} if cuts else {})
+            | self._negatives_told()
         )
+
+    def _negatives_told(self) -> dict[str, str]:
+        if not self.options.negatives:
+            return {}
+        when = ", ".join(f"{share:.0%}" for share in self.options.mining or ())
+        return {
+            "negatives": f"{self.options.negatives} for each query among {len(self.miner.firsts):,} distinct passages, "
+            f"looked for by the model at {when} of the run ({self.settings.origin('pairs.mining')})"
+        }
 
     @property
     def _cut(self) -> str:

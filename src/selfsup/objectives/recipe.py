@@ -26,7 +26,7 @@ from selfsup.data.records import Records
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.objectives.adaptation import Adaptation
-from selfsup.objectives.base import Objective
+from selfsup.objectives.base import Autocast, Collectives, Objective
 from selfsup.objectives.sizes import whitened_over
 from selfsup.report import Progress
 
@@ -70,6 +70,15 @@ class Replay:
     share: float
 
 
+@dataclass(frozen=True)
+class Renewal:
+    """When some of the records are made anew by the model as it stands, and what that takes each time."""
+
+    steps: tuple[int, ...] = ()  # before which it is due, in their order
+    records: float = 0.0  # that could be trained on meanwhile, about
+    memory: int = 0  # bytes that it needs
+
+
 class Recipe(ABC):
     """What the spine asks of an objective beside the objective itself.
 
@@ -104,6 +113,7 @@ class Recipe(ABC):
 
     def __init__(self, settings: Settings, source: object | None = None, module: nn.Module | None = None) -> None:
         self.settings, self.source, self.module = settings, source, module
+        self.renewed: dict[str, Tensor] = {}  # of records that the model makes anew; names, shapes and types stay
         self.compose()
         read = self.reads()
         self.adaptation = Adaptation(settings, [(key, name) for key, name in self.bodies if key in read])
@@ -208,6 +218,10 @@ class Recipe(ABC):
         """The loss of a model that knows nothing, of so many records in a batch; None where that is not known."""
         return None
 
+    def chance_in_training(self, records: int) -> float | None:
+        """The same of a batch that is trained on, where that holds more to be told apart than one that is held out."""
+        return self.chance(records)
+
     def figures(self, means: Mapping[str, float], part: str) -> dict[str, float]:
         """What the loss and its terms mean in other units, on the part `train` or `validation`."""
         return {}
@@ -220,6 +234,18 @@ class Recipe(ABC):
     def next_command(self) -> str | None:
         """The command to try on a finished run, with {run} for it."""
         return None
+
+    # -- records that depend on the model ------------------------------------------------------------------
+
+    def renewal(self, steps: int) -> Renewal:
+        """When, in a run of so many steps, records are made anew by the model as it stands; for most never."""
+        return Renewal()
+
+    def renew(self, objective: Objective, collectives: Collectives, autocast: Autocast, progress: Progress) -> str:
+        """Make them anew, a function of the weights and the data alone and the same on every process; what to tell of
+        it. Nothing reads records meanwhile. What of them a checkpoint is to keep goes into `renewed`. `progress`
+        receives what is done and all of it."""
+        raise NotImplementedError
 
     # -- what is left of it --------------------------------------------------------------------------------
 
