@@ -341,6 +341,7 @@ def test_of_one_document_as_many_as_are_asked_for(books):
 
 def test_the_search_goes_deeper_where_one_document_holds_the_nearest(model, tmp_path, monkeypatch):
     monkeypatch.setattr(search_module, "DEPTH", 2)
+    monkeypatch.setattr(search_module, "RANKED", 5)
     source = [{"key": "sea", "text": "\n\n".join(["A storm at sea at sea at sea at sea at sea."] * 9)}]
     source += [{"key": str(n), "text": f"The old man sat by the fire {n}."} for n in range(3)]
     selfsup.index(model, source, tmp_path / "x.lance", id_column="key")
@@ -471,6 +472,15 @@ def test_the_commands(model, tmp_path, selfsup_command, monkeypatch):
         answer = selfsup_command("index", model, "--data", "books", "--out", "x.lance", *words)
         assert (answer.code, answer.out) == (2, "")
         assert answer.error.count("\n") == 1
+
+
+def test_a_model_that_reads_any_length_has_passages_where_they_are_asked_for(tmp_path):
+    from tiny_tables import public
+
+    model, text = public(tmp_path / "table"), " ".join(["the cat sat on the mat."] * 200)
+    for passages, rows in (("auto", 1), (100, 16)):
+        made = selfsup.embed(model, [text], tmp_path / f"{passages}.parquet", passages=passages)
+        assert made.records == rows
 
 
 def test_models_of_images_and_pairs_cut_nothing(tmp_path):

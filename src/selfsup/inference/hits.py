@@ -88,8 +88,6 @@ def show(hits: Sequence[Hit], query: str, console: Console) -> None:
 
 def _show_passages(hits: Sequence[Hit], query: str, console: Console) -> None:
     """A line with score and source, and `LINES` of the text."""
-    from rich.padding import Padding
-
     from selfsup.report import Text, printable
 
     width = max(20, console.width - INDENT)
@@ -97,7 +95,9 @@ def _show_passages(hits: Sequence[Hit], query: str, console: Console) -> None:
         place = ending(printable(short(hit.source)), max(20, width - len(_ranks(hit))))
         console.print(Text(f"{hit.score:.3f}  "), Text(place, "bold"), Text(_ranks(hit), "dim"), sep="")
         text = _marked(snippet(printable(hit.text), query, LINES * width - width // 4), query)
-        console.print(Padding(text, (0, 0, 1, INDENT)))
+        for line in text.wrap(console, width):
+            console.print(" " * INDENT, line, sep="")
+        console.print()
 
 
 def _ranks(hit: Hit) -> str:

@@ -17,6 +17,7 @@ from selfsup.inference.opening import open_embedder
 from selfsup.inference.texts import Text
 
 RANK_CONSTANT = 60  # of reciprocal ranks
+RANKED = 100  # of each order that are joined, at least, so that the first hits are the same for any number of hits
 DEPTH = 10  # records that are looked at for each that is shown, where one is chosen among them
 FIGURES = ("_distance", "_score")
 
@@ -99,7 +100,8 @@ class Searcher:
         """How many records are looked at: of passages more than are shown, and more again where the first are of too
         few documents."""
         records = max(1, self.library.count())
-        depths = (DEPTH * top, DEPTH**2 * top) if hybrid or self.library.passages else (top,)
+        first = max(RANKED, DEPTH * top)
+        depths = (first, DEPTH * first) if hybrid or self.library.passages else (top,)
         return sorted({min(depth, records) for depth in depths})
 
     def _nearest(self, vector: Vectors, _: str, depth: int, where: str | None) -> list[Hit]:
