@@ -47,7 +47,8 @@ KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
         (_text, "a text"),
     ),
     **dict.fromkeys(
-        ("batch", "top", "size", "window", "records", "per_document"), (_count, "a whole number of 1 or more")
+        ("batch", "top", "candidates", "size", "window", "records", "per_document"),
+        (_count, "a whole number of 1 or more"),
     ),
     "passages": (_size, "auto, none or a whole number of 1 or more"),
     "overlap": (_natural, "a whole number of 0 or more"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Answer
 from planted import plant
 from sentence_transformers import CrossEncoder
+from tiny_encoder import save_tiny
 from tiny_encoders import PAIRED, save, save_paired
 
+import selfsup
 from selfsup.errors import UserError
 from selfsup.inference import cross_encoder
 from selfsup.inference.cross_encoder import CrossEncoderModel
+from selfsup.inference.hits import Hit
+from selfsup.inference.reranking import reranked
 from selfsup.models import cross_encoder as networks
 
 QUERY = "the cat ran by the sea"
@@ -135,3 +141,52 @@ def test_code_in_a_directory_is_not_run(tmp_path: Path) -> None:
         expected = ours(directory)
         np.testing.assert_array_equal(ours(plant(directory, mark)), expected)
     assert not mark.exists()
+
+
+# -- hits in another order -----------------------------------------------------------------------------------
+
+STORIES = [{"id": str(n), "text": text} for n, text in enumerate(PASSAGES)]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("library")
+    selfsup.index(save_tiny(place / "model"), STORIES, place / "stories.lance", id_column="id", passages="none")
+    return place / "stories.lance"
+
+
+def test_the_best_come_first(library: Path, directory: Path) -> None:
+    plain = selfsup.search(library, QUERY)
+    assert all(hit.reranked is None for hit in plain)
+    found = selfsup.search(library, QUERY, rerank=directory)
+    scores = dict(zip(PASSAGES, ours(directory, passages=PASSAGES), strict=False))
+    assert {hit.text: hit.reranked for hit in found} == pytest.approx(scores, abs=0.05)  # which may be of bf16
+    assert [hit.reranked for hit in found] == sorted((hit.reranked for hit in found), reverse=True)
+    assert {hit.id: hit.score for hit in found} == {hit.id: hit.score for hit in plain}
+
+
+def test_only_the_nearest_are_read(library: Path, directory: Path) -> None:
+    nearest = {hit.id for hit in selfsup.search(library, QUERY, top=2)}
+    assert {hit.id for hit in selfsup.search(library, QUERY, top=1, rerank=directory, candidates=2)} <= nearest
+    assert len(selfsup.search(library, QUERY, top=3, rerank=directory, candidates=1)) == 3
+    assert selfsup.search(library, QUERY, rerank=directory, where="id = 'none'") == []
+
+
+def test_what_has_no_words_is_refused(library: Path, directory: Path) -> None:
+    with pytest.raises(UserError, match="A cross-encoder reads words, and the query is none"):
+        selfsup.search(library, image=np.zeros((8, 8, 3), np.uint8), rerank=directory)
+    photo = Hit(0.5, "a", "", "photo.png", {})
+    with pytest.raises(UserError, match=r"photo.png has no text, and a cross-encoder reads nothing else"):
+        reranked([photo], QUERY, CrossEncoderModel.open(directory))
+
+
+def test_how_it_looks(library: Path, tmp_path: Path, selfsup_command: Callable[..., Answer]) -> None:
+    directory = save_paired("bert", tmp_path / "model")
+    answer = selfsup_command("search", library, QUERY, "--rerank", directory, "--top", 2)
+    assert answer.code == 0, answer.error
+    head, *lines = answer.out.splitlines()
+    assert head.split()[:2] == ["score", "reranked"]
+    found = selfsup.search(library, QUERY, rerank=directory, top=2)
+    assert [line.split()[:2] for line in lines] == [[f"{hit.score:.3f}", f"{hit.reranked:.3f}"] for hit in found]
+    said = json.loads(selfsup_command("search", library, QUERY, "--rerank", directory, "--json").out)
+    assert [hit["reranked"] for hit in said["hits"]][:2] == [hit.reranked for hit in found]

@@ -19,6 +19,7 @@ from selfsup.cli.options import (
     Id,
     Overlap,
     Passages,
+    Rerank,
     Source,
     command,
 )
@@ -101,6 +102,8 @@ def search(
     per_document: Annotated[
         int, typer.Option(help="most passages of one document, as long as others fill the list", min=1)
     ] = 1,
+    rerank: Rerank = None,
+    candidates: Annotated[int, typer.Option(help="hits that --rerank reads", min=1)] = 100,
     model: Annotated[Path | None, typer.Option(help="where the library's model is now, if it moved")] = None,
     device: Device = "auto",
 ) -> None:

@@ -92,12 +92,18 @@ def _show_passages(hits: Sequence[Hit], query: str, console: Console) -> None:
 
     width = max(20, console.width - INDENT)
     for hit in hits:
-        place = ending(printable(short(hit.source)), max(20, width - len(_ranks(hit))))
-        console.print(Text(f"{hit.score:.3f}  "), Text(place, "bold"), Text(_ranks(hit), "dim"), sep="")
+        scores = "".join(f"{figure}  " for figure in _figures(hit))
+        place = ending(printable(short(hit.source)), max(20, console.width - len(scores) - len(_ranks(hit))))
+        console.print(Text(scores), Text(place, "bold"), Text(_ranks(hit), "dim"), sep="")
         text = _marked(snippet(printable(hit.text), query, LINES * width - width // 4), query)
         for line in text.wrap(console, width):
             console.print(" " * INDENT, line, sep="")
         console.print()
+
+
+def _figures(hit: Hit) -> list[str]:
+    """Its scores."""
+    return [f"{score:.3f}" for score in (hit.score, hit.reranked) if score is not None]
 
 
 def _ranks(hit: Hit) -> str:
@@ -122,15 +128,18 @@ def _show_records(hits: Sequence[Hit], query: str, console: Console) -> None:
     sources = [printable(short(hit.source)) for hit in hits]
     worded = any(hit.text for hit in hits)
     aside = min(max(map(len, sources)), console.width // 3 if worded else console.width - 9)
-    width = max(20, console.width - aside - 11)
+    reranked = any(hit.reranked is not None for hit in hits)
+    width = max(20, console.width - aside - (21 if reranked else 11))
     table = plain_table()
     table.add_column("score", justify="right")
+    if reranked:
+        table.add_column("reranked", justify="right")
     if worded:
         table.add_column("text", no_wrap=True, overflow="ellipsis", width=width)
     table.add_column("source", no_wrap=True, width=aside, style="dim" if worded else None)
     for hit, source in zip(hits, sources, strict=True):
         line = _marked(snippet(printable(hit.text), query, width), query)
-        table.add_row(f"{hit.score:.3f}", *([line] if worded else []), Text(ending(source, aside)))
+        table.add_row(*_figures(hit), *([line] if worded else []), Text(ending(source, aside)))
     console.print(table)
 
 

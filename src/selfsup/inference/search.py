@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from selfsup.inference.hits import Hit
 from selfsup.inference.items import Item, Vectors
 from selfsup.inference.library import PLACED, Library
 from selfsup.inference.opening import open_embedder
+from selfsup.inference.reranking import CANDIDATES, reranked
 from selfsup.inference.texts import Text
 
 RANK_CONSTANT = 60  # of reciprocal ranks
@@ -40,11 +42,26 @@ def search(
     where: str | None = None,
     hybrid: bool = False,
     per_document: int = 1,
+    rerank: str | Path | None = None,
+    candidates: int = CANDIDATES,
     model: str | Path | None = None,
     device: str = "auto",
 ) -> list[Hit]:
-    """The records that answer a query best, best first; see `Searcher` for several queries."""
-    return Searcher(library, model, device)(query, top, where, image=image, hybrid=hybrid, per_document=per_document)
+    """The records that answer a query best, best first; see `Searcher` for several queries.
+
+    With `rerank`, the directory of a cross-encoder, it reads as many as `candidates` of them, each together with the
+    query, and the best of these come first.
+    """
+    searcher = Searcher(library, model, device)
+    find = partial(searcher, query, where=where, image=image, hybrid=hybrid, per_document=per_document)
+    if rerank is None:
+        return find(top)
+    if query is None:
+        raise UserError("A cross-encoder reads words, and the query is none; give words, or leave out --rerank.")
+    from selfsup.inference.cross_encoder import CrossEncoderModel
+
+    reader = CrossEncoderModel.open(rerank, device)
+    return reranked(find(max(top, candidates)), query, reader)[:top]
 
 
 class Searcher:
