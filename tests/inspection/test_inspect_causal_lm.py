@@ -173,8 +173,11 @@ def test_what_cannot_be_shown_is_refused(arguments: dict[str, object], message: 
 
 def test_every_trainable_objective_can_be_inspected() -> None:
     from selfsup.objectives import RECIPES, find_recipe
+    from selfsup.objectives.teachers import STUDENTS
 
-    assert {find_recipe(name).inspector for name in RECIPES} == INSPECTORS.keys() - {"task"}
+    taught = (find_recipe("distill", {"distill.kind": kind}) for kind in STUDENTS)
+    recipes = [*(find_recipe(name) for name in RECIPES), *taught]
+    assert {recipe.inspector for recipe in recipes} == INSPECTORS.keys() - {"task"}
 
 
 def test_page_needs_nothing_beside_itself(run: Run) -> None:
