@@ -148,10 +148,26 @@ def gain(values: list[float], by: str = "structure") -> Gain:
     return Gain.of("x", True, score([0.0] * len(values)), score(values))
 
 
+class Stopping(Reporter):
+    """Presses Ctrl-C when something is said that begins so."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(False)
+        self.words = words
+
+    def say(self, text: str) -> None:
+        if text.strip().startswith(self.words):
+            raise KeyboardInterrupt
+
+
 def test_a_decoder_gets_better_and_the_report_says_so(
     trained: Trained, data: Path, hasty: None, tmp_path: Path
 ) -> None:
+    """Though it is stopped within a trial, and before it is gone on with the chosen one."""
     start = trained("causal-lm").directory
+    for words in ("step 0 ", "Going on with"):
+        with pytest.raises(Interrupted, match="Give the same command again"):
+            selfsup.adapt(start, data=data, budget=90, out=tmp_path / "out", reporter=Stopping(words))
     made = selfsup.adapt(start, data=data, budget=90, out=tmp_path / "out", reporter=QUIET)
     assert made.protocol in ("bits-per-byte", "perplexity")
     assert [each.name for each in made.tried] == [each.name for each in CANDIDATES if each.kind == DECODER]
@@ -170,18 +186,6 @@ def test_a_decoder_gets_better_and_the_report_says_so(
     assert trained_on == {str(tmp_path / "out" / "data" / "train.jsonl")}
     with pytest.raises(UserError, match="holds a finished adaptation"):
         selfsup.adapt(start, data=data, budget=90, out=tmp_path / "out", reporter=QUIET)
-
-
-class Stopping(Reporter):
-    """Presses Ctrl-C when something is said that begins so."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__(False)
-        self.words = words
-
-    def say(self, text: str) -> None:
-        if text.strip().startswith(self.words):
-            raise KeyboardInterrupt
 
 
 def test_a_stop_anywhere_goes_on_and_finished_trials_are_not_made_again(

@@ -34,7 +34,8 @@ STEPS = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "
 NAMES = list(tiny_encoders.CLASSES)
 # Variants of a class that differ in their heads are trained by one objective each.
 ONE = {"bert with two heads": "simcse", "classifier": "masked-lm", "camembert": "simcse"}
-TRAINED = [(each, name) for name in NAMES for each in ("masked-lm", "simcse", "tsdae") if ONE.get(name, each) == each]
+TRAINED = [(each, name) for name in NAMES for each in ("masked-lm", "simcse") if ONE.get(name, each) == each]
+TRAINED += [("tsdae", name) for name in ("modernbert", "bert without a head", "roberta", "distilbert", "sentences")]
 Go = Callable[..., selfsup.Run]
 
 

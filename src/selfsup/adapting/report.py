@@ -123,8 +123,10 @@ class Adapted:
         """What came of it, in sentences."""
         for each in self.tried:
             yield f"{each.name}: {each.why}" + ("" if each.unfit is None else f"; not tried, for {each.unfit}") + "."
-        if self.gain is None:
-            yield "It did not get better: no trial did as well as the start, so nothing was gone on with."
+        if all(each.gain is None for each in self.tried):
+            yield "Nothing could be tried."
+        elif self.gain is None:
+            yield "It did not get better: no trial gained anything, so nothing was gone on with."
         else:
             yield f"Gone on with: {self.chosen}. {told(self.gain)}"
             if not self.better:
