@@ -24,6 +24,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -198,21 +199,31 @@ class TextTokenizer:
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         """The ids of each text, in parallel, without special tokens; arrays of `dtype`. A start or end token that a
         foreign model makes of plain text becomes the unknown token: it would end the text."""
-        batch: list[Ids] = []
-        for start in range(0, len(texts), AT_ONCE):
-            with library_at_work("The tokenizer cannot encode a text"):
-                batch += interruptible(self._encoded, texts[start : start + AT_ONCE])
+        batch = [np.array(ids, self.dtype) for ids in self._encoded(texts)]
         for ids in batch:
             self._replace_ends(ids)
         return batch
 
-    def _encoded(self, texts: list[str]) -> list[Ids]:
+    def encode_joined(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """The same one after the other, (tokens in all,), and how many each text has, (n,)."""
+        batch = list(self._encoded(texts))
+        ids = np.array(list(chain.from_iterable(batch)), self.dtype)
+        self._replace_ends(ids)
+        return ids, np.array([len(row) for row in batch], np.int64)
+
+    def _encoded(self, texts: list[str]) -> Iterator[list[int]]:
+        for start in range(0, len(texts), AT_ONCE):
+            with library_at_work("The tokenizer cannot encode a text"):
+                some = interruptible(self._encode, texts[start : start + AT_ONCE])
+            yield from some
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             _require_texts(texts)
             raise
-        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+        return [encoding.ids for encoding in encodings]
 
     def _replace_ends(self, ids: Ids) -> None:
         if self.marks.end is None:

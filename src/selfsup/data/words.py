@@ -34,7 +34,7 @@ class Known:
 
 
 class WordIds:
-    """What a tokenizer makes of words, remembered. The ids are those of `TextTokenizer.encode_batch`."""
+    """What a tokenizer makes of words, remembered. The ids are those of `TextTokenizer.encode_joined`."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -43,7 +43,7 @@ class WordIds:
     def encode(self, texts: list[str]) -> tuple[Ids, Numbers]:
         """The ids of all texts, one after the other, (tokens in all,), and how many each has, (n,)."""
         if not (self.tokenizer.apart and all(isinstance(text, str) for text in texts)):
-            return self._encoded(texts)
+            return self.tokenizer.encode_joined(texts)
         words = [text.split(" ") for text in texts]
         numbers = self._look_up(list(chain.from_iterable(words)))
         starts, sizes = self._known.starts[numbers], self._known.sizes[numbers]
@@ -56,10 +56,5 @@ class WordIds:
         if self._known.characters > MOST:
             self._known = Known(np.empty(0, self.tokenizer.dtype))
         if new := sorted(set(words) - self._known.numbers.keys()):
-            self._known.add(new, *self._encoded(new))
+            self._known.add(new, *self.tokenizer.encode_joined(new))
         return np.fromiter(map(self._known.numbers.__getitem__, words), np.int64, len(words))
-
-    def _encoded(self, texts: list[str]) -> tuple[Ids, Numbers]:
-        rows = self.tokenizer.encode_batch(texts)
-        ids = np.concatenate([np.empty(0, self.tokenizer.dtype), *rows])
-        return ids, np.array([len(row) for row in rows], np.int64)
