@@ -179,7 +179,7 @@ class Trainer:
                 self._look_around(bool(interrupted))
                 if self.step in self.budget.renewal.steps:
                     reading.close()  # what was read ahead is of records that go
-                    self._renew()
+                    self._renew(interrupted)
                     batches = reading.enter_context(closing(self._batches()))
                 began, start = self.clock.elapsed(), time.perf_counter()
                 read = next(batches)
@@ -191,17 +191,23 @@ class Trainer:
         """The micro-batches of each step from here on."""
         return loader_of(self.recipe, self.processes, self.settings["data.workers"]).steps(self.step)
 
-    def _renew(self) -> None:
+    def _renew(self, interrupted: list[int]) -> None:
         """Make records anew by the model as it stands. A checkpoint of this step holds the former ones: whoever goes on
-        from there comes by here."""
+        from there comes by here. One process alone stops while it does so, several when they have done so."""
         began = time.perf_counter()
 
         def progress(done: int, total: int | None) -> None:
+            if interrupted and self.processes.size == 1:
+                raise Interrupted
             left = (time.perf_counter() - began) * ((total or done) / max(1, done) - 1)
             self.reporter.advance(done / (total or 1), f"{done:,} of {total:,}, {duration(left)} left")
 
-        with self._merged(), self.budget.timed("renewal"):
-            told = self.recipe.renew(self.objective, self.processes, self.machine.autocast, progress)
+        try:
+            with self._merged(), self.budget.timed("renewal"):
+                told = self.recipe.renew(self.objective, self.processes, self.machine.autocast, progress)
+        except Interrupted:
+            self._save()
+            self._stop()
         self.processes.wait()
         self.objective.train()
         self.reporter.say(f"step {self.step:,}  {told} ({duration(time.perf_counter() - began)})")

@@ -4,7 +4,9 @@ was stopped anywhere, or shared by processes and threads, looks for the same."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from selfsup.budget import Budget, Clock
 from selfsup.data.pair_records import Framing, TextPairs
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.distributed import Processes
-from selfsup.errors import UserError
+from selfsup.errors import Interrupted, UserError
 from selfsup.files import save_tensors, write_manifest
 from selfsup.inference.items import silent
 from selfsup.objectives import find_recipe, mining
@@ -205,6 +207,27 @@ def test_a_run_that_was_stopped_at_a_step_goes_on_as_if_it_was_not(
         if later > step:
             shutil.rmtree(directory / "checkpoints" / f"step-{later:09d}")
     assert_equal(resume(directory), whole)
+
+
+def test_a_look_that_is_interrupted_is_made_again(
+    whole: Run, go: Go, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while texts are embedded: the run is saved as it stood before, what was found so far is not kept."""
+    embedded = mining._embedded
+
+    def interrupt(*given: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        return embedded(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mining, "_embedded", interrupt)
+        with pytest.raises(Interrupted, match=f"Stopped at step {DUE[0]}; everything is saved"):
+            go(tmp_path / "run", **{"checkpoint.every": 50})
+    assert Run(tmp_path / "run").checkpoints().steps() == [DUE[0]]
+    run = resume(tmp_path / "run")
+    assert lines(run) == lines(whole)
+    last = SETTINGS["steps"]
+    assert kept(run, last)["renewed"]["negatives"].equal(kept(whole, last)["renewed"]["negatives"])
 
 
 @pytest.mark.parametrize("workers", [0, 3])
