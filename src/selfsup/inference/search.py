@@ -82,6 +82,7 @@ class Searcher:
             )
         self._model = open_embedder(place, device)
         self.library.admit(self._model)
+        self._own = self.library.own  # which is read from the disk each time
 
     @checked
     def __call__(
@@ -138,9 +139,8 @@ class Searcher:
         return [self._hit(rows[k], scores[k], {name: rank.get(k) for name, rank in ranks.items()}) for k in best]
 
     def _hit(self, row: dict[str, Any], score: float, ranks: dict[str, int | None] | None = None) -> Hit:
-        own = self.library.own
-        values = {name: value for name, value in row.items() if name not in (*own, *FIGURES)}
-        placed = {name: row[name] for name in PLACED if name in own}
+        values = {name: value for name, value in row.items() if name not in (*self._own, *FIGURES)}
+        placed = {name: row[name] for name in PLACED if name in self._own}
         return Hit(score, row["id"], row["text"], row["source"], values, **placed, ranks=ranks)
 
 
