@@ -29,6 +29,7 @@ TINY_TRAINING = ["causal-lm", "--data", "c.jsonl", *(word for word in TINY_WORDS
 BASES = {  # a use of each command that works
     "train": [*TINY_TRAINING, "--out", "new", "--steps", "1"],
     "plan": [*TINY_TRAINING, "--steps", "1"],
+    "adapt": ["run", "--data", "c.jsonl", "--out", "new"],
     "inspect": ["causal-lm", "--text", "a b c d", "--tokenizer", "words"],
     "compare": ["run", "other"],
     "doctor": ["run"],
@@ -54,11 +55,13 @@ NO_NAME = ["accuracy", "", LONG, "\x1b[2J", "../x"]
 NO_NUMBER = ["-1", "nan", "1" + "0" * 30, "x", "", "1e400"]
 WRONG = {  # by the name of a parameter: values that none of the commands takes
     "run": [*NO_RUN, "other-objective"],
+    "model": NO_RUN,
     "library": [*NOT_THERE, "run", "c.jsonl", "folder", "endless"],
     "runs": NO_RUN,
     "--resume": NO_RUN,
     "--run": NO_RUN,
     "--model": NO_RUN,
+    "--teacher": NO_RUN,
     "--init": NO_RUN,
     "--image-init": NO_RUN,
     "--text-init": ["run"],  # of another objective

@@ -32,7 +32,7 @@ from selfsup.adapting.report import CHOOSING, JUDGING, Adapted, Tried, gain_from
 from selfsup.adapting.texts import Texts, set_aside
 from selfsup.arguments import checked
 from selfsup.budget import Clock
-from selfsup.config import Duration
+from selfsup.config import Duration, shown
 from selfsup.data.sources import open_text
 from selfsup.errors import Interrupted, UserError
 from selfsup.evaluation import DECODER, IMAGES, PAIRS, PROTOCOLS, TEXTS, measure
@@ -40,6 +40,7 @@ from selfsup.evaluation.base import Measurement, Score
 from selfsup.evaluation.gains import Gain
 from selfsup.files import LOCK, expanded, held, write_atomically
 from selfsup.inference.opening import load
+from selfsup.machine import find_device
 from selfsup.models.directories import find_model
 from selfsup.report import Reporter, Screen, duration
 from selfsup.run import Run, new_directory
@@ -95,6 +96,7 @@ def adapt(
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     seconds = _seconds(budget)
+    find_device(device)  # says so where there is none
     kind = load(model).kind
     if kind in (DECODER, TEXTS):
         open_text(data, column, failures, "training")  # says so where there is none
@@ -106,7 +108,10 @@ def adapt(
         "failures": failures,
         "seed": seed,
     }
-    place, how = _place(out, asked), {"device": device, "precision": precision}
+    try:
+        place, how = _place(out, asked), {"device": device, "precision": precision}
+    except OSError as error:
+        raise UserError(f"Cannot write to {out or 'runs'}: {error.strerror}; give another --out.") from None
     try:
         with held(place, f"{place} is being worked on by another process; wait for it, or give another --out."):
             session = _Session(place, asked, how, reporter or Reporter(), clock or Clock(), kind)
@@ -121,7 +126,9 @@ def _seconds(budget: str | float) -> float:
     try:
         seconds = float(TypeAdapter(Duration).validate_python(budget))
     except ValidationError as error:
-        raise UserError(f"The budget {budget!r} is none ({error.errors()[0]['msg']}); give one such as 30m.") from None
+        raise UserError(
+            f"The budget {shown(budget)} is none ({error.errors()[0]['msg']}); give one such as 30m."
+        ) from None
     if seconds < LEAST_BUDGET:
         raise UserError(
             f"A budget of {duration(seconds)} leaves no time for trials; give {duration(LEAST_BUDGET)} or more."
