@@ -63,6 +63,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--model": NO_RUN,
     "--teacher": NO_RUN,
     "--init": NO_RUN,
+    "--rerank": NO_RUN,
     "--image-init": NO_RUN,
     "--text-init": ["run"],  # of another objective
     "--probe": [*NOT_THERE, "run", "c.jsonl", "endless"],
@@ -96,7 +97,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
 }
 NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
-NUMBERS |= {"--overlap", "--passages", "--per-document"}
+NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candidates"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
 
