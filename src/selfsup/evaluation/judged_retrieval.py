@@ -39,9 +39,10 @@ from selfsup.evaluation.features import UnitVectors
 from selfsup.evaluation.ranking import Indices, Nearest, Ranks, Relevance, before, drawn_order, ndcg, scored
 from selfsup.inference.cross_encoder import CrossEncoderModel
 from selfsup.inference.items import CHUNK, Item, chunks
-from selfsup.inference.reranking import CANDIDATES
 from selfsup.inference.texts import Text
 from selfsup.models.features import DOCUMENT, QUERY
+
+CANDIDATES = 100  # documents that a cross-encoder reads for a query
 
 
 @dataclass(frozen=True)

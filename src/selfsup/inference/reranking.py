@@ -12,8 +12,6 @@ from selfsup.inference.hits import Hit
 if TYPE_CHECKING:
     from selfsup.inference.cross_encoder import CrossEncoderModel
 
-CANDIDATES = 100  # hits that are looked at by default
-
 
 def reranked(hits: Sequence[Hit], query: str, model: CrossEncoderModel) -> list[Hit]:
     """All hits, those first that answer the query best by a cross-encoder; of equal ones the nearer first. Raises

@@ -15,7 +15,6 @@ from selfsup.inference.hits import Hit
 from selfsup.inference.items import Item, Vectors
 from selfsup.inference.library import PLACED, Library
 from selfsup.inference.opening import open_embedder
-from selfsup.inference.reranking import CANDIDATES, reranked
 from selfsup.inference.texts import Text
 
 RANK_CONSTANT = 60  # of reciprocal ranks
@@ -43,7 +42,7 @@ def search(
     hybrid: bool = False,
     per_document: int = 1,
     rerank: str | Path | None = None,
-    candidates: int = CANDIDATES,
+    candidates: int = 100,
     model: str | Path | None = None,
     device: str = "auto",
 ) -> list[Hit]:
@@ -59,6 +58,7 @@ def search(
     if query is None:
         raise UserError("A cross-encoder reads words, and the query is none; give words, or leave out --rerank.")
     from selfsup.inference.cross_encoder import CrossEncoderModel
+    from selfsup.inference.reranking import reranked
 
     reader = CrossEncoderModel.open(rerank, device)
     return reranked(find(max(top, candidates)), query, reader)[:top]
