@@ -81,11 +81,11 @@ def test_equals_a_plain_loop_over_tokens(run: Run) -> None:
     encoded = encode_documents(OTHER, model.tokenizer)
     nats = sum(losses := plain_losses(model, encoded.tokens.tolist(), WINDOW))
     size = sum(len(text.encode()) for text in OTHER)
-    score = evaluate(run, data=OTHER)
+    score = evaluate(run, data=OTHER, precision="fp32")
     assert score.n == len(losses) == sum(len(text) + 1 for text in OTHER)
     assert score.value == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert score.chance == pytest.approx(score.n * math.log2(model.tokenizer.vocabulary) / size)
-    perplexity = evaluate(run, data=OTHER, protocol="perplexity")
+    perplexity = evaluate(run, data=OTHER, precision="fp32", protocol="perplexity")
     assert perplexity.value == pytest.approx(math.exp(nats / len(losses)), rel=1e-5)
     assert (perplexity.chance, perplexity.n) == (model.tokenizer.vocabulary, score.n)
 
