@@ -60,7 +60,7 @@ NOWHERE = {
     "missing": r"There is no .*missing; give the directory of a run or of a model",
 }
 DECODER = r"a run of causal-lm or a dense decoder \(qwen3, .*\)"
-ENCODER = "a run of masked-lm or simcse, or an encoder of type modernbert, bert, .*"
+ENCODER = "a run that trained an encoder of texts, or an encoder of type modernbert, bert, .*"
 VISION = "starts from a vision transformer; give a run of dino, simclr, mae or clip, or one of dinov3_vit, dinov2"
 SAID: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
     (

@@ -495,7 +495,7 @@ def fitting_preset(effort: Effort, tokens: int) -> str:
 # By the kind of an objective of texts: the types of model that --init takes, and where one comes from.
 TAKEN: dict[Family, tuple[tuple[str, ...], str]] = {
     "decoder": (DECODERS, f"a run of causal-lm or a dense decoder ({', '.join(DECODERS)})"),
-    "encoder": (ENCODERS, f"a run of masked-lm, simcse, pairs, tsdae or distill, or an encoder of type {', '.join(ENCODERS)}"),
+    "encoder": (ENCODERS, f"a run that trained an encoder of texts, or an encoder of type {', '.join(ENCODERS)}"),
 }
 
 
