@@ -17,7 +17,7 @@ import torch
 from benchmarks.common import Figures, selfsup, show, spread, write
 from selfsup.data.sources import open_text
 from selfsup.evaluation.base import Measurement
-from selfsup.evaluation.ranking import before
+from selfsup.evaluation.ranking import before, drawn_order
 from selfsup.evaluation.structure import MOST, figures, followed
 
 Pair = tuple[str, str]
@@ -50,13 +50,16 @@ def by_words(pairs: Sequence[Pair], scores: Callable[[Sequence[str], Sequence[st
     passages = {text: place for place, text in enumerate(dict.fromkeys(second for _, second in pairs))}
     own = torch.tensor([passages[second] for _, second in pairs])
     found = torch.from_numpy(np.asarray(scores([first for first, _ in pairs], list(passages)), np.float32))
-    ranks = 1 + before(found, found.gather(1, own[:, None]), torch.arange(len(passages)), own[:, None]).sum(1).numpy()
+    order, similarity = drawn_order(passages), found.gather(1, own[:, None])
+    for number, (first, _) in enumerate(pairs):
+        found[number, passages.get(first, own[number])] = -torch.inf  # none finds itself
+    ranks = 1 + before(found, similarity, order, order[own][:, None]).sum(1).numpy()
     return float(figures(ranks, len(passages))["value"])
 
 
 def drawn_pairs(texts: Path, seed: int) -> list[Pair]:
     """Those that the protocol draws."""
-    every = list(followed(open_text(texts, failures=1.0), None))
+    every = [each for each in followed(open_text(texts, failures=1.0), None) if each[1] != each[2]]
     chosen = Measurement(Path(), None, None, seed=seed, records=MOST).sampled(every)
     return [(passage, following) for _, passage, following in chosen]
 

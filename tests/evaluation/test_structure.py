@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +15,7 @@ from word_vectors import WordVectors
 from selfsup.errors import UserError
 from selfsup.evaluation import evaluate
 from selfsup.evaluation.base import Score
+from selfsup.evaluation.ranking import drawn_order
 from selfsup.evaluation.structure import PASSAGE, SHORTEST, passages
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -66,11 +68,11 @@ def test_ranks_are_those_of_a_plain_count(model: WordVectors) -> None:
     pairs = [passages(text) for text in DOCUMENTS]
     first, second = (model.embed([pair[side] for pair in pairs]) for side in (0, 1))
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
-    similar = first @ second.T
+    similar, order = first @ second.T, drawn_order([pair[1] for pair in pairs]).tolist()
     ranks = [
         1
         + sum(
-            similar[i, j] > similar[i, i] + 1e-5 or (j < i and similar[i, j] >= similar[i, i] - 1e-5)
+            similar[i, j] > similar[i, i] + 1e-5 or (order[j] < order[i] and similar[i, j] >= similar[i, i] - 1e-5)
             for j in range(len(pairs))
             if j != i
         )
@@ -83,6 +85,17 @@ def test_ranks_are_those_of_a_plain_count(model: WordVectors) -> None:
     assert score.value > 3 * score.chance
     low, high = score.interval
     assert low < score.value < high
+
+
+def test_a_passage_does_not_find_itself() -> None:
+    """Of three passages of the same words, the middle one, which is looked for too, has but the last to find."""
+    documents = [[f"word{8 * number + place}" for place in range(6)] for number in range(8)]
+    turned = [[" ".join(words[by:] + words[:by]) for by in range(3)] for words in documents]
+    rows = [{"query": one, "passage": other} for three in turned for one, other in itertools.pairwise(three)]
+    score = run(rows)
+    assert score.details["R@1"] > 50  # all middle ones, and those first ones to which chance gives the middle one
+    assert score.details["candidates"] == 16
+    assert run([*rows, {"query": "alone", "passage": "alone"}]).details == score.details
 
 
 def test_columns_of_queries_and_passages_are_taken_for_what_belongs_together(model: WordVectors) -> None:
