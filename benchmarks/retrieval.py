@@ -52,7 +52,8 @@ def by_words(pairs: Sequence[Pair], scores: Callable[[Sequence[str], Sequence[st
     found = torch.from_numpy(np.asarray(scores([first for first, _ in pairs], list(passages)), np.float32))
     order, similarity = drawn_order(passages), found.gather(1, own[:, None])
     for number, (first, _) in enumerate(pairs):
-        found[number, passages.get(first, own[number])] = -torch.inf  # none finds itself
+        if first in passages:  # none finds itself
+            found[number, passages[first]] = -torch.inf
     ranks = 1 + before(found, similarity, order, order[own][:, None]).sum(1).numpy()
     return float(figures(ranks, len(passages))["value"])
 

@@ -39,6 +39,12 @@ SHORTER = {
     "--out runs/lit": "--out runs/lit --steps 3 --batch 8",
     "--out runs/bert --budget 20m": "--out runs/bert --steps 8 model.preset=0.1m",
     "--init runs/bert --out runs/emb": "--init runs/bert --out runs/emb --steps 3 --batch 16",
+    "--out runs/pairs-emb": "--out runs/pairs-emb --steps 3 --batch 8",
+    "--out runs/next": "--out runs/next --steps 3 --batch 8",
+    "--out runs/tsdae": "--out runs/tsdae --steps 3 --batch 8",
+    "--out runs/small": "--out runs/small --steps 3 --batch 8 model.preset=0.1m",
+    "--out runs/static": "--out runs/static --steps 3",
+    "--budget 30m --out runs/adapted": "--budget 1m --out runs/adapted",
     "--budget 8m": "--steps 4 --batch 16 model.preset=vit-atto",
     "--budget 30m": "--steps 3 --batch 8 model.preset=vit-atto",
     "--budget 12m": "--steps 4 --batch 16 model.preset=vit-atto",
@@ -86,6 +92,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "sentences.txt").write_text("\n".join(lines[:500]))
     pairs = [{"sentence1": a, "sentence2": b, "score": float(len(a) % 6)} for a, b in pairwise(lines[:40])]
     pq.write_table(pa.Table.from_pylist(pairs), place / "stsb-en-test.parquet")
+    titles = [{"title": a, "body": b} for a, b in pairwise(lines[:120:2])]
+    pq.write_table(pa.Table.from_pylist(titles), place / "titles.parquet")
+    pq.write_table(pa.table({"text": [text[:3000], text[3000:5000]]}), place / "books.parquet")
     reviews = [{"text": line, "label": len(line) % 2} for line in lines[:80]]
     pq.write_table(pa.Table.from_pylist(reviews), place / "movie-reviews.parquet")
     emoji = pq.read_table(str(files("selfsup").joinpath("data/samples/emoji.parquet"))).slice(0, 96).to_pylist()
@@ -109,7 +118,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def published(place: Path) -> Path:
     """The same with what README calls public models: small ones of their classes."""
     foreign.llama(place / "smollm2")
-    foreign.bert(place / "bert")
+    for name in ("bert", "minilm"):
+        foreign.bert(place / name)
     save_peer("dinov2", place / "dinov2")
     save_towers(place / "siglip", "siglip")
     return place
