@@ -273,7 +273,7 @@ def test_local_layers_see_half_a_local_window_to_each_side(local_window: int, do
     random = torch.Generator().manual_seed(0)
     x = torch.randn(1, 150, 32, generator=random, dtype=torch.double)
     for block, kind in zip(encoder.layers, (GLOBAL, LOCAL), strict=True):
-        sight = encoder._placement(kind, tokens, numbers, torch.double)
+        sight = encoder._placement(kind, tokens, numbers, False, torch.double)
         with torch.no_grad():
             before = block(x, sight)
         for place in (0, 75, 149):
