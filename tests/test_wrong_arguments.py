@@ -89,6 +89,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--where": ["nothing", "", LONG, "\x1b[2J", "1;"],
     "--templates": ["nothing", ""],
     "--captions": ["nothing", ""],
+    "--split": NO_NAME,
     "ids": ["nothing", ""],
     "--stop": [""],
     "words": ["causal-ml", "fast", "c.jsonl", "seed=1", "=", "model.layers=[", "layers=1", LONG, "run"],
