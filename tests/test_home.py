@@ -96,8 +96,8 @@ def test_from_python(home: Path) -> None:
     assert selfsup.doctor("~/run").step == 12
     selfsup.compare(["~/run", Path("~/other")]).plot("~/curves.svg")
     assert selfsup.export("~/run", out="~/exported", to="transformers").directory == home / "exported"
-    assert selfsup.embed("~/encoder", "~/notes.jsonl", "~/v.parquet").records == 80
-    assert selfsup.index("~/encoder", Path("~/notes.jsonl"), "~/n.lance").records == 80
+    assert selfsup.embed("~/encoder", "~/notes.jsonl", "~/v.parquet", passages="none").records == 80
+    assert selfsup.index("~/encoder", Path("~/notes.jsonl"), "~/n.lance", passages="none").records == 80
     assert selfsup.search("~/n.lance", "dogs", model="~/encoder")
     Probe.fit("~/encoder", "~/notes.jsonl").save("~/probe")
     assert Probe.load("~/probe").records == 80

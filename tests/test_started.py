@@ -26,7 +26,7 @@ from selfsup.optim import Optimizer
 from selfsup.report import Reporter
 from selfsup.run import Run
 
-OWN = ("model", "tokenizer", "precision", "optim.warmup", "optim.weight_decay")
+OWN = ("model", "tokenizer", "optim.warmup", "optim.weight_decay")
 TEXT = [f"{'the cat sat on the mat, and the dog on the bed. ' * 40}{'na' * n}" for n in range(60)]
 GoOn = Callable[..., Run]
 

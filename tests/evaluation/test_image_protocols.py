@@ -60,7 +60,7 @@ def test_every_protocol_of_features(protocol: str, model: Path, photos: Path) ->
     low, high = score.interval
     assert low <= score.value <= high
     assert (score.protocol, score.seed) == (protocol, 3)
-    count = 2 * len(LABELS) if protocol == "alignment" else len(LABELS)
+    count = 2 * len(LABELS) if protocol in ("alignment", "instances") else len(LABELS)
     assert seen[-1] == (count, count)
     assert score == evaluate(model, data=photos, protocol=protocol, seed=3)
 

@@ -80,7 +80,7 @@ def test_perplexity_is_that_of_a_plain_loop(
     style: str, network: str, directories: dict[str, Path], native: dict[str, Path], documents_file: Path
 ) -> None:
     directory = (directories if network == "own" else native)[style]
-    score = selfsup.evaluate(directory, data=documents_file, protocol="perplexity")
+    score = selfsup.evaluate(directory, data=documents_file, precision="fp32", protocol="perplexity")
     assert score.value == pytest.approx(perplexity(directory, style), rel=1e-4)
     _, tokenizer = open_stock(directory)
     ids = [tokenizer(t, split_special_tokens=True, add_special_tokens=False).input_ids for t in DOCUMENTS]
@@ -153,7 +153,7 @@ def test_a_trained_directory_is_measured_as_it_was(
     style: str, network: str, continued: Callable[[str, str], tuple[Path, Path]], documents_file: Path
 ) -> None:
     before, after = continued(style, network)
-    score = selfsup.evaluate(after, data=documents_file, protocol="perplexity")
+    score = selfsup.evaluate(after, data=documents_file, precision="fp32", protocol="perplexity")
     assert score.value == pytest.approx(perplexity(before, style), rel=1e-4)
     assert perplexity(after, style) == pytest.approx(perplexity(before, style), rel=1e-4)
     texts = [*DOCUMENTS, ""]
@@ -205,7 +205,7 @@ def test_a_new_model_with_a_tokenizer_from_elsewhere(
     assert batch["attention_mask"][1].sum() < batch["attention_mask"].shape[1]
     config = json.loads((run.model_directory / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (plain.start, plain.end)
-    score = selfsup.evaluate(run, data=documents_file, protocol="perplexity")
+    score = selfsup.evaluate(run, data=documents_file, precision="fp32", protocol="perplexity")
     assert score.value > 1
     assert isinstance(run.model.generate("the cat", tokens=5), str)
 

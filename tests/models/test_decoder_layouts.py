@@ -301,7 +301,7 @@ def test_it_is_measured_and_handed_on(name: str, runs: Callable[[str], tuple[Pat
     rows = [torch.tensor([[tokenizer.start, *ids.tolist(), tokenizer.end]]) for ids in tokenizer.encode_batch(texts)]
     with torch.no_grad():
         losses = [token_losses(network(row).logits[0, :-1], row[0, 1:]) for row in rows]
-    score = selfsup.evaluate(run, data=[{"text": text} for text in texts], protocol="perplexity")
+    score = selfsup.evaluate(run, data=[{"text": text} for text in texts], precision="fp32", protocol="perplexity")
     assert math.log(score.value) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
     exported = selfsup.export(run, out=tmp_path / "copy", to="transformers")
     assert class_of(name) in exported.opens_with
@@ -317,6 +317,6 @@ def test_what_is_none_here_is_left_to_transformers(tmp_path: Path) -> None:
     model = LanguageModel.load(directory)
     assert isinstance(model.decoder, AdaptedDecoder)
     assert model.generate("the cat", tokens=5, temperature=0) == model.generate("the cat", tokens=5, temperature=0)
-    assert selfsup.evaluate(directory, data=[{"text": "the cat sat"}], protocol="perplexity").n == 4
+    assert selfsup.evaluate(directory, data=[{"text": "the cat sat"}], precision="fp32", protocol="perplexity").n == 4
     with pytest.raises(UserError, match=r"rope_type = 'longrope'; only models with default or .* model=hf:"):
         selfsup.plan("causal-lm", init=str(directory), data=[{"text": "the cat sat"}])
