@@ -39,7 +39,7 @@ SHORTER = {
     "--out runs/lit": "--out runs/lit --steps 3 --batch 8",
     "--out runs/bert --budget 20m": "--out runs/bert --steps 8 model.preset=0.1m",
     "--init runs/bert --out runs/emb": "--init runs/bert --out runs/emb --steps 3 --batch 16",
-    "--out runs/pairs-emb": "--out runs/pairs-emb --steps 3 --batch 8",
+    "--out runs/titles": "--out runs/titles --steps 3 --batch 8",
     "--out runs/next": "--out runs/next --steps 3 --batch 8",
     "--out runs/tsdae": "--out runs/tsdae --steps 3 --batch 8",
     "--out runs/small": "--out runs/small --steps 3 --batch 8 model.preset=0.1m",

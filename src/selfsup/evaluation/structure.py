@@ -53,16 +53,19 @@ def measure(measurement: Measurement) -> Score:
     queries = [query for _, query, _ in drawn]
     texts: dict[str, int] = {}
     own = torch.tensor([texts.setdefault(answer, len(texts)) for _, _, answer in drawn])
-    rank = _ranks(m, queries, texts, own, "query" if in_columns(table, m.column) else "document")
+    if in_columns(table, m.column):
+        asking, answers = _unit(m, queries, "query"), _unit(m, list(texts), "document")
+    else:
+        asking, answers = _unit(m, [*queries, *texts], "document").tensor_split([len(queries)])
+    rank = _ranks(asking, answers, queries, texts, own)
     records = np.unique([record for record, _, _ in drawn], return_inverse=True)[1]
     of = digest("\0".join(itertools.chain(queries, texts)).encode())
     resampling = Resampling.of_ratio(np.bincount(records, 100.0 / rank), np.bincount(records), of)
     return Score.of(resampling, m.seed, data=table.name, **figures(rank, len(texts)))
 
 
-def _ranks(m: Measurement, queries: list[str], texts: dict[str, int], own: Tensor, prompt: str) -> Indices:
-    """At which rank each query, behind a prompt, finds its own of the texts, which are numbered."""
-    asking, answers = (_unit(m, each, name) for each, name in ((queries, prompt), (list(texts), "document")))
+def _ranks(asking: Tensor, answers: Tensor, queries: list[str], texts: dict[str, int], own: Tensor) -> Indices:
+    """At which rank each query (n, d) finds its own (n,) of the texts (m, d), which are numbered."""
     itself = [(number, texts[query]) for number, query in enumerate(queries) if query in texts]
     barred = torch.tensor(itself, dtype=torch.int64, device=asking.device).view(-1, 2)
     order, own = drawn_order(texts).to(asking.device), own.to(asking.device)
