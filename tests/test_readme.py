@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "sentences.txt").write_text("\n".join(lines[:500]))
     pairs = [{"sentence1": a, "sentence2": b, "score": float(len(a) % 6)} for a, b in pairwise(lines[:40])]
     pq.write_table(pa.Table.from_pylist(pairs), place / "stsb-en-test.parquet")
-    titles = [{"title": a, "body": b} for a, b in pairwise(lines[:120:2])]
+    titles = [{"title": a, "body": b} for a, b in zip(lines[:120:2], lines[1:120:2], strict=True)]
     pq.write_table(pa.Table.from_pylist(titles), place / "titles.parquet")
     pq.write_table(pa.table({"text": [text[:3000], text[3000:5000]]}), place / "books.parquet")
     reviews = [{"text": line, "label": len(line) % 2} for line in lines[:80]]
