@@ -65,6 +65,7 @@ class Curve(NamedTuple):
     Attributes:
         first: the loss of its first step, and how far it may lie from that.
         last: above which no loss of its end lies, in training or in validation.
+        gradients: how many times `TOLERANCE` their norms may differ by.
         teacher: writes the model that it learns from into a directory.
     """
 
@@ -73,6 +74,7 @@ class Curve(NamedTuple):
     first: tuple[float, float]
     last: float
     teacher: Callable[[Path], Path] | None = None
+    gradients: int = 10
 
 
 # Instead of the settings of text.
@@ -154,6 +156,7 @@ CURVES = {
         IMAGES | {"vicreg": {"expander": 64}},
         (49.0, 1.5),  # a fresh expander says nearly the same of every image
         40.0,
+        gradients=30,  # of deviations near zero, whose roots amplify rounding: .9 % from one processor to another
     ),
     "dino": Curve(
         DINORecipe,
@@ -245,9 +248,10 @@ def found(
         yield request.param, curve(request.param, tmp_path_factory.mktemp("golden"))
 
 
-@pytest.mark.parametrize(("figure", "times"), [("loss", 1), ("validation_loss", 1), ("grad_norm", 30)])
-def test_the_curve_has_not_moved(found: tuple[str, dict[str, list[float]]], figure: str, times: int) -> None:
+@pytest.mark.parametrize("figure", ["loss", "validation_loss", "grad_norm"])
+def test_the_curve_has_not_moved(found: tuple[str, dict[str, list[float]]], figure: str) -> None:
     name, figures = found
+    times = CURVES[name].gradients if figure == "grad_norm" else 1
     expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))[figure]
     assert figures[figure] == pytest.approx(expected, rel=times * TOLERANCE), (
         f"the {figure} of {name} moved; if that is meant, run `python {Path(__file__).name} --write {name}` and say why"

@@ -87,7 +87,7 @@ def test_what_is_none(condition: str, reason: str, searcher: selfsup.Searcher) -
         searcher("a storm", 20, condition)
     message = str(caught.value)
     assert reason in message
-    assert "one expression in SQL over the columns id, text, source, " in message
+    assert "one expression in SQL over the columns id, text, source, document, start, end, year" in message
     assert "source LIKE '%.txt'" in message
     assert "\n" not in message
     assert len(message) < 1200

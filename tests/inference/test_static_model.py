@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 import selfsup
 from selfsup.errors import UserError
-from selfsup.inference import encoder as module
+from selfsup.inference import static as module
 from selfsup.inference.encoder import EncoderModel
 from selfsup.inference.opening import load_as
 from selfsup.models.features import Features

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from selfsup.data.tokenizer_loading import load_tokenizer
 from selfsup.data.tokenizers import Ids, TextTokenizer
-from selfsup.data.words import WordIds
 from selfsup.errors import UserError
 from selfsup.inference.base import EmbeddingModel, OneNetwork, Reading, require_room
 from selfsup.inference.items import Vectors, silent
-from selfsup.inference.static import AT_ONCE, look_up, open_table
 from selfsup.inference.texts import Text, Texts
 from selfsup.machine import Machine, find_precision
 from selfsup.models import kinds
@@ -33,10 +31,10 @@ from selfsup.models.layouts import Unfit
 from selfsup.models.packing import MULTIPLE, embed, pack, rounded
 from selfsup.models.sentence_transformers import normalizes, read_features
 from selfsup.models.static import StaticEncoder
-from selfsup.models.static_files import write_static
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
+    from selfsup.data.words import WordIds
     from selfsup.models.adapters import AdaptedConfig, AdaptedEncoder, AnyEncoder, AnyMaskedLM
 
 PLACES = 4096  # of tokens that are encoded at once
@@ -121,6 +119,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     def write(self, directory: Path) -> None:
         """Write the encoder, without heads, and its tokenizer in Hugging Face's layout into a directory that exists."""
         if isinstance(self.network, StaticEncoder):
+            from selfsup.models.static_files import write_static
+
             normalized = self.directory is not None and normalizes(self.directory)
             write_static(directory, self.network.embedding.weight, self.tokenizer, self.features, normalized)
         elif isinstance(self.network, TextEncoder):
@@ -149,6 +149,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
     @torch.inference_mode()
     def _looked_up(self, table: StaticEncoder, texts: list[str], progress: Progress) -> Vectors:
         """The same of a table of token vectors: in fp32, and nothing stands around a text."""
+        from selfsup.inference.static import AT_ONCE, look_up
+
         self.precision, self.truncated = "fp32", 0
         vectors = np.empty((len(texts), self.dimension), np.float32)
         progress(0, len(texts))
@@ -161,6 +163,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 
     @cached_property
     def _words(self) -> WordIds:
+        from selfsup.data.words import WordIds
+
         return WordIds(self.tokenizer)
 
     @torch.inference_mode()
@@ -244,6 +248,8 @@ class EncoderModel(OneNetwork["AnyEncoder"], EmbeddingModel):
 def _opened(directory: Path) -> tuple[AnyEncoder, TextTokenizer, AnyMaskedLM | None]:
     """The encoder of a directory with its tokenizer, and the same with its head of masked LM, where it has one."""
     if kinds.static(directory):
+        from selfsup.inference.static import open_table
+
         return *open_table(directory), None
     encoder, masked = _opened_network(directory)
     return encoder, encoder_tokenizer(directory, encoder.config), masked

@@ -16,7 +16,7 @@ from selfsup.inspection.alike import Alike, alike, roles, table
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import ALIEN, OUT, OWN, Bars, Line, Section, Token, Tokens, section
 from selfsup.inspection.opening import first_batch
-from selfsup.inspection.texts import opened
+from selfsup.inspection.texts import opened, take_small
 from selfsup.objectives.distill import Distill, DistillRecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.starting import take_shape
@@ -25,7 +25,6 @@ from selfsup.step import predict
 
 BATCH = 24  # texts that are looked at
 NUMBERS = 32  # of a vector that are shown
-PRESET = "0.8m"  # an encoder to look at where neither a run nor a setting says which
 PAIRS = 4  # texts whose two vectors are drawn
 CELL = 22  # of the matrix
 MEANING = {OWN: "its own answer", ALIEN: "the answer to another text", OUT: "the same answer, to a translation"}
@@ -90,8 +89,8 @@ def _open(request: Request, model: EncoderModel | None) -> tuple[str, DistillRec
     settings = request.settings
     if model is not None and settings["model.preset"] == "auto" and settings["model.init"] is None:
         take_shape(settings, "model", OwnEncoder.shape, model.native.config, str(request.run))
-    elif settings["model.preset"] == "auto" and settings["model.init"] is None:
-        settings.change("model.preset", PRESET, "inspection")
+    else:
+        take_small(settings)
     if request.window is not None:
         settings.change("data.window", request.window, "given")
     recipe, source = opened(request, None if model is None else model.tokenizer)

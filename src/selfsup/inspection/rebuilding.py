@@ -12,14 +12,13 @@ from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Line, Table, Token, Tokens, section, task
 from selfsup.inspection.figures import means, networks
 from selfsup.inspection.opening import first_batch
-from selfsup.inspection.texts import opened
+from selfsup.inspection.texts import opened, take_small
 from selfsup.objectives.base import Task
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simcse import kept_tokens
 from selfsup.objectives.tsdae import TSDAE, Swapped, TSDAERecipe, rebuilt_text
 
 BATCH = 24  # sentences that are looked at
-PRESET = "0.8m"  # an encoder to look at where neither a run nor a setting says which
 WRITTEN = 6  # sentences that are written
 FIGURES = {"cross_entropy": "from its own vector", "swapped": "from the vector of another sentence"}
 
@@ -68,8 +67,8 @@ def _open(request: Request) -> tuple[TSDAERecipe, str]:
         from selfsup.inference.opening import load_as
 
         tokenizer = load_as(request.run, EncoderModel).tokenizer
-    elif settings["model.preset"] == "auto" and settings["model.init"] is None:
-        settings.change("model.preset", PRESET, "inspection")
+    else:
+        take_small(settings)
     if request.window is not None:
         settings.change("data.window", request.window, "given")
     recipe, source = opened(request, tokenizer)

@@ -20,7 +20,7 @@ from selfsup.inspection.alike import Alike, alike, roles, table
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import ALIEN, OUT, OWN, Bars, Line, Section, Table, Token, Tokens, mean, section
 from selfsup.inspection.opening import first_batch
-from selfsup.inspection.texts import opened
+from selfsup.inspection.texts import opened, take_small
 from selfsup.models.encoder import TextEncoder
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.simcse import VIEWS, SimCSE, SimCSERecipe, kept_tokens
@@ -31,7 +31,6 @@ from selfsup.step import predict
 SEEN_IN = ("neither", "first", "second", "")  # views that a token is left in: the last, both
 BATCH = 24  # sentences that are looked at
 NUMBERS = 32  # of a vector that are shown
-PRESET = "0.8m"  # an encoder to look at where neither a run nor a setting says which
 PAIRS = 4  # sentences whose two views are drawn
 CELL = 22  # of the matrix
 MEANING = {OWN: "its own other view", ALIEN: "a negative", OUT: "the same sentence, so no negative"}
@@ -95,8 +94,8 @@ def _open(request: Request, model: EncoderModel | None) -> tuple[str, SimCSEReci
     settings = request.settings
     if model is not None:
         take_shape(settings, "model", OwnEncoder.shape, model.native.config, str(request.run))
-    elif settings["model.preset"] == "auto" and settings["model.init"] is None:
-        settings.change("model.preset", PRESET, "inspection")
+    else:
+        take_small(settings)
     if request.window is not None:
         settings.change("data.window", request.window, "given")
     recipe, source = opened(request, None if model is None else model.tokenizer)

@@ -18,13 +18,12 @@ from selfsup.inspection.blocks import ALIEN, OUT, OWN, Line, Section, Table, Tok
 from selfsup.inspection.blocks import task as task_of
 from selfsup.inspection.figures import networks
 from selfsup.inspection.opening import first_batch
-from selfsup.inspection.texts import opened
+from selfsup.inspection.texts import opened, take_small
 from selfsup.objectives.base import Task
 from selfsup.objectives.pairs import Pairs, PairsRecipe
 from selfsup.objectives.recipe import Effort
 
 BATCH = 24  # pairs that are looked at
-PRESET = "0.8m"  # an encoder to look at where neither a run nor a setting says which
 CELL = 22  # of the matrix
 MEANING = {OWN: "a pair", ALIEN: "a negative", OUT: "equal, or of one place, so no negative"}
 
@@ -64,9 +63,8 @@ def _open(request: Request) -> tuple[str, PairsRecipe]:
     """The name of what is looked at, and the recipe, settled; its encoder is a small one where nothing says which."""
     if request.text is not None or request.window is not None:
         raise UserError(f"--text and --window say nothing to {request.objective}; give --data.")
-    settings = request.settings
-    if request.run is None and settings["model.preset"] == "auto" and settings["model.init"] is None:
-        settings.change("model.preset", PRESET, "inspection")
+    if request.run is None:
+        take_small(request.settings)
     recipe, source = opened(request, None)
     assert isinstance(recipe, PairsRecipe)
     recipe.settle(Effort())

@@ -15,6 +15,7 @@ from selfsup.inspection.opening import composed, looks_at_own
 from selfsup.objectives.texts import FOUND, TextRecipe
 from selfsup.run import Run
 
+PRESET = "0.8m"
 WINDOW = 256  # tokens, where neither the user nor a run says how many
 
 
@@ -67,6 +68,12 @@ def _forget_found(settings: Settings, run: str | Path) -> None:
     for key, origin in Run(run).environment().get("sources", {}).items():
         if origin == FOUND and settings.origin(key) == str(run):
             settings.change(key, None, "default")
+
+
+def take_small(settings: Settings) -> None:
+    """A small encoder to look at, where neither a run nor a setting says which."""
+    if settings["model.preset"] == "auto" and settings["model.init"] is None:
+        settings.change("model.preset", PRESET, "inspection")
 
 
 def fitting_window(request: Request, trained: int | None) -> int:
