@@ -37,6 +37,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "simclr-resnet-9": Recipe("simclr", "resnet-9-half", {"data.validation": 0.01}),
+    "simclr": Recipe("simclr", None, {"data.validation": 0.01}),  # as the command does it by itself
     "dino-vit": Recipe("dino", None, {"model": "vit-pico", "data.validation": 0.01}),
     "mae-vit": Recipe("mae", None, {"model": "vit-nano", "data.validation": 0.01}),
 }
@@ -152,7 +153,7 @@ def main(arguments: list[str]) -> None:
 
 def report(name: str, seconds: float, made: dict[str, Figures], planned: int) -> None:
     recipe = RECIPES[name]
-    network = recipe.network or "selfsup's own vision transformer"
+    network = recipe.network or "selfsup's own network"
     sides = {
         f"{name}-{seconds:g}s-": f"selfsup {recipe.objective} on {network}: kNN-20 in %",
         f"lightly-{seconds:g}s-": "lightly's SimCLR on ResNet-9 of half width: kNN-20 in %",

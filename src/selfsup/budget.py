@@ -119,7 +119,7 @@ class Budget:
 
     def _look(self, records: int) -> float:
         """Seconds for a look at so many held-out records."""
-        beside = self._costs.get("sample", 0.0) + self._costs.get("measures", 0.0)
+        beside = sum(self._costs.get(what, 0.0) for what in ("statistics", "sample", "measures"))
         return self._of_records("look", records) + beside * self.pace
 
     def _saving(self) -> float:
@@ -127,7 +127,8 @@ class Budget:
         writing = min(SAVING_SECONDS, SAVING_SHARE * self.seconds)
         if self.writing is not None:  # which a busy processor hardly slows
             writing = SAVES * self.writing + LEAVING_SECONDS
-        return self._of_records("embedding", self.embedded) + writing + self.unhurried * COMPARING_SECONDS
+        measuring = self._costs.get("statistics", 0.0) * self.pace
+        return measuring + self._of_records("embedding", self.embedded) + writing + self.unhurried * COMPARING_SECONDS
 
     # -- what is decided -----------------------------------------------------------------------------------
 

@@ -132,6 +132,8 @@ class ModelConfig(Section):
     mlp: Count | None = said(None, "hidden width of the feed-forward blocks")
     tied: bool | None = said(None, "the output head shares the embedding's weights")
     patch: Count | None = said(None, "side of a vision transformer's patches, in pixels")
+    stride: Count | None = said(None, "of a convolutional network's first layer, in pixels")
+    group: Count | None = said(None, "images whose statistics a convolutional network's layers share in training")
     registers: Natural | None = said(None, "tokens of a vision transformer that stand for nothing in the image")
     dropout: Share | None = said(None, "share of activations an encoder drops in training")
     whiten: bool | None = said(None, "an encoder's features get a whitening map when it is saved")

@@ -157,6 +157,13 @@ def _settle_micro_batch(recipe: Recipe, machine: Machine, processes: Processes) 
     if settings["train.micro_batch"] is None:
         fitting = processes.share(_fitting_micro_batch(recipe, machine, -(-batch // processes.size)))
         settings.change("train.micro_batch", fitting, "memory")
+    if (images := recipe.grouped) is not None:
+        settings.settle("model.group", images, "micro-batch")
+        if images % (group := settings["model.group"]):
+            raise UserError(
+                f"{images:,} images are computed at once, which are no whole groups of model.group {group:,}; give "
+                "another one, or another train.micro_batch."
+            )
 
 
 def _settle_compile_and_time(recipe: Recipe, machine: Machine, processes: Processes) -> float:

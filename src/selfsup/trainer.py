@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -385,9 +385,13 @@ class Trainer:
 
     # -- looks and the end ---------------------------------------------------------------------------------
 
-    def _merged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _merged(self) -> Iterator[None]:
         """What is looked at and saved is the model as a user opens it."""
-        return self.recipe.adaptation.merged(self.objective)
+        with self.recipe.adaptation.merged(self.objective):
+            with self.budget.timed("statistics"):
+                self.recipe.measure_statistics(self.objective)
+            yield
 
     def _evaluate(self, records: int | None) -> dict[str, float]:
         """Look, and tell the user."""

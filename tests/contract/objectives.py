@@ -20,6 +20,7 @@ from selfsup.data.text import Windows
 from selfsup.data.text_pairs import TextGroups
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.models.clip import Loss
+from selfsup.models.convnet import ConvNet, ConvNetConfig
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, MaskedLanguageModel, TextEncoder, initialise
 from selfsup.models.features import Features
@@ -343,6 +344,18 @@ def simclr(seed: int) -> SimCLR:
     return shaken(SimCLR(network, head, simclr_view(12), "mean", temperature=0.5).double(), seed)
 
 
+CONVNET = ConvNetConfig(size=12, layers=1, width=4)
+
+
+def simclr_convnet(seed: int) -> SimCLR:
+    """On a network in whose layers the two views of an image meet."""
+    network = ConvNet(CONVNET).initialise(generator(seed, "weights"))
+    network.group = 2
+    with seeded(seed, "head"):
+        head = ProjectionHead(32, 8)
+    return shaken(SimCLR(network, head, simclr_view(12), "mean", temperature=0.5).double(), seed)
+
+
 def vicreg(seed: int) -> VICReg:
     network = vision_transformer(generator(seed, "weights"))
     with seeded(seed, "head"):
@@ -569,6 +582,13 @@ CASES = {
         Case("tsdae", swapped_sentences, tsdae, uniform_over_next_tokens, lambda seed: tsdae(seed, 0.3)),
         Case("distill-table", answered, distill_table, answers_of_nothing, random=False),
         Case("simclr", Pictures, simclr, uniform_over_other_views, still=("network.embeddings.mask_token",)),
+        Case(
+            "simclr-convnet",
+            Pictures,
+            simclr_convnet,
+            uniform_over_other_views,
+            still=tuple(f"network.{name}" for name, _ in ConvNet(CONVNET).named_buffers()),
+        ),
         Case("vicreg", Pictures, vicreg, saying_the_same_of_both, still=("network.embeddings.mask_token",)),
         Case(
             "clip",

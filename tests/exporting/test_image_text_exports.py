@@ -168,7 +168,7 @@ def test_a_network_of_others_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     model = ImageModel(network, Features("mean"), Preprocessing.plain(16))
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(target, "load_encoder", lambda _: model)
-    with pytest.raises(UserError, match="opens networks of transformers, and Sequential is none"):
+    with pytest.raises(UserError, match="opens networks of transformers that make tokens, and Sequential is none"):
         selfsup.export(tmp_path, out=tmp_path / "st")
     assert not (tmp_path / "st").exists()
 

@@ -87,6 +87,15 @@ def _vision(path: Path) -> None:
     save_tiny_vision(path)
 
 
+def _convnet(path: Path) -> None:
+    from selfsup.models.convnet import ConvNet, ConvNetConfig
+    from selfsup.models.convnet_layouts import save_convnet
+    from selfsup.models.features import Features
+
+    network = ConvNet(ConvNetConfig(size=16, layers=1, width=2)).initialise(torch.Generator().manual_seed(0))
+    save_convnet(path, network, Features("mean"), str)
+
+
 def _towers(path: Path) -> None:
     from tiny_clip import save_tiny_clip
 
@@ -136,6 +145,7 @@ MODELS = {
     "encoder": _encoder,
     "decoder": _decoder,
     "vision": _vision,
+    "convnet": _convnet,
     "towers": _towers,
     "sentence-transformer": _sentence_transformer,
     "table": _table("public"),

@@ -14,7 +14,14 @@ from selfsup.evaluation import DECODER, IMAGES, PAIRS, TEXTS
 from selfsup.models import kinds
 from selfsup.models.directories import read_config
 
-NATIVE = (*kinds.DECODERS, *kinds.ENCODERS, *kinds.SEEING, *kinds.PAIRS, kinds.TOWERS)  # types that --init takes
+NATIVE = (  # types that --init takes
+    *kinds.DECODERS,
+    *kinds.ENCODERS,
+    *kinds.SEEING,
+    kinds.CONVOLVING,
+    *kinds.PAIRS,
+    kinds.TOWERS,
+)
 LONG = 200  # characters of a text that says more than a sentence
 
 
@@ -74,6 +81,14 @@ def _needs_native(subject: Subject) -> str | None:
     )
 
 
+def _needs_another(subject: Subject) -> str | None:
+    return "it trains no convolutional network of selfsup's own" if subject.type == kinds.CONVOLVING else None
+
+
+def _needs_patches(subject: Subject) -> str | None:
+    return _needs_native(subject) or _needs_another(subject)
+
+
 def _needs_adapters(subject: Subject) -> str | None:
     return _needs_native(subject) or (None if find_spec("peft") else "adapters need peft: pip install 'selfsup[lora]'")
 
@@ -119,7 +134,7 @@ CANDIDATES = (
         {"model": {"lora": 16}},
     ),
     Candidate("simclr", "simclr", IMAGES, "two views of an image find each other among others"),
-    Candidate("dino", "dino", IMAGES, "the parts of an image tell what a teacher says of the whole"),
-    Candidate("mae", "mae", IMAGES, "hidden patches are filled in from the others", _needs_native),
+    Candidate("dino", "dino", IMAGES, "the parts of an image tell what a teacher says of the whole", _needs_another),
+    Candidate("mae", "mae", IMAGES, "hidden patches are filled in from the others", _needs_patches),
     Candidate("clip", "clip", PAIRS, "images and their captions find each other"),
 )

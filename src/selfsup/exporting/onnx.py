@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file
-from selfsup.models.backbones import AdaptedBackbone, SavedBackbone
+from selfsup.models.backbones import AnyBackbone, SavedBackbone
 from selfsup.models.features import Features
 from selfsup.models.parity import Difference
 from selfsup.models.preprocessors import as_processor
@@ -51,7 +51,7 @@ def write(source: Path, path: Path) -> Written:
 class Graph(nn.Module):
     """Pixels to vectors, with everything that depends on the size of the images computed in the graph."""
 
-    def __init__(self, backbone: VisionTransformer | AdaptedBackbone, features: Features) -> None:
+    def __init__(self, backbone: AnyBackbone, features: Features) -> None:
         super().__init__()
         self.backbone = backbone
         self.features = features
@@ -59,7 +59,7 @@ class Graph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         backbone, pooling = self.backbone, self.features.pooling
-        if isinstance(backbone, AdaptedBackbone):
+        if not isinstance(backbone, VisionTransformer):
             return (self.features.map(backbone.embed(pixels, pooling)),)
         states = backbone(pixels)
         return self.features.map(backbone.pool(states, pooling)), states

@@ -30,6 +30,7 @@ from selfsup.inference.parity import LONG, SAMPLES, written_out
 from selfsup.inference.vision import ImageModel
 from selfsup.models.adapters import transformers_at_work
 from selfsup.models.cards import card
+from selfsup.models.convnet import ConvNet
 from selfsup.models.directories import MODULES, find_model, forget_code
 from selfsup.models.features import DOCUMENT, QUERY
 from selfsup.models.huggingface import CARD, write_card
@@ -96,9 +97,10 @@ def _write_tower(directory: Path, tower: Tower) -> None:
         write_image_input(directory, tower.backbone.config, tower.features.pooling)
         width = tower.backbone.config.width
     else:
+        network = "a TextNet" if isinstance(tower.backbone, ConvNet) else type(tower.backbone.network).__name__
         raise UserError(
-            f"sentence-transformers opens networks of transformers, and {type(tower.backbone.network).__name__} is "
-            "none; give a run of selfsup's own vision transformer."
+            f"sentence-transformers opens networks of transformers that make tokens, and {network} is none; give a run "
+            "of selfsup's own vision transformer."
         )
     tower.features.write(directory)
     if not (directory / MODULES).exists():

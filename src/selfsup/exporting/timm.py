@@ -21,6 +21,7 @@ from selfsup.errors import UserError
 from selfsup.exporting import Written, open_image_model
 from selfsup.files import new_file, save_tensors, separate
 from selfsup.models.backbones import SavedBackbone, timm_difference
+from selfsup.models.convnet import ConvNet
 from selfsup.models.features import Features
 from selfsup.models.layouts import renamed
 from selfsup.models.parity import Difference
@@ -71,6 +72,8 @@ def _translated(opened: SavedBackbone) -> tuple[str, dict[str, Any], dict[str, T
         _require_known(backbone.config)
         weights = timm_weights(backbone) | _classifier("head", features)
         return ARCHITECTURE, timm_arguments(backbone.config, features), weights
+    if isinstance(backbone, ConvNet):
+        raise UserError("timm has no TextNet; only its own networks and ViTs go there, so export to onnx.")
     network, own = backbone.network, backbone.timm
     if own is None:
         raise UserError(f"timm has no {type(network).__name__}; only its own networks and ViTs go there.")

@@ -29,6 +29,7 @@ from selfsup.inspection.blocks import Gallery, Group, Section, Tile, section
 from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
 from selfsup.models.attention import Placement
 from selfsup.models.directories import find_model
+from selfsup.models.kinds import described
 from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import CONFIG
 from selfsup.models.vision import Block, VisionTransformer
@@ -80,7 +81,7 @@ def show(
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
         raise UserError(
-            f"{run} holds a network of another make ({type(network.network).__name__}), whose patches cannot be shown; "
+            f"{run} holds {described(find_model(run))}, whose patches cannot be shown; "
             "give a run of selfsup's own vision transformer."
         )
     sources = open_images([Path(images)] if isinstance(images, str | Path) else images)

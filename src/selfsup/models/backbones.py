@@ -1,6 +1,7 @@
-"""Networks that turn an image into a vector: selfsup's vision transformer, any of timm's, any module from Python.
+"""Networks that turn an image into a vector: selfsup's vision transformer and convolutional network, any of timm's, any
+module from Python.
 
-What a network other than the vision transformer leaves behind is its weights by its own names beside a JSON file:
+What a network of others leaves behind is its weights by its own names beside a JSON file:
 
 DIR/config.json               of timm: its name and sizes, as timm itself writes them; else the class it is of
 DIR/model.safetensors         the weights
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
+from selfsup.models.convnet import ConvNet
+from selfsup.models.convnet_layouts import read_convnet, save_convnet
 from selfsup.models.directories import WEIGHTS, damaged, read_config, read_json, read_safetensors, read_weights
 from selfsup.models.features import Features
 from selfsup.models.huggingface import new_model, require_fit, write_card, write_network
-from selfsup.models.kinds import PREPROCESSOR
+from selfsup.models.kinds import CONVOLVING, PREPROCESSOR
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.models.parity import Difference, exactness, max_difference, noise
@@ -92,7 +95,7 @@ class AdaptedBackbone(nn.Module):
         return at_least_single(self(pixels))
 
 
-AnyBackbone = VisionTransformer | AdaptedBackbone
+AnyBackbone = VisionTransformer | ConvNet | AdaptedBackbone
 
 
 def see(network: AnyBackbone, pixels: Tensor, pooling: Pooling, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -194,10 +197,12 @@ def save_backbone(
 ) -> float | None:
     """Write a directory that `open_backbone` opens and, where it is known there, transformers or timm.
 
-    As `save_vision`, which does it for a vision transformer; of timm's networks max |Δ| is against timm.
+    As `save_vision` and `save_convnet`, which do it for networks of selfsup's own; of timm's, max |Δ| is against timm.
     """
     if isinstance(backbone, VisionTransformer):
         return save_vision(directory, backbone, features, card, preprocessing, origin)
+    if isinstance(backbone, ConvNet):
+        return save_convnet(directory, backbone, features, card, preprocessing)
     seen = preprocessing or Preprocessing.plain(backbone.size)
     difference, statement = None, f"weights by the names of {_class(backbone.network)}, which opens them"
     with new_model(directory) as temporary:
@@ -222,6 +227,9 @@ def open_backbone(directory: Path, module: nn.Module | None = None) -> SavedBack
     where the directory is broken, or of another architecture; timm or a module is needed and not there.
     """
     saved = read_config(directory)
+    if saved.get("model_type") == CONVOLVING:
+        convnet = read_convnet(directory)
+        return SavedBackbone(directory, convnet.model(), convnet.features, convnet.preprocessing)
     if not saved.keys() & {"architecture", "class"}:
         vision = read_vision(directory)
         return SavedBackbone(directory, vision.model(), vision.features, vision.preprocessing)

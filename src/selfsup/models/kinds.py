@@ -30,6 +30,7 @@ SEEING = (
     "siglip_vision_model",
     "clip_vision_model",
 )
+CONVOLVING = "textnet"  # and of the convolutional network
 IMAGE, TEXT = "image", "text"  # directories of the towers
 PAIRS = ("clip", "siglip", "siglip2")  # of others, two towers in one directory
 TEXT_TOWERS = ("clip_text_model", "siglip_text_model")  # text encoders that read texts as their tokenizer frames them
@@ -49,7 +50,7 @@ def in_one(directory: Path) -> bool:
 
 def sees(directory: Path) -> bool:
     """Whether it holds a model of images: it says how they are prepared."""
-    return (directory / PREPROCESSOR).exists() or read_config(directory).get("model_type") in SEEING
+    return (directory / PREPROCESSOR).exists() or read_config(directory).get("model_type") in (*SEEING, CONVOLVING)
 
 
 def reads(directory: Path) -> bool:

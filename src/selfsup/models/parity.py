@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsup.models.convnet import ConvNet
 from selfsup.models.decoder import Decoder
 from selfsup.models.encoder import MaskedLanguageModel, TextEncoder
 from selfsup.models.vision import CHANNELS, VisionTransformer
 
-NativeNetwork = Decoder | TextEncoder | MaskedLanguageModel | VisionTransformer
+NativeNetwork = Decoder | TextEncoder | MaskedLanguageModel | VisionTransformer | ConvNet
 # What opens a network in transformers, where it has a head.
 AUTO_CLASSES = {Decoder: "AutoModelForCausalLM", MaskedLanguageModel: "AutoModelForMaskedLM"}
 # What opens a tower of two, alone or in the directory of both.
@@ -146,7 +147,7 @@ def network_difference(directory: Path, model: NativeNetwork, tokens: Tensor | N
     (of a decoder at the last 64 positions, which depend on all), else of the hidden states.
 
     Args:
-        tokens: (B, T) that are shown, by default some from all over the vocabulary. Vision transformers see noise.
+        tokens: (B, T) that are shown, by default some from all over the vocabulary. Networks that see, see noise.
 
     None where transformers is not installed, or where nothing is to be compared.
     """
@@ -161,6 +162,7 @@ def network_difference(directory: Path, model: NativeNetwork, tokens: Tensor | N
     for shown in _inputs(model, tokens):
         made = network(shown.cpu(), **kept, **_asked(network, shown))
         expected = made.logits if "logits" in made else made.last_hidden_state
+        expected = expected.flatten(2).mT if isinstance(model, ConvNet) else expected  # of maps, one vector a place
         ours = _outputs(model, shown.to(device))
         found.append(Difference.between(expected, ours.float().cpu()))
         if isinstance(model, VisionTransformer) and (model.config.pooled_norm or model.config.attention_pooling):
@@ -179,8 +181,8 @@ def _asked(network: Any, shown: Tensor) -> dict[str, Any]:
 
 
 def _inputs(model: NativeNetwork, tokens: Tensor | None) -> list[Tensor]:
-    """Of a vision transformer, images: square at the size of the config, and wide."""
-    if isinstance(model, VisionTransformer):
+    """Of a network that sees, images: square at the size of the config, and wide."""
+    if isinstance(model, VisionTransformer | ConvNet):
         size = model.config.size
         return noise((2, CHANNELS, size, size), (1, CHANNELS, size, size + model.config.patch))
     count = min(POSITIONS, model.config.window)

@@ -1,4 +1,4 @@
-"""Sizes by name: for decoders and encoders alike, and for vision transformers."""
+"""Sizes by name: for decoders and encoders alike, for vision transformers, and for convolutional networks."""
 
 from __future__ import annotations
 
@@ -67,3 +67,7 @@ VISION: dict[str, Shape] = {
     "vit-b": _plain(12, 768),  # 85
     "vit-l": _plain(24, 1024),  # 302
 }
+
+# Of convolutional networks, by the width of their first stage; the last one is eight times as wide. Four stages of two
+# convolutions and the one before them are a ResNet-9.
+CONVOLUTIONAL = {f"conv-{width}": width for width in (16, 24, 32, 48, 64, 96, 128)}

@@ -250,6 +250,7 @@ class ImageDistillationRecipe(ImageRecipe):
     name = "distill"
     bodies = (("model.init", "student"),)
     section = DistillImagesSettings
+    convolutions = "named"
     inspector = "taught"
     idea = "a student says of a view of an image what a teacher says of the same view"
 

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from torch import Tensor
 from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.packing import Pooling
+from selfsup.models.vision_layouts import SavedVision
 from selfsup.objectives.base import Objective
-from selfsup.objectives.image_networks import ImageNetwork, OwnVision, vision_network
+from selfsup.objectives.image_networks import Convolutions, ForeignVision, ImageNetwork, OwnConvNet, vision_network
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.objectives.sizes import power_of_two, settle_layer_decay, settle_rates
 from selfsup.report import Progress
@@ -50,6 +51,7 @@ class ImageRecipe(Recipe):
     unit = "images"
     takes_modules = True
     feature_batch = 128
+    convolutions: ClassVar[Convolutions] = "never"  # for which images selfsup's own convolutional network is trained
     views: float = 1.0  # images that the network sees of a record, in units of one of full size
     network: ImageNetwork
     images: Images
@@ -57,7 +59,7 @@ class ImageRecipe(Recipe):
     validation: AnyImageRecords | None = None
 
     def compose(self) -> None:
-        self.network = vision_network(self.settings, self.module)
+        self.network = vision_network(self.settings, self.module, self.convolutions)
 
     def reads(self) -> set[str]:
         return super().reads() | {"data.size"} | self.network.reads()
@@ -102,8 +104,15 @@ class ImageRecipe(Recipe):
     # -- sizes ---------------------------------------------------------------------------------------------
 
     def settle_size(self) -> None:
-        """What the network sees, in pixels."""
+        """Which network fits the images, and what it sees, in pixels."""
+        self.network = self.network.fitting(self.side)
+        self.settings.keep(self.reads())
         self.network.settle_size(self.side)
+
+    @property
+    def grouped(self) -> int | None:
+        own = isinstance(self.network, OwnConvNet)
+        return int(self.views) * self.settings["train.micro_batch"] if own else None
 
     def settle_network(self, effort: Effort) -> None:
         """The shape of the network, and whether its vectors are whitened."""
@@ -152,7 +161,7 @@ class ImageRecipe(Recipe):
     def settle_rates(self) -> None:
         """Learning rates, by the width of the network."""
         settings = self.settings
-        settle_layer_decay(settings, self.network.origin is not None)
+        settle_layer_decay(settings, isinstance(self.network.origin, SavedVision))
         settle_rates(settings, self.network.width, ADAMW_LR, self.network.started)
 
     def flops_per_record(self) -> float:
@@ -202,9 +211,11 @@ class ImageRecipe(Recipe):
     # -- what is left --------------------------------------------------------------------------------------
 
     def pooled(self, encoder: Any, data: dict[str, Tensor]) -> Tensor:
-        pixels = centred(data["pixels"], data["sizes"], self.network.preprocessing)
-        vectors: Tensor = encoder.embed(pixels, self.pooling)
+        vectors: Tensor = encoder.embed(self.whole(data), self.pooling)
         return vectors
+
+    def whole(self, data: dict[str, Tensor]) -> Tensor:
+        return centred(data["pixels"], data["sizes"], self.network.preprocessing)
 
     @abstractmethod
     def encoder(self, objective: Objective) -> AnyBackbone: ...
@@ -223,7 +234,7 @@ class ImageRecipe(Recipe):
 
     def model_card(self, summary: dict[str, Any]) -> Callable[[str], str]:
         """The model card, for a statement of how exact the layout is."""
-        settings, own = self.settings, isinstance(self.network, OwnVision)
+        settings, own = self.settings, not isinstance(self.network, ForeignVision)
         size, layout = settings["data.size"], self.network.layout
         return lambda exactness: card(
             f"A vision model trained on {data_name(settings['data.source'])}",

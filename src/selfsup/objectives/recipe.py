@@ -23,6 +23,7 @@ from selfsup.config import Section, Settings
 from selfsup.data.loader import in_order
 from selfsup.data.mixture import Mixture
 from selfsup.data.records import Records
+from selfsup.models.convnet import ConvNet
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.objectives.adaptation import Adaptation
@@ -30,6 +31,7 @@ from selfsup.objectives.base import Autocast, Collectives, Objective
 from selfsup.objectives.sizes import whitened_over
 from selfsup.report import Progress
 
+MEASURED = 1024  # images that statistics are measured over
 TOKENS_PER_STEP = 8192  # where only the number of steps is said
 DATA = ("source", "column", "split", "validation", "failures", "workers")  # settings of all data
 
@@ -165,6 +167,11 @@ class Recipe(ABC):
             self.settings.settle("evaluate.batch", batch, "batch")
 
     @property
+    def grouped(self) -> int | None:
+        """Images of a micro-batch, which meet in groups (`model.group`) in layers of the network; None if none do."""
+        return None
+
+    @property
     def new_share(self) -> float:
         """The share of a batch that `train` has."""
         return 1.0 if self.replay is None else 1 - self.replay.share
@@ -284,6 +291,19 @@ class Recipe(ABC):
         """The pooled vectors (n, width) of what records hold, which may be several items each. Only a recipe
         that has an `encoder` is asked."""
         raise NotImplementedError
+
+    def whole(self, data: dict[str, Tensor]) -> Tensor:
+        """Images of records as a model in use sees them; only a recipe of images is asked."""
+        raise NotImplementedError
+
+    def measure_statistics(self, objective: Objective) -> None:
+        """Where layers of the encoder have statistics of what passes, give them those that serve for all but training:
+        a function of the weights and the training data alone, the same on every process."""
+        network = self.encoder(objective)
+        if isinstance(network, ConvNet):
+            device = next(network.parameters()).device
+            batches = in_order(self.train, min(MEASURED, len(self.train)), 0, self.feature_batch)
+            network.measure(self.whole(batch.to(device).data) for batch in batches)
 
     @property
     def items_per_record(self) -> int:

@@ -19,10 +19,11 @@ from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import small_batch
+from selfsup.objectives.image_networks import SMALL
 from selfsup.objectives.images import ImageRecipe
 from selfsup.objectives.losses import nt_xent
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.two_views import SMALL, TwoViews, fitting_crop, require_several
+from selfsup.objectives.two_views import TwoViews, fitting_crop, require_several
 from selfsup.seeding import seeded
 from selfsup.views import View, simclr_view
 
@@ -64,6 +65,7 @@ class SimCLRRecipe(ImageRecipe):
     name = "simclr"
     bodies = (("model.init", "network"),)
     section = SimCLRSettings
+    convolutions = "small"
     views = 2.0
     checks = (small_batch,)
     inspector = "views"

@@ -15,9 +15,9 @@ from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone, hide_nothing
 from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Deferred, Objective, Outputs, Task
+from selfsup.objectives.image_networks import SMALL
 from selfsup.views import View, render_several
 
-SMALL = 96  # pixels, up to which images are small
 CROPS = (0.2, 0.08)  # least share of an image that a view shows: of small ones measured, of others Chen et al. 2020
 
 

@@ -78,6 +78,7 @@ class VICRegRecipe(ImageRecipe):
     name = "vicreg"
     bodies = (("model.init", "network"),)
     section = VICRegSettings
+    convolutions = "small"
     inspector = "views"
     idea = "an image is rendered twice, and both renderings get one vector, while the vectors of images differ"
     checks = (small_batch,)
