@@ -29,7 +29,7 @@ def lively() -> ConvNet:
     model = ConvNet(CONFIG).initialise(generator)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.add_(torch.rand(tensor.shape, generator=generator), alpha=0.3)
+            tensor.add_(torch.rand(tensor.shape, generator=generator), alpha=0.3 if tensor.ndim == 1 else 0.0)
     return model.eval()
 
 
