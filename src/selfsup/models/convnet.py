@@ -106,8 +106,8 @@ class BatchNorm(TensorModule):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = (None, None) if self.training else (self.running_mean, self.running_var)
-        return F.batch_norm(x, *kept, self.weight, self.bias, self.training, 0.0, self.eps)
+        mean, variance = (None, None) if self.training else (self.running_mean, self.running_var)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, 0.0, self.eps)
 
 
 class Stem(TensorModule):
@@ -200,10 +200,10 @@ class ConvNet(TensorModule):
         Under autocast the result has the narrow dtype.
         """
         # Convolutions are faster on channels that lie side by side.
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = pixels.to(self.stem.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
         if not (self.training and self.group):
             return self._states(pixels)
-        return torch.cat([self._states(part) for part in pixels.split(self.group)])
+        return torch.cat([self._states(part) for part in torch.split(pixels, self.group)])
 
     def _states(self, pixels: Tensor) -> Tensor:
         return self.encoder(self.stem(pixels)).flatten(2).mT
