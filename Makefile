@@ -1,6 +1,7 @@
 # make demo: install, train for two minutes on the bundled Shakespeare, show what the model learned
 # make test: install, run the tests but for the long ones, minutes        make test-all: every test
 # make lint: format, lint and type checks                                 make bench: comparisons
+# make bench-quick: one short round of each, beside what was measured last; DATA=DIRECTORY holds what some of them need
 # make fuzz: tens of thousands of damaged inputs, more than an hour on two cores
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all fuzz lint format bench clean
+.PHONY: demo test test-all fuzz lint format bench bench-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/selfsup train
@@ -36,6 +37,9 @@ format: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks all
+
+bench-quick: $(DEV)
+	$(BIN)/python -m benchmarks quick $(DATA)
 
 clean:
 	rm -rf $(VENV) build

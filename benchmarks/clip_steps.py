@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import (
+    OPEN_CLIP,
     Figures,
+    Quick,
     alternate,
     has_open_clip,
     open_clip,
@@ -22,6 +24,7 @@ from benchmarks.common import (
 )
 
 BATCH = 128
+QUICK = Quick(("{data}/emoji.parquet", "1"), ("open_clip_train",), OPEN_CLIP)
 SKIPPED, STEPS = 4, 12  # first steps of ours; steps that are timed, of both
 TOWERS: Figures = {  # those of peers/open_clip_step.py
     "model.patch": 8, "model.layers": 12, "model.width": 192, "model.heads": 3, "model.registers": 0, "data.size": 64,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = Path(__file__).parent / "peers"
@@ -24,6 +24,25 @@ LIGHTLY = os.environ.get(
 OPEN_CLIP = os.environ.get("OPEN_CLIP_PYTHON", LIGHTLY)  # likewise, see peers/open_clip_step.py
 
 Figures = dict[str, Any]
+
+
+class Quick(NamedTuple):
+    """One short round of a comparison, of which all together take a quarter of an hour: see benchmarks/quick.py.
+
+    Attributes:
+        arguments: of the benchmark, with `{data}` for the directory that holds its data.
+        needs: the packages of the other side.
+        interpreter: that runs it.
+    """
+
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...]
+    interpreter: str = sys.executable
+
+    @property
+    def installed(self) -> bool:
+        """Whether the other side is."""
+        return all(_has(self.interpreter, package) for package in self.needs)
 
 
 def rates() -> dict[str, int]:

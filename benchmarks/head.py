@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Figures, show, spread, write
+from benchmarks.common import Figures, Quick, show, spread, write
 from selfsup.models.losses import linear_cross_entropy
 
 SHAPES = [(67, 128, 4096), (1024, 256, 4096), (8192, 384, 1024)]  # vocabulary, width, tokens
 ROUNDS = 5
+QUICK = Quick((), ())
 
 
 def ways(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> None:
         {"rows": rows},
         [
             (
-                f"vocabulary {row['vocabulary']:,}, width {row['width']}, {row['tokens']:,} tokens, {row['dtype']}",
+                f"vocabulary {row['vocabulary']:,}, width {row['width']}, {row['tokens']:,} tokens, {row['dtype']}: "
+                "torch / selfsup",
                 show(row["torch_over_selfsup"]),
             )
             for row in rows

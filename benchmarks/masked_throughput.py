@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.common import Figures, write
+from benchmarks.common import Figures, Quick, write
 from benchmarks.quality import TEXT
 from benchmarks.throughput import beside_trainer, steps
 
@@ -12,13 +12,16 @@ SHAPE = (
 )  # fmt: skip
 
 
-def train(precision: str) -> Figures:
+QUICK = Quick(("1", "12"), ("transformers", "accelerate"))
+
+
+def train(count: int, precision: str) -> Figures:
     """Steps of masked LM as a user starts it."""
-    return steps("masked-lm", TEXT, precision, 32 * 128, *SHAPE)
+    return steps(count, "masked-lm", TEXT, precision, 32 * 128, *SHAPE)
 
 
 def main(arguments: list[str]) -> None:
-    rounds, figures, rows = beside_trainer(int(arguments[0]) if arguments else 3, "masked_step", train)
+    rounds, figures, rows = beside_trainer(arguments, "masked_step", train)
     write(
         "masked_throughput",
         "Training steps of masked LM, HF Trainer on ModernBERT (15 % hidden) and selfsup (30 % hidden): "

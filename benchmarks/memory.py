@@ -6,9 +6,10 @@ import random
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, write
+from benchmarks.common import Figures, Quick, alternate, peer, ratios, selfsup, show, spread, write
 
 VOCABULARY, WINDOW, BATCH, WORDS = 50304, 1024, 4, 400_000
+QUICK = Quick(("1",), ("transformers", "accelerate"))
 
 
 def write_text(path: Path) -> None:

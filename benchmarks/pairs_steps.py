@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
+from benchmarks.common import Figures, Quick, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
 
 STEPS, BATCH = 24, 64
+QUICK = Quick(("{data}/sentences", "{data}/minilm", "1"), ("sentence_transformers",))
 
 
 def write_pairs(directory: Path, file: Path) -> None:

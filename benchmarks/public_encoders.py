@@ -9,10 +9,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import alternate, peer, ratios, show, spread, write
+from benchmarks.common import Quick, alternate, peer, ratios, show, spread, write
 from benchmarks.sentences import write_sentences
 
 ENCODED = 3000
+QUICK = Quick(("{data}/minilm", "{data}/sentences", "1"), ("sentence_transformers",))
 PRECISIONS = ("fp32", "bf16")
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import Figures, alternate, peer, ratios, run, show, spread, write
+from benchmarks.common import Figures, Quick, alternate, peer, ratios, run, show, spread, write
 
 PROMPT = "The old lighthouse keeper looked at the sea and"  # that of peers/hf_public.py
 REPEATS = 3
+QUICK = Quick(("--model", "{data}/smollm2", "--tokens", "16", "--rounds", "1"), ("transformers",))
 
 
 def main(arguments: list[str]) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
+from benchmarks.common import Figures, Quick, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
 
 STEPS = 24
+QUICK = Quick(("{data}/sentences", "1"), ("sentence_transformers",))
 ENCODED = 5000
 SHAPE = ("model.layers=6", "model.width=384", "model.heads=6", "data.vocabulary=8192", "data.window=32")
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.common import Figures, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
+from benchmarks.common import Figures, Quick, alternate, peer, ratios, selfsup, show, spread, step_seconds, write
 from benchmarks.quality import TEXT
 
 STEPS = 24
+QUICK = Quick(("1", "12"), ("transformers", "accelerate"))
 SHAPE = ("model.layers=6", "model.width=384", "model.heads=6", "data.window=256", "train.batch=16")
 FLOPS_PER_TOKEN = 6 * (6 * 12 * 384**2 + 65 * 384) + 12 * 6 * 384 * 256
 
 
-def train(precision: str) -> Figures:
+def train(count: int, precision: str) -> Figures:
     """Steps of causal LM as a user starts it."""
-    return steps("causal-lm", TEXT, precision, 16 * 256, "--tokenizer", "characters", *SHAPE)
+    return steps(count, "causal-lm", TEXT, precision, 16 * 256, "--tokenizer", "characters", *SHAPE)
 
 
-def steps(objective: str, text: Path, precision: str, tokens: int, *options: str) -> Figures:
-    """The median of the last steps of a run, each of so many tokens."""
+def steps(count: int, objective: str, text: Path, precision: str, tokens: int, *options: str) -> Figures:
+    """The median of the last of so many steps of a run, each of so many tokens."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
         summary = selfsup(
-            "train", objective, "--data", str(text), "--steps", str(STEPS), "--precision", precision, "--out", str(out),
+            "train", objective, "--data", str(text), "--steps", str(count), "--precision", precision, "--out", str(out),
             "--json", *options, "optim.matrices=adamw", "evaluate.every=1000", "evaluate.final_records=8",
             "train.log_every=1",
         )  # fmt: skip
@@ -33,9 +35,12 @@ def steps(objective: str, text: Path, precision: str, tokens: int, *options: str
 
 
 def beside_trainer(
-    rounds: int, script: str, ours: Callable[[str], Figures]
+    arguments: list[str], script: str, train: Callable[[int, str], Figures]
 ) -> tuple[list[Figures], Figures, list[tuple[str, str]]]:
-    """HF Trainer by a script of peers/ and selfsup in both precisions: the rounds, their figures, the table."""
+    """HF Trainer by a script of peers/ and selfsup in both precisions, for as many rounds and of as many steps as the
+    arguments say: the rounds, their figures, the table."""
+    rounds = int(arguments[0]) if arguments else 3
+    ours = partial(train, int(arguments[1]) if len(arguments) > 1 else STEPS)
     measured = alternate(
         rounds,
         trainer_fp32=lambda: peer(script, "fp32"),
@@ -62,7 +67,7 @@ def beside_trainer(
 
 
 def main(arguments: list[str]) -> None:
-    rounds, figures, rows = beside_trainer(int(arguments[0]) if arguments else 3, "hf_step", train)
+    rounds, figures, rows = beside_trainer(arguments, "hf_step", train)
     rates = [one["selfsup_bf16"]["tokens_per_second"] * FLOPS_PER_TOKEN / 1e9 / one["gflops_bf16"] for one in rounds]
     write(
         "throughput",

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import (
+    LIGHTLY,
     Figures,
+    Quick,
     alternate,
     first_images,
     has_lightly,
@@ -26,6 +28,7 @@ from benchmarks.common import (
 )
 
 IMAGES = 10_000
+QUICK = Quick(("{data}/cifar10-train.parquet", "mae", "1"), ("lightly",), LIGHTLY)
 SKIPPED = 3  # first steps of ours
 STEPS = {"simclr": 2, "dino": 4, "mae": 4}  # that are timed
 BATCH = {"simclr": 256, "dino": 64, "mae": 256}

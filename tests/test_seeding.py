@@ -53,6 +53,14 @@ def test_a_seeded_block_leaves_no_trace() -> None:
         assert torch.equal(torch.rand(4), inside)
 
 
+def test_a_seeded_block_draws_what_torch_draws_from_that_seed() -> None:
+    with seeded(0, "dropout", 4):
+        inside = torch.rand(4), torch.nn.functional.dropout(torch.ones(64))
+    torch.manual_seed(derive(0, "dropout", 4))
+    assert torch.equal(inside[0], torch.rand(4))
+    assert torch.equal(inside[1], torch.nn.functional.dropout(torch.ones(64)))
+
+
 def test_a_seeded_block_that_fails_leaves_no_trace() -> None:
     before = torch.get_rng_state()
     with pytest.raises(RuntimeError), seeded(0, "dropout", 4):
