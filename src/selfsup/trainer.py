@@ -302,15 +302,22 @@ class Trainer:
             )
 
     def _log(self, figures: dict[str, Tensor], norm: float, multiplier: float) -> None:
-        """A line of metrics, and the bar."""
+        """A line of metrics where one is due, and the bar."""
         due = self._due("train.log_every") or not math.isfinite(norm) or self.step == 1
-        if not due and not self.reporter.console.is_terminal:
-            return
+        if due and self.processes.leads:
+            self.run.log(self._line(figures, norm, multiplier))
+        if due or self.reporter.console.is_terminal:
+            share, left = self._progress()
+            rate = self.settings["train.batch"] * self.recipe.units_per_record / median(self.pace)
+            told = f"loss {float(figures['loss']):.3f}  {rate:,.0f} {self.recipe.unit}/s  {left} left"
+            self.reporter.advance(share, f"step {self.step:,}  {told}")
+
+    def _line(self, figures: dict[str, Tensor], norm: float, multiplier: float) -> dict[str, Any]:
+        """Of metrics.jsonl, of the step that was made."""
         means = {name: float(value) for name, value in figures.items()}
-        loss, records = means["loss"], self.settings["train.batch"]
+        records, units = self.settings["train.batch"], self.recipe.units_per_record
         rate = records / median(self.pace)
-        units = self.recipe.units_per_record
-        line = {
+        return {
             **self._stamp("train"),
             **means,
             **self.recipe.figures(means, "train"),
@@ -321,11 +328,6 @@ class Trainer:
             "waiting": self._waiting(),
             "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops, 4),
         }
-        if due and self.processes.leads:
-            self.run.log(line)
-        share, left = self._progress()
-        pace = f"{rate * units:,.0f} {self.recipe.unit}/s"
-        self.reporter.advance(share, f"step {self.step:,}  loss {loss:.3f}  {pace}  {left} left")
 
     def _stamp(self, split: str) -> dict[str, Any]:
         return {"step": self.step, "time": round(self.clock.elapsed(), 3), "split": split}

@@ -95,6 +95,12 @@ for length, mask in ((5, None), (40, None), (40, MASK), (40, MASK.expand(2, 1, -
         lambda q, k, v, mask=mask: plain_attention(q, k, v, 0 if mask is None else mask),
         [(2, 3, length, 8)] * 3,
     )
+for mask in (MASK, MASK.expand(2, 1, -1, -1)):
+    KERNELS[f"attention in groups of 3, mask {mask.ndim}"] = (
+        lambda q, k, v, mask=mask: dense_attention(q, k, v, mask.to(q.dtype)),
+        lambda q, k, v, mask=mask: plain_attention(q, *(x.repeat_interleave(3, 1) for x in (k, v)), mask),
+        [(2, 6, 40, 8), (2, 2, 40, 8), (2, 2, 40, 8)],
+    )
 EACH = pytest.mark.parametrize("name", KERNELS)
 
 
@@ -149,10 +155,14 @@ def test_rotation_equals_complex_multiplication() -> None:
         torch.testing.assert_close(turned[..., pair + 4], expected.imag)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 3])
 @pytest.mark.parametrize("mask", ["none", "causal", "of each batch"])
-def test_attention_in_bfloat16_equals_the_fused_kernel_in_fp32(mask: str) -> None:
+def test_attention_in_bfloat16_equals_the_fused_kernel_in_fp32(mask: str, kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 9, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3))
+    q, k, v = (
+        torch.randn(2, heads, 9, 8, generator=generator).bfloat16().requires_grad_()
+        for heads in (3, kv_heads, kv_heads)
+    )
     hidden = torch.rand(2, 1, 9, 9, generator=generator) < 0.3
     hidden.diagonal(dim1=-2, dim2=-1).fill_(False)
     added = torch.zeros(2, 1, 9, 9).masked_fill(hidden, -torch.inf) if mask == "of each batch" else None
@@ -160,7 +170,7 @@ def test_attention_in_bfloat16_equals_the_fused_kernel_in_fp32(mask: str) -> Non
     ours = attention(q, k, v, None if added is None else added.bfloat16(), causal=mask == "causal")
     ours = split(ours, q.shape[1])
     wide = [t.detach().float().requires_grad_() for t in (q, k, v)]
-    theirs = F.scaled_dot_product_attention(*wide, attn_mask=added, is_causal=mask == "causal")
+    theirs = F.scaled_dot_product_attention(*wide, attn_mask=added, is_causal=mask == "causal", enable_gqa=True)
     torch.testing.assert_close(ours.float(), theirs, atol=0.02, rtol=0.02)
     for mine, exact in zip(
         torch.autograd.grad(ours, (q, k, v), above.bfloat16()), torch.autograd.grad(theirs, wide, above), strict=True

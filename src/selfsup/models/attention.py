@@ -104,7 +104,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Runs | None = None
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, Runs):
         seen = torch.cat([_by_document(*row) for row in zip(q, k, v, mask.lengths, strict=True)])
-    elif _dense_is_faster(q, grouped):
+    elif _dense_is_faster(q):
         seen = dense_attention(q, k, v, _causal_mask(q) if mask is None and causal else mask)
     else:
         seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
@@ -136,9 +136,9 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: 
 DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md)
 
 
-def _dense_is_faster(q: Tensor, grouped: bool) -> bool:
+def _dense_is_faster(q: Tensor) -> bool:
     short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= DENSE_WINDOW
-    return short and not grouped and torch.is_grad_enabled()
+    return short and torch.is_grad_enabled()
 
 
 def _causal_mask(q: Tensor) -> Tensor:

@@ -208,10 +208,11 @@ REGISTER = 32  # numbers of bf16 in a vector register: shorter rows are worked o
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / sqrt(dim) + mask) v by plain products.
+    """softmax(q kᵀ / sqrt(dim) + mask) v by plain products, (B, heads, T, dim).
 
-    q (B, heads, T, dim), k and v (B, heads, S, dim), the mask (T, S) or one that expands to (B, heads, T, S).
-    Scores have the dtype of q; their softmax is computed in fp32 (or that of q, if wider).
+    q (B, heads, T, dim); k, v (B, kv_heads, S, dim), each serving heads / kv_heads consecutive heads of q, which are
+    rows below each other to it; the mask (T, S) or one that expands to (B, heads, T, S). Scores have the dtype of q;
+    their softmax is computed in fp32 (or that of q, if wider).
     """
     return applied(_DenseAttention, q, k, v, mask)
 
@@ -227,22 +228,26 @@ class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         shape, scale = q.shape, q.shape[-1] ** -0.5
-        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        kv_heads, served = k.shape[1], shape[1] // k.shape[1]
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        q = q.reshape(len(k), served * shape[2], shape[3])
         if mask is None:
             mask = q.new_zeros(())
         elif mask.ndim > 2:  # of batch and heads
-            mask = mask.expand(*shape[:2], *mask.shape[2:]).flatten(0, 1)
+            mask = mask.expand(*shape[:3], -1).reshape(*q.shape[:2], -1)
+        else:
+            mask = mask.expand(served, shape[2], -1).flatten(0, 1)
         scores = torch.baddbmm(mask, q, k.mT, alpha=scale)
         p = torch.softmax(scores, -1, torch.float32 if _short(scores) else None).to(scores.dtype)
         ctx.save_for_backward(q, k, v, p)
-        ctx.scale = scale
+        ctx.scale, ctx.kv_heads = scale, kv_heads
         return torch.bmm(p, v).view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
-        shape, rows = do.shape, do.flatten(0, 1)
+        shape, rows = do.shape, do.reshape(q.shape)
         dv = torch.bmm(p.mT, rows)
         dp = torch.bmm(rows, v.mT)
         if _short(p):
@@ -251,7 +256,7 @@ class _DenseAttention(torch.autograd.Function):
         zero = q.new_zeros(())
         dq = torch.baddbmm(zero, ds, k, alpha=ctx.scale)
         dk = torch.baddbmm(zero, ds.mT, q, alpha=ctx.scale)
-        return dq.view(shape), *(d.view(*shape[:2], *d.shape[1:]) for d in (dk, dv)), None  # there may be more of these
+        return dq.view(shape), *(d.unflatten(0, (-1, ctx.kv_heads)) for d in (dk, dv)), None
 
 
 def _short(rows: Tensor) -> bool:
