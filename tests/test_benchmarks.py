@@ -35,7 +35,7 @@ def test_what_was_never_measured_is_shown_by_itself() -> None:
 
 def test_committed_tables_can_be_read() -> None:
     tables = [json.loads(file.read_text(encoding="utf-8")) for file in common.RESULTS.glob("*.json")]
-    assert sum(len(quick.ratios_of(table)) for table in tables) > 20
+    assert sum(len(quick.ratios_of(table)) for table in tables if "table" in table) > 20
 
 
 class Given:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfsup.models.attention import DENSE_WINDOW, Runs, attention, causal_mask, split
+from selfsup.models.attention import SHORT_ROW, Runs, attention, causal_mask, split
 from selfsup.models.counting import parameter_count, sketched
 from selfsup.models.decoder import Decoder, DecoderConfig, KeyValueCache, Rotation
 from selfsup.models.presets import PRESETS
@@ -157,7 +157,7 @@ def test_documents_are_causal_inside() -> None:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_documents_of_long_rows_one_by_one_as_under_a_mask(decoder: Decoder) -> None:
-    length = DENSE_WINDOW + 44
+    length = SHORT_ROW + 44
     draws = torch.Generator().manual_seed(0)
     tokens = torch.randint(50, (3, length), generator=draws)
     documents = (torch.rand(3, length, generator=draws) < torch.tensor([[0.0], [0.02], [0.9]])).cumsum(1)

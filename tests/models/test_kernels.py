@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.models import kernels
 from selfsup.models.attention import attention, split
 from selfsup.models.kernels import (
     affine,
@@ -142,6 +143,22 @@ def test_a_large_input_is_normalised_in_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = rms_norm(x, gain, 1e-6, torch.bfloat16)
     torch.testing.assert_close(y.float(), plain_norm(x, gain), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_products_by_other_kernels_equal_those_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LARGE", 0)
+    monkeypatch.setattr(kernels, "_has_own_kernels", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    wide = [torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((2, 5, 24), (7, 24), (7,), (9, 24))]
+    found, exact = [], []
+    for dtype, results in ((torch.float32, found), (torch.float64, exact)):
+        x, w, b, u = (tensor.to(dtype).requires_grad_() for tensor in wide)
+        y, z = affine(x, (w, b), (u, None))
+        results += [y, z, *torch.autograd.grad(y.square().sum() + z.sin().sum(), (x, w, b, u))]
+    for single, double in zip(found, exact, strict=True):
+        assert single.dtype == torch.float32
+        assert (single - double).norm() < 1e-6 * double.norm()
 
 
 def test_rotation_equals_complex_multiplication() -> None:

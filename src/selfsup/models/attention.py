@@ -62,11 +62,14 @@ def document_mask(documents: Tensor, dtype: torch.dtype, causal: bool, reach: in
     return additive(same if reach is None else same.triu_(1 - reach), dtype)
 
 
+SHORT_ROW = 256
+
+
 def causal_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | Runs:
     """That a position sees the earlier ones of its own document number (B, T): each document by itself costs its own
     length squared where a mask costs the row's, and takes no memory for one. With a gradient, and in short rows, where
     it gains nothing, it is a mask."""
-    if torch.is_grad_enabled() or documents.shape[1] <= DENSE_WINDOW:
+    if torch.is_grad_enabled() or documents.shape[1] <= SHORT_ROW:
         return document_mask(documents, dtype, causal=True)
     bounds = [[*row.nonzero().flatten().tolist(), len(row)] for row in begun(documents)]
     return Runs([[end - start for start, end in pairwise(row)] for row in bounds])
@@ -133,12 +136,13 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: 
     return torch.cat(seen, -1)
 
 
-DENSE_WINDOW = 256  # up to which plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md)
+# Up to which window plain products beat the fused kernel's bf16 backward on CPU (docs/LOG.md): with AMX it is faster.
+DENSE_WINDOW = 256 if torch.cpu._is_amx_tile_supported() else 512
 
 
 def _dense_is_faster(q: Tensor) -> bool:
-    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= DENSE_WINDOW
-    return short and torch.is_grad_enabled()
+    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return narrow and q.shape[2] <= DENSE_WINDOW and torch.is_grad_enabled()
 
 
 def _causal_mask(q: Tensor) -> Tensor:

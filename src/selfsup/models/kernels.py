@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from selfsup.machine import processor
 
 aten = torch.ops.aten
 
@@ -55,7 +58,7 @@ class _RMSNorm(torch.autograd.Function):
         gain, r = weight.to(dy.dtype), r.to(dy.dtype)
         product = (normal * dy).flatten(0, -2)
         d_weight = _sum_rows(product).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        along = (product @ gain).view_as(r).div_(-weight.numel())
+        along = (product @ gain[:, None]).view_as(r).div_(-weight.numel())
         dx = (dy * gain).addcmul_(normal, along).mul_(r).to(ctx.dtype)
         return dx, d_weight, None, None
 
@@ -99,10 +102,11 @@ class _RotateHeads(torch.autograd.Function):
             return z.flatten(2), None, None, None, None
         narrow, inverse = gain.to(x.dtype), r.to(x.dtype)
         product = x * z
-        along = (product @ narrow).unsqueeze(-1).mul_(inverse.square()).div_(-dim)
+        product = product.view(-1, dim)
+        along = (product @ narrow[:, None]).view_as(r).mul_(inverse.square()).div_(-dim)
         d_gain = None
         if ctx.needs_input_grad[1]:
-            d_gain = _sum_rows(product.mul_(inverse).flatten(2)).view(-1, dim).sum(0).to(gain.dtype)
+            d_gain = (inverse.view(1, -1) @ product).squeeze(0).to(gain.dtype)
         dx = z.mul_(narrow).addcmul_(x, along).mul_(inverse)
         return dx.flatten(2), d_gain, None, None, None
 
@@ -309,6 +313,25 @@ def affine(x: Tensor, *maps: tuple[Matrix, Tensor | None]) -> tuple[Tensor, ...]
     return _Affine.apply(x, scales, *weights, *biases, *downs, *ups)  # type: ignore[no-any-return, no-untyped-call]
 
 
+LARGE = 1 << 26  # multiplications of a product that takes so long that its call does not count
+
+
+@cache
+def _has_own_kernels() -> bool:
+    """Whether oneDNN's products in fp32 are faster than MKL's, which takes its best kernels on Intel's processors."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and processor().startswith("AMD")
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, by oneDNN where that is faster: with weights by rows or by columns 11 to 21 % (docs/LOG.md)."""
+    large = x.dtype == torch.float32 and x.shape[:-1].numel() * weight.numel() >= LARGE
+    if large and x.device.type == "cpu" and _has_own_kernels():
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return made
+    return F.linear(x, weight, bias)
+
+
 def _quarters(parts: Sequence[Any]) -> list[Sequence[Any]]:
     """What came one behind the other: weights, biases, and of low-rank updates downs and ups."""
     count = len(parts) // 4
@@ -327,7 +350,7 @@ class _Affine(torch.autograd.Function):
         weights, biases, downs, ups = _quarters(narrow)
         ctx.scales, ctx.dtypes = scales, [None if part is None else part.dtype for part in parts]
         with torch.autocast(x.device.type, enabled=False):
-            results = tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+            results = tuple(_linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
             inner = [None if down is None else x.flatten(0, -2) @ down.t() for down in downs]
             for result, few, up, scale in zip(results, inner, ups, scales, strict=True):
                 if few is not None:
@@ -344,7 +367,7 @@ class _Affine(torch.autograd.Function):
         few = [None if up is None else (row @ up).mul_(s) for row, up, s in zip(rows, ups, ctx.scales, strict=True)]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = rows[0] @ weights[0]
+            dx = _linear(rows[0], weights[0].t())
             for row, weight in [*zip(rows[1:], weights[1:], strict=True), *zip(few, downs, strict=True)]:
                 if row is not None:
                     dx.addmm_(row, weight)
