@@ -65,5 +65,5 @@ def _sow(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     torch.mps.manual_seed(seed)  # nothing, where there is none
     for accelerator in (torch.cuda, torch.xpu):
-        if accelerator.is_initialized():  # type: ignore[no-untyped-call]
+        if accelerator.is_initialized():
             accelerator.manual_seed_all(seed)

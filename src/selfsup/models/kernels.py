@@ -232,7 +232,7 @@ class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         shape, scale = q.shape, q.shape[-1] ** -0.5
-        kv_heads, served = k.shape[1], shape[1] // k.shape[1]
+        served = shape[1] // k.shape[1]
         k, v = k.flatten(0, 1), v.flatten(0, 1)
         q = q.reshape(len(k), served * shape[2], shape[3])
         if mask is None:
@@ -244,7 +244,7 @@ class _DenseAttention(torch.autograd.Function):
         scores = torch.baddbmm(mask, q, k.mT, alpha=scale)
         p = torch.softmax(scores, -1, torch.float32 if _short(scores) else None).to(scores.dtype)
         ctx.save_for_backward(q, k, v, p)
-        ctx.scale, ctx.kv_heads = scale, kv_heads
+        ctx.scale = scale
         return torch.bmm(p, v).view(shape)
 
     @staticmethod
@@ -260,7 +260,7 @@ class _DenseAttention(torch.autograd.Function):
         zero = q.new_zeros(())
         dq = torch.baddbmm(zero, ds, k, alpha=ctx.scale)
         dk = torch.baddbmm(zero, ds.mT, q, alpha=ctx.scale)
-        return dq.view(shape), *(d.unflatten(0, (-1, ctx.kv_heads)) for d in (dk, dv)), None
+        return dq.view(shape), *(d.view(len(do), -1, *d.shape[1:]) for d in (dk, dv)), None
 
 
 def _short(rows: Tensor) -> bool:
