@@ -18,13 +18,13 @@ from tiny_clip import save_tiny_clip
 import selfsup
 from selfsup import budget
 from selfsup.budget import Clock
-from selfsup.checkpoint import Checkpoints
 from selfsup.data.records import Batch
 from selfsup.models.parity import uncompared
 from selfsup.objectives.base import Objective, Task
 from selfsup.objectives.custom import CustomRecipe
 from selfsup.report import Reporter
 from selfsup.run import Run
+from selfsup.saving import Checkpoints
 
 ASKED = 60.0
 STARTUP, STEP, LOOK, EMBEDDING, WRITING = 2.0, 0.25, 0.01, 0.002, 0.4  # seconds, of records or each

@@ -86,7 +86,7 @@ def test_command_and_function_have_the_same_arguments(name: str) -> None:
     if "words" in given:
         assert wanted.popitem()[1].kind == inspect.Parameter.VAR_KEYWORD
         wanted = {key: value for key, value in wanted.items() if key not in WITHOUT_SETTINGS}
-        given = {key: value for key, value in given.items() if key not in {"words", *SHORT}}
+        given = {key: value for key, value in given.items() if key not in {"words", "processes", *SHORT}}
     assert given.keys() == wanted.keys()
     for key, option in given.items():
         default = wanted[key].default

@@ -51,6 +51,7 @@ WORDS = {
     "extend": (["train", "--resume=~/run", "--steps", 14], "run/earlier"),
     "plan": (["plan", "causal-lm", "--data=~/corpus.jsonl", *TINY_WORDS], None),
     "doctor": (["doctor", "~/run"], None),
+    "checkpoint": (["checkpoint", "~/run", "--export", 12, "--out=~/exported"], "exported/config.json"),
     "compare": (["compare", "~/run", "~/other", "--plot=~/curves.png"], "curves.png"),
     "generate": (["generate", "~/run", "--prompts=~/prompts.txt", "--tokens", 2], None),
     "evaluate": (["evaluate", "~/run", "--data=~/corpus.jsonl"], None),

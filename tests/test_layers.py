@@ -19,7 +19,7 @@ ROOT = Path(selfsup.__file__).parent
 # From the ground up. Names of one row may import each other (but in no ring); each may import what lies below.
 LAYERS = (
     ("errors", "files", "plots", "seeding", "plain_yaml", "run_files", "report", "machine", "stopping", "distributed"),
-    ("config", "arguments", "checks", "checkpoint", "views"),
+    ("config", "arguments", "checks", "saving", "sharding", "views"),
     ("data", "models"),
     ("inference",),
     ("objectives",),
@@ -27,7 +27,7 @@ LAYERS = (
     ("diagnosis", "evaluation", "planning"),
     ("inspection", "exporting", "comparison", "trainer"),
     ("training",),
-    ("adapting",),
+    ("adapting", "keeping"),
     ("cli",),
     ("launch", "__main__"),
 )

@@ -204,7 +204,7 @@ def main(directory: Path) -> None:
     for name in COMMANDS:
         with pytest.MonkeyPatch.context() as patch:
             timeout = datetime.timedelta(seconds=TIMEOUT if name == "a slow start" else PATIENCE)
-            patch.setattr(dist, "init_process_group", lambda *a, t=timeout, **k: whole(*a, timeout=t, **k))
+            patch.setattr(dist, "init_process_group", lambda *a, t=timeout, **k: whole(*a, **(k | {"timeout": t})))
             prepare(name, rank, patch)
             seen = run(name)
         Path(f"{name}.json").write_text(json.dumps(seen), encoding="utf-8")

@@ -24,6 +24,7 @@ from selfsup.evaluation import PROTOCOLS, protocols_for
 from selfsup.exporting import TARGETS
 from selfsup.objectives import RECIPES, find_recipe
 from selfsup.report import Reporter
+from selfsup.run import Run
 
 Command = Callable[..., Answer]
 FEW: dict[str, Any] = {"steps": 4, "checkpoint.every": 2, "evaluate.every": 2, "train.log_every": 1}
@@ -115,6 +116,9 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["train", "--resume", extended, "--steps", 6], True
     yield ["adapt", t.run, "--data", t.data, "--budget", "1s"], False  # which is no time
     yield ["doctor", t.run], True
+    yield ["checkpoint", t.run], True
+    last = Run(t.run).checkpoints().steps()[-1]
+    yield ["checkpoint", t.run, "--export", last, "--out", here / "last"], True
     yield ["compare", t.run, extended, "--plot", here / "curves.png"], True
     yield ["compare", t.run, t.run], False
     yield from evaluations(t, sources)

@@ -264,6 +264,7 @@ def test_every_encoding(encoding: str, finished: Run, monkeypatch: pytest.Monkey
         [*looked, "--run", finished.directory],
         ["compare", finished.directory, finished.directory.parent / "run" / ".." / "run"],
         ["doctor", finished.directory],
+        ["checkpoint", finished.directory],
         ["generate", finished.directory, "The cat —", "--tokens", "5"],
     ):
         code, out = through(encoding, monkeypatch, *words)

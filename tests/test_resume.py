@@ -27,7 +27,7 @@ from tiny_encoder import save_tiny
 from tiny_vision import save_tiny_vision
 
 import selfsup
-from selfsup import checkpoint, cli, files, planning, stopping
+from selfsup import cli, files, planning, saving, stopping
 from selfsup.errors import Interrupted, UserError
 from selfsup.models import huggingface
 from selfsup.optim import Decay
@@ -67,7 +67,7 @@ def main(specification: dict[str, Any]) -> None:
 
 def die_at(moment: str) -> None:
     """Arrange that this process kills itself at a moment of its third checkpoint, or of its end."""
-    write, rename, forget = checkpoint.save_tensors, files._rename_to_free_name, shutil.rmtree
+    write, rename, forget = saving.save_tensors, files._rename_to_free_name, shutil.rmtree
     calls = {"made": 0}
 
     def third() -> bool:
@@ -92,7 +92,7 @@ def die_at(moment: str) -> None:
         forget(path, **more)
 
     if moment == "half a file":
-        checkpoint.save_tensors = half_a_file
+        saving.save_tensors = half_a_file
     elif moment == "before it has its name":
         files._rename_to_free_name = unnamed
     elif moment == "while an older one is removed":

@@ -33,6 +33,7 @@ BASES = {  # a use of each command that works
     "inspect": ["causal-lm", "--text", "a b c d", "--tokenizer", "words"],
     "compare": ["run", "other"],
     "doctor": ["run"],
+    "checkpoint": ["run", "--export", "12", "--out", "new"],
     "generate": ["run", "The", "--tokens", "3"],
     "fill": ["encoder", "The [MASK]"],
     "show": ["seer", "--image", "photo.png", "--out", "new.png"],
@@ -99,6 +100,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
 NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
 NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candidates"}
+NUMBERS |= {"--processes", "--keep", "--release", "--export"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
 
@@ -162,7 +164,7 @@ def uses(command: str) -> Iterator[tuple[str, str, list[str]]]:
 OTHER = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "encoder"}  # has another objective
 FINE = {
     *((name, "seed=1") for name in ("train", "plan", "inspect")),  # the objective is causal-lm without it
-    *((name, "other-objective") for name in ("doctor", "evaluate", "export")),  # of any
+    *((name, "other-objective") for name in ("doctor", "checkpoint", "evaluate", "export")),  # of any
 }
 
 
@@ -213,6 +215,7 @@ PYTHON: dict[str, dict[str, Any]] = {  # a use of functions that works, by the p
     "export": {"run": "run", "out": "new", "to": "transformers"},
     "show": {"run": "seer", "images": "photo.png"},
     "doctor": {"run": "run"},
+    "checkpoint": {"run": "run"},
 }
 WRONG_TYPES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("run", "library", "probe", "out"), (3, b"run", ["run"])),

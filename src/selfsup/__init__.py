@@ -18,6 +18,7 @@ _PUBLIC = {
     "adapt": "selfsup.adapting",
     "inspect": "selfsup.inspection",
     "compare": "selfsup.comparison",
+    "checkpoint": "selfsup.keeping",
     "doctor": "selfsup.diagnosis",
     "generate": "selfsup.inference.writing",
     "fill": "selfsup.inference.writing",

@@ -7,6 +7,7 @@ the same is done on the way, and counted in steps of that time: a machine that b
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import psutil
 
 from selfsup.config import Settings
+from selfsup.distributed import launched_here
 from selfsup.objectives.averaging import MIXES
 from selfsup.objectives.recipe import Renewal
 from selfsup.optim import Decay
@@ -48,8 +50,10 @@ class Clock:
 
     @classmethod
     def of_process(cls) -> Clock:
-        """Counted from the start of this process: the imports of a command are part of its time."""
-        created, now = psutil.Process().create_time(), time.time()
+        """Counted from the start of this process, or of the one that started it with others: what a command imports is
+        part of its time."""
+        process = psutil.Process(os.getppid() if launched_here() else None)
+        created, now = process.create_time(), time.time()
         if hasattr(time, "CLOCK_BOOTTIME"):  # counted from the boot, whose own time is known to a second only
             created, now = created - psutil.boot_time(), time.clock_gettime(time.CLOCK_BOOTTIME)
         return cls(max(0.0, now - created))

@@ -173,6 +173,7 @@ class TrainConfig(Section):
     device: str = said("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = said("auto", "auto, fp32, bf16")
     compile: bool | None = said(None, "torch.compile; measured where it is not said")
+    shard: bool = said(False, "each process holds its rows alone of parameters, gradients and optimizer states (FSDP2)")
     log_every: Count | None = said(None, "steps between two lines of metrics.jsonl")
 
 

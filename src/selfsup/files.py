@@ -246,15 +246,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside `path` that becomes `path` when the block ends without an error.
+def whole_directory(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A temporary directory beside `path` that becomes `path` when the block ends without an error: one that is made
+    here, or `temporary`, which others write in too.
 
     A crash leaves only a temporary name behind, which nobody reads. Raises a FileExistsError where `path` came to exist
     meanwhile; that stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    temporary.mkdir()
+    if temporary is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(path)
+        temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):

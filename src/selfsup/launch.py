@@ -55,7 +55,9 @@ def _start_anew(signals: list[int]) -> None:
 
 
 def _leave(line: str = "") -> None:
-    """End at once, with exit code 130: threads that still read or compute are not waited for."""
-    sys.stderr.write(line)
-    sys.stderr.flush()
+    """End at once, with exit code 130: threads that still read or compute are not waited for. Of several processes that
+    one launcher started the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(line)
+        sys.stderr.flush()
     os._exit(130)

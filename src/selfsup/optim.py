@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
 from selfsup.objectives.base import Objective
+from selfsup.sharding import own, placed, spread, total_norm
 
 # The quintic of Jordan et al. (2024, "Muon: An optimizer for hidden layers in neural networks"), whose slope at
 # zero is as steep as convergence into [0.7, 1.2] allows.
@@ -39,6 +40,8 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
 @dataclass(eq=False)
 class Method(ABC):
     """An optimizer of some of the parameters: its peak learning rate, and what it remembers of each of them.
+
+    Of parameters that processes hold by rows it remembers rows, and moves those of its process.
 
     It does without torch.optim.Optimizer, whose first instance imports torch's compiler, which takes a second.
     """
@@ -67,12 +70,12 @@ class Method(ABC):
         """One update of parameters that have a gradient."""
 
     def recall(self, parameters: list[nn.Parameter], key: str) -> list[Tensor]:
-        return [self.state[parameter][key] for parameter in parameters]
+        return [own(self.state[parameter][key]) for parameter in parameters]
 
 
 def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients of those that have one."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    """The gradients of those that have one, as far as this process holds them."""
+    return [own(parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 @dataclass(eq=False)
@@ -93,22 +96,39 @@ class Muon(Method):
         return {"momentum": torch.zeros_like(parameter)}
 
     def update(self, parameters: list[nn.Parameter], lr: float) -> None:
-        gradients, buffers = gradients_of(parameters), self.recall(parameters, "momentum")
+        weights, gradients = list(map(own, parameters)), gradients_of(parameters)
+        buffers = self.recall(parameters, "momentum")
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov
-        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * self.weight_decay)
+        torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
+        shapes = [self._shape(parameter) for parameter in parameters]
+        costs = [p.numel() * min(shape) for p, shape in zip(parameters, shapes, strict=True)]
+        updates = spread(parameters, [direction.to(self.dtype) for direction in ahead], self._orthogonal, costs)
+        for longest in sorted({max(shape) for shape in shapes}):
+            like = [number for number, shape in enumerate(shapes) if max(shape) == longest]
+            targets, turned = [weights[n] for n in like], [updates[n].to(weights[n].dtype) for n in like]
+            torch._foreach_add_(targets, turned, alpha=-lr * 0.2 * longest**0.5)
+
+    def _shape(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """Rows and columns of each map that a parameter holds."""
+        return len(parameter) // self.stacks.get(parameter, 1), math.prod(parameter.shape[1:])
+
+    def _orthogonal(self, parameters: list[nn.Parameter], directions: list[Tensor]) -> list[Tensor]:
+        """The (semi-)orthogonal matrix nearest to each direction, map by map."""
+        updates = [torch.empty_like(direction) for direction in directions]
         alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-        for parameter, direction in zip(parameters, ahead, strict=True):
+        for parameter, update, direction in zip(parameters, updates, directions, strict=True):
             maps = self.stacks.get(parameter, 1)
-            for target, part in zip(parameter.chunk(maps), direction.chunk(maps), strict=True):
+            for target, part in zip(update.chunk(maps), direction.chunk(maps), strict=True):
                 matrix = part.flatten(1)
                 wide = matrix.mT if len(matrix) > matrix.shape[1] else matrix
                 alike.setdefault(tuple(wide.shape), []).append((target, wide))
-        for shape, pairs in alike.items():
-            targets, directions = zip(*pairs, strict=True)
-            updates = orthogonalize(torch.stack(directions), self.dtype).to(targets[0].dtype)
-            turned = [_as(target, update) for target, update in zip(targets, updates.unbind(), strict=True)]
-            torch._foreach_add_(list(targets), turned, alpha=-lr * 0.2 * max(shape) ** 0.5)
+        for pairs in alike.values():
+            targets, matrices = zip(*pairs, strict=True)
+            turned = orthogonalize(torch.stack(matrices), self.dtype)
+            for target, update in zip(targets, turned.unbind(), strict=True):
+                target.copy_(_as(target, update))
+        return updates
 
 
 def _as(target: Tensor, update: Tensor) -> Tensor:
@@ -132,7 +152,7 @@ class AdamW(Method):
 
     def update(self, parameters: list[nn.Parameter], lr: float) -> None:
         adamw(
-            list[Tensor](parameters),
+            list(map(own, parameters)),
             gradients_of(parameters),
             self.recall(parameters, "exp_avg"),
             self.recall(parameters, "exp_avg_sq"),
@@ -236,7 +256,7 @@ class Optimizer:
         moving = [p for p in part.parameters if p in self.starts and p.grad is not None]
         if moving:
             share = min(1.0, part.lr * multiplier * self.l2_sp)
-            torch._foreach_lerp_(list[Tensor](moving), [self.starts[p] for p in moving], share)
+            torch._foreach_lerp_(list(map(own, moving)), [own(self.starts[p]) for p in moving], share)
 
     def clear(self) -> None:
         for parameter in self.names:
@@ -247,10 +267,9 @@ class Optimizer:
 
         Where it is no number, the gradients stay as they are, so that the one to blame can be found.
         """
-        gradients = gradients_of(self.names)
-        norm = float(nn.utils.get_total_norm(gradients))
+        norm = float(total_norm(parameter.grad for parameter in self.names if parameter.grad is not None))
         if largest < norm < math.inf:
-            torch._foreach_mul_(gradients, largest / norm)
+            torch._foreach_mul_(gradients_of(self.names), largest / norm)
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -263,28 +282,30 @@ class Optimizer:
         }
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str | None:
-        """What keeps tensors from being a state of these optimizers; None where nothing does."""
-        for name, state in _by_parameter(tensors).items():
+        """What keeps whole tensors from being a state of these optimizers; None where nothing does."""
+        for name, places in _by_parameter(tensors).items():
             if name not in self.owners:
                 return f"{name} is no parameter of the model"
             part, parameter = self.owners[name]
+            state = {key: tensors[place] for key, place in places.items()}
             if problem := misshapen(state, part.fresh(parameter)):
                 return f"{name}.{problem}"
         return None
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
-        for name, state in _by_parameter(tensors).items():
+        """Put back what `state` gave, in whole tensors."""
+        for name, places in _by_parameter(tensors).items():
             part, parameter = self.owners[name]
-            part.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+            fresh = part.fresh(parameter)
+            part.state[parameter] = {key: placed(tensors[place], fresh[key]) for key, place in places.items()}
 
 
-def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """{parameter: {key: tensor}} of {parameter.key: tensor}."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in tensors.items():
+def _by_parameter(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """{parameter: {key: parameter.key}} of each parameter.key."""
+    found: dict[str, dict[str, str]] = {}
+    for path in names:
         name, _, key = path.rpartition(".")
-        found.setdefault(name, {})[key] = tensor
+        found.setdefault(name, {})[key] = path
     return found
 
 

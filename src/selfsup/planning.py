@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.budget import FEWEST_STEPS, FINAL_SHARE, FORWARD_SHARE, Clock
 from selfsup.config import OptimConfig, Settings
@@ -19,10 +19,12 @@ from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.machine import Machine, find_device, find_precision, free_memory, matrix_rate, peak_memory, synchronise
+from selfsup.models.transformer import Linear, RMSNorm
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.optim import Optimizer
 from selfsup.report import amount, duration
+from selfsup.sharding import shard
 from selfsup.step import gradients
 
 DEFAULT_BUDGET = 120.0
@@ -43,6 +45,7 @@ CALIBRATION_SECONDS = 0.8
 CALIBRATION_SHARE = 0.02  # of a budget, at most
 WORTH_COMPILING = 7200.0  # seconds of a run
 COMPILED_GAIN = 0.9  # of the plain step's time, at most, for compiling to be chosen
+UNSHARDED = ("model.lora", "optim.heads_first", "optim.wise_ft", "train.compile")  # settings that sharding excludes
 BEHIND_BUDGET = 3.0  # seconds, that a short budget may be exceeded by
 DRIFT = (0.6, 2.0)  # how much faster or slower a shared machine may become
 
@@ -118,7 +121,7 @@ def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan,
     step_seconds = _settle_compile_and_time(recipe, machine, processes)
     steps = processes.share(train.steps or _steps_in(recipe, clock, step_seconds))
     _settle_intervals(recipe, steps)
-    return _summarise(recipe, machine, clock, steps, step_seconds), machine
+    return _summarise(recipe, machine, processes, clock, steps, step_seconds), machine
 
 
 def find_machine(settings: Settings, processes: Processes) -> Machine:
@@ -141,12 +144,63 @@ def _settle_steps(recipe: Recipe) -> None:
     settings.change("train.epochs", None, "resolved to steps")
 
 
-def ready(recipe: Recipe, machine: Machine) -> Objective:
+def ready(recipe: Recipe, machine: Machine, processes: Processes) -> Objective:
     """A fresh objective, where and how it is going to be trained."""
-    objective = recipe.begin().to(machine.device).train()
+    objective = _fresh(recipe, machine, processes)
     if recipe.settings["train.compile"]:
         vars(objective)["predict"] = torch.compile(objective.predict)
     return objective
+
+
+def _fresh(recipe: Recipe, machine: Machine, processes: Processes) -> Objective:
+    """The same, not compiled."""
+    objective = recipe.begin().to(machine.device).train()
+    if sharded(recipe, processes):
+        _require_shares(recipe, processes)
+        shard(objective, machine.device, lambda block: machine.dtype if _is_multiplied(block) else None)
+    return objective
+
+
+def _is_multiplied(block: nn.Module) -> bool:
+    """Whether all that is done with a block's parameters is done in the precision of matrix products."""
+    owners = [module for module in block.modules() if list(module.parameters(recurse=False))]
+    return all(isinstance(module, Linear | RMSNorm) for module in owners)
+
+
+def sharded(recipe: Recipe, processes: Processes) -> bool:
+    """Whether each process holds its rows of the parameters only."""
+    return bool(recipe.settings["train.shard"]) and processes.size > 1
+
+
+def require_shardable(recipe: Recipe) -> None:
+    """Raise a UserError where sharding is asked for, and this objective or one of its settings is not made for it."""
+    settings = recipe.settings
+    if not settings["train.shard"]:
+        return
+    if not recipe.shards:
+        raise UserError(
+            f"{settings['objective']} cannot be sharded yet; leave train.shard out: then each process holds all of it."
+        )
+    if recipe.module is not None or ":" in settings["model.preset"]:
+        raise UserError("train.shard is for selfsup's own networks (presets, --init); leave it out for this one.")
+    for key in UNSHARDED:
+        if settings[key]:
+            raise UserError(f"train.shard and {key} cannot go together yet; leave one of them out.")
+
+
+def _require_shares(recipe: Recipe, processes: Processes) -> None:
+    """Raise a UserError where one process would ask for the others' rows more often than these for its own, or where
+    they could not save together."""
+    if not processes.counts:
+        raise UserError(
+            "train.shard is for processes that torchrun or --processes has started; leave it out in others."
+        )
+    batch, size = recipe.settings["train.batch"], processes.size
+    if batch is not None and batch % size:
+        raise UserError(
+            f"Sharded, each process has as many records of a batch as any other, and {batch} are not for {size} alike; "
+            f"give --batch {-(-batch // size) * size}, or another number of processes."
+        )
 
 
 def _settle_micro_batch(recipe: Recipe, machine: Machine, processes: Processes) -> None:
@@ -155,7 +209,7 @@ def _settle_micro_batch(recipe: Recipe, machine: Machine, processes: Processes) 
     if batch < (size := processes.size):
         raise UserError(f"A batch of {batch} cannot be shared by {size} processes; give a larger --batch.")
     if settings["train.micro_batch"] is None:
-        fitting = processes.share(_fitting_micro_batch(recipe, machine, -(-batch // processes.size)))
+        fitting = processes.share(_fitting_micro_batch(recipe, machine, processes, -(-batch // processes.size)))
         settings.change("train.micro_batch", fitting, "memory")
     if (images := recipe.grouped) is not None:
         settings.settle("model.group", images, "micro-batch")
@@ -175,6 +229,9 @@ def _settle_compile_and_time(recipe: Recipe, machine: Machine, processes: Proces
     plain = _time_step(recipe, machine, processes)
     if train.compile is not None:
         return plain
+    if train.shard:
+        settings.change("train.compile", False, "sharded")
+        return plain
     if (train.budget or (train.steps or 0) * plain) < WORTH_COMPILING:
         settings.change("train.compile", False, "short run")
         return plain
@@ -185,9 +242,9 @@ def _settle_compile_and_time(recipe: Recipe, machine: Machine, processes: Proces
     return compiled if pays else plain
 
 
-def _fitting_micro_batch(recipe: Recipe, machine: Machine, most: int) -> int:
+def _fitting_micro_batch(recipe: Recipe, machine: Machine, processes: Processes, most: int) -> int:
     """The largest halving of `most` whose saved activations take at most half of the free memory."""
-    objective = recipe.begin().to(machine.device)
+    objective = _fresh(recipe, machine, processes)
     _trial_optimizer(objective, recipe, machine)  # says so where there is nothing to train
     recipe.adaptation.resting(objective)  # or where heads are to be trained alone, and there are none
     loader = Loader(recipe.train, recipe.settings["train.seed"], 1, 1, 0)
@@ -234,7 +291,7 @@ def loader_of(recipe: Recipe, processes: Processes, workers: int) -> Loader:
 
 def _time_step(recipe: Recipe, machine: Machine, processes: Processes) -> float:
     """The median of a few steps after the first; the model they train is thrown away."""
-    train, objective = recipe.settings.config.train, ready(recipe, machine)
+    train, objective = recipe.settings.config.train, ready(recipe, machine, processes)
     optimizer = _trial_optimizer(objective, recipe, machine)
     seconds = min(CALIBRATION_SECONDS, CALIBRATION_SHARE * (train.budget or math.inf))
     times: list[float] = []  # the first one is left out: it compiles, and takes memory for the first time
@@ -314,7 +371,9 @@ def _settle_intervals(recipe: Recipe, steps: int) -> None:
             settings.change(key, available, "held-out part")
 
 
-def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_seconds: float) -> Plan:
+def _summarise(
+    recipe: Recipe, machine: Machine, processes: Processes, clock: Clock, steps: int, step_seconds: float
+) -> Plan:
     settings, train = recipe.settings, recipe.settings.config.train
     objective = recipe.begin()
     records = steps * (train.batch or 1)
@@ -324,9 +383,11 @@ def _summarise(recipe: Recipe, machine: Machine, clock: Clock, steps: int, step_
         budget = max(train.budget, seconds[0])
         seconds = (budget * 0.9, budget * 1.05 + BEHIND_BUDGET)
     parameters = sum(parameter.numel() for parameter in objective.parameters())
-    snapshot = 4 * parameters * 3  # what a checkpoint copies: weights and optimizer state
+    parts = processes.size if sharded(recipe, processes) else 1
+    snapshot = 4 * parameters * 3 // parts  # what a checkpoint copies: weights and optimizer state
+    held = {"sharded": f"each of {parts} processes holds {parameters // parts:,} parameters"} if parts > 1 else {}
     return Plan(
-        facts=recipe.facts() | recipe.adaptation.facts(objective),
+        facts=recipe.facts() | recipe.adaptation.facts(objective) | held,
         parameters=parameters,
         steps=steps,
         records=records,

@@ -5,7 +5,7 @@ RUN/environment.json   machine, versions, command, plan
 RUN/journal.jsonl      decisions that the clock made, written before they take effect
 RUN/metrics.jsonl      one object per line
 RUN/samples/           what the model wrote on the way
-RUN/checkpoints/       see selfsup.checkpoint
+RUN/checkpoints/       see selfsup.saving
 RUN/model/             the model, as a Hugging Face directory
 RUN/adapter/           what was trained of it, where that is an adapter (LoRA), as peft reads it
 RUN/summary.json       final figures; a run that has one is finished
@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from selfsup import run_files
-from selfsup.checkpoint import Checkpoints
 from selfsup.config import LENGTHS, Config, Settings, flatten, read_yaml
+from selfsup.distributed import Processes
 from selfsup.errors import Interrupted, UserError
 from selfsup.files import LOCK, TEMPORARY, expanded, held, writable, write_atomically
 from selfsup.objectives import DEFAULT, find_recipe
 from selfsup.objectives.recipe import Recipe
 from selfsup.run_files import RUN_CONFIG, RUN_MODEL, read_lines, read_object
+from selfsup.saving import Checkpoints
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -141,8 +142,9 @@ class Run:
 
         return load(self.directory)
 
-    def checkpoints(self, keep: int = 3) -> Checkpoints:
-        return Checkpoints(self.checkpoints_directory, keep)
+    def checkpoints(self, keep: int = 3, processes: Processes | None = None) -> Checkpoints:
+        """Its checkpoints, saved by one process, or by these together."""
+        return Checkpoints(self.checkpoints_directory, keep, processes)
 
     def config(self) -> dict[str, Any]:
         """The configuration as it was written."""

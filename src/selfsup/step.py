@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.data.records import Batch
-from selfsup.distributed import Processes
+from selfsup.distributed import Processes, meeting
 from selfsup.objectives.base import Autocast, Objective, Outputs, Task, add_counts, join_tensors
 from selfsup.seeding import seeded
 
 
+@meeting()
 def gradients(
     objective: Objective, batches: Sequence[Batch], processes: Processes, autocast: Autocast = nullcontext
 ) -> dict[str, Tensor]:

@@ -33,6 +33,12 @@ def stop_by_signals() -> None:
         signal.signal(number, stop)
 
 
+def let_be_ended() -> None:
+    """From now on SIGTERM says nothing new: whoever started several processes ends all of them when one has failed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptions() -> Iterator[list[int]]:
     """Collects them, so that a training stops between two steps; a second Ctrl-C stops at once."""

@@ -8,14 +8,14 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from statistics import median
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsup.budget import Budget, Clock
-from selfsup.checkpoint import Checkpoint, digest
 from selfsup.config import Settings
 from selfsup.data.loader import in_order
 from selfsup.data.records import Batch, Records
@@ -30,10 +30,12 @@ from selfsup.models.parity import import_transformers, uncompared
 from selfsup.objectives.averaging import MIXES, Averages, Tried, choose
 from selfsup.objectives.recipe import Recipe
 from selfsup.optim import Decay, Schedule, misshapen
-from selfsup.planning import loader_of, optimizer_of, ready
+from selfsup.planning import loader_of, optimizer_of, ready, sharded
 from selfsup.report import Reporter, duration
 from selfsup.run import Run
 from selfsup.run_files import STATE, explain
+from selfsup.saving import Checkpoint, digest
+from selfsup.sharding import load, own, total_norm, whole_state
 from selfsup.step import evaluate, gradients
 from selfsup.stopping import interruptions
 
@@ -59,11 +61,12 @@ class Trainer:
         self.recipe, self.settings, self.run, self.machine = recipe, recipe.settings, run, machine
         self.team, self.processes, self.reporter, self.clock = team, team.processes, team.reporter, team.clock
         settings, processes = self.settings, self.processes
-        self.objective = ready(recipe, machine)
+        self.sharded = sharded(recipe, processes)
+        self.objective = ready(recipe, machine, processes)
         self.optimizer = optimizer_of(recipe, self.objective, settings.config.optim, machine)
         self.resting = recipe.adaptation.resting(self.objective)
         self.still = recipe.adaptation.still(self.objective)
-        self.checkpoints = run.checkpoints(settings["checkpoint.keep"])
+        self.checkpoints = run.checkpoints(settings["checkpoint.keep"], processes if self.sharded else None)
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.best: dict[str, float] | None = None
@@ -98,7 +101,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand exactly where a checkpoint stood."""
-        self.objective.load_state_dict(checkpoint.model(self.objective.state_dict()))
+        load(self.objective, checkpoint.model(self.objective.state_dict()))
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
         self.recipe.renewed.update(checkpoint.tensors.get("renewed", {}))
         state = checkpoint.state
@@ -111,7 +114,7 @@ class Trainer:
         self.processes.wait()
 
     def _save(self) -> None:
-        if self.saved == self.step or not self.processes.leads:
+        if self.saved == self.step or not (self.processes.leads or self.sharded):
             return
         moments, model = self.optimizer.state(), self.objective.state_dict()
         for name in self.still:
@@ -149,13 +152,13 @@ class Trainer:
         """
         self.estimate = estimate
         self.budget.renewal = self.recipe.renewal(self.settings["train.steps"] or estimate)
-        try:
-            with interruptions() as interrupted:
+        with interruptions() as interrupted:
+            try:
                 self._look_at_start()
                 self._make_steps(interrupted)
                 return self._finish(interrupted)
-        finally:
-            self.checkpoints.close()
+            finally:
+                self.checkpoints.close()
 
     def _look_at_start(self) -> None:
         """Score what a run starts from, before its first step, by the records of the looks and of the last one; once,
@@ -244,6 +247,7 @@ class Trainer:
     def _stop(self) -> NoReturn:
         """End a training that has been asked to stop and whose checkpoint is being written."""
         self.checkpoints.wait()
+        self.processes.wait()  # whoever ends first may end the others
         raise Interrupted(
             f"Stopped at step {self.step:,}; everything is saved. Go on with: "
             f"selfsup train --resume {self.run.directory}"
@@ -271,7 +275,7 @@ class Trainer:
     def _group_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each part of the objective that is worth a figure of its own."""
         return {
-            f"grad_norm_{name}": nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])
+            f"grad_norm_{name}": total_norm(p.grad for p in part.parameters() if p.grad is not None)
             for name, part in self.objective.gradient_groups().items()
         }
 
@@ -286,8 +290,9 @@ class Trainer:
         culprits = culprits or [
             f"the gradient of {name}"
             for parameter, name in self.optimizer.names.items()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+            if parameter.grad is not None and not bool(torch.isfinite(own(parameter.grad)).all())
         ]
+        culprits = list(dict.fromkeys(chain.from_iterable(self.processes.collect(culprits))))
         self.optimizer.clear()
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -389,11 +394,26 @@ class Trainer:
 
     @contextmanager
     def _merged(self) -> Iterator[None]:
-        """What is looked at and saved is the model as a user opens it."""
-        with self.recipe.adaptation.merged(self.objective):
+        """What is looked at and saved is the model as a user opens it: adapters are in its matrices, and each process
+        has all of it. All of them enter the block, and may do different things in it."""
+        with self._whole(), self.recipe.adaptation.merged(self.objective):
             with self.budget.timed("statistics"):
                 self.recipe.measure_statistics(self.objective)
             yield
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Within the block the objective is another one with the same weights, none of which is elsewhere."""
+        if not self.sharded:
+            yield
+            return
+        trained = self.objective
+        self.objective = self.recipe.begin().to(self.machine.device).train()
+        self.objective.load_state_dict(whole_state(trained), assign=True)
+        try:
+            yield
+        finally:
+            self.objective = trained
 
     def _evaluate(self, records: int | None) -> dict[str, float]:
         """Look, and tell the user."""
@@ -548,17 +568,22 @@ class Trainer:
             "skipped_steps": self.skipped,
             "validation_records": records,
         }
+        with self._merged():
+            if self.processes.leads:
+                self._write_model(summary)
         if self.processes.leads:
-            self.run.make_way_for_model()
-            compares = self._journalled("compared", True, not self.budget.hurried)  # its export does it else
-            with nullcontext() if compares else uncompared(), self._merged():
-                self.recipe.save(self.objective, self.run.model_directory, summary)
             self.recipe.adaptation.save(self.objective, self.run.adapter_directory)
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)
             self.run.write_summary(summary)
         self.processes.wait()
         return summary
+
+    def _write_model(self, summary: dict[str, Any]) -> None:
+        self.run.make_way_for_model()
+        compares = self._journalled("compared", True, not self.budget.hurried)  # its export does it else
+        with nullcontext() if compares else uncompared():
+            self.recipe.save(self.objective, self.run.model_directory, summary)
 
 
 def find_schedule(settings: Settings, run: Run) -> Schedule:

@@ -11,9 +11,8 @@ from typing import Any
 from torch import nn
 
 from selfsup.budget import Clock
-from selfsup.checkpoint import Checkpoint
 from selfsup.config import LENGTHS, Settings, read_yaml
-from selfsup.distributed import Processes, process_group
+from selfsup.distributed import Processes, launch, process_group, restarts
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.files import expanded, writable
@@ -21,9 +20,10 @@ from selfsup.machine import Machine, describe
 from selfsup.objectives import python_name, recipe_of, resolve
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
-from selfsup.planning import Plan, find_machine, make_plan
+from selfsup.planning import Plan, find_machine, make_plan, require_shardable
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
+from selfsup.saving import Checkpoint
 from selfsup.trainer import Team, Trainer, find_schedule
 
 
@@ -60,7 +60,13 @@ def train(
     given = Given(objective, data, model, values, origin, out, config)
     with process_group() as processes, ExitStack() as held:
         team = Team(processes, reporter or Reporter(processes.leads), clock or Clock())
-        return _start(given, team, held) if resume is None else _resume(resume, given, team, held)
+        if resume is not None:
+            return _resume(resume, given, team, held)
+        begun = _begun(given, processes)
+        if begun is None:
+            return _start(given, team, held)
+        done = processes.share(bool(begun.summary) if processes.leads else None)
+        return begun if done else _resume(begun.directory, given.again(), team, held)
 
 
 def plan(
@@ -106,6 +112,12 @@ class Given:
         """The recipe that is given itself, where one is."""
         kind = self.objective
         return kind if isinstance(kind, type) and issubclass(kind, Recipe) else None
+
+    def again(self) -> Given:
+        """What only Python can give; all else stands in the run's configuration."""
+        named = (str, Path, Mapping, type(None))
+        objective, data, model = (None if isinstance(x, named) else x for x in (self.objective, self.data, self.model))
+        return replace(self, objective=objective, data=data, model=model, values={}, out=None, config=None)
 
     def settings(self) -> Settings:
         """The settings of a new run; nothing is opened yet."""
@@ -159,6 +171,23 @@ def _recipe(settings: Settings, given: Given) -> Recipe:
     return recipe(settings, source, module)
 
 
+def _begun(given: Given, processes: Processes) -> Run | None:
+    """The run to go on with of processes that their launcher has started again, be it for one of them that ended, or
+    for a machine that came or went; None at their first start, or before there was a run.
+
+    Raises a UserError where nothing would say which one it is.
+    """
+    if not restarts():
+        return None
+    if given.out is None:
+        raise UserError(
+            "A launcher that starts its processes again (--max-restarts) needs to know their run; give --out."
+        )
+    run = Run(given.out)
+    begun = processes.leads and run.exists and run.environment().get("launch") == launch()
+    return run if processes.share(begun) else None
+
+
 def _start(given: Given, team: Team, held: ExitStack) -> Run:
     """Train anew."""
     settings, processes = given.settings(), team.processes
@@ -174,7 +203,7 @@ def _start(given: Given, team: Team, held: ExitStack) -> Run:
     try:
         made, machine = _prepare(recipe, team)
         if processes.leads:
-            _write_down(run, recipe, made, {**describe(machine), "processes": processes.size})
+            _write_down(run, recipe, made, {**describe(machine), "processes": processes.size, "launch": launch()})
     except BaseException:
         run.discard()
         raise
@@ -200,6 +229,7 @@ def _prepare(recipe: Recipe, team: Team) -> tuple[Plan, Machine]:
 
 def _open(recipe: Recipe, team: Team) -> None:
     """Open the data: on each machine one process first, so that the others there find what it prepared."""
+    require_shardable(recipe)
     processes, reporter = team.processes, team.reporter
     with reporter.bar("reading"):
         for prepares in (True, False):
@@ -235,6 +265,7 @@ def _require_measurable(recipe: Recipe) -> None:
 def _fit(trainer: Trainer, estimate: int, before: int | None = None) -> Run:
     """Train from the newest checkpoint (at or before a step, to extend the run), or from the first step."""
     run, team = trainer.run, trainer.team
+    _require_one_directory(trainer)
     checkpoint = _newest(trainer, before)
     trainer.reached = team.processes.share(run.reached if before is None else 0)
     if checkpoint is not None:
@@ -252,6 +283,17 @@ def _fit(trainer: Trainer, estimate: int, before: int | None = None) -> Run:
     return run
 
 
+def _require_one_directory(trainer: Trainer) -> None:
+    """Raise a UserError where processes save together, and one of them does not see where."""
+    there = trainer.processes.collect((trainer.run.directory.is_dir(), trainer.processes.name))
+    missing = [name for sees, name in there if not sees]
+    if trainer.sharded and missing:
+        raise UserError(
+            f"Every process of a sharded training writes its part of the checkpoints, and {missing[0]} does not see "
+            f"{trainer.run.directory}; give an --out that all machines share."
+        )
+
+
 def _newest(trainer: Trainer, before: int | None) -> Checkpoint | None:
     """The newest checkpoint, which the leading process reads: others may be on machines that do not see the run."""
     processes = trainer.team.processes
@@ -260,7 +302,9 @@ def _newest(trainer: Trainer, before: int | None) -> Checkpoint | None:
     if place is None:
         return None
     step, state, names = place
-    tensors = {name: processes.share_tensors(found.tensors[name] if found else None) for name in names}
+    if trainer.sharded:
+        return trainer.checkpoints.load(step)  # of which each process keeps its rows
+    tensors = {name: processes.share_tensors(dict(found.tensors[name]) if found else None) for name in names}
     return Checkpoint(step, tensors, state)
 
 
@@ -289,7 +333,7 @@ def _resume(directory: str | Path, given: Given, team: Team, held: ExitStack) ->
     if "data.workers" in changes:
         settings.change("data.workers", changes["data.workers"], given.origin)
     recipe = _recipe(settings, given)
-    machine = _open_again(run, environment, recipe, team)
+    machine = open_again(run, environment, recipe, team)
     before = None
     with run.resumable():
         if length:
@@ -352,7 +396,7 @@ def _extend(run: Run, settings: Settings, length: Mapping[str, Any], origin: str
     return begun
 
 
-def _open_again(run: Run, recorded: Mapping[str, Any], recipe: Recipe, team: Team) -> Machine:
+def open_again(run: Run, recorded: Mapping[str, Any], recipe: Recipe, team: Team) -> Machine:
     """Open the data of a run again, and make sure that it is the same data, and the same start."""
     machine = find_machine(recipe.settings, team.processes)
     _open(recipe, team)

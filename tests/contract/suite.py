@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.checkpoint import Checkpoint, Checkpoints
 from selfsup.config import OptimConfig
 from selfsup.data.loader import Loader, in_order
 from selfsup.data.records import Batch, Records
@@ -24,8 +23,12 @@ from selfsup.data.sampler import draw
 from selfsup.distributed import Processes
 from selfsup.objectives.base import Objective, Task
 from selfsup.optim import Decay, Optimizer, Schedule
+from selfsup.saving import Checkpoint, Checkpoints
 from selfsup.seeding import seeded
+from selfsup.sharding import load, shard, whole, whole_state
 from selfsup.step import evaluate, gradients
+
+Held = Callable[[Objective], Objective]
 
 RECORDS = 24
 SEED = 3
@@ -85,12 +88,20 @@ def one_step(case: Case, split: Split, processes: Processes, objective: Objectiv
 
 def trained_gradients(objective: Objective) -> dict:
     """By name, of what is trained: not of a teacher."""
-    return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+    return {name: whole(p.grad) for name, p in objective.named_parameters() if p.requires_grad}
 
 
-def descend(case: Case, split: Split, processes: Processes) -> dict[str, Tensor]:
+def sharded(objective: Objective) -> Objective:
+    """The same objective, each process with its rows of it."""
+    shard(objective, torch.device("cpu"), lambda block: None)
+    return objective
+
+
+def descend(
+    case: Case, split: Split, processes: Processes, held: Held = lambda objective: objective
+) -> dict[str, Tensor]:
     """The weights after 20 steps of plain gradient descent."""
-    objective = case.build(SEED).train()
+    objective = held(case.build(SEED).train())
     optimizer = torch.optim.SGD(objective.parameters(), LR)
     with closing(split.loader(case, processes).steps(0)) as batches:
         for step in range(STEPS):
@@ -98,7 +109,7 @@ def descend(case: Case, split: Split, processes: Processes) -> dict[str, Tensor]
             gradients(objective, next(batches), processes)
             optimizer.step()
             objective.after_step(step, STEPS)
-    return objective.state_dict()
+    return whole_state(objective)
 
 
 def held_out(case: Case, processes: Processes, batch: int = 5) -> dict[str, Tensor]:
@@ -139,23 +150,33 @@ def train(
     workers: int = 0,
     save_after: int | None = None,
     build_seed: int = SEED,
+    held: Held | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    drops: bool = True,
 ) -> dict[str, Tensor]:
     """Train with the real optimizers (and dropout) from the newest checkpoint on, if there is one.
 
     With `save_after`, a checkpoint is written after that many steps and the training goes no further: all that a
     process which is killed there leaves behind.
 
+    Args:
+        held: how the processes hold the objective, if not each all of it.
+        dtype: that Muon iterates in.
+        drops: whether there is dropout, which depends on the micro-batches.
+
     Returns:
         The weights and the state of the optimizers.
     """
-    objective = (case.with_dropout or case.build)(build_seed).train()
-    optimizer = Optimizer(objective, OptimConfig(lr=0.02, adamw_lr=0.01, weight_decay=0.1))
+    build = (case.with_dropout or case.build) if drops else case.build
+    objective = build(build_seed).train()
+    objective = objective if held is None else held(objective)
+    optimizer = Optimizer(objective, OptimConfig(lr=0.02, adamw_lr=0.01, weight_decay=0.1), dtype)
     schedule = Schedule(warmup=3, decays=[Decay(12, STEPS)])
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, processes=None if held is None else processes)
     first = 0
     newest = checkpoints.newest()
     if newest is not None:
-        objective.load_state_dict(newest.tensors["model"])
+        load(objective, newest.tensors["model"])
         optimizer.load_state(newest.tensors["optimizer"])
         first = newest.step
     with closing(split.loader(case, processes, workers).steps(first)) as batches:
@@ -165,12 +186,12 @@ def train(
             optimizer.step(schedule.multiplier(step))
             objective.after_step(step, STEPS)
     tensors = {"model": objective.state_dict(), "optimizer": optimizer.state()}
-    if save_after is not None and processes.leads:
+    if save_after is not None and (processes.leads or held is not None):
         checkpoints.save(Checkpoint(save_after, tensors, {}))
         checkpoints.wait()
     checkpoints.close()
     processes.wait()
-    return {f"{part}.{name}": value for part, values in tensors.items() for name, value in values.items()}
+    return {f"{part}.{name}": whole(value) for part, values in tensors.items() for name, value in values.items()}
 
 
 # -- hide and predict ----------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from damage import of_bytes, of_json_text
 
 import selfsup
 from selfsup import planning
-from selfsup.checkpoint import MANIFEST
 from selfsup.data.cache import cache_directory, kept_table
 from selfsup.data.text import prepare_text
 from selfsup.files import checksum
 from selfsup.report import Reporter
+from selfsup.saving import MANIFEST
 
 DOCUMENTS = [
     f"The {animal} {verb} on day {day}." for animal in ("cat", "dog") for verb in ("ran", "sat") for day in range(30)

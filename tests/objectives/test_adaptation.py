@@ -21,7 +21,6 @@ from tiny_towers import save_towers
 from torch import Tensor
 
 import selfsup
-from selfsup.checkpoint import Checkpoint
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
 from selfsup.files import save_tensors
@@ -30,6 +29,7 @@ from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.optim import Optimizer
 from selfsup.report import Reporter
+from selfsup.saving import Checkpoint
 from selfsup.training import plan
 
 Train = Callable[..., selfsup.Run]

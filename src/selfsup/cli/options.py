@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -11,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from selfsup.cli.processes import run_in_processes
 from selfsup.config import OF_ONE, SHORT, Config, described, flatten, known_keys, nearest, parse_overrides
 from selfsup.errors import UserError
 from selfsup.report import leads, print_json
@@ -68,6 +70,12 @@ Overlap = Annotated[
     typer.Option(help="most tokens that two passages share, in whole sentences; an eighth of a passage without", min=0),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, max=1024, help="work in so many processes on this machine; elsewhere, and on several, by torchrun"
+    ),
+]
 Templates = Annotated[
     list[str] | None, typer.Option(help="texts around the name of a class, {} in its place; by default the name alone")
 ]
@@ -106,6 +114,7 @@ def command(
     flags: Sequence[str] = (),
     to_json: Callable[[Any, Mapping[str, Any]], Any] | None = to_json,
     always: Callable[[], Mapping[str, Any]] = dict,
+    several: bool = False,
     cls: type[TyperCommand] = TyperCommand,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of the public function of the same name and the same parameters in a module.
@@ -119,10 +128,14 @@ def command(
         flags: short names of settings that are options too, beside the words OBJECTIVE and KEY=VALUE.
         to_json: what `--json` prints of the answer, and of what was given; None where there is no such option.
         always: what else the function is given.
+        several: whether it may run in several processes of this machine.
     """
 
     def made(show: Callable[..., None]) -> Callable[..., None]:
-        def run(as_json: bool = False, **given: Any) -> None:
+        def run(as_json: bool = False, processes: int = 1, **given: Any) -> None:
+            if processes > 1:
+                run_in_processes(processes, sys.argv[1:])
+                return
             function = getattr(import_module(module), show.__name__)
             given = {name: value for name, value in given.items() if value is not None and value != []}
             asked = _understood(given, flags) if flags else given
@@ -135,6 +148,8 @@ def command(
                 show(answer, **given)
 
         parameters = _parameters(show, flags, with_json=to_json is not None)
+        if several:
+            parameters.append(_parameter("processes", Processes, 1))
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = show.__doc__

@@ -39,7 +39,13 @@ def _of_this_process() -> Mapping[str, Any]:
     return {"origin": "command line", "clock": Clock.of_process()}
 
 
-@command("selfsup.training", flags=tuple(SHORT), always=_of_this_process, to_json=lambda run, given: run.summary)
+@command(
+    "selfsup.training",
+    flags=tuple(SHORT),
+    always=_of_this_process,
+    to_json=lambda run, given: run.summary,
+    several=True,
+)
 def train(
     run: Any,
     words: Words = None,
@@ -145,6 +151,25 @@ def compare(
     from selfsup.report import to_stdout
 
     comparison.print(to_stdout())
+
+
+@command("selfsup.keeping", bar="Verifying")
+def checkpoint(
+    listing: Any,
+    run: Annotated[Path, typer.Argument(help="a run, finished or not")],
+    keep: Annotated[
+        list[int] | None, typer.Option(help="never remove the checkpoint of this step", metavar="STEP")
+    ] = None,
+    release: Annotated[list[int] | None, typer.Option(help="from now on it may be", metavar="STEP")] = None,
+    export: Annotated[
+        int | None, typer.Option(help="write the checkpoint of this step as a model directory", metavar="STEP")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="where to")] = None,
+) -> None:
+    """List and verify the checkpoints of a run; keep some of them, or write one as a model directory."""
+    from selfsup.report import to_stdout
+
+    listing.print(to_stdout())
 
 
 @command("selfsup.diagnosis")

@@ -176,6 +176,7 @@ class CausalLMRecipe(Writing, TextRecipe):
     """From a text source to a decoder that writes."""
 
     name = "causal-lm"
+    shards = True
     idea = "every token is predicted from the tokens before it"
     method = "causal language modelling"
 

@@ -199,6 +199,7 @@ class MaskedLMRecipe(TextRecipe):
     """From a text source to an encoder that understands."""
 
     name = "masked-lm"
+    shards = True
     bodies = (("model.init", "model"),)
     section = MaskedLMSettings
     family = "encoder"

@@ -108,6 +108,7 @@ class Recipe(ABC):
     loss_unit: ClassVar[str | None] = None  # what the loss counts, where it depends on the tokens
     losses_compare: ClassVar[bool] = True  # whether the model of a run with a lower loss is better
     takes_modules: ClassVar[bool] = False  # whether a network may come from Python
+    shards: ClassVar[bool] = False  # whether its parameters may be spread over processes
     checks_layout: ClassVar[bool] = True  # whether what is saved is compared with another library
     feature_batch: ClassVar[int] = 64  # records whose vectors are computed at once
     # Modules of the objective whose weights may be started from others, each behind the setting that names these.

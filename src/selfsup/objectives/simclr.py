@@ -63,6 +63,7 @@ class SimCLRRecipe(ImageRecipe):
     """From images to a network whose vectors tell them apart."""
 
     name = "simclr"
+    shards = True
     bodies = (("model.init", "network"),)
     section = SimCLRSettings
     convolutions = "small"

@@ -16,9 +16,9 @@ import torch
 from conftest import tree
 from torch import Tensor
 
-from selfsup import checkpoint as module
-from selfsup.checkpoint import Checkpoint, Checkpoints
+from selfsup import saving as module
 from selfsup.errors import UserError
+from selfsup.saving import Checkpoint, Checkpoints
 
 FILES = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
