@@ -50,6 +50,7 @@ WORDS = {
                    "data.window=16", "steps=2"], "new/summary.json"),
     "extend": (["train", "--resume=~/run", "--steps", 14], "run/earlier"),
     "plan": (["plan", "causal-lm", "--data=~/corpus.jsonl", *TINY_WORDS], None),
+    "prepare": (["prepare", "causal-lm", "--data=~/corpus.jsonl", "--out=~/new"], "new/selfsup-corpus.json"),
     "doctor": (["doctor", "~/run"], None),
     "checkpoint": (["checkpoint", "~/run", "--export", 12, "--out=~/exported"], "exported/config.json"),
     "compare": (["compare", "~/run", "~/other", "--plot=~/curves.png"], "curves.png"),

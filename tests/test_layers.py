@@ -25,7 +25,7 @@ LAYERS = (
     ("objectives",),
     ("run", "step", "optim", "budget"),
     ("diagnosis", "evaluation", "planning"),
-    ("inspection", "exporting", "comparison", "trainer"),
+    ("inspection", "exporting", "comparison", "preparing", "trainer"),
     ("training",),
     ("adapting", "keeping"),
     ("cli",),

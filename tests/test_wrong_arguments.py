@@ -29,6 +29,7 @@ TINY_TRAINING = ["causal-lm", "--data", "c.jsonl", *(word for word in TINY_WORDS
 BASES = {  # a use of each command that works
     "train": [*TINY_TRAINING, "--out", "new", "--steps", "1"],
     "plan": [*TINY_TRAINING, "--steps", "1"],
+    "prepare": ["causal-lm", "--data", "c.jsonl", "--out", "new", "--workers", "1"],
     "adapt": ["run", "--data", "c.jsonl", "--out", "new"],
     "inspect": ["causal-lm", "--text", "a b c d", "--tokenizer", "words"],
     "compare": ["run", "other"],
@@ -82,6 +83,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--plot": [*TAKEN, "curves", "curves.bmpp"],
     "--protocol": NO_NAME,
     "--to": NO_NAME,
+    "--duplicates": NO_NAME,
     "--device": NO_NAME,
     "--precision": NO_NAME,
     "--label": ["nothing", LONG, "\x1b[2J"],
@@ -99,7 +101,7 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
 }
 NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
-NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candidates"}
+NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candidates", "--workers"}
 NUMBERS |= {"--processes", "--keep", "--release", "--export"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
@@ -163,7 +165,7 @@ def uses(command: str) -> Iterator[tuple[str, str, list[str]]]:
 
 OTHER = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "encoder"}  # has another objective
 FINE = {
-    *((name, "seed=1") for name in ("train", "plan", "inspect")),  # the objective is causal-lm without it
+    *((name, "seed=1") for name in ("train", "plan", "prepare", "inspect")),  # the objective is causal-lm without it
     *((name, "other-objective") for name in ("doctor", "checkpoint", "evaluate", "export")),  # of any
 }
 
@@ -216,11 +218,12 @@ PYTHON: dict[str, dict[str, Any]] = {  # a use of functions that works, by the p
     "show": {"run": "seer", "images": "photo.png"},
     "doctor": {"run": "run"},
     "checkpoint": {"run": "run"},
+    "prepare": {"data": "c.jsonl", "out": "new"},
 }
 WRONG_TYPES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("run", "library", "probe", "out"), (3, b"run", ["run"])),
     **dict.fromkeys(("column", "id_column", "label", "protocol", "to", "device", "query", "text"), (3, b"x", ["x"])),
-    **dict.fromkeys(("batch", "top", "size"), (0, 2.5, "4", True)),
+    **dict.fromkeys(("batch", "top", "size", "workers"), (0, 2.5, "4", True)),
     "failures": (-0.1, 1.5, "0.5", True, None),
     "passages": (0, 2.5, "some", True, ["auto"]),
     "overlap": (-1, 0.5, True, "x"),

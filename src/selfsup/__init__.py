@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "train": "selfsup.training",
     "plan": "selfsup.training",
+    "prepare": "selfsup.preparing",
     "adapt": "selfsup.adapting",
     "inspect": "selfsup.inspection",
     "compare": "selfsup.comparison",

@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
         (_text, "a text"),
     ),
     **dict.fromkeys(
-        ("batch", "top", "candidates", "size", "window", "records", "per_document"),
+        ("batch", "top", "candidates", "size", "window", "records", "per_document", "workers"),
         (_count, "a whole number of 1 or more"),
     ),
     "passages": (_size, "auto, none or a whole number of 1 or more"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from selfsup.budget import Clock
 from selfsup.config import LENGTHS, Settings, read_yaml
+from selfsup.data.origins import absolute
 from selfsup.distributed import Processes, launch, process_group, restarts
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
@@ -103,7 +104,7 @@ class Given:
     def all_values(self) -> dict[str, Any]:
         """All settings that were given; objects from Python are named, not kept."""
         objective = python_name(self.objective) if isinstance(self.objective, type) else self.objective
-        data = _absolute(str(self.data)) if isinstance(self.data, str | Path) else self.data
+        data = absolute(str(self.data)) if isinstance(self.data, str | Path) else self.data
         named = {"objective": objective, "data": _in_words(data), "model": _in_words(self.model)}
         return {**self.values, **{name: value for name, value in named.items() if value is not None}}
 
@@ -129,11 +130,11 @@ class Given:
         settings = resolve(*layers) if self.recipe is None else self.recipe.resolve(*layers)
         for protocol in settings["evaluate.protocols"]:
             require_known(protocol)  # before a step is made, not at the first look
-        source = _absolute(settings["data.source"])
+        source = absolute(settings["data.source"])
         settings.change("data.source", source, settings.origin("data.source"))
         if (replay := settings["data.replay"]) is not None:
             source, share = replay.rpartition(":")[::2]
-            settings.change("data.replay", f"{_absolute(source)}:{share}", settings.origin("data.replay"))
+            settings.change("data.replay", f"{absolute(source)}:{share}", settings.origin("data.replay"))
         if self.out is not None:
             settings.change("out", str(expanded(self.out).absolute()), self.origin)
         return settings
@@ -141,13 +142,6 @@ class Given:
 
 def _in_words(value: object) -> object:
     return value if value is None or isinstance(value, str | Mapping) else f"python:{type(value).__name__}"
-
-
-def _absolute(source: str) -> str:
-    """A local path as an absolute one, so that a run can be resumed from anywhere."""
-    if not source or source.startswith(("sample:", "hub:", "python:")):
-        return source
-    return str(expanded(source).absolute())
 
 
 def _recipe(settings: Settings, given: Given) -> Recipe:

@@ -311,7 +311,7 @@ def test_a_cache_that_cannot_be_written(prepare, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(module, "write_stream", full)
     with pytest.raises(UserError, match=r"no space left.*SELFSUP_CACHE") as caught:
         prepare(documents(5))
     assert str(tmp_path / "cache") in str(caught.value)

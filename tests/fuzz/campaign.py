@@ -27,7 +27,7 @@ COUNTS = {
     **dict.fromkeys(
         ("settings", "yaml", "texts", "records", "columnar", "images", "lists", "archives", "collections"), 2000
     ),
-    **dict.fromkeys(("tokenizers", "embeddings", "text_cache", "image_cache"), 1000),
+    **dict.fromkeys(("tokenizers", "embeddings", "text_cache", "image_cache", "corpora"), 1000),
     "bombs": 60,
     **dict.fromkeys(("checkpoints", "run_files", "models", "cross_encoders", "probes", "libraries"), 800),
 }

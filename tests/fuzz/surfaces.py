@@ -36,6 +36,7 @@ SURFACES: dict[str, Surface] = {
     "libraries": surfaces_models.libraries,
     "text_cache": surfaces_runs.text_cache,
     "image_cache": surfaces_runs.image_cache,
+    "corpora": surfaces_runs.corpora,
     "checkpoints": surfaces_runs.checkpoints,
     "run_files": surfaces_runs.run_files,
 }

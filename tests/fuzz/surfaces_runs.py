@@ -17,6 +17,7 @@ from damage import of_bytes, of_json_text
 import selfsup
 from selfsup import planning
 from selfsup.data.cache import cache_directory, kept_table
+from selfsup.data.corpora import open_prepared
 from selfsup.data.text import prepare_text
 from selfsup.files import checksum
 from selfsup.report import Reporter
@@ -132,6 +133,26 @@ def text_cache(random: Random, place: Path) -> None:
     after = prepare_text(DOCUMENTS, tokenizer="characters")
     assert np.array_equal(tokens, after.train), "damaged tokens are trained on"
     assert after.tokenizer.decode(after.tokenizer.encode(DOCUMENTS[0])) == DOCUMENTS[0], "a damaged tokenizer is used"
+
+
+def corpora(random: Random, place: Path) -> None:
+    """A prepared corpus with a damaged file: its tokens are what they were, or it is refused."""
+    from surfaces_models import made
+
+    def prepare(path: Path) -> None:
+        (place / "texts.txt").write_text("\n".join(DOCUMENTS))
+        selfsup.prepare(data=place / "texts.txt", out=path, tokenizer="characters", workers=1)
+
+    whole = made("corpus", prepare)
+    shutil.copytree(whole, place / "corpus")
+    files = [path for path in (place / "corpus").rglob("*") if path.is_file() and path.suffix != ".md"]
+    file = random.choice(sorted(files))
+    damage = of_json_text if file.suffix == ".json" else of_bytes
+    file.write_bytes(damage(file.read_bytes(), random))
+    found, before = open_prepared(place / "corpus").corpus, open_prepared(whole).corpus
+    for stream, plain in ((found.train, before.train), (found.validation, before.validation)):
+        assert np.array_equal(np.asarray(stream), np.asarray(plain)), "damaged tokens are trained on"
+    assert found.tokenizer.fingerprint == before.tokenizer.fingerprint, "a damaged tokenizer is used"
 
 
 def image_cache(random: Random, place: Path) -> None:

@@ -84,6 +84,28 @@ def plan(planned: Any, words: Words = None, config: ConfigFile = None, **setting
     Reporter(to=sys.stdout).table(made.rows(resolved))
 
 
+@command("selfsup.preparing", bar="Preparing", flags=("data", "column", "tokenizer", "seed"))
+def prepare(
+    prepared: Any,
+    out: Annotated[Path, typer.Option(help="the directory of the corpus")],
+    words: Words = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes on this machine; as many as it has cores without", min=1)
+    ] = None,
+    duplicates: Annotated[
+        str,
+        typer.Option(help="keep them; exact: of equal documents the first one stays; near: also of nearly equal ones"),
+    ] = "keep",
+    **settings: Any,
+) -> None:
+    """Encode texts into shards, once, for trainings on data of any size. The same command on other machines that see
+    the directory helps; after a stop it goes on."""
+    from selfsup.report import Reporter
+
+    Reporter(to=sys.stdout).table(prepared.rows())
+    say(f"Try: selfsup train {prepared.objective} --data {os.path.relpath(prepared.directory)}")
+
+
 @command("selfsup.adapting", always=lambda: {"clock": _of_this_process()["clock"]})
 def adapt(
     adapted: Any,

@@ -37,6 +37,7 @@ METADATA = 1 << 28  # bytes of a schema or a footer at most
 DAMAGE = (ValueError, LookupError, TypeError, struct.error, MemoryError, RecursionError)
 
 _MAGIC = b"ARROW1"
+_LIMITS = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA >> 8}  # of parquet
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,16 @@ def _open_saved(folder: Path) -> ArrowFile:
     return ArrowFile(folder, tables[0].schema, rows, size, all(table.mapped for table in tables), read)
 
 
-def _open_parquet(path: Path) -> ArrowFile:
+def _open_parquet(path: Path, only: int | None = None) -> ArrowFile:
+    """All of a file, or only one of its groups of rows."""
     content = mapped(path)
-    limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA >> 8}
-    opened = partial(pq.ParquetFile, path, memory_map=True, **limits)
+    opened = partial(pq.ParquetFile, path, memory_map=True, **_LIMITS)
 
     def read(names: list[str]) -> Iterator[Any]:
         with opened() as file:
             # One group at a time: over the border of two, Arrow gives columns of nulls a wrong length.
-            for number, group in enumerate(map(file.metadata.row_group, range(file.num_row_groups))):
+            for number in range(file.num_row_groups) if only is None else [only]:
+                group = file.metadata.row_group(number)
                 if group.num_rows:  # an empty group has no pages
                     rows = _rows_at_once(path, memoryview(content), group, names)
                     for batch in file.iter_batches(rows, [number], columns=names, use_threads=False):
@@ -171,6 +173,20 @@ def _open_parquet(path: Path) -> ArrowFile:
 
     with opened() as file:
         return ArrowFile(path, file.schema_arrow, file.metadata.num_rows, content.size, False, read)
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """Rows and bytes of each group of rows of a parquet file. Raises UserError as `open_arrow` does."""
+    open_arrow(path)
+    with reading(path, *DAMAGE), pq.ParquetFile(path, memory_map=True, **_LIMITS) as file:
+        groups = map(file.metadata.row_group, range(file.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def open_row_group(path: Path, number: int) -> ArrowFile:
+    """One group of rows of a parquet file as a table. Raises UserError: it is damaged."""
+    with reading(path, *DAMAGE):
+        return _open_parquet(path, number)
 
 
 def _rows_at_once(path: Path, content: memoryview, group: Any, names: list[str]) -> int:

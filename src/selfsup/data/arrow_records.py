@@ -17,18 +17,18 @@ from selfsup.data.parts import RECORD, Malformed, Part, Rows, Sample, Values
 _UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 
 
-def table_part(name: str, opened: Callable[[], ArrowFile]) -> Part:
-    """A table of Arrow, in a file or in memory."""
+def table_part(name: str, opened: Callable[[], ArrowFile], before: int = 0, of: Part | None = None) -> Part:
+    """A table of Arrow, in a file or in memory; or a part of one `of` which so many rows come before."""
 
     def rows(columns: Sequence[str] | None) -> Rows:
         table = opened()
         names = table.schema.names
         heads = names if columns is None else dict.fromkeys(parts.head_of(name, names) for name in columns)
         batches = table.batches([head for head in heads if head in names])
-        for number, row in enumerate(itertools.chain.from_iterable(map(rows_of_batch, batches)), 1):
+        for number, row in enumerate(itertools.chain.from_iterable(map(rows_of_batch, batches)), before + 1):
             yield f"{name}, row {number}", parts.selected(row, columns)
 
-    return Part(name, lambda: sample_of_table(opened()), rows)
+    return Part(name, of.sample if of else lambda: sample_of_table(opened()), rows)
 
 
 def sample_of_table(table: ArrowFile) -> Sample:

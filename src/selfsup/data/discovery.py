@@ -39,6 +39,7 @@ SPLITS = {
 }
 
 SPLITS_FILE = "dataset_dict.json"  # names the folders beside it, each one data set
+CORPUS = "selfsup-corpus.json"  # stands in a folder that is a prepared corpus, see selfsup.data.corpora
 
 # The kind of a file, by its extension: these are the images that every Pillow reads, and those that some do.
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
@@ -142,6 +143,18 @@ def find(path: str | Path, reads: Callable[[str], bool], readable: str) -> Found
     return found
 
 
+def is_prepared(source: object) -> bool:
+    """Whether a source names a folder that is a prepared corpus, or what can be nothing else: a place of a URL."""
+    if not isinstance(source, str | Path):
+        return False
+    return is_remote(source) or os.path.isfile(os.path.join(os.path.expanduser(source), CORPUS))
+
+
+def is_remote(source: str | Path) -> bool:
+    """Whether a source is named by a URL."""
+    return "://" in str(source)
+
+
 def is_dataset(names: Iterable[str]) -> bool:
     """Whether a folder with these names in it is one data set: of `datasets.save_to_disk`, or of Lance."""
     within = set(names)
@@ -221,6 +234,9 @@ def _add(place: str, reads: Callable[[str], bool], found: Found) -> None:
         _add_file(place, reads, found)
         return
     for folder, names in _folders(place, found):
+        if CORPUS in names:
+            found.leave_out("prepared corpora, which train alone reads", folder)
+            continue
         if is_dataset(names):
             found.files.append(File.of(folder, os.stat(folder)))
             continue
@@ -244,7 +260,8 @@ def _folders(top: str, found: Found) -> Iterator[tuple[str, list[str]]]:
             read.add(here)
             names = [name for name in _names(folder, found) if name[0] != "." and name != SPLITS_FILE]
             yield folder, names
-            for path in [] if is_dataset(names) else (os.path.join(folder, name) for name in names):
+            closed = CORPUS in names or is_dataset(names)
+            for path in [] if closed else (os.path.join(folder, name) for name in names):
                 if os.path.isdir(path):
                     (links if os.path.islink(path) else folders).append(path)
 

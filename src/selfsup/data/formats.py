@@ -7,6 +7,7 @@ column `text`, also within a tar archive.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from selfsup.data.archives import text_members
-from selfsup.data.arrow_files import open_arrow
+from selfsup.data.arrow_files import open_arrow, open_row_group, row_groups
 from selfsup.data.arrow_records import table_part
 from selfsup.data.csv_records import csv_part
 from selfsup.data.discovery import extensions, kind_of, reading
@@ -43,6 +44,23 @@ def file_part(path: Path, failures: float) -> Part:
     if extension in (".csv", ".tsv"):
         return csv_part(name, opened, "\t" if extension == ".tsv" else ",")
     return record_part(name, lambda: json_records(name, opened, one_per_line=extension != ".json"))
+
+
+def pieces_of(part: Part) -> list[tuple[Part, int]]:
+    """What of a file can be read apart, each as a part with its bytes: the groups of rows of a parquet file whose
+    columns are known, of others all."""
+    path, whole = Path(part.name), [(part, os.path.getsize(part.name) if os.path.isfile(part.name) else 0)]
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return whole
+    try:
+        groups = row_groups(path)
+    except Damaged:  # which says so itself when its rows are read
+        return whole
+    before = itertools.accumulate((rows for rows, _ in groups), initial=0)
+    return [
+        (table_part(part.name, partial(open_row_group, path, number), first, part), size)
+        for number, ((_, size), first) in enumerate(zip(groups, before, strict=False))
+    ] or whole
 
 
 def _read_text(path: Path, compression: str, failures: float) -> object:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from selfsup.data.records import Records
+from selfsup.data.records import InBlocks, Records
 from selfsup.data.sampler import draw
 from selfsup.seeding import derive
 
@@ -53,7 +53,7 @@ class Mixture:
             if chosen.any():
                 first, last = int(own[chosen][0]), int(own[chosen][-1]) + 1
                 of_part = derive(seed, "source", part) if part else seed
-                drawn = draw(of_part, first, last, len(self.parts[part]))
+                drawn = _draw(self.parts[part], of_part, first, last)
                 epochs[left[chosen]], records[left[chosen]] = drawn[0], drawn[1] + self.starts[part]
             left, places = left[~chosen], (places - own)[~chosen]
         return epochs, records
@@ -73,4 +73,8 @@ def drawn(records: Records, seed: int, start: int, stop: int) -> tuple[Indices, 
     """Epochs and numbers (n,) of the records at positions [start, stop) of the endless sequence of epochs."""
     if isinstance(records, Mixture):
         return records.draw(seed, start, stop)
-    return draw(seed, start, stop, len(records))
+    return _draw(records, seed, start, stop)
+
+
+def _draw(records: Records, seed: int, start: int, stop: int) -> tuple[Indices, Indices]:
+    return draw(seed, start, stop, len(records), records.block if isinstance(records, InBlocks) else None)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfsup.data.arrow_files import BATCH_ROWS, ArrowFile
-from selfsup.data.discovery import File, Found, find
+from selfsup.data.discovery import File, Found, find, is_remote
 from selfsup.errors import UserError
 from selfsup.files import expanded
 
@@ -81,6 +81,13 @@ def origin_of(source: object, medium: Medium, split: str | None = None) -> Origi
     if source == "":
         raise UserError("The name of the data is empty; give a path, hub:NAME or sample:NAME.")
     raise no_source(source, medium)
+
+
+def absolute(source: str) -> str:
+    """A local path as an absolute one, so that it is found from anywhere; other names of sources as they are."""
+    if not source or source.startswith(("sample:", "hub:", "python:")) or is_remote(source):
+        return source
+    return str(expanded(source).absolute())
 
 
 def no_source(source: object, medium: Medium) -> UserError:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.data.shards import Tokens, block_of, runs_of
+from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 
 
@@ -18,10 +19,11 @@ class Passages:
     Record i holds the T − 2 tokens of the stream from i(T − 2) on, behind a start token and before an end token, as
     whoever opens the model gives it a text; several documents in one record keep theirs. Where the passage opens with
     a start token of its own (or closes with an end token), padding takes the place of the one added. The last record
-    begins early enough to be full. A stream that is too short for one record is a UserError.
+    begins early enough to be full. A stream that is too short for one record is a UserError. Those of a stream in
+    shards lie in blocks.
     """
 
-    def __init__(self, tokens: Ids, window: int, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokens: Tokens, window: int, tokenizer: TextTokenizer) -> None:
         self.window = window
         self.tokenizer = tokenizer
         self.content = window - 2
@@ -32,14 +34,15 @@ class Passages:
             )
         self._length = -(-len(tokens) // self.content)
         self._last = len(tokens) - self.content
-        self._runs = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), self.content)
+        self.block = block_of(tokens, self.content, self._length)
+        self._runs = runs_of(tokens, self.content)
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
         """Records by index (B,): `tokens`, int64 (B, T)."""
-        runs = self._runs[np.minimum(indices.astype(np.int64) * self.content, self._last)]
+        runs = self._runs(np.minimum(indices.astype(np.int64) * self.content, self._last))
         start, end, pad = self.tokenizer.start, self.tokenizer.end, int(self.tokenizer.pad or 0)
         framed = np.empty((len(runs), self.window), np.int64)
         framed[:, 1:-1] = runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,16 @@ class Records(Protocol):
 
     def read(self, indices: np.ndarray) -> dict[str, Tensor]:
         """The records at `indices` (n,) as tensors whose first dimension is n."""
+        ...
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """Records that lie in blocks, of which whole ones are best read one behind the other."""
+
+    @property
+    def block(self) -> int:
+        """Records in a block; the last one may have fewer."""
         ...
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from selfsup.data.shards import Tokens
 from selfsup.data.sources import Table
-from selfsup.data.tokenizers import Ids, TextTokenizer
+from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 
 RULE = 1  # of splitting; another one makes other sentences of the same documents
@@ -101,7 +102,7 @@ class Sentences:
     """A stream `[start] s1 [end] [start] s2 [end] …` as one record per sentence, map-style. Sentences longer than
     `window` tokens lose their end: `truncated` counts them. Raises UserError: there is no sentence."""
 
-    def __init__(self, tokens: Ids, window: int, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokens: Tokens, window: int, tokenizer: TextTokenizer) -> None:
         self.window = window
         self.tokenizer = tokenizer
         self._tokens = np.asarray(tokens)

@@ -205,6 +205,26 @@ class Table:
             UserError: a file lacks a column, too many records are bad, there is no text.
         """
         self._beside = self.columns if optional is None else (*columns, *optional)
+        empty = 0
+        for text, row in self._readable(self._with_texts(columns, optional, check)):
+            if is_blank(text):
+                empty += 1
+            else:
+                yield text, row
+        self.empty = empty
+        if self.skipped.seen == self.skipped.count + empty:
+            raise no_text(self.name, self.skipped, empty)
+
+    def texts_of(self, parts: slice, tally: Tally) -> Iterator[str]:
+        """The texts of some of the parts, blank ones too, counted in a tally that whoever has those of all judges."""
+        read = self._with_texts((), (), None)
+        for part in self.parts[parts]:
+            yield from (text for text, _ in _readable_of(part, read, tally))
+
+    def _with_texts(
+        self, columns: Sequence[str], optional: Sequence[str] | None, check: Check | None
+    ) -> Callable[[Part, Tally], Iterator[tuple[str, tuple[str, Row] | Malformed]]]:
+        """What reads a part's records, each behind its text."""
 
         def read(part: Part, tally: Tally) -> Iterator[tuple[str, tuple[str, Row] | Malformed]]:
             name = text_column(part, self.column)
@@ -212,26 +232,25 @@ class Table:
             for where, row in _records(part, [name, *columns], optional, check, tally):
                 yield where, row if isinstance(row, Malformed) else _with_text(row, name, hidden)
 
-        empty = 0
-        for text, row in self._readable(read):
-            if is_blank(text):
-                empty += 1
-            else:
-                yield text, row
-        self.empty = empty
-        if self.skipped.seen == self.skipped.count + empty:
-            raise _no_text(self.name, self.skipped, empty)
+        return read
 
     def _readable(self, read: Callable[[Part, Tally], Iterator[tuple[str, T | Malformed]]]) -> Iterator[T]:
         """One pass over what is read of all parts; what is Malformed is counted."""
         tally = Tally(self.name, self.failures)
         for part in self.parts:
-            with tally.allowed(part.name):
-                for where, value in read(part, tally):
-                    tally.count(where, value)
-                    if not isinstance(value, Malformed):
-                        yield value
+            yield from _readable_of(part, read, tally)
         self.skipped = tally.close()
+
+
+def _readable_of(
+    part: Part, read: Callable[[Part, Tally], Iterator[tuple[str, T | Malformed]]], tally: Tally
+) -> Iterator[T]:
+    """What is read of a part; what is Malformed is counted."""
+    with tally.allowed(part.name):
+        for where, value in read(part, tally):
+            tally.count(where, value)
+            if not isinstance(value, Malformed):
+                yield value
 
 
 def open_text(source: object, column: str | None = None, failures: float = 0.01, split: str | None = None) -> Table:
@@ -316,7 +335,7 @@ def _complete(record: Values, columns: Sequence[str], read: Sequence[str] | None
     return values
 
 
-def _no_text(name: str, skipped: Skipped, empty: int) -> UserError:
+def no_text(name: str, skipped: Skipped, empty: int) -> UserError:
     unreadable = f", {skipped.count} unreadable: {'; '.join(skipped.names)}" if skipped.count else ""
     left_out = f"; left out are {'; '.join(skipped.left_out)}" if skipped.left_out else ""
     return UserError(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from selfsup.data.parts import Ignored, Malformed, Repaired
 from selfsup.errors import Damaged, UserError
@@ -25,7 +26,8 @@ class Skipped:
 
 
 class Tally:
-    """Counts the records of one pass over a source; too many bad ones end it in a UserError."""
+    """Counts the records of one pass over a source; too many bad ones end it in a UserError. A pass may be cut into
+    parts that are counted apart: then `counts` of each are added, and judged together."""
 
     def __init__(self, name: str, failures: float) -> None:
         self.name = name
@@ -62,6 +64,19 @@ class Tally:
             self._bad += 1
             if len(self._names) < NAMED:
                 self._names.append(f"{where}: {value.reason}")
+
+    def counts(self) -> dict[str, Any]:
+        """What is counted, as JSON has it."""
+        numbers = {"seen": self._seen, "bad": self._bad, "replaced": self._replaced}
+        return {**numbers, "names": self._names, "ignored": dict(self._ignored)}
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """Count what another one has counted of the records that follow."""
+        self._seen += counts["seen"]
+        self._bad += counts["bad"]
+        self._replaced += counts["replaced"]
+        self._names = [*self._names, *counts["names"]][:NAMED]
+        self._ignored.update(counts["ignored"])
 
     def close(self) -> Skipped:
         """The count of a complete pass. Raises UserError: more records are bad than may be, or all of them."""

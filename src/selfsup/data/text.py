@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from selfsup.data.cache import kept
+from selfsup.data.shards import Tokens, block_of, runs_of
 from selfsup.data.sources import Table, open_text
 from selfsup.data.split import hash_of, hold_out
 from selfsup.data.tally import Skipped
@@ -64,12 +65,13 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """A prepared corpus. The streams are memory-mapped (tokens,) arrays of 16 or 32 unsigned bits; the
-    validation stream is None where no part is held out. The fingerprint stands for content and choices."""
+    """A corpus that is ready to train on. The streams are memory-mapped (tokens,) arrays of 16 or 32 unsigned bits, or
+    lie in shards; the validation stream is None where no part is held out. The fingerprint stands for content and
+    choices."""
 
     tokenizer: TextTokenizer
-    train: Ids
-    validation: Ids | None
+    train: Tokens
+    validation: Tokens | None
     facts: TextFacts
     fingerprint: str
 
@@ -140,9 +142,9 @@ def corpus_in_memory(text: Table, tokenizer: str | TextTokenizer, vocabulary: in
     given, scan = given_tokenizer(tokenizer, family, vocabulary), _scan(text, lambda done, total: None)
     size = int(scan.sizes.sum())
     cut = given or train_tokenizer(cast(Kind, tokenizer), text.documents(), vocabulary, size, family)
-    stream = _Stream(cut)
+    stream = Stream(cut)
     tokens = np.concatenate(list(stream.chunks(text.documents(), cut.start)))
-    return TextCorpus(cut, tokens, None, _facts(text, scan, stream, _Stream(cut)), text.fingerprint())
+    return TextCorpus(cut, tokens, None, _facts(text, scan, stream, Stream(cut)), text.fingerprint())
 
 
 def given_tokenizer(
@@ -161,7 +163,7 @@ def given_tokenizer(
 def encode_documents(source: object, tokenizer: TextTokenizer) -> EncodedText:
     """All documents of a source as one stream in memory, without a split, to evaluate a model on."""
     text = open_text(source)
-    stream = _Stream(tokenizer)
+    stream = Stream(tokenizer)
     return EncodedText(
         tokens=np.concatenate(list(stream.chunks(text.documents(), tokenizer.start))),
         documents=stream.documents,
@@ -202,7 +204,7 @@ class _Parts:
 
 
 @dataclass
-class _Stream:
+class Stream:
     """Makes the stream of a part, and counts what it holds."""
 
     tokenizer: TextTokenizer
@@ -267,16 +269,16 @@ def _build(
     if tokenizer is None:
         tokenizer = train_tokenizer(kind, parts.train(), vocabulary, parts.train_bytes, family)
     tokenizer.save(directory / "tokenizer")
-    training = _Stream(tokenizer, lambda done: progress(done, total))
-    held_out = _Stream(tokenizer, lambda done: progress(training.bytes + done, total))
-    _write(directory / "train.bin", training.chunks(parts.train(), tokenizer.start, not parts.continued))
+    training = Stream(tokenizer, lambda done: progress(done, total))
+    held_out = Stream(tokenizer, lambda done: progress(training.bytes + done, total))
+    write_stream(directory / "train.bin", training.chunks(parts.train(), tokenizer.start, not parts.continued))
     if validation:
         opening = training.last if parts.continued else tokenizer.start
-        _write(directory / "validation.bin", held_out.chunks(parts.validation(), opening))
+        write_stream(directory / "validation.bin", held_out.chunks(parts.validation(), opening))
     write_facts(directory, _facts(text, scan, training, held_out))
 
 
-def _facts(text: Table, scan: _Scan, training: _Stream, held_out: _Stream) -> TextFacts:
+def _facts(text: Table, scan: _Scan, training: Stream, held_out: Stream) -> TextFacts:
     return TextFacts(
         documents=len(scan.hashes),
         duplicates=len(scan.hashes) - scan.distinct,
@@ -363,7 +365,7 @@ def batches_of(tokenizer: TextTokenizer, documents: Iterable[str]) -> Iterator[l
 # -- the cache -----------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, stream: Iterator[Ids]) -> None:
+def write_stream(path: Path, stream: Iterator[Ids]) -> None:
     with path.open("wb") as file:
         for chunk in stream:
             file.write(chunk.data)
@@ -399,10 +401,10 @@ class Windows:
     Of a stream with N + 1 tokens, window i has the inputs `tokens[iT : iT + T]` and the targets one
     further; there are ceil(N / T). A last window that would be partial starts at N − T instead, and `first`
     marks where its targets have not been covered yet, so that every target counts exactly once. A stream that is
-    too short for one window is a UserError.
+    too short for one window is a UserError. Those of a stream in shards lie in blocks.
     """
 
-    def __init__(self, tokens: Ids, window: int, end: int) -> None:
+    def __init__(self, tokens: Tokens, window: int, end: int) -> None:
         targets = len(tokens) - 1
         if targets < window:
             choose = f"choose a window of at most {targets} or " if targets > 0 else ""
@@ -413,8 +415,8 @@ class Windows:
         self._length = -(-targets // window)
         self._last_start = targets - window
         self._last_first = (self._length - 1) * window - self._last_start
-        # A view of every run of T + 1 tokens; the plain array spares memmap's cost per access.
-        self._runs = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), window + 1)
+        self.block = block_of(tokens, window, self._length)
+        self._runs = runs_of(tokens, window + 1)
 
     def __len__(self) -> int:
         return self._length
@@ -429,6 +431,6 @@ class Windows:
         starts = np.minimum(indices.astype(np.int64) * self.window, self._last_start)
         first = np.where(indices == self._length - 1, self._last_first, 0)
         return {
-            "tokens": torch.from_numpy(self._runs[starts].astype(np.int64)),
+            "tokens": torch.from_numpy(self._runs(starts).astype(np.int64)),
             "first": torch.from_numpy(first.astype(np.int64)),
         }

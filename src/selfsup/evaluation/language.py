@@ -76,10 +76,10 @@ def _held_out(directory: Path) -> Predicted:
     corpus = open_corpus(Run(directory))
     if corpus.validation is None:
         raise UserError(f"{directory} held no data out (data.validation is 0); name some with --data.")
-    targets, facts = _targets(corpus.validation, corpus.tokenizer), corpus.facts
+    tokens, facts = np.asarray(corpus.validation), corpus.facts
     name = f"the held-out part of {directory}"
     size, lossless = facts.validation_bytes, facts.validation_lossless
-    return Predicted(name, corpus.validation, targets, size, lossless, corpus.tokenizer)
+    return Predicted(name, tokens, _targets(tokens, corpus.tokenizer), size, lossless, corpus.tokenizer)
 
 
 def held_out_documents(directory: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from selfsup.data.mixture import drawn
 from selfsup.data.records import Batch
-from selfsup.data.sampler import draw
 from selfsup.errors import UserError
 from selfsup.inspection.base import Request
 from selfsup.objectives.custom import CustomRecipe
@@ -39,5 +39,5 @@ def composed(request: Request) -> Recipe:
 def first_batch(recipe: Recipe, most: int) -> Batch:
     """The records that a training takes first."""
     seed, size = recipe.settings["train.seed"], len(recipe.train)
-    epochs, places = draw(seed, 0, min(most, size), size)
+    epochs, places = drawn(recipe.train, seed, 0, min(most, size))
     return Batch(recipe.train.read(places), seed, epochs, places)

@@ -118,6 +118,7 @@ class Writing:
     loss_unit: ClassVar[str | None] = "nats per token"
     usage: ClassVar[str] = USAGE
     takes_modules: ClassVar[bool] = True
+    in_streams: ClassVar[bool] = True
     settings: Settings
     module: nn.Module | None
     network: TextNetwork

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from selfsup.config import Settings
-from selfsup.data.tokenizers import Family, Ids, TextTokenizer
+from selfsup.data.shards import Tokens
+from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.files import expanded, whole_directory, write_atomically
 from selfsup.models.adapters import (
@@ -131,7 +132,7 @@ class HubNetwork(TextNetwork):
             "layout": f"as it was, tokenizer too; opens with `transformers.{self.kind}`",
         }
 
-    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+    def save(self, directory: Path, model: Any, card: Card, stream: Tokens) -> Parity | None:
         from selfsup.inference.parity import compare, fact
 
         with whole_directory(directory) as temporary:

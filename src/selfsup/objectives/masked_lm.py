@@ -205,6 +205,7 @@ class MaskedLMRecipe(TextRecipe):
     family = "encoder"
     shortest = 4
     inspector = "tokens"
+    in_streams = True
     idea = "hidden tokens are predicted from those around them, on both sides"
     sample_title = "What it reads in the places of hidden tokens, [truth → guess]"
     next_command = 'selfsup fill {run} "The [MASK] was cold."'

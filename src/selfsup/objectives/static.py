@@ -29,7 +29,7 @@ from selfsup.data.answers import Answers
 from selfsup.data.cache import kept_file
 from selfsup.data.loader import in_order
 from selfsup.data.records import Records
-from selfsup.data.tokenizers import Ids
+from selfsup.data.shards import Tokens
 from selfsup.errors import UserError
 from selfsup.models.directories import find_model
 from selfsup.models.huggingface import new_model, write_card
@@ -108,7 +108,7 @@ class StaticNetwork(TextNetwork):
         around = (self.tokenizer.start, self.tokenizer.end)
         return StaticEncoder(StaticConfig(self.tokenizer.vocabulary, self.width, around=around))
 
-    def fill(self, encoder: nn.Module, records: Records, stream: Ids) -> None:
+    def fill(self, encoder: nn.Module, records: Records, stream: Tokens) -> None:
         """Fill a table with what it starts from, for records with answers, which are those of a stream of tokens."""
         config = cast(StaticEncoder, encoder).config
         table = self._first_table(config, records, stream) @ self._directions
@@ -128,9 +128,9 @@ class StaticNetwork(TextNetwork):
         some = np.unique(np.linspace(0, len(vectors) - 1, SAMPLED).astype(np.int64))
         return torch.from_numpy(principal(vectors[some], self.width))
 
-    def _first_table(self, config: StaticConfig, records: Records, stream: Ids) -> Tensor:
+    def _first_table(self, config: StaticConfig, records: Records, stream: Tokens) -> Tensor:
         """The vectors that the tokens start with, in the teacher's space, (vocabulary, dimension)."""
-        counts = np.bincount(stream, minlength=config.vocabulary)
+        counts = np.bincount(np.asarray(stream), minlength=config.vocabulary)
         counts[list(config.around)] = 0
         shares = (counts + 1) / (counts + 1).sum()
         rare = weighed(torch.from_numpy(self.alone), torch.from_numpy(shares).float())
@@ -148,7 +148,7 @@ class StaticNetwork(TextNetwork):
         layout = "sentence-transformers' `StaticEmbedding`"
         return {"title": "A table of token vectors", "is": self.describe(), "layout": layout}
 
-    def save(self, directory: Path, model: EncoderModel, card: Card, stream: Ids) -> None:
+    def save(self, directory: Path, model: EncoderModel, card: Card, stream: Tokens) -> None:
         table = cast(StaticEncoder, model.network).embedding.weight
         with new_model(directory) as temporary:
             write_static(temporary, table, self.tokenizer.anew(), model.features)

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from selfsup.config import Settings, nearest
-from selfsup.data.tokenizers import Family, Ids, TextTokenizer
+from selfsup.data.shards import Tokens
+from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory, write_atomically
 from selfsup.models.counting import parameter_count, sketched
@@ -144,7 +145,7 @@ class TextNetwork(ABC):
         return {}
 
     @abstractmethod
-    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+    def save(self, directory: Path, model: Any, card: Card, stream: Tokens) -> Parity | None:
         """Write a model in use as a user keeps it, and compare it with another library where it can be: on texts, and
         on the beginning of a stream of tokens."""
 
@@ -299,7 +300,7 @@ class OwnDecoder(OwnNetwork[DecoderConfig]):
     def facts(self) -> dict[str, str]:
         return {} if self.origin is None else {"start": f"decoder and tokenizer of {self.get('init')}"}
 
-    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+    def save(self, directory: Path, model: Any, card: Card, stream: Tokens) -> Parity | None:
         from selfsup.inference.parity import compare, fact
         from selfsup.models.decoder_layouts import save_model
 
@@ -404,7 +405,7 @@ class OwnEncoder(OwnNetwork[EncoderConfig]):
         still = "; its head stays as it is" if self.origin.head and not self.keeps_head else ""
         return {"start": f"{trained} of {self.get('init')}{still}"}
 
-    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+    def save(self, directory: Path, model: Any, card: Card, stream: Tokens) -> Parity | None:
         from selfsup.inference.parity import compare, fact
 
         network = model.masked or model.encoder
@@ -451,7 +452,7 @@ class GivenDecoder(TextNetwork):
     def describe(self) -> str:
         return f"{self.blocks:,.0f} parameters in {type(self.network).__name__}"
 
-    def save(self, directory: Path, model: Any, card: Card, stream: Ids) -> Parity | None:
+    def save(self, directory: Path, model: Any, card: Card, stream: Tokens) -> Parity | None:
         """Its weights under their own names, and the tokenizer."""
         with whole_directory(directory) as temporary:
             save_tensors(separate(self.network), temporary / "model.safetensors")

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from selfsup.config import Settings, split_replay
+from selfsup.config import DataConfig, Settings, split_replay
+from selfsup.data.discovery import is_prepared
 from selfsup.data.records import Records
+from selfsup.data.sampler import WINDOW
+from selfsup.data.shards import BLOCK, TokenShards
 from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.cards import card, data_name, measured
@@ -33,6 +36,7 @@ from selfsup.objectives.text_networks import (
 from selfsup.report import Progress
 
 if TYPE_CHECKING:
+    from selfsup.data.corpora import Prepared
     from selfsup.data.sources import Table
     from selfsup.data.tally import Skipped
     from selfsup.data.text import TextCorpus, TextFacts
@@ -47,6 +51,7 @@ WINDOWS = 16  # in the training part, at least
 # With weights to start from: so many windows in a step, at least, of so many tokens; half of the memory is for them.
 WINDOWS_STARTED, SHORTEST_STARTED, LONGEST_STARTED = 2, 128, 1024
 ACTIVATIONS_SHARE = 0.5
+TOKENIZER = "tokenizer"  # of a prepared corpus, below it
 FOUND = "data"  # where a setting comes from that the data themselves say
 
 
@@ -57,6 +62,7 @@ class TextRecipe(Recipe):
     shortest: ClassVar[int] = 2  # tokens of a window, in powers of two
     method: ClassVar[str]  # what the model is trained by, for its card
     usage: ClassVar[str]  # how the model is used, for the card of a network of selfsup's own
+    in_streams: ClassVar[bool] = False  # whether its records are cut from a stream, as a prepared corpus holds it
     network: TextNetwork
     tokenizer: TextTokenizer | None = None  # opened already, in place of the one that the settings name
     text: Table
@@ -71,20 +77,71 @@ class TextRecipe(Recipe):
 
     def open(self, progress: Progress) -> None:
         """Open the text; with weights to start from comes their tokenizer."""
+        data = self.settings.config.data
+        if self.source is None and is_prepared(data.source):
+            self._open_prepared(data.source)
+        else:
+            self._open_text(progress)
+        self.text.skipped = self.corpus.facts.skipped  # the text may have been prepared earlier
+        self.network.take_tokenizer(self.corpus.tokenizer)
+        if data.replay is not None:
+            self.replayed = self._open_replay(split_replay(data.replay)[0], progress)
+
+    def _open_text(self, progress: Progress) -> None:
         given, data = self.open_tokenizer(), self.settings.config.data
         self.text = self.open_source(self.source if self.source is not None else data.source, reading_of(self.settings))
         vocabulary = None if self.tokenizer else data.vocabulary
         self.corpus = self.prepare(self.text, given or data.tokenizer, vocabulary, progress)
-        self.text.skipped = self.corpus.facts.skipped  # the text may have been prepared earlier
         if (column := self.text.text_columns.name) is not None:
             self.settings.settle("data.column", column, FOUND)
         if self.text.split is not None:
             self.settings.settle("data.split", self.text.split, FOUND)
-        self.network.take_tokenizer(self.corpus.tokenizer)
-        if data.replay is not None:
-            how = {"failures": data.failures, "split": "training"}
-            text = self.open_source(split_replay(data.replay)[0], how)
-            self.replayed = self.prepare(text, self.corpus.tokenizer, None, progress)
+
+    def _open_prepared(self, source: str) -> None:
+        """Open a prepared corpus, with what was decided when it was prepared."""
+        from selfsup.data.sources import Table
+
+        settings, prepared = self.settings, self._prepared(source)
+        choices, corpus, own = prepared.manifest.choices, prepared.corpus, f"{source.rstrip('/')}/{TOKENIZER}"
+        for key in ("data.column", "data.split", "data.vocabulary", "data.validation"):
+            given = None if settings.origin(key) == "default" else settings[key]
+            if given not in (None, getattr(choices, key.removeprefix("data."))):
+                raise UserError(f"{key} was decided when {source} was prepared; leave it out.")
+        if settings["data.tokenizer"] == own:  # as a run says that was trained on it
+            settings.change("data.tokenizer", DataConfig().tokenizer, "default")
+        tokenizer = self.open_tokenizer()
+        if tokenizer is None and settings.origin("data.tokenizer") != "default":
+            raise UserError(f"{source} has a tokenizer of its own; leave data.tokenizer out.")
+        if tokenizer is None:
+            settings.change("data.tokenizer", own, FOUND)
+        else:
+            _require_agreement(source, corpus, tokenizer)
+            corpus = replace(corpus, tokenizer=tokenizer)
+        settings.change("data.validation", choices.validation, FOUND)
+        self.corpus = corpus
+        self.text = Table(source, (), None, choices.failures, lambda _: corpus.fingerprint)
+
+    def _prepared(self, source: str) -> Prepared:
+        """A prepared corpus; raises a UserError where this recipe has no use for it."""
+        from selfsup.data.corpora import open_prepared
+
+        prepared = open_prepared(source, self.settings["data.failures"])
+        choices = prepared.manifest.choices
+        if not (self.in_streams and choices.family == self.family):
+            raise UserError(
+                f"{source} is a corpus prepared for {choices.objective}, which {self.name} cannot train on; give the "
+                "texts that it was made of."
+            )
+        return prepared
+
+    def _open_replay(self, source: str, progress: Progress) -> TextCorpus:
+        """What is replayed, with the tokenizer of what is trained on."""
+        if is_prepared(source):
+            corpus = self._prepared(source).corpus
+            _require_agreement(source, corpus, self.corpus.tokenizer)
+            return corpus
+        how = {"failures": self.settings["data.failures"], "split": "training"}
+        return self.prepare(self.open_source(source, how), self.corpus.tokenizer, None, progress)
 
     def open_tokenizer(self) -> TextTokenizer | None:
         """The tokenizer that is given or comes with the weights; None for one that is trained on the corpus."""
@@ -211,6 +268,7 @@ class TextRecipe(Recipe):
             "data": f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.bytes:,} bytes"
             + (f" ({counted})" if counted else ""),
             **self.text.notes,
+            **_order_told(self.corpus),
             **_told(facts.skipped),
             "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
             f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
@@ -282,6 +340,13 @@ def _left_out(facts: TextFacts) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
+def _order_told(corpus: TextCorpus) -> dict[str, str]:
+    """Of a prepared corpus how it is read, for the plan."""
+    if not isinstance(corpus.train, TokenShards):
+        return {}
+    return {"order": f"in blocks of {BLOCK >> 20} MiB, shuffled; records within {WINDOW} blocks of their own"}
+
+
 def _told(skipped: Skipped) -> dict[str, str]:
     """Which records cannot be read, and what was read otherwise, for the plan."""
     more = "; …" if skipped.count > len(skipped.names) else ""
@@ -289,6 +354,15 @@ def _told(skipped: Skipped) -> dict[str, str]:
     if skipped.replaced_bytes:
         told["replaced"] = f"{skipped.replaced_bytes:,} bytes of text that are not UTF-8, read as U+FFFD"
     return told
+
+
+def _require_agreement(source: str, corpus: TextCorpus, tokenizer: TextTokenizer) -> None:
+    """Raise a UserError where a prepared corpus has other tokens than a tokenizer."""
+    if not corpus.tokenizer.agrees(tokenizer):
+        raise UserError(
+            f"The tokens of {source} are not those of the tokenizer that comes with what else is given; prepare the "
+            "texts with that tokenizer (--tokenizer)."
+        )
 
 
 def reading_of(settings: Settings) -> dict[str, Any]:
