@@ -31,12 +31,14 @@ from selfsup.errors import UserError
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.features import DOCUMENT, NAMES, QUERY, Features
 from selfsup.models.packing import Pooling, embed, flattened
+from selfsup.models.static import StaticEncoder
 from selfsup.objectives.base import Autocast, Collectives, Objective, Outputs, Task
 from selfsup.objectives.checks.contrastive import alike_pairs, small_batch
 from selfsup.objectives.losses import found, info_nce
 from selfsup.objectives.mining import Miner, Numbers
 from selfsup.objectives.recipe import Effort, Renewal
-from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, OwnEncoder
+from selfsup.objectives.static import FreshTable
+from selfsup.objectives.text_networks import ENCODER_ADAMW_LR, STATIC, OwnEncoder
 from selfsup.objectives.texts import FOUND, TextRecipe, encoder_network
 from selfsup.report import Progress
 from selfsup.seeding import generator
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 PROMPTS = {"pairs.query_prompt": QUERY, "pairs.passage_prompt": DOCUMENT}
 BATCH = 128
+STATIC_BATCH = 1024  # of a table of token vectors, where more of them cost little
 DROPOUT = 0.1
 WINDOW = {"columns": 128, "title": 128, "neighbours": 64, "crops": 128}  # tokens of a text, at most
 NEGATIVE = "negative"
@@ -181,14 +184,19 @@ class PairsRecipe(TextRecipe):
     method = "contrasting pairs of texts"
     usage = USAGE
     checks = (small_batch, alike_pairs)
-    network: OwnEncoder | HubEncoder
+    network: OwnEncoder | HubEncoder | FreshTable
     corpus: PairCorpus
     text: PairTable
     train: TextPairs | Segments
 
     def compose(self) -> None:
-        self.network = encoder_network(self.settings, "AutoModel", DROPOUT)
+        static = self.settings["model.preset"] == STATIC
+        self.network = FreshTable(self.settings) if static else encoder_network(self.settings, "AutoModel", DROPOUT)
         self.options = self.settings.section("pairs", PairsSettings)
+
+    def reads(self) -> set[str]:
+        """The vector of a text is a mean, where tokens see nothing of each other."""
+        return super().reads() - ({"pairs.pooling"} if isinstance(self.network, FreshTable) else set())
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -272,7 +280,8 @@ class PairsRecipe(TextRecipe):
         self._settle_dimensions()
         self.cut()
         self._settle_negatives()
-        settings.settle("train.batch", min(BATCH, len(self.train)), "recipe")
+        batch = STATIC_BATCH if isinstance(self.network, FreshTable) else BATCH
+        settings.settle("train.batch", min(batch, len(self.train)), "recipe")
         self.settle_evaluation_batch()
         self.network.settle_rates(ENCODER_ADAMW_LR)
 
@@ -326,7 +335,11 @@ class PairsRecipe(TextRecipe):
     # -- the objective -------------------------------------------------------------------------------------
 
     def build(self) -> Pairs:
-        return self.objective_on(self.network.build(generator(self.settings["train.seed"], "weights")))
+        draws = generator(self.settings["train.seed"], "weights")
+        network = self.network.build(draws)
+        if isinstance(self.network, FreshTable):
+            self.network.fill(cast(StaticEncoder, network), self.corpus.train, draws)
+        return self.objective_on(network)
 
     def objective_on(self, network: Any) -> Pairs:
         options = self.options

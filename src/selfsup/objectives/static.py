@@ -1,7 +1,9 @@
-"""A table of token vectors as the student of a text encoder: `distill` with model=static.
+"""Tables of token vectors: from nothing, for `pairs` with model=static, and as the student of a text encoder, for
+`distill` with it.
 
-It starts from what the teacher says of each token of its vocabulary alone (Tulkens and van Dongen 2024, "Model2Vec",
-github.com/MinishLab/model2vec), weighed by how rare the token is in the data:
+From nothing its vectors are drawn, and weighed by how rare their tokens are. A student starts from what the teacher
+says of each token of its vocabulary alone (Tulkens and van Dongen 2024, "Model2Vec", github.com/MinishLab/model2vec),
+weighed likewise:
 
 e_i = c + s · a / (a + p_i) · (t_i − t̄)      t_i of the teacher, p_i the token's share of all, a = 10⁻⁴
 
@@ -48,17 +50,87 @@ if TYPE_CHECKING:
 WIDEST = 384  # numbers of a token's vector, where nothing is said
 STATIC_BATCH = 512  # texts: a step costs what the optimizer does with the whole table, whatever their number
 RATE = 0.02  # learning rate, as a share of the deviation of the teacher's numbers
+FRESH_RATE = 0.05  # and of drawn ones
 SIF = 1e-4
 SAMPLED = 4096  # texts from which the factor of the start is found, or the principal directions
 FORMAT = 1  # of the vectors of single tokens in the cache; a change makes new ones
 
 
-class StaticNetwork(TextNetwork):
-    """A table for the vocabulary of a teacher."""
+class Table(TextNetwork):
+    """A table of token vectors, and what it leaves."""
 
     shape = ("width",)
     library = "sentence-transformers"
     own = True
+
+    @property
+    def width(self) -> int:
+        return int(self.get("width"))
+
+    @property
+    def blocks(self) -> float:
+        """What is added for a token."""
+        return float(self.width)
+
+    def settle_rate(self, deviation: float, share: float, origin: str) -> None:
+        """A share of the deviation of a table's numbers. Nothing decays: tokens that no text has would fade."""
+        rate = float(f"{share * deviation:.2g}")
+        self.settings.settle("optim.lr", rate, origin)
+        self.settings.settle("optim.adamw_lr", rate, origin)
+        self.settings.settle("optim.weight_decay", 0.0, "recipe")
+
+    def build(self, draws: torch.Generator) -> StaticEncoder:
+        """With a table that is not filled yet, see `fill`."""
+        around = (self.tokenizer.start, self.tokenizer.end)
+        return StaticEncoder(StaticConfig(self.tokenizer.vocabulary, self.width, around=around))
+
+    def shares(self, stream: Tokens) -> Tensor:
+        """What share of a stream each token is, (vocabulary,); each is counted once more."""
+        counts = np.bincount(np.asarray(stream), minlength=self.tokenizer.vocabulary)
+        counts[[self.tokenizer.start, self.tokenizer.end]] = 0
+        return torch.from_numpy((counts + 1) / (counts + 1).sum()).float()
+
+    def describe(self) -> str:
+        vocabulary = self.tokenizer.vocabulary
+        return f"{vocabulary * self.width:,} parameters: {vocabulary:,} token vectors of {self.width} numbers"
+
+    def card_facts(self) -> dict[str, str]:
+        layout = "sentence-transformers' `StaticEmbedding`"
+        return {"title": "A table of token vectors", "is": self.describe(), "layout": layout}
+
+    def save(self, directory: Path, model: EncoderModel, card: Card, stream: Tokens) -> None:
+        table = cast(StaticEncoder, model.network).embedding.weight
+        with new_model(directory) as temporary:
+            write_static(temporary, table, self.tokenizer.anew(), model.features)
+            write_card(temporary, card(exactness(None, "sentence-transformers")))
+
+
+class FreshTable(Table):
+    """One that starts from nothing."""
+
+    def reads(self) -> set[str]:
+        return super().reads() | {"model.whiten"}
+
+    def settle(self, effort: Effort, tokens: int) -> None:
+        self.settings.settle("model.width", WIDEST, "recipe")
+        self.settings.settle("model.whiten", True, "recipe")
+
+    def settle_rates(self, adamw_lr: float) -> None:
+        self.settle_rate(1.0, FRESH_RATE, "recipe")
+
+    def fill(self, encoder: StaticEncoder, stream: Tokens, draws: torch.Generator) -> None:
+        """Fill a table with drawn vectors, the rarer a token is in a stream the longer."""
+        drawn = torch.randn(encoder.embedding.weight.shape, generator=draws)
+        shares = self.shares(stream)
+        encoder.load_state_dict({"embedding.weight": (SIF / (SIF + shares))[:, None] * drawn})
+
+    def facts(self) -> dict[str, str]:
+        return {"start": "drawn vectors, the rarer a token the longer"}
+
+
+class StaticNetwork(Table):
+    """A table for the vocabulary of a teacher."""
+
     answers: Answers
     alone: npt.NDArray[np.float32]  # what the teacher says of single tokens, (vocabulary, dimension)
 
@@ -87,26 +159,8 @@ class StaticNetwork(TextNetwork):
                 f"{self.width}; give {most} or less."
             )
 
-    @property
-    def width(self) -> int:
-        return int(self.get("width"))
-
-    @property
-    def blocks(self) -> float:
-        """What is added for a token."""
-        return float(self.width)
-
     def settle_rates(self, adamw_lr: float) -> None:
-        """Nothing decays: tokens that no text has would fade."""
-        rate = float(f"{RATE * self.answers.spread.variance**0.5:.2g}")
-        self.settings.settle("optim.lr", rate, "teacher")
-        self.settings.settle("optim.adamw_lr", rate, "teacher")
-        self.settings.settle("optim.weight_decay", 0.0, "recipe")
-
-    def build(self, draws: torch.Generator) -> StaticEncoder:
-        """With a table that is not filled yet, see `fill`."""
-        around = (self.tokenizer.start, self.tokenizer.end)
-        return StaticEncoder(StaticConfig(self.tokenizer.vocabulary, self.width, around=around))
+        self.settle_rate(self.answers.spread.variance**0.5, RATE, "teacher")
 
     def fill(self, encoder: nn.Module, records: Records, stream: Tokens) -> None:
         """Fill a table with what it starts from, for records with answers, which are those of a stream of tokens."""
@@ -130,29 +184,12 @@ class StaticNetwork(TextNetwork):
 
     def _first_table(self, config: StaticConfig, records: Records, stream: Tokens) -> Tensor:
         """The vectors that the tokens start with, in the teacher's space, (vocabulary, dimension)."""
-        counts = np.bincount(np.asarray(stream), minlength=config.vocabulary)
-        counts[list(config.around)] = 0
-        shares = (counts + 1) / (counts + 1).sum()
-        rare = weighed(torch.from_numpy(self.alone), torch.from_numpy(shares).float())
+        rare = weighed(torch.from_numpy(self.alone), self.shares(stream))
         center = torch.tensor(self.answers.spread.center, dtype=torch.float32)
         return center + factor(rare, center, config.around, records) * rare
 
-    def describe(self) -> str:
-        vocabulary = self.tokenizer.vocabulary
-        return f"{vocabulary * self.width:,} parameters: {vocabulary:,} token vectors of {self.width} numbers"
-
     def facts(self) -> dict[str, str]:
         return {"start": "what the teacher says of each token alone, by how rare it is"}
-
-    def card_facts(self) -> dict[str, str]:
-        layout = "sentence-transformers' `StaticEmbedding`"
-        return {"title": "A table of token vectors", "is": self.describe(), "layout": layout}
-
-    def save(self, directory: Path, model: EncoderModel, card: Card, stream: Tokens) -> None:
-        table = cast(StaticEncoder, model.network).embedding.weight
-        with new_model(directory) as temporary:
-            write_static(temporary, table, self.tokenizer.anew(), model.features)
-            write_card(temporary, card(exactness(None, "sentence-transformers")))
 
 
 class Basis(TensorModule):

@@ -407,7 +407,7 @@ def encoder_network(settings: Settings, kind: str, dropout: float, keeps_head: b
     """
     if settings["model.preset"] == STATIC:
         raise UserError(
-            "model=static is a table of token vectors, which learns from a teacher; train it by distill with --teacher."
+            "model=static is a table of token vectors; train it by pairs, or by distill with --teacher."
         )
     if not settings["model.preset"].startswith(HUB):
         return OwnEncoder(settings, dropout, keeps_head)
