@@ -52,7 +52,7 @@ def test_the_start_is_drawn_and_weighed(corpus: Path) -> None:
     """Each token is as long as its share of the training part says, by a count of its own."""
     made = recipe(corpus)
     table = made.build().encoder.embedding.weight.detach()
-    tokenizer, stream = made.corpus.tokenizer, made.corpus.train.tolist()
+    tokenizer, stream = made.corpus.tokenizer, np.asarray(made.corpus.train).tolist()
     around = {tokenizer.start, tokenizer.end}
     counts = [1 + (0 if token in around else stream.count(token)) for token in range(tokenizer.vocabulary)]
     weights = torch.tensor([SIF / (SIF + count / sum(counts)) for count in counts])
