@@ -406,9 +406,7 @@ def encoder_network(settings: Settings, kind: str, dropout: float, keeps_head: b
         keeps_head: whether a head of masked LM is trained on.
     """
     if settings["model.preset"] == STATIC:
-        raise UserError(
-            "model=static is a table of token vectors; train it by pairs, or by distill with --teacher."
-        )
+        raise UserError("model=static is a table of token vectors; train it by pairs, or by distill with --teacher.")
     if not settings["model.preset"].startswith(HUB):
         return OwnEncoder(settings, dropout, keeps_head)
     from selfsup.objectives.hub_networks import HubEncoder
