@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import torch
-from conftest import TINY_WORDS, Answer
+from conftest import TINY, TINY_PAIRS, TINY_VISION, TINY_WORDS, Answer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def test_a_tensor_of_one_process_is_whole() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["mae"], "mae cannot be sharded yet; leave train.shard out"),
+        (["pairs"], "pairs cannot be sharded yet; leave train.shard out"),
         (["causal-lm", "train.compile=true"], "train.shard and train.compile cannot go together yet"),
     ],
 )
@@ -162,3 +164,39 @@ def test_killed_and_resumed_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     run_all(again)
     assert (whole / "model" / "model.safetensors").read_bytes() == (killed / "model" / "model.safetensors").read_bytes()
     assert Run(killed).summary["loss"] == Run(whole).summary["loss"]
+
+
+OBJECTIVES = ("masked-lm", "simcse", "tsdae", "simclr", "vicreg", "mae", "dino", "clip")
+DRAWN = ("simcse", "tsdae", "clip")  # by the dropout of micro-batches, which are others in other processes
+
+
+def tiny(objective: str, sources: Mapping[str, Path], place: Path) -> dict[str, Any]:
+    """The arguments of a training at its smallest."""
+    images = objective in ("simclr", "vicreg", "mae", "dino")
+    settings = TINY_PAIRS if objective == "clip" else TINY_VISION if images else TINY
+    data = sources["captioned" if objective == "clip" else "drawings" if images else "corpus"]
+    exact = {"optim.matrices": "adamw", "optim.lr": 1e-3}
+    return {**settings, "objective": objective, "data": str(data), "out": str(place / objective), **exact, "steps": 6}
+
+
+@pytest.mark.long
+def test_every_objective_trains_by_rows(corpus: Path, drawings: Path, captioned: Path, tmp_path: Path) -> None:
+    sources = {"corpus": corpus, "drawings": drawings, "captioned": captioned}
+    settings = {name: tiny(name, sources, tmp_path / "sharded") | {"train.shard": True} for name in OBJECTIVES}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run_all([*launcher, __file__, str(tmp_path / "settings.json")])
+    for name in OBJECTIVES:
+        run = Run.open(tmp_path / "sharded" / name)
+        assert run.summary["steps"] == 6
+        assert {each.processes for each in selfsup.checkpoint(run).checkpoints} == {2}
+        assert run.model_directory.is_dir()
+        if name not in DRAWN:
+            alone = selfsup.train(reporter=Reporter(False), **tiny(name, sources, tmp_path / "alone"))
+            assert run.summary["loss"] == pytest.approx(alone.summary["loss"], rel=1e-3), name
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for given in json.loads(Path(sys.argv[1]).read_text()).values():
+        selfsup.train(reporter=Reporter(False), **given)

@@ -9,6 +9,7 @@ every process holds whole (a number without dimensions, a buffer) is a plain ten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -36,7 +37,7 @@ def shard(objective: nn.Module, device: torch.device, narrow: Callable[[nn.Modul
         raise UserError(f"train.shard needs PyTorch 2.13 or newer, and this is {torch.__version__}; update it.")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     held_whole = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
-    for part in (*_blocks(objective), objective):
+    for part in dict.fromkeys((*_blocks(objective), objective)):  # a network may serve two parts of an objective
         dtype = None if part is objective else narrow(part)
         policy = MixedPrecisionPolicy(dtype, dtype and torch.float32, cast_forward_inputs=False)
         sharded = fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=held_whole)
@@ -46,6 +47,7 @@ def shard(objective: nn.Module, device: torch.device, narrow: Callable[[nn.Modul
             True
         )  # a process whose records do not touch one takes part all the same
     register_fsdp_forward_method(objective, "predict")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which no score writes to
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -24,7 +24,8 @@ TOLERANCE, TRAINED = 1e-10, 1e-9  # relative to the largest entry: of one step, 
 ALONE = Processes.alone()
 WORKER = Path(__file__).with_name("sharded_worker.py")
 FEW = ("causal-lm", "cached-causal-lm", "masked-lm", "simclr")  # by two processes in `make test` too
-SHARDED = [*FEW]
+OTHERS = ("simcse", "tsdae", "simclr-convnet", "vicreg", "mae", "dino", "dino-centring", "clip", "clip-sigmoid")
+SHARDED = [*FEW, *OTHERS]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -110,7 +111,7 @@ def test_each_process_writes_its_rows(case: Case, size: int, directory: Path) ->
     assert names == {f"{kind}{number}.safetensors" for kind in ("model", "optimizer") for number in numbers}
     parts = [load_file(checkpoint / f"model{number}.safetensors") for number in numbers]
     whole = Checkpoints(checkpoint.parent).load(SAVED_AFTER).tensors["model"]
-    for name, tensor in case.build(SEED).state_dict().items():
+    for name, tensor in case.build(SEED).named_parameters():
         rows = [len(part[name]) for part in parts if tensor.ndim and name in part]
         assert sum(rows) == (len(tensor) if tensor.ndim else 0)
         assert not rows or max(rows) <= -(-len(tensor) // size)

@@ -243,6 +243,7 @@ class CLIPRecipe(ImageRecipe):
     """From images with captions to two towers into one space: `model.*` is the image tower, `text.*` the text tower."""
 
     name = "clip"
+    shards = True
     bodies = (("model.init", "image.network"), ("text.init", "text.network"))
     section = CLIPSettings
     inspector = "pairs"

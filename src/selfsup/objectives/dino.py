@@ -289,6 +289,7 @@ class DINORecipe(ImageRecipe):
     """From images to the teacher's network, whose class token tells what an image shows."""
 
     name = "dino"
+    shards = True
     bodies = (("model.init", "student.backbone"), ("model.init", "teacher.backbone"))
     section = DINOSettings
     inspector = "crops"

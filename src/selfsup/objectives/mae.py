@@ -99,6 +99,7 @@ class MAERecipe(ImageRecipe):
     """From images to a vision transformer that can tell what is hidden."""
 
     name = "mae"
+    shards = True
     bodies = (("model.init", "encoder"),)
     section = MAESettings
     next_command = "selfsup show {run} --image photo.jpg"

@@ -140,6 +140,7 @@ class SimCSERecipe(TextRecipe):
     """From a source of sentences, or of documents that are split into them, to an encoder of sentences."""
 
     name = "simcse"
+    shards = True
     bodies = (("model.init", "encoder"),)
     section = SimCSESettings
     family = "encoder"

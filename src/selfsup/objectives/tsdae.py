@@ -150,6 +150,7 @@ class TSDAERecipe(TextRecipe):
     """From a source of sentences, or of documents that are split into them, to an encoder of sentences."""
 
     name = "tsdae"
+    shards = True
     bodies = (("model.init", "model.model"),)
     section = TSDAESettings
     family = "encoder"

@@ -76,6 +76,7 @@ class VICRegRecipe(ImageRecipe):
     """From images to a network whose vectors vary."""
 
     name = "vicreg"
+    shards = True
     bodies = (("model.init", "network"),)
     section = VICRegSettings
     convolutions = "small"
