@@ -32,6 +32,7 @@ from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.causal_lm import CausalLMRecipe
 from selfsup.objectives.checks.contrastive import alike_pairs, dropout_off, small_batch
 from selfsup.objectives.checks.distillation import DISTILLATION
+from selfsup.objectives.checks.gaussian import one_place
 from selfsup.objectives.checks.pairs import FLAT, PAIRS, SHARPEST
 from selfsup.objectives.checks.rebuilding import unused_vector
 from selfsup.objectives.checks.teachers import cut_texts, teacher_outdone
@@ -41,7 +42,7 @@ from selfsup.run import Run
 
 EVERY_CHECK: tuple[Check, ...] = (
     *(*CHECKS, dropout_off, small_batch, alike_pairs, *DISTILLATION, *PAIRS),
-    *(cut_texts, teacher_outdone, unused_vector),
+    *(cut_texts, one_place, teacher_outdone, unused_vector),
 )
 STEPS, EVERY, CHANCE = 200, 20, 4.0
 PROTOTYPES = 1024
@@ -69,6 +70,7 @@ def sound(seed: int = 0) -> History:
                 "dino": (0.85 + 0.15 * math.exp(-step / 30) + 0.003 * draws.normal()) * LN_K,
                 "teacher_entropy": (0.8 + 0.01 * draws.normal()) * LN_K,
                 "prototypes_used": 0.7 + 0.02 * draws.normal(),
+                "sigreg": 25.7 * math.exp(-step / 10) + 1.5 + 0.3 * draws.normal(),
                 "softmax": level + 0.08 * draws.normal(),
                 "temperature": 0.07 + 0.0001 * step,
                 "modality_gap": 0.6 + 0.7 * math.exp(-step / 40) + 0.02 * draws.normal(),
@@ -86,7 +88,7 @@ def sound(seed: int = 0) -> History:
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1, "simcse.deletion": 0.0}
-    values |= {"data.window": 64}
+    values |= {"data.window": 64, "lejepa.weight": 0.05}
     environment = {
         "plan": {"chance": CHANCE, "steps": STEPS},
         "counts": {"documents": 1000, "duplicates": 30, "captions": 2000, "duplicate_captions": 100}
@@ -284,6 +286,14 @@ AILMENTS = {
         200,
         0.995,
         "selfsup inspect clip --run runs/x",
+    ),
+    "one-place": Ailment(
+        lambda: train(lambda line: {"sigreg": 25.0}),
+        lambda: train(lambda line: {"sigreg": 12.0}),
+        "problem",
+        200,
+        0.97,
+        "lejepa.weight=0.2",
     ),
     "temperature-bound": Ailment(
         lambda: train(lambda line: {"temperature": 0.01}, after=150),

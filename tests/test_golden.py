@@ -34,6 +34,7 @@ from selfsup.objectives.dino import DINORecipe
 from selfsup.objectives.distill import DistillRecipe
 from selfsup.objectives.distill_images import ImageDistillationRecipe
 from selfsup.objectives.distill_tokens import TokenDistillationRecipe
+from selfsup.objectives.lejepa import LeJEPARecipe
 from selfsup.objectives.mae import MAERecipe
 from selfsup.objectives.masked_lm import MaskedLMRecipe
 from selfsup.objectives.pairs import PairsRecipe
@@ -84,6 +85,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "train": {"batch": 32, "micro_batch": 16},
     "evaluate": {"batch": 16},
 }
+CROPS = {"local_crops": 2, "local_size": 16, "slices": 64, "hidden": 64, "projection": 16}
 
 CURVES = {
     "causal_lm": Curve(
@@ -178,6 +180,13 @@ CURVES = {
         (8.1, 0.3),  # a fresh head is sure of what it says, and wrong: above 1.5 ln 64
         6.1,
     ),
+    "lejepa": Curve(
+        LeJEPARecipe,
+        IMAGES | {"lejepa": CROPS},
+        (0.65, 0.1),  # a fresh head puts all crops nearly in one place, 0: a twentieth of .4 · 32
+        0.3,
+    ),
+    "lejepa_visreg": Curve(LeJEPARecipe, IMAGES | {"lejepa": CROPS | {"regularizer": "visreg"}}, (1.1, 0.1), 0.9),
     "clip": Curve(
         CLIPRecipe,
         IMAGES

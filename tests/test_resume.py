@@ -251,6 +251,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 VISION: dict[str, dict[str, Any]] = {
     "simclr": {"train.micro_batch": 3},
     "vicreg": {"model": {"layers": 1, "width": 4, "group": 4}, "train.micro_batch": 4},  # a convolutional network
+    "lejepa": {"train.micro_batch": 3},
     "mae": {"train.micro_batch": 3, "mae.decoder_layers": 1},
     "dino": {"train.micro_batch": 3, "dino.prototypes": 64, "dino.frozen": 0.2, "dino.targets": "centring"},
 }

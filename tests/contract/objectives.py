@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from suite import RECORDS, Case
+from suite import RECORDS, SEED, Case
 from torch import Tensor, nn
 
 from selfsup.data.answers import Answered
@@ -32,13 +32,16 @@ from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.captions import HiddenTokens
 from selfsup.objectives.causal_lm import CausalLM
 from selfsup.objectives.clip import CLIP
-from selfsup.objectives.dino import DINO, Crops
+from selfsup.objectives.dino import DINO
 from selfsup.objectives.distill import Distill, Map
 from selfsup.objectives.distill_images import ImageDistillation, ImageTeacher, Moments, Target
 from selfsup.objectives.distill_tokens import TokenDistillation
 from selfsup.objectives.distillation import NEAREST
+from selfsup.objectives.gaussian import of_one_place
+from selfsup.objectives.lejepa import LeJEPA, Regularizer
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
+from selfsup.objectives.multi_crop import Crops
 from selfsup.objectives.pairs import Pairs
 from selfsup.objectives.simclr import ProjectionHead, SimCLR
 from selfsup.objectives.simcse import SentenceHead, SimCSE
@@ -481,6 +484,26 @@ def saying_the_same(task: Task) -> dict[str, float]:
     }
 
 
+# -- LeJEPA --------------------------------------------------------------------------------------------------
+
+
+def lejepa(seed: int, regularizer: Regularizer = "sigreg") -> LeJEPA:
+    """With directions that do not fall into equal parts for two processes."""
+    network = vision_transformer(generator(seed, "weights"))
+    with seeded(seed, "head"):
+        head = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 6))
+    crops = Crops(dino_global(12), dino_second(12), dino_local(8), 3)
+    objective = LeJEPA(network, head, crops, "mean", regularizer, weight=0.2, slices=7, seed=SEED).double()
+    return shaken(objective, seed)
+
+
+def one_place(task: Task) -> dict[str, float]:
+    """Crops of one image and those of others."""
+    records = len(task["globals"])
+    every = {name: of_one_place(name, records) for name in ("sigreg", "visreg")}
+    return {"prediction": 0.0} | {name: every[name] for name in task.counts if name in every}
+
+
 # -- a batch-coupled objective -------------------------------------------------------------------------------
 
 
@@ -608,6 +631,14 @@ CASES = {
         Case("mae", Pictures, mae, mean_of_patches, still=("encoder.embeddings.mask_token",)),
         Case("dino", Pictures, dino, saying_the_same),
         Case("dino-centring", Pictures, lambda seed: dino(seed, "centring"), saying_the_same),
+        Case("lejepa", Pictures, lejepa, one_place, still=("network.embeddings.mask_token",)),
+        Case(
+            "lejepa-visreg",
+            Pictures,
+            lambda seed: lejepa(seed, "visreg"),
+            one_place,
+            still=("network.embeddings.mask_token",),
+        ),
         Case("two-views", Vectors, two_views, uniform_over_records, lambda seed: two_views(seed, 0.3)),
     )
 }

@@ -598,7 +598,7 @@ def test_an_adapter_has_the_names_of_the_layout(
 
 # -- networks that see ---------------------------------------------------------------------------------------
 
-SEEING = ("simclr", "mae", "dino", "vicreg")
+SEEING = ("simclr", "mae", "dino", "vicreg", "lejepa")
 
 
 @pytest.fixture(scope="module")
@@ -746,7 +746,7 @@ def test_a_path_to_replay_is_kept_from_anywhere(
 # -- looked at -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [*CLASSES, "mae", "simclr", "dino", "vicreg", "clip"])
+@pytest.mark.parametrize("objective", [*CLASSES, "mae", "simclr", "dino", "vicreg", "lejepa", "clip"])
 def test_a_run_with_an_adapter_is_inspected(
     adapted: Trained, look_on: Train, captioned: Path, trained: Trained, tmp_path: Path, objective: str
 ) -> None:

@@ -25,7 +25,8 @@ from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.models.vision import VisionConfig, VisionTransformer
 from selfsup.objectives.base import Outputs, Task
-from selfsup.objectives.dino import DINO, Crops, DINORecipe
+from selfsup.objectives.dino import DINO, DINORecipe
+from selfsup.objectives.multi_crop import Crops
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.optim import AdamW, Optimizer

@@ -37,6 +37,7 @@ INSPECTORS = {
     "rebuilding": "selfsup.inspection.rebuilding:inspect_rebuilding",
     "views": "selfsup.inspection.views:inspect_views",
     "crops": "selfsup.inspection.crops:inspect_crops",
+    "parts": "selfsup.inspection.parts:inspect_parts",
     "patches": "selfsup.inspection.patches:inspect_patches",
     "taught": "selfsup.inspection.taught:inspect_taught",
     "pairs": "selfsup.inspection.pairs:inspect_pairs",

@@ -16,11 +16,13 @@ from selfsup.inspection.figures import trained
 from selfsup.inspection.images import HEIGHT, Look, Seen, look_at
 from selfsup.inspection.pictures import FIRST, HIDDEN, OTHER, SECOND, patched, ramp
 from selfsup.objectives.base import Outputs, Task
-from selfsup.objectives.dino import DINO, GLOBALS
+from selfsup.objectives.dino import DINO
+from selfsup.objectives.multi_crop import GLOBALS, Crops
 
 MOST = 3  # images that are drawn
 COLOURS = (FIRST, SECOND, OTHER)  # of both global crops, and of local ones
 TINY = 1e-9
+NO_PATCHES = np.zeros((GLOBALS, 0, 0), bool)  # masks of an image from whose crops nothing is hidden
 MEANING = {OWN: "another crop of the same image", ALIEN: "a crop of another image", OUT: "the crop itself"}
 
 Masks = npt.NDArray[np.bool_]  # of each image and global crop, which patches are hidden, (B, 2, rows, columns)
@@ -49,15 +51,12 @@ def inspect_crops(request: Request) -> Inspection:
     objective = look.objective
     assert isinstance(objective, DINO)
     made, crops = objective.hide(look.batch), objective.crops
-    pixels = [*made["globals"].unbind(1), *(made["locals"].unbind(1) if crops.count else ())]
-    kinds = [crops.first, crops.second, *[crops.local] * crops.count]
-    seen = [look.seen(*each, number) for number, each in enumerate(zip(pixels, kinds, strict=True))]
-    views = [list(each) for each in zip(*seen, strict=True)]
+    views = rendered(look, crops, made)
     side = crops.first.size // look.recipe.settings["model.patch"] if "hidden" in made.tensors else 0
-    masks = made["hidden"].view(-1, GLOBALS, side, side).numpy() if side else np.zeros((len(views), 2, 0, 0), bool)
-    agreement = None if look.run is None else _agreement(look, made, masks, len(kinds))
+    masks = made["hidden"].view(-1, GLOBALS, side, side).numpy() if side else np.stack([NO_PATCHES] * len(views))
+    agreement = None if look.run is None else _agreement(look, made, masks, GLOBALS + crops.count)
     prototypes = len(objective.student.head.prototypes)
-    groups = [Group(look.names[image], _rows(look, views[image], image, masks[image])) for image in look.shown]
+    groups = [Group(look.names[image], drawn(look, views[image], image, masks[image])) for image in look.shown]
     sections = [_task(look, objective, masks.size > 0, prototypes), section("crops", "shown", Gallery(groups))]
     values = look.values(views) | {"crops": asdict(crops), "prototypes": prototypes}
     for image, hidden in zip(values["images"], masks.astype(int).tolist() if side else (), strict=False):
@@ -69,18 +68,35 @@ def inspect_crops(request: Request) -> Inspection:
 
 
 def _task(look: Look, objective: DINO, hides: bool, prototypes: int) -> Section:
-    crops = objective.crops
-    (least, most), (low, high) = crops.first.scale, crops.local.scale
-    local = f", and {crops.count} local crops of {low:.0%} to {high:.0%} of it" if crops.count else ""
     figures: dict[str, Any] = {
         "blocks": ", and blocks of patches in half of the global crops" * hides,
         "patches": ", and of each hidden patch" * hides,
     }
-    figures |= {"least": least, "most": most, "local": local, "prototypes": prototypes}
+    figures |= scales(objective.crops) | {"prototypes": prototypes}
     return task("crops", look.recipe.words, **figures)
 
 
-def _rows(look: Look, views: list[Seen], image: int, masks: Masks) -> list[list[Tile]]:
+# -- crops, of a teacher or without one --
+
+
+def rendered(look: Look, crops: Crops, made: Task) -> list[list[Seen]]:
+    """The crops of each image, the global ones first."""
+    pixels = [*made["globals"].unbind(1), *(made["locals"].unbind(1) if crops.count else ())]
+    kinds = [crops.first, crops.second, *[crops.local] * crops.count]
+    seen = [look.seen(*each, number) for number, each in enumerate(zip(pixels, kinds, strict=True))]
+    return [list(each) for each in zip(*seen, strict=True)]
+
+
+def scales(crops: Crops) -> dict[str, Any]:
+    """What parts of an image they show, as the words of a task name it."""
+    (least, most), (low, high) = crops.first.scale, crops.local.scale
+    local = f", and {crops.count} local crops of {low:.0%} to {high:.0%} of it" if crops.count else ""
+    return {"least": least, "most": most, "local": local}
+
+
+def drawn(look: Look, views: list[Seen], image: int, masks: Masks) -> list[list[Tile]]:
+    """An image with its global crops (2, of whose patches `masks` (2, rows, columns) says which are hidden), and below
+    with its local ones."""
     pixels, first = look.images[image], []
     boxes = [seen.box(COLOURS[min(n, GLOBALS)], str(n + 1)) for n, seen in enumerate(views)]
     for n, seen in enumerate(views[:GLOBALS]):

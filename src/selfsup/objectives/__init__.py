@@ -22,6 +22,7 @@ RECIPES = {
     "simclr": "selfsup.objectives.simclr:SimCLRRecipe",
     "vicreg": "selfsup.objectives.vicreg:VICRegRecipe",
     "dino": "selfsup.objectives.dino:DINORecipe",
+    "lejepa": "selfsup.objectives.lejepa:LeJEPARecipe",
     "mae": "selfsup.objectives.mae:MAERecipe",
     "clip": "selfsup.objectives.clip:CLIPRecipe",
     "distill": "selfsup.objectives.distill:DistillRecipe",

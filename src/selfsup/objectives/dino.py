@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
@@ -23,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfsup.config import Count, Rate, Real, Section, Share, Whole
+from selfsup.config import Count, Rate, Real, Share
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone, hide_nothing
@@ -33,23 +31,27 @@ from selfsup.models.vision import VisionTransformer
 from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.checks.distillation import DISTILLATION
 from selfsup.objectives.distillation import centred, in_use, koleo, sinkhorn_knopp, soft_cross_entropy
-from selfsup.objectives.image_networks import ROUND, ROUND_FROM
 from selfsup.objectives.images import ImageRecipe
+from selfsup.objectives.multi_crop import (
+    GLOBALS,
+    Crops,
+    CropSettings,
+    build_crops,
+    local_share,
+    require_crops,
+    settle_crops,
+    told_crops,
+)
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.sizes import power_of_two
 from selfsup.objectives.teaching import LONGEST_MEMORY, Head, Network, Teaching
 from selfsup.seeding import generator
-from selfsup.views import View, block_patches, dino_global, dino_local, dino_second, render, render_several
+from selfsup.views import block_patches
 
-GLOBALS = 2
 HIDDEN_SHARE = (0.1, 0.5)  # of the patches of a masked crop (Zhou et al. 2022)
 MASKED = 0.5  # of the global crops
 IBOT = 0.2  # weight: at 1, that of Zhou et al. (2022), short runs learn less of the whole image
 CENTRE_MOMENTUM = 0.9  # Caron et al. 2021, appendix
-LOCAL_SHARE = 0.45  # of the side of a global crop: 96 of 224 pixels, 16 of 32
-LOCAL_CROPS = 6
-SMALL = 64  # pixels, below which crops are larger parts of an image: the smallest would show next to nothing
-SCALES = {True: ((0.4, 1.0), (0.2, 0.6)), False: ((0.32, 1.0), (0.05, 0.32))}  # of global and local crops
 IMAGES_PER_PROTOTYPE = 16  # of 1.3 million images that makes the 65,536 prototypes of DINO
 PROTOTYPES = (256, 65536)
 MANY = 100_000  # images, from which a teacher may become softer
@@ -59,17 +61,7 @@ FIGURES = ("teacher_entropy", "prototypes_used")  # that no gradient comes from
 Place: TypeAlias = tuple[int, np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Crops:
-    """What is rendered of an image: two global crops, and `count` local ones."""
-
-    first: View
-    second: View
-    local: View
-    count: int
-
-
-class DINOSettings(Section):
+class DINOSettings(CropSettings):
     prototypes: Count | None = Field(None, description="vectors that what is seen is compared with")
     hidden: Count | None = Field(None, description="hidden width of the head")
     bottleneck: Count | None = Field(None, description="dimension of the prototypes")
@@ -86,10 +78,6 @@ class DINOSettings(Section):
         0.005, description="share of the run that the teacher averages the student over at first"
     )
     frozen: Share = Field(0.01, description="share of the run in which the prototypes stay as they are")
-    local_crops: Annotated[Whole, Field(ge=0)] | None = Field(
-        None, description="small crops of each image, beside its two global ones"
-    )
-    local_size: Count | None = Field(None, description="their side in pixels")
     ibot: Annotated[Real, Field(ge=0)] | None = Field(
         None, description="weight of predicting hidden patches; 0 hides none"
     )
@@ -130,10 +118,7 @@ class DINO(Objective):
     def hide(self, batch: Batch) -> Task:
         """Two global crops (B, 2, 3, S, S), local ones (B, L, 3, s, s), and which patches of the former are hidden,
         (B, 2, P) bool."""
-        made: dict[str, Callable[[], Tensor]] = {"globals": partial(self._globals, batch)}
         kept: dict[str, Tensor] = {}
-        if self.crops.count:
-            made["locals"] = partial(self._locals, batch)
         shown = torch.tensor(GLOBALS * len(batch))
         counts = {"dino": shown * (1 + self.crops.count), **dict.fromkeys(FIGURES, shown)}
         if self.weights["koleo"]:
@@ -143,18 +128,7 @@ class DINO(Objective):
             hidden = torch.stack([self._mask(place, number) for number in range(GLOBALS)], 1)
             kept["hidden"] = hidden.to(batch.data["pixels"].device)
             counts["ibot"] = hidden.sum()  # where it was drawn: known without waiting for a device
-        return Task(Deferred(made, kept), counts)
-
-    def _globals(self, batch: Batch) -> Tensor:
-        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
-        place, views = (batch.seed, batch.epochs, batch.records), (self.crops.first, self.crops.second)
-        crops = [render(pixels, sizes, view, *place, number) for number, view in enumerate(views)]
-        return torch.stack(crops, 1)
-
-    def _locals(self, batch: Batch) -> Tensor:
-        pixels, sizes = batch.data["pixels"], batch.data["sizes"]
-        place, numbers = (batch.seed, batch.epochs, batch.records), range(GLOBALS, GLOBALS + self.crops.count)
-        return render_several(pixels, sizes, self.crops.local, *place, numbers)
+        return Task(Deferred(self.crops.made(batch), kept), counts)
 
     def _mask(self, place: Place, number: int) -> Tensor:
         config = cast(VisionTransformer, self.student.backbone).config
@@ -306,27 +280,13 @@ class DINORecipe(ImageRecipe):
 
     def settle(self, effort: Effort) -> None:
         self.settle_size()
-        self.settle_local_crops()
+        settle_crops(self.settings, "dino")
         self.settle_network(effort)
         self.settle_hiding()
         self.settle_head()
         self.cut()
         self.settle_batch(effort)
         self.settle_rates()
-
-    def settle_local_crops(self) -> None:
-        """How many and how large, by the size of the images."""
-        settings = self.settings
-        size, patch = settings["data.size"], settings["model.patch"] or 1
-        step = ROUND if patch == 1 and size >= ROUND_FROM else patch
-        local = max(1, round(LOCAL_SHARE * size / step)) * step
-        settings.settle("dino.local_size", local, "image size")
-        settings.settle("dino.local_crops", LOCAL_CROPS, "recipe")
-        if settings["dino.local_size"] % patch:
-            raise UserError(
-                f"dino.local_size {settings['dino.local_size']} is no multiple of model.patch {patch}; give one that "
-                "is."
-            )
 
     def settle_hiding(self) -> None:
         """Whether patches are hidden, and whether the network takes local crops."""
@@ -337,10 +297,7 @@ class DINORecipe(ImageRecipe):
                 "dino.ibot out."
             )
         settings.settle("dino.ibot", IBOT if network.hides_patches else 0.0, "model")
-        if settings["dino.local_crops"]:
-            size = settings["data.size"]
-            remedy = f"the size of the local crops; give dino.local_size={size} or dino.local_crops=0"
-            network.require_side(settings["dino.local_size"], remedy)
+        require_crops(settings, "dino", network)
 
     def settle_head(self) -> None:
         """The sizes of the head, and how sharp the teacher is."""
@@ -359,11 +316,10 @@ class DINORecipe(ImageRecipe):
     @property
     def views(self) -> float:  # type: ignore[override]
         """The student's crops, and the teacher's way there of the global ones."""
-        local = (self.options.local_size or 0) / self.settings["data.size"]
-        return float(GLOBALS * 4 / 3 + (self.options.local_crops or 0) * local**2)
+        return GLOBALS * 4 / 3 + local_share(self.settings, "dino")
 
     def build(self) -> DINO:
-        options, size, network = self.options, self.settings["data.size"], self.network.build()
+        options, network = self.options, self.network.build()
         if self.settings["dino.ibot"]:
             cast(VisionTransformer, network).give_mask_token(generator(self.settings["train.seed"], "mask token"))
         head = Head(
@@ -373,13 +329,7 @@ class DINORecipe(ImageRecipe):
             self.settings["dino.prototypes"],
             options.weight_norm,
         ).initialise(generator(self.settings["train.seed"], "head"))
-        whole, part = SCALES[size < SMALL]
-        crops = Crops(
-            self.seen(dino_global(size, whole)),
-            self.seen(dino_second(size, whole)),
-            self.seen(dino_local(self.settings["dino.local_size"], part)),
-            self.settings["dino.local_crops"],
-        )
+        crops = build_crops(self.settings, "dino", self.seen)
         teaching = Teaching(
             options.targets, self.settings["dino.teacher_temperature"], options.warmup, options.memory, options.frozen
         )
@@ -408,7 +358,7 @@ class DINORecipe(ImageRecipe):
         return float(GLOBALS * MASKED * sum(HIDDEN_SHARE) / 2 * patches)
 
     def facts(self) -> dict[str, str]:
-        options, size = self.options, self.settings["data.size"]
+        options = self.options
 
         def why(name: str) -> str:
             return f" ({self.settings.origin(f'dino.{name}')})"
@@ -423,8 +373,7 @@ class DINORecipe(ImageRecipe):
         course = f"{first:g}" if first == last else f"{first:g} to {last:g} in {options.warmup:.0%} of the run"
         chance = math.log(options.prototypes or 1)
         return super().facts() | {
-            "crops": f"2 of {size} × {size}, {options.local_crops}{why('local_crops')} of {options.local_size} × "
-            f"{options.local_size} pixels{why('local_size')}",
+            "crops": told_crops(self.settings, "dino"),
             "hidden": masked,
             "head": f"{options.prototypes:,} prototypes{why('prototypes')} in {options.bottleneck} dimensions, hidden "
             f"width {options.hidden:,}{why('hidden')}; prototypes move after {options.frozen:.0%} of the run",
