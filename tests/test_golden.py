@@ -85,8 +85,6 @@ IMAGES: dict[str, dict[str, Any]] = {
     "train": {"batch": 32, "micro_batch": 16},
     "evaluate": {"batch": 16},
 }
-CROPS = {"local_crops": 2, "local_size": 16, "slices": 64, "hidden": 64, "projection": 16}
-
 CURVES = {
     "causal_lm": Curve(
         CausalLMRecipe,
@@ -182,11 +180,10 @@ CURVES = {
     ),
     "lejepa": Curve(
         LeJEPARecipe,
-        IMAGES | {"lejepa": CROPS},
-        (0.65, 0.1),  # a fresh head puts all crops nearly in one place, 0: a twentieth of .4 · 32
-        0.3,
+        IMAGES | {"lejepa": {"local_crops": 2, "local_size": 16, "slices": 64, "hidden": 64, "projection": 16}},
+        (0.65, 0.05),  # a fresh head puts all crops nearly in one place, 0: a twentieth of .4 · 32
+        0.57,
     ),
-    "lejepa_visreg": Curve(LeJEPARecipe, IMAGES | {"lejepa": CROPS | {"regularizer": "visreg"}}, (1.1, 0.1), 0.9),
     "clip": Curve(
         CLIPRecipe,
         IMAGES
