@@ -96,7 +96,8 @@ class LeJEPA(Objective):
         return {"vectors": self.head(torch.cat([self._embed(task[name]) for name in names], 1))}
 
     def _embed(self, crops: Tensor) -> Tensor:
-        return self.network.embed(crops.flatten(0, 1), self.pooling).unflatten(0, (-1, crops.shape[1]))
+        vectors: Tensor = self.network.embed(crops.flatten(0, 1), self.pooling)
+        return vectors.view(*crops.shape[:2], -1)
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
         """Each process looks along directions of its own at the vectors of all."""
