@@ -43,7 +43,7 @@ def visreg(vectors: Tensor, directions: Tensor) -> Tensor:
     deviations: Tensor = centred.norm(dim=0) / count**0.5 + TINY
     seen = (centred / deviations.detach()) @ directions
     shares = torch.arange(1, count + 1, dtype=vectors.dtype, device=vectors.device) / (count + 1)
-    shape = (seen.sort(0).values - torch.special.ndtri(shares)[:, None, None]).square().mean((0, 1))
+    shape: Tensor = (seen.sort(0).values - torch.special.ndtri(shares)[:, None, None]).square().mean((0, 1))
     return shape + (means.square().mean() + (1 - deviations).square().mean())
 
 
