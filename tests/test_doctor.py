@@ -67,6 +67,8 @@ def sound(seed: int = 0) -> History:
                 "grad_norm": 0.5 * math.exp(0.3 * draws.normal()),
                 "sentences_per_second": 5000 * (1 + 0.05 * draws.normal()),
                 "waiting": 0.02 * draws.random(),
+                "waiting_collectives": 0.1 * draws.random(),
+                "waiting_checkpoints": 0.02 * draws.random(),
                 "dino": (0.85 + 0.15 * math.exp(-step / 30) + 0.003 * draws.normal()) * LN_K,
                 "teacher_entropy": (0.8 + 0.01 * draws.normal()) * LN_K,
                 "prototypes_used": 0.7 + 0.02 * draws.normal(),
@@ -87,6 +89,7 @@ def sound(seed: int = 0) -> History:
             )
     values = {"optim.lr": 0.01, "optim.adamw_lr": 0.003, "optim.warmup": 4, "evaluate.every": EVERY}
     values |= {"dino.prototypes": PROTOTYPES, "dino.teacher_temperature": (0.04, 0.07)}
+    values |= {"checkpoint.every": EVERY}
     values |= {"train.steps": STEPS, "train.batch": 64, "model.width": 64, "model.dropout": 0.1, "simcse.deletion": 0.0}
     values |= {"data.window": 64, "lejepa.weight": 0.05}
     environment = {
@@ -227,6 +230,22 @@ AILMENTS = {
         200,
         0.4,
         "data.workers=2",
+    ),
+    "exchange": Ailment(
+        lambda: train(lambda line: {"waiting_collectives": 0.6}, after=190),
+        lambda: train(lambda line: {"waiting_collectives": 0.6}, after=196),
+        "warning",
+        200,
+        0.6,
+        "--batch 128",
+    ),
+    "checkpoints": Ailment(
+        lambda: train(lambda line: {"waiting_checkpoints": 0.12}),
+        lambda: train(lambda line: {"waiting_checkpoints": 0.04}),
+        "warning",
+        200,
+        0.12,
+        "checkpoint.every=60",
     ),
     "throughput": Ailment(
         lambda: train(lambda line: {"sentences_per_second": 2000.0}, after=150),
@@ -621,7 +640,7 @@ REAL = {"steps": 150, "optim.warmup": 3, "evaluate.every": 15, "checkpoint.every
 SENTENCES = {**REAL, "batch": 32, "data.window": 32}
 
 
-OF_THE_CLOCK = {"loader", "throughput"}
+OF_THE_CLOCK = {"loader", "throughput", "exchange", "checkpoints"}
 
 
 def findings_in(run: Run) -> list[Finding]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import selfsup
 from selfsup import training
+from selfsup.accounting import SHARES
 from selfsup.config import Settings, read_yaml
 from selfsup.errors import UserError
 from selfsup.run import Run, append_line, finite, new_directory
@@ -61,7 +62,7 @@ def test_a_run_leaves_these_files(finished: Run) -> None:
 def test_metrics_have_the_promised_keys(finished: Run) -> None:
     trained = {
         *("step", "time", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens"),
-        *("tokens_per_second", "utilisation"),
+        *("tokens_per_second", *SHARES),
     }
     looked = {"step", "time", "split", "loss", "bits_per_byte", "records"}
     lines = finished.metrics()
@@ -90,6 +91,8 @@ def test_the_summary_has_the_promised_figures(finished: Run) -> None:
     assert summary["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert summary["best"]["loss"] == min(line["loss"] for line in finished.metrics() if line["split"] == "validation")
     assert summary["skipped_steps"] == 0
+    assert summary["accounting"].keys() == set(SHARES)
+    assert summary["accounting"]["waiting_collectives"] == 0
     assert summary["chance"] == pytest.approx(math.log(weights["lm_head.weight"].shape[0]))
 
 

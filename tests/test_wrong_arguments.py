@@ -47,6 +47,7 @@ BASES = {  # a use of each command that works
     "index": ["encoder", "--data", "c.jsonl", "--out", "new.lance"],
     "search": ["library.lance", "cat"],
     "delete": ["library.lance", "a"],
+    "machine": ["folder"],
 }
 LONG = "x" * 5000
 NOT_THERE = ["missing", "", LONG, "\x1b[2J", "missing/below", "c.jsonl/below"]
@@ -94,12 +95,15 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--captions": ["nothing", ""],
     "--split": NO_NAME,
     "ids": ["nothing", ""],
+    "directory": ["missing", LONG, "\x1b[2J", "c.jsonl", "c.jsonl/below", "pipe", "endless"],
     "--stop": [""],
     "words": ["causal-ml", "fast", "c.jsonl", "seed=1", "=", "model.layers=[", "layers=1", LONG, "run"],
     "text": ["", "without a place"],
     "--budget": ["-1", "0", "nan", "x", "5 minutes", LONG],
+    "--gpus": ["h10", "", LONG, "0:h100", "-1:h100", "x:h100", "8:", "8", "9999999:h100", "²:h100"],
 }
 NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "--temperature", "--top-k", "--top-p"}
+NUMBERS |= {"--price", "--utilisation"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
 NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candidates", "--workers"}
 NUMBERS |= {"--processes", "--keep", "--release", "--export"}

@@ -16,6 +16,7 @@ _PUBLIC = {
     "train": "selfsup.training",
     "plan": "selfsup.training",
     "prepare": "selfsup.preparing",
+    "measure_machine": "selfsup.rates",  # the command `machine`; selfsup.machine is a module
     "adapt": "selfsup.adapting",
     "inspect": "selfsup.inspection",
     "compare": "selfsup.comparison",

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from selfsup.accounting import COLLECTIVES
 from selfsup.errors import Elsewhere, Interrupted, OfOneProcess, UserError
 from selfsup.stopping import let_be_ended
 
@@ -53,7 +54,8 @@ class Lost(Exception):
 def together() -> Iterator[None]:
     """A collective runs in the block; raises Lost where it fails."""
     try:
-        yield
+        with COLLECTIVES.running():
+            yield
     except RuntimeError as error:
         raise Lost(str(error).partition("\n")[0]) from error
 

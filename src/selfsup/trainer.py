@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from selfsup.accounting import Accounts, of_run
 from selfsup.budget import Budget, Clock
 from selfsup.config import Settings
 from selfsup.data.loader import in_order
@@ -73,8 +74,8 @@ class Trainer:
         self.starts: dict[int, dict[str, Any]] = {}  # what the start was, by the records that were looked at
         self.saved: int | None = None
         self.pace: list[float] = []  # seconds of the latest steps
-        self.waited = 0.0  # seconds for records, since the last line of metrics
-        self.logged = 0  # step of that line
+        self.accounts = Accounts()
+        self.logged = 0  # step of the last line of metrics
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
         self.reached = 0  # step up to which an earlier session is repeated, with its decisions and no others
         self.estimate = 0  # of the number of steps, where a budget decides it
@@ -105,7 +106,7 @@ class Trainer:
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
         self.recipe.renewed.update(checkpoint.tensors.get("renewed", {}))
         state = checkpoint.state
-        self.step = self.saved = checkpoint.step
+        self.step = self.saved = self.logged = checkpoint.step
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.best = state["best"]
         self.clock.set(state["elapsed"])
@@ -132,7 +133,8 @@ class Trainer:
             marked.add(self.schedule.start)
         tensors = {"model": model, "optimizer": moments}
         tensors |= {"renewed": self.recipe.renewed} if self.recipe.renewed else {}
-        self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
+        with self.accounts.checkpoints.running():
+            self.checkpoints.save(Checkpoint(self.step, tensors, state), marked)
         self.saved = self.step
 
     @cached_property
@@ -184,9 +186,9 @@ class Trainer:
                     reading.close()  # what was read ahead is of records that go
                     self._renew(interrupted)
                     batches = reading.enter_context(closing(self._batches()))
-                began, start = self.clock.elapsed(), time.perf_counter()
-                read = next(batches)
-                self.waited += time.perf_counter() - start
+                began = self.clock.elapsed()
+                with self.accounts.data.running():
+                    read = next(batches)
                 self._update([batch.to(self.machine.device) for batch in read])
                 self.budget.stepped(self.clock.elapsed() - began)
 
@@ -257,9 +259,10 @@ class Trainer:
         start = time.perf_counter()
         for parameter in self.resting:
             parameter.requires_grad_(self.step >= self.settings["optim.heads_first"])
-        figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
-        figures |= self._group_norms()
-        norm = self.optimizer.clip(self.settings["optim.clip"])
+        with self.accounts.step():
+            figures = gradients(self.objective, batches, self.processes, self.machine.autocast)
+            figures |= self._group_norms()
+            norm = self.optimizer.clip(self.settings["optim.clip"])
         loss = float(figures["loss"])
         multiplier = self.schedule.multiplier(self.step)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -321,7 +324,8 @@ class Trainer:
         """Of metrics.jsonl, of the step that was made."""
         means = {name: float(value) for name, value in figures.items()}
         records, units = self.settings["train.batch"], self.recipe.units_per_record
-        rate = records / median(self.pace)
+        rate, since = records / median(self.pace), (self.step - self.logged) * median(self.pace)
+        self.logged = self.step
         return {
             **self._stamp("train"),
             **means,
@@ -330,18 +334,12 @@ class Trainer:
             "grad_norm": norm,
             self.recipe.unit: self.step * records * units,
             f"{self.recipe.unit}_per_second": round(rate * units, 1),
-            "waiting": self._waiting(),
-            "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops, 4),
+            "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops / self.processes.size, 4),
+            **self.accounts.shares(since),
         }
 
     def _stamp(self, split: str) -> dict[str, Any]:
         return {"step": self.step, "time": round(self.clock.elapsed(), 3), "split": split}
-
-    def _waiting(self) -> float:
-        """The share of the time since the last line that was spent waiting for records."""
-        steps, waited = self.step - self.logged, self.waited
-        self.logged, self.waited = self.step, 0.0
-        return round(waited / (steps * median(self.pace) + waited), 4)
 
     def _progress(self) -> tuple[float, str]:
         """The share of the run that is done, and the time that is left."""
@@ -568,6 +566,7 @@ class Trainer:
             "skipped_steps": self.skipped,
             "validation_records": records,
         }
+        summary |= {"accounting": of_run(self.run.metrics())} if self.processes.leads else {}
         with self._merged():
             if self.processes.leads:
                 self._write_model(summary)

@@ -21,6 +21,7 @@ from selfsup.machine import Machine, describe
 from selfsup.objectives import python_name, recipe_of, resolve
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
+from selfsup.paper import Asked, PaperPlan, plan_on_paper
 from selfsup.planning import Plan, find_machine, make_plan, require_shardable
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
@@ -76,16 +77,40 @@ def plan(
     data: object = None,
     model: object = None,
     config: str | Path | None = None,
+    gpus: str | None = None,
+    tokens: float | str | None = None,
+    price: float | None = None,
+    utilisation: float | None = None,
     reporter: Reporter | None = None,
     origin: str = "python",
     **values: Any,
-) -> tuple[Plan, Settings]:
-    """What `train` with the same arguments would do: sizes, arithmetic, memory, time. Trains and writes nothing."""
+) -> tuple[Plan | PaperPlan, Settings]:
+    """What `train` with the same arguments would do: sizes, arithmetic, memory, time. Trains and writes nothing.
+
+    Args:
+        gpus: machines that are not here, such as `256:h100`: the plan is made on paper, see `selfsup.paper`. Without
+            `data`, that is of a training on data of which nothing is known but how much there is.
+        tokens: that are trained on, on paper: a number, `140B`; of an objective of images their number.
+        price: of a GPU hour, for the cost on paper.
+        utilisation: the share of the published rate that is reached, on paper.
+
+    Raises:
+        UserError: whatever the user can put right.
+    """
     given = Given(objective, data, model, values, origin, config=config)
+    asked = None if gpus is None else Asked.of(gpus, tokens, price, utilisation)
+    if asked is None and (tokens, price, utilisation) != (None, None, None):
+        raise UserError("tokens, price and utilisation belong to a plan on paper; name its machines by gpus (8:h100).")
     settings = given.settings()
     recipe = _recipe(settings, given)
+    team = Team(Processes(), reporter or Reporter(False), Clock())
+    if asked is not None:
+        opened = settings.origin("data.source") != "default"
+        if opened:
+            _open(recipe, team)
+        return plan_on_paper(recipe, asked, opened), settings
     with process_group() as processes:
-        made, _ = _prepare(recipe, Team(processes, reporter or Reporter(False), Clock()))
+        made, _ = _prepare(recipe, replace(team, processes=processes))
     return made, settings
 
 

@@ -19,6 +19,7 @@ from conftest import TINY, Train
 from test_distributed import TORCHRUN, finish, start
 
 import selfsup
+from selfsup.accounting import SHARES
 from selfsup.budget import Budget, Clock
 from selfsup.data.pair_records import Framing, TextPairs
 from selfsup.data.tokenizer_training import train_tokenizer
@@ -42,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint.keep": 20,
 }
 ANIMALS, PLACES = ("cat", "dog", "fox", "hen", "owl", "bee"), ("hill", "sea", "wood", "barn", "road", "lake")
-OF_THE_CLOCK = ("time", "pairs_per_second", "utilisation", "waiting")
+OF_THE_CLOCK = ("time", "pairs_per_second", *SHARES)
 
 
 @pytest.fixture(scope="module")

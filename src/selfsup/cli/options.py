@@ -116,6 +116,7 @@ def command(
     always: Callable[[], Mapping[str, Any]] = dict,
     several: bool = False,
     cls: type[TyperCommand] = TyperCommand,
+    name: str | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of the public function of the same name and the same parameters in a module.
 
@@ -129,6 +130,7 @@ def command(
         to_json: what `--json` prints of the answer, and of what was given; None where there is no such option.
         always: what else the function is given.
         several: whether it may run in several processes of this machine.
+        name: of the command, where it is another one than the function's.
     """
 
     def made(show: Callable[..., None]) -> Callable[..., None]:
@@ -153,7 +155,7 @@ def command(
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = show.__doc__
-        app.command(show.__name__.replace("_", "-"), cls=cls)(run)
+        app.command(name or show.__name__.replace("_", "-"), cls=cls)(run)
         return show
 
     return made

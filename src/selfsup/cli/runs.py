@@ -76,7 +76,16 @@ def train(
     always=lambda: {"origin": "command line"},
     to_json=lambda planned, given: planned[0].to_json(),
 )
-def plan(planned: Any, words: Words = None, config: ConfigFile = None, **settings: Any) -> None:
+def plan(
+    planned: Any,
+    words: Words = None,
+    config: ConfigFile = None,
+    gpus: Annotated[str | None, typer.Option(help="plan on paper for other machines, such as 256:h100")] = None,
+    tokens: Annotated[str | None, typer.Option(help="on paper: tokens, or images, to train on, such as 140B")] = None,
+    price: Annotated[float | None, typer.Option(help="on paper: of a GPU hour")] = None,
+    utilisation: Annotated[float | None, typer.Option(help="on paper: share of the GPUs' published rate")] = None,
+    **settings: Any,
+) -> None:
     """Say what a training would be: sizes, arithmetic, memory, time. Trains nothing, writes no run."""
     from selfsup.report import Reporter
 
@@ -192,6 +201,18 @@ def checkpoint(
     from selfsup.report import to_stdout
 
     listing.print(to_stdout())
+
+
+@command("selfsup.rates", name="machine")
+def measure_machine(
+    rates: Any,
+    directory: Annotated[Path | None, typer.Argument(help="one whose disk is measured too")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure this machine: matrix products, memory, exchange between processes that torchrun started, a disk."""
+    from selfsup.report import Reporter
+
+    Reporter(to=sys.stdout).table(rates.rows())
 
 
 @command("selfsup.diagnosis")

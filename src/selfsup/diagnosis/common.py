@@ -5,6 +5,7 @@ Thresholds stand above the check that uses them; docs/doctor.md says what they w
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -340,8 +341,48 @@ def loader(history: History) -> Symptom | None:
     return Symptom(waiting, MOST_WAITING, figures={"workers": workers, "more": max(2, 2 * workers)})
 
 
+SECONDS = 60.0  # that it takes to tell what the machine does from an accident
+
+
+def _require_time(history: History) -> None:
+    """Raise `NotMade` where a run is too short for its times to say anything."""
+    if history.lines[-1]["time"] < SECONDS:
+        raise NotMade(f"it takes {SECONDS:g} seconds before a pace can be judged")
+
+
+MOST_EXCHANGING = 0.5  # of the time: two processes then do no more than one
+
+
+@warning(
+    seen="steps wait for other processes during {value:.0%} of their time, at step {step:,}",
+    why="what two processes gain is lost when each waits for half of it",
+    remedy="give each more to do between two exchanges (--batch {batch}), or train with fewer processes",
+)
+def exchange(history: History) -> Symptom | None:
+    """Steps that wait for other processes."""
+    _require_time(history)
+    waiting = history.level("waiting_collectives")
+    batch = 2 * (history.settings["train.batch"] or 1)
+    return Symptom(waiting, MOST_EXCHANGING, figures={"batch": batch}) if waiting > MOST_EXCHANGING else None
+
+
+MOST_SAVING = 0.05  # of the time: a few checkpoints less lose less than that in a crash
+
+
+@warning(
+    seen="{value:.0%} of the time goes into checkpoints",
+    why="a checkpoint saves the time since the last one, and that rarely; this is lost for certain",
+    remedy="save less often: {train} checkpoint.every={every}",
+)
+def checkpoints(history: History) -> Symptom | None:
+    """Time that goes into checkpoints."""
+    _require_time(history)
+    saving = float(np.mean(history.curve("waiting_checkpoints").at_least(LINES).values))
+    every = math.ceil(saving / MOST_SAVING) * history.setting("checkpoint.every")
+    return Symptom(saving, MOST_SAVING, figures={"every": every}) if saving > MOST_SAVING else None
+
+
 SLOWED = 0.5  # of the best quarter of the run; a shared machine may well take a third
-SECONDS = 60.0  # that it takes to tell a slower machine from an accident
 
 
 @warning(
@@ -354,8 +395,7 @@ def throughput(history: History) -> Symptom | None:
     """The run became slower and slower."""
     unit = history.unit
     rates = history.curve(f"{unit}{PACE}").at_least(4 * LINES)
-    if history.lines[-1]["time"] < SECONDS:
-        raise NotMade(f"it takes {SECONDS:g} seconds before a pace can be judged")
+    _require_time(history)
     quarters = [float(np.median(part)) for part in np.array_split(rates.values, 4)]
     pace, best = quarters[-1], max(quarters)
     figures = {"pace": pace, "best": best, "unit": unit}
@@ -377,6 +417,8 @@ CHECKS = (
     gradient_spikes,
     duplicates,
     loader,
+    exchange,
+    checkpoints,
     throughput,
 )
 

@@ -27,7 +27,7 @@ from selfsup.models.attention import (
     document_mask,
     split,
 )
-from selfsup.models.counting import flops_per_token, matrix_parameters
+from selfsup.models.counting import Kept, flops_per_token, kept_per_token, matrix_parameters
 from selfsup.models.kernels import GATES, gated, rotary_tables
 from selfsup.models.losses import capped
 from selfsup.models.transformer import Embedding, Linear, RMSNorm, TensorModule, compute_dtype, fill, through
@@ -320,6 +320,14 @@ class Decoder(TensorModule):
         maps = matrix_parameters(self.model) + self.output_weight.numel()
         seen = sum(min(sight.reach or window, window) for sight in config.sights) / config.layers
         return flops_per_token(maps, config.layers, config.heads * config.head_dim, seen)
+
+    @property
+    def kept(self) -> Kept:
+        """What a layer keeps of a token for its gradient on an accelerator. (On a CPU the norms have a function of
+        their own, which keeps normalised numbers in the type of matrix products in place of its input.)"""
+        config = self.config
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        return kept_per_token(config.width, queries, keys, config.mlp, turned=True, gated=True)
 
     def initialise(self, generator: torch.Generator) -> Decoder:
         """Fill the parameters, a pure function of the generator's state (see `transformer.fill`); returns self.

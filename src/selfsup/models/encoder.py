@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.attention import Placement, additive, attention, places_within, split
-from selfsup.models.counting import flops_per_token, matrix_parameters
+from selfsup.models.counting import Kept, flops_per_token, kept_per_token, matrix_parameters
 from selfsup.models.kernels import affine, rotary_tables
 from selfsup.models.transformer import (
     ACTIVATIONS,
@@ -214,6 +214,14 @@ class TextEncoder(TensorModule):
     def flops(self, window: float) -> float:
         """Operations of forward and backward per token in windows of `window` tokens, all of which see each other."""
         return flops_per_token(matrix_parameters(self), self.config.layers, self.config.width, window)
+
+    @property
+    def kept(self) -> Kept:
+        """What a layer keeps of a token for its gradient, with what dropout draws."""
+        config = self.config
+        width, turned = config.width, not config.positions
+        kept = kept_per_token(width, width, width, config.mlp, turned, config.gated)
+        return kept._replace(narrow=kept.narrow + (width + config.mlp) * (config.dropout > 0))
 
     def initialise(self, generator: torch.Generator) -> TextEncoder:
         """Fill the parameters as `Decoder.initialise`; returns self.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.models.attention import attention, split
-from selfsup.models.counting import flops_per_token, matrix_parameters
+from selfsup.models.counting import Kept, flops_per_token, kept_per_token, matrix_parameters
 from selfsup.models.directories import read_json, read_safetensors, write_json
 from selfsup.models.huggingface import built, write_weights
 from selfsup.models.kernels import project
@@ -93,6 +93,12 @@ class PixelDecoder(TensorModule):
         per_patch = flops_per_token(matrix_parameters(self.blocks), config.layers, config.width, patches)
         ends = visible * matrix_parameters(self.embed) + hidden * matrix_parameters(self.head)
         return patches * per_patch + 6 * ends
+
+    @property
+    def kept(self) -> Kept:
+        """What a layer keeps of a patch for its gradient."""
+        width = self.config.width
+        return kept_per_token(width, width, width, 4 * width, turned=False, gated=False)
 
     def initialise(self, generator: torch.Generator) -> PixelDecoder:
         """Fill the parameters, a pure function of the generator's state (see `transformer.fill`); returns self.

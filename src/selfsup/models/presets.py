@@ -51,9 +51,11 @@ PRESETS: dict[str, Shape] = {
     "400m": _gated(20, 1280),
     "700m": _gated(24, 1536),
     "1.5b": _gated(30, 2048),
+    "3b": _gated(26, 3072, head_dim=128),
+    "7b": _gated(32, 4096, head_dim=128),  # as Llama's, whose feed-forward is 11,008 wide in place of 10,944
 }
 
-# ViT-Ti, S (Touvron et al. 2021, "Training data-efficient image transformers", table 1), B and L (Dosovitskiy et al.
+# ViT-Ti, S (Touvron et al. 2021, "Training data-efficient image transformers", table 1), B, L and H (Dosovitskiy et al.
 # 2021, table 1) under their usual names; the others lie between and below them.
 VISION: dict[str, Shape] = {
     "vit-atto": _plain(6, 64, head_dim=32),  # 0.3 million parameters in the blocks
@@ -66,6 +68,7 @@ VISION: dict[str, Shape] = {
     "vit-m": _plain(12, 512),  # 38
     "vit-b": _plain(12, 768),  # 85
     "vit-l": _plain(24, 1024),  # 302
+    "vit-h": _plain(32, 1280, head_dim=80),  # 629
 }
 
 # Of convolutional networks, by the width of their first stage; the last one is eight times as wide. Four stages of two

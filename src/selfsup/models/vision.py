@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.models.attention import Placement, attention, split
-from selfsup.models.counting import flops_per_token, matrix_parameters
+from selfsup.models.counting import Kept, flops_per_token, kept_per_token, matrix_parameters
 from selfsup.models.kernels import affine, tables
 from selfsup.models.kinds import VISION
 from selfsup.models.losses import at_least_single
@@ -348,6 +348,13 @@ class VisionTransformer(TensorModule):
         tokens = config.prefix + patches
         per_token = flops_per_token(matrix_parameters(self.layer), config.layers, config.width, tokens)
         return tokens * per_token + 6 * patches * matrix_parameters(self.embeddings.patch_embeddings)
+
+    @property
+    def kept(self) -> Kept:
+        """What a layer keeps of a token for its gradient."""
+        config = self.config
+        width, turned = config.width, not config.learnt_positions
+        return kept_per_token(width, width, width, config.mlp, turned, config.gated)
 
     def initialise(self, generator: torch.Generator) -> VisionTransformer:
         """Fill the parameters, a pure function of the generator's state (see `transformer.fill`); returns self.

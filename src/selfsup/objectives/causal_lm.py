@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from selfsup.config import Settings
 from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import Family
+from selfsup.models.counting import Sketch, Stack, matrix_parameters, size_of, sketched
 from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, cap_of, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
-from selfsup.objectives.text_networks import GivenDecoder, TextNetwork
+from selfsup.objectives.text_networks import GivenDecoder, OwnDecoder, TextNetwork
 from selfsup.objectives.texts import TextRecipe, decoder_network
 from selfsup.seeding import generator
 
@@ -187,6 +188,15 @@ class CausalLMRecipe(Writing, TextRecipe):
         self.cut()
         self.settle_batch(effort)
         self.network.settle_rates(ADAMW_LR)
+
+    def sketch(self) -> Sketch | None:
+        if not isinstance(self.network, OwnDecoder):
+            return None
+        config, window = self.network.config, self.settings["data.window"]
+        decoder = sketched(Decoder, config)
+        layers = decoder.model.layers
+        stack = Stack(config.layers, config.width, size_of(layers[0]), window, decoder.kept)
+        return Sketch(size_of(decoder), matrix_parameters(layers), (stack,), config.vocabulary, config.width, window)
 
     def objective_on(self, network: nn.Module) -> CausalLM:
         tokenizer = self.corpus.tokenizer

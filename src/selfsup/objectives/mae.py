@@ -18,7 +18,7 @@ from selfsup.config import Count, Real, Section
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone, hide_nothing
-from selfsup.models.counting import matrix_parameters, sketched
+from selfsup.models.counting import Sketch, Stack, matrix_parameters, size_of, sketched
 from selfsup.models.packing import Pooling
 from selfsup.models.pixel_decoder import (
     HEAD_DIM,
@@ -193,6 +193,18 @@ class MAERecipe(ImageRecipe):
         visible = patches - hidden
         encoder = sketched(VisionTransformer, self.network.config).flops(self.settings["data.size"], visible)
         return float(encoder + sketched(PixelDecoder, config).flops(visible, hidden))
+
+    def sketch(self) -> Sketch | None:
+        """Of the encoder on visible patches and the decoder on all."""
+        config, of_decoder, patches = self.network.config, self.decoder_config(), self.network.patches
+        encoder, decoder = sketched(VisionTransformer, config), sketched(PixelDecoder, of_decoder)
+        seen = config.prefix + patches - round(of_decoder.hidden * patches)
+        stacks = (
+            Stack(config.layers, config.width, size_of(encoder.layer[0]), seen, encoder.kept),
+            Stack(of_decoder.layers, of_decoder.width, size_of(decoder.blocks[0]), patches, decoder.kept),
+        )
+        hidden = matrix_parameters(encoder.layer) + matrix_parameters(decoder.blocks)
+        return Sketch(size_of(encoder) + size_of(decoder), hidden, stacks)
 
     def facts(self) -> dict[str, str]:
         config, patches = self.decoder_config(), self.network.patches

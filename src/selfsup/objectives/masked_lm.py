@@ -21,6 +21,8 @@ from selfsup.data.loader import in_order
 from selfsup.data.records import Batch, Records
 from selfsup.data.tokenizers import TextTokenizer
 from selfsup.models.adapters import AnyMaskedLM
+from selfsup.models.counting import Sketch, Stack, matrix_parameters, size_of, sketched
+from selfsup.models.encoder import MaskedLanguageModel
 from selfsup.models.losses import IGNORE, linear_cross_entropy, target_losses
 from selfsup.models.packing import Pooling, embed
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
@@ -224,6 +226,16 @@ class MaskedLMRecipe(TextRecipe):
         self.cut()
         self.settle_batch(effort)
         self.network.settle_rates(ENCODER_ADAMW_LR)
+
+    def sketch(self) -> Sketch | None:
+        if not isinstance(self.network, OwnEncoder):
+            return None
+        config, window = self.network.config, self.settings["data.window"]
+        model = sketched(MaskedLanguageModel, config)
+        encoder = model.model
+        stack = Stack(config.layers, config.width, size_of(encoder.layers[-1]), window, encoder.kept)
+        hidden, predicted = matrix_parameters(encoder.layers), self.options.rate * window
+        return Sketch(size_of(model), hidden, (stack,), config.vocabulary, config.width, predicted)
 
     def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
         from selfsup.data.passages import Passages

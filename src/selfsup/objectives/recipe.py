@@ -24,6 +24,7 @@ from selfsup.data.loader import in_order
 from selfsup.data.mixture import Mixture
 from selfsup.data.records import Records
 from selfsup.models.convnet import ConvNet
+from selfsup.models.counting import Sketch
 from selfsup.models.features import Features, whitening
 from selfsup.models.packing import Pooling
 from selfsup.objectives.adaptation import Adaptation
@@ -211,6 +212,11 @@ class Recipe(ABC):
     @abstractmethod
     def flops_per_record(self) -> float:
         """Floating-point operations of forward and backward."""
+
+    def sketch(self) -> Sketch | None:
+        """What the memory of its training follows from, where its network is of a known shape from scratch; nothing is
+        built."""
+        return None
 
     @property
     def started(self) -> bool:
