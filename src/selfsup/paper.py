@@ -182,7 +182,8 @@ def _head(sketch: Sketch, setup: Setup) -> float:
     predicted, narrow = setup.records * sketch.predicted, setup.narrow
     matrix, logits = sketch.vocabulary * sketch.width, predicted * sketch.vocabulary
     block, chunk = min(BLOCK_ELEMENTS, logits), min(CHUNK_ELEMENTS, logits)
-    return narrow * predicted * sketch.width + (4 + 2 * narrow) * matrix + narrow * block + (narrow + 8) * chunk
+    of_matrix = 4 + narrow + (narrow if narrow < 4 else 0)
+    return narrow * predicted * sketch.width + of_matrix * matrix + narrow * block + (narrow + 8) * chunk
 
 
 def exchanged(sketch: Sketch, setup: Setup) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfsup.models.counting import Kept, matrix_parameters, parameter_count
+from selfsup.models.counting import Kept, kept_per_token, matrix_parameters, parameter_count
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
@@ -85,6 +85,13 @@ def test_what_a_layer_keeps_is_counted(name: str, bf16: bool) -> None:
     measured = (held(more, run, bf16) - held(few, run, bf16)) / 2 - copies
     seen = TOKENS + 2 * (kind is VisionTransformer)  # with the class token
     assert measured / seen == pytest.approx(kept.size(2 if bf16 else 4), rel=0.03)
+
+
+def test_a_layer_of_gpt_keeps_what_is_published() -> None:
+    """Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1 without the
+    scores of attention: 34 bytes for a number of a hidden state, 2 of them masks of dropout; with sums in 16 bits."""
+    kept = kept_per_token(1.0, 1.0, 1.0, 4.0, turned=False, gated=False)
+    assert 2 * kept.narrow + 2 * kept.wide == 34 - 2
 
 
 # -- published sizes -----------------------------------------------------------------------------------------
