@@ -31,7 +31,6 @@ from selfsup.report import amount, duration
 UTILISATION = 0.4
 ROOM = 0.9  # of a GPU's memory; the rest goes to the driver, to exchange, and into gaps between blocks of memory
 NARROW = 2  # bytes of a number in bf16
-RECOMPUTED = 4 / 3  # of the arithmetic, where the way there is gone twice: it is a third of all
 LEAST_AT_ONCE = 4096  # tokens: fewer at once leave a GPU idle
 # Tokens of a step, up to so many parameters (Brown et al. 2020, "Language Models are Few-Shot Learners", table 2.1).
 STEP_TOKENS = ((1e9, 1 << 19), (5e9, 1 << 20), (math.inf, 1 << 21))
@@ -88,7 +87,7 @@ class Setup:
         sharded: each holds its part of weights, gradients and moments, and gathers a layer when that has its turn
             (Rajbhandari et al. 2020, "ZeRO", stage 3); else each holds all.
         recomputed: of the layers only the inputs are kept for the gradient (Chen et al. 2016, "Training Deep Nets with
-            Sublinear Memory Cost").
+            Sublinear Memory Cost"). Trainings here do not do so yet.
         accumulates: gradients of earlier records of the same step stand already.
         muon: it moves the hidden matrices; else AdamW does.
         narrow: bytes of a number in matrix products.
@@ -113,11 +112,11 @@ class Memory:
 
     Attributes:
         weights, gradients, optimizer: in fp32, that GPU's part of them.
-        copies: of weights in the type of matrix products: of all layers, or those that are gathered.
+        copies: of weights: of all layers in the type of matrix products, and what is gathered of sharded ones.
         activations: that are kept for the gradient.
         passing: at the turn from the way there to the way back: logits in chunks and the gradient of their matrix, or
             what the gradient of one layer takes.
-        updating: beside gradients, while weights are moved: what is orthogonalised, or all gradients in one message.
+        updating: beside gradients, while weights are moved: what is orthogonalised, or gradients in one message.
     """
 
     weights: float
@@ -147,14 +146,14 @@ def memory_of(sketch: Sketch, setup: Setup) -> Memory:
     in_layers = sum(stack.layers * stack.block for stack in sketch.stacks)
     largest = max(stack.block for stack in sketch.stacks)
     layer = max(setup.records * stack.tokens * stack.kept.size(narrow) for stack in sketch.stacks)
-    if setup.sharded:  # the layer at hand and the next one; the gradient of one before it is given away; ends stay
-        copies = largest * (2 * narrow + narrow + 4) + narrow * (sketch.parameters - in_layers)
-    else:
-        copies = (0 if narrow == 4 else narrow) * (largest if setup.recomputed else in_layers)
+    copies = (0 if narrow == 4 else narrow) * (largest if setup.recomputed else in_layers)
+    ends = sketch.parameters - in_layers
+    if setup.sharded:  # in fp32: the layer at hand, the next one, and a gradient before it is given away; the ends stay
+        copies += 4 * (3 * largest + ends)
     head = _head(sketch, setup)
     moments = (4 * sketch.hidden + 8 * rest) if setup.muon else 8 * sketch.parameters
     orthogonal = setup.muon * sketch.hidden * (4 + ALIKE * (4 + GENERATIONS * narrow))
-    message = 4 * sketch.parameters if setup.gpus > 1 and not setup.sharded else 0
+    message = 0 if setup.gpus == 1 else 4 * ends if setup.sharded else 4 * sketch.parameters
     return Memory(
         weights=4 * sketch.parameters / shards,
         gradients=4 * sketch.parameters / shards,
@@ -187,12 +186,12 @@ def _head(sketch: Sketch, setup: Setup) -> float:
 
 
 def exchanged(sketch: Sketch, setup: Setup) -> float:
-    """Bytes that each GPU sends in a step: all gradients in fp32, there and back; sharded, the weights of both ways in
-    the type of matrix products, and the gradients once."""
+    """Bytes that each GPU sends in a step, in fp32: all gradients, there and back; sharded, the weights for both ways,
+    and the gradients once."""
     if setup.gpus == 1:
         return 0.0
     others = (setup.gpus - 1) / setup.gpus
-    return others * sketch.parameters * (2 * setup.narrow + 4 if setup.sharded else 8)
+    return others * sketch.parameters * 4 * (3 if setup.sharded else 2)
 
 
 # -- the plan ------------------------------------------------------------------------------------------------
@@ -204,7 +203,6 @@ class PaperPlan:
 
     Attributes:
         units: tokens or images that are trained on.
-        flops: of the model; where activations are recomputed a third more is computed.
         alternatives: the peak of each other way to lay it on the GPUs, with as many records at once.
         exchange_seconds: of a step, if nothing of it hides behind the arithmetic.
         cost: in whatever the price of a GPU hour was given in.
@@ -261,7 +259,7 @@ def plan_on_paper(recipe: Recipe, asked: Asked, opened: bool) -> PaperPlan:
     share = asked.utilisation or UTILISATION
     flops_per_step = settings["train.batch"] * recipe.flops_per_record()
     rate = share * fleet.count * fleet.gpu.flops
-    step_seconds = flops_per_step * (RECOMPUTED if setup.recomputed else 1.0) / rate
+    step_seconds = flops_per_step / rate
     per_step = settings["train.batch"] * recipe.units_per_record
     steps = _steps(recipe, sketch, asked, opened, step_seconds)
     memory, seconds = memory_of(sketch, setup), steps * step_seconds
@@ -280,7 +278,7 @@ def plan_on_paper(recipe: Recipe, asked: Asked, opened: bool) -> PaperPlan:
         flops=steps * flops_per_step,
         utilisation=share,
         memory={**asdict(memory), "peak": memory.peak},
-        alternatives={other.words: memory_of(sketch, other).peak for other in _modes(setup) if other != setup},
+        alternatives={other.words: memory_of(sketch, other).peak for other in _others(setup)},
         step_seconds=step_seconds,
         exchange_seconds=exchanged(sketch, setup) / fleet.link,
         seconds=seconds,
@@ -353,11 +351,15 @@ def _tokens(sketch: Sketch) -> float:
     return max(stack.tokens for stack in sketch.stacks)
 
 
-def _modes(setup: Setup) -> list[Setup]:
-    """The ways to lay a training on its GPUs, the fastest first."""
-    plain = [replace(setup, sharded=False, recomputed=False)]
-    sharded = [replace(setup, sharded=True, recomputed=again) for again in (False, True)]
-    return plain + (sharded if setup.gpus > 1 else [replace(plain[0], recomputed=True)])
+def _modes(gpus: int, muon: bool) -> list[Setup]:
+    """The ways to lay a training on its GPUs, the simplest first, with one record at once."""
+    return [Setup(gpus, 1, sharded=sharded, muon=muon) for sharded in (False, True)[: 1 + (gpus > 1)]]
+
+
+def _others(setup: Setup) -> list[Setup]:
+    """The other ways, those among them that do not exist here yet."""
+    ways = [(sharded, again) for again in (False, True) for sharded in (False, True)[: 1 + (setup.gpus > 1)]]
+    return [replace(setup, sharded=way[0], recomputed=way[1]) for way in ways if way != (setup.sharded, False)]
 
 
 def _choose(sketch: Sketch, settings: Settings, fleet: Fleet, per_record: float) -> Setup:
@@ -369,7 +371,7 @@ def _choose(sketch: Sketch, settings: Settings, fleet: Fleet, per_record: float)
     most = share if asked is None else min(asked, share)
     enough = min(most, max(1, round(LEAST_AT_ONCE / per_record))) if asked is None else most
     room = ROOM * fleet.gpu.memory
-    modes = _modes(Setup(fleet.count, 1, muon=muon))
+    modes = _modes(fleet.count, muon)
     for fewest in (enough, 1 if asked is None else most):
         for mode in modes:
             fitting = [
@@ -432,7 +434,6 @@ def _facts(plan: PaperPlan, recipe: Recipe, asked: Asked, memory: Memory) -> dic
         seen = f" of {settings['data.window']:,} tokens{why('data.window')}"
     others = "; ".join(f"{name} {amount(peak, 'B')}" for name, peak in plan.alternatives.items())
     whose = "given" if asked.utilisation else "assumed, --utilisation"
-    again = ", with recomputation a third more is computed" if "recomputed" in plan.mode else ""
     cost = {} if plan.cost is None else {"cost": f"{plan.cost:,.0f} at {asked.price:g} for a GPU hour"}
     return {
         "machines": f"{plan.gpus:,} × {gpu.name}, each {amount(gpu.memory, 'B')} at {amount(gpu.bandwidth, 'B/s')} and "
@@ -444,8 +445,8 @@ def _facts(plan: PaperPlan, recipe: Recipe, asked: Asked, memory: Memory) -> dic
         f"{why('train.micro_batch')}",
         "steps": f"{plan.steps:,}: {amount(plan.units)} {plan.unit}, {plan.flops:.3g} FLOPs",
         "memory": f"{amount(memory.peak, 'B')} at its peak on each GPU, {plan.mode}: {memory.told()}",
-        "otherwise": others,
-        "pace": f"{plan.step_seconds:.3g} s a step, at {plan.utilisation:.0%} of the published rate ({whose}){again}",
+        "otherwise": f"{others} (recomputing is not built yet)",
+        "pace": f"{plan.step_seconds:.3g} s a step, at {plan.utilisation:.0%} of the published rate ({whose})",
         "exchange": f"{plan.exchange_seconds:.3g} s a step at {amount(asked.fleet.link, 'B/s')}, as far as it does not "
         "hide behind the arithmetic",
         "time": f"{duration(plan.seconds)}, {plan.gpu_hours:,.0f} GPU hours",
