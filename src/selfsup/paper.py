@@ -254,7 +254,7 @@ def plan_on_paper(recipe: Recipe, asked: Asked, opened: bool) -> PaperPlan:
     sketch = recipe.sketch()
     assert sketch is not None
     _settle_batch(recipe, sketch, fleet)
-    setup = _choose(sketch, settings, fleet, per_record=_tokens(sketch))
+    setup = _choose(sketch, settings, fleet)
     settings.settle("train.micro_batch", setup.records, "memory")
     share = asked.utilisation or UTILISATION
     flops_per_step = settings["train.batch"] * recipe.flops_per_record()
@@ -346,11 +346,6 @@ def _settle_batch(recipe: Recipe, sketch: Sketch, fleet: Fleet) -> None:
         )
 
 
-def _tokens(sketch: Sketch) -> float:
-    """Tokens of a record, at most, that a layer sees."""
-    return max(stack.tokens for stack in sketch.stacks)
-
-
 def _modes(gpus: int, muon: bool) -> list[Setup]:
     """The ways to lay a training on its GPUs, the simplest first, with one record at once."""
     return [Setup(gpus, 1, sharded=sharded, muon=muon) for sharded in (False, True)[: 1 + (gpus > 1)]]
@@ -362,36 +357,35 @@ def _others(setup: Setup) -> list[Setup]:
     return [replace(setup, sharded=way[0], recomputed=way[1]) for way in ways if way != (setup.sharded, False)]
 
 
-def _choose(sketch: Sketch, settings: Settings, fleet: Fleet, per_record: float) -> Setup:
+def _choose(sketch: Sketch, settings: Settings, fleet: Fleet) -> Setup:
     """The first way in which enough records for a GPU's work fit at once, and the most of them that do; raises a
     UserError where not even one does."""
     share = -(-settings["train.batch"] // fleet.count)
-    muon = settings["optim.matrices"] == "muon"
-    asked = settings["train.micro_batch"]
-    most = share if asked is None else min(asked, share)
-    enough = min(most, max(1, round(LEAST_AT_ONCE / per_record))) if asked is None else most
+    asked: int | None = settings["train.micro_batch"]
+    sizes = _halvings(share) if asked is None else [min(asked, share)]
+    tokens = max(stack.tokens for stack in sketch.stacks)
+    enough = [size for size in sizes if size * tokens >= LEAST_AT_ONCE or size == share]
+    modes = _modes(fleet.count, settings["optim.matrices"] == "muon")
+    ways = [
+        replace(mode, records=size, accumulates=size < share)
+        for wanted in (enough, sizes)
+        for mode in modes
+        for size in wanted
+    ]
     room = ROOM * fleet.gpu.memory
-    modes = _modes(fleet.count, muon)
-    for fewest in (enough, 1 if asked is None else most):
-        for mode in modes:
-            fitting = [
-                setup
-                for records in _sizes(fewest, most)
-                if memory_of(sketch, setup := replace(mode, records=records, accumulates=records < share)).peak <= room
-            ]
-            if fitting:
-                return fitting[-1]
-    needed = min(memory_of(sketch, replace(mode, records=1 if asked is None else most)).peak for mode in modes)
+    fitting = next((way for way in ways if memory_of(sketch, way).peak <= room), None)
+    if fitting is not None:
+        return fitting
+    needed = min(memory_of(sketch, way).peak for way in ways)
     raise UserError(
         f"This takes {amount(needed, 'B')} on each GPU at the least, and of a {fleet.gpu.name} {amount(room, 'B')} are "
         "planned with; give more GPUs, larger ones, or a smaller model or data.window."
     )
 
 
-def _sizes(fewest: int, most: int) -> list[int]:
-    """Powers of two from the fewest on, and the most."""
-    sizes = {most, *(1 << n for n in range(most.bit_length()) if fewest <= 1 << n <= most), min(fewest, most)}
-    return sorted(sizes)
+def _halvings(most: int) -> list[int]:
+    """So many, half of them, and so on until one."""
+    return [most] if most == 1 else [most, *_halvings(-(-most // 2))]
 
 
 def _steps(recipe: Recipe, sketch: Sketch, asked: Asked, opened: bool, step_seconds: float) -> int:
@@ -438,7 +432,7 @@ def _facts(plan: PaperPlan, recipe: Recipe, asked: Asked, memory: Memory) -> dic
     return {
         "machines": f"{plan.gpus:,} × {gpu.name}, each {amount(gpu.memory, 'B')} at {amount(gpu.bandwidth, 'B/s')} and "
         f"{amount(gpu.flops, 'FLOP/s')} in bf16, as published",
-        "model": f"{plan.parameters:,} parameters, preset {settings['model.preset']}{why('model.preset')}: "
+        "model": f"{plan.parameters:,} parameters{why('model.layers')}: "
         f"{settings['model.layers']} layers, width {settings['model.width']}, {settings['model.heads']} heads, "
         f"feed-forward {settings['model.mlp']}",
         "batch": f"{plan.batch:,} records{seen}{why('train.batch')}, {plan.micro_batch} at once on each GPU"
