@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from selfsup.errors import UserError
@@ -49,7 +50,8 @@ ACCELERATORS = {
 }
 
 
-class Fleet(NamedTuple):
+@dataclass(frozen=True)
+class Fleet:
     """So many GPUs of one kind."""
 
     count: int

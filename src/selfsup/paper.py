@@ -40,9 +40,9 @@ WINDOWS = {"decoder": 2048, "encoder": 512}  # tokens
 VOCABULARY = 32768
 SIDE = 224  # pixels
 # Of the hidden matrices those of one shape are orthogonalised together, at most: of the 12 · width² numbers of a layer
-# the 8 · width² of its feed-forward. With them stand their fp32 originals and, of rows three eighths as many as
-# columns, two generations and two Gram matrices.
-ALIKE, GENERATIONS = 2 / 3, 2 + 2 * 3 / 8
+# the 8 · width² of its feed-forward. With them stand, of rows three eighths as many as columns, their stack, two
+# generations and two Gram matrices.
+ALIKE, GENERATIONS = 2 / 3, 3 + 2 * 3 / 8
 SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
@@ -152,7 +152,9 @@ def memory_of(sketch: Sketch, setup: Setup) -> Memory:
         copies += 4 * (3 * largest + ends)
     head = _head(sketch, setup)
     moments = (4 * sketch.hidden + 8 * rest) if setup.muon else 8 * sketch.parameters
-    orthogonal = setup.muon * sketch.hidden * (4 + ALIKE * (4 + GENERATIONS * narrow))
+    orthogonal = (
+        setup.muon * sketch.hidden * (4 + narrow + (narrow if narrow < 4 else 0) + ALIKE * GENERATIONS * narrow)
+    )
     message = 0 if setup.gpus == 1 else 4 * ends if setup.sharded else 4 * sketch.parameters
     return Memory(
         weights=4 * sketch.parameters / shards,
@@ -254,7 +256,7 @@ def plan_on_paper(recipe: Recipe, asked: Asked, opened: bool) -> PaperPlan:
     sketch = recipe.sketch()
     assert sketch is not None
     _settle_batch(recipe, sketch, fleet)
-    setup = _choose(sketch, settings, fleet)
+    setup = _choose(recipe, sketch, fleet)
     settings.settle("train.micro_batch", setup.records, "memory")
     share = asked.utilisation or UTILISATION
     flops_per_step = settings["train.batch"] * recipe.flops_per_record()
@@ -346,9 +348,10 @@ def _settle_batch(recipe: Recipe, sketch: Sketch, fleet: Fleet) -> None:
         )
 
 
-def _modes(gpus: int, muon: bool) -> list[Setup]:
+def _modes(recipe: Recipe, gpus: int) -> list[Setup]:
     """The ways to lay a training on its GPUs, the simplest first, with one record at once."""
-    return [Setup(gpus, 1, sharded=sharded, muon=muon) for sharded in (False, True)[: 1 + (gpus > 1)]]
+    muon, shards = recipe.settings["optim.matrices"] == "muon", gpus > 1 and recipe.shards
+    return [Setup(gpus, 1, sharded=sharded, muon=muon) for sharded in (False, True)[: 1 + shards]]
 
 
 def _others(setup: Setup) -> list[Setup]:
@@ -357,15 +360,16 @@ def _others(setup: Setup) -> list[Setup]:
     return [replace(setup, sharded=way[0], recomputed=way[1]) for way in ways if way != (setup.sharded, False)]
 
 
-def _choose(sketch: Sketch, settings: Settings, fleet: Fleet) -> Setup:
+def _choose(recipe: Recipe, sketch: Sketch, fleet: Fleet) -> Setup:
     """The first way in which enough records for a GPU's work fit at once, and the most of them that do; raises a
     UserError where not even one does."""
+    settings = recipe.settings
     share = -(-settings["train.batch"] // fleet.count)
     asked: int | None = settings["train.micro_batch"]
     sizes = _halvings(share) if asked is None else [min(asked, share)]
     tokens = max(stack.tokens for stack in sketch.stacks)
     enough = [size for size in sizes if size * tokens >= LEAST_AT_ONCE or size == share]
-    modes = _modes(fleet.count, settings["optim.matrices"] == "muon")
+    modes = _modes(recipe, fleet.count)
     ways = [
         replace(mode, records=size, accumulates=size < share)
         for wanted in (enough, sizes)
@@ -391,8 +395,8 @@ def _halvings(most: int) -> list[int]:
 def _steps(recipe: Recipe, sketch: Sketch, asked: Asked, opened: bool, step_seconds: float) -> int:
     """As many as asked for: by their number, what is trained on, the time, or passes over the data; of texts otherwise
     as many as suit the size."""
-    settings, per_step = recipe.settings, recipe.settings["train.batch"] * recipe.units_per_record
-    train = settings.config.train
+    train = recipe.settings.config.train
+    per_step = (train.batch or 1) * recipe.units_per_record
     if asked.units is not None:
         if train.steps or train.epochs or train.budget:
             raise UserError("--tokens says how long the training is, as --steps, --epochs and --budget do; give one.")

@@ -17,13 +17,13 @@ from selfsup.models.encoder import EncoderConfig, TextEncoder
 from selfsup.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from selfsup.models.vision import VisionConfig, VisionTransformer
 
-SIDE = 17  # patches: more tokens than a CPU computes attention of by plain products, whose scores are kept
+SIDE = 23  # patches: more tokens than a CPU computes attention of by plain products, whose scores are kept
 TOKENS = 2 * SIDE**2
 DECODER = DecoderConfig(
-    vocabulary=32, layers=1, width=128, heads=4, kv_heads=2, head_dim=64, mlp=320, window=512, tied=False
+    vocabulary=32, layers=1, width=128, heads=4, kv_heads=2, head_dim=64, mlp=320, window=600, tied=False
 )
-ENCODER = EncoderConfig(vocabulary=32, layers=1, width=128, heads=2, mlp=320, window=512, tied=True, global_every=1)
-VISION = VisionConfig(size=4 * SIDE, patch=4, layers=1, width=128, heads=2, mlp=512, registers=None)
+ENCODER = EncoderConfig(vocabulary=32, layers=1, width=128, heads=2, mlp=320, window=600, tied=True, global_every=1)
+VISION = VisionConfig(size=4 * SIDE, patch=4, layers=1, width=128, heads=2, mlp=512, registers=None, scaled=False)
 PIXELS = PixelDecoderConfig(encoder=64, width=128, layers=1, patch=4, hidden=0.5)
 
 
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Callable[[Any], nn.Module], Any, Callable[[Any], Tensor],
     "decoder": (Decoder, DECODER, of_texts, "model.layers"),
     "encoder": (TextEncoder, ENCODER, of_texts, "layers"),
     "encoder with dropout": (TextEncoder, replace(ENCODER, dropout=0.1), of_texts, "layers"),
-    "encoder as BERT": (TextEncoder, replace(ENCODER, positions=512, gated=False, biases=True), of_texts, "layers"),
+    "encoder as BERT": (TextEncoder, replace(ENCODER, positions=600, gated=False, biases=True), of_texts, "layers"),
     "vision": (VisionTransformer, VISION, of_images, "layer"),
     "vision with positions": (VisionTransformer, replace(VISION, learnt_positions=True), of_images, "layer"),
     "pixels": (PixelDecoder, PIXELS, of_patches, "blocks"),
