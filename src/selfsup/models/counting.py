@@ -73,12 +73,12 @@ def kept_per_token(width: float, queries: float, keys: float, inner: float, turn
     """What a layer of a transformer with norms before its two parts keeps of a token.
 
     Of each norm its input, in fp32, and its result, which is the input of the maps behind it; queries and keys, before
-    and behind their rotation where they are `turned`, values, and what attention makes of them, then as it lies and with
-    heads side by side; of the feed-forward,
-    which is `inner` numbers wide, the inputs of its activation and of its last map, of one that is `gated` both
-    factors and the activated one too. Scores of attention are not kept: they are made anew (Dao et al. 2022,
-    "FlashAttention", section 3.1). Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
-    Models", section 4.1, count the same for a layer of GPT.
+    and behind their rotation where they are `turned`, values, and what attention makes of them, where they are turned
+    also with its heads side by side; of the feed-forward, which is `inner` numbers wide, the inputs of its activation
+    and of its last map, of one that is `gated` both factors and the activated one too. Scores of attention are not
+    kept: they are made anew (Dao et al. 2022, "FlashAttention", section 3.1). Korthikanti et al.
+    2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.1, count the same for a layer of
+    GPT.
     """
     heads = (2 if turned else 1) * (2 * queries + keys) + keys
     return Kept(2 * width + heads + (4 if gated else 2) * inner, 2 * width)
