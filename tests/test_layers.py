@@ -18,8 +18,8 @@ import selfsup
 ROOT = Path(selfsup.__file__).parent
 # From the ground up. Names of one row may import each other (but in no ring); each may import what lies below.
 LAYERS = (
-    ("errors", "files", "plots", "seeding", "plain_yaml", "run_files", "accounting"),
-    ("report", "machine", "stopping", "distributed"),
+    ("accounting",),
+    ("errors", "files", "plots", "seeding", "plain_yaml", "run_files", "report", "machine", "stopping", "distributed"),
     ("config", "arguments", "checks", "saving", "sharding", "views", "accelerators", "rates"),
     ("data", "models"),
     ("inference",),

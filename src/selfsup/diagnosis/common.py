@@ -360,8 +360,8 @@ MOST_EXCHANGING = 0.5  # of the time: two processes then do no more than one
 )
 def exchange(history: History) -> Symptom | None:
     """Steps that wait for other processes."""
-    _require_time(history)
     waiting = history.level("waiting_collectives")
+    _require_time(history)
     batch = 2 * (history.settings["train.batch"] or 1)
     return Symptom(waiting, MOST_EXCHANGING, figures={"batch": batch}) if waiting > MOST_EXCHANGING else None
 
@@ -376,8 +376,8 @@ MOST_SAVING = 0.05  # of the time: a few checkpoints less lose less than that in
 )
 def checkpoints(history: History) -> Symptom | None:
     """Time that goes into checkpoints."""
-    _require_time(history)
     saving = float(np.mean(history.curve("waiting_checkpoints").at_least(LINES).values))
+    _require_time(history)
     every = math.ceil(saving / MOST_SAVING) * history.setting("checkpoint.every")
     return Symptom(saving, MOST_SAVING, figures={"every": every}) if saving > MOST_SAVING else None
 
