@@ -73,7 +73,7 @@ def measure(name: str) -> Figures:
     memory = memory_of(sketch, setup)
 
     before = psutil.Process().memory_info().rss
-    objective = ready(recipe, machine)
+    objective = ready(recipe, machine, alone)
     optimizer = optimizer_of(recipe, objective, found.config.optim, machine)
     batches = loader_of(recipe, alone, 0).steps(0)
     for _ in range(STEPS):
