@@ -96,6 +96,7 @@ class Summary(Keys):
     best: Best | None = None
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
     wise_ft: Mixes | None = None
+    accounting: dict[str, Real] = Field(default_factory=dict)  # see selfsup.accounting
 
 
 class Line(Keys):
