@@ -168,7 +168,7 @@ def test_a_run_leaves_a_network_and_no_head(train_vision: Train, tmp_path: Path)
     assert {"images", "images_per_second"} <= run.metrics()[0].keys()
 
 
-@pytest.mark.parametrize(("size", "expected"), [(16, 0.5), (112, 0.1)])
+@pytest.mark.parametrize(("size", "expected"), [(16, 0.2), (112, 0.1)])
 def test_the_temperature_suits_the_size_of_the_images(size: int, expected: float, drawings: Path) -> None:
     given: dict[str, Any] = {**TINY_VISION, "objective": "simclr", "data": str(drawings), "data.size": size}
     recipe = SimCLRRecipe(SimCLRRecipe.resolve(("test", given)))
