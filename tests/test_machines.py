@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selfsup.distributed import Processes
 from selfsup.machine import own_of
@@ -24,13 +25,14 @@ from selfsup.run import Run
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TRAIN = ["train", "causal-lm", "--data", "songs.jsonl", "--tokenizer", "characters", "--batch", "4"]
 TRAIN += ["--device", "cpu", "--precision", "fp32", "data.window=16", "model.layers=1", "model.width=32"]
-TRAIN += ["model.heads=1", "train.log_every=1", "evaluate.every=4", "evaluate.records=8"]
+TRAIN += ["model.heads=1", "train.log_every=1", "evaluate.every=4", "evaluate.records=8", "evaluate.final_records=8"]
 TIMEOUT = 8.0  # seconds, of collectives in these processes
 PATIENCE = 180.0  # the same where none is to be reached
 COMMANDS: dict[str, list[str]] = {
     "trained": [*TRAIN, "--out", "run", "--steps", "6"],
     "extended": ["train", "--resume", "run", "--steps", "9"],
     "a slow start": [*TRAIN, "--out", "slow", "--steps", "2"],
+    "kept": [*TRAIN, "--out", "kept", "--steps", "6"],
     "other data": [*TRAIN, "--out", "other", "--steps", "2", "--data", "mine.jsonl"],
     "no data": [*TRAIN, "--out", "none", "--steps", "2", "--data", "first-only.jsonl"],
     "taken": [*TRAIN, "--out", "run", "--steps", "6"],
@@ -73,6 +75,19 @@ def test_a_second_machine_needs_no_run_directory(machines: list[Path]) -> None:
     assert not (machines[1] / "run").exists()
     lines = [line["step"] for line in Run(machines[0] / "run").metrics() if line["split"] == "train"]
     assert lines == list(range(1, 10))
+
+
+def test_the_best_weights_reach_a_machine_without_their_checkpoint(machines: list[Path]) -> None:
+    """Both score what is kept: its loss is that of its look."""
+    assert [seen["code"] for seen in left(machines, "kept")] == [0, 0]
+    run = Run.open(machines[0] / "kept")
+    looks = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "validation"}
+    last = run.metrics()[-1]
+    assert (last["split"], last["of"], run.summary["kept"]["step"]) == ("kept", 4, 4)
+    assert last["loss"] == pytest.approx(looks[4], rel=1e-6)
+    weights = load_file(run.model_directory / "model.safetensors")
+    best = run.checkpoints().load(4).tensors["model"]
+    assert all(torch.equal(tensor, best[f"model.{name}"]) for name, tensor in weights.items())
 
 
 def test_each_machine_prepares_the_data_for_itself(machines: list[Path]) -> None:
@@ -156,6 +171,7 @@ def prepare(name: str, rank: int, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(report, "SECONDS_BETWEEN_LINES", 0.5)
     whole, update, read = CausalLMRecipe.open, trainer.Trainer._update, loader.Loader.read
+    losses = trainer.Trainer._losses
 
     def slow(self: Any, progress: Any) -> None:
         time.sleep(TIMEOUT + 2)
@@ -171,6 +187,12 @@ def prepare(name: str, rank: int, patch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         update(self, batches)
 
+    def worse(self: Any, source: Any, records: int) -> dict[str, float]:
+        figures = losses(self, source, records)
+        return figures if self.step < 6 or self.kept else figures | {"loss": figures["loss"] + 1}
+
+    if name == "kept":
+        patch.setattr(trainer.Trainer, "_losses", worse)
     if rank == 1 and name == "a slow start":
         patch.setattr(CausalLMRecipe, "open", slow)
     if rank == 1 and name == "unreadable later":

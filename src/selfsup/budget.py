@@ -30,7 +30,7 @@ REPLAN_SHARE = 0.01  # of a budget: from one decision about the end to the next,
 SHORTEST = 4  # parts, of which one decision leaves one at least
 ADJUSTED = 0.1  # relative change of what is left that is worth a new decision
 SAVING_SECONDS, SAVING_SHARE = 4.0, 0.03  # kept back for saving, at most, until it is measured
-SAVES = 1.5  # what is saved at the end, in checkpoints: one, and of the model half as much at most
+SAVES = 2.0  # what is saved and read at the end, in checkpoints: one, half as much of the model, and the best one
 UNHURRIED = 60.0  # a budget in seconds from which on importing another library takes at most a twentieth
 COMPARING_SECONDS = 1.0  # kept back for the comparison with it
 LEAVING_SECONDS = 0.3  # for all that is small, and the end of the process
@@ -77,7 +77,8 @@ class Budget:
     def __init__(self, settings: Settings, clock: Clock, embedded: int, compares: bool) -> None:
         self.settings, self.clock, self.embedded = settings, clock, embedded
         self.seconds: float = settings["train.budget"] or math.inf
-        self.mixed = len(MIXES) * (settings["evaluate.records"] or 0) if settings["optim.wise_ft"] else 0
+        choices = 1 + (len(MIXES) if settings["optim.wise_ft"] else 0)  # the end beside the best look; mixes
+        self.weighed = choices * (settings["evaluate.records"] or 0)
         self.compares, self.unhurried = compares, compares and self.seconds >= UNHURRIED
         self._latest: deque[float] = deque()  # seconds of the latest steps
         self._sum = 0.0
@@ -162,7 +163,7 @@ class Budget:
 
     def _left(self, step: int) -> float:
         """Seconds for steps until the end begins, without the looks on the way and records that are made anew."""
-        last = self._look(self.settings["evaluate.final_records"] or 0) + self._of_records("look", self.mixed)
+        last = self._look(self.settings["evaluate.final_records"] or 0) + self._of_records("look", self.weighed)
         last = min(last, FINAL_SHARE * self.seconds)  # on a machine that became slow it has to be shorter
         left = self.seconds - self.clock.elapsed() - last - self._saving()
         every, records = self.settings["evaluate.every"], self.settings["evaluate.records"] or 0

@@ -238,10 +238,10 @@ class Run:
         write_atomically(self.samples / f"step-{step:09d}.txt", text)
 
     def rewind(self, step: int, look_again: bool = False) -> None:
-        """Drop the metrics after a step, which are made again; with `look_again` also the look at that step."""
+        """Drop the metrics after a step, which are made again; with `look_again` also the looks at that step."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         if look_again:
-            kept = [line for line in kept if (line["step"], line["split"]) != (step, "validation")]
+            kept = [line for line in kept if line["step"] < step or line["split"] == "train"]
         write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def set_aside(self, step: int) -> None:

@@ -73,6 +73,12 @@ class Best(Keys):
     loss: Number
 
 
+class Kept(Best):
+    """The look whose weights are kept in place of the end's, and what these cost."""
+
+    end_loss: Number
+
+
 class Mix(Keys):
     """A mix of start and end that was tried: its share of the end, and its losses on held-out records."""
 
@@ -94,6 +100,7 @@ class Summary(Keys):
     steps: Count
     skipped_steps: Count = 0
     best: Best | None = None
+    kept: Kept | None = None
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
     wise_ft: Mixes | None = None
     accounting: dict[str, Real] = Field(default_factory=dict)  # see selfsup.accounting
@@ -120,6 +127,13 @@ class LookLine(Line):
 
     step: Count  # 0 for a look at what the run starts from
     split: Literal["validation"]
+
+
+class KeptLine(Line):
+    """The last look, where it is at weights that are kept in place of the end's, and of which step they are."""
+
+    split: Literal["kept"]
+    of: Step
 
 
 class Decay(Keys):
@@ -160,20 +174,27 @@ class Average(Keys):
     wise_ft: Mixes
 
 
+class Keeping(Keys):
+    """Another: the weights of an earlier look are kept in place of the end's."""
+
+    kept: Kept
+
+
 class State(Keys):
     """state.json of a checkpoint: what a trainer knows beside its tensors."""
 
     skipped: Count
     skipped_in_a_row: Count
     best: Best | None
+    best_before_decay: Best | None = None
     elapsed: Real
     optimizer: Count | None = None  # how many tensors it had
     still: str | None = None  # digest of the weights that it goes without
 
 
 ENVIRONMENT, SUMMARY, STATE = TypeAdapter(Environment), TypeAdapter(Summary), TypeAdapter(State)
-METRICS = TypeAdapter(Annotated[TrainLine | LookLine, Field(discriminator="split")])
-JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison | Average)
+METRICS = TypeAdapter(Annotated[TrainLine | LookLine | KeptLine, Field(discriminator="split")])
+JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison | Average | Keeping)
 
 
 def read_object(path: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
@@ -226,6 +247,6 @@ def explain(error: ValueError) -> str:
     problem = error.errors()[0]
     reason = str(problem["msg"]).removeprefix("Value error, ")
     reason = "it is no object" if problem["type"] in ("model_type", "model_attributes_type") else reason
-    kinds = ("Decay", "Extension", "Look", "Comparison", "Average", "train", "validation")
+    kinds = ("Decay", "Extension", "Look", "Comparison", "Average", "Keeping", "train", "validation", "kept")
     place = ".".join(str(part) for part in problem["loc"] if part not in kinds)
     return f"{place[:100] or 'all of it'}: {reason[0].lower()}{reason[1:200]}"

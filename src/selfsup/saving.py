@@ -276,13 +276,13 @@ class Checkpoints:
         for step in reversed(self.steps()):
             if before is not None and step > before:
                 continue
-            found = self._try(step, misfit)
+            found = self.whole(step, misfit)
             if isinstance(found, Checkpoint):
                 return found
             logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", self.place(step), found)
         return None
 
-    def _try(self, step: int, misfit: Callable[[Checkpoint], str | None]) -> Checkpoint | str:
+    def whole(self, step: int, misfit: Callable[[Checkpoint], str | None]) -> Checkpoint | str:
         """The checkpoint of a step, or what is wrong with it."""
         if problem := self.problem(step):
             return problem

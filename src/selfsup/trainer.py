@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +33,7 @@ from selfsup.objectives.recipe import Recipe
 from selfsup.optim import Decay, Schedule, misshapen
 from selfsup.planning import loader_of, optimizer_of, ready, sharded
 from selfsup.report import Reporter, duration
-from selfsup.run import Run
+from selfsup.run import Run, finite
 from selfsup.run_files import STATE, explain
 from selfsup.saving import Checkpoint, digest
 from selfsup.sharding import load, own, total_norm, whole_state
@@ -43,6 +43,7 @@ from selfsup.stopping import interruptions
 MOST_SKIPPED_IN_A_ROW = 10
 REHEARSED = 64  # records that are embedded to see how long that takes
 FEATURE_RECORDS = 512  # of which features are looked at
+LOWER = 1e-3  # of the held-out loss at the end, that an earlier look has to be lower by to be kept in its place
 EVALUATION_SEED = 0  # one fixed task, the same for every run
 
 
@@ -70,7 +71,9 @@ class Trainer:
         self.checkpoints = run.checkpoints(settings["checkpoint.keep"], processes if self.sharded else None)
         self.schedule: Schedule = processes.share(find_schedule(settings, run) if processes.leads else None)
         self.step = self.skipped = self.skipped_in_a_row = 0
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, float] | None = None  # the look with the lowest held-out loss, its step and that
+        self.best_before_decay: dict[str, float] | None = None  # the same when the run began to decay
+        self.kept: dict[str, float] | None = None  # that look, where its weights are kept in place of the end's
         self.starts: dict[int, dict[str, Any]] = {}  # what the start was, by the records that were looked at
         self.saved: int | None = None
         self.pace: list[float] = []  # seconds of the latest steps
@@ -108,7 +111,7 @@ class Trainer:
         state = checkpoint.state
         self.step = self.saved = self.logged = checkpoint.step
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.best = state["best"]
+        self.best, self.best_before_decay = state["best"], state.get("best_before_decay")
         self.clock.set(state["elapsed"])
         if self.processes.leads:
             self.run.rewind(self.step, look_again=self._at_end)
@@ -124,11 +127,12 @@ class Trainer:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "best": self.best,
+            "best_before_decay": self.best_before_decay,  # of a run that is extended from there
             "elapsed": self.clock.elapsed(),
             "optimizer": len(moments),
             "still": self._digest_of_still,
         }
-        marked = {int(self.best["step"])} if self.best else set()
+        marked = {int(best["step"]) for best in (self.best, self.best_before_decay) if best}
         if self.schedule.start is not None:
             marked.add(self.schedule.start)
         tensors = {"model": model, "optimizer": moments}
@@ -142,6 +146,19 @@ class Trainer:
         """Of the weights that checkpoints go without: they are at every step what they are at the first one."""
         model = self.objective.state_dict()
         return digest({name: model[name] for name in self.still}) if self.still else None
+
+    def everywhere(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """The checkpoint that the leading process finds, on every process: others may not see the run's directory."""
+        processes = self.processes
+        found = find() if processes.leads else None
+        place = processes.share(None if found is None else (found.step, found.state, list(found.tensors)))
+        if place is None:
+            return None
+        step, state, names = place
+        if self.sharded:
+            return self.checkpoints.load(step)  # of which each process keeps its rows
+        tensors = {name: processes.share_tensors(dict(found.tensors[name]) if found else None) for name in names}
+        return Checkpoint(step, tensors, state)
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -234,17 +251,23 @@ class Trainer:
         if self.budget.rehearses:
             with self._merged():
                 self._rehearse()
-        before_decay = self.step == self.schedule.start
         if self._due("evaluate.every") and self.saved != self.step:
             with self._merged():
                 self._evaluate(self.settings["evaluate.records"])
             if self.monitor.due(self.step):
                 self._diagnose()
+        if before_decay := self.step == self.schedule.start:
+            self.best_before_decay = self.best
         interrupted = self.processes.share(interrupted)
-        if interrupted or before_decay or self._due("checkpoint.every"):
+        if interrupted or before_decay or self._due("checkpoint.every") or self._may_be_kept:
             self._save()
         if interrupted:
             self._stop()
+
+    @property
+    def _may_be_kept(self) -> bool:
+        """Whether the weights of this step are those with the lowest held-out loss so far."""
+        return self.recipe.losses_compare and self.best is not None and self.best["step"] == self.step
 
     def _stop(self) -> NoReturn:
         """End a training that has been asked to stop and whose checkpoint is being written."""
@@ -423,7 +446,8 @@ class Trainer:
             if k == "loss" or v != figures["loss"]  # without the terms that only repeat it
         ]
         if told:
-            self.reporter.say("  ".join([f"step {self.step:,}", *told]))
+            of = f"step {self.step:,}" if self.kept is None else f"kept, step {self.kept['step']:,}"
+            self.reporter.say("  ".join([of, *told]))
         return figures
 
     def _look(self, records: int | None) -> dict[str, float]:
@@ -440,15 +464,20 @@ class Trainer:
                 figures |= self._measure(records)
         self.processes.wait()  # protocols may take longer than a collective waits
         self.objective.train()
-        if sound and self.step and (self.best is None or figures["loss"] < self.best["loss"]):
+        if sound and self.step and self.kept is None and (self.best is None or figures["loss"] < self.best["loss"]):
             self.best = {"step": self.step, "loss": figures["loss"]}
+        self._log_look(records, figures)
+        if sample is not None:
+            self.run.write_sample(self.step, sample)
+        return figures
+
+    def _log_look(self, records: int, figures: dict[str, float]) -> None:
+        """A line of metrics; that of weights which are kept in place of the end's is no point of the run's curve."""
         start = self.starts.get(records, {})
         beside = {"start_loss": start["loss"]} if start else {}
+        stamp = self._stamp("validation") if self.kept is None else {**self._stamp("kept"), "of": self.kept["step"]}
         if self.processes.leads:
-            self.run.log({**self._stamp("validation"), "records": records, **figures, **beside})
-            if sample is not None:
-                self.run.write_sample(self.step, sample)
-        return figures
+            self.run.log({**stamp, "records": records, **figures, **beside})
 
     def _losses(self, source: Records, records: int) -> dict[str, float]:
         """The loss of records of the held-out part; of what is replayed as many, `replay_loss`."""
@@ -500,6 +529,43 @@ class Trainer:
                 self.reporter.say(f"{protocol}: skipped: {score.left_out.rows()['skipped']}")
         return figures
 
+    def _keep_best(self) -> None:
+        """Put the weights of the best look in place of the end's, if its held-out loss is plainly lower. For that the
+        end is looked at by the records of all other looks. Where losses do not compare over steps, the end is kept."""
+        best, held_out, records = self.best, self.recipe.validation, self.settings["evaluate.records"]
+        if best is None or held_out is None or not self.recipe.losses_compare:
+            return
+        with self._merged():
+            end = self._losses(held_out, records)
+        if end["loss"] <= best["loss"]:
+            self.best = {"step": self.step, "loss": end["loss"]}
+        if end["loss"] - best["loss"] <= LOWER * abs(end["loss"]):
+            return
+        self.checkpoints.wait()
+        if (found := self.everywhere(lambda: self._whole(int(best["step"])))) is None:
+            return
+        self._log_look(records, end | self.recipe.figures(end, "validation"))
+        load(self.objective, found.model(self.objective.state_dict()))
+        self.kept = {**best, "end_loss": end["loss"]}
+        told = f"step {best['step']:,} ({best['loss']:.4f}; {end['loss']:.4f} at the end)"
+        self.reporter.say(f"The held-out loss was lowest at {told}: its weights are kept.")
+        self._note({"kept": self.kept})
+
+    def _whole(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step; where it is damaged or gone, that is said."""
+        found = self.checkpoints.whole(step, self.misfit)
+        if isinstance(found, Checkpoint):
+            return found
+        self.reporter.say(
+            f"The held-out loss was lowest at step {step:,}, whose checkpoint is damaged ({found}): the end is kept."
+        )
+        return None
+
+    def _note(self, choice: dict[str, Any]) -> None:
+        """A choice about the model, in the journal; an end that was cut short may have left it there."""
+        if self.processes.leads and finite(choice) not in self.run.journal():
+            self.run.note(choice)
+
     def _average(self) -> dict[str, Any]:
         """Put the weights between start and end, where held-out records say; the choice, for journal and summary."""
         averages = self.recipe.adaptation.averages(self.objective, self.recipe.begin().to(self.machine.device))
@@ -510,8 +576,7 @@ class Trainer:
         self.reporter.say(f"Averages of start and end (WiSE-FT), held-out losses: {told}.")
         self.reporter.say(f"The model is {chosen.share:.0%} of the end and {1 - chosen.share:.0%} of the start.")
         averaged = {"wise_ft": {"share": chosen.share, "tried": [mix._asdict() for mix in tried]}}
-        if self.processes.leads and averaged not in self.run.journal():
-            self.run.note(averaged)
+        self._note(averaged)
         return averaged
 
     def _tried(self, averages: Averages, share: float) -> Tried:
@@ -542,7 +607,8 @@ class Trainer:
 
     def _finish(self, interrupted: list[int]) -> dict[str, Any]:
         """The last checkpoint, the last look, the model directory, and the summary that says the run is done."""
-        self._save()  # before the look, which may be long, and which a resume makes again
+        self._save()  # before the looks, which may be long, and which a resume makes again
+        self._keep_best()
         averaged = self._average() if self.settings["optim.wise_ft"] else {}
         records = self._last_look()
         with self._merged():
@@ -560,6 +626,7 @@ class Trainer:
             **averaged,
             "chance": self._chance_of_looks(records),
             "best": self.best,
+            "kept": self.kept,
             "steps": self.step,
             self.recipe.unit: units,
             "parameters": sum(parameter.numel() for parameter in self.objective.parameters()),

@@ -25,7 +25,6 @@ from selfsup.paper import Asked, PaperPlan, plan_on_paper
 from selfsup.planning import Plan, find_machine, make_plan, require_shardable
 from selfsup.report import Reporter, duration
 from selfsup.run import Run, new_directory
-from selfsup.saving import Checkpoint
 from selfsup.trainer import Team, Trainer, find_schedule
 
 
@@ -285,7 +284,7 @@ def _fit(trainer: Trainer, estimate: int, before: int | None = None) -> Run:
     """Train from the newest checkpoint (at or before a step, to extend the run), or from the first step."""
     run, team = trainer.run, trainer.team
     _require_one_directory(trainer)
-    checkpoint = _newest(trainer, before)
+    checkpoint = trainer.everywhere(lambda: trainer.checkpoints.newest(before, trainer.misfit))
     trainer.reached = team.processes.share(run.reached if before is None else 0)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -311,20 +310,6 @@ def _require_one_directory(trainer: Trainer) -> None:
             f"Every process of a sharded training writes its part of the checkpoints, and {missing[0]} does not see "
             f"{trainer.run.directory}; give an --out that all machines share."
         )
-
-
-def _newest(trainer: Trainer, before: int | None) -> Checkpoint | None:
-    """The newest checkpoint, which the leading process reads: others may be on machines that do not see the run."""
-    processes = trainer.team.processes
-    found = trainer.checkpoints.newest(before, trainer.misfit) if processes.leads else None
-    place = processes.share(None if found is None else (found.step, found.state, list(found.tensors)))
-    if place is None:
-        return None
-    step, state, names = place
-    if trainer.sharded:
-        return trainer.checkpoints.load(step)  # of which each process keeps its rows
-    tensors = {name: processes.share_tensors(dict(found.tensors[name]) if found else None) for name in names}
-    return Checkpoint(step, tensors, state)
 
 
 FREE = (*LENGTHS, "data.workers")  # what a resumed run may change without computing anything else

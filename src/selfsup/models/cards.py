@@ -35,8 +35,11 @@ def data_name(source: str) -> str:
 
 
 def measured(summary: Mapping[str, Any], unit: str = "") -> str:
-    """The validation loss in a summary, for a card, and that of what the run started from."""
+    """The validation loss in a summary, for a card, that of what the run started from, and of which step the weights
+    are that are not those of its end."""
     if "loss" not in summary:
         return "not measured"
     start = f"; {summary['start_loss']:.4f} before the first step" if "start_loss" in summary else ""
-    return f"{summary['loss']:.4f}{unit} on the held-out part{start}"
+    kept = summary.get("kept")
+    told = f"; the weights are those of step {kept['step']:,}, where it was lowest" if kept else ""
+    return f"{summary['loss']:.4f}{unit} on the held-out part{start}{told}"

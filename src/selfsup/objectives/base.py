@@ -121,7 +121,7 @@ class Objective(nn.Module, ABC):
     weights: Mapping[str, float] = {}  # the factor of each term in the loss; 1 where it is not named
     checks: tuple[Check, ...] = ()  # of one from Python, as those of a recipe
     loss_unit: ClassVar[str | None] = None
-    losses_compare: ClassVar[bool] = True
+    losses_compare: ClassVar[bool] = True  # as of a recipe: False where a loss is measured against what moves itself
 
     @abstractmethod
     def hide(self, batch: Batch) -> Task:

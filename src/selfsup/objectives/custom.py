@@ -41,7 +41,7 @@ class CustomRecipe(Recipe):
     def __init__(
         self, settings: Settings, source: object | None, module: nn.Module | None, objective: type[Objective]
     ) -> None:
-        self.objective, self.checks = objective, objective.checks
+        self.objective, self.checks, self.losses_compare = objective, objective.checks, objective.losses_compare
         super().__init__(settings, source, module)
 
     def compose(self) -> None:

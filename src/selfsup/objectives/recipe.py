@@ -107,7 +107,8 @@ class Recipe(ABC):
     idea: ClassVar[str] = "a part of the data is hidden and predicted from the rest"
     words: ClassVar[Mapping[str, str]] = {}  # for Shown, Hidden, Predicted, Learned of its inspector
     loss_unit: ClassVar[str | None] = None  # what the loss counts, where it depends on the tokens
-    losses_compare: ClassVar[bool] = True  # whether the model of a run with a lower loss is better
+    # Whether of two runs, or of two steps of a run, the model with the lower held-out loss is the better one.
+    losses_compare: bool = True
     takes_modules: ClassVar[bool] = False  # whether a network may come from Python
     shards: ClassVar[bool] = False  # whether its parameters may be spread over processes
     checks_layout: ClassVar[bool] = True  # whether what is saved is compared with another library
