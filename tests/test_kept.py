@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_PAIRS, Train, Trained
+from conftest import TINY, TINY_PAIRS, Train, Trained
 from safetensors.torch import load_file
 from test_resume import timeless
 from test_training import Points, Regression, Stop, Worsens, crash_after, equal, fit, resumed, weights
@@ -88,7 +88,7 @@ def test_an_end_that_is_best_is_kept_and_nothing_is_said(tmp_path: Path) -> None
     assert run.summary["kept"] is None
     assert run.summary["best"]["step"] == 60
     assert not lines(run, "kept")
-    assert "kept" not in log.getvalue()
+    assert "weights are kept" not in log.getvalue()
     assert all("kept" not in entry for entry in run.journal())
 
 
@@ -101,7 +101,7 @@ def test_where_losses_do_not_compare_the_end_is_kept(tmp_path: Path) -> None:
     run = fit(tmp_path / "run", Incomparable, **LOOKS, reporter=Reporter(to=log))
     assert equal(weights(run), run.checkpoints().load(60).tensors["model"])
     assert run.summary["kept"] is None
-    assert "kept" not in log.getvalue()
+    assert "weights are kept" not in log.getvalue()
 
 
 # -- killed, damaged, extended -------------------------------------------------------------------------------
@@ -207,6 +207,12 @@ def assert_keeps(run: Run, step: int) -> None:
     assert run.summary["loss"] == pytest.approx(looks[step], rel=1e-6)
 
 
+def from_run(start: Run, **given: Any) -> dict[str, Any]:
+    """The smallest settings for a model that brings its shape and tokenizer."""
+    shared = {name: value for name, value in TINY.items() if name not in ("model", "tokenizer")}
+    return {"objective": "causal-lm", "init": start.directory, "reporter": Reporter(False), **shared, **given}
+
+
 def test_the_card_says_whose_weights_they_are(rising: None, train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run")
     assert_keeps(run, 4)
@@ -218,10 +224,10 @@ def test_the_card_says_whose_weights_they_are(rising: None, train: Train, tmp_pa
 
 
 def test_adapters_and_towers_are_kept_whole(
-    rising: None, train: Train, train_vision: Train, trained: Trained, captioned: Path, tmp_path: Path
+    rising: None, train_vision: Train, trained: Trained, corpus: Path, captioned: Path, tmp_path: Path
 ) -> None:
-    start = str(trained("causal-lm").directory)
-    adapter = train(tmp_path / "adapter", model={"lora": 2}, init=start)
+    how = from_run(trained("causal-lm"), data=corpus, out=tmp_path / "adapter")
+    adapter = selfsup.train(**how, **{"model.lora": 2})
     assert_keeps(adapter, 4)
     assert json.loads((adapter.adapter_directory / "adapter_config.json").read_text())["r"] == 2
     before = load_file(trained("causal-lm").model_directory / "model.safetensors")
@@ -231,10 +237,9 @@ def test_adapters_and_towers_are_kept_whole(
 
 
 def test_an_average_is_one_with_what_is_kept(
-    rising: None, train: Train, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rising: None, trained: Trained, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of the kept weights and nothing of the start: the loss is that of the look they are from."""
     monkeypatch.setattr("selfsup.trainer.choose", lambda tried: tried[-1])
-    start = str(trained("causal-lm").directory)
-    run = train(tmp_path / "run", init=start, model={}, **{"optim.wise_ft": True})
-    assert_keeps(run, 4)
+    how = from_run(trained("causal-lm"), data=corpus, out=tmp_path / "run")
+    assert_keeps(selfsup.train(**how, **{"optim.wise_ft": True}), 4)
