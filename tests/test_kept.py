@@ -166,7 +166,6 @@ def test_an_extended_run_keeps_what_one_of_that_length_would(tmp_path: Path) -> 
     how = {"evaluate.every": 10, "checkpoint.every": 100, "checkpoint.keep": 1, "optim.lr": 0.1, "optim.adamw_lr": 0.1}
     how |= {"optim.warmup": 2, "optim.weight_decay": 0.0, "train.log_every": 1, "evaluate.records": 10**9}
     short = fit(tmp_path / "run", Bumpy, **how)
-    assert short.summary["best"]["step"] == 60
     run = resumed(short.directory, Bumpy, data=Points(), steps=100)
     straight = fit(tmp_path / "straight", Bumpy, steps=100, **how)
     assert straight.summary["kept"]["step"] == 20

@@ -542,7 +542,7 @@ class Trainer:
         if end["loss"] - best["loss"] <= LOWER * abs(end["loss"]):
             return
         self.checkpoints.wait()
-        if (found := self.everywhere(lambda: self._whole(int(best["step"])))) is None:
+        if (found := self.everywhere(lambda: self._checkpoint_of(int(best["step"])))) is None:
             return
         self._log_look(records, end | self.recipe.figures(end, "validation"))
         load(self.objective, found.model(self.objective.state_dict()))
@@ -551,7 +551,7 @@ class Trainer:
         self.reporter.say(f"The held-out loss was lowest at {told}: its weights are kept.")
         self._note({"kept": self.kept})
 
-    def _whole(self, step: int) -> Checkpoint | None:
+    def _checkpoint_of(self, step: int) -> Checkpoint | None:
         """The checkpoint of a step; where it is damaged or gone, that is said."""
         found = self.checkpoints.whole(step, self.misfit)
         if isinstance(found, Checkpoint):
