@@ -165,8 +165,9 @@ def test_the_model_directory_holds_the_weights_of_the_last_checkpoint(finished: 
 
 
 def test_the_checkpoints_that_are_kept(finished: Run) -> None:
-    """The newest three of every third step, the one before the decay (at 6), and the best."""
-    assert set(finished.checkpoints().steps()) == {6, 9, 12}
+    """The newest three, of every third step and of the looks that were best so far (at 4 and 8), the one before the
+    decay (at 6), and the best look up to there."""
+    assert set(finished.checkpoints().steps()) == {4, 6, 8, 9, 12}
 
 
 def test_a_run_without_a_held_out_part(train: Train, tmp_path: Path) -> None:
