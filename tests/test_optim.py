@@ -131,6 +131,16 @@ class Bare(Objective):
     hide = predict = score = None  # type: ignore[assignment]
 
 
+class Weights(Objective):
+    """Nothing but a parameter."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.parameter = parameter
+
+    hide = predict = score = None  # type: ignore[assignment]
+
+
 def bare() -> Bare:
     torch.manual_seed(0)
     return Bare(
@@ -284,6 +294,61 @@ def test_state_round_trip_is_exact(matrices: str) -> None:
 def test_an_objective_without_parameters_is_refused() -> None:
     with pytest.raises(UserError, match="no parameter that can be trained"):
         Optimizer(Bare(frozen=nn.Linear(2, 2).requires_grad_(False)), config())
+
+
+# -- the average of the weights ------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(share=st.floats(0.01, 0.9), steps=st.integers(1, 12), seed=st.integers(0, 99))
+def test_the_average_is_that_of_a_plain_loop(share: float, steps: int, seed: int) -> None:
+    """And its parts add up to one: that of update t is what t's share leaves of it in all later ones."""
+    parameter = nn.Parameter(random(3, 2))
+    objective = Weights(parameter)
+    optimizer = Optimizer(objective, config(average=share))
+    met = []
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            parameter.copy_(random(3, 2, seed=100 * seed + step))
+        met.append(parameter.detach().clone())
+        optimizer.average(step)
+    parts = [min(1.0, 1 / (share * step)) for step in range(1, steps + 1)]
+    left = [part * math.prod(1 - later for later in parts[n + 1 :]) for n, part in enumerate(parts)]
+    assert sum(left) == pytest.approx(1.0)
+    expected = sum(part * weights for part, weights in zip(left, met, strict=True))
+    with optimizer.averaged():
+        torch.testing.assert_close(parameter.detach(), expected)
+    assert torch.equal(parameter, met[-1])
+    optimizer.keep_averages()
+    torch.testing.assert_close(parameter.detach(), expected)
+    with optimizer.averaged():
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_averages_are_part_of_the_state() -> None:
+    """A parameter that rests has an average and no moments; without the setting there are none, and none are taken."""
+    objective, other = bare(), bare()
+    optimizer = Optimizer(objective, config(average=0.3))
+    for step in range(3):
+        fill_gradients(objective, step)
+        objective.embedding.weight.grad = None
+        optimizer.step(1.0)
+        optimizer.average(step + 1)
+    state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    assert {name for name in state if name.startswith("embedding.weight")} == {"embedding.weight.average"}
+    again = Optimizer(other, config(average=0.3))
+    assert again.misfit(state) is None
+    again.load_state(state)
+    other.load_state_dict(objective.state_dict())
+    for mine in (optimizer, again):
+        fill_gradients(objective if mine is optimizer else other, 7)
+        mine.step(0.5)
+        mine.average(4)
+    assert all(torch.equal(tensor, again.state()[name]) for name, tensor in optimizer.state().items())
+    assert "average is unknown" in str(Optimizer(bare(), config()).misfit(state))
+    del state["linear.weight.average"]
+    assert again.misfit(state) == "linear.weight.average is missing"
+    assert not any(name.endswith("average") for name in Optimizer(bare(), config()).state())
 
 
 # -- the schedule --------------------------------------------------------------------------------------------

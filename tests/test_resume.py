@@ -37,7 +37,7 @@ from selfsup.run import Run
 from selfsup.trainer import Trainer, find_schedule
 
 STEPS = 60
-LONG = {"steps": STEPS, "precision": "auto", "checkpoint.every": 7, "evaluate.every": 20}
+LONG = {"steps": STEPS, "precision": "auto", "checkpoint.every": 7, "evaluate.every": 20, "optim.average": 0.2}
 PACES = tuple(f"{unit}_per_second" for unit in ("tokens", "sentences", "pairs", "images"))
 OF_THE_CLOCK = ("time", *PACES, *SHARES)
 

@@ -158,6 +158,7 @@ class OptimConfig(Section):
     heads_first: Natural = said(0, "steps at first in which started weights rest, so that fresh heads come to fit them")
     l2_sp: Rate | None = said(None, "pull to the weights that a run starts from, in place of weight decay (L2-SP)")
     wise_ft: bool = said(False, "leave an average of start and end, mixed by held-out losses (WiSE-FT)")
+    average: Share = said(0.0, "leave an average of the weights over about this last share of the steps")
     clip: Rate = said(1.0, "largest norm of the gradient")
     warmup: Natural | None = said(None, "steps of linear warm-up")
     decay: Annotated[Real, Field(gt=0, le=1)] = said(0.5, "last share of the run, decayed to 0")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ from selfsup.sharding import own, placed, spread, total_norm
 # zero is as steep as convergence into [0.7, 1.2] allows.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+AVERAGE = "average"  # of a parameter, among what is remembered of it
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -202,6 +204,11 @@ class Optimizer:
     inductive bias for transfer learning with convolutional networks", equation 2). As the weight decay, it is decoupled
     from the gradient: moments do not see it.
 
+    With `average` = s it keeps an average of the weights over about the last share s of all updates, however many there
+    will be: after update t it moves by min(1, 1 / (s t)) of its way to the weights, so that their part in it grows as a
+    power of their time (Karras et al. 2023, "Analyzing and Improving the Training Dynamics of Diffusion Models",
+    section 3.1).
+
     Args:
         started: the parameters that were started from weights.
         factors: of the learning rates of some of them, beside those of the objective.
@@ -236,6 +243,8 @@ class Optimizer:
         ]
         self.owners = {self.names[parameter]: (part, parameter) for part in self.parts for parameter in part.parameters}
         self.multiplier = 1.0
+        self.share = config.average
+        self.averages = {parameter: parameter.detach().clone() for parameter in self.names} if self.share else {}
 
     @property
     def lr(self) -> float:
@@ -249,6 +258,34 @@ class Optimizer:
             self._pull(part, multiplier)
             part.step(multiplier)
         self.clear()
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """Take the weights after update number `step`, counted from 1, into their average, where one is kept."""
+        if self.averages:
+            averages, weights = list(map(own, self.averages.values())), list(map(own, self.averages))
+            torch._foreach_lerp_(averages, weights, min(1.0, 1 / (self.share * step)))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In the block, the weights are their averages, where these are kept."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for weights, average in ((own(parameter), own(average)) for parameter, average in self.averages.items()):
+            before = weights.clone()
+            weights.copy_(average)
+            average.copy_(before)
+
+    def keep_averages(self) -> None:
+        """Let the weights be their averages from now on, of which none are kept any more."""
+        self._exchange()
+        self.averages = {}
 
     @torch.no_grad()
     def _pull(self, part: Method, multiplier: float) -> None:
@@ -273,13 +310,14 @@ class Optimizer:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """{parameter.key: tensor} of every optimizer."""
-        return {
+        """{parameter.key: tensor} of every optimizer, and of the averages."""
+        moments = {
             f"{self.names[parameter]}.{key}": value
             for part in self.parts
             for parameter, state in part.state.items()
             for key, value in state.items()
         }
+        return moments | {f"{self.names[parameter]}.{AVERAGE}": average for parameter, average in self.averages.items()}
 
     def misfit(self, tensors: Mapping[str, Tensor]) -> str | None:
         """What keeps whole tensors from being a state of these optimizers; None where nothing does."""
@@ -288,7 +326,9 @@ class Optimizer:
                 return f"{name} is no parameter of the model"
             part, parameter = self.owners[name]
             state = {key: tensors[place] for key, place in places.items()}
-            if problem := misshapen(state, part.fresh(parameter)):
+            expected = part.fresh(parameter) if state.keys() - {AVERAGE} else {}  # one that rests has no moments yet
+            expected |= {AVERAGE: parameter.detach()} if self.averages else {}
+            if problem := misshapen(state, expected):
                 return f"{name}.{problem}"
         return None
 
@@ -297,7 +337,10 @@ class Optimizer:
         for name, places in _by_parameter(tensors).items():
             part, parameter = self.owners[name]
             fresh = part.fresh(parameter)
-            part.state[parameter] = {key: placed(tensors[place], fresh[key]) for key, place in places.items()}
+            if AVERAGE in places:
+                self.averages[parameter] = placed(tensors[places.pop(AVERAGE)], parameter.detach())
+            if places:
+                part.state[parameter] = {key: placed(tensors[place], fresh[key]) for key, place in places.items()}
 
 
 def _by_parameter(names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -105,8 +105,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand exactly where a checkpoint stood."""
-        load(self.objective, checkpoint.model(self.objective.state_dict()))
-        self.optimizer.load_state(checkpoint.tensors["optimizer"])
+        self._take(checkpoint)
         self.recipe.renewed.update(checkpoint.tensors.get("renewed", {}))
         state = checkpoint.state
         self.step = self.saved = self.logged = checkpoint.step
@@ -116,6 +115,11 @@ class Trainer:
         if self.processes.leads:
             self.run.rewind(self.step, look_again=self._at_end)
         self.processes.wait()
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """The weights of a checkpoint, and what the optimizer remembers of them."""
+        load(self.objective, checkpoint.model(self.objective.state_dict()))
+        self.optimizer.load_state(checkpoint.tensors["optimizer"])
 
     def _save(self) -> None:
         if self.saved == self.step or not (self.processes.leads or self.sharded):
@@ -290,6 +294,7 @@ class Trainer:
         multiplier = self.schedule.multiplier(self.step)
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(multiplier)
+            self.optimizer.average(self.step + 1)
             self.objective.after_step(self.step, self._steps_expected())
             self.skipped_in_a_row = 0
         else:
@@ -417,7 +422,7 @@ class Trainer:
     def _merged(self) -> Iterator[None]:
         """What is looked at and saved is the model as a user opens it: adapters are in its matrices, and each process
         has all of it. All of them enter the block, and may do different things in it."""
-        with self._whole(), self.recipe.adaptation.merged(self.objective):
+        with self.optimizer.averaged(), self._whole(), self.recipe.adaptation.merged(self.objective):
             with self.budget.timed("statistics"):
                 self.recipe.measure_statistics(self.objective)
             yield
@@ -545,7 +550,7 @@ class Trainer:
         if (found := self.everywhere(lambda: self._checkpoint_of(int(best["step"])))) is None:
             return
         self._log_look(records, end | self.recipe.figures(end, "validation"))
-        load(self.objective, found.model(self.objective.state_dict()))
+        self._take(found)
         self.kept = {**best, "end_loss": end["loss"]}
         told = f"step {best['step']:,} ({best['loss']:.4f}; {end['loss']:.4f} at the end)"
         self.reporter.say(f"The held-out loss was lowest at {told}: its weights are kept.")
@@ -609,6 +614,7 @@ class Trainer:
         """The last checkpoint, the last look, the model directory, and the summary that says the run is done."""
         self._save()  # before the looks, which may be long, and which a resume makes again
         self._keep_best()
+        self.optimizer.keep_averages()
         averaged = self._average() if self.settings["optim.wise_ft"] else {}
         records = self._last_look()
         with self._merged():

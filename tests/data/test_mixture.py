@@ -94,3 +94,22 @@ def test_numbers_of_records_differ_between_collections() -> None:
     assert read["number"].tolist() == [1, 0, 3, 1]
     assert read["own"].tolist() == [1, 0, 1, 0]
     assert set(mixed.draw(0, 0, 8)[1].tolist()) == set(range(8))
+
+
+class CutAnew(Numbers):
+    """Records that say which pass they are read in."""
+
+    def read_in(self, epochs: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
+        return {**self.read(indices), "number": torch.from_numpy(100 * epochs + indices)}
+
+
+def test_records_that_are_others_in_each_pass_are_read_in_their_own() -> None:
+    mixed = Mixture([CutAnew(7, 0), Numbers(5, 1)], [0.5, 0.5])
+    for loader in (Loader(mixed, 0, 4, 2, 0), Loader(CutAnew(7, 0), 0, 4, 2, 0)):
+        for step in range(20):
+            for place in loader.places(step):
+                batch = loader.read(place)
+                for number, own, epoch, record in zip(
+                    batch.data["number"].tolist(), batch.data["own"].tolist(), batch.epochs, batch.records, strict=True
+                ):
+                    assert number == (record - 7 if own else 100 * epoch + record)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from selfsup.data import text as module
 from selfsup.data import tokenizers
 from selfsup.data.sources import open_text
-from selfsup.data.text import Windows, encode_documents, prepare_text
+from selfsup.data.text import Ring, Windows, encode_documents, prepare_text
 from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.data.tokenizers import KINDS
 from selfsup.errors import UserError
@@ -380,3 +381,37 @@ def test_windows_in_any_order(prepare):
 def test_too_short_a_text():
     with pytest.raises(UserError, match="give more text"):
         Windows(np.zeros(1, np.uint16), 8, end=0)
+
+
+@given(targets=st.integers(8, 120), window=st.integers(1, 8), closed=st.booleans(), epoch=st.integers(0, 5))
+@settings(deadline=None)
+def test_every_target_of_a_ring_counts_once_in_each_pass(targets, window, closed, epoch):
+    """Behind each token stands the next one, behind the last the first; what opens and closes a stream stands once."""
+    tokens = np.arange(targets + 1, dtype=np.uint16)
+    if closed:
+        tokens[-1] = 0
+    ring = tokens[:-1] if closed else tokens
+    expected = sorted(zip(ring.tolist(), [*ring[1:].tolist(), 0], strict=True))
+    windows = Ring(tokens, window, end=0, seed=3)
+    indices = np.arange(len(windows))
+    batch = windows.read_in(np.full(len(windows), epoch), indices)
+    counted = []
+    for row, first in zip(batch["tokens"].tolist(), batch["first"].tolist(), strict=True):
+        counted += list(pairwise(row))[first:]
+    assert sorted(counted) == expected
+    assert len(windows) == -(-len(ring) // window)
+
+
+def test_a_ring_is_cut_elsewhere_in_each_pass_but_the_first(prepare):
+    corpus = prepare(documents(30))
+    ring = Ring(corpus.train, 64, corpus.tokenizer.end, seed=0)
+    plain = Windows(corpus.train, 64, corpus.tokenizer.end)
+    indices = np.array([2, 0, 1, 2])
+    for name, tensor in plain.read(indices).items():
+        assert tensor.equal(ring.read(indices)[name])
+    passes = [ring.read_in(np.full(4, epoch), indices)["tokens"] for epoch in range(4)]
+    assert all(not one.equal(other) for one, other in combinations(passes, 2))
+    together = ring.read_in(np.array([3, 0, 2, 1]), indices)["tokens"]
+    assert together.tolist() == [passes[epoch][row].tolist() for row, epoch in enumerate((3, 0, 2, 1))]
+    other = Ring(corpus.train, 64, corpus.tokenizer.end, seed=1)
+    assert not other.read_in(np.full(4, 1), indices)["tokens"].equal(passes[1])

@@ -23,7 +23,8 @@ from selfsup.models import losses as losses_module
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.losses import IGNORE
 from selfsup.objectives.base import Task
-from selfsup.objectives.causal_lm import CausalLM
+from selfsup.objectives.causal_lm import CausalLM, CausalLMRecipe
+from selfsup.objectives.recipe import Effort
 from selfsup.seeding import generator
 
 END, VOCABULARY, WINDOW = 0, 9, 10
@@ -234,6 +235,39 @@ def test_a_network_of_ones_own_starts_at_chance_and_its_head_is_no_matrix_for_mu
     assert float(value.detach()) == pytest.approx(chance, rel=1e-5)
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     assert {names[id(p)] for p in objective.vectors()} == {"model.table.weight", "model.output_weight"}
+
+
+# -- what is read again and again ----------------------------------------------------------------------------
+
+
+def settled(effort: Effort, **given: object) -> CausalLMRecipe:
+    texts = [f"number {n} of the texts that are read again and again, and again. " * 3 for n in range(60)]
+    shape = {"model": {"layers": 1, "width": 16, "heads": 2, "mlp": 32}, "data": {"window": 32}, "train.batch": 4}
+    recipe = CausalLMRecipe(CausalLMRecipe.resolve(("test", {**shape, **given})), source=texts)
+    recipe.open(lambda done, total: None)
+    recipe.settle(effort)
+    return recipe
+
+
+def test_beyond_five_passes_weights_forget_within_a_pass_and_are_averaged() -> None:
+    for often in (settled(Effort(epochs=6)), settled(Effort(epochs=20))):
+        optim, steps = often.settings.config.optim, len(often.train) / 4
+        assert optim.lr * optim.weight_decay * steps == pytest.approx(1, rel=0.05)
+        assert optim.average == 0.1
+    assert often.settings.origin("optim.weight_decay") == often.settings.origin("optim.average") == "about 20 passes"
+    assert "about 20 passes over the text: weight decay" in often.facts()["repeats"]
+    seldom = settled(Effort(epochs=5))
+    assert (seldom.settings["optim.weight_decay"], seldom.settings["optim.average"]) == (None, 0)
+    assert "repeats" not in seldom.facts()
+
+
+def test_passes_are_known_from_steps_and_what_is_given_stays() -> None:
+    given = {"optim.weight_decay": 0.3, "optim.average": 0.5}
+    some = settled(Effort(steps=700), **given)
+    assert some.settings.origin("optim.average") == "test"
+    assert {key: some.settings[key] for key in given} == given
+    passes = 700 * 4 * 32 / some.corpus.facts.training_tokens
+    assert some.facts()["repeats"].startswith(f"about {passes:.0f} passes")
 
 
 # -- continued pretraining -----------------------------------------------------------------------------------

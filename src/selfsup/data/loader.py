@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfsup.data.mixture import drawn
-from selfsup.data.records import Batch, Records
+from selfsup.data.records import Batch, Records, read_in
 
 AHEAD = 2  # micro-batches in preparation per thread
 
@@ -43,7 +43,7 @@ class Loader:
 
     def read(self, place: range) -> Batch:
         epochs, indices = drawn(self.records, self.seed, place.start, place.stop)
-        return Batch(self.records.read(indices), self.seed, epochs, indices)
+        return Batch(read_in(self.records, epochs, indices), self.seed, epochs, indices)
 
     def steps(self, first: int) -> Generator[list[Batch]]:
         """The micro-batches of step `first`, `first` + 1, … without end; close the iterator to end its threads."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from selfsup.data.records import InBlocks, Records
+from selfsup.data.records import InBlocks, Records, read_in
 from selfsup.data.sampler import draw
 from selfsup.seeding import derive
 
@@ -36,10 +36,17 @@ class Mixture:
         return int(self.starts[-1])
 
     def read(self, indices: npt.NDArray[np.integer]) -> dict[str, Tensor]:
-        """Records by number (n,), as their collections read them."""
+        """Records by number (n,), as their collections read them in their first pass."""
+        return self.read_in(np.zeros_like(indices), indices)
+
+    def read_in(self, epochs: npt.NDArray[np.integer], indices: npt.NDArray[np.integer]) -> dict[str, Tensor]:
+        """The same in the passes `epochs` (n,), each of its own collection."""
         whose = np.searchsorted(self.starts, indices, "right") - 1
         order = np.argsort(whose, kind="stable")
-        pieces = [self.parts[part].read(indices[whose == part] - self.starts[part]) for part in np.unique(whose)]
+        pieces = [
+            read_in(self.parts[part], epochs[whose == part], indices[whose == part] - self.starts[part])
+            for part in np.unique(whose)
+        ]
         back = torch.from_numpy(np.argsort(order))
         return {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
 

@@ -30,6 +30,20 @@ class InBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class CutAnew(Protocol):
+    """Records that are others in each pass over them."""
+
+    def read_in(self, epochs: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
+        """The records at `indices` (n,) as they are in the passes `epochs` (n,)."""
+        ...
+
+
+def read_in(records: Records, epochs: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
+    """Records as they are in the passes that they are read in; most are the same in all."""
+    return records.read_in(epochs, indices) if isinstance(records, CutAnew) else records.read(indices)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Records, and the place that every random draw about them is seeded from."""

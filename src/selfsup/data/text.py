@@ -30,11 +30,13 @@ from selfsup.data.tokenizer_training import train_tokenizer
 from selfsup.data.tokenizers import Family, Ids, Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.report import Progress
+from selfsup.seeding import derive
 
 FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries
 BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 bytes per token)
 
 T = TypeVar("T")
+Places = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -421,7 +423,7 @@ class Windows:
     def __len__(self) -> int:
         return self._length
 
-    def read(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+    def read(self, indices: Places) -> dict[str, torch.Tensor]:
         """Windows by index (B,).
 
         Returns:
@@ -434,3 +436,46 @@ class Windows:
             "tokens": torch.from_numpy(self._runs(starts).astype(np.int64)),
             "first": torch.from_numpy(first.astype(np.int64)),
         }
+
+
+class Ring(Windows):
+    """The windows of a training: in every pass but the first the stream is cut from another place on, as if it were a
+    ring, so that a token is met again behind another beginning.
+
+    Where a ring is cut is a function of (seed, epoch). Each of its targets counts once in a pass. What a stream opens
+    and closes with stands once in it, if that is one token; else its first token is the target behind its last. A start
+    token there is given; the end token there closes a text that goes on in the part that is held out.
+    """
+
+    def __init__(self, tokens: Tokens, window: int, end: int, seed: int) -> None:
+        super().__init__(tokens, window, end)
+        self.seed, self._last_run = seed, self._last_start
+        first, last = (int(self._runs(np.array([place]))[0, side]) for place, side in ((0, 0), (self._last_run, -1)))
+        self._targets = len(tokens) - (first == last)
+        self._length = -(-self._targets // window)
+        self.block = block_of(tokens, window, self._length)
+
+    def read(self, indices: Places) -> dict[str, torch.Tensor]:
+        """As they are cut in the first pass."""
+        return self.read_in(np.zeros_like(indices), indices)
+
+    def read_in(self, epochs: Places, indices: Places) -> dict[str, torch.Tensor]:
+        """As they are cut in the passes `epochs` (B,)."""
+        wanted = indices.astype(np.int64) * self.window
+        starts = np.minimum(wanted, self._targets - self.window)
+        passes, which = np.unique(epochs, return_inverse=True)
+        begins = np.array([self._begin(int(epoch)) for epoch in passes])[which]
+        tokens = self._from((begins + starts) % self._targets).astype(np.int64)
+        return {"tokens": torch.from_numpy(tokens), "first": torch.from_numpy(wanted - starts)}
+
+    def _begin(self, epoch: int) -> int:
+        return derive(self.seed, "ring", epoch) % self._targets if epoch else 0
+
+    def _from(self, places: Places) -> Ids:
+        """The T + 1 tokens of the ring from each of some places (B,) on."""
+        runs = np.array(self._runs(np.minimum(places, self._last_run)))
+        for row in np.flatnonzero(places > self._last_run):
+            tail = runs[row, places[row] - self._last_run :][: self._targets - places[row]]
+            head = self._runs(np.array([0]))[0, : runs.shape[1] - len(tail)]
+            runs[row] = np.concatenate((tail, head))
+        return runs

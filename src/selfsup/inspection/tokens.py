@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfsup.config import Settings
-from selfsup.data.records import Batch
+from selfsup.data.records import Batch, read_in
 from selfsup.data.tokenizer_loading import open_tokenizer
 from selfsup.data.tokenizers import Family, TextTokenizer
 from selfsup.errors import UserError
@@ -89,8 +89,8 @@ class Subject:
 
     def make(self, count: int = 1, epoch: int = 0) -> tuple[Tensor, Task]:
         """The tokens of the first windows, and what the training makes of them in an epoch."""
-        places, seed = np.arange(count), self.recipe.settings["train.seed"]
-        batch = Batch(self.recipe.train.read(places), seed, np.full(count, epoch), places)
+        places, seed, epochs = np.arange(count), self.recipe.settings["train.seed"], np.full(count, epoch)
+        batch = Batch(read_in(self.recipe.train, epochs, places), seed, epochs, places)
         return batch.data["tokens"], self.objective.train().hide(batch)
 
     def losses(self, task: Task) -> Tensor | None:

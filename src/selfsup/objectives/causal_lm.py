@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
@@ -21,6 +22,7 @@ from selfsup.models.decoder import Decoder
 from selfsup.models.losses import IGNORE, cap_of, linear_cross_entropy, target_losses
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
 from selfsup.objectives.recipe import Effort
+from selfsup.objectives.sizes import unresolved
 from selfsup.objectives.text_networks import GivenDecoder, OwnDecoder, TextNetwork
 from selfsup.objectives.texts import TextRecipe, decoder_network
 from selfsup.seeding import generator
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 SAMPLE_TOKENS = 150
 ADAMW_LR = 0.01  # of embeddings, head and vectors
+MANY = 5.0  # passes over a text; up to as many `planning.weight_decay` asks for more decay than what follows
+FORGOTTEN_IN_A_PASS = 1.0  # times that the weights' average over past updates is renewed
+MOST_WEIGHT_DECAY = 4.0
+AVERAGE = 0.1  # of the steps, over which weights are averaged
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,10 +135,10 @@ class Writing:
         self.network = decoder_network(self.settings, self.module)
 
     def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
-        from selfsup.data.text import Windows
+        from selfsup.data.text import Ring, Windows
 
         window, end, held_out = self.settings["data.window"], corpus.tokenizer.end, corpus.validation
-        train = Windows(corpus.train, window, end)
+        train = Ring(corpus.train, window, end, self.settings["train.seed"])
         return train, None if held_out is None else Windows(held_out, max(1, min(window, len(held_out) - 1)), end)
 
     @abstractmethod
@@ -181,6 +187,7 @@ class CausalLMRecipe(Writing, TextRecipe):
     shards = True
     idea = "every token is predicted from the tokens before it"
     method = "causal language modelling"
+    repeats: Mapping[str, str] = MappingProxyType({})  # what is done against them, for the plan
 
     def settle(self, effort: Effort) -> None:
         self.settle_network(effort)
@@ -188,6 +195,28 @@ class CausalLMRecipe(Writing, TextRecipe):
         self.cut()
         self.settle_batch(effort)
         self.network.settle_rates(ADAMW_LR)
+        if unresolved(self.settings) and not self.network.started:
+            self.settle_repeats(self.passes(effort))
+
+    def settle_repeats(self, passes: float) -> None:
+        """What keeps a network from learning by heart what it reads again and again (docs/LOG.md): within a pass its
+        weights forget what they do not meet again, and an average of them is left."""
+        settings = self.settings
+        if passes <= MANY:
+            return
+        origin = f"about {passes:.0f} passes"
+        steps = len(self.train) / self.new_share / settings["train.batch"]  # of a pass
+        decay = min(FORGOTTEN_IN_A_PASS / (settings["optim.lr"] * steps), MOST_WEIGHT_DECAY)
+        settings.settle("optim.weight_decay", float(f"{decay:.2g}"), origin)
+        if settings.origin("optim.average") == "default":
+            settings.change("optim.average", AVERAGE, origin)
+        self.repeats = {
+            "repeats": f"{origin} over the text: weight decay {settings['optim.weight_decay']:g}, an average of the "
+            f"weights over about {settings['optim.average']:.0%} of the steps"
+        }
+
+    def facts(self) -> dict[str, str]:
+        return {**super().facts(), **self.repeats}
 
     def sketch(self) -> Sketch | None:
         if not isinstance(self.network, OwnDecoder):

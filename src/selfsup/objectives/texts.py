@@ -247,6 +247,14 @@ class TextRecipe(Recipe):
         (smallest, usual), (few, many) = TOKENS_PER_STEP, STEPS
         return min(max(seen / many, min(max(seen / few, smallest), usual)), LONGEST)
 
+    def passes(self, effort: Effort) -> float:
+        """How often the training part will be read, about."""
+        tokens = self.corpus.facts.training_tokens
+        seen = effort.tokens(self.network.blocks, tokens)
+        if effort.steps is not None:
+            seen = effort.steps * self.settings["train.batch"] * self.settings["data.window"]
+        return self.new_share * seen / tokens
+
     @property
     def started(self) -> bool:
         return self.network.started
