@@ -409,8 +409,7 @@ class OwnEither(OwnVision):
     names = (*dict.fromkeys(OwnVision.names + OwnConvNet.names),)
 
     def fitting(self, side: int) -> ImageNetwork:
-        """Of small images the convolutional one: in eight minutes of CIFAR-10 it comes to a kNN-20 of 64 % where the
-        vision transformer comes to 53 (docs/LOG.md)."""
+        """Of small images the convolutional one, which learns more of them in a few minutes (docs/LOG.md)."""
         side = min(side, self.settings["data.size"] or side)
         return OwnConvNet(self.settings) if side <= SMALL else OwnVision(self.settings)
 
