@@ -2,6 +2,7 @@
 # make test: install, run the tests but for the long ones, minutes        make test-all: every test
 # make lint: format, lint and type checks                                 make bench: comparisons
 # make bench-quick: one short round of each, beside what was measured last; DATA=DIRECTORY holds what some of them need
+# make test-scale: several processes on every objective, kills and restarts, tens of minutes
 # make fuzz: tens of thousands of damaged inputs, more than an hour on two cores
 
 PYTHON ?= python3
@@ -12,16 +13,19 @@ DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all fuzz lint format bench bench-quick clean
+.PHONY: demo test test-all test-scale fuzz lint format bench bench-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/selfsup train
 
 test: $(DEV)
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not scale"
 
 test-all: $(DEV)
-	$(PYTEST)
+	$(PYTEST) -m "not scale"
+
+test-scale: $(DEV)
+	$(BIN)/python -m pytest -m scale
 
 fuzz: $(DEV)
 	$(BIN)/python tests/fuzz/campaign.py

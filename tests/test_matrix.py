@@ -29,7 +29,7 @@ from selfsup.run import Run
 Command = Callable[..., Answer]
 FEW: dict[str, Any] = {"steps": 4, "checkpoint.every": 2, "evaluate.every": 2, "train.log_every": 1}
 CLASSES = ("red", "blue")
-COMMANDS = {*typer.main.get_command(cli.app).commands} - {"machine"}  # type: ignore[attr-defined]
+COMMANDS = {*typer.main.get_command(cli.app).commands} - {"machine", "prepare"}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_a_sharded_run_is_the_run_of_one_process(corpus: Path, tmp_path: Path, s
     assert {each.processes for each in selfsup.checkpoint(longer).checkpoints if each.step > last} == {1}
 
 
-@pytest.mark.long
+@pytest.mark.scale
 def test_four_save_and_two_go_on(corpus: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "sharded", tmp_path / "two"
     run_all(command(corpus, out, *EXACT, processes=4), command(corpus, other, *EXACT, "steps=16"))
@@ -135,7 +135,7 @@ def test_four_save_and_two_go_on(corpus: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, model_of(Run(other))[name], rtol=0, atol=1e-4, msg=name)
 
 
-@pytest.mark.long
+@pytest.mark.scale
 def test_blocks_are_gathered_in_the_precision_of_products(corpus: Path, tmp_path: Path) -> None:
     """Which changes nothing that would not be rounded to it anyway."""
     out, other = tmp_path / "sharded", tmp_path / "replicated"
@@ -145,7 +145,7 @@ def test_blocks_are_gathered_in_the_precision_of_products(corpus: Path, tmp_path
         torch.testing.assert_close(tensor, model_of(Run(other))[name], rtol=0, atol=2e-3, msg=name)
 
 
-@pytest.mark.long
+@pytest.mark.scale
 def test_killed_and_resumed_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     """The leading process and the other one, each at some step of its own."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -179,7 +179,7 @@ def tiny(objective: str, sources: Mapping[str, Path], place: Path) -> dict[str, 
     return {**settings, "objective": objective, "data": str(data), "out": str(place / objective), **exact, "steps": 6}
 
 
-@pytest.mark.long
+@pytest.mark.scale
 def test_every_objective_trains_by_rows(corpus: Path, drawings: Path, captioned: Path, tmp_path: Path) -> None:
     sources = {"corpus": corpus, "drawings": drawings, "captioned": captioned}
     settings = {name: tiny(name, sources, tmp_path / "sharded") | {"train.shard": True} for name in OBJECTIVES}

@@ -343,6 +343,11 @@ class Optimizer:
                 part.state[parameter] = {key: placed(tensors[place], fresh[key]) for key, place in places.items()}
 
 
+def averages_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages of weights among what optimizers remember, by the names of these; none where none are kept."""
+    return {name.removesuffix(f".{AVERAGE}"): state[name] for name in state if name.endswith(f".{AVERAGE}")}
+
+
 def _by_parameter(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """{parameter: {key: parameter.key}} of each parameter.key."""
     found: dict[str, dict[str, str]] = {}

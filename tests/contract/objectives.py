@@ -494,7 +494,7 @@ def lejepa(seed: int, regularizer: Regularizer = "sigreg") -> LeJEPA:
     with seeded(seed, "head"):
         head = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 6))
     crops = Crops(dino_global(12), dino_second(12), dino_local(8), 3)
-    weight = {"sigreg": 0.2, "visreg": 0.01}[regularizer]
+    weight = {"sigreg": 0.02, "visreg": 0.01}[regularizer]
     objective = LeJEPA(network, head, crops, "mean", regularizer, weight, slices=7, seed=SEED).double()
     return shaken(objective, seed)
 

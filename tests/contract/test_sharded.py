@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test is that of every case, sharded by two processes and by four."""
     if "case" in metafunc.fixturenames:
         many = [(name, 4) for name in SHARDED] + [(name, 2) for name in SHARDED if name not in FEW]
-        marked = [pytest.param(CASES[name], size, id=f"{name}-{size}", marks=pytest.mark.long) for name, size in many]
+        marked = [pytest.param(CASES[name], size, id=f"{name}-{size}", marks=pytest.mark.scale) for name, size in many]
         few = [pytest.param(CASES[name], 2, id=f"{name}-2") for name in FEW]
         metafunc.parametrize(("case", "size"), [*few, *marked])
 
@@ -49,7 +49,8 @@ def _one_thread() -> Iterator[None]:
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What groups of processes left for the cases that are asked for, the larger groups first, each in its place."""
     directory = tmp_path_factory.mktemp("sharded")
-    asked = [item.callspec.params for item in request.session.items if "directory" in getattr(item, "fixturenames", ())]
+    own = (item for item in request.session.items if item.path == request.path)
+    asked = [item.callspec.params for item in own if "directory" in getattr(item, "fixturenames", ())]
     for size in sorted({params["size"] for params in asked}, reverse=True):
         place = directory / str(size)
         place.mkdir()
@@ -123,7 +124,7 @@ def test_one_process_goes_on_from_what_several_saved(case: Case, size: int, dire
     assert_equal(train_alone(case, saved, 99), found(directory / str(size), case, "uninterrupted"), 1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.scale
 def test_fewer_processes_go_on_from_what_more_saved(directory: Path, case: Case, size: int) -> None:
     if size == 4:
         pytest.skip("there are none with more")

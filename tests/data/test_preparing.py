@@ -287,7 +287,7 @@ def test_a_lease_without_a_sign_of_life_runs_out(tmp_path: Path, monkeypatch: An
     assert task.result.exists()
 
 
-@pytest.mark.long
+@pytest.mark.scale
 def test_killed_at_any_moment(source: Path, prepared: Prepare, tmp_path: Path) -> None:
     prepared(source, "whole")
     words = ["prepare", "causal-lm", "--data", source, "--out", tmp_path / "corpus", "data.validation=0.2"]

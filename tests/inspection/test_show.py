@@ -191,11 +191,13 @@ class Small(nn.Module):
         return pixels.mean((2, 3))
 
 
-def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "r50").mkdir()
+    (tmp_path / "r50" / "config.json").write_text('{"model_type": "resnet"}', encoding="utf-8")
     model = ImageModel(adapt(Small(), 16), Features("mean"), Preprocessing.plain(16))
     monkeypatch.setattr("selfsup.inspection.show.load_image_model", lambda run: model)
-    with pytest.raises(UserError, match=r"runs/r50 .* \(Small\), whose patches cannot be shown"):
-        show("runs/r50", [drawing(0, 20)])
+    with pytest.raises(UserError, match=r"r50 holds .*, whose patches cannot be shown"):
+        show(tmp_path / "r50", [drawing(0, 20)])
 
 
 def test_command(run: Run, drawings: Path, tmp_path: Path, selfsup_command: object) -> None:

@@ -315,12 +315,13 @@ def test_checkpoints_go_without_weights_that_stay(
     (cut.directory / "summary.json").unlink()
     lean = cut.checkpoints().load(2)
     assert all(".lora_" in name for name in lean.tensors["model"])
-    shutil.rmtree(cut.checkpoints_directory / "step-000000002")
     recipe = CausalLMRecipe(cut.settings())
     recipe.open(lambda done, total: None)
     recipe.settle(Effort())
     state = {key: value for key, value in lean.state.items() if key != "still"}
-    tensors = {**lean.tensors, "model": lean.model(recipe.begin().state_dict())}
+    whole_model = {name: tensor.clone() for name, tensor in lean.model(recipe.begin().state_dict()).items()}
+    tensors = {**{name: dict(each) for name, each in lean.tensors.items()}, "model": whole_model}
+    shutil.rmtree(cut.checkpoints_directory / "step-000000002")
     checkpoints = cut.checkpoints()
     checkpoints.save(Checkpoint(2, tensors, state))
     checkpoints.close()

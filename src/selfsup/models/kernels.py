@@ -325,8 +325,9 @@ def _has_own_kernels() -> bool:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, by oneDNN where that is faster: with weights by rows or by columns 11 to 21 % (docs/LOG.md)."""
-    large = x.dtype == torch.float32 and x.shape[:-1].numel() * weight.numel() >= LARGE
-    if large and x.device.type == "cpu" and _has_own_kernels():
+    own = x.dtype == torch.float32 and x.device.type == "cpu" and _has_own_kernels()
+    # An export asks no size: its batch would be fixed.
+    if own and not torch.compiler.is_compiling() and x.shape[:-1].numel() * weight.numel() >= LARGE:
         made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return made
     return F.linear(x, weight, bias)
