@@ -16,7 +16,7 @@ from selfsup.distributed import Processes
 from selfsup.errors import UserError
 from selfsup.files import expanded, require_free
 from selfsup.objectives import recipe_of
-from selfsup.optim import averages_of, misshapen
+from selfsup.optim import misshapen
 from selfsup.report import Progress, Reporter, amount
 from selfsup.run import Run
 from selfsup.saving import KEPT, Checkpoints
@@ -160,8 +160,7 @@ def _export(run: Run, checkpoints: Checkpoints, step: int, out: Path) -> Path:
     machine = open_again(run, run.environment(), recipe, team)
     objective = recipe.begin().to(machine.device)
     expected = objective.state_dict()
-    found = checkpoints.load(step)
-    tensors = {**found.model(expected), **averages_of(found.tensors["optimizer"])}
+    tensors = checkpoints.load(step).used(expected)
     if problem := misshapen(tensors, expected):
         raise UserError(f"The checkpoint of step {step:,} of {run.directory} is none of this run ({problem}).")
     load(objective, tensors)

@@ -16,13 +16,13 @@ from torch.optim.adamw import adamw
 from selfsup.config import OptimConfig
 from selfsup.errors import UserError
 from selfsup.objectives.base import Objective
+from selfsup.saving import AVERAGE
 from selfsup.sharding import own, placed, spread, total_norm
 
 # The quintic of Jordan et al. (2024, "Muon: An optimizer for hidden layers in neural networks"), whose slope at
 # zero is as steep as convergence into [0.7, 1.2] allows.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-AVERAGE = "average"  # of a parameter, among what is remembered of it
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -341,11 +341,6 @@ class Optimizer:
                 self.averages[parameter] = placed(tensors[places.pop(AVERAGE)], parameter.detach())
             if places:
                 part.state[parameter] = {key: placed(tensors[place], fresh[key]) for key, place in places.items()}
-
-
-def averages_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averages of weights among what optimizers remember, by the names of these; none where none are kept."""
-    return {name.removesuffix(f".{AVERAGE}"): state[name] for name in state if name.endswith(f".{AVERAGE}")}
 
 
 def _by_parameter(names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -49,6 +49,7 @@ NAME = re.compile(r"step-(\d{9})")
 STATE = "state.json"
 KEPT = "kept"  # an empty file; a checkpoint in which it lies is never removed, as none that holds files of others is
 TENSORS = ("model", "optimizer", "renewed")
+AVERAGE = "average"  # of a parameter, among what the optimizer remembers of it
 PART = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?\.safetensors")
 # All that this program puts into one.
 OURS = re.compile(rf"(?:{'|'.join(TENSORS)})(?:-\d{{5}}-of-\d{{5}})?\.safetensors|{STATE}|{MANIFEST}")
@@ -97,6 +98,12 @@ class Checkpoint:
         rest = {name: tensor for name, tensor in start.items() if name not in found}
         still = self.state.get("still")
         return {**found, **rest} if still and digest(rest) == still else found
+
+    def used(self, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's tensors as a user opens them: where averages of weights are kept, these in place of them."""
+        moments = self.tensors.get("optimizer", {})
+        averages = {name.removesuffix(f".{AVERAGE}"): moments[name] for name in moments if name.endswith(f".{AVERAGE}")}
+        return {**self.model(start), **averages}
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def trained(objective: Objective, run: str | Path) -> Objective:
     model = checkpoint.model(start)
     if start.keys() - model.keys() and checkpoint.state.get("still"):
         raise UserError(f"The weights that {run} starts from have changed since it began; restore them to look at it.")
-    objective.load_state_dict(model)
+    objective.load_state_dict(checkpoint.used(start))
     return objective.eval()
 
 
