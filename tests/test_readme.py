@@ -56,7 +56,7 @@ SHORTER = {
     'budget="1m"': 'budget="15s", model="0.1m"',
     "torchrun": f"{sys.executable} -m torch.distributed.run",
     "--out runs/two": "--out runs/two --steps 4 --batch 4 model.preset=0.1m",
-    "--out runs/pair": "--out runs/pair --steps 4 model.preset=0.1m",
+    "--out runs/several": "--out runs/several --steps 4 model.preset=0.1m",
     "--out runs/web": "--out runs/web --steps 4 model.preset=0.1m",
 }
 
