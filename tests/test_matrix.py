@@ -29,7 +29,7 @@ from selfsup.run import Run
 Command = Callable[..., Answer]
 FEW: dict[str, Any] = {"steps": 4, "checkpoint.every": 2, "evaluate.every": 2, "train.log_every": 1}
 CLASSES = ("red", "blue")
-COMMANDS = {*typer.main.get_command(cli.app).commands} - {"machine", "prepare"}  # type: ignore[attr-defined]
+COMMANDS = {*typer.main.get_command(cli.app).commands} - {"machine"}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     here, kind = t.place, t.kind
     photo, extended = next(sources["images"].rglob("*.png")), shutil.copytree(t.run, here / "extended")
     yield ["plan", "--config", t.run / "config.yaml"], True
+    streams = t.objective in ("causal-lm", "masked-lm")
+    yield ["prepare", t.objective, "--data", t.data, "--out", here / "tokens", "--workers", 1], streams
     yield ["inspect", "--run", t.run, "--json"], True
     yield ["inspect", t.objective, "--data", t.data, "--run", t.run, "--html", here / "page.html"], True
     yield ["inspect", "--run", t.run, "--png", here / "page.png"], t.unit == "images"

@@ -141,7 +141,8 @@ def test_a_launcher_that_starts_again_goes_on_and_a_hung_process_is_named(corpus
     run = Run.open(tmp_path / "again")
     assert [line["step"] for line in run.metrics() if line["split"] == "train"] == list(range(1, 13))
     assert run.summary["steps"] == 12
-    assert re.search(r"Going on from step [1-9]\d*\.", output), output
+    # The checkpoint of step 3, or that of the look at 4, if it was whole when the process ended.
+    assert re.search(r"Going on from step [34]\.", output), output
 
     output, _ = hangs.communicate(timeout=240)
     assert hangs.returncode != 0

@@ -43,9 +43,8 @@ def shard(objective: nn.Module, device: torch.device, narrow: Callable[[nn.Modul
         sharded = fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=held_whole)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # of gloo, which knows no other
-        sharded.set_reduce_scatter_unused_params(
-            True
-        )  # a process whose records do not touch one takes part all the same
+        # A process whose records do not touch a parameter takes part all the same.
+        sharded.set_reduce_scatter_unused_params(True)
     register_fsdp_forward_method(objective, "predict")
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which no score writes to
 

@@ -538,7 +538,7 @@ class Trainer:
         """Put the weights of the best look in place of the end's, if its held-out loss is plainly lower. For that the
         end is looked at by the records of all other looks. Where losses do not compare over steps, the end is kept."""
         best, held_out, records = self.best, self.recipe.validation, self.settings["evaluate.records"]
-        if best is None or held_out is None or not self.recipe.losses_compare:
+        if best is None or held_out is None or not self.recipe.losses_compare or best["step"] == self.step:
             return
         with self._merged():
             end = self._losses(held_out, records)

@@ -38,7 +38,7 @@ from selfsup.objectives.distill_images import ImageDistillation, ImageTeacher, M
 from selfsup.objectives.distill_tokens import TokenDistillation
 from selfsup.objectives.distillation import NEAREST
 from selfsup.objectives.gaussian import of_one_place
-from selfsup.objectives.lejepa import LeJEPA, Regularizer
+from selfsup.objectives.lejepa import WEIGHTS, LeJEPA, Regularizer
 from selfsup.objectives.mae import MAE
 from selfsup.objectives.masked_lm import MaskedLM, Masking
 from selfsup.objectives.multi_crop import Crops
@@ -488,13 +488,13 @@ def saying_the_same(task: Task) -> dict[str, float]:
 
 
 def lejepa(seed: int, regularizer: Regularizer = "sigreg") -> LeJEPA:
-    """With directions that do not fall into equal parts for two processes; and with little weight of visreg, which
-    divides by small deviations, so that plain descent does not leap."""
+    """With directions that do not fall into equal parts for two processes; and with the recipe's weight of sigreg and
+    little of visreg, which divides by small deviations: at higher ones descent at the suite's learning rate leaps."""
     network = vision_transformer(generator(seed, "weights"))
     with seeded(seed, "head"):
         head = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 6))
     crops = Crops(dino_global(12), dino_second(12), dino_local(8), 3)
-    weight = {"sigreg": 0.02, "visreg": 0.01}[regularizer]
+    weight = {"sigreg": WEIGHTS["sigreg"], "visreg": 0.01}[regularizer]
     objective = LeJEPA(network, head, crops, "mean", regularizer, weight, slices=7, seed=SEED).double()
     return shaken(objective, seed)
 

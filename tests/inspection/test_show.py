@@ -193,10 +193,10 @@ class Small(nn.Module):
 
 def test_networks_without_patches_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "r50").mkdir()
-    (tmp_path / "r50" / "config.json").write_text('{"model_type": "resnet"}', encoding="utf-8")
+    (tmp_path / "r50" / "config.json").write_text('{"model_type": "textnet"}', encoding="utf-8")
     model = ImageModel(adapt(Small(), 16), Features("mean"), Preprocessing.plain(16))
     monkeypatch.setattr("selfsup.inspection.show.load_image_model", lambda run: model)
-    with pytest.raises(UserError, match=r"r50 holds .*, whose patches cannot be shown"):
+    with pytest.raises(UserError, match="r50 holds an image encoder of type 'textnet', whose patches cannot be shown"):
         show(tmp_path / "r50", [drawing(0, 20)])
 
 

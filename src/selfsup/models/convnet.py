@@ -10,8 +10,9 @@ shortcuts, as in Ding et al. 2021, "RepVGG: Making VGG-style ConvNets Great Agai
 In training the statistics of a normalisation are those of a group of images (Hoffer et al. 2017, "Train longer,
 generalize better", algorithm 1), whatever else is computed at once. No average of them is kept meanwhile: those that
 serve evaluation are measured over images of the training part whenever the network is looked at or saved (Wu and
-Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3). So neither micro-batches nor processes nor a resume change
-what is learnt. Parameters have the names of transformers' TextNetModel, see `models/convnet_layouts.py`.
+Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3). So a resume changes nothing that is learnt, and neither do
+micro-batches and processes whose shares a group divides. Parameters have the names of transformers' TextNetModel, see
+`models/convnet_layouts.py`.
 """
 
 from __future__ import annotations
