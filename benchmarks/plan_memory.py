@@ -12,7 +12,7 @@ from benchmarks.common import Figures, run, write
 STEPS = 3
 TEXT = {"data": "sample:shakespeare", "data.vocabulary": 8192}
 FP32 = {"precision": "fp32", "matrices": "adamw"}
-# On a CPU attention of up to 256 tokens keeps its scores in bf16, which no GPU does; so these have more, or fp32.
+# On a CPU attention in bf16 keeps its scores, of up to 256 tokens, or without AMX 512, which no GPU does.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "decoder 10m, 8 × 512 tokens, bf16, Muon": ("causal-lm", {"model": "10m", "window": 512, "batch": 8}),
     "decoder 25m, 8 × 1,024 tokens, bf16, Muon": ("causal-lm", {"model": "25m", "window": 1024, "batch": 8}),
