@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import Figures, alternate, peer, selfsup, show, spread, write
 
-BOOKS, BEGINNING = 16, 12_000  # held-out books, and characters of each, from behind its title pages
+BOOKS, BEGINNING = 16, 6_000  # held-out books, and characters of each, from behind its title pages
 SKIPPED = 20_000
-OLD = 200_000  # characters of the other text
+OLD = 100_000  # characters of the other text
 Evaluated = dict[str, float]
 
 
