@@ -38,6 +38,7 @@ UNKNOWN = "–"
 CHART_HEIGHT = 14  # lines
 TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 AMOUNTS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1.0, ""))
+OF_SOURCE = "loss/"  # what the loss of a source of a mixture is called, before its name
 OWN = ("out",)  # keys that name a run rather than say what it does
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class RunFigures:
 
     Attributes:
         unit: what it went through, such as tokens, sentences or images; `amount` of it, `per_second` in the median.
+        sources: the loss on the held-out part of each source of a mixture, by name.
         train, validation: its curves, from the first step to the last, without what is no finite number.
     """
 
@@ -75,6 +77,7 @@ class RunFigures:
     wall_seconds: float | None
     per_second: float | None
     chance: float | None
+    sources: dict[str, float]
     train: list[Point] = field(repr=False)
     validation: list[Point] = field(repr=False)
 
@@ -131,6 +134,8 @@ class Comparison:
             cells = [figure(run) for run in self.runs]
             if set(cells) != {UNKNOWN}:
                 table.add_row(title, *cells)
+        for name in dict.fromkeys(name for run in self.runs for name in run.sources):
+            table.add_row(Text(f"loss on {name}"), *(_number(run.sources.get(name)) for run in self.runs))
         for unit in dict.fromkeys(run.unit for run in self.runs if run.unit is not None):
             amounts = [run.amount if run.unit == unit else None for run in self.runs]
             paces = [run.per_second if run.unit == unit else None for run in self.runs]
@@ -319,9 +324,16 @@ def _figures_of(run: Run, name: str) -> RunFigures:
         parameters=(run.environment().get("plan") or {}).get("parameters"),
         wall_seconds=summary.get("wall_seconds", last["time"]),
         per_second=median(rates) if rates else None,
+        sources=_by_source(summary or next((line for line in reversed(lines) if line["split"] == "validation"), {})),
         chance=summary.get("chance", (run.environment().get("plan") or {}).get("chance")),
         **curves,
     )
+
+
+def _by_source(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Of the figures of a look, the loss of each source of a mixture."""
+    of_sources = {key.removeprefix(OF_SOURCE): value for key, value in figures.items() if key.startswith(OF_SOURCE)}
+    return {name: value for name, value in of_sources.items() if _known(value) is not None}
 
 
 def _unit(train: list[dict[str, Any]]) -> str | None:

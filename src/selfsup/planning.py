@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from selfsup.budget import FEWEST_STEPS, FINAL_SHARE, FORWARD_SHARE, Clock
 from selfsup.config import OptimConfig, Settings
 from selfsup.data.loader import Loader
+from selfsup.data.mixture import Mixture
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
@@ -139,7 +140,8 @@ def _settle_steps(recipe: Recipe) -> None:
     settings, epochs = recipe.settings, recipe.settings["train.epochs"]
     if epochs is None:
         return
-    steps = max(1, round(epochs * len(recipe.train) / recipe.new_share / settings["train.batch"]))
+    records = recipe.train.once if isinstance(recipe.train, Mixture) else len(recipe.train)
+    steps = max(1, round(epochs * records / recipe.new_share / settings["train.batch"]))
     settings.change("train.steps", steps, f"{epochs:g} epochs ({settings.origin('train.epochs')})")
     settings.change("train.epochs", None, "resolved to steps")
 
@@ -387,7 +389,7 @@ def _summarise(
     snapshot = 4 * parameters * 3 // parts  # what a checkpoint copies: weights and optimizer state
     held = {"sharded": f"each of {parts} processes holds {parameters // parts:,} parameters"} if parts > 1 else {}
     return Plan(
-        facts=recipe.facts() | recipe.adaptation.facts(objective) | held,
+        facts=recipe.facts() | recipe.mixture_told(records) | recipe.adaptation.facts(objective) | held,
         parameters=parameters,
         steps=steps,
         records=records,

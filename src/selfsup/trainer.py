@@ -19,6 +19,7 @@ from selfsup.accounting import Accounts, of_run
 from selfsup.budget import Budget, Clock
 from selfsup.config import Settings
 from selfsup.data.loader import in_order
+from selfsup.data.mixture import Mixture, looked_at
 from selfsup.data.records import Batch, Records
 from selfsup.diagnosis import Monitor
 from selfsup.distributed import Processes
@@ -488,10 +489,21 @@ class Trainer:
         """The loss of records of the held-out part; of what is replayed as many, `replay_loss`."""
         replayed = None if self.recipe.replay is None else self.recipe.replay.validation
         with self.budget.timed("look", records):
-            figures = self._score(source, records)
+            figures = self._scores(source, records)
             if replayed is not None:
                 figures["replay_loss"] = self._score(replayed, min(records, len(replayed)))["loss"]
         return figures
+
+    def _scores(self, source: Records, records: int) -> dict[str, float]:
+        """The loss of records of a source; of a mixture that of each of its sources too, `loss/NAME`, and for the whole
+        the mean of all by their shares."""
+        if not isinstance(source, Mixture):
+            return self._score(source, records)
+        shared = looked_at(source, records)
+        found = [self._score(part, number) for _, part, number in shared]
+        weighed = [(share, each) for (share, *_), each in zip(shared, found, strict=True)]
+        whole = {term: sum(share * each[term] for share, each in weighed) for term in found[0]}
+        return whole | {f"loss/{name}": each["loss"] for name, each in zip(source.names, found, strict=True)}
 
     def _score(self, source: Records, records: int) -> dict[str, float]:
         """The loss of records spread evenly over a source; leaves the objective in evaluation mode."""
@@ -597,12 +609,14 @@ class Trainer:
         batch: int | None = self.settings["evaluate.batch"]
         if not records or not batch:
             return self.recipe.chance(self.settings["train.batch"])
-        sizes = [min(batch, records - start) for start in range(0, records, batch)]
-        chances = [self.recipe.chance(size) for size in sizes]
-        known = [chance for chance in chances if chance is not None]
-        if len(known) < len(sizes):
-            return None
-        return sum(chance * size for chance, size in zip(known, sizes, strict=True)) / records
+        chance = 0.0
+        for share, _, number in looked_at(self.recipe.validation or self.recipe.train, records):
+            sizes = [min(batch, number - start) for start in range(0, number, batch)]
+            known = [found for size in sizes if (found := self.recipe.chance(size)) is not None]
+            if len(known) < len(sizes):
+                return None
+            chance += share * sum(each * size for each, size in zip(known, sizes, strict=True)) / number
+        return chance
 
     def _diagnose(self) -> None:
         """Say what the figures so far show to be wrong, and did not show before."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from selfsup.budget import Clock
 from selfsup.config import LENGTHS, Settings, read_yaml
+from selfsup.data.mixing import is_mixture
 from selfsup.data.origins import absolute
 from selfsup.distributed import Processes, launch, process_group, restarts
 from selfsup.errors import UserError
@@ -140,8 +141,7 @@ class Given:
 
     def again(self) -> Given:
         """What only Python can give; all else stands in the run's configuration."""
-        named = (str, Path, Mapping, type(None))
-        objective, data, model = (None if isinstance(x, named) else x for x in (self.objective, self.data, self.model))
+        objective, data, model = (None if _is_named(x) else x for x in (self.objective, self.data, self.model))
         return replace(self, objective=objective, data=data, model=model, values={}, out=None, config=None)
 
     def settings(self) -> Settings:
@@ -164,12 +164,17 @@ class Given:
         return settings
 
 
+def _is_named(value: object) -> bool:
+    """Whether a configuration says all of it; a mixture is a mapping, but none of settings."""
+    return isinstance(value, str | Path | Mapping | None) and not (isinstance(value, Mapping) and is_mixture(value))
+
+
 def _in_words(value: object) -> object:
-    return value if value is None or isinstance(value, str | Mapping) else f"python:{type(value).__name__}"
+    return value if _is_named(value) else f"python:{type(value).__name__}"
 
 
 def _recipe(settings: Settings, given: Given) -> Recipe:
-    source = None if isinstance(given.data, str | Path | Mapping) else given.data
+    source = None if _is_named(given.data) else given.data
     if source is None and settings["data.source"].startswith("python:"):
         raise UserError(f"The data ({settings['data.source']}) came from Python; go on from there and pass it again.")
     module = given.model if isinstance(given.model, nn.Module) else None
@@ -248,6 +253,8 @@ def _prepare(recipe: Recipe, team: Team) -> tuple[Plan, Machine]:
 def _open(recipe: Recipe, team: Team) -> None:
     """Open the data: on each machine one process first, so that the others there find what it prepared."""
     require_shardable(recipe)
+    if not recipe.mixes and is_mixture(recipe.given_source):
+        raise UserError(f"{recipe.settings['objective']} trains on one source, not on a mixture; name one by --data.")
     processes, reporter = team.processes, team.reporter
     with reporter.bar("reading"):
         for prepares in (True, False):
@@ -273,6 +280,8 @@ def _require_measurable(recipe: Recipe) -> None:
     if recipe.settings["evaluate.data"] is not None:
         return
     for protocol in recipe.settings["evaluate.protocols"]:
+        if protocol in LANGUAGE_MODELS and is_mixture(recipe.given_source):
+            raise UserError(f"{protocol} needs one text and a mixture has several; name one by evaluate.data.")
         if protocol not in LANGUAGE_MODELS and not recipe.measurable(protocol in LABELLED):
             needed = "records with their classes" if protocol in LABELLED else "records"
             raise UserError(

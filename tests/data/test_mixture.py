@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfsup.data.loader import Loader
-from selfsup.data.mixture import Mixture
+from selfsup.data.loader import Loader, in_order
+from selfsup.data.mixture import ROUND, Mixture, quotas, turns
 from selfsup.data.sampler import draw
+from selfsup.errors import UserError
+from selfsup.seeding import derive
 
 
 class Numbers:
@@ -30,21 +33,110 @@ class Numbers:
         return {"number": numbers, "own": torch.full_like(numbers, self.own)}
 
 
-def mixture(sizes: list[int], shares: list[float]) -> Mixture:
+def mixture(sizes: list[int], shares: Sequence[float]) -> Mixture:
     return Mixture([Numbers(size, own) for own, size in enumerate(sizes)], shares)
 
 
-SHARES = st.sampled_from([[0.9, 0.1], [0.5, 0.5], [0.01, 0.99], [0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]])
+WEIGHTS = st.lists(st.integers(1, 400), min_size=1, max_size=7)
+
+
+@settings(max_examples=15, deadline=None)
+@given(weights=WEIGHTS, seed=st.integers(0, 99), start=st.integers(0, 10**9), length=st.integers(1, 500))
+def test_any_stretch_has_its_shares(weights: list[int], seed: int, start: int, length: int) -> None:
+    mixed = mixture([70 + 10 * n for n in range(len(weights))], weights)
+    _, records = mixed.draw(seed, start, start + length)
+    found = Counter(mixed.read(records)["own"].tolist())
+    for own, weight in enumerate(weights):
+        wanted = weight / sum(weights) * length
+        assert abs(found[own] - wanted) <= 2 + length / ROUND  # each of its ends rounds once, and the round
+
+
+@settings(max_examples=10, deadline=None)
+@given(weights=WEIGHTS, start=st.integers(0, 10**12))
+def test_any_whole_round_has_its_shares_to_a_record(weights: list[int], start: int) -> None:
+    mixed = mixture([50] * len(weights), weights)
+    _, records = mixed.draw(0, start, start + ROUND)
+    found = Counter(mixed.read(records)["own"].tolist())
+    assert all(abs(found[own] - weight / sum(weights) * ROUND) < 1 for own, weight in enumerate(weights))
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=8).map(tuple))
+def test_of_the_first_places_each_part_has_its_share_rounded(counts: tuple[int, ...]) -> None:
+    whose, before = turns(counts)
+    size = sum(counts)
+    seen = [0] * len(counts)
+    for place in range(size):
+        assert before[place] == seen[whose[place]]
+        seen[whose[place]] += 1
+        for part, count in enumerate(counts):
+            low, rest = divmod((place + 1) * count, size)
+            assert low <= seen[part] <= low + (rest > 0)
+    assert tuple(seen) == counts
 
 
 @settings(max_examples=60, deadline=None)
-@given(shares=SHARES, seed=st.integers(0, 99), start=st.integers(0, 10**9), length=st.integers(1, 500))
-def test_any_stretch_has_its_shares(shares: list[float], seed: int, start: int, length: int) -> None:
-    mixed = mixture([70 + 10 * n for n in range(len(shares))], shares)
-    _, records = mixed.draw(seed, start, start + length)
-    found = Counter(mixed.read(records)["own"].tolist())
-    nested = len(shares) - 1  # each division rounds once
-    assert all(abs(found[own] - share * length) <= nested for own, share in enumerate(shares))
+@given(weights=WEIGHTS, total=st.integers(1, 20_000))
+def test_quotas_round_and_add_up(weights: list[int], total: int) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    found = quotas(shares, total)
+    assert sum(found) == total
+    assert all(abs(number - share * total) < 1 + 1e-6 for number, share in zip(found, shares, strict=True))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+    start=st.integers(0, 2 * ROUND),
+    length=st.integers(1, 300),
+)
+def test_the_order_is_what_taking_one_record_after_the_other_gives(
+    weights: list[int], seed: int, start: int, length: int
+) -> None:
+    sizes = [17, 5, 23, 40][: len(weights)]
+    mixed = mixture(sizes, weights)
+    whose, _ = turns(quotas(mixed.shares, ROUND))
+    taken, expected = [0] * len(sizes), []
+    for place in range(start + length):
+        part = int(whose[place % ROUND])
+        if place >= start:
+            own = derive(seed, "source", part) if part else seed
+            epoch, record = draw(own, taken[part], taken[part] + 1, sizes[part])
+            expected.append((int(epoch[0]), sum(sizes[:part]) + int(record[0])))
+        taken[part] += 1
+    epochs, records = mixed.draw(seed, start, start + length)
+    assert list(zip(epochs.tolist(), records.tolist(), strict=True)) == expected
+
+
+def test_a_share_that_no_round_holds_is_refused() -> None:
+    with pytest.raises(UserError, match=r"tiny has 1e-05 of the mixture, less than one record in 10,000; give"):
+        Mixture([Numbers(5, 0), Numbers(5, 1)], [0.99999, 0.00001], ["most", "tiny"])
+
+
+def test_a_mixture_within_a_mixture_is_drawn_as_itself() -> None:
+    inner = mixture([11, 7], [0.5, 0.5])
+    outer = Mixture([inner, Numbers(5, 2)], [0.75, 0.25])
+    epochs, records = outer.draw(3, 0, 400)
+    own = outer.read(records)["own"].numpy()
+    within = own < 2
+    alone = inner.draw(3, 0, int(within.sum()))
+    assert np.array_equal(epochs[within], alone[0])
+    assert np.array_equal(records[within], alone[1])
+    assert (own == 2).sum() == 100
+
+
+def test_a_look_reads_each_collection_by_itself() -> None:
+    mixed = mixture([40, 3, 20], [0.5, 0.4, 0.1])
+    batches = list(in_order(mixed, 20, 0, 4))
+    owns = [batch.data["own"].tolist() for batch in batches]
+    assert all(len(set(own)) == 1 for own in owns)
+    assert Counter(own for each in owns for own in each) == {0: 10, 1: 3, 2: 2}  # there are no more of the second
+    dealt = [batch.data["number"].tolist() for rank in range(2) for batch in in_order(mixed, 20, 0, 4, rank, 2)]
+    assert sorted(dealt) == sorted(batch.data["number"].tolist() for batch in batches)
+
+
+SHARES = st.sampled_from([[0.9, 0.1], [0.5, 0.5], [0.01, 0.99], [0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]])
 
 
 @settings(max_examples=40, deadline=None)

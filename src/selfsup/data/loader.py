@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from selfsup.data.mixture import drawn
+from selfsup.data.mixture import drawn, looked_at
 from selfsup.data.records import Batch, Records, read_in
 
 AHEAD = 2  # micro-batches in preparation per thread
@@ -66,9 +67,14 @@ class Loader:
 
 
 def in_order(records: Records, count: int, seed: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
-    """`count` records spread evenly over all of them, in order: what an evaluation reads. The batches are dealt to the
-    processes in turn, so their content does not depend on the number of processes."""
-    chosen = np.arange(count, dtype=np.int64) * len(records) // count
-    for start in range(rank * batch, count, size * batch):
-        indices = chosen[start : start + batch]
-        yield Batch(records.read(indices), seed, np.zeros(len(indices), dtype=np.int64), indices)
+    """`count` records spread evenly over all of them, in order: what an evaluation reads; of a mixture each collection
+    has its share of them, in batches of its own. The batches are dealt to the processes in turn, so their content does
+    not depend on the number of processes."""
+    batches = (
+        (part, chosen[start : start + batch])
+        for _, part, number in looked_at(records, count)
+        for chosen in [np.arange(number, dtype=np.int64) * len(part) // number]
+        for start in range(0, number, batch)
+    )
+    for part, indices in islice(batches, rank, None, size):
+        yield Batch(part.read(indices), seed, np.zeros(len(indices), dtype=np.int64), indices)

@@ -39,6 +39,19 @@ class CutAnew(Protocol):
         ...
 
 
+class Subset:
+    """Some of another collection's records."""
+
+    def __init__(self, records: Records, indices: np.ndarray) -> None:
+        self.records, self.indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return self.records.read(self.indices[indices])
+
+
 def read_in(records: Records, epochs: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
     """Records as they are in the passes that they are read in; most are the same in all."""
     return records.read_in(epochs, indices) if isinstance(records, CutAnew) else records.read(indices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,17 @@ class Skipped:
     names: tuple[str, ...] = ()  # the first few, each with file, place and reason
     replaced_bytes: int = 0  # undecodable bytes of text files that were kept, as U+FFFD
     left_out: tuple[str, ...] = ()  # what is no record, by its kind, each with how many
+
+
+def joint_skipped(every: Sequence[Skipped]) -> Skipped:
+    """Those of several sources, taken together."""
+    return Skipped(
+        count=sum(one.count for one in every),
+        seen=sum(one.seen for one in every),
+        names=tuple(name for one in every for name in one.names)[:NAMED],
+        replaced_bytes=sum(one.replaced_bytes for one in every),
+        left_out=tuple(what for one in every for what in one.left_out),
+    )
 
 
 class Tally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,9 +24,9 @@ from selfsup.data.cache import kept
 from selfsup.data.shards import Tokens, block_of, runs_of
 from selfsup.data.sources import Table, open_text
 from selfsup.data.split import hash_of, hold_out
-from selfsup.data.tally import Skipped
+from selfsup.data.tally import Skipped, joint_skipped
 from selfsup.data.tokenizer_loading import load_tokenizer, open_tokenizer
-from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizer_training import Training, train_on_mixture, train_tokenizer
 from selfsup.data.tokenizers import Family, Ids, Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.report import Progress
@@ -34,6 +34,12 @@ from selfsup.seeding import derive
 
 FORMAT = 1  # of a cache entry and of the rules that make it; a change makes new entries
 BATCH = 1 << 21  # characters encoded at a time: bounds the memory (about 100 bytes per token)
+
+# Of facts, those that are added up over several corpora.
+SUMMED = (
+    *("documents", "duplicates", "empty", "characters", "bytes", "unknown_tokens", "truncated"),
+    *(f"{part}_{what}" for part in ("training", "validation") for what in ("documents", "tokens", "bytes")),
+)
 
 T = TypeVar("T")
 Places = npt.NDArray[np.integer[Any]]
@@ -147,6 +153,51 @@ def corpus_in_memory(text: Table, tokenizer: str | TextTokenizer, vocabulary: in
     stream = Stream(cut)
     tokens = np.concatenate(list(stream.chunks(text.documents(), cut.start)))
     return TextCorpus(cut, tokens, None, _facts(text, scan, stream, Stream(cut)), text.fingerprint())
+
+
+def training_texts(text: Table, validation: float, progress: Progress) -> Training:
+    """The documents of a source that `prepare_text` trains on."""
+    parts = _split(text, _scan(text, progress), validation)
+    return Training(parts.train, parts.train_bytes)
+
+
+def shared_tokenizer(
+    kind: Kind,
+    vocabulary: int | None,
+    family: Family,
+    shares: Callable[[Sequence[float]], list[float]],
+    choices: tuple[object, ...],
+    sources: Callable[[], Sequence[Training]],
+) -> TextTokenizer:
+    """One tokenizer for several sources, see `train_on_mixture`, or the one that an earlier call left in the cache.
+
+    Args:
+        shares: of the sources, by their bytes.
+        choices: all that it depends on beside kind, vocabulary and family.
+        sources: what of each is trained on, read only where the tokenizer is not there.
+    """
+    key = hashlib.blake2b(repr((FORMAT, kind, vocabulary, family, *choices)).encode(), digest_size=16).hexdigest()
+
+    def build(directory: Path) -> None:
+        opened = sources()
+        weighed = shares([source.bytes for source in opened])
+        train_on_mixture(kind, opened, weighed, vocabulary, family).save(directory / "tokenizer")
+
+    return load_tokenizer(kept("tokenizers", key, build) / "tokenizer", family).anew()
+
+
+def joint_facts(every: Sequence[TextFacts]) -> TextFacts:
+    """What is known of several corpora with one tokenizer, taken together."""
+    sums = {name: sum(getattr(facts, name) for facts in every) for name in SUMMED}
+    return TextFacts(
+        **sums,
+        skipped=joint_skipped([facts.skipped for facts in every]),
+        training_lossless=all(facts.training_lossless for facts in every),
+        validation_lossless=all(facts.validation_lossless for facts in every),
+        bytes_per_token=(sums["training_bytes"] + sums["validation_bytes"])
+        / (sums["training_tokens"] + sums["validation_tokens"]),
+        vocabulary=every[0].vocabulary,
+    )
 
 
 def given_tokenizer(

@@ -30,7 +30,7 @@ from selfsup.data.sources import Table, TextColumns
 from selfsup.data.split import hold_out
 from selfsup.data.text import TextCorpus, TextFacts, batches_of, given_tokenizer, part_of, read_facts, write_facts
 from selfsup.data.tokenizer_loading import load_tokenizer
-from selfsup.data.tokenizer_training import train_tokenizer
+from selfsup.data.tokenizer_training import Training, train_tokenizer
 from selfsup.data.tokenizers import Family, Ids, Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.report import Progress
@@ -263,6 +263,13 @@ def prepare_pairs(
     assert training is not None
     ids = None if held_out is None else held_out.ids
     return PairCorpus(own, training.ids, ids, read_facts(entry), entry.name, training, held_out)
+
+
+def training_pairs(table: PairTable, validation: float, progress: Progress) -> Training:
+    """The texts of a source of pairs that `prepare_pairs` trains on."""
+    scan = _scan(table, progress)
+    part = _parts(table, scan, validation)
+    return Training(lambda: (text for group in part(False) for text in group), int(scan.sizes.sum()))
 
 
 @dataclass(frozen=True)

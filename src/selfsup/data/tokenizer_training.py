@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -18,6 +19,13 @@ LARGEST = 1 << 16  # ids fit 16 bits
 WORDS = 1 << 15  # the most frequent words that are kept by default
 ALPHABET = 1000  # characters that word pieces begin from, at most
 BPE_SAMPLE = 32_000_000  # bytes of text that a BPE learns from
+
+
+class Training(NamedTuple):
+    """What of a source is trained on: its texts, which can be read again and again, and their bytes."""
+
+    texts: Callable[[], Iterable[str]]
+    bytes: int
 
 
 def vocabulary_size(size: int) -> int:
@@ -58,6 +66,34 @@ def train_tokenizer(
         total = sum(len(document.encode()) for document in documents)
     train = _train_wordpiece if kind == "wordpiece" else _train_bpe
     return train(documents, total, size or vocabulary_size(total), marks)
+
+
+def train_on_mixture(
+    kind: Kind, sources: Sequence[Training], shares: Sequence[float], size: int | None, family: Family
+) -> TextTokenizer:
+    """Train one tokenizer for several sources; a pure function of its arguments.
+
+    A BPE and word pieces learn from a sample in which each source has its share, and are as large as for all of their
+    text; `characters` and `words` from all of the texts, each once.
+    """
+    total = sum(source.bytes for source in sources)
+    if kind not in ("bpe", "wordpiece"):
+        return train_tokenizer(kind, (text for source in sources for text in source.texts()), size, total, family)
+    whole = min(BPE_SAMPLE, total)
+    sample = (
+        text for source, share in zip(sources, shares, strict=True) for text in _as_much(source, round(share * whole))
+    )
+    return train_tokenizer(kind, sample, size or vocabulary_size(total), whole, family)
+
+
+def _as_much(source: Training, wanted: int) -> Iterator[str]:
+    """About so many bytes of a source, evenly spread over it; of one that has fewer, all of it as often as it takes."""
+    times, rest = divmod(wanted, max(1, source.bytes))
+    held = list(source.texts()) if times else []
+    for _ in range(times):
+        yield from held
+    if rest:
+        yield from _evenly(_pieces(held or source.texts()), source.bytes, rest)
 
 
 def _train_bpe(documents: Iterable[str], total: int, size: int, marks: Marks) -> TextTokenizer:

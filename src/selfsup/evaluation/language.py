@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from selfsup.data.mixing import is_mixture
 from selfsup.data.records import Batch
 from selfsup.data.sources import open_text
 from selfsup.data.text import TextCorpus, Windows, encode_documents
@@ -102,6 +103,8 @@ def open_corpus(run: Run) -> TextCorpus:
         raise UserError(
             f"{run.directory} was trained on data given from Python, which it does not hold; name data with --data."
         )
+    if is_mixture(settings["data.source"]):
+        raise UserError(f"{run.directory} was trained on a mixture of sources; name one of them with --data.")
     recipe = recipe_of(settings)(settings)
     if not isinstance(recipe, TextRecipe):
         raise UserError(

@@ -23,6 +23,7 @@ from selfsup.views import View
 from selfsup.views.drawn import Drawn, draw_views, levels
 
 if TYPE_CHECKING:
+    from selfsup.data.images import ImageRecords
     from selfsup.objectives.images import ImageRecipe
 
 HEIGHT = 130  # of an image on a page
@@ -92,8 +93,8 @@ class Look:
 
     @cached_property
     def names(self) -> list[str]:
-        source = self.recipe.images.name
-        return [_within(self.recipe.train.place(int(record)), source) for record in self.batch.records]
+        source, records = self.recipe.images.name, cast("ImageRecords", self.recipe.train)
+        return [_within(records.place(int(record)), source) for record in self.batch.records]
 
     @property
     def shown(self) -> range:

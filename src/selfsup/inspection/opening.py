@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from selfsup.data.mixing import is_mixture
 from selfsup.data.mixture import drawn
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
@@ -21,11 +22,13 @@ def composed(request: Request) -> Recipe:
     """The recipe on the data of a request, else on those of its run, else on the example.
 
     Raises:
-        UserError: the data of the run came from Python.
+        UserError: the data of the run came from Python, or are a mixture.
     """
     settings, kind, data, own = request.settings, request.kind, request.data, looks_at_own(request)
     if own and settings["data.source"].startswith("python:"):
         raise UserError(f"{request.run} was trained on data given from Python; name data with --data.")
+    if is_mixture(settings["data.source"] if own else data):
+        raise UserError("One source is looked at, not a mixture of several; name one of them by --data.")
     if isinstance(data, str):
         settings.change("data.source", data, "given")
     elif data is None and not own and issubclass(kind, Recipe):

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from selfsup.data.records import Batch
+from selfsup.data.sentences import Sentences
 from selfsup.inspection.base import Inspection, Request
 from selfsup.inspection.blocks import Line, Table, Token, Tokens, section, task
 from selfsup.inspection.figures import means, networks
@@ -38,7 +39,7 @@ def inspect_rebuilding(request: Request) -> Inspection:
     """The sentences, what is deleted of them and the objective are those of the training."""
     recipe, source = _open(request)
     batch = first_batch(recipe, min(BATCH, recipe.settings["train.batch"]))
-    batch = replace(batch, data=Swapped(recipe.train).read(batch.records))
+    batch = replace(batch, data=Swapped(cast(Sentences, recipe.train)).read(batch.records))
     objective = cast(TSDAE, recipe.begin())
     made, chance = objective.hide(batch), recipe.chance(len(batch))
     figures = {name: _means(cast(TSDAE, each), made) for name, each in networks(objective, request.run)}

@@ -151,11 +151,16 @@ class Writing:
     def figures(self, means: Mapping[str, float], part: str) -> dict[str, float]:
         """bits_per_byte, where the tokens hold every byte of the text."""
         kind = "training" if part == "train" else "validation"
-        documents, tokens, size, lossless = (
-            getattr(self.corpus.facts, f"{kind}_{name}") for name in ("documents", "tokens", "bytes", "lossless")
-        )
-        given = 1 if len(self.corpus.tokenizer.between) == 1 else documents  # tokens that nothing predicts
-        return {"bits_per_byte": means["cross_entropy"] * (tokens - given) / size / math.log(2)} if lossless else {}
+        size = 0.0  # bytes of a token that is predicted, in the mean
+        for share, facts in cast(TextRecipe, self).facts_by_share(part):
+            documents, tokens, of_all, lossless = (
+                getattr(facts, f"{kind}_{name}") for name in ("documents", "tokens", "bytes", "lossless")
+            )
+            given = 1 if len(self.corpus.tokenizer.between) == 1 else documents  # tokens that nothing predicts
+            if not lossless:
+                return {}
+            size += share * of_all / (tokens - given)
+        return {"bits_per_byte": means["cross_entropy"] / size / math.log(2)}
 
     def model(self, objective: Objective) -> LanguageModel:
         from selfsup.inference.generate import LanguageModel
@@ -185,6 +190,7 @@ class CausalLMRecipe(Writing, TextRecipe):
 
     name = "causal-lm"
     shards = True
+    mixes = True
     idea = "every token is predicted from the tokens before it"
     method = "causal language modelling"
     repeats: Mapping[str, str] = MappingProxyType({})  # what is done against them, for the plan

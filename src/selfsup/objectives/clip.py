@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfsup.config import Count, Names, Rate, Real, Section, Share
+from selfsup.data.mixture import Mixture
 from selfsup.data.pairs import PairRecords, captions_of, open_pairs
 from selfsup.data.records import Batch
 from selfsup.errors import UserError
@@ -57,6 +58,7 @@ from selfsup.seeding import generator
 from selfsup.views import Preprocessing, View, centred, render
 
 if TYPE_CHECKING:
+    from selfsup.data.images import Images
     from selfsup.inference.clip import PairModel
     from selfsup.inference.pictures import CaptionedPictures
 
@@ -277,17 +279,12 @@ class CLIPRecipe(ImageRecipe):
 
     def open(self, progress: Progress) -> None:
         """With the captions comes their tokenizer, trained on those of the training part where none is named."""
-        data = self.settings.config.data
-        self.images = open_pairs(
-            self.source if self.source is not None else data.source,
-            column=data.column,
-            captions=self.options.captions,
-            failures=data.failures,
-            split=data.split or "training",
-            progress=progress,
-        )
+        super().open(progress)
         trained, _ = self.parts()
         self.text.open(captions_of(self.images).take(trained).texts())
+
+    def open_source(self, source: object, how: dict[str, Any], progress: Progress) -> Images:
+        return open_pairs(source, **how, captions=self.options.captions, progress=progress)
 
     def _start_both_towers(self) -> None:
         """A model of two towers that is named for the one of images starts the other one too, unless it is named."""
@@ -318,7 +315,7 @@ class CLIPRecipe(ImageRecipe):
         return both if isinstance(both, SavedTowers) and both.similarity.loss == self.options.loss else None
 
     def fingerprint(self) -> str:
-        parts = self.images.fingerprint(), self.text.tokenizer.fingerprint
+        parts = super().fingerprint(), self.text.tokenizer.fingerprint
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def counts(self) -> dict[str, int]:
@@ -496,13 +493,19 @@ class CLIPRecipe(ImageRecipe):
     @property
     def _caption_length(self) -> float:
         """Tokens of a caption in the mean; a guess before they are counted."""
-        records = getattr(self, "train", None)
-        return float(self.settings["data.window"] / 2 if records is None else records.mean_length)
+        known = hasattr(self, "train")
+        return float(self._captioned.mean_length if known else self.settings["data.window"] / 2)
+
+    @property
+    def _captioned(self) -> PairRecords:
+        """The images that are trained on with their captions."""
+        records = self.train.together if isinstance(self.train, Mixture) else self.train
+        return cast("PairRecords", records)
 
     def facts(self) -> dict[str, str]:
         settings, options, counts = self.settings, self.options, self.counts()
         frozen = "" if options.freeze is None else f"; the {options.freeze} tower's network stays as it is"
-        captions = cast("PairRecords", self.train)
+        captions = self._captioned
         of_images = super().facts()
         return (
             of_images

@@ -11,26 +11,13 @@ import torch
 from torch import nn
 
 from selfsup.config import Settings
-from selfsup.data.records import Records
+from selfsup.data.records import Records, Subset
 from selfsup.errors import UserError
 from selfsup.files import save_tensors, separate, whole_directory
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.report import Progress
 from selfsup.seeding import derive
-
-
-class Subset:
-    """Some of another collection's records."""
-
-    def __init__(self, records: Records, indices: np.ndarray) -> None:
-        self.records, self.indices = records, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        return self.records.read(self.indices[indices])
 
 
 class CustomRecipe(Recipe):

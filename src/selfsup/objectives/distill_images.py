@@ -248,6 +248,7 @@ class ImageDistillationRecipe(ImageRecipe):
     """From images and a teacher of them to a network whose vectors lie in the teacher's space."""
 
     name = "distill"
+    mixes = False
     bodies = (("model.init", "student"),)
     section = DistillImagesSettings
     convolutions = "named"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from selfsup.data.mixing import Mixing, is_mixture, read_mixture
+from selfsup.data.mixture import Mixture
+from selfsup.data.records import Records, Subset
+from selfsup.errors import UserError
 from selfsup.models.backbones import AnyBackbone, save_backbone
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.packing import Pooling
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from selfsup.data.images import ImageRecords, Images
     from selfsup.data.images.answered import AnsweredImages
     from selfsup.data.pairs import PairRecords
+    from selfsup.data.tally import Skipped
     from selfsup.inference.pictures import Pictures
     from selfsup.inference.vision import ImageModel
 
@@ -54,9 +61,9 @@ class ImageRecipe(Recipe):
     convolutions: ClassVar[Convolutions] = "never"  # for which images selfsup's own convolutional network is trained
     views: float = 1.0  # images that the network sees of a record, in units of one of full size
     network: ImageNetwork
+    mixes = True
     images: Images
-    train: AnyImageRecords
-    validation: AnyImageRecords | None = None
+    mixing: Mixing | None = None  # the sources of a mixture
 
     def compose(self) -> None:
         self.network = vision_network(self.settings, self.module, self.convolutions)
@@ -71,19 +78,33 @@ class ImageRecipe(Recipe):
     # -- data ----------------------------------------------------------------------------------------------
 
     def open(self, progress: Progress) -> None:
+        data = self.settings.config.data
+        how = {"column": data.column, "failures": data.failures, "split": data.split or "training"}
+        if is_mixture(self.given_source):
+            self._open_mixture(read_mixture(self.given_source), how, progress)
+        else:
+            self.images = self.open_source(self.given_source, how, progress)
+
+    def open_source(self, source: object, how: dict[str, Any], progress: Progress) -> Images:
+        """The images of a source."""
         from selfsup.data.images import open_images
 
-        data = self.settings.config.data
-        self.images = open_images(
-            self.source if self.source is not None else data.source,
-            column=data.column,
-            failures=data.failures,
-            split=data.split or "training",
-            progress=progress,
-        )
+        return open_images(source, **how, progress=progress)
+
+    def _open_mixture(self, mixing: Mixing, how: dict[str, Any], progress: Progress) -> None:
+        """Open all sources of a mixture, as one collection."""
+        from selfsup.data.images.joint import JointImages
+
+        every: list[Images] = []
+        for name, one in mixing.sources.items():
+            with mixing.reading(name):
+                every.append(self.open_source(one.data, how | one.reading, progress))
+        self.mixing, self.images = mixing, JointImages(mixing.name, every)
 
     def fingerprint(self) -> str:
-        return self.images.fingerprint()
+        mixed = () if self.mixing is None else (self.mixing.told(), [len(one) for one in self.sources.values()])
+        own = self.images.fingerprint()
+        return hashlib.blake2b(repr((own, *mixed)).encode(), digest_size=16).hexdigest() if mixed else own
 
     @property
     def pooling(self) -> Pooling:
@@ -122,15 +143,48 @@ class ImageRecipe(Recipe):
     def cut(self) -> None:
         """Divide the images into records to train on and records held out."""
         train, held_out = self.parts()
+        if self.mixing is not None:
+            self._cut_mixture(self.mixing, train, held_out)
+            return
         self.train = self.records_of(train)
         if len(held_out):
             self.validation = self.records_of(held_out)
+
+    def _cut_mixture(self, mixing: Mixing, train: npt.NDArray[np.int64], held_out: npt.NDArray[np.int64]) -> None:
+        """The same in the shares of a mixture; of a source of which no image is held out, none is looked at."""
+        names, (together, parts) = list(mixing.sources), self._by_source(train)
+        sizes = [len(part) for part in parts]
+        if 0 in sizes:
+            name = names[sizes.index(0)]
+            raise UserError(f"Of {name} in {mixing.name} all images would be held out; give more of them.")
+        shares = mixing.shares(sizes)
+        self.train = Mixture(parts, shares, names, together, mixing.once(sizes))
+        if len(held_out):
+            together, parts = self._by_source(held_out)
+            there = [number for number, part in enumerate(parts) if len(part)]
+            self.validation = Mixture(
+                [parts[n] for n in there], [shares[n] for n in there], [names[n] for n in there], together
+            )
+
+    def _by_source(self, indices: npt.NDArray[np.int64]) -> tuple[Records, list[Subset]]:
+        """Images of these numbers, in their order, as records, and those of each source of a mixture."""
+        together = self.records_of(indices)
+        stops = np.cumsum([len(images) for images in self.sources.values()])
+        borders = [0, *np.searchsorted(indices, stops).tolist()]
+        return together, [Subset(together, np.arange(start, stop)) for start, stop in pairwise(borders)]
 
     def parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Numbers of the images to train on, and of those held out."""
         from selfsup.data.images import split_images
 
         return split_images(self.images, self.settings["data.validation"])
+
+    @property
+    def sources(self) -> dict[str, Images]:
+        """The images of each source of a mixture, by its name."""
+        from selfsup.data.images.joint import JointImages
+
+        return dict(zip(self.mixing.sources, cast(JointImages, self.images).every, strict=True)) if self.mixing else {}
 
     def records_of(self, indices: npt.NDArray[np.int64]) -> AnyImageRecords:
         """Images of these numbers as records."""
@@ -180,6 +234,10 @@ class ImageRecipe(Recipe):
             + (f" ({counted})" if counted else ""),
             **({"left out": "; ".join(skipped.left_out)} if skipped.left_out else {}),
             **({"unreadable": "; ".join(skipped.names)} if skipped.names else {}),
+            **{
+                f"source {name}": f"{len(images):,} images" + _left_out_told(images.skipped)
+                for name, images in self.sources.items()
+            },
             "images": f"{len(self.train):,} for training, {held_out:,} held out, seen at {size} × {size} pixels",
             "model": self.network.describe(),
             **self.network.facts(),
@@ -245,6 +303,10 @@ class ImageRecipe(Recipe):
             library="transformers" if own else "selfsup",
             task="image-feature-extraction",
         )
+
+
+def _left_out_told(skipped: Skipped) -> str:
+    return f" ({skipped.count:,} unreadable ones left out)" if skipped.count else ""
 
 
 def spread_evenly(indices: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:

@@ -202,6 +202,7 @@ class MaskedLMRecipe(TextRecipe):
 
     name = "masked-lm"
     shards = True
+    mixes = True
     bodies = (("model.init", "model"),)
     section = MaskedLMSettings
     family = "encoder"

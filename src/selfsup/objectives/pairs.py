@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from selfsup.config import Count, Natural, Rate, Real, Section, Settings, Share, names, said, with_setting
 from selfsup.data.loader import in_order
+from selfsup.data.mixture import mean_length, parts_of, truncated
 from selfsup.data.pair_records import SIDES, AsRead, Framing, Segments, TextPairs, TwoCrops, lead_of, neighbours, paired
 from selfsup.data.records import Batch, Records
 from selfsup.data.text_pairs import Origin, PairCorpus, PairTable, TextGroups, open_text_pairs, prepare_pairs
@@ -45,6 +46,7 @@ from selfsup.seeding import generator
 
 if TYPE_CHECKING:
     from selfsup.data.text import TextCorpus
+    from selfsup.data.tokenizer_training import Training
     from selfsup.data.tokenizers import TextTokenizer
     from selfsup.inference.encoder import EncoderModel
     from selfsup.objectives.hub_networks import HubEncoder
@@ -173,6 +175,7 @@ class PairsRecipe(TextRecipe):
     """From a source of pairs, or of documents that pairs are made of, to an encoder of texts."""
 
     name = "pairs"
+    mixes = True
     bodies = (("model.init", "encoder"),)
     section = PairsSettings
     family = "encoder"
@@ -187,7 +190,6 @@ class PairsRecipe(TextRecipe):
     network: OwnEncoder | HubEncoder | FreshTable
     corpus: PairCorpus
     text: PairTable
-    train: TextPairs | Segments
 
     def compose(self) -> None:
         static = self.settings["model.preset"] == STATIC
@@ -207,7 +209,8 @@ class PairsRecipe(TextRecipe):
                 self.settings.change(key, known, "init")
         super().open(progress)
         for key, value in (("from", self.text.origin), ("query", self.text.query), ("passage", self.text.passage)):
-            if value is not None:
+            of_one = self.mixing is not None and key != "from"  # each source of a mixture has columns of its own
+            if value is not None and not of_one:
                 self.settings.settle(f"pairs.{key}", value, FOUND)
 
     def open_source(self, source: object, how: dict[str, Any]) -> PairTable:
@@ -226,6 +229,22 @@ class PairsRecipe(TextRecipe):
         leads = lead_of(query), lead_of(passage)
         share = self.settings["data.validation"]
         return prepare_pairs(text, tokenizer, vocabulary, share, leads, progress=progress, family=self.family)
+
+    def training_texts(self, text: Any, progress: Progress) -> Training:
+        from selfsup.data.text_pairs import training_pairs
+
+        return training_pairs(text, self.settings["data.validation"], progress)
+
+    def joint(self, name: str, texts: list[Any]) -> PairTable:
+        """The first, whose pairs are made as those of all; raises a UserError where they are not."""
+        first, *others = texts
+        for other in others:
+            if other.origin != first.origin:
+                raise UserError(
+                    f"Pairs of {name} would be {first.origin} in {first.name} and {other.origin} in {other.name}; "
+                    "say which by pairs.from."
+                )
+        return replace(cast(PairTable, first), name=name, parts=(), left_out=(), split=None)
 
     @property
     def prompts(self) -> tuple[str, str]:
@@ -305,6 +324,8 @@ class PairsRecipe(TextRecipe):
             raise UserError("pairs.mining says when negatives are looked for, and pairs.negatives is 0; give that too.")
         if not count:
             return
+        if self.mixing is not None:
+            raise UserError("Negatives are looked for in one source, not in a mixture; leave pairs.negatives out.")
         if not isinstance(self.train, TextPairs):
             raise UserError("Crops are drawn anew in each epoch, so there are no pairs.negatives; leave it out.")
         if settings["data.replay"] is not None:
@@ -397,9 +418,10 @@ class PairsRecipe(TextRecipe):
     @property
     def mean_length(self) -> float:
         """Tokens of a text."""
-        if isinstance(self.train, TextPairs):
-            return self.train.mean_length
-        return self.train.mean_crop + sum(framing.around for framing in self.framings) / len(SIDES)
+        if self.origin != "crops":
+            return mean_length(self.train)
+        around = sum(framing.around for framing in self.framings) / len(SIDES)
+        return float(sum(share * part.mean_crop for share, part in parts_of(self.train))) + around
 
     @property
     def units_per_record(self) -> int:
@@ -472,9 +494,9 @@ class PairsRecipe(TextRecipe):
     @property
     def _cut(self) -> str:
         """What is left out of the texts, in words."""
-        if isinstance(self.train, Segments):
-            return f"{self.train.short:,} documents too short for two"
-        return f"{self.train.truncated:,} longer than {self.settings['data.window']} lose their end"
+        if self.origin == "crops":
+            return f"{sum(part.short for _, part in parts_of(self.train)):,} documents too short for two"
+        return f"{truncated(self.train):,} longer than {self.settings['data.window']} lose their end"
 
     @torch.inference_mode()
     def sample(self, objective: Objective) -> str | None:

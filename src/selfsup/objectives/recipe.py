@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from selfsup.checks import Check
 from selfsup.config import Section, Settings
 from selfsup.data.loader import in_order
-from selfsup.data.mixture import Mixture
+from selfsup.data.mixture import Mixture, parts_of
 from selfsup.data.records import Records
 from selfsup.models.convnet import ConvNet
 from selfsup.models.counting import Sketch
@@ -109,6 +109,7 @@ class Recipe(ABC):
     loss_unit: ClassVar[str | None] = None  # what the loss counts, where it depends on the tokens
     # Whether of two runs, or of two steps of a run, the model with the lower held-out loss is the better one.
     losses_compare: bool = True
+    mixes: ClassVar[bool] = False  # whether it trains on a mixture of sources
     takes_modules: ClassVar[bool] = False  # whether a network may come from Python
     shards: ClassVar[bool] = False  # whether its parameters may be spread over processes
     checks_layout: ClassVar[bool] = True  # whether what is saved is compared with another library
@@ -155,6 +156,11 @@ class Recipe(ABC):
 
     # -- what it trains on, and how large everything is ----------------------------------------------------
 
+    @property
+    def given_source(self) -> object:
+        """What it trains on, as it was given."""
+        return self.source if self.source is not None else self.settings["data.source"]
+
     @abstractmethod
     def open(self, progress: Progress) -> None:
         """Open the data; what takes long reports (bytes done, bytes in all where known)."""
@@ -185,6 +191,20 @@ class Recipe(ABC):
         if self.replay is None:
             return self.train
         return Mixture((self.train, self.replay.train), (self.new_share, self.replay.share))
+
+    def mixture_told(self, records: float) -> dict[str, str]:
+        """How often each source of a mixture is gone through in a run of so many records, for the plan."""
+        mixture = self.train
+        if not isinstance(mixture, Mixture):
+            return {}
+        each = zip(mixture.names, parts_of(mixture), strict=True)
+        passes = {name: (share, self.new_share * share * records / len(part)) for name, (share, part) in each}
+        return {
+            "mixture": ", ".join(
+                f"{name} {share:.4g} ({often:.3g} {'passes' if often >= 1 else 'of a pass'})"
+                for name, (share, often) in passes.items()
+            )
+        }
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfsup.config import Rate, Section, Share
+from selfsup.data.mixture import mean_length, truncated
 from selfsup.data.records import Batch, Records
 from selfsup.models.adapters import AnyEncoder
 from selfsup.models.encoder import initialise
@@ -32,7 +33,6 @@ from selfsup.objectives.texts import TextRecipe, encoder_network
 from selfsup.seeding import generator, uniform
 
 if TYPE_CHECKING:
-    from selfsup.data.sentences import Sentences
     from selfsup.data.sources import Table
     from selfsup.data.text import TextCorpus
     from selfsup.inference.encoder import EncoderModel
@@ -141,6 +141,7 @@ class SimCSERecipe(TextRecipe):
 
     name = "simcse"
     shards = True
+    mixes = True
     bodies = (("model.init", "encoder"),)
     section = SimCSESettings
     family = "encoder"
@@ -152,7 +153,6 @@ class SimCSERecipe(TextRecipe):
     usage = USAGE
     checks = (dropout_off, small_batch)
     network: OwnEncoder | HubEncoder
-    train: Sentences
 
     def compose(self) -> None:
         self.network = encoder_network(self.settings, "AutoModel", DROPOUT)
@@ -199,7 +199,7 @@ class SimCSERecipe(TextRecipe):
 
     def flops_per_record(self) -> float:
         """What is left in two views of a sentence of mean length."""
-        length = 2 + (1 - (self.options.deletion or 0.0)) * (self.train.mean_length - 2)
+        length = 2 + (1 - (self.options.deletion or 0.0)) * (mean_length(self.train) - 2)
         return float(2 * length * self.network.flops(length, predicted=0.0))
 
     @property
@@ -208,8 +208,8 @@ class SimCSERecipe(TextRecipe):
 
     def facts(self) -> dict[str, str]:
         return super().facts() | {
-            "windows": f"{len(self.train):,} sentences of {self.train.mean_length:.1f} tokens in the mean, "
-            f"{self.train.truncated:,} longer than {self.settings['data.window']} lose their end",
+            "windows": f"{len(self.train):,} sentences of {mean_length(self.train):.1f} tokens in the mean, "
+            f"{truncated(self.train):,} longer than {self.settings['data.window']} lose their end",
             "views": f"each of {1 - self.settings['simcse.deletion']:.0%} of a sentence's tokens "
             f"({self.settings.origin('simcse.deletion')})",
         }

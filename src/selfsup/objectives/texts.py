@@ -3,20 +3,25 @@ directory that is left."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
 
 from selfsup.config import DataConfig, Settings, split_replay
 from selfsup.data.discovery import is_prepared
+from selfsup.data.mixing import Mixing, is_mixture, read_mixture
+from selfsup.data.mixture import Mixture
 from selfsup.data.records import Records
 from selfsup.data.sampler import WINDOW
 from selfsup.data.shards import BLOCK, TokenShards
-from selfsup.data.tokenizers import Family, TextTokenizer
+from selfsup.data.tokenizers import Family, Kind, TextTokenizer
 from selfsup.errors import UserError
 from selfsup.models.cards import card, data_name, measured
 from selfsup.models.features import Features
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from selfsup.data.sources import Table
     from selfsup.data.tally import Skipped
     from selfsup.data.text import TextCorpus, TextFacts
+    from selfsup.data.tokenizer_training import Training
     from selfsup.objectives.hub_networks import HubEncoder
 
 # Below the first a step's overhead outweighs its work; it grows to the second once 500 updates fit, beyond it only
@@ -68,6 +74,8 @@ class TextRecipe(Recipe):
     text: Table
     corpus: TextCorpus
     replayed: TextCorpus | None = None
+    mixing: Mixing | None = None  # the sources of a mixture,
+    corpora: Mapping[str, TextCorpus] = MappingProxyType({})  # and their corpora, by their names
 
     def reads(self) -> set[str]:
         text = {"data.tokenizer", "data.vocabulary", "data.window", "data.replay"}
@@ -78,7 +86,9 @@ class TextRecipe(Recipe):
     def open(self, progress: Progress) -> None:
         """Open the text; with weights to start from comes their tokenizer."""
         data = self.settings.config.data
-        if self.source is None and is_prepared(data.source):
+        if is_mixture(self.given_source):
+            self._open_mixture(read_mixture(self.given_source), progress)
+        elif self.source is None and is_prepared(data.source):
             self._open_prepared(data.source)
         else:
             self._open_text(progress)
@@ -89,7 +99,7 @@ class TextRecipe(Recipe):
 
     def _open_text(self, progress: Progress) -> None:
         given, data = self.open_tokenizer(), self.settings.config.data
-        self.text = self.open_source(self.source if self.source is not None else data.source, reading_of(self.settings))
+        self.text = self.open_source(self.given_source, reading_of(self.settings))
         vocabulary = None if self.tokenizer else data.vocabulary
         self.corpus = self.prepare(self.text, given or data.tokenizer, vocabulary, progress)
         if (column := self.text.text_columns.name) is not None:
@@ -102,11 +112,19 @@ class TextRecipe(Recipe):
         from selfsup.data.sources import Table
 
         settings, prepared = self.settings, self._prepared(source)
-        choices, corpus, own = prepared.manifest.choices, prepared.corpus, f"{source.rstrip('/')}/{TOKENIZER}"
+        choices, corpus = prepared.manifest.choices, prepared.corpus
         for key in ("data.column", "data.split", "data.vocabulary", "data.validation"):
             given = None if settings.origin(key) == "default" else settings[key]
             if given not in (None, getattr(choices, key.removeprefix("data."))):
                 raise UserError(f"{key} was decided when {source} was prepared; leave it out.")
+        tokenizer = self._tokenizer_beside(source, corpus)
+        settings.change("data.validation", choices.validation, FOUND)
+        self.corpus = corpus = replace(corpus, tokenizer=tokenizer)
+        self.text = Table(source, (), None, choices.failures, lambda _: corpus.fingerprint)
+
+    def _tokenizer_beside(self, source: str, corpus: TextCorpus) -> TextTokenizer:
+        """The tokenizer of a prepared corpus, or one that is given and has the same tokens."""
+        settings, own = self.settings, f"{source.rstrip('/')}/{TOKENIZER}"
         if settings["data.tokenizer"] == own:  # as a run says that was trained on it
             settings.change("data.tokenizer", DataConfig().tokenizer, "default")
         tokenizer = self.open_tokenizer()
@@ -114,12 +132,77 @@ class TextRecipe(Recipe):
             raise UserError(f"{source} has a tokenizer of its own; leave data.tokenizer out.")
         if tokenizer is None:
             settings.change("data.tokenizer", own, FOUND)
+            return corpus.tokenizer
+        _require_agreement(source, corpus, tokenizer)
+        return tokenizer
+
+    def _open_mixture(self, mixing: Mixing, progress: Progress) -> None:
+        """Open all sources of a mixture, with one tokenizer: the one that is given, that of prepared corpora, or one
+        that is trained on a sample of all."""
+        prepared: dict[str, TextCorpus] = {}
+        texts: dict[str, Table] = {}
+        settings = self.settings
+        for name, one in mixing.sources.items():
+            with mixing.reading(name):
+                if is_prepared(one.data):
+                    prepared[name] = self._prepared(str(one.data)).corpus
+                else:
+                    texts[name] = self.open_source(one.data, reading_of(settings) | one.reading)
+        vocabulary = settings["data.vocabulary"] if self.tokenizer is None else None
+        if prepared:
+            if vocabulary is not None:
+                raise UserError(f"Prepared corpora in {mixing.name} bring their tokenizer; leave data.vocabulary out.")
+            first = next(iter(prepared))
+            tokenizer = self._tokenizer_beside(str(mixing.sources[first].data), prepared[first])
+        elif (given := self.open_tokenizer()) is not None:
+            tokenizer = given
         else:
-            _require_agreement(source, corpus, tokenizer)
-            corpus = replace(corpus, tokenizer=tokenizer)
-        settings.change("data.validation", choices.validation, FOUND)
-        self.corpus = corpus
-        self.text = Table(source, (), None, choices.failures, lambda _: corpus.fingerprint)
+            tokenizer, vocabulary = self._shared_tokenizer(mixing, texts, progress), None
+        corpora: dict[str, TextCorpus] = {}
+        for name, one in mixing.sources.items():
+            with mixing.reading(name):
+                if name in texts:
+                    corpora[name] = self.prepare(texts[name], tokenizer, vocabulary, progress)
+                else:
+                    _require_agreement(str(one.data), prepared[name], tokenizer)
+                    corpora[name] = prepared[name]
+        self.mixing, self.corpora = mixing, corpora
+        self.corpus = joined(mixing, corpora, tokenizer)
+        self.text = self.joint(mixing.name, list(texts.values()))
+
+    def _shared_tokenizer(self, mixing: Mixing, texts: Mapping[str, Table], progress: Progress) -> TextTokenizer:
+        """One that is trained on the sources of a mixture, each of which has its share of the sample."""
+        from selfsup.data.text import shared_tokenizer
+
+        def of_each(call: Callable[[Table], Any]) -> list[Any]:
+            found = []
+            for name, text in texts.items():
+                with mixing.reading(name):
+                    found.append(call(text))
+            return found
+
+        data = self.settings.config.data
+        choices = of_each(lambda text: text.fingerprint()), mixing.told(), data.validation, data.failures
+        return shared_tokenizer(
+            cast(Kind, data.tokenizer),
+            data.vocabulary,
+            self.family,
+            mixing.shares,
+            choices,
+            lambda: of_each(lambda text: self.training_texts(text, progress)),
+        )
+
+    def training_texts(self, text: Any, progress: Progress) -> Training:
+        """What of a source a tokenizer is trained on."""
+        from selfsup.data.text import training_texts
+
+        return training_texts(text, self.settings["data.validation"], progress)
+
+    def joint(self, name: str, texts: list[Any]) -> Any:
+        """What stands for the sources of a mixture where one of them would stand alone."""
+        from selfsup.data.sources import Table
+
+        return Table(name, (), None, self.settings["data.failures"], lambda _: self.corpus.fingerprint)
 
     def _prepared(self, source: str) -> Prepared:
         """A prepared corpus; raises a UserError where this recipe has no use for it."""
@@ -223,7 +306,7 @@ class TextRecipe(Recipe):
 
     def cut(self) -> None:
         """Cut the parts of the corpus into records of `data.window` tokens."""
-        self.train, self.validation = self.records_of(self.corpus)
+        self.train, self.validation = self._mixed() if self.mixing else self.records_of(self.corpus)
         if self.replayed is None:
             return
         source, share = split_replay(self.settings["data.replay"])
@@ -231,6 +314,36 @@ class TextRecipe(Recipe):
             self.replay = Replay(*self.records_of(self.replayed), share)
         except UserError as error:
             raise UserError(f"{source} of data.replay cannot be trained on: {error}") from None
+
+    def _mixed(self) -> tuple[Records, Records | None]:
+        """The parts of all corpora of a mixture as records. Of those that are held out, each has its share too."""
+        mixing = self.mixing
+        made: dict[str, tuple[Records, Records | None]] = {}
+        assert mixing is not None
+        for name, corpus in self.corpora.items():
+            with mixing.reading(name):
+                made[name] = self.records_of(corpus)
+        sizes = [len(train) for train, _ in made.values()]
+        shares = mixing.shares(sizes)
+        train = Mixture([train for train, _ in made.values()], shares, list(made), once=mixing.once(sizes))
+        held_out = {
+            name: (share, validation)
+            for (name, (_, validation)), share in zip(made.items(), shares, strict=True)
+            if validation is not None
+        }
+        if not held_out:
+            return train, None
+        parts, of_each = [part for _, part in held_out.values()], [share for share, _ in held_out.values()]
+        return train, Mixture(parts, of_each, list(held_out))
+
+    def facts_by_share(self, part: str) -> list[tuple[float, TextFacts]]:
+        """What is known of the corpora of a mixture, each behind its share of the part `train` or `validation`; of one
+        corpus alone, what is known of it."""
+        records = self.train if part == "train" else self.validation
+        if not isinstance(records, Mixture):
+            return [(1.0, self.corpus.facts)]
+        shares = dict(zip(records.names, records.shares, strict=True))
+        return [(shares[name], corpus.facts) for name, corpus in self.corpora.items() if name in shares]
 
     @abstractmethod
     def records_of(self, corpus: TextCorpus) -> tuple[Records, Records | None]:
@@ -281,10 +394,22 @@ class TextRecipe(Recipe):
             "tokens": f"{facts.training_tokens:,} for training, {facts.validation_tokens:,} held out, "
             f"{facts.bytes_per_token:.2f} bytes each, {facts.truncated} truncated, vocabulary {facts.vocabulary:,}",
             "windows": f"{len(self.train):,} of {self.settings['data.window']} tokens",
+            **self._sources_told(),
             **self._replay_told(),
             "model": self.network.describe(),
             **self.network.facts(),
         }
+
+    def _sources_told(self) -> dict[str, str]:
+        """What each source of a mixture holds, for the plan."""
+        told = {}
+        for name, corpus in self.corpora.items():
+            facts, counted = corpus.facts, _left_out(corpus.facts)
+            told[f"source {name}"] = (
+                f"{facts.documents:,} documents, {facts.training_tokens:,} tokens for training, "
+                f"{facts.validation_tokens:,} held out" + (f" ({counted})" if counted else "")
+            )
+        return told
 
     def _replay_told(self) -> dict[str, str]:
         """What is replayed, for the plan."""
@@ -336,6 +461,17 @@ class TextRecipe(Recipe):
             self.usage if self.network.own else "",
             library=self.network.library,
         )
+
+
+def joined(mixing: Mixing, corpora: Mapping[str, TextCorpus], tokenizer: TextTokenizer) -> TextCorpus:
+    """Several corpora as one, for all but its records: what is known of all, and the stream of the first."""
+    from selfsup.data.text import joint_facts
+
+    every = list(corpora.values())
+    content = repr((mixing.told(), [corpus.fingerprint for corpus in every]))
+    fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    facts = joint_facts([corpus.facts for corpus in every])
+    return replace(every[0], tokenizer=tokenizer, facts=facts, fingerprint=fingerprint)
 
 
 def _left_out(facts: TextFacts) -> str:

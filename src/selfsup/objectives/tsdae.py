@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfsup.config import Section, Share
 from selfsup.data.loader import in_order
+from selfsup.data.mixture import mean_length, truncated
 from selfsup.data.records import Batch, Records
 from selfsup.errors import UserError
 from selfsup.models.directories import MODULES
@@ -151,6 +152,7 @@ class TSDAERecipe(TextRecipe):
 
     name = "tsdae"
     shards = True
+    mixes = True
     bodies = (("model.init", "model.model"),)
     section = TSDAESettings
     family = "encoder"
@@ -164,7 +166,6 @@ class TSDAERecipe(TextRecipe):
     usage = USAGE
     checks = (unused_vector,)
     network: OwnEncoder
-    train: Sentences
 
     def compose(self) -> None:
         preset = self.settings["model.preset"]
@@ -218,8 +219,8 @@ class TSDAERecipe(TextRecipe):
     def flops_per_record(self) -> float:
         """Of a sentence of mean length: the encoder's on what is left of it, the decoder's on all of it, and telling
         the layers."""
-        whole, told = self.train.mean_length - 1, 6 * self.network.get("layers") * self.network.width**2
-        left = 2 + (1 - self.options.deletion) * (self.train.mean_length - 2)
+        whole, told = mean_length(self.train) - 1, 6 * self.network.get("layers") * self.network.width**2
+        left = 2 + (1 - self.options.deletion) * (mean_length(self.train) - 2)
         return float(left * self.network.flops(left, predicted=0.0) + whole * self.network.flops(whole) + told)
 
     @property
@@ -228,8 +229,8 @@ class TSDAERecipe(TextRecipe):
 
     def facts(self) -> dict[str, str]:
         return super().facts() | {
-            "windows": f"{len(self.train):,} sentences of {self.train.mean_length:.1f} tokens in the mean, "
-            f"{self.train.truncated:,} longer than {self.settings['data.window']} lose their end",
+            "windows": f"{len(self.train):,} sentences of {mean_length(self.train):.1f} tokens in the mean, "
+            f"{truncated(self.train):,} longer than {self.settings['data.window']} lose their end",
             "vector": f"of {1 - self.options.deletion:.0%} of a sentence's tokens, {self.settings['tsdae.pooling']} "
             f"({self.settings.origin('tsdae.pooling')})",
             "decoder": "the encoder's own layers, made causal; what tells them the vector serves training only",

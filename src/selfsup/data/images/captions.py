@@ -29,6 +29,11 @@ class Captions(Sequence[tuple[str, ...]]):
         lists = pa.array(captions, pa.large_list(pa.large_string()))
         return cls(lists) if len(lists.flatten()) else None
 
+    @classmethod
+    def joined(cls, every: Sequence[Captions]) -> Captions:
+        """Those of several collections, one behind the other."""
+        return cls(pa.concat_arrays([captions._lists for captions in every]))
+
     def __len__(self) -> int:
         return len(self._lists)
 
