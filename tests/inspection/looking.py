@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from html.parser import HTMLParser
+import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -18,32 +20,30 @@ def printed(inspection: Inspection | Told, width: int = 80) -> str:
     return file.getvalue()
 
 
-class Page(HTMLParser):
-    """The text, attributes and balance of a page."""
-
-    VOID = ("meta", "rect", "path", "br", "img")
+class Page:
+    """What a page draws: its JSON, which its modules turn into elements (see tests/test_drawing.py)."""
 
     def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
+        (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+        self.json: dict[str, Any] = json.loads(data)
+        self.text = "\n".join(self.strings(self.json))
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in self.VOID:
-            self.open.append(tag)
+    def strings(self, value: Any) -> Iterator[str]:
+        """All texts of it but pictures."""
+        if isinstance(value, str):
+            yield from () if value.startswith("data:") else (value,)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from self.strings(inner)
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """All blocks of a kind."""
+        return [block for section in self.json["sections"] for block in section["blocks"] if block["kind"] == kind]
 
-    def handle_data(self, data: str) -> None:
-        self.text += data
+    @property
+    def tiles(self) -> list[dict[str, Any]]:
+        """Of all galleries."""
+        groups = (group for block in self.of("gallery") for group in block["groups"])
+        return [tile for group in groups for row in group["rows"] for tile in row]
 
 
 class Told:

@@ -132,9 +132,9 @@ def test_json_and_page(run: Run) -> None:
     (matrix,) = inspection.of(Matrix)
     assert matrix.values == [row[:15] for row in content["agreement"]["crops"]["similarity"][:6]]
     page = Page(inspection.to_html())
-    assert not page.open
     masked = sum(mask.any() for pair in masks(inspection)[:3] for mask in pair)
-    assert page.tags.count("img") == 3 * 7 + 2 * masked + 1  # with the patches' guesses, and the matrix
+    assert len(page.tiles) == 3 * 7 + 2 * masked  # with the patches' guesses
+    assert len(page.of("matrix")) == 1
     assert "which of 16 kinds (prototypes)" in page.text
 
 
@@ -143,8 +143,8 @@ def test_without_hidden_patches_and_local_crops(drawings: Path) -> None:
     assert "agreement" not in inspection.values
     assert all("hidden" not in image for image in inspection.images)
     page = Page(inspection.to_html())
-    assert page.tags.count("img") == 3 * 3
-    assert "local" not in page.text.split("Images and their crops")[0]
+    assert len(page.tiles) == 3 * 3
+    assert "local" not in page.text.split("images and their crops")[0]
     assert "patches in half" not in page.text
 
 

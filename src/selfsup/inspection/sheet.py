@@ -1,8 +1,7 @@
-"""An inspection of images as one picture, drawn by Pillow; and the pictures of matrices, which a page shows too."""
+"""An inspection of images as one picture, drawn by Pillow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import singledispatch
 
 import numpy as np
@@ -125,23 +124,14 @@ def _tile(tile: blocks.Tile) -> Image.Image:
 # -- matrices --
 
 
-@dataclass(frozen=True)
-class MatrixPicture:
-    """A matrix as a picture, and where in it the cells begin, in its pixels."""
-
-    picture: Image.Image
-    left: int = 0
-    top: int = 0
-
-
 @draw.register
 def _matrix(block: blocks.Matrix, width: int) -> Image.Image:
-    picture = matrix_picture(block, width).picture
+    picture = matrix_picture(block, width)
     caption = written(block.caption, 13, FAINT, picture.width)
     return stacked([caption, picture], picture.width, 4 * DENSITY)
 
 
-def matrix_picture(block: blocks.Matrix, width: int) -> MatrixPicture:
+def matrix_picture(block: blocks.Matrix, width: int) -> Image.Image:
     """A matrix, at most so many pixels wide."""
     return _with_margins(block, width) if block.rows else _close(block)
 
@@ -152,7 +142,7 @@ def _shares(block: blocks.Matrix) -> np.ndarray:
     return shares
 
 
-def _close(block: blocks.Matrix) -> MatrixPicture:
+def _close(block: blocks.Matrix) -> Image.Image:
     """Cells without space between them; those that belong together are of another colour, as strong as theirs."""
     shares, roles = _shares(block), np.array([list(row) for row in block.roles])
     colours = np.where((roles == OWN)[..., None], ramp(shares, (PAPER, FIRST)), ramp(shares, (GROUND, SECOND)))
@@ -162,10 +152,10 @@ def _close(block: blocks.Matrix) -> MatrixPicture:
     for row, column in np.argwhere(roles == OUT).tolist():
         left, top = column * side, row * side
         _cell(draw, (left, top, left + side - 1, top + side - 1), (0, 0, 0), OUT)
-    return MatrixPicture(picture)
+    return picture
 
 
-def _with_margins(block: blocks.Matrix, width: int) -> MatrixPicture:
+def _with_margins(block: blocks.Matrix, width: int) -> Image.Image:
     side = min(block.cell * DENSITY, width // (len(block.columns) + 1))
     heads = [_head(column, side) for column in block.columns]
     above = max(head.height for head in heads) + 2 * DENSITY
@@ -181,7 +171,7 @@ def _with_margins(block: blocks.Matrix, width: int) -> MatrixPicture:
             left, top = (column + 1) * side + DENSITY, above + row * side + DENSITY
             inner = (left, top, left + side - 2 * DENSITY - 1, top + side - 2 * DENSITY - 1)
             _cell(draw, inner, tuple(colours[row][column]), role)
-    return MatrixPicture(picture, side, above)
+    return picture
 
 
 def _thumbnail(pixels: Pixels, side: int) -> Image.Image:
