@@ -123,6 +123,8 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["checkpoint", t.run, "--export", last, "--out", here / "last"], True
     yield ["compare", t.run, extended, "--plot", here / "curves.png"], True
     yield ["compare", t.run, t.run], False
+    yield ["report", t.run, "--out", here / "report.html"], True
+    yield ["report", t.run, extended, "--json"], True
     yield from evaluations(t, sources)
     yield ["embed", t.run, "--data", t.data, "--out", here / "vectors.parquet"], kind in ENCODERS
     yield ["index", t.run, "--data", t.data, "--out", here / "x.lance"], kind in ENCODERS

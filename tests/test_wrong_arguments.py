@@ -33,6 +33,7 @@ BASES = {  # a use of each command that works
     "adapt": ["run", "--data", "c.jsonl", "--out", "new"],
     "inspect": ["causal-lm", "--text", "a b c d", "--tokenizer", "words"],
     "compare": ["run", "other"],
+    "report": ["run", "--out", "new.html"],
     "doctor": ["run"],
     "checkpoint": ["run", "--export", "12", "--out", "new"],
     "generate": ["run", "The", "--tokens", "3"],
@@ -194,7 +195,7 @@ def test_wrong_values(
         assert last.startswith("selfsup: "), said
         assert answer.error.count("selfsup: ") == 1, said
         assert "Traceback" not in answer.error, said
-    for made in ("new", "new.png", "new.parquet", "new.lance"):
+    for made in ("new", "new.html", "new.png", "new.parquet", "new.lance"):
         shutil.rmtree(place / made, ignore_errors=True)
         (place / made).unlink(missing_ok=True)
     now = {name: content for name, content in tree(place).items() if not name.startswith("runs")}

@@ -20,6 +20,7 @@ _PUBLIC = {
     "adapt": "selfsup.adapting",
     "inspect": "selfsup.inspection",
     "compare": "selfsup.comparison",
+    "write_report": "selfsup.reporting",  # the command `report`; selfsup.report is a module
     "checkpoint": "selfsup.keeping",
     "doctor": "selfsup.diagnosis",
     "generate": "selfsup.inference.writing",

@@ -283,7 +283,7 @@ def _of_runs(runs: Sequence[str | Path], plot: str | Path | None) -> Comparison:
     places = [run.directory.resolve() for run in opened]
     if len(set(places)) < len(places):
         raise UserError("A run is given twice; give each directory once.")
-    figures = [_figures_of(run, name) for run, name in zip(opened, _names(opened), strict=True)]
+    figures = [figures_of(run, name, run.metrics()) for run, name in zip(opened, names_of(opened), strict=True)]
     measure, notes = _judge(opened, figures)
     comparison = Comparison(figures, _differences_of(opened), measure, notes)
     if plot is not None:
@@ -291,14 +291,15 @@ def _of_runs(runs: Sequence[str | Path], plot: str | Path | None) -> Comparison:
     return comparison
 
 
-def _names(runs: list[Run]) -> list[str]:
+def names_of(runs: list[Run]) -> list[str]:
     """Each directory by its last part where those differ, else as it was given."""
     short = [run.directory.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.directory) for run in runs]
 
 
-def _figures_of(run: Run, name: str) -> RunFigures:
-    summary, lines = run.summary, run.metrics()
+def figures_of(run: Run, name: str, lines: list[dict[str, Any]]) -> RunFigures:
+    """The figures of a run and its curves, from its metrics."""
+    summary = run.summary
     train = [line for line in lines if line["split"] == "train"]
     unit = _unit(train)
     per_step: float = 0.0 if unit is None else (train[-1].get(unit) or 0.0) / train[-1]["step"]

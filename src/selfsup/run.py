@@ -4,11 +4,13 @@ RUN/config.yaml        the resolved configuration, each value with its origin
 RUN/environment.json   machine, versions, command, plan
 RUN/journal.jsonl      decisions that the clock made, written before they take effect
 RUN/metrics.jsonl      one object per line
-RUN/samples/           what the model wrote on the way
+RUN/samples/           what the model wrote, or saw, on the way
 RUN/checkpoints/       see selfsup.saving
 RUN/model/             the model, as a Hugging Face directory
 RUN/adapter/           what was trained of it, where that is an adapter (LoRA), as peft reads it
 RUN/summary.json       final figures; a run that has one is finished
+RUN/report.html        all of this on one page, see selfsup.reporting
+RUN/inspection.json    the first batch, as the report draws it
 RUN/earlier/           model and summary of a finished run that was extended since
 RUN/.lock              empty; the process that trains the run has it locked
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -236,6 +238,11 @@ class Run:
         """Keep what the model wrote at a step."""
         self.samples.mkdir(exist_ok=True)
         write_atomically(self.samples / f"step-{step:09d}.txt", text)
+
+    def write_pictures(self, step: int, sections: list[Mapping[str, Any]]) -> None:
+        """Keep what the model saw at a step, as a page draws it."""
+        self.samples.mkdir(exist_ok=True)
+        write_atomically(self.samples / f"step-{step:09d}.json", json.dumps(sections, allow_nan=False))
 
     def rewind(self, step: int, look_again: bool = False) -> None:
         """Drop the metrics after a step, which are made again; with `look_again` also the looks at that step."""

@@ -103,6 +103,7 @@ class Summary(Keys):
     kept: Kept | None = None
     max_difference: Number | dict[str, Number] = None  # of a model of two towers, of each
     wise_ft: Mixes | None = None
+    scores: list[dict[str, Any]] = Field(default_factory=list)  # of protocols, with their intervals
     accounting: dict[str, Real] = Field(default_factory=dict)  # see selfsup.accounting
 
 

@@ -27,6 +27,7 @@ from selfsup.errors import Interrupted, UserError
 from selfsup.evaluation import SUPERVISED, measure
 from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.spread import spread
+from selfsup.inspection.samples import seen_by
 from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
 from selfsup.objectives.averaging import MIXES, Averages, Tried, choose
@@ -34,6 +35,7 @@ from selfsup.objectives.recipe import Recipe
 from selfsup.optim import Decay, Schedule, misshapen
 from selfsup.planning import loader_of, optimizer_of, ready, sharded
 from selfsup.report import Reporter, duration
+from selfsup.reporting import Reports
 from selfsup.run import Run, finite
 from selfsup.run_files import STATE, explain
 from selfsup.saving import Checkpoint, digest
@@ -79,6 +81,8 @@ class Trainer:
         self.saved: int | None = None
         self.pace: list[float] = []  # seconds of the latest steps
         self.accounts = Accounts()
+        self.reports = Reports(recipe, run, self.reporter.say)
+        self.scores: list[dict[str, Any]] = []  # of the protocols that the latest look measured
         self.logged = 0  # step of the last line of metrics
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
         self.reached = 0  # step up to which an earlier session is repeated, with its decisions and no others
@@ -261,6 +265,8 @@ class Trainer:
                 self._evaluate(self.settings["evaluate.records"])
             if self.monitor.due(self.step):
                 self._diagnose()
+            if self.processes.leads:
+                self.reports.at_look(self.clock.elapsed())
         if before_decay := self.step == self.schedule.start:
             self.best_before_decay = self.best
         interrupted = self.processes.share(interrupted)
@@ -464,6 +470,7 @@ class Trainer:
         sound = math.isfinite(figures["loss"])
         with self.budget.timed("sample"):
             sample = self.recipe.sample(self.objective) if sound and self.processes.leads else None
+            pictures = seen_by(self.recipe, self.objective) if sound and self.processes.leads else []
         figures |= self.recipe.figures(figures, "validation")
         if sound and self.processes.leads:
             with self.budget.timed("measures"):
@@ -475,6 +482,8 @@ class Trainer:
         self._log_look(records, figures)
         if sample is not None:
             self.run.write_sample(self.step, sample)
+        if pictures:
+            self.run.write_pictures(self.step, pictures)
         return figures
 
     def _log_look(self, records: int, figures: dict[str, float]) -> None:
@@ -532,6 +541,7 @@ class Trainer:
         features = self.recipe.features(self.objective, min(records, FEATURE_RECORDS))
         figures = {} if features is None or len(features) < 2 else spread(features)
         protocols = self.settings["evaluate.protocols"]
+        self.scores = []
         if not protocols:
             return figures
         named, device = self.settings["evaluate.data"], str(self.machine.device)
@@ -542,6 +552,7 @@ class Trainer:
             how = {"device": device, "seed": EVALUATION_SEED, "test": test, **reading}
             score = measure(Measurement(self.run.directory, model, data, **how), protocol)
             figures[protocol] = score.value
+            self.scores.append(score.to_json())
             if score.left_out.skipped:
                 self.reporter.say(f"{protocol}: skipped: {score.left_out.rows()['skipped']}")
         return figures
@@ -661,7 +672,9 @@ class Trainer:
             self.recipe.adaptation.save(self.objective, self.run.adapter_directory)
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)
+            summary |= {"scores": self.scores} if self.scores else {}
             self.run.write_summary(summary)
+            self.reports.write(self.clock.elapsed())
         self.processes.wait()
         return summary
 

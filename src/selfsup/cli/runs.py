@@ -68,6 +68,8 @@ def train(
         say(f"Validation loss {summary['loss']:.3f}{chance}{bits}.")
     if recipe.next_command is not None:
         say(f"Try: {recipe.next_command.format(run=os.path.relpath(run.directory))}")
+    if (page := run.directory / "report.html").exists():
+        say(f"report: {os.path.relpath(page)}")
 
 
 @command(
@@ -182,6 +184,21 @@ def compare(
     from selfsup.report import to_stdout
 
     comparison.print(to_stdout())
+
+
+@command("selfsup.reporting", name="report")
+def write_report(
+    report: Any,
+    runs: Annotated[list[Path], typer.Argument(help="one run directory or more, finished or not")],
+    out: Annotated[Path | None, typer.Option(help="the page to write; with --json none need be")] = None,
+) -> None:
+    """Put all that runs have to show on one page: figures, curves, samples over time, findings, what the data teaches,
+    configuration, model card; of several runs, side by side."""
+    page = report.page
+    if page is None:
+        page = free_name("report", ".html")
+        report.write(page)
+    say(f"report: {page}")
 
 
 @command("selfsup.keeping", bar="Verifying")

@@ -79,7 +79,7 @@ def inspect_pairs(request: Request) -> Inspection:
     assert isinstance(objective, CLIP)
     made, loss = objective.hide(look.batch), objective.loss
     captions = _captions(recipe.text.tokenizer, look, made)
-    found = [_towers(name, each, made) for name, each in networks(objective, look.run)]
+    found = [towers(name, each, made) for name, each in networks(objective, look.run)]
     pairs = Pairs(look, look.seen(made["views"], look.view, VIEW), captions, found)
     blindly = chance(loss, len(captions))
     sections = [*_shown(pairs), *_alike(pairs), _measured(pairs, loss, blindly)]
@@ -119,9 +119,10 @@ def _captions(tokenizer: TextTokenizer, look: Look, made: Task) -> list[Caption]
 
 
 @torch.inference_mode()
-def _towers(name: str, objective: Objective, made: Task) -> Alike:
+def towers(name: str, objective: Objective, made: Task) -> Alike:
+    """What a model of two towers makes of pairs: images in rows, captions in columns."""
     outputs = objective.predict(made)
-    keys = made["keys"].numpy()
+    keys = made["keys"].cpu().numpy()
     same = (keys[:, None] == keys).any(-1)  # equal captions or images
     found = roles(np.eye(len(keys), dtype=bool), same)
     return alike(name, objective, made, outputs, found, outputs[IMAGE], outputs[TEXT])
