@@ -20,7 +20,7 @@ from selfsup.data.tokenizers import TextTokenizer
 from selfsup.errors import UserError
 from selfsup.inference import generate, sampling
 from selfsup.inference.generate import Ending, LanguageModel
-from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
+from selfsup.inference.sampling import Place, Sampling, distribution, penalise_repetition, sample
 from selfsup.models.adapters import AdaptedDecoder
 from selfsup.models.decoder import Decoder, DecoderConfig
 from selfsup.models.decoder_layouts import save_model
@@ -131,7 +131,7 @@ def test_transformers_applies_the_filters_in_our_order() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     probabilities = torch.tensor([[0.5, 0.0, 0.2, 0.3, 0.0]])
-    draws = Counter(int(sample(probabilities, 0, [0], position)) for position in range(4000))
+    draws = Counter(int(sample(probabilities, [Place(0, 0, position)])) for position in range(4000))
     assert set(draws) == {0, 2, 3}
     for token, share in ((0, 0.5), (2, 0.2), (3, 0.3)):
         assert draws[token] / 4000 == pytest.approx(share, abs=0.03)
@@ -141,15 +141,15 @@ def test_draws_follow_the_probabilities() -> None:
 def test_a_draw_depends_on_its_place_only(seed: int, position: int, weights: list[float]) -> None:
     row = torch.tensor(weights) + 1e-3
     rows = torch.stack([torch.ones(len(weights)), row, row]).div(len(weights))
-    together = sample(rows, seed, [4, 5, 6], position)
-    assert together[1:2].equal(sample(rows[1:2], seed, [5], position))
+    places = [Place(seed, number, position) for number in (4, 5, 6)]
+    assert sample(rows, places)[1:2].equal(sample(rows[1:2], places[1:2]))
 
 
 def test_a_draw_never_leaves_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities = torch.tensor([[0.0, 0.1, 0.7, 0.2, 0.0, 0.0]])
     for bits, token in ((2**63 - 1, 3), (0, 1)):
         monkeypatch.setattr(sampling, "derive", lambda *place, bits=bits: bits)
-        assert sample(probabilities, 0, [0], 0).tolist() == [token]
+        assert sample(probabilities, [Place(0, 0, 0)]).tolist() == [token]
 
 
 # -- generation --

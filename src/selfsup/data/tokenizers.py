@@ -512,6 +512,14 @@ class TextStream:
         text = self._text()
         return "" if text.endswith("\ufffd") else self._print(text)
 
+    def would(self, id_: int) -> str:
+        """What one more id would add, together with what waits: an incomplete character as U+FFFD, the name of a
+        special token."""
+        if id_ in self._tokenizer.special:
+            return self._tokenizer.tokens([id_])[0]
+        before = self._tokenizer.decode(self._before)
+        return self._tokenizer.decode([*self._before, *self._waiting, id_])[len(before) :]
+
     def flush(self) -> str:
         """What is left when no more ids come: an incomplete character as U+FFFD."""
         return self._print(self._text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,12 +74,29 @@ class Weights(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Where new positions stand to the layers of one sight: their rotation, (T, 1, 2, dim / 2), and the mask."""
+    """Where new positions stand to the layers of one sight: their rotation, (T, 1, 2, dim / 2) for all texts or
+    (B, T, 1, 2, dim / 2) for each, and the mask."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
     reach: int | None
+
+
+class Cache(Protocol):
+    """Keys and values of earlier positions: `KeyValueCache`, where all texts stand at the same one, or
+    `selfsup.inference.rows.Rings`."""
+
+    length: int  # positions that will be fed in all
+
+    def advance(self, count: int) -> int | Tensor:
+        """Make room for the next `count` positions; returns the first one's number, for all texts or as (B, 1)."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor, reach: int | None = None) -> tuple[Tensor, Tensor]:
+        """Put keys and values (B, kv_heads, count, head_dim) in the room made; returns all in sight."""
+
+    def mask(self, count: int, reach: int | None = None) -> Tensor | None:
+        """What the `count` newest positions see, (B, 1, count, in sight), to add; None for plain causal."""
 
 
 class Decoding:
@@ -111,14 +128,20 @@ class Decoding:
         return KeyValueCache(self.config, batch, length, padding, self.dtype, self.embedding.device)
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, vocabulary) of what follows `tokens` (B, T), in the precision of the weights."""
+    def __call__(self, tokens: Tensor, cache: Cache, last: Tensor | None = None) -> Tensor:
+        """Logits (B, vocabulary) of what follows `tokens` (B, T), in the precision of the weights.
+
+        Args:
+            last: the places (B,) of the last token of each text, of at most a window, where what stands behind it is
+                nothing of the text.
+        """
         for part in torch.split(tokens, self.config.window, 1):
             x = self._read(part, cache)
+        x = x[:, -1] if last is None else x[torch.arange(len(x), device=x.device), last]
         return capped(self.head(self._normal(x)).to(x.dtype), self.config.logit_cap)
 
-    def _read(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """The last hidden states (B, width) of tokens (B, T), at most a window of them."""
+    def _read(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """The hidden states (B, T, width) of tokens (B, T), at most a window of them."""
         turns = self._turns(tokens.shape[1], cache)
         x = self.embedding[tokens.flatten()]
         if self.config.embedding_scale != 1:
@@ -128,7 +151,7 @@ class Decoding:
             x = x + self._scaled(block.output(seen), block.attention_gain)
             gate, up = block.gate_up(self._normal(x)).chunk(2, -1)
             x = x + self._scaled(block.down(self.gate(gate).mul_(up)), block.mlp_gain)
-        return x.view(*tokens.shape, -1)[:, -1]
+        return x.view(*tokens.shape, -1)
 
     def _normal(self, x: Tensor) -> Tensor:
         return normalise(x, self.floor).to(self.dtype)
@@ -137,13 +160,12 @@ class Decoding:
         """What a part adds."""
         return x if gain is None else normalise(x.to(gain.dtype), self.floor) * gain
 
-    def _turns(self, count: int, cache: KeyValueCache) -> dict[Sight, Turn]:
-        first = cache.advance(count)
-        new = slice(first, first + count)
+    def _turns(self, count: int, cache: Cache) -> dict[Sight, Turn]:
+        positions = cache.advance(count) + torch.arange(count, device=self.embedding.device)
 
         def turn(sight: Sight) -> Turn:
             cos, sin = self._tables(sight, cache.length)
-            return Turn(cos[new], sin[new], cache.mask(count, sight.reach), sight.reach)
+            return Turn(cos[positions], sin[positions], cache.mask(count, sight.reach), sight.reach)
 
         return {sight: turn(sight) for sight in set(self.sights)}
 
@@ -155,9 +177,9 @@ class Decoding:
             self.tables[sight] = cos.view(length, 1, 2, -1), sin.view(length, 1, 2, -1)
         return self.tables[sight]
 
-    def _attend(self, qkv: Tensor, gain: Tensor | None, number: int, turn: Turn, cache: KeyValueCache) -> Tensor:
+    def _attend(self, qkv: Tensor, gain: Tensor | None, number: int, turn: Turn, cache: Cache) -> Tensor:
         """What the heads of one block read, (B · T, heads · dim)."""
-        config, count, dim = self.config, len(turn.cos), self.config.head_dim
+        config, count, dim = self.config, turn.cos.shape[-4], self.config.head_dim
         qk, v = qkv.view(-1, count, config.heads + 2 * config.kv_heads, dim).split_with_sizes(
             [config.heads + config.kv_heads, config.kv_heads], 2
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.data.tokenizer_loading import load_tokenizer
@@ -16,7 +17,8 @@ from selfsup.errors import UserError
 from selfsup.inference.base import Model, require_room
 from selfsup.inference.decoding import Decoding, Reading
 from selfsup.inference.items import digest
-from selfsup.inference.sampling import Sampling, distribution, penalise_repetition, sample
+from selfsup.inference.rows import Apart, Packed, Rows
+from selfsup.inference.sampling import Place, Sampling, choose
 from selfsup.machine import Machine, find_precision
 from selfsup.models.adapters import AdaptedDecoder, open_decoder
 from selfsup.models.decoder import Decoder, KeyValueCache
@@ -24,11 +26,12 @@ from selfsup.models.decoder_layouts import LAYOUTS, load_decoder, read_ends
 from selfsup.models.directories import read_config
 from selfsup.models.features import Features, fingerprint
 from selfsup.models.layouts import Unfit
-from selfsup.models.losses import cap_of, target_losses
+from selfsup.models.losses import cap_of, capped, target_losses
 
 PRECISIONS = ("auto", "fp32", "bf16")
 TOGETHER = 64  # prompts that are gone on from at once
 MOST_TOKENS = 100_000  # of one text
+SCORED = 256  # places of a text whose logits stand in memory at once
 
 
 class LanguageModel(Model):
@@ -143,19 +146,31 @@ class LanguageModel(Model):
         """
         if len(tokens) < 2:
             raise UserError("a loss needs two tokens or more: one to start from and one to predict")
+        decoder, targets = self.decoder, torch.tensor(list(tokens[1:]), device=self.decoder.output_weight.device)
+        hidden = self._hidden(tokens[:-1])
+        parts = zip(hidden, torch.split(targets, decoder.config.window), strict=True)
+        return torch.cat([target_losses(x, decoder.output_weight, y, cap_of(decoder)) for x, y in parts])
+
+    @torch.inference_mode()
+    def next_logits(self, tokens: Sequence[int]) -> Iterator[Tensor]:
+        """Logits of what follows each of the tokens, given those before it (at most the trained window): (n,
+        vocabulary) in fp32 of some at a time."""
+        weight, cap = self.decoder.output_weight, cap_of(self.decoder)
+        for window in self._hidden(tokens):
+            for part in torch.split(window, SCORED):
+                yield capped(F.linear(part, weight), cap).float()
+
+    def _hidden(self, tokens: Sequence[int]) -> Iterator[Tensor]:
+        """The last hidden states of one text, a window of them at a time, (n, width)."""
         decoder = self.decoder
         row = torch.tensor([list(tokens)], device=decoder.output_weight.device)
         if isinstance(decoder, Decoder):
-            cache = KeyValueCache(decoder.config, 1, len(tokens) - 1, None, decoder.output_weight.dtype, row.device)
+            cache = KeyValueCache(decoder.config, 1, len(tokens), None, decoder.output_weight.dtype, row.device)
             read: Callable[[Tensor], Tensor] = partial(decoder, cache=cache)
         else:
             read = decoder  # whose windows do not see each other
-        parts = (torch.split(part, decoder.config.window, 1) for part in (row[:, :-1], row[:, 1:]))
-        losses = [
-            target_losses(read(inputs)[0], decoder.output_weight, targets[0], cap_of(decoder))
-            for inputs, targets in zip(*parts, strict=True)
-        ]
-        return torch.cat(losses)
+        for part in torch.split(row, decoder.config.window, 1):
+            yield read(part)[0]
 
     @torch.inference_mode()
     def _draw(
@@ -192,11 +207,16 @@ class LanguageModel(Model):
         """What makes of the next tokens (B, T) of some texts the logits (B, vocabulary) of what follows; `length` are
         the tokens that it is to read in all."""
         if isinstance(self.decoder, AdaptedDecoder):
-            given = "fp32" if precision == "auto" else precision  # autocast narrows all weights for each token
-            return Reading(self.decoder, Machine(self.decoder.output_weight.device, given, 0.0).autocast)
+            return _reading(self.decoder, precision)
         decode = self._packed(self.decoder, precision)
         cache = decode.cache(len(padding), length, padding)
         return lambda tokens: decode(tokens, cache)
+
+    def rows(self, precision: str, memory: int) -> Rows:
+        """An empty place where texts are written together; their keys and values take at most so many bytes."""
+        if isinstance(self.decoder, AdaptedDecoder):
+            return Apart(partial(_reading, self.decoder, precision))
+        return Packed(self._packed(self.decoder, precision), memory)
 
     def _packed(self, decoder: Decoder, precision: str) -> Decoding:
         """The decoder prepared to write; anew where its weights have changed."""
@@ -215,6 +235,11 @@ def _open_decoder(directory: Path) -> Decoder | AdaptedDecoder:
         return load_decoder(directory)
     except Unfit:
         return open_decoder(directory)
+
+
+def _reading(decoder: AdaptedDecoder, precision: str) -> Reading:
+    given = "fp32" if precision == "auto" else precision  # autocast narrows all weights for each token
+    return Reading(decoder, Machine(decoder.output_weight.device, given, 0.0).autocast)
 
 
 class Ending:
@@ -261,14 +286,8 @@ class _Chooser:
 
     def __call__(self, logits: Tensor, position: int) -> Tensor:
         """Tokens (B,) for logits (B, V); position counts the tokens drawn so far."""
-        if logits.isnan().any():
-            raise UserError("what the model predicts is no number: its weights are damaged, or its training diverged")
-        if self.seen is not None:
-            logits = penalise_repetition(logits, self.seen, self.how.repetition_penalty)
-        if self.how.temperature == 0:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = sample(distribution(logits, self.how), self.seed, self.numbers, position)
+        places = [Place(self.seed, number, position) for number in self.numbers]
+        chosen = choose(logits, self.how, places, self.seen)
         if self.seen is not None:
             self.seen.scatter_(1, chosen[:, None], True)
         return chosen

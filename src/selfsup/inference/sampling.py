@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,26 @@ class Sampling:
         for name, (holds, allowed) in ranges.items():
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)}; set it {allowed}")
+
+
+class Place(NamedTuple):
+    """Where a token is drawn: by which seed, of which prompt, and how many of its text were drawn before."""
+
+    seed: int
+    prompt: int
+    position: int
+
+
+def choose(logits: Tensor, how: Sampling, places: Sequence[Place], seen: Tensor | None = None) -> Tensor:
+    """The next token of each row, (B,), of logits (B, V). `seen` (B, V) are the tokens met so far, which the penalty
+    needs. Raises UserError where the logits are no numbers."""
+    if logits.isnan().any():
+        raise UserError("what the model predicts is no number: its weights are damaged, or its training diverged")
+    if seen is not None:
+        logits = penalise_repetition(logits, seen, how.repetition_penalty)
+    if how.temperature == 0:
+        return logits.argmax(-1)
+    return sample(distribution(logits, how), places)
 
 
 def distribution(logits: Tensor, how: Sampling) -> Tensor:
@@ -79,14 +100,13 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def sample(probabilities: Tensor, seed: int, prompts: Sequence[int], position: int) -> Tensor:
+def sample(probabilities: Tensor, places: Sequence[Place]) -> Tensor:
     """One token per row of probabilities (B, V), as (B,): a pure function of the row and its place.
 
-    Row b belongs to prompt number prompts[b]; position counts the tokens drawn so far. The draw inverts the
-    cumulative distribution at one uniform number, so rows share nothing.
+    The draw inverts the cumulative distribution at one uniform number, so rows share nothing.
     """
     # 48 bits: below 1 by more than fp64 rounds off, so that a point always lies inside some token's interval.
-    uniforms = [(derive(seed, "sample", prompt, position) >> 15) / 2**48 for prompt in prompts]
+    uniforms = [(derive(seed, "sample", prompt, position) >> 15) / 2**48 for seed, prompt, position in places]
     cumulative = probabilities.double().cumsum(-1)
     points = torch.tensor(uniforms, dtype=torch.float64, device=probabilities.device)[:, None]
     return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(1)

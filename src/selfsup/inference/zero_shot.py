@@ -22,7 +22,7 @@ from selfsup.errors import UserError
 from selfsup.inference.clip import PairModel
 from selfsup.inference.geometry import normalised
 from selfsup.inference.hits import ending, plain_table, short
-from selfsup.inference.items import Answers, LeftOut, silent
+from selfsup.inference.items import Answers, Item, LeftOut, silent
 from selfsup.inference.opening import load_as
 from selfsup.inference.texts import Text
 from selfsup.machine import find_device
@@ -83,22 +83,38 @@ def zero_shot(
     Raises:
         UserError: no such model, image or device; no labels, or one twice; a template without `{}`.
     """
-    labels, templates = _words("label", labels), _words("template", templates)
-    if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
-        raise UserError("Give labels that differ and are not blank, such as --labels 'a cat' 'a dog'.")
+    labels, templates = _labels(labels), _words("template", templates)
     model = load_as(run, PairModel)
     model.to(find_device(device))
     collection = model.image.read(images, column, failures=failures)
-    items = list(collection.items())
-    read, vectors = model.embed_items(items, "fp32", progress or silent)
+    answers = describe(model, list(collection.items()), labels, templates, progress or silent)
+    return Answers(answers, LeftOut.of([collection]))
+
+
+def describe(
+    model: PairModel,
+    items: Sequence[Item],
+    labels: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    progress: Progress = silent,
+) -> list[Described]:
+    """The same of images as items and a model that is open already."""
+    labels, templates = _labels(labels), _words("template", templates)
+    read, vectors = model.embed_items(items, "fp32", progress)
     directions = class_vectors(model, [[label] for label in labels], templates)
     cosines = normalised(vectors) @ directions.T
     rows = model.similarity.probabilities(cosines).tolist()
-    answers = (
+    return [
         Described(item.source, dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])))
         for item, row in zip(itertools.compress(items, read), rows, strict=True)
-    )
-    return Answers(answers, LeftOut.of([collection]))
+    ]
+
+
+def _labels(given: Iterable[str]) -> list[str]:
+    labels = _words("label", given)
+    if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
+        raise UserError("Give labels that differ and are not blank, such as --labels 'a cat' 'a dog'.")
+    return labels
 
 
 def _words(what: str, given: Iterable[str]) -> list[str]:
