@@ -29,6 +29,7 @@ LAYERS = (
     ("inspection", "exporting", "comparison", "preparing", "reporting", "trainer"),
     ("training",),
     ("adapting", "keeping"),
+    ("serving",),
     ("cli",),
     ("launch", "__main__"),
 )

@@ -133,6 +133,7 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["probe", t.run, "--data", t.data, "--out", here / "probe"], kind in ENCODERS
     yield ["classify", t.run, "--probe", here / "probe", "--data", t.data], kind in ENCODERS
     yield ["generate", t.run, "The", "--tokens", 3], kind == DECODER
+    yield ["serve", t.run, here / "nowhere"], False  # it would not end
     yield ["fill", t.run, "The [MASK] thing"], (kind, t.unit) == (TEXTS, "tokens")
     yield ["show", t.run, "--image", photo, "--out", here / "seen.png"], kind in (IMAGES, PAIRS)
     yield ["zero-shot", t.run, photo, "--labels", *CLASSES], kind == PAIRS

@@ -49,6 +49,7 @@ BASES = {  # a use of each command that works
     "search": ["library.lance", "cat"],
     "delete": ["library.lance", "a"],
     "machine": ["folder"],
+    "serve": ["run", "--port", "0"],
 }
 LONG = "x" * 5000
 NOT_THERE = ["missing", "", LONG, "\x1b[2J", "missing/below", "c.jsonl/below"]
@@ -60,6 +61,10 @@ NO_NUMBER = ["-1", "nan", "1" + "0" * 30, "x", "", "1e400"]
 WRONG = {  # by the name of a parameter: values that none of the commands takes
     "run": [*NO_RUN, "other-objective"],
     "model": NO_RUN,
+    "models": [*NO_RUN, "a b=run", "=run"],
+    "--library": [*NOT_THERE, "run", "c.jsonl", "folder", "endless"],
+    "--host": ["nowhere.invalid", LONG, "\x1b[2J", "8.8.8.8", "1.2.3"],
+    "--api-key": ["", " ", "\x1b[2J", "é"],
     "library": [*NOT_THERE, "run", "c.jsonl", "folder", "endless"],
     "runs": NO_RUN,
     "--resume": NO_RUN,
@@ -107,7 +112,7 @@ NUMBERS = {"--steps", "--epochs", "--batch", "--seed", "--window", "--tokens", "
 NUMBERS |= {"--price", "--utilisation"}
 NUMBERS |= {"--min-p", "--repetition-penalty", "--top", "--size", "--failures", "--records"}
 NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candidates", "--workers"}
-NUMBERS |= {"--processes", "--keep", "--release", "--export"}
+NUMBERS |= {"--port", "--processes", "--keep", "--release", "--export"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
 

@@ -35,6 +35,7 @@ _PUBLIC = {
     "index": "selfsup.inference.indexing",
     "delete": "selfsup.inference.search",
     "search": "selfsup.inference.search",
+    "serve": "selfsup.serving.api",
     "diagnose": "selfsup.diagnosis",
     "load": "selfsup.inference.opening",
     "Searcher": "selfsup.inference.search",

@@ -10,13 +10,13 @@ from typing import NoReturn, cast
 
 import typer
 
-from selfsup.cli import runs, using, vectors
+from selfsup.cli import runs, serving, using, vectors
 from selfsup.cli.options import app
 from selfsup.errors import Elsewhere, Interrupted, OfOneProcess, UserError, require_text
 from selfsup.report import Lines, finish_output, leads, prepare_streams, printable
 from selfsup.stopping import STOPPED, stopped
 
-__all__ = ["app", "main", "runs", "using", "vectors"]
+__all__ = ["app", "main", "runs", "serving", "using", "vectors"]
 
 # What typer raises for words that it does not understand.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
