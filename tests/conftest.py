@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from browser import chromium as chromium
 from drawings import write_drawings
 from rich.cells import cell_len
 

@@ -118,6 +118,7 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["train", "--resume", extended, "--steps", 6], True
     yield ["adapt", t.run, "--data", t.data, "--budget", "1s"], False  # which is no time
     yield ["doctor", t.run], True
+    yield ["studio", here / "nowhere"], False  # it would not end
     yield ["checkpoint", t.run], True
     last = Run(t.run).checkpoints().steps()[-1]
     yield ["checkpoint", t.run, "--export", last, "--out", here / "last"], True

@@ -50,6 +50,7 @@ BASES = {  # a use of each command that works
     "delete": ["library.lance", "a"],
     "machine": ["folder"],
     "serve": ["run", "--port", "0"],
+    "studio": ["folder", "--data", "nothing", "--port", "0", "--no-browser"],
 }
 LONG = "x" * 5000
 NOT_THERE = ["missing", "", LONG, "\x1b[2J", "missing/below", "c.jsonl/below"]
@@ -176,6 +177,7 @@ def uses(command: str) -> Iterator[tuple[str, str, list[str]]]:
 OTHER = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "encoder"}  # has another objective
 FINE = {
     *((name, "seed=1") for name in ("train", "plan", "prepare", "inspect")),  # the objective is causal-lm without it
+    *(("studio", folder) for folder in ("", "folder", "library.lance", "nothing")),  # it would serve them
     *((name, "other-objective") for name in ("doctor", "checkpoint", "evaluate", "export")),  # of any
 }
 

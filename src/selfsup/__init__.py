@@ -22,6 +22,7 @@ _PUBLIC = {
     "compare": "selfsup.comparison",
     "write_report": "selfsup.reporting",  # the command `report`; selfsup.report is a module
     "checkpoint": "selfsup.keeping",
+    "studio": "selfsup.serving.studio",
     "doctor": "selfsup.diagnosis",
     "generate": "selfsup.inference.writing",
     "fill": "selfsup.inference.writing",

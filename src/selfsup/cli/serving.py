@@ -27,3 +27,21 @@ def serve(
     precision: Precision = "auto",
 ) -> None:
     """Put models behind an API that clients of OpenAI's speak: texts, vectors, hidden words, labels, search."""
+
+
+@command("selfsup.serving.studio", to_json=None, always=lambda: {"say": say})
+def studio(
+    ended: Any,
+    runs: Annotated[Path, typer.Argument(help="the folder below which runs lie, and new ones are made")] = Path("runs"),
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="a further folder that pages may read data and models from; may be repeated"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="the address; only by another one than this do other machines reach it")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8712,
+    browser: Annotated[bool, typer.Option(help="open a browser, where there is a screen")] = True,
+) -> None:
+    """Look at runs and models in a browser: live curves, comparisons, what data teaches, trying, searching, starting a
+    training. On this machine alone, unless another --host is given."""

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from selfsup.data.images.decoding import BadImage, size_of
 from selfsup.errors import UserError
-from selfsup.files import expanded, inside
+from selfsup.files import expanded
 
 LOOPBACK = "127.0.0.1"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -263,16 +263,12 @@ class Folders:
         Raises:
             UserError: it leads out of all of them.
         """
-        found = []
-        for place in self.places:
-            try:
-                found.append(Path(inside(place, name)))
-            except (OSError, ValueError):  # ValueError: on another drive
-                continue
-        if not found:
+        places = [os.path.join(place, name) for place in self.places]
+        found = Path(os.path.realpath(next(filter(os.path.lexists, places), places[0]).replace("\0", "")))
+        if "\0" in name or not any(found.is_relative_to(place) for place in self.places):
             allowed = ", ".join(map(str, self.places))
             raise UserError(f"{name:.200} lies outside of the folders that were given at the start ({allowed}).")
-        return next((path for path in found if os.path.lexists(path)), found[0])
+        return found
 
 
 def require_image(content: bytes) -> bytes:
