@@ -21,8 +21,8 @@ import pyarrow as pa
 from selfsup.errors import UserError
 from selfsup.files import LOCK, held
 from selfsup.inference.base import EmbeddingModel
-from selfsup.inference.items import Vectors
-from selfsup.inference.recorded import record, verify
+from selfsup.inference.items import Vectors, digest
+from selfsup.inference.recorded import fingerprint, record, verify
 from selfsup.seeding import derive
 
 BEGUN = {"_transactions", "_versions", LOCK}  # what may lie in a directory before a table is in it
@@ -215,9 +215,45 @@ class Library:
                 found.setdefault(document, set()).add(key)
         return found
 
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with anything in it."""
+        return digest(f"{self._table.version} {fingerprint(self.path)}".encode())
+
+    @property
+    def has_words(self) -> bool:
+        """Whether its words are indexed, as a hybrid search needs."""
+        return self._index("text") is not None
+
+    @_told
+    def columns(self, *names: str) -> pa.Table:
+        """Some columns of all records."""
+        return self._table.search().select(list(names)).to_arrow()
+
     def _read(self, *names: str) -> list[list[str]]:
-        found = self._table.search().select(list(names)).to_arrow()
+        found = self.columns(*names)
         return [found.column(name).to_pylist() for name in names]
+
+    @_told
+    def sample(self, most: int) -> tuple[list[str], Vectors]:
+        """The ids and vectors (n, dimension) of all records; where they are more than so many, of some that are
+        drawn."""
+        count = self.count()
+        if count <= most:
+            found = self.columns("id", "vector")
+        else:
+            places = np.sort(np.random.default_rng(derive(0, "sample")).choice(count, most, replace=False)).tolist()
+            found = self._table.take_offsets(places).select(["id", "vector"]).to_arrow()
+        return found.column("id").to_pylist(), _matrix(found)
+
+    @_told
+    def record(self, key: str) -> dict[str, Any]:
+        """All of a record but its vector and hashes. Raises UserError where there is none."""
+        names = [name for name in self._table.schema.names if name not in OWN[3:]]
+        found = self._table.search().where(_among([key])).select(names).limit(1).to_list()
+        if not found:
+            raise UserError(f"{self.path} holds no record with the id {key!r:.200}.")
+        return dict(found[0])
 
     @_told
     def vectors(self, ids: Sequence[str]) -> Vectors:

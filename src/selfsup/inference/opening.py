@@ -60,11 +60,13 @@ def model_class(directory: Path) -> type[AnyModel]:
     return EncoderModel
 
 
-def load_as(path: str | Path, kind: type[M]) -> M:
-    """As `load`, where only one kind of model will do. Raises UserError where there is none, or one of another kind."""
-    model = load(path)
+def load_as(path: str | Path | Model, kind: type[M]) -> M:
+    """As `load`, where only one kind of model will do; one that is open already is taken as it is. Raises UserError
+    where there is none, or one of another kind."""
+    model = path if isinstance(path, Model) else load(path)
     if isinstance(model, kind):
         return model
+    path = model.path if isinstance(path, Model) else path
     towers = (getattr(model, name, None) for name in TOWERS)
     named = next((name for name, tower in zip(TOWERS, towers, strict=True) if isinstance(tower, kind)), None)
     tower = find_model(path) / (named or "")
@@ -72,12 +74,13 @@ def load_as(path: str | Path, kind: type[M]) -> M:
     raise UserError(f"{path} holds {model.kind}; give the run of {kind.kind}{of_two}.")
 
 
-def load_image_model(path: str | Path) -> ImageModel:
+def load_image_model(path: str | Path | Model) -> ImageModel:
     """As `load_as`, of one that sees, or of two towers that of images."""
     from selfsup.inference.clip import PairModel
     from selfsup.inference.vision import ImageModel
 
-    return load_as(path, PairModel).image if two_towers(find_model(path)) else load_as(path, ImageModel)
+    of_two = isinstance(path, PairModel) if isinstance(path, Model) else two_towers(find_model(path))
+    return load_as(path, PairModel).image if of_two else load_as(path, ImageModel)
 
 
 def load_encoder(path: str | Path) -> EncoderModel | ImageModel | PairModel:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from selfsup.errors import UserError
 from selfsup.files import checksum, write_atomically
+from selfsup.inference.items import digest
 
 RECORD = ".checksums.json"
 KEPT = ("data", "_deletions", "_indices", "_versions")  # directories of what is written once
@@ -36,13 +37,18 @@ def verify(library: Path) -> None:
     """Raise a UserError where a file is not as it was noted."""
     noted = _read(library)
     whole = sum(size for size, _ in noted.values()) <= CHECKED
-    for name, (size, digest) in noted.items():
+    for name, (size, content) in noted.items():
         file = library / name
-        if file.is_file() and (file.stat().st_size != size or (whole and checksum(file) != digest)):
+        if file.is_file() and (file.stat().st_size != size or (whole and checksum(file) != content)):
             raise UserError(
                 f"{library} is damaged ({name} is not as it was written); restore it, or make it anew under another "
                 "name."
             )
+
+
+def fingerprint(library: Path) -> str:
+    """32 hex digits that change with the files that are noted."""
+    return digest(json.dumps(_read(library), sort_keys=True).encode())
 
 
 def _read(library: Path) -> Recorded:

@@ -21,6 +21,7 @@ from selfsup.arguments import checked
 from selfsup.data.images import open_images
 from selfsup.errors import UserError
 from selfsup.files import require_free
+from selfsup.inference.base import Model
 from selfsup.inference.opening import load_image_model
 from selfsup.inference.reconstruction import Reconstruction, reconstruct
 from selfsup.inference.vision import ImageModel
@@ -63,9 +64,10 @@ class Insight:
 
 @checked
 def show(
-    run: str | Path, images: object, *, out: str | Path | None = None, size: int | None = None, seed: int = 0
+    run: str | Path | Model, images: object, *, out: str | Path | None = None, size: int | None = None, seed: int = 0
 ) -> Inspection:
-    """Look at images through the vision transformer of a run or model directory; of two towers, that of images.
+    """Look at images through the vision transformer of a run, a model directory, or a model that is open; of two
+    towers, that of images.
 
     Args:
         images: the path of one, or a list of paths, PIL images or uint8 arrays; colours are shared by all of them.
@@ -78,6 +80,7 @@ def show(
     """
     require_free(out)
     model = load_image_model(run)
+    run = run.path if isinstance(run, Model) else run
     network, pooling = model.backbone, model.features.pooling
     if not isinstance(network, VisionTransformer):
         raise UserError(

@@ -12,10 +12,10 @@ from starlette.responses import HTMLResponse, Response
 from selfsup import pages
 from selfsup.serving.errors import answer_errors
 from selfsup.serving.guard import page_policy
-from selfsup.serving.studio import inspecting, runs, starting
+from selfsup.serving.studio import inspecting, libraries, runs, starting, trying
 from selfsup.serving.studio.shared import Studio
 
-ROUTERS = (runs.router, inspecting.router, starting.router)
+ROUTERS = (runs.router, inspecting.router, starting.router, trying.router, libraries.router)
 STYLE = "studio/studio.css"
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 
