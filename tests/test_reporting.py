@@ -107,6 +107,7 @@ def test_pictures_of_looks_are_what_the_network_makes_of_held_out_images(seeing:
     assert images[0] == images[1]  # of every look the same
 
 
+@pytest.mark.long
 def test_pairs_are_shown_as_a_matrix(captioned: Path, tmp_path: Path) -> None:
     given = {**TINY_PAIRS, "data": captioned}
     run = selfsup.train(given.pop("objective"), out=tmp_path / "run", **given, **QUIET)
@@ -246,7 +247,8 @@ def test_reports_at_looks_take_a_hundredth_of_the_time(copy: Run, monkeypatch: p
 
 def test_protocols_have_their_intervals(tmp_path: Path) -> None:
     given = {**TINY, "steps": 4, "evaluate.protocols": ["perplexity"]}
-    run = selfsup.train("causal-lm", data=TEXTS, out=tmp_path / "run", **given, **QUIET)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    run = selfsup.train("causal-lm", data=tmp_path / "texts.txt", out=tmp_path / "run", **given, **QUIET)
     (score,) = of(run)["scores"]
     low, high = score["interval"]
     assert low <= score["value"] <= high

@@ -45,6 +45,7 @@ def test_a_run_leaves_these_files(finished: Run) -> None:
         "checkpoints",
         "model",
         "samples",
+        "report.html",
         ".lock",
     }
     assert {path.name for path in finished.model_directory.iterdir()} == {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from selfsup.data.loader import in_order
@@ -16,7 +17,7 @@ from selfsup.inference.vision import ImageModel
 from selfsup.inspection.blocks import Block, Gallery, Group, Section, Tile, section
 from selfsup.inspection.page import drawn_sections
 from selfsup.inspection.pairs import CELL, MEANING, limits, towers
-from selfsup.inspection.pictures import FIRST, Pixels, patched, ramp
+from selfsup.inspection.pictures import DENSITY, FIRST, Pixels, patched, ramp, resized
 from selfsup.inspection.show import MOST_PATCHES, Insight, coloured, look_into
 from selfsup.models.features import Features
 from selfsup.models.vision import VisionTransformer
@@ -30,7 +31,7 @@ from selfsup.views.drawn import levels
 
 IMAGES = 4  # that are looked at
 PAIRS = 12  # that are compared
-HEIGHT = 48  # of an image, half of the pixels of a page, so that many looks fit into one page
+HEIGHT = 96  # at which images are shown, and kept, so that many looks fit into one page
 SEED = 0  # one fixed task, the same for every look and run
 
 
@@ -71,10 +72,14 @@ def _seen(recipe: ImageRecipe, network: VisionTransformer) -> list[Section]:
 def _tiles(insight: Insight, colours: Pixels) -> list[Tile]:
     attention = insight.attention.mean(0)
     return [
-        Tile(insight.pixels, "image", "", HEIGHT),
+        Tile(_small(insight.pixels), "image", "", HEIGHT),
         Tile(colours, "features", "", HEIGHT),
         Tile(ramp(attention / attention.max()), "attention", f"{attention.sum():.0%} on patches", HEIGHT),
     ]
+
+
+def _small(pixels: Pixels) -> Pixels:
+    return np.asarray(resized(pixels, HEIGHT // DENSITY)) if pixels.shape[0] > HEIGHT else pixels
 
 
 def _held_out(recipe: ImageRecipe, objective: Objective, records: int) -> Batch:
@@ -96,7 +101,7 @@ def _filled(recipe: ImageRecipe, objective: Objective) -> Section:
     for whole, filled, mask in zip(levels(made["pixels"], view), levels(pixels, view), hidden, strict=True):
         shown = patched(whole, mask.view(side, side).numpy())
         names = (("image", whole, None), ("shown", shown, None), ("filled in", filled, FIRST))
-        groups.append(Group("", [[Tile(each, name, "", 2 * HEIGHT, colour) for name, each, colour in names]]))
+        groups.append(Group("", [[Tile(_small(each), name, "", HEIGHT, colour) for name, each, colour in names]]))
     return section("samples", "filled", Gallery(groups))
 
 

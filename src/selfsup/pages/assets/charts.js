@@ -31,7 +31,7 @@ class LineChart {
     this.drawing = svg("svg", {
       class: "plot", tabindex: 0, role: "img", "aria-label": `${title}${y && `, ${y}`} over ${x}; arrow keys read it`, height,
       onpointermove: event => this.read(this.valueAt(event)), onpointerleave: () => this.read(null),
-      onblur: () => this.read(null), onkeydown: event => this.walk(event),
+      onkeydown: event => this.walk(event), // what was read stays: a legend that moved would lose the click that it gets
     });
     this.legend = h("div", { class: "legend", "aria-live": "polite" });
     const caption = h("figcaption", {}, h("b", {}, title), y && ` ${y}`);
@@ -58,6 +58,9 @@ class LineChart {
     this.cursor = svg("g", { class: "cursor" });
     this.drawing.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.drawing.setAttribute("width", this.width);
+    this.where = h("span", { class: "where" });
+    this.told = this.series.map(() => h("b", {}));
+    fill(this.legend, this.series.map((each, place) => this.entry(each, place)), this.where);
     fill(this.drawing, this.axes(right, bottom), this.series.map((each, place) => this.line(each, place)), this.cursor);
     this.read(this.at);
   }
@@ -110,15 +113,15 @@ class LineChart {
     const found = this.series.map(each => this.at === null || this.hidden.has(each.name) ? null : nearest(each.points, this.at));
     const places = found.filter(Boolean).map(([x]) => x);
     const x = places.length ? nearest(places.map(each => [each]), this.at)[0] : null;
-    fill(this.legend, this.series.map((each, place) => this.entry(each, place, found[place])),
-      h("span", { class: "where" }, x === null ? this.x : `${this.x} ${this.formatX(x)}`));
     if (!this.cursor) return;
+    fill(this.where, x === null ? this.x : `${this.x} ${this.formatX(x)}`);
+    found.forEach((point, place) => fill(this.told[place], point && this.formatY(point[1])));
     fill(this.cursor, x !== null && svg("path", { d: `M${this.across(x)} ${MARGIN.top}V${this.height - MARGIN.bottom}` }),
       found.map((point, place) => point && Number.isFinite(point[1]) && svg("circle",
         { cx: this.across(point[0]), cy: this.up(point[1]), r: 3.5, style: { fill: this.colour(this.series[place], place) } })));
   }
 
-  entry(each, place, point) {
+  entry(each, place) {
     const mark = h("i", { class: [each.dashed && "dashed", each.faint && "faint"], style: { "--colour": this.colour(each, place) } });
     const toggle = () => {
       this.hidden.delete(each.name) || this.hidden.add(each.name);
@@ -126,7 +129,7 @@ class LineChart {
       this.legend.querySelectorAll("button")[place].focus();
     };
     return h("button", { type: "button", "aria-pressed": String(!this.hidden.has(each.name)), onclick: toggle }, mark,
-      each.name, point && h("b", {}, this.formatY(point[1])));
+      each.name, this.told[place]);
   }
 }
 
