@@ -16,7 +16,7 @@ from benchmarks.common import Figures, show, spread, write
 from benchmarks.studio import ARGUMENTS, served
 
 POINTS, WIDTH, CLUSTERS = 50_000, 384, 40
-SECONDS, ROUNDS = 4, 5
+SECONDS, ROUNDS = 4, 3
 SIZES = {"1280 by 800": {"width": 1280, "height": 800}, "1920 by 1080": {"width": 1920, "height": 1080}}
 
 # Moves in every frame, as a hand does, and says when each frame was due.

@@ -523,3 +523,26 @@ def test_the_commands(model, tmp_path, selfsup_command, monkeypatch):
         answer = selfsup_command(*words)
         assert (answer.code, answer.out) == (2, ""), answer
         assert answer.error.count("\n") == 1
+
+
+def test_all_of_a_library_can_be_taken_out(model, tmp_path):
+    """All records or some that are drawn, each with its own vector; its fingerprint changes with what is in it."""
+    path = tmp_path / "stories.lance"
+    selfsup.index(model, STORIES, path, id_column="key")
+    library = Library.open(path)
+    ids, vectors = library.sample(10)
+    assert sorted(ids) == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(vectors, library.vectors(ids))
+    drawn, some = library.sample(3)
+    assert len(set(drawn)) == 3
+    np.testing.assert_array_equal(some, library.vectors(drawn))
+    assert library.sample(3)[0] == drawn
+    assert sorted(library.columns("year").column("year").to_pylist()) == [1850, 1952, 1990, 2001]
+    assert library.record("b")["author"] == "Bo"
+    assert not {"vector", "content_hash", "values_hash"} & set(library.record("b"))
+    with pytest.raises(UserError, match="no record with the id 'x'"):
+        library.record("x")
+    before = library.fingerprint
+    assert Library.open(path).fingerprint == before
+    selfsup.delete(path, "a")
+    assert Library.open(path).fingerprint != before

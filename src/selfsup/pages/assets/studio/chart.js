@@ -14,7 +14,6 @@ export class Chart {
     this.lassoing = false;
     this.pointed = -1;
     this.path = null; // what is being encircled, in pixels of the page
-    this.frames = 0; // that were drawn
     this.context = canvas.getContext("2d", { alpha: false });
     this.leaving = new AbortController();
     this.colour(null, []);
@@ -177,7 +176,6 @@ export class Chart {
     if (this.selected.length) this.put(dense, radius + dense, this.colours, this.selected);
     context.putImageData(this.image, 0, 0);
     this.drawOver(dense, radius);
-    this.frames += 1;
   }
 
   /** Put a dot for each point, or for some. */
