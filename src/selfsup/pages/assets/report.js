@@ -121,14 +121,15 @@ function chart(runs, axis, unit, key, title, told = "") {
   return drawn;
 }
 
-/** Of a run: training faint, the held-out part bold, chance dashed. `place` colours it where there are several. */
+/** Of a run: training faint beside the held-out part, which is bold, chance dashed. `place` colours it where there are several. */
 function seriesOf(run, axis, key, place) {
   const name = part => place === null ? part : part === "held out" ? run.name : `${run.name}, ${part}`;
   const found = [], tinted = usual => place ?? usual;
   for (const [part, curve, faint, usual] of [["training", run.curves.train, true, 0], ["held out", run.curves.validation, false, 1]]) {
     const values = curve[key === "per_second" ? `${run.figures.unit}_per_second` : key];
     if (values?.some(value => value !== null)) {
-      found.push({ name: name(part), points: points(run, curve, axis, values), faint: faint && key === "loss", colour: tinted(usual) });
+      const beside = faint && run.curves.validation[key] !== undefined;
+      found.push({ name: name(part), points: points(run, curve, axis, values), faint: beside, colour: tinted(usual) });
     }
   }
   const { chance } = run.figures, ends = found.flatMap(each => each.points.map(([x]) => x));
@@ -234,7 +235,7 @@ function severalRuns({ runs, differences, notes }) {
     figure("bits per byte", run => number(run.figures.bits_per_byte)),
     figure("best loss", run => number(run.figures.best)),
     figure("steps", run => number(run.figures.steps)),
-    figure("went through", run => run.figures.amount === null || run.figures.amount === undefined ? "–" : amount(run.figures.amount, run.figures.unit ?? "")),
+    figure("went through", run => run.figures.amount === null || run.figures.amount === undefined ? "–" : `${amount(run.figures.amount)} ${run.figures.unit ?? ""}`),
     figure("per second", run => run.figures.per_second ? amount(run.figures.per_second) : "–"),
     figure("parameters", run => run.figures.parameters ? amount(run.figures.parameters) : "–"),
     figure("wall time", run => duration(run.figures.wall_seconds)),
