@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {**TINY_PAIRS, **FEW},
 }
 
+OFTEN = ("causal-lm", "pairs", "dino")  # the others are long
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -63,7 +65,9 @@ def train_on(data: object, out: Path, objective: str, **given: Any) -> Run:
     return selfsup.train(**{**settings, **given})
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in OBJECTIVES]
+)
 def test_a_mixture_is_trained_on_looked_at_by_source_and_resumed(
     places: dict[str, Path], tmp_path: Path, resume: Train, objective: str
 ) -> None:
