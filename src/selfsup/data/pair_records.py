@@ -229,10 +229,10 @@ def passages(groups: TextGroups, room: int) -> tuple[Numbers, Numbers]:
 
 
 class AsRead:
-    """The texts of pairs as their records hold them."""
+    """The texts of pairs as their records hold them, on the host."""
 
     def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
-        return batch.data
+        return batch.host
 
     def whole(self, data: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """All texts of records, padded (n, T), with their lengths (n,)."""
@@ -248,8 +248,8 @@ class TwoCrops:
 
     def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
         """The texts of pairs, as `TextPairs.read` gives them; equal segments have equal keys."""
-        data = batch.data
-        lengths = data["lengths"].cpu().numpy()
+        data = batch.host
+        lengths = data["lengths"].numpy()
         draws = uniform(batch.seed, "crops", batch.epochs, batch.records, 2 * len(SIDES))
         made = {"places": data["places"]}
         for side, (name, framing) in enumerate(zip(SIDES, self.framings, strict=True)):

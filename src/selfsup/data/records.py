@@ -65,6 +65,12 @@ class Batch:
     seed: int  # the run's; another one while evaluating, so that evaluation has one fixed task
     epochs: np.ndarray  # (records,) the pass over the data that each record is read in
     records: np.ndarray  # (records,) the index of each record in its source
+    before: dict[str, Tensor] | None = None  # `data` as it was read, where that has gone to a device
+
+    @property
+    def host(self) -> dict[str, Tensor]:
+        """The data where the host looks at it without waiting for a device."""
+        return self.data if self.before is None else self.before
 
     def __len__(self) -> int:
         return len(self.records)
@@ -72,4 +78,4 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on a device."""
         data = {name: tensor.to(device, non_blocking=True) for name, tensor in self.data.items()}
-        return replace(self, data=data)
+        return replace(self, data=data, before=self.host)

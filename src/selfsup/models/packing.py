@@ -97,20 +97,24 @@ def embed(encoder: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling,
     The encoder makes hidden states (B, T, width) of tokens and document numbers (B, T); `tokens` (tokens in all,) are
     the texts one after the other, each with its start and end token, of `lengths` (n,), laid into rows of at least
     so much `room`. A table of token vectors leaves out those two tokens, and needs no rows.
+
+    Tokens and lengths may be on the host, whatever the encoder is on: then nothing waits for that, since how they are
+    laid depends on their numbers.
     """
     if isinstance(encoder, StaticEncoder):
         return encoder.pooled(tokens, lengths)
+    device = next(encoder.parameters()).device
     rows = lay(lengths, room)
     laid = tokens.new_zeros(rows.documents.shape)
     laid.view(-1)[rows.places] = tokens
-    hidden: Tensor = encoder(laid, None if len(lengths) == 1 else rows.documents).flatten(0, 1)
+    documents = None if len(lengths) == 1 else rows.documents.to(device, non_blocking=True)
+    hidden: Tensor = encoder(laid.to(device, non_blocking=True), documents).flatten(0, 1)
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    if pooling == "cls":
-        return hidden.index_select(0, rows.first).to(wide)
-    if pooling == "last":
-        return hidden.index_select(0, rows.first + lengths - 1).to(wide)
+    if pooling in ("cls", "last"):
+        place = rows.first if pooling == "cls" else rows.first + lengths - 1
+        return hidden.index_select(0, place.to(device, non_blocking=True)).to(wide)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _means(hidden[rows.places].to(wide), lengths)
+        return _means(hidden[rows.places.to(device, non_blocking=True)].to(wide), lengths)
 
 
 def _means(states: Tensor, lengths: Tensor) -> Tensor:
@@ -120,6 +124,8 @@ def _means(states: Tensor, lengths: Tensor) -> Tensor:
     pooled = []
     for part, own in zip(parts, torch.split(states, [int(part.sum()) for part in parts]), strict=True):
         texts = torch.arange(len(part), device=part.device)
-        share = (torch.repeat_interleave(texts, part) == texts[:, None]).to(states.dtype) / part[:, None]
+        owners = torch.repeat_interleave(texts, part)
+        texts, owners, part = (each.to(states.device, non_blocking=True) for each in (texts, owners, part))
+        share = (owners == texts[:, None]).to(states.dtype) / part[:, None]
         pooled.append(share @ own)
     return torch.cat(pooled)

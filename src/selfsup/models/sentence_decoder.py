@@ -60,13 +60,16 @@ class SentenceDecoder(nn.Module):
         the tokens up to itself.
 
         `tokens` (tokens in all,) are the sentences one after the other, of `lengths` (n,), laid into rows as they are
-        for the encoder.
+        for the encoder; both may be on the host.
         """
         rows = lay(lengths)
         laid = tokens.new_zeros(rows.documents.shape)
         laid.view(-1)[rows.places] = tokens
+        laid, documents, places = (
+            each.to(vectors.device, non_blocking=True) for each in (laid, rows.documents, rows.places)
+        )
         told = vectors.to(compute_dtype(encoder.embeddings.tok_embeddings.weight))
-        sentences = rows.documents.clamp(min=0)  # of padding any, for nobody sees it
+        sentences = documents.clamp(min=0)  # of padding any, for nobody sees it
         layers = [partial(layer, vectors=told, sentences=sentences) for layer in self.layers]
-        states = encoder.decode(laid, None if len(lengths) == 1 else rows.documents, layers)
-        return states.flatten(0, 1).index_select(0, rows.places)
+        states = encoder.decode(laid, None if len(lengths) == 1 else documents, layers)
+        return states.flatten(0, 1).index_select(0, places)

@@ -54,4 +54,6 @@ class StaticEncoder(TensorModule):
             inner = ~torch.isin(tokens, tokens.new_tensor(self.config.around))
             texts = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
             tokens, lengths = tokens[inner], torch.bincount(texts[inner], minlength=len(lengths))
-        return F.embedding_bag(tokens, self.embedding.weight, lengths.cumsum(0) - lengths, mode="mean")
+        weight, starts = self.embedding.weight, lengths.cumsum(0) - lengths
+        tokens, starts = (each.to(weight.device, non_blocking=True) for each in (tokens, starts))
+        return F.embedding_bag(tokens, weight, starts, mode="mean")

@@ -69,7 +69,7 @@ class HiddenTokens:
 
 def drawn_captions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """One caption of each image, drawn anew in each epoch: tokens (B, T), lengths (B,) and keys (B,)."""
-    data = batch.data
+    data = batch.host
     draws = uniform(batch.seed, "caption", batch.epochs, batch.records, 1)[:, 0]
     counts = data["captions"]
     chosen = (torch.from_numpy(draws).to(counts.device) * counts).long()

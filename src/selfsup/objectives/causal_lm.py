@@ -74,14 +74,14 @@ class CausalLM(Objective):
 
         `tokens` (B, T+1) becomes inputs (B, T) = tokens[:-1] and targets (B, T) = tokens[1:]; targets before
         `first` (B,) count in another window and are ignored here, as is a start token behind another's end: it is
-        given. A document's number is how many start tokens the inputs have shown.
+        given. A document's number is how many start tokens the inputs have shown; these stay on the host, see `apart`.
         """
         tokens, first = batch.data["tokens"], batch.data["first"]
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         ignored = torch.arange(targets.shape[1], device=tokens.device) < first[:, None]
         if self.given is not None:
             ignored = ignored | (targets == self.given)
-        documents = (inputs == self.start).cumsum(1)
+        documents = (batch.host["tokens"][:, :-1] == self.start).cumsum(1)
         return Task(
             {"inputs": inputs, "targets": targets.masked_fill(ignored, IGNORE), "documents": documents},
             {"cross_entropy": (~ignored).sum()},
@@ -110,8 +110,10 @@ class CausalLM(Objective):
 def apart(task: Task) -> Tensor | None:
     """The document of each position (B, T), where a window holds positions of several; else None: the plain causal mask
     says the same, and costs less."""
-    documents = task["documents"]
-    return documents if bool((documents[:, -1] != documents[:, 0]).any()) else None
+    documents = task["documents"]  # on the host, where to look at them waits for nothing
+    if not bool((documents[:, -1] != documents[:, 0]).any()):
+        return None
+    return documents.to(task["inputs"].device, non_blocking=True)
 
 
 class Writing:

@@ -153,7 +153,8 @@ class CLIP(Objective):
         if self.training:
             views = partial(render, pixels, sizes, self.view, batch.seed, batch.epochs, batch.records, VIEW)
         made: dict[str, Callable[[], Tensor]] = {"views": views}
-        kept = {"tokens": tokens, "lengths": lengths, "keys": torch.stack((keys, batch.data["image_keys"]), 1)}
+        keys = torch.stack((keys.to(pixels.device, non_blocking=True), batch.data["image_keys"]), 1)
+        kept = {"tokens": tokens, "lengths": lengths, "keys": keys}  # the captions are on the host
         count = torch.tensor(len(batch))
         counts = dict.fromkeys((self.loss, "temperature", "modality_gap"), count)
         if self.simclr is not None:

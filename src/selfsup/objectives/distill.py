@@ -124,8 +124,9 @@ class Distill(Objective):
         self.encoder, self.map, self.pooling, self.weights = encoder, map, pooling, weights
 
     def hide(self, batch: Batch) -> Task:
-        """Tokens (B, T), padded, their lengths (B,) and what is to be answered, (B, dimension)."""
-        shown = {name: batch.data[name] for name in ("tokens", "lengths", "answers")}
+        """Tokens (B, T), padded, and their lengths (B,), both on the host, where they are laid into rows; and what is
+        to be answered, (B, dimension)."""
+        shown = {name: batch.host[name] for name in ("tokens", "lengths")} | {"answers": batch.data["answers"]}
         count = torch.tensor(len(batch))
         return Task(shown, {"mse": count, "cosine": count})
 

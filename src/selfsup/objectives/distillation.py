@@ -130,7 +130,7 @@ def koleo(features: Tensor, collectives: Collectives) -> Tensor:
     if len(others) < 2:
         return x.sum() * 0
     ranks = collectives.gather(torch.full((len(x),), collectives.rank, device=x.device))
-    own = (ranks == collectives.rank).nonzero().squeeze(1)  # where mine stand among all
+    own = torch.nonzero_static(ranks == collectives.rank, size=len(x)).squeeze(1)  # where mine stand among all
     with torch.no_grad():
         similar = x @ others.T
         similar[torch.arange(len(x), device=x.device), own] = -torch.inf

@@ -112,7 +112,7 @@ def _in_blocks(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 def _own_rows(count: int, device: torch.device, collectives: Collectives) -> Tensor:
     """Where the rows of this process, so many, stand among those of all, (count,)."""
     ranks = collectives.gather(torch.full((count,), collectives.rank, device=device))
-    return (ranks == collectives.rank).nonzero().squeeze(1)
+    return torch.nonzero_static(ranks == collectives.rank, size=count).squeeze(1)
 
 
 def _others_alike(identities: Tensor, everyones: Tensor, positives: Tensor) -> Tensor:

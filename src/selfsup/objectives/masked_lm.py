@@ -162,11 +162,12 @@ class MaskedLM(Objective):
         return {"hidden": self.rate, "mask": SHOWN_AS_MASK, "random": SHOWN_AS_RANDOM, "kept": kept}
 
     def hide(self, batch: Batch) -> Task:
-        """The tokens as they are shown (B, T), the hidden ones' positions (B, K) and targets (B, K), and documents."""
-        tokens = batch.data["tokens"]
+        """The tokens as they are shown (B, T), the hidden ones' positions (B, K) and targets (B, K), and documents,
+        which stay on the host, where to look at them waits for nothing."""
+        tokens, device = batch.host["tokens"], batch.data["tokens"].device
         rate = self.rate if self.training else self.evaluation_rate
-        made = self.masking(tokens.cpu().numpy(), rate, batch.seed, batch.epochs, batch.records)
-        shown, positions, targets = (torch.from_numpy(part).to(tokens.device) for part in made)
+        made = self.masking(tokens.numpy(), rate, batch.seed, batch.epochs, batch.records)
+        shown, positions, targets = (torch.from_numpy(part).to(device, non_blocking=True) for part in made)
         tensors = {
             "inputs": shown,
             "positions": positions,
@@ -176,10 +177,10 @@ class MaskedLM(Objective):
         return Task(tensors, {"cross_entropy": (targets != IGNORE).sum()})
 
     def predict(self, task: Task) -> Outputs:
-        documents: Tensor | None = task["documents"]
-        if documents is not None and bool((documents == documents[:, :1]).all()):
-            documents = None  # without a mask it is the same, and costs less
-        return {"hidden": self.model(task["inputs"], task["positions"], documents)}
+        documents = task["documents"]
+        several = bool((documents != documents[:, :1]).any())  # without a mask it is else the same, and costs less
+        apart = documents.to(task["inputs"].device, non_blocking=True) if several else None
+        return {"hidden": self.model(task["inputs"], task["positions"], apart)}
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
         hidden, targets = outputs["hidden"].flatten(0, 1), task["targets"].flatten()

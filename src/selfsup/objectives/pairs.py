@@ -127,9 +127,14 @@ class Pairs(Objective):
 
     def hide(self, batch: Batch) -> Task:
         """Queries and passages, padded (B, T), with their lengths (B,) and keys (B,), and their places (B, 2); where
-        negatives were chosen for a query, these too: (B, K, T), (B, K), (B, K)."""
-        count = torch.tensor(len(batch))
-        return Task(self.texts(batch), dict.fromkeys([*self.terms, "found"], count))
+        negatives were chosen for a query, these too: (B, K, T), (B, K), (B, K). Tokens and lengths are on the host,
+        where they are laid into rows."""
+        count, device = torch.tensor(len(batch)), batch.data["places"].device
+        texts = {
+            name: tensor if name.endswith(("tokens", "lengths")) else tensor.to(device, non_blocking=True)
+            for name, tensor in self.texts(batch).items()
+        }
+        return Task(texts, dict.fromkeys([*self.terms, "found"], count))
 
     def predict(self, task: Task) -> Outputs:
         """The vector of each text, (B, width), of negatives (B, K, width)."""

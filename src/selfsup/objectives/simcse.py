@@ -96,7 +96,8 @@ class SimCSE(Objective):
         return super().train(True)
 
     def hide(self, batch: Batch) -> Task:
-        """What is left of the sentences in each view, padded (B, T), with their lengths (B,), and their keys (B,)."""
+        """What is left of the sentences in each view, padded (B, T), with their lengths (B,), all on the host, where
+        they are laid into rows; and their keys (B,)."""
         views: dict[str, Tensor] = {}
         for view in VIEWS:
             views[view], views[f"{view}_lengths"] = damaged(batch, self.deletion, view)
@@ -117,15 +118,16 @@ class SimCSE(Objective):
 
 
 def kept_tokens(batch: Batch, deletion: float, view: str) -> Tensor:
-    """Which tokens of the sentences of a batch (B, T) are left in a view, a function of (seed, epoch, record, view).
+    """Which tokens of the sentences of a batch (B, T) are left in a view, a function of (seed, epoch, record, view),
+    on the host.
 
     Start and end always are, and so is all of a sentence that nothing else would be left of.
     """
-    tokens, lengths = batch.data["tokens"], batch.data["lengths"][:, None]
-    place = torch.arange(tokens.shape[1], device=tokens.device)
+    tokens, lengths = batch.host["tokens"], batch.host["lengths"][:, None]
+    place = torch.arange(tokens.shape[1])
     draws = uniform(batch.seed, f"deletion {view}", batch.epochs, batch.records, tokens.shape[1])
     words = (place > 0) & (place < lengths - 1)
-    kept = words & torch.from_numpy(draws >= deletion).to(tokens.device)
+    kept = words & torch.from_numpy(draws >= deletion)
     return (place < lengths) & (kept | ~words | ~kept.any(1, keepdim=True))
 
 
@@ -133,7 +135,7 @@ def damaged(batch: Batch, deletion: float, view: str) -> tuple[Tensor, Tensor]:
     """What is left of the sentences of a batch in a view, padded (B, T), and how many tokens that is (B,)."""
     kept = kept_tokens(batch, deletion, view)
     order = kept.byte().argsort(dim=1, descending=True, stable=True)
-    return batch.data["tokens"].gather(1, order), kept.sum(1)
+    return batch.host["tokens"].gather(1, order), kept.sum(1)
 
 
 class SimCSERecipe(TextRecipe):

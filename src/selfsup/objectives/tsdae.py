@@ -69,8 +69,8 @@ class TSDAE(Objective):
 
     def hide(self, batch: Batch) -> Task:
         """The sentences (B, T), what is left of each (B, T), both padded, and their lengths (B,); where records come
-        with another sentence each (see `Swapped`), that too."""
-        data = batch.data
+        with another sentence each (see `Swapped`), that too. All are on the host, where they are laid into rows."""
+        data = batch.host
         left, lengths = damaged(batch, self.deletion, "damaged")
         tensors = {"tokens": data["tokens"], "lengths": data["lengths"], "damaged": left, "damaged_lengths": lengths}
         count = (data["lengths"] - 1).sum()
@@ -98,9 +98,9 @@ class TSDAE(Objective):
         shown = lengths - 1
         states = self.decoder(self.model.model, vectors, flattened(tokens, shown), shown)
         made = self.model.headed(states)
-        padded = made.new_zeros(len(tokens), tokens.shape[1] - 1, made.shape[1])
-        padded[_asked(tokens, lengths)] = made
-        return padded
+        padded = made.new_zeros(len(tokens) * (tokens.shape[1] - 1), made.shape[1])
+        places = _asked(tokens, lengths).to(made.device, non_blocking=True)
+        return padded.index_copy(0, places, made).view(len(tokens), -1, made.shape[1])
 
     def score(self, outputs: Outputs, task: Task, collectives: Collectives) -> dict[str, Tensor]:
         sums = {"cross_entropy": self._cross_entropy(outputs["hidden"], task)}
@@ -111,7 +111,9 @@ class TSDAE(Objective):
 
     def _cross_entropy(self, hidden: Tensor, task: Task) -> Tensor:
         asked = _asked(task["tokens"], task["lengths"])
-        return linear_cross_entropy(hidden[asked], self.model.output_weight, task["tokens"][:, 1:][asked])
+        targets = task["tokens"][:, 1:].flatten()[asked]
+        asked, targets = (each.to(hidden.device, non_blocking=True) for each in (asked, targets))
+        return linear_cross_entropy(hidden.flatten(0, 1).index_select(0, asked), self.model.output_weight, targets)
 
     @torch.inference_mode()
     def write(self, vector: Tensor, start: int, end: int, most: int) -> list[int]:
@@ -127,8 +129,9 @@ class TSDAE(Objective):
 
 
 def _asked(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """At which tokens of sentences (B, T) the next one is to be predicted, (B, T − 1)."""
-    return torch.arange(tokens.shape[1] - 1, device=tokens.device) < lengths[:, None] - 1
+    """At which of all B · (T − 1) tokens of sentences (B, T), but the last of each, the next one is to be predicted."""
+    asked = torch.arange(tokens.shape[1] - 1, device=tokens.device) < lengths[:, None] - 1
+    return asked.flatten().nonzero().squeeze(1)
 
 
 class Swapped:
