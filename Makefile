@@ -3,6 +3,7 @@
 # make lint: format, lint and type checks                                 make bench: comparisons
 # make bench-quick: one short round of each, beside what was measured last; DATA=DIRECTORY holds what some of them need
 # make test-scale: several processes on every objective, kills and restarts, tens of minutes
+# make faults: hundreds of kills at random moments, full disks, damaged files, a failing object store, an hour
 # make fuzz: tens of thousands of damaged inputs, more than an hour on two cores
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-scale fuzz lint format bench bench-quick clean
+.PHONY: demo test test-all test-scale fuzz faults lint format bench bench-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/selfsup train
@@ -29,6 +30,9 @@ test-scale: $(DEV)
 
 fuzz: $(DEV)
 	$(BIN)/python tests/fuzz/campaign.py
+
+faults: $(DEV)
+	$(BIN)/python tests/faults/faults.py
 
 lint: $(DEV)
 	$(BIN)/ruff format --check src tests benchmarks scripts
