@@ -147,6 +147,18 @@ def test_no_name_leads_to_a_run_that_is_not_listed(client: TestClient, place: Pa
     refused(client.post("/api/inspect", json={"run": name, "text": "a b"}))
 
 
+def test_a_pipe_in_place_of_a_file_holds_up_nothing(client: TestClient, place: Path) -> None:
+    run = shutil.copytree(place / "elsewhere", place / "runs" / "piped")
+    for name in ("environment.json", "metrics.jsonl"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    rows = {row["name"]: row for row in client.get("/api/runs").json()["runs"]}
+    assert "no regular file" in rows["piped"]["problem"]
+    for path, key in (("/api/run", "name"), ("/api/run/events", "name"), ("/api/run/report", "run")):
+        refused(client.get(path, params={key: "piped"}), "no regular file")
+    shutil.rmtree(run)
+
+
 def test_the_report_of_runs(client: TestClient) -> None:
     from selfsup.reporting import report_of
 

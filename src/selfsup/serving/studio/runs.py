@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
@@ -27,6 +28,7 @@ SPARKS, POINTS = 60, 1000  # of a curve in a list, and of one that fills a page
 FRESH = 60.0  # seconds since the last line, within which a training that cannot be seen otherwise is held to be running
 LIST_SECONDS, LINE_SECONDS = 1.0, 0.25  # between two looks at all runs, and at one
 MOST_COMPARED = 12
+MOST_BYTES = 1 << 24  # of a JSON file of a run
 LOCKS = Path("/proc/locks")  # where Linux lists who holds what
 
 Name = Annotated[str, Query(max_length=1000)]
@@ -36,6 +38,7 @@ Row = dict[str, Any]
 def router(studio: Studio) -> APIRouter:
     """What the pages of runs ask for."""
     routes, folder = APIRouter(prefix="/api"), Folder(studio.root)
+    Thread(target=folder.rows, daemon=True).start()  # so that it is read when a browser asks
 
     @routes.get("/runs")
     def runs() -> Row:
@@ -181,6 +184,8 @@ class Kept:
             return
         self._mark = mark
         try:
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+                raise UserError(f"{self.path} is no regular file of at most {MOST_BYTES:,} bytes; it is not read.")
             self.content, self.problem = read_object(self.path, self.kind), ""
         except UserError as error:
             self.content, self.problem = {}, str(error)

@@ -19,6 +19,7 @@ from selfsup.run_files import RUN_CONFIG
 from selfsup.serving.guard import Folders
 from selfsup.serving.studio.processes import Trainings
 
+RUN_FILES = ("environment.json", "summary.json", "metrics.jsonl", "journal.jsonl")  # that are read of a run
 HEARTBEAT = 15.0  # seconds after which a silent stream shows that it is alive
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +51,9 @@ class Studio:
         place = Folders([self.root]).inside(name)
         if not os.path.isfile(place / RUN_CONFIG):  # (Path.is_file raises where a name is too long)
             raise UserError(f"{name:.200} is no run below {self.root}; choose one of the list.")
+        for file in map(place.joinpath, RUN_FILES):
+            if os.path.lexists(file) and not file.is_file():  # a pipe would be waited for without end
+                raise UserError(f"{file} is no regular file, so this run is not read.")
         return place
 
     async def heavy(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:

@@ -19,7 +19,7 @@ export async function draw(context, { rest: name }) {
 
   function show() {
     waiting = 0;
-    live.hidden = seen.state === "finished"; // whose report has all of it
+    live.hidden = seen.state !== "running"; // the report has all of it
     chart.redraw(seriesOf(seen));
     fill(figures, factsOf(seen).map(([term, value]) => h("div", { class: "card" }, h("span", {}, term), h("b", {}, value))));
   }
@@ -47,6 +47,7 @@ export async function draw(context, { rest: name }) {
   context.events(`/api/run/events?${query}&position=${seen.position}`, async (message) => {
     if (message.again) seen.curves = { train: [], validation: [] }; // it went back to an earlier step
     if ("finished" in message) seen.state = message.finished ? "finished" : "running";
+    if (message.lines) seen.state = "running";
     message.lines?.forEach(take);
     soon();
     if (message.finished || message.lines?.some((line) => line.split !== "train")) await redraw();
