@@ -123,6 +123,15 @@ def test_two_models_of_one_name_are_refused(place: Path) -> None:
         Models([str(place / "writer"), f"writer={place / 'encoder'}"], None, "cpu", "fp32")
 
 
+def test_the_page_of_the_routes_needs_nothing_of_other_hosts(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "https://" not in page.text
+    assert "export async function draw" in client.get("/assets/api.js").text
+    assert client.get("/assets/../app.py").status_code == 404
+
+
 # -- texts ---------------------------------------------------------------------------------------------------
 
 

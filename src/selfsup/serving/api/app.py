@@ -21,6 +21,7 @@ from selfsup.serving.api.models import Models, Served, Unknown
 from selfsup.serving.api.schemas import Model
 from selfsup.serving.api.schemas import Models as Listed
 from selfsup.serving.guard import failure
+from selfsup.serving.page import add_page
 
 RETRY_AFTER = 1  # seconds
 ERRORS = {
@@ -37,6 +38,7 @@ def make_app(models: Models) -> FastAPI:
     answer_errors(app)
     app.include_router(completions.router(models))
     app.include_router(vectors.router(models))
+    add_page(app, "/docs", "selfsup serve", "api.js")
 
     @app.get("/v1/models", response_model=Listed)
     async def listed() -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -29,6 +30,7 @@ from selfsup.inference.sampling import Place, Sampling, choose
 TEXTS = 64  # that are written at once
 WAITING = 256  # texts, or pieces of other work, that may wait for one model
 ITEMS = 512  # of other work that are done in one go
+PAUSE, GATHERING = 0.003, 0.05  # seconds: what comes to a model at rest with no such pause between, for so long at most
 
 log = logging.getLogger(__name__)
 
@@ -450,7 +452,9 @@ class Worker(Generic[W]):
     def _run(self) -> None:
         while True:
             with self._awake:
-                self._awake.wait_for(lambda: self._closed or self.work.busy)
+                if not (self._closed or self.work.busy):
+                    self._awake.wait_for(lambda: self._closed or self.work.busy)
+                    self._gather()
                 if self._closed:
                     break
             try:
@@ -460,3 +464,10 @@ class Worker(Generic[W]):
                     log.exception("A model failed.")
                 self.work.fail(error)
         self.work.fail(Stopped())
+
+    def _gather(self) -> None:
+        """Wait for what comes right behind the first one: to read prompts together costs little more than to read one,
+        and what comes during a step is together anyway."""
+        count, end = 0, time.monotonic() + GATHERING
+        while count != (count := len(self.work.waiting)) and time.monotonic() < end:
+            self._awake.wait(PAUSE)
