@@ -1,5 +1,4 @@
-// The page of `selfsup serve`: what its routes take and answer, as /openapi.json says, and a place to ask them.
-
+// The page of `selfsup serve`: what its routes take, as /openapi.json says, and a place to ask them.
 import { fill, h, table } from "selfsup/dom.js";
 
 const EXAMPLES = {
@@ -12,59 +11,37 @@ const EXAMPLES = {
 
 /** @returns {Promise<Element>} */
 export async function draw() {
-  const answer = await fetch("/openapi.json");
-  const described = await answer.json();
-  if (!answer.ok) return h("p", { class: "failure", role: "alert" }, described.error.message);
-  const routes = Object.entries(described.paths).flatMap(([path, operations]) =>
-    Object.entries(operations).map(([method, operation]) => drawRoute(described, path, method, operation)));
-  return h("div", {},
-    h("h1", {}, described.info.title),
-    h("p", {}, "Clients of OpenAI's reach it at ", h("code", {}, `${location.origin}/v1`), "; programs read ",
-      h("a", { href: "/openapi.json" }, "/openapi.json"), "."),
-    routes);
+  const { info, paths, components } = await (await fetch("/openapi.json")).json();
+  const meant = schema => schema?.$ref ? components.schemas[schema.$ref.split("/").at(-1)] : schema;
+  return h("div", {}, h("h1", {}, info.title), h("p", {}, "For programs: ", h("a", { href: "/openapi.json" }, "/openapi.json")),
+    Object.entries(paths).flatMap(([path, operations]) => Object.entries(operations).map(([method, operation]) => {
+      const asked = meant(operation.requestBody?.content["application/json"].schema);
+      return h("section", {}, h("h2", {}, `${method.toUpperCase()} ${path}`), h("p", {}, operation.description),
+        asked && fields(asked, meant), !path.includes("{") && trial(path, method, EXAMPLES[path]));
+    })));
 }
 
-function drawRoute(described, path, method, operation) {
-  const asked = resolved(described, operation.requestBody?.content["application/json"].schema);
-  return h("section", {},
-    h("h2", {}, `${method.toUpperCase()} ${path}`),
-    h("p", {}, operation.description ?? operation.summary),
-    asked && fields(described, asked),
-    path.includes("{") ? null : trial(path, method, asked && (EXAMPLES[path] ?? {})));
-}
-
-function fields(described, schema) {
-  const rows = Object.entries(schema.properties).map(([name, field]) => [
-    h("code", {}, name), kind(described, field), (schema.required ?? []).includes(name) ? "has to be given" :
-      JSON.stringify(field.default ?? null), field.description ?? ""]);
+function fields({ properties, required = [] }, meant) {
+  const rows = Object.entries(properties).map(([name, field]) => [h("code", {}, name), kind(field, meant),
+    required.includes(name) ? "has to be given" : JSON.stringify(field.default ?? null), field.description]);
   return table(["field", "type", "without it", "what it is"], rows, { class: "words" });
 }
 
-function kind(described, field) {
-  const schema = resolved(described, field);
-  if (schema.anyOf) return [...new Set(schema.anyOf.map(each => kind(described, each)))].join(" or ");
-  if (schema.enum) return schema.enum.join(" or ");
-  if (schema.const !== undefined) return String(schema.const);
-  return schema.type === "array" ? `list of ${kind(described, schema.items)}` : schema.type;
+function kind(field, meant) {
+  const schema = meant(field);
+  if (schema.anyOf) return [...new Set(schema.anyOf.map(each => kind(each, meant)))].join(" or ");
+  return schema.enum?.join(" or ") ?? (schema.type === "array" ? `list of ${kind(schema.items, meant)}` : schema.type);
 }
 
-function resolved(described, schema) {
-  return schema?.$ref ? described.components.schemas[schema.$ref.split("/").at(-1)] : schema;
-}
-
-/** A request that can be written and sent, and what came of it, as it comes. */
+/** A request that can be written and sent, and what comes of it, as it comes. */
 function trial(path, method, example) {
-  const body = example && h("textarea", { rows: 5, spellcheck: "false", style: { width: "100%" }, "aria-label": `body for ${path}` },
-    JSON.stringify(example, null, 2));
+  const body = example && h("textarea", { rows: 5, style: { width: "100%" }, "aria-label": path }, JSON.stringify(example, null, 2));
   const shown = h("pre", { "aria-live": "polite" });
   async function send() {
-    fill(shown, "…");
-    const headers = { "Content-Type": "application/json" };
-    const answer = await fetch(path, example ? { method: method.toUpperCase(), headers, body: body.value } : {});
+    const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: body?.value });
     fill(shown, `${answer.status} ${answer.statusText}\n`);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let part = await reader.read(); !part.done; part = await reader.read()) shown.append(part.value);
   }
-  return h("details", {}, h("summary", {}, "Try it"), body,
-    h("p", {}, h("button", { type: "button", onclick: send }, "Send")), shown);
+  return h("details", {}, h("summary", {}, "Try it"), body, h("p", {}, h("button", { onclick: send }, "Send")), shown);
 }
