@@ -288,7 +288,7 @@ def _by_umap(unit: Vectors) -> tuple[Vectors, str]:
     """(McInnes et al. 2018, "UMAP".) By a fixed seed."""
     import umap
 
-    found = umap.UMAP(n_neighbors=NEIGHBOURS, metric="euclidean", random_state=0).fit_transform(unit)
+    found = umap.UMAP(n_neighbors=NEIGHBOURS, metric="euclidean", random_state=0, n_jobs=1).fit_transform(unit)
     return found, f" of {NEIGHBOURS} neighbours"
 
 
