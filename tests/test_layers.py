@@ -24,7 +24,7 @@ LAYERS = (
     ("data", "models"),
     ("inference",),
     ("objectives",),
-    ("run", "step", "optim", "budget"),
+    ("run", "step", "optim", "budget", "loggers"),
     ("diagnosis", "evaluation", "planning", "paper"),
     ("inspection", "exporting", "comparison", "preparing", "reporting", "trainer"),
     ("training",),

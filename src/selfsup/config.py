@@ -192,6 +192,15 @@ class EvaluateConfig(Section):
     data: str | None = said(None, "what they are measured on")
 
 
+Logging = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+class LogConfig(Section):
+    to: Annotated[tuple[Logging, ...], BeforeValidator(names)] = said(
+        (), "where figures go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio"
+    )
+
+
 class Config(Section):
     objective: str = "causal-lm"
     out: str | None = said(None, "the run directory")
@@ -201,6 +210,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
 
 class DistillConfig(Section):

@@ -5,6 +5,7 @@ RUN/environment.json   machine, versions, command, plan
 RUN/journal.jsonl      decisions that the clock made, written before they take effect
 RUN/metrics.jsonl      one object per line
 RUN/samples/           what the model wrote, or saw, on the way
+RUN/loggers/           what the loggers wrote that log.to names, see selfsup.loggers
 RUN/checkpoints/       see selfsup.saving
 RUN/model/             the model, as a Hugging Face directory
 RUN/adapter/           what was trained of it, where that is an adapter (LoRA), as peft reads it
@@ -51,7 +52,7 @@ class Run:
         self.config_file = self.directory / RUN_CONFIG
         self.model_directory, self.adapter_directory = self.directory / RUN_MODEL, self.directory / "adapter"
         self.checkpoints_directory = self.directory / "checkpoints"
-        self.samples = self.directory / "samples"
+        self.samples, self.loggers_directory = self.directory / "samples", self.directory / "loggers"
         self._metrics, self._journal = self.directory / "metrics.jsonl", self.directory / "journal.jsonl"
         self._made: list[Path] = []  # by this process, for a run that is being started
 
@@ -256,7 +257,7 @@ class Run:
         beyond = [f"step-{made:09d}" for made in self.checkpoints().steps() if made > step]
         checkpoints = [self.checkpoints_directory / name for name in beyond]
         name = beyond[-1] if beyond else f"step-{step:09d}"
-        made = self.model_directory, self.adapter_directory
+        made = self.model_directory, self.adapter_directory, self.loggers_directory
         self._move_aside(name, self.directory / "summary.json", *made, *checkpoints)
 
     def make_way_for_model(self) -> None:

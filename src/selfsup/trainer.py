@@ -28,6 +28,7 @@ from selfsup.evaluation import SUPERVISED, measure
 from selfsup.evaluation.base import Measurement
 from selfsup.evaluation.spread import spread
 from selfsup.inspection.samples import seen_by
+from selfsup.loggers import Loggers
 from selfsup.machine import Machine, peak_memory
 from selfsup.models.parity import import_transformers, uncompared
 from selfsup.objectives.averaging import MIXES, Averages, Tried, choose
@@ -85,6 +86,8 @@ class Trainer:
         self.scores: list[dict[str, Any]] = []  # of the protocols that the latest look measured
         self.logged = 0  # step of the last line of metrics
         self.monitor = Monitor(run.directory, settings, run.environment(), recipe.checks)
+        names = settings["log.to"] if processes.leads else ()
+        self.loggers = Loggers(names, run.loggers_directory, settings, self.reporter.say)
         self.reached = 0  # step up to which an earlier session is repeated, with its decisions and no others
         self.estimate = 0  # of the number of steps, where a budget decides it
         self.budget = Budget(settings, self.clock, recipe.whitening_records, recipe.checks_layout)
@@ -180,7 +183,8 @@ class Trainer:
         """
         self.estimate = estimate
         self.budget.renewal = self.recipe.renewal(self.settings["train.steps"] or estimate)
-        with interruptions() as interrupted:
+        written = self.run.metrics() if self.processes.leads else []
+        with interruptions() as interrupted, self.loggers.following(written):
             try:
                 self._look_at_start()
                 self._make_steps(interrupted)
@@ -348,7 +352,7 @@ class Trainer:
         """A line of metrics where one is due, and the bar."""
         due = self._due("train.log_every") or not math.isfinite(norm) or self.step == 1
         if due and self.processes.leads:
-            self.run.log(self._line(figures, norm, multiplier))
+            self._write(self._line(figures, norm, multiplier))
         if due or self.reporter.console.is_terminal:
             share, left = self._progress()
             rate = self.settings["train.batch"] * self.recipe.units_per_record / median(self.pace)
@@ -372,6 +376,11 @@ class Trainer:
             "utilisation": round(rate * self.recipe.flops_per_record() / self.machine.flops / self.processes.size, 4),
             **self.accounts.shares(since),
         }
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """A line of metrics, on the disk and then to the loggers."""
+        self.run.log(line)
+        self.loggers.log(line)
 
     def _stamp(self, split: str) -> dict[str, Any]:
         return {"step": self.step, "time": round(self.clock.elapsed(), 3), "split": split}
@@ -492,7 +501,7 @@ class Trainer:
         beside = {"start_loss": start["loss"]} if start else {}
         stamp = self._stamp("validation") if self.kept is None else {**self._stamp("kept"), "of": self.kept["step"]}
         if self.processes.leads:
-            self.run.log({**stamp, "records": records, **figures, **beside})
+            self._write({**stamp, "records": records, **figures, **beside})
 
     def _losses(self, source: Records, records: int) -> dict[str, float]:
         """The loss of records of the held-out part; of what is replayed as many, `replay_loss`."""
@@ -673,6 +682,7 @@ class Trainer:
             summary["peak_memory"] = peak_memory(self.machine.device)
             summary["wall_seconds"] = round(self.clock.elapsed(), 3)
             summary |= {"scores": self.scores} if self.scores else {}
+            self.loggers.finish(summary)
             self.run.write_summary(summary)
             self.reports.write(self.clock.elapsed())
         self.processes.wait()

@@ -18,6 +18,7 @@ from selfsup.distributed import Processes, launch, process_group, restarts
 from selfsup.errors import UserError
 from selfsup.evaluation import LABELLED, LANGUAGE_MODELS, require_known
 from selfsup.files import expanded, writable
+from selfsup.loggers import require_installed
 from selfsup.machine import Machine, describe
 from selfsup.objectives import python_name, recipe_of, resolve
 from selfsup.objectives.base import Objective
@@ -154,6 +155,7 @@ class Given:
         settings = resolve(*layers) if self.recipe is None else self.recipe.resolve(*layers)
         for protocol in settings["evaluate.protocols"]:
             require_known(protocol)  # before a step is made, not at the first look
+        require_installed(settings["log.to"])
         source = absolute(settings["data.source"])
         settings.change("data.source", source, settings.origin("data.source"))
         if (replay := settings["data.replay"]) is not None:
@@ -321,7 +323,8 @@ def _require_one_directory(trainer: Trainer) -> None:
         )
 
 
-FREE = (*LENGTHS, "data.workers")  # what a resumed run may change without computing anything else
+ASIDE = ("data.workers", "log.to")  # which change nothing that is computed
+FREE = (*LENGTHS, *ASIDE)  # what a resumed run may change without computing anything else
 
 
 def _resume(directory: str | Path, given: Given, team: Team, held: ExitStack) -> Run:
@@ -343,8 +346,9 @@ def _resume(directory: str | Path, given: Given, team: Team, held: ExitStack) ->
             f"{run.start_another}."
         )
     team = replace(team, clock=Clock())  # the time that the run has taken already is in its checkpoint
-    if "data.workers" in changes:
-        settings.change("data.workers", changes["data.workers"], given.origin)
+    for key in changes.keys() & set(ASIDE):
+        settings.change(key, changes[key], given.origin)
+    require_installed(settings["log.to"])
     recipe = _recipe(settings, given)
     machine = open_again(run, environment, recipe, team)
     before = None
