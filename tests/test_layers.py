@@ -26,7 +26,7 @@ LAYERS = (
     ("objectives",),
     ("run", "step", "optim", "budget", "loggers"),
     ("diagnosis", "evaluation", "planning", "paper"),
-    ("inspection", "exporting", "comparison", "preparing", "reporting", "trainer"),
+    ("inspection", "exporting", "comparison", "preparing", "pushing", "reporting", "trainer"),
     ("training",),
     ("adapting", "keeping"),
     ("serving",),

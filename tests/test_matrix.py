@@ -100,6 +100,7 @@ TAKEN_BY = {
     "sentence-transformers": ENCODERS,
     "timm": {IMAGES},
     "onnx": {IMAGES},
+    "gguf": {DECODER},
 }  # targets of export: which kinds they take
 EITHER = None  # as the figures of so little training allow
 
@@ -140,6 +141,7 @@ def uses(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool
     yield ["zero-shot", t.run, photo, "--labels", *CLASSES], kind == PAIRS
     for target in TARGETS:
         yield ["export", t.run, "--to", target, "--out", here / target], kind in TAKEN_BY[target]
+    yield ["push", t.run, "--to", "me/model", "--dry-run"], True
 
 
 def evaluations(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object], bool | None]]:
@@ -158,7 +160,10 @@ def evaluations(t: Case, sources: dict[str, Path]) -> Iterator[tuple[list[object
         yield (["evaluate", t.run, "--protocol", protocol, "--data", data], works)
 
 
-def test_every_command(case: Case, sources: dict[str, Path], selfsup_command: Command) -> None:
+def test_every_command(
+    case: Case, sources: dict[str, Path], selfsup_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     tried = set()
     for words, works in uses(case, sources):
         answer = selfsup_command(*words)

@@ -44,6 +44,7 @@ BASES = {  # a use of each command that works
     "probe": ["encoder", "--data", "c.jsonl", "--out", "new"],
     "classify": ["encoder", "a cat", "--probe", "probe"],
     "export": ["run", "--to", "transformers", "--out", "new"],
+    "push": ["run", "--to", "me/model", "--dry-run"],
     "embed": ["encoder", "--data", "c.jsonl", "--out", "new.parquet"],
     "index": ["encoder", "--data", "c.jsonl", "--out", "new.lance"],
     "search": ["library.lance", "cat"],
@@ -91,6 +92,8 @@ WRONG = {  # by the name of a parameter: values that none of the commands takes
     "--plot": [*TAKEN, "curves", "curves.bmpp"],
     "--protocol": NO_NAME,
     "--to": NO_NAME,
+    "--quantize": NO_NAME,
+    "--revision": ["", LONG, "\x1b[2J", "../x", "a b"],
     "--duplicates": NO_NAME,
     "--device": NO_NAME,
     "--precision": NO_NAME,
@@ -116,6 +119,11 @@ NUMBERS |= {"--overlap", "--passages", "--per-document", "--dimension", "--candi
 NUMBERS |= {"--port", "--processes", "--keep", "--release", "--export"}
 ANY = {"prompts", "given", "query", "--text", "--labels"}  # texts, of which none is wrong
 LENGTHS = ("--steps", "--epochs", "--budget")
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +186,7 @@ OTHER = {"fill": "run", "show": "encoder", "zero-shot": "seer", "generate": "enc
 FINE = {
     *((name, "seed=1") for name in ("train", "plan", "prepare", "inspect")),  # the objective is causal-lm without it
     *(("studio", folder) for folder in ("", "folder", "library.lance", "nothing")),  # it would serve them
-    *((name, "other-objective") for name in ("doctor", "checkpoint", "evaluate", "export")),  # of any
+    *((name, "other-objective") for name in ("doctor", "checkpoint", "evaluate", "export", "push")),  # of any
 }
 
 
@@ -227,6 +235,7 @@ PYTHON: dict[str, dict[str, Any]] = {  # a use of functions that works, by the p
     "fill": {"run": "encoder", "text": "The [MASK]"},
     "generate": {"run": "run", "prompts": "The"},
     "export": {"run": "run", "out": "new", "to": "transformers"},
+    "push": {"run": "run", "to": "me/model", "dry_run": True},
     "show": {"run": "seer", "images": "photo.png"},
     "doctor": {"run": "run"},
     "checkpoint": {"run": "run"},
@@ -235,6 +244,7 @@ PYTHON: dict[str, dict[str, Any]] = {  # a use of functions that works, by the p
 WRONG_TYPES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("run", "library", "probe", "out"), (3, b"run", ["run"])),
     **dict.fromkeys(("column", "id_column", "label", "protocol", "to", "device", "query", "text"), (3, b"x", ["x"])),
+    **dict.fromkeys(("quantize", "revision"), (3, b"x", ["x"])),
     **dict.fromkeys(("batch", "top", "size", "workers"), (0, 2.5, "4", True)),
     "failures": (-0.1, 1.5, "0.5", True, None),
     "passages": (0, 2.5, "some", True, ["auto"]),

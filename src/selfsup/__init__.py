@@ -32,6 +32,7 @@ _PUBLIC = {
     "probe": "selfsup.evaluation.probe",
     "classify": "selfsup.evaluation.probe",
     "export": "selfsup.exporting",
+    "push": "selfsup.pushing",
     "embed": "selfsup.inference.embed",
     "index": "selfsup.inference.indexing",
     "delete": "selfsup.inference.search",

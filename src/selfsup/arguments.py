@@ -43,7 +43,20 @@ def _size(value: object) -> bool:
 PRECISIONS = ("auto", "fp32", "bf16")
 KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(
-        ("column", "id_column", "label", "protocol", "to", "device", "where", "text", "query", "split"),
+        (
+            "column",
+            "id_column",
+            "label",
+            "protocol",
+            "to",
+            "device",
+            "where",
+            "text",
+            "query",
+            "split",
+            "quantize",
+            "revision",
+        ),
         (_text, "a text"),
     ),
     **dict.fromkeys(

@@ -247,13 +247,31 @@ def classify(
 def export(
     exported: Any,
     run: Model,
-    out: Annotated[Path, typer.Option(help="the directory to write; of onnx and timm the file")],
+    out: Annotated[Path, typer.Option(help="the directory to write; of gguf, onnx and timm the file")],
     to: Annotated[
-        str, typer.Option(help="sentence-transformers, transformers, timm, or onnx")
+        str, typer.Option(help="sentence-transformers, transformers, timm, onnx, or gguf")
     ] = "sentence-transformers",
     dimension: Dimension = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="of gguf, what weights are kept as: f32, f16 or q8_0; f16 without")
+    ] = None,
 ) -> None:
     """Write a model in the layout of another library."""
     if exported.max_difference is not None:
         say(f"max |Δ| = {exported.max_difference:.2e} in fp32 between its vectors by {to} and by selfsup.")
     say(f"{out} opens with: {exported.opens_with}")
+
+
+@command("selfsup.pushing")
+def push(
+    pushed: Any,
+    run: Model,
+    to: Annotated[str, typer.Option(help="NAME/MODEL on the hub", metavar="NAME/MODEL")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would go up; send nothing")] = False,
+    private: Annotated[bool, typer.Option("--private", help="a model that is made is seen by nobody else")] = False,
+    revision: Annotated[str | None, typer.Option(help="the branch; main without it")] = None,
+) -> None:
+    """Upload a model and its card to the Hugging Face hub."""
+    from selfsup.report import to_stdout
+
+    pushed.print(to_stdout())

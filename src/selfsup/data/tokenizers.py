@@ -189,7 +189,7 @@ class TextTokenizer:
     def agrees(self, other: TextTokenizer) -> bool:
         """Whether texts have the same ids in another one, and documents the same marks between them."""
         parts = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-        own, others = ([t.between, *(t._structure[part] for part in parts)] for t in (self, other))
+        own, others = ([t.between, *(t.structure[part] for part in parts)] for t in (self, other))
         return own == others
 
     def encode(self, text: str) -> Ids:
@@ -241,7 +241,7 @@ class TextTokenizer:
     def apart(self) -> bool:
         """Whether a text can be cut at every space without a change of its ids: what is done to a character depends on
         its word, and no token of a user's own is looked for across words."""
-        structure = self._structure
+        structure = self.structure
         normalizer, splitting = structure["normalizer"], structure["pre_tokenizer"] or {}
         first = (splitting.get("pretokenizers") or [splitting])[0].get("type")
         return (
@@ -309,9 +309,9 @@ class TextTokenizer:
 
     def _seam(self, beginning: str) -> int | None:
         """The first place after `PIECE` characters that no token is across, where the tokenizer bounds its runs."""
-        if self._structure["pre_tokenizer"] is None:
+        if self.structure["pre_tokenizer"] is None:
             return PIECE
-        if self._structure["pre_tokenizer"] != _as_json(qwen2_splitting()):
+        if self.structure["pre_tokenizer"] != _as_json(qwen2_splitting()):
             return None
         looked_at = beginning[: PIECE + 4 * RUN]  # none looks further
         runs = self._tokenizer.pre_tokenizer.pre_tokenize_str(looked_at)
@@ -319,17 +319,24 @@ class TextTokenizer:
         return next((end for end in ends if _parts(beginning, end)), None)
 
     @cached_property
+    def by_characters(self) -> bool:
+        """Whether each token is one character."""
+        structure = self.structure
+        model, steps = structure["model"], (structure["normalizer"], structure["pre_tokenizer"])
+        return steps == (None, None) and model["type"] == "BPE" and not model["merges"]
+
+    @cached_property
     def _may_cut(self) -> bool:
-        structure = self._structure
+        structure = self.structure
         if structure["normalizer"] or any(not token["special"] for token in structure["added_tokens"]):
             return False
         if structure["pre_tokenizer"] is None:
-            return structure["model"]["type"] == "BPE" and not structure["model"]["merges"]
+            return self.by_characters
         known = qwen2_splitting(), qwen2_splitting(QWEN2_PATTERN), pre_tokenizers.Whitespace()
         return structure["pre_tokenizer"] in [_as_json(splitting) for splitting in known]
 
     @cached_property
-    def _structure(self) -> dict[str, Any]:
+    def structure(self) -> dict[str, Any]:
         """tokenizer.json as a dictionary."""
         return dict(json.loads(self._tokenizer.to_str()))
 
@@ -352,7 +359,7 @@ class TextTokenizer:
 
     @cached_property
     def _decoder(self) -> str | None:
-        return (self._structure["decoder"] or {}).get("type")
+        return (self.structure["decoder"] or {}).get("type")
 
     @property
     def _bytewise(self) -> bool:
@@ -365,7 +372,7 @@ class TextTokenizer:
     def token_bytes(self) -> npt.NDArray[np.int32] | None:
         """Bytes of UTF-8 text that each id stands for: int32 (vocabulary,), 0 for special tokens. None where they are
         not defined: for all decoders but the byte-level one and the one that just joins."""
-        if not self._bytewise and self._structure["decoder"] != _as_json(decoders.Fuse()):
+        if not self._bytewise and self.structure["decoder"] != _as_json(decoders.Fuse()):
             return None
         sizes = np.zeros(self.vocabulary, np.int32)
         for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
@@ -382,7 +389,7 @@ class TextTokenizer:
         open_ended = np.zeros(self.vocabulary, np.bool_)
         marked = self._decoder == "WordPiece"
         for token, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if id_ in self._added or self._structure["model"]["type"] == "WordLevel":
+            if id_ in self._added or self.structure["model"]["type"] == "WordLevel":
                 continue
             plain = token.removeprefix("##")
             text = _bytes(token).decode(errors="surrogateescape") if self._bytewise else plain
@@ -587,12 +594,18 @@ def _byte_of_symbol() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_of_symbol()
+_SYMBOL_OF = {byte: symbol for symbol, byte in _BYTE_OF.items()}
 
 
 def _bytes(token: str) -> bytes:
     """What a token of the byte-level alphabet stands for; one with other symbols is plain text to its decoder."""
     values = [_BYTE_OF.get(symbol) for symbol in token]
     return token.encode() if None in values else bytes(value for value in values if value is not None)
+
+
+def spelt(text: str) -> str:
+    """A text in the byte-level alphabet, a symbol for each byte."""
+    return "".join(_SYMBOL_OF[byte] for byte in text.encode())
 
 
 def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Written = tuple[str, Difference | None]  # the Python that opens it; how far the other library's vectors are from ours
 TARGETS = {
+    "gguf": "selfsup.exporting.gguf:write",
     "onnx": "selfsup.exporting.onnx:write",
     "sentence-transformers": "selfsup.exporting.sentence_transformers:write",
     "timm": "selfsup.exporting.timm:write",
     "transformers": "selfsup.exporting.transformers:write",
 }
+ONLY_FOR = {"dimension": "sentence-transformers", "quantize": "gguf"}  # arguments of one target
 
 log = logging.getLogger(__name__)
 
@@ -48,29 +50,39 @@ class Exported:
 
 @checked
 def export(
-    run: str | Path | Run, *, out: str | Path, to: str = "sentence-transformers", dimension: int | None = None
+    run: str | Path | Run,
+    *,
+    out: str | Path,
+    to: str = "sentence-transformers",
+    dimension: int | None = None,
+    quantize: str | None = None,
 ) -> Exported:
     """Write the model of a run in the layout of another library.
 
     Args:
         run: a run, its directory, or a model directory in Hugging Face's layout.
-        out: the directory to write (of onnx and timm: the file), which must not exist; it appears wholly or not at all.
+        out: the directory to write (of gguf, onnx and timm: the file), which must not exist; it appears wholly or not
+            at all.
         to: a name of `TARGETS`; the module of each says what it writes.
         dimension: of a model of texts, for sentence-transformers: keep the first so many numbers of each vector.
+        quantize: for gguf: what the weights of matrices are kept as, f32, f16 (without it) or q8_0.
 
     Raises:
-        UserError: no such target, no model, one that the target does not take, no such dimension, or `out` exists.
+        UserError: no such target, no model, one that the target does not take, no such dimension or kind of weights, or
+            `out` exists.
     """
     if to not in TARGETS:
         raise UserError(f"There is no export to '{to}'{nearest(to, list(TARGETS))}")
-    if dimension is not None and to != "sentence-transformers":
-        raise UserError(f"--dimension is for --to sentence-transformers, not for {to}; leave it out.")
+    given = {name: value for name, value in (("dimension", dimension), ("quantize", quantize)) if value is not None}
+    for name in given:
+        if to != ONLY_FOR[name]:
+            raise UserError(f"--{name} is for --to {ONLY_FOR[name]}, not for {to}; leave it out.")
     source = run.directory if isinstance(run, Run) else expanded(run)
     directory = expanded(out)
     require_free(directory)
     module, _, name = TARGETS[to].partition(":")
     write: Callable[..., Written] = getattr(import_module(module), name)
-    opens_with, difference = write(source, directory, **({} if dimension is None else {"dimension": dimension}))
+    opens_with, difference = write(source, directory, **given)
     if difference is None:
         return Exported(directory, to, opens_with, None)
     if not difference.is_rounding:
