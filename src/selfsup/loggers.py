@@ -122,6 +122,7 @@ class WandB(Logger):
     def __init__(self, place: Place) -> None:
         import wandb
 
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=place.name,
@@ -129,7 +130,7 @@ class WandB(Logger):
             resume="allow",
             dir=str(place.directory),
             config=dict(place.config),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
         )
         self.kept = place.id

@@ -157,7 +157,7 @@ def _open_hub() -> Any:
 @contextmanager
 def _hub_at_work(to: str) -> Iterator[None]:
     """What the hub's library raises in the block becomes a UserError."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     try:
         yield
@@ -174,8 +174,15 @@ def _hub_at_work(to: str) -> Iterator[None]:
         if status == 412:
             raise UserError(f"Somebody else has changed {to} in the meantime; look at it, then push again.") from None
         raise UserError(f"The hub refused {to}: {_short(error)}; try again later.") from None
-    except (OSError, HTTPError) as error:
+    except _unreached() as error:
         raise UserError(f"The hub cannot be reached ({_short(error)}); try again later.") from None
+
+
+def _unreached() -> tuple[type[Exception], ...]:
+    """What tells that nothing was reached: errors of the system, and those that the library's client has of its own."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client it has
+
+    return OSError, HTTPError
 
 
 def _short(error: Exception) -> str:
@@ -185,13 +192,13 @@ def _short(error: Exception) -> str:
 
 def _asked(api: Any, to: str, branch: str, dry_run: bool) -> tuple[dict[str, set[str]] | None, str | None]:
     """As `_there`; a dry run goes without an answer where the hub cannot be reached, and says so."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return _there(api, to, branch)
     except HfHubHTTPError:
         raise
-    except (OSError, HTTPError) as error:
+    except _unreached() as error:
         if not dry_run:
             raise
         log.warning("The hub cannot be reached (%s), so what is there already is not known.", _short(error))
