@@ -20,11 +20,11 @@ ROOT = Path(selfsup.__file__).parent
 LAYERS = (
     ("accounting",),
     ("errors", "files", "plots", "seeding", "plain_yaml", "run_files", "report", "machine", "stopping", "distributed"),
-    ("config", "arguments", "checks", "pages", "saving", "sharding", "views", "accelerators", "rates"),
+    ("config", "arguments", "checks", "pages", "saving", "sharding", "views", "accelerators"),
     ("data", "models"),
     ("inference",),
     ("objectives",),
-    ("run", "step", "optim", "budget", "loggers"),
+    ("run", "step", "optim", "budget", "loggers", "rates"),
     ("diagnosis", "evaluation", "planning", "paper"),
     ("inspection", "exporting", "comparison", "preparing", "pushing", "reporting", "trainer"),
     ("training",),

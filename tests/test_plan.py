@@ -18,7 +18,12 @@ from conftest import TINY, Answer, Train, steps_take, tree
 
 import selfsup
 from selfsup import planning
+from selfsup.budget import Clock
 from selfsup.config import Settings
+from selfsup.objectives import find_recipe
+from selfsup.objectives.checks.contrastive import FEWEST_RECORDS, small_batch
+from selfsup.objectives.recipe import Effort
+from selfsup.rates import KeptRate
 from selfsup.report import Reporter
 from selfsup.run import Run
 
@@ -172,6 +177,69 @@ def test_a_short_budget_is_not_spent_on_looks(budget: str, looks: int) -> None:
     recipe = SimpleNamespace(settings=settings, validation=range(1000))
     planning._settle_intervals(recipe, 400)  # type: ignore[arg-type]
     assert 400 // settings["evaluate.every"] == looks
+
+
+# -- load ----------------------------------------------------------------------------------------------------
+
+# Times of a step and seconds before the plan is made: at rest, busy, starved, and behind a long preparation.
+LOADS = ((0.05, 1.0), (0.4, 1.0), (3.0, 8.0), (0.05, 20.0))
+FOLLOW_FROM_TIME = {"length of the run", "held-out part and time"}
+SIZED: dict[str, dict[str, Any]] = {
+    "causal-lm": {"tokenizer": "characters"},
+    "masked-lm": {"tokenizer": "characters"},
+    "simclr": {},
+    "dino": {},
+}
+
+
+@pytest.mark.parametrize("objective", SIZED)
+def test_load_changes_no_size(objective: str, corpus: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "kept_rate", lambda *_: KeptRate(3e10, "once"))
+    monkeypatch.setattr(planning, "_fitting_micro_batch", lambda *_: 8)
+    data = corpus if objective.endswith("lm") else drawings
+
+    def sizes(step: float, before: float) -> dict[str, Any]:
+        monkeypatch.setattr(planning, "_time_step", lambda *_: step)
+        monkeypatch.setattr(Clock.__init__, "__defaults__", (before, lambda: 0.0))
+        _, settings = selfsup.plan(objective, data=data, budget=60, **SIZED[objective])
+        follows = {key for key in settings.names() if settings.origin(key) in FOLLOW_FROM_TIME}
+        return {key: settings[key] for key in set(settings.names()) - follows}
+
+    first, *others = (sizes(*load) for load in LOADS)
+    assert all(other == first for other in others)
+    assert {"train.batch", "model.width", "optim.lr"} <= first.keys()
+
+
+@pytest.mark.parametrize("objective", ["simclr", "vicreg", "clip"])
+def test_no_batch_is_smaller_than_the_doctor_allows(objective: str, captioned: Path) -> None:
+    """However little there is to spend."""
+    kind = find_recipe(objective)
+    assert small_batch in kind.checks
+    recipe = kind(kind.resolve(("test", {"objective": objective, "data": str(captioned)})))
+    recipe.open(lambda done, total: None)
+    recipe.settle(Effort(flops=1.0))
+    assert recipe.settings["train.batch"] == FEWEST_RECORDS
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "said"), [(0.11, None), (0.3, None), (2.0, "busy"), (0.05, "selfsup machine --keep")]
+)
+def test_steps_that_do_not_suit_the_kept_rate_are_told_of(step_seconds: float, said: str | None) -> None:
+    """Each has 100 GFLOP, and the machine 1 TFLOP/s."""
+    settings = {"train": {"batch": 8, "micro_batch": 8}}
+    given: dict[str, Any] = {"facts": {}, "parameters": 1, "records": 80, "seconds": (1.0, 2.0), "peak_memory": 1}
+    plan = planning.Plan(
+        **given,
+        steps=10,
+        flops=1e12,
+        step_seconds=step_seconds,
+        matrix_flops=1e12,
+        chance=None,
+        settings=settings,
+        sources={},
+    )
+    assert plan.reached == pytest.approx(0.1 / step_seconds)
+    assert said is None if not plan.apart() else said in plan.apart()["pace"]
 
 
 # -- the same, measured --------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_windows_suit_the_checkpoint_and_the_memory(
     memory: int, window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planning = import_module("selfsup.planning")
-    monkeypatch.setattr(planning, "free_memory", lambda device: memory)
+    monkeypatch.setattr(planning, "all_memory", lambda device: memory)
     monkeypatch.setattr(planning, "CALIBRATION_SECONDS", 0.01)
     tokenizer = train_tokenizer("characters", TEXT[:1])
     config = DecoderConfig(tokenizer.vocabulary, 1, 16, 1, 1, 16, 32, window=8192, tied=True)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -16,11 +17,15 @@ import torch
 
 from selfsup.errors import UserError
 
+# Rows and columns of the products whose rate is measured; seconds that one takes at most, and between two of them.
+SIZES = {"cpu": (512, 1024, 2048), "accelerator": (8192,)}
+LONGEST, PAUSE = 0.02, 0.01
+
 
 @dataclass(frozen=True)
 class Machine:
     """Where a run computes: the device, the precision (`bf16`: weights fp32, matrix products bf16; or `fp32`), and the
-    measured rate of matrix products in that precision, FLOP/s."""
+    rate of matrix products in that precision, FLOP/s."""
 
     device: torch.device
     precision: str
@@ -79,20 +84,38 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matrix_rate(device: torch.device, precision: str, seconds: float = 0.15) -> float:
-    """The rate of square matrix products in FLOP/s: the best of those that fit in `seconds`."""
-    size = 2048 if device.type == "cpu" else 8192
+def matrix_rate(device: torch.device, precision: str, seconds: float = 0.5) -> float:
+    """The rate of square matrix products in FLOP/s: the best of those that fit in `seconds`.
+
+    On a CPU they are short, with pauses between them: a process that comes back from a pause is given a core at once,
+    and keeps it for some milliseconds, whoever else wants it. So load does not lower the best of them. Larger ones are
+    tried while they stay short, since they reach more where cores are fast.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    torch.mm(a, b)
+    sizes, best = SIZES["cpu" if device.type == "cpu" else "accelerator"], 0.0
+    for size in sizes:
+        a, b, product = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+        taken = shortest(partial(torch.mm, a, b, out=product), device, seconds / len(sizes))
+        best = max(best, 2 * size**3 / taken)
+        if 8 * taken > LONGEST:
+            break
+    return best
+
+
+def shortest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """The shortest time of some work, of as often as it fits in `seconds`; done once before."""
+    work()
     best, stop = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < stop:
-        synchronise(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    while True:
+        time.sleep(PAUSE)
+        for _ in range(2):  # a pause leaves the caches to others
+            synchronise(device)
+            start = time.perf_counter()
+            work()
+            synchronise(device)
+            best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > stop:
+            return best
 
 
 def free_memory(device: torch.device) -> int:
@@ -100,6 +123,13 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def all_memory(device: torch.device) -> int:
+    """Bytes that the device has, free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)
 
 
 def peak_memory(device: torch.device) -> int:

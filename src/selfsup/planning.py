@@ -19,17 +19,24 @@ from selfsup.data.mixture import Mixture
 from selfsup.data.records import Batch
 from selfsup.distributed import Processes
 from selfsup.errors import UserError
-from selfsup.machine import Machine, find_device, find_precision, free_memory, matrix_rate, peak_memory, synchronise
+from selfsup.machine import Machine, all_memory, find_device, find_precision, free_memory, peak_memory, synchronise
 from selfsup.models.transformer import Linear, RMSNorm
 from selfsup.objectives.base import Objective
 from selfsup.objectives.recipe import Effort, Recipe
 from selfsup.optim import Optimizer
+from selfsup.rates import kept_rate
 from selfsup.report import amount, duration
 from selfsup.sharding import shard
 from selfsup.step import gradients
 
 DEFAULT_BUDGET = 120.0
-UTILISATION = 0.2  # share of the matrix rate that a step is expected to reach, until it is measured
+# Share of the matrix rate that sizes are chosen for. Small models reach about that, larger ones more, but tokens per
+# parameter and all else that sizes follow from were found with it (docs/LOG.md).
+UTILISATION = 0.2
+# What a step takes on a machine at rest, about: its arithmetic at a share of the matrix rate, and seconds beside that
+# for each micro-batch. Steps that take many times as long, or more than all of the rate, are told of.
+REACHED, OVERHEAD, APART, BEYOND = 0.7, 0.05, 4.0, 1.2
+STARTING = 5.0  # seconds of a budget, about, before the first step
 LOOKS_SHARE = 0.025  # of a run's time, for looks at the validation part on the way
 EVALUATION_SHARE = LOOKS_SHARE + FINAL_SHARE / 4  # of a run's time, expected
 LOOKS = 10
@@ -92,12 +99,32 @@ class Plan:
             f"{why('train.micro_batch')}, {train.precision}{why('train.precision')} on {train.device}",
             "steps": f"{about}{self.steps:,}{why(f'train.{length}')}: {self.records:,} records, "
             f"{self.flops:.3g} FLOPs, {self.step_seconds:.3g} s each, "
-            f"{self.flops / self.steps / self.step_seconds / self.matrix_flops:.0%} of the machine's "
+            f"{self.reached:.0%} of the machine's "
             f"{amount(self.matrix_flops, 'FLOP/s')}",
+            **self.apart(),
             "memory": f"{amount(self.peak_memory, 'B')} at its peak",
             "time": f"{duration(self.seconds[0])} to {duration(self.seconds[1])}",
             **chance,
         }
+
+    @property
+    def reached(self) -> float:
+        """The share of the rate of matrix products that the timed steps came to."""
+        return self.flops / self.steps / self.step_seconds / self.matrix_flops
+
+    def apart(self) -> dict[str, str]:
+        """What is to be told where the timed steps and the rate of the machine do not belong together."""
+        train = self.settings["train"]
+        parts = math.ceil(train["batch"] / train["micro_batch"])
+        usual = self.flops / self.steps / (REACHED * self.matrix_flops) + parts * OVERHEAD
+        if self.step_seconds > APART * usual:
+            slower = self.step_seconds / usual
+            return {
+                "pace": f"{slower:.0f} times slower than this machine at rest, which sizes are chosen for: it is busy"
+            }
+        if self.reached > BEYOND:
+            return {"pace": "beyond the rate that is kept for this machine; selfsup machine --keep measures it anew"}
+        return {}
 
 
 def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan, Machine]:
@@ -106,10 +133,10 @@ def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan,
     train = settings.config.train
     if train.steps is None and train.epochs is None:
         settings.settle("train.budget", DEFAULT_BUDGET, "default")
+    # Nothing of this depends on what else the machine does, nor on how long it took to prepare the data.
     rate = machine.flops * UTILISATION * processes.size
-    spend = None if train.budget is None else max(1.0, train.budget - clock.elapsed()) * rate
-    spend = processes.share(spend)  # each process has a clock of its own, and all must settle the same
-    memory = processes.share(float(free_memory(machine.device)))
+    spend = None if train.budget is None else rate * max(train.budget - STARTING, train.budget / 2)
+    memory = processes.share(float(all_memory(machine.device)))
     recipe.settle(Effort(train.steps, train.epochs, spend, memory))
     processes.wait()  # what that prepares may take longer than a collective waits
     if settings["train.batch"] > len(recipe.train):
@@ -126,13 +153,13 @@ def make_plan(recipe: Recipe, processes: Processes, clock: Clock) -> tuple[Plan,
 
 
 def find_machine(settings: Settings, processes: Processes) -> Machine:
-    """Device and precision as the settings say, or as the hardware suggests, and the rate of its products."""
+    """Device and precision as the settings say, or as the hardware suggests, and the rate that is kept for these."""
     device = find_device(settings["train.device"])
     precision = find_precision(settings["train.precision"], device)
     for key, found in (("train.device", str(device)), ("train.precision", precision)):
         if settings[key] == "auto":
             settings.change(key, found, "machine")
-    return Machine(device, precision, processes.share(matrix_rate(device, precision)))
+    return Machine(device, precision, processes.share(kept_rate(device, precision).flops if processes.leads else None))
 
 
 def _settle_steps(recipe: Recipe) -> None:
@@ -399,7 +426,7 @@ def _summarise(
         peak_memory=peak_memory(machine.device)
         + recipe.renewal(steps).memory
         + (snapshot if machine.device.type == "cpu" else 0),
-        matrix_flops=machine.flops,
+        matrix_flops=machine.flops * processes.size,
         chance=recipe.chance_in_training(settings["train.batch"]),
         settings=settings.values(),
         sources=settings.sources,

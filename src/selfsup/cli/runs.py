@@ -225,6 +225,7 @@ def measure_machine(
     rates: Any,
     directory: Annotated[Path | None, typer.Argument(help="one whose disk is measured too")] = None,
     device: Device = "auto",
+    keep: Annotated[bool, typer.Option("--keep", help="measure anew, and keep, the rate that plans use")] = False,
 ) -> None:
     """Measure this machine: matrix products, memory, exchange between processes that torchrun started, a disk."""
     from selfsup.report import Reporter

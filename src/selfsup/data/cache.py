@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from selfsup.files import damage, expanded, temporary_name, whole_directory, writable, write_manifest
 
+REMEDY = "make room there or set SELFSUP_CACHE to another directory."
+
 _log = logging.getLogger(__name__)
 
 
@@ -27,16 +29,22 @@ def kept(kind: str, key: str, build: Callable[[Path], None], cache: str | Path |
     """A directory of the cache, `kind`/`key`: the one that is there, or, where it is missing or damaged, a new one that
     is built. All of it is read and held against its checksums, before anything is made of it."""
     place = cache_directory(cache) / kind / key
-    with writable(place.parent.parent, "make room there or set SELFSUP_CACHE to another directory."):
+    with writable(place.parent.parent, REMEDY):
         if os.path.lexists(place) and (problem := damage(place)) is not None:
             _log.warning("The prepared data in the cache, %s, are damaged (%s): preparing them again.", place, problem)
-            place.rename(dying := temporary_name(place))
-            shutil.rmtree(dying, ignore_errors=True)
+            forget(place)
         if not place.exists():
             with suppress(FileExistsError), whole_directory(place) as temporary:  # the first of two builders stays
                 build(temporary)
                 write_manifest(temporary)
     return place
+
+
+def forget(place: Path) -> None:
+    """Take a directory out of the cache, under its name all at once."""
+    with writable(place.parent.parent, REMEDY):
+        place.rename(dying := temporary_name(place))
+    shutil.rmtree(dying, ignore_errors=True)
 
 
 def kept_file(kind: str, name: str, key: Iterable[object], write: Callable[[Path], None]) -> Path:

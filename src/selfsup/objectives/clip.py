@@ -43,7 +43,7 @@ from selfsup.models.parity import exactness, network_difference
 from selfsup.models.tower_layouts import SavedTowers, read_towers
 from selfsup.objectives.base import Collectives, Deferred, Objective, Outputs, Task
 from selfsup.objectives.captions import HiddenTokens, TextSettings, TextSide, drawn_captions
-from selfsup.objectives.checks.contrastive import small_batch
+from selfsup.objectives.checks.contrastive import FEWEST_RECORDS, small_batch
 from selfsup.objectives.checks.pairs import PAIRS
 from selfsup.objectives.images import ADAMW_LR, ImageRecipe
 from selfsup.objectives.losses import info_nce, sigmoid_pairs
@@ -252,6 +252,7 @@ class CLIPRecipe(ImageRecipe):
     inspector = "pairs"
     idea = "an image finds its caption among those of others, and a caption its image"
     checks = (small_batch, *PAIRS)
+    fewest = FEWEST_RECORDS
 
     @classmethod
     def sections(cls) -> dict[str, type[Section]]:

@@ -59,6 +59,7 @@ class ImageRecipe(Recipe):
     takes_modules = True
     feature_batch = 128
     convolutions: ClassVar[Convolutions] = "never"  # for which images selfsup's own convolutional network is trained
+    fewest: ClassVar[int] = 16  # records of a batch, however short the run
     views: float = 1.0  # images that the network sees of a record, in units of one of full size
     network: ImageNetwork
     mixes = True
@@ -200,7 +201,7 @@ class ImageRecipe(Recipe):
 
     def settle_batch(self, effort: Effort) -> None:
         """Records of a step, and of an evaluation."""
-        most = power_of_two(min(BATCH, max(16, self._seen(effort) / FEWEST_STEPS), len(self.train)))
+        most = power_of_two(min(BATCH, max(self.fewest, self._seen(effort) / FEWEST_STEPS), len(self.train)))
         self.settings.settle("train.batch", most, "recipe and data")
         self.settle_evaluation_batch()
 

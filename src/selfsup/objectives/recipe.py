@@ -39,13 +39,13 @@ DATA = ("source", "column", "split", "validation", "failures", "workers")  # set
 
 @dataclass(frozen=True)
 class Effort:
-    """What a run may spend: passes, steps, or floating-point operations (the budget at a measured rate);
-    and the memory that there is."""
+    """What a run may spend: passes, steps, or floating-point operations (the budget at the rate that is kept for the
+    machine); and the memory that there is, free or not: what is decided by it is the same on a busy machine."""
 
     steps: int | None = None
     epochs: float | None = None
     flops: float | None = None
-    memory: float | None = None  # bytes that are free for it, where that is known
+    memory: float | None = None  # bytes, where that is known
 
     def parameters(self, tokens_per_parameter: float, tokens: int) -> float:
         """The model size whose training sees `tokens_per_parameter` tokens per parameter, of a corpus of `tokens`."""

@@ -18,7 +18,7 @@ from selfsup.models.backbones import AnyBackbone
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
-from selfsup.objectives.checks.contrastive import small_batch
+from selfsup.objectives.checks.contrastive import FEWEST_RECORDS, small_batch
 from selfsup.objectives.image_networks import SMALL
 from selfsup.objectives.images import ImageRecipe
 from selfsup.objectives.losses import nt_xent
@@ -69,6 +69,7 @@ class SimCLRRecipe(ImageRecipe):
     convolutions = "small"
     views = 2.0
     checks = (small_batch,)
+    fewest = FEWEST_RECORDS
     inspector = "views"
     idea = "an image is rendered twice, and each rendering finds the other among those of other images"
 

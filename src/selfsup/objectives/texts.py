@@ -54,9 +54,10 @@ TOKENS_PER_STEP = (1024, 4096)
 STEPS = (500, 1500)
 WINDOWS_PER_STEP = 16  # at least
 WINDOWS = 16  # in the training part, at least
-# With weights to start from: so many windows in a step, at least, of so many tokens; half of the memory is for them.
+# With weights to start from: so many windows in a step, at least, of so many tokens; a quarter of the memory that there
+# is, of which most is free, is for a window.
 WINDOWS_STARTED, SHORTEST_STARTED, LONGEST_STARTED = 2, 128, 1024
-ACTIVATIONS_SHARE = 0.5
+ACTIVATIONS_SHARE = 0.25
 TOKENIZER = "tokenizer"  # of a prepared corpus, below it
 FOUND = "data"  # where a setting comes from that the data themselves say
 

@@ -18,7 +18,7 @@ from selfsup.models.backbones import AnyBackbone
 from selfsup.models.losses import at_least_single
 from selfsup.models.packing import Pooling
 from selfsup.objectives.base import Collectives, Objective, Outputs, Task
-from selfsup.objectives.checks.contrastive import small_batch
+from selfsup.objectives.checks.contrastive import FEWEST_RECORDS, small_batch
 from selfsup.objectives.images import ImageRecipe
 from selfsup.objectives.recipe import Effort
 from selfsup.objectives.two_views import TwoViews, fitting_crop, require_several
@@ -83,6 +83,7 @@ class VICRegRecipe(ImageRecipe):
     inspector = "views"
     idea = "an image is rendered twice, and both renderings get one vector, while the vectors of images differ"
     checks = (small_batch,)
+    fewest = FEWEST_RECORDS
     views = 2.0
 
     def compose(self) -> None:
