@@ -172,6 +172,13 @@ def test_characters_are_bytes_that_merge(train: Train, tmp_path: Path) -> None:
     assert merged(text, fields) == opened(run.directory).tokenizer.encode(text).tolist()
 
 
+def test_a_file_has_a_merge_even_of_ascii(characters: Path, tmp_path: Path) -> None:
+    """llama.cpp opens none without; and this one joins what no text has."""
+    selfsup.export(characters, out=tmp_path / "m.gguf", to="gguf")
+    fields, _ = read(tmp_path / "m.gguf")
+    assert fields["tokenizer.ggml.merges"] == ["þ ÿ"]
+
+
 def test_other_tokenizers_are_refused(train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run", tokenizer="words", steps=1)
     with pytest.raises(UserError, match=r"llama\.cpp has no tokenizer like this one"):

@@ -46,6 +46,7 @@ SPLITTINGS: Mapping[str, list[list[dict[str, Any]]]] = {
     "llama-bpe": [[{"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}}, BYTES]],
 }
 USUAL = {"add_prefix_space": False, "behavior": "Isolated", "invert": False}  # of all of these steps
+UNMET = "þ ÿ"  # bytes FE and FF, which no text in UTF-8 has; llama.cpp opens no file without merges
 WITHOUT_MERGES = ("llama-bpe",)  # which take a word that is a token as it is
 
 log = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ def _characters(vocabulary: Mapping[str, int], added: list[dict[str, Any]]) -> t
     characters = {token: spelt(token) for token in vocabulary if token not in special}
     merges = {f"{text[:end]} {text[end]}" for text in characters.values() for end in range(1, len(text))}
     tokens = {characters.get(token, token): id_ for token, id_ in vocabulary.items()}
-    return tokens, sorted(merges, key=lambda merge: (len(merge), merge))
+    return tokens, sorted(merges, key=lambda merge: (len(merge), merge)) or [UNMET]
 
 
 def _listed(vocabulary: Mapping[str, int], tokenizer: TextTokenizer, rows: int) -> tuple[list[str], list[int]]:
