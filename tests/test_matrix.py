@@ -99,7 +99,7 @@ TAKEN_BY = {
     "transformers": ALL - {PAIRS},
     "sentence-transformers": ENCODERS,
     "timm": {IMAGES},
-    "onnx": {IMAGES},
+    "onnx": ALL - {PAIRS},
     "gguf": {DECODER},
 }  # targets of export: which kinds they take
 EITHER = None  # as the figures of so little training allow

@@ -12,7 +12,7 @@ from tiny_towers import TEXTS, pictures, save_towers, share
 import selfsup
 from selfsup.errors import UserError
 from selfsup.exporting import open_image_model
-from selfsup.exporting.onnx import Graph
+from selfsup.exporting.onnx.images import ImageGraph
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip2"])
@@ -44,7 +44,7 @@ def test_transformers_is_given_a_copy(directory: Path, tmp_path: Path) -> None:
 def test_targets_of_images_are_given_the_tower_of_images(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened, model = open_image_model(directory, "onnx"), selfsup.load(directory)
     assert "holds two towers; that of images is exported" in caplog.text
-    graph = Graph(opened.backbone.eval(), opened.features)
+    graph = ImageGraph(opened).eval()
     shown = model.image._shown([np.asarray(image) for image in pictures()])
     with torch.no_grad():
         made = graph(shown)[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,15 @@ class DecoderConfig:
         return rotary_tables(positions, self.head_dim, sight.theta, dtype, *sight.rotation)
 
 
+class Memory(Protocol):
+    """Keys and values of the positions before those that are read."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor, reach: int | None = None) -> tuple[Tensor, Tensor]:
+        """Put keys and values (B, kv_heads, count, head_dim) behind those of a layer; returns all that the new
+        positions may see, of which each sees the last `reach`."""
+        ...
+
+
 class KeyValueCache:
     """Keys and values of the positions seen so far, for decoding a batch token by token.
 
@@ -223,11 +232,11 @@ class Attention(TensorModule):
         self.o_proj = Linear(config.heads * config.head_dim, config.width, config.output_bias)
         self.q_norm, self.k_norm = (_norm(config, config.head_dim, config.qk_norm) for _ in range(2))
 
-    def forward(self, x: Tensor, layer: int, placement: Placement, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, placement: Placement, memory: Memory | None) -> Tensor:
         q, k, v = through(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = _turned(q, self.q_norm, placement), _turned(k, self.k_norm, placement), split(v, self.kv_heads)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v, placement.reach)
+        if memory is not None:
+            k, v = memory.extend(layer, k, v, placement.reach)
         if self.score_cap is None:
             seen = attention(q, k, v, placement.mask, causal=placement.mask is None and x.shape[1] > 1)
         else:
@@ -269,9 +278,9 @@ class Block(TensorModule):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps, config.gain_offset)
         self.attention_norm, self.mlp_norm = (_norm(config, config.width, config.post_norms) for _ in range(2))
 
-    def forward(self, x: Tensor, layer: int, placement: Placement, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, placement: Placement, memory: Memory | None) -> Tensor:
         # Under autocast x stays in fp32 and everything between a norm and the sum is in the narrow dtype.
-        seen = self.self_attn(self.input_layernorm(x, placement.dtype), layer, placement, cache)
+        seen = self.self_attn(self.input_layernorm(x, placement.dtype), layer, placement, memory)
         x = x + _normalised(seen, self.attention_norm)
         return x + _normalised(self.mlp(self.post_attention_layernorm(x, placement.dtype)), self.mlp_norm)
 
@@ -349,12 +358,15 @@ class Decoder(TensorModule):
         of its own document; None means one document per row. With a `cache`, tokens continue what it holds
         (and `documents` must be None). Under autocast the result has the narrow dtype.
         """
-        placements = self._placements(tokens, documents, cache)
+        return self.states(tokens, self._placements(tokens, documents, cache), cache)
+
+    def states(self, tokens: Tensor, placements: Sequence[Placement], memory: Memory | None = None) -> Tensor:
+        """As `forward`, of tokens whose places each layer is told; what they look back at is in the memory."""
         x = self.model.embed_tokens(tokens)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         for number, (block, placement) in enumerate(zip(self.model.layers, placements, strict=True)):
-            x = block(x, number, placement, cache)
+            x = block(x, number, placement, memory)
         return self.model.norm(x, compute_dtype(self.output_weight))
 
     def _placements(self, tokens: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> list[Placement]:

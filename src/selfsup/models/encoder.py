@@ -238,40 +238,38 @@ class TextEncoder(TensorModule):
         one document per row. `types` (B, T) are the rows of the table of token types, where there is one; None is the
         first for all. Under autocast the result has the narrow dtype.
         """
-        return self._states(tokens, documents, self.config.causal, [None] * self.config.layers, types)
+        return self._through(self.embeddings(tokens, documents, types), documents, self.config.causal)
+
+    def padded(self, tokens: Tensor, shown: Tensor) -> Tensor:
+        """As `forward`, of one document in each row (B, T) from its beginning, behind which nothing is `shown`."""
+        return self._through(self.embeddings(tokens, None), shown - 1, self.config.causal)
 
     def decode(self, tokens: Tensor, documents: Tensor | None, told: Sequence[Told]) -> Tensor:
         """The same of its layers as those of a decoder: positions see those before them alone, and what each layer is
         `told`."""
-        return self._states(tokens, documents, True, told)
+        return self._through(self.embeddings(tokens, documents), documents, True, told)
 
-    def _states(
-        self,
-        tokens: Tensor,
-        documents: Tensor | None,
-        causal: bool,
-        told: Sequence[Told | None],
-        types: Tensor | None = None,
+    def _through(
+        self, x: Tensor, documents: Tensor | None, causal: bool, told: Sequence[Told | None] | None = None
     ) -> Tensor:
+        """The layers, from what tokens are embedded as (B, T, width)."""
         dtype = compute_dtype(self.embeddings.tok_embeddings.weight)
         kinds = [self.config.kind(layer) for layer in range(self.config.layers)]
-        placements = {kind: self._placement(kind, tokens, documents, causal, dtype) for kind in set(kinds)}
-        x = self.embeddings(tokens, documents, types)
-        for kind, block, beside in zip(kinds, self.layers, told, strict=True):
+        placements = {kind: self._placement(kind, x, documents, causal, dtype) for kind in set(kinds)}
+        for kind, block, beside in zip(kinds, self.layers, told or [None] * len(kinds), strict=True):
             x = block(x, placements[kind], beside)
         return x.to(dtype) if self.final_norm is None else self.final_norm(x, dtype)
 
-    def _placement(
-        self, kind: str, tokens: Tensor, documents: Tensor | None, causal: bool, dtype: torch.dtype
-    ) -> Placement:
+    def _placement(self, kind: str, x: Tensor, documents: Tensor | None, causal: bool, dtype: torch.dtype) -> Placement:
         config, local = self.config, kind == LOCAL
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = torch.arange(x.shape[1], device=x.device)
         theta = config.local_rope_theta if local else config.rope_theta
         turned = positions[: 0 if config.positions else None]  # none where positions are learnt
         tables = rotary_tables(turned, config.head_dim, theta, dtype)
         visible = None if documents is None else (documents[:, :, None] == documents[:, None, :])[:, None]
         near = positions[:, None] - positions
-        if local and tokens.shape[1] > config.local_window // 2 + 1:
+        # An export asks no size: its lengths would be bounded.
+        if local and (torch.compiler.is_exporting() or x.shape[1] > config.local_window // 2 + 1):
             visible = _both(visible, near.abs() <= config.local_window // 2)
         if causal:
             visible = _both(visible, near >= 0)
