@@ -58,6 +58,9 @@ SHORTER = {
     "--out runs/two": "--out runs/two --steps 4 --batch 4 model.preset=0.1m",
     "--out runs/several": "--out runs/several --steps 4 model.preset=0.1m",
     "--out runs/web": "--out runs/web --steps 4 model.preset=0.1m",
+    "--out runs/mix": "--out runs/mix --steps 4 model.preset=0.1m",
+    "--out runs/logged": "--out runs/logged --steps 4 model.preset=0.1m",
+    "--budget 40s --out runs/seen": "--steps 4 --batch 16 --out runs/seen model.preset=vit-atto",
 }
 
 
@@ -110,6 +113,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(emoji[:40]), place / "heldout.parquet")
     for name in ("query.jpg", "cat.jpg"):
         shutil.copy(place / "photos" / "0" / "0.jpg", place / name)
+    mixed = [f"  {name}: {{data: {name}, weight: {weight}}}\n" for name, weight in (("books", 3), ("other.txt", 1))]
+    (place / "mix.yaml").write_text("".join(["sources:\n", *mixed]))
     for name in ("reports", "mine"):
         shutil.copytree(place / "books", place / name)
     (place / "wikitext.txt").write_text(text[-20_000:])

@@ -31,7 +31,7 @@ from selfsup.step import gradients
 
 DEFAULT_BUDGET = 120.0
 # Share of the matrix rate that sizes are chosen for. Small models reach about that, larger ones more, but tokens per
-# parameter and all else that sizes follow from were found with it (docs/LOG.md).
+# parameter and all else that sizes follow from were settled with it.
 UTILISATION = 0.2
 # What a step takes on a machine at rest, about: its arithmetic at a share of the matrix rate, and seconds beside that
 # for each micro-batch. Steps that take many times as long, or more than all of the rate, are told of.
