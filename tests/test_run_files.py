@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -91,6 +92,16 @@ def test_a_file_that_holds_something_else_is_named(name: str, place: Path, selfs
         assert tree(place) == before
         if content is None:
             (place / name).rmdir()
+
+
+@pytest.mark.parametrize("name", ["environment.json", "summary.json", "metrics.jsonl"])
+def test_a_pipe_is_not_waited_for(name: str, place: Path) -> None:
+    (place / name).unlink()
+    os.mkfifo(place / name)
+    run = Run(place)
+    reader = {"environment.json": run.environment, "summary.json": lambda: run.summary}.get(name, run.metrics)
+    with pytest.raises(UserError, match=f"{name}: it is no regular file"):
+        reader()
 
 
 def test_the_same_from_python(place: Path) -> None:

@@ -59,6 +59,12 @@ def opened(path: str | Path) -> Iterator[BufferedReader]:
         yield file
 
 
+def whole(path: str | Path) -> bytes:
+    """All of a regular file, however large; raises an OSError where it is none: a pipe would be waited for."""
+    with opened(path) as file:
+        return file.read()
+
+
 def read_bytes(path: str | Path, most: int) -> bytes:
     """All of a regular file; raises an OSError, and reads nothing, where it has more than so many bytes."""
     with opened(path) as file:

@@ -18,7 +18,7 @@ from selfsup.comparison import compare, figures_of, names_of
 from selfsup.config import Settings, flatten, read_yaml
 from selfsup.diagnosis import doctor
 from selfsup.errors import UserError
-from selfsup.files import expanded, read_bytes, require_free, whole_file, write_new
+from selfsup.files import expanded, read_bytes, require_free, whole, whole_file, write_new
 from selfsup.inspection import inspect
 from selfsup.inspection.page import drawn
 from selfsup.objectives import find_declared
@@ -181,7 +181,7 @@ def _lines(run: Run, problems: list[str]) -> list[dict[str, Any]]:
     except UserError as error:
         problems.append(str(error))
     found = []
-    for line in (run.directory / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
+    for line in whole(run.directory / "metrics.jsonl").split(b"\n")[:-1]:
         try:
             found.append(METRICS.validate_python(json.loads(line)).model_dump())
         except (ValueError, RecursionError):
@@ -276,7 +276,7 @@ def _samples(run: Run, problems: list[str], runs: int) -> list[dict[str, Any]]:
 
 def _sample(step: int, files: dict[str, Path]) -> dict[str, Any] | None:
     text = _text_of(files.get(".txt"))
-    sections = json.loads(files[".json"].read_bytes()) if ".json" in files else []
+    sections = json.loads(whole(files[".json"])) if ".json" in files else []
     return {"step": step, "text": text, "sections": sections} if text or sections else None
 
 
@@ -299,7 +299,7 @@ def _kept_inspection(run: Run, runs: int) -> dict[str, Any] | None:
     path = run.directory / INSPECTION
     if not path.is_file() or path.stat().st_size > PICTURED // runs:
         return None
-    found: dict[str, Any] = json.loads(path.read_bytes())
+    found: dict[str, Any] = json.loads(whole(path))
     return found
 
 

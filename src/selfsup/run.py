@@ -30,7 +30,7 @@ from selfsup import run_files
 from selfsup.config import LENGTHS, Config, Settings, flatten, read_yaml
 from selfsup.distributed import Processes
 from selfsup.errors import Interrupted, UserError
-from selfsup.files import LOCK, TEMPORARY, expanded, held, writable, write_atomically
+from selfsup.files import LOCK, TEMPORARY, expanded, held, whole, writable, write_atomically
 from selfsup.objectives import DEFAULT, find_recipe
 from selfsup.objectives.recipe import Recipe
 from selfsup.run_files import RUN_CONFIG, RUN_MODEL, read_lines, read_object
@@ -90,7 +90,7 @@ class Run:
         if path.name != ENVIRONMENT:
             return bool(TEMPORARY.fullmatch(path.name)) or (path.name == LOCK and path.stat().st_size == 0)
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(whole(path))
         except (OSError, ValueError, RecursionError):
             return False
         return isinstance(found, dict) and (found == {} or "selfsup" in found)

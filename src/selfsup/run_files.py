@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from selfsup.errors import UserError
+from selfsup.files import whole
 
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # what shows that a directory is a run; where its model lies
 
@@ -201,7 +202,7 @@ JOURNAL = TypeAdapter(Decay | Extension | Look | Comparison | Average | Keeping)
 def read_object(path: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
     """The object of a JSON file; raises a UserError where the file is not there, or holds something else."""
     try:
-        return _checked(path.read_bytes(), kind)
+        return _checked(whole(path), kind)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; restore it from a copy.") from None
     except ValueError as error:
@@ -214,7 +215,7 @@ def read_lines(path: Path, kind: TypeAdapter[Any]) -> list[dict[str, Any]]:
     Raises a UserError where a line holds something else.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = whole(path).split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     except OSError as error:
