@@ -69,8 +69,8 @@ def test_the_module_is_the_command() -> None:
 
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 NO_COMMANDS = {"load", "diagnose", "__version__"}  # functions that answer with an object of Python; a former name
-CALLED = {"machine": "measure_machine"}  # commands that are not called as their function is
-OF_PROGRAMS = {"progress", "running", "reporter", "origin", "clock", "stream"}  # which no command line can give
+CALLED = {"machine": "measure_machine", "report": "write_report"}  # commands that are not called as their function is
+OF_PROGRAMS = {"progress", "running", "reporter", "origin", "clock", "say", "stream"}  # which no command line can give
 WITHOUT_SETTINGS = {"objective", "data", "model", "tokenizer"}  # which the words and flags of settings give as well
 
 

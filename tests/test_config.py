@@ -107,7 +107,7 @@ def legal(key: str) -> st.SearchStrategy[Any]:
             "é\t√",
             "two\nlines",
         ),
-        *(" spaces " * 20, "- x", "'quoted\"", "\x07", True, False, [0.1, 0.2], ["sts"], None),
+        *(" spaces " * 20, "- x", "'quoted\"", "\x07", True, False, [0.1, 0.2], ["sts"], ["wandb"], None),
     )
 
     def takes(value: Any) -> bool:

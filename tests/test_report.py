@@ -231,8 +231,8 @@ def test_a_page_holds_text_as_text(objective: str, tokenizer: str) -> None:
         for text in (HOSTILE, BENIGN)
     ]
     hostile, benign = map(tags, pages)
-    assert hostile.tags.count("script") == benign.tags.count("script") == 1
-    assert hostile.tags.count("img") == benign.tags.count("img")
+    assert hostile.tags == benign.tags  # of which the scripts are an import map, the data as JSON, and what draws them
+    assert hostile.tags.count("script") == 3
     assert hostile.attributes <= benign.attributes
     assert not CONTROLS.search(pages[0])
 

@@ -17,6 +17,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from selfsup.report import CONTROLS
+
 ASSETS = "/assets/"  # where a server has the files of `assets/`
 STYLE = "style.css"
 
@@ -94,9 +96,9 @@ def _content(name: str) -> str:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that no HTML ends early: `<` stands in strings alone, as an escape."""
+    """JSON that no HTML ends early: `<` and controls stand in strings alone, as escapes."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").encode(errors="backslashreplace").decode())
+    return Markup(CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], text).replace("<", "\\u003c"))
 
 
 @cache

@@ -22,7 +22,7 @@ PORT = 8712
 
 @checked
 def studio(
-    runs: str | Path = "runs",
+    runs: str | Path = Path("runs"),
     *,
     data: Sequence[str | Path] = (),
     host: str = "127.0.0.1",

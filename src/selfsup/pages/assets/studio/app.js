@@ -48,9 +48,9 @@ function contextOf(leaving) {
     /** The JSON of an answer; a body is sent as JSON, by POST. An error has the server's sentence. */
     async api(path, options = {}) {
       const response = await fetch(path, requestOf({ signal: leaving.signal, ...options }));
+      if (response.ok) return response.json(); // which an abort ends with an AbortError of its own
       const answer = await response.json().catch(() => null);
-      if (!response.ok) throw new Error(answer?.error?.message ?? `The studio answered ${response.status}.`);
-      return answer;
+      throw new Error(answer?.error?.message ?? `The studio answered ${response.status}.`);
     },
 
     /** Calls onMessage with each message of a stream, which connects anew by itself; returns what closes it. */
