@@ -16,7 +16,7 @@ from test_training import Points, Regression, fit, training_lines
 from tiny_clip import save_tiny_clip
 
 import selfsup
-from selfsup import budget
+from selfsup import budget, planning
 from selfsup.budget import Clock
 from selfsup.data.records import Batch
 from selfsup.models.parity import uncompared
@@ -98,6 +98,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, float]
 
         whole_save, whole_model = Checkpoints.save, CustomRecipe.save
         with monkeypatch.context() as patch:
+            patch.setattr(planning, "_time_step", lambda *_: STEP)  # in real time it would say how busy this machine is
             patch.setattr(Checkpoints, "save", save_checkpoint)
             seconds = property(lambda _: written[-1] if written else None, lambda *_: None)
             patch.setattr(Checkpoints, "seconds", seconds, raising=False)
