@@ -66,7 +66,7 @@ def session(directory: Path, before: list[int], then: list[int], finished: bool 
     """A session that finds the lines of some steps and makes others; what was said."""
     said: list[str] = []
     of_run = Loggers(["wandb"], directory / "loggers", Settings(("test", {"objective": "causal-lm"})), said.append)
-    with of_run.following(map(line, before)):
+    with of_run.following(lambda: map(line, before)):
         for step in then:
             of_run.log(line(step))
         if finished:

@@ -258,12 +258,13 @@ class Loggers:
         self._finished = False
 
     @contextmanager
-    def following(self, lines: Iterable[Mapping[str, Any]]) -> Iterator[None]:
-        """Loggers that are open during the block, and have been given what they lack of these lines of metrics."""
+    def following(self, read: Callable[[], Iterable[Mapping[str, Any]]]) -> Iterator[None]:
+        """Loggers that are open during the block, and have been given what they lack of the lines of metrics that are
+        there, which are read where there is a logger."""
         if self._names:
             with self._heeding(*self._names):
                 self._begin()
-        for line in lines if self._open else ():
+        for line in read() if self._open else ():
             self.log(line)
         try:
             yield

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def push(
             return pushed
         _say_what_is_replaced(pushed)
         commit = _send(api, model, pushed, private, parent)
-    return Pushed(**{**vars(pushed), "commit": commit})
+    return replace(pushed, commit=commit)
 
 
 def _sorted(source: Path, model: Path) -> tuple[list[tuple[str, int]], list[LeftOut]]:

@@ -183,8 +183,7 @@ class Trainer:
         """
         self.estimate = estimate
         self.budget.renewal = self.recipe.renewal(self.settings["train.steps"] or estimate)
-        written = self.run.metrics() if self.processes.leads else []
-        with interruptions() as interrupted, self.loggers.following(written):
+        with interruptions() as interrupted, self.loggers.following(self.run.metrics):
             try:
                 self._look_at_start()
                 self._make_steps(interrupted)

@@ -56,6 +56,7 @@ def train(
 ) -> None:
     """Train a model. Without arguments: causal-lm on the bundled Shakespeare, for two minutes."""
     from selfsup.objectives import recipe_of
+    from selfsup.reporting import REPORT
 
     summary, resolved = run.summary, run.settings()
     recipe = recipe_of(resolved)(resolved)
@@ -68,7 +69,7 @@ def train(
         say(f"Validation loss {summary['loss']:.3f}{chance}{bits}.")
     if recipe.next_command is not None:
         say(f"Try: {recipe.next_command.format(run=os.path.relpath(run.directory))}")
-    if (page := run.directory / "report.html").exists():
+    if (page := run.directory / REPORT).exists():
         say(f"report: {os.path.relpath(page)}")
 
 
